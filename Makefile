@@ -1,0 +1,59 @@
+# Two commands matter: `make run` and `make test`.  Each does its own set-up in .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SOURCE := setup.py pyproject.toml $(wildcard acgsperf/*.pyx acgsperf/*.pxd acgsperf/*.h)
+
+.PHONY: run test test-all lint types bench dist clean
+
+run: $(VENV)/.run
+	$(BIN)/acgsperf replay
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+test-all:
+	.ci/test-all
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.lint
+	$(BIN)/mypy
+	$(BIN)/stubtest --ignore-missing-stub --allowlist tests/stubtest-allowlist.txt acgsperf._core
+
+bench: $(VENV)/.bench
+	$(BIN)/acgsperf bench
+
+dist: $(VENV)/.dist
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info acgsperf/*.so
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Each stamp is an editable install with the extras that its target needs, made again when the extension changes.
+$(VENV)/.run: $(BIN)/python $(SOURCE)
+	$(BIN)/pip install -q -e '.[cli,embedded]'
+	touch $@
+
+$(VENV)/.test: $(BIN)/python $(SOURCE)
+	$(BIN)/pip install -q -e '.[test]'
+	touch $@
+
+$(VENV)/.lint: $(BIN)/python $(SOURCE)
+	$(BIN)/pip install -q -e '.[lint]'
+	touch $@
+
+$(VENV)/.bench: $(BIN)/python $(SOURCE)
+	$(BIN)/pip install -q -e '.[bench]'
+	touch $@
+
+$(VENV)/.dist: $(BIN)/python pyproject.toml
+	$(BIN)/pip install -q -e '.[build]'
+	touch $@

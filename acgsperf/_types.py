@@ -1,0 +1,73 @@
+"""Constants and plain values that both implementations of the core share."""
+
+from enum import IntEnum, StrEnum
+from typing import Final, NamedTuple
+
+CONSTITUTIONAL_HASH: Final = "cdd01ef066bc6cf2"
+HASH_LENGTH: Final = 16
+MAX_ENTRIES: Final = 2**30
+
+
+class Verdict(IntEnum):
+    """What `HashValidator.classify` found; only `VALID` is true."""
+
+    MALFORMED = -1
+    MISMATCH = 0
+    VALID = 1
+
+    def __bool__(self) -> bool:
+        return self is Verdict.VALID
+
+
+class EvictionReason(StrEnum):
+    """Why a cache removed an entry that nobody asked it to remove."""
+
+    SIZE = "size"
+    EXPIRED = "expired"
+
+
+class ValidatorStats(NamedTuple):
+    """Counters of a `HashValidator` since its creation or last reset."""
+
+    valid: int
+    mismatched: int
+    malformed: int
+
+    @property
+    def validations(self) -> int:
+        """All values looked at."""
+        return self.valid + self.mismatched + self.malformed
+
+
+class CacheStats(NamedTuple):
+    """Counters of an `LRUCache` since its creation or last reset, and its size now."""
+
+    hits: int
+    misses: int
+    insertions: int
+    updates: int
+    evictions: int
+    expirations: int
+    size: int
+    maxsize: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits / (hits + misses), between 0 and 1; 0.0 when nothing was asked."""
+        requests = self.hits + self.misses
+        return self.hits / requests if requests else 0.0
+
+
+class HistogramSnapshot(NamedTuple):
+    """The usual figures of a `LatencyHistogram` at one moment; all but `count` in nanoseconds."""
+
+    count: int
+    min: int
+    max: int
+    mean: float
+    stddev: float
+    p50: int
+    p90: int
+    p95: int
+    p99: int
+    p999: int

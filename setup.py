@@ -1,0 +1,34 @@
+"""Build the compiled core.  Everything else about the package is in pyproject.toml.
+
+Environment switches:
+    ACGSPERF_NO_EXTENSIONS=1  build a pure-Python wheel: the twin runs.
+    ACGSPERF_DEBUG=1          C assertions, no optimisation, an annotated HTML page beside the module.
+"""
+
+import os
+import sys
+
+from setuptools import Extension, setup
+
+
+def extensions() -> list[Extension]:
+    if os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1":
+        return []
+    from Cython.Build import cythonize
+
+    debug = os.environ.get("ACGSPERF_DEBUG") == "1"
+    if sys.platform == "win32":
+        compile_args = ["/Od"] if debug else ["/O2"]
+    else:
+        compile_args = ["-O0", "-g", "-UNDEBUG"] if debug else ["-O3", "-fno-semantic-interposition"]
+    core = Extension(
+        "acgsperf._core",
+        ["acgsperf/_core.pyx"],
+        depends=["acgsperf/_clock.h", "acgsperf/_table.pxd"],
+        extra_compile_args=compile_args,
+    )
+    modules: list[Extension] = cythonize([core], annotate=debug, build_dir="build/cython")
+    return modules
+
+
+setup(ext_modules=extensions())
