@@ -24,7 +24,7 @@ def extensions() -> list[Extension]:
     core = Extension(
         "acgsperf._core",
         ["acgsperf/_core.pyx"],
-        depends=["acgsperf/_clock.h", "acgsperf/_table.pxd"],
+        depends=["acgsperf/_platform.h", "acgsperf/_table.pxd"],
         extra_compile_args=compile_args,
     )
     modules: list[Extension] = cythonize([core], annotate=debug, build_dir="build/cython")

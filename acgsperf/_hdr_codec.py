@@ -1,0 +1,145 @@
+"""The HdrHistogram V2 compressed format: counts as ZigZag LEB128, runs of zeros as one negative number, in zlib."""
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+_COMPRESSED_COOKIE: Final = 0x1C849304 | 0x10
+_COOKIE: Final = 0x1C849303 | 0x10
+_ENVELOPE: Final = struct.Struct(">ii")
+_HEADER: Final = struct.Struct(">iiiiqqd")
+_LONGEST_VARINT: Final = 9
+
+
+def counts_length(lowest_ns: int, highest_ns: int, figures: int) -> int:
+    """How many counts a histogram of this configuration has."""
+    magnitude = (2 * 10**figures - 1).bit_length()
+    untrackable = 1 << (magnitude + lowest_ns.bit_length() - 1)
+    buckets = 1
+    while untrackable <= highest_ns:
+        untrackable <<= 1
+        buckets += 1
+    return (buckets + 1) << (magnitude - 1)
+
+
+def encode(lowest_ns: int, highest_ns: int, figures: int, counts: Sequence[int]) -> bytes:
+    """The blob of a histogram.
+
+    Args:
+        lowest_ns: the smallest difference told apart.
+        highest_ns: the largest latency that can be recorded.
+        figures: significant decimal figures.
+        counts: the counts up to the last that is not zero.
+    """
+    payload = bytearray()
+    zeros = 0
+    for count in counts:
+        if count == 0:
+            zeros += 1
+            continue
+        if zeros:
+            payload += _varint(-zeros)
+            zeros = 0
+        payload += _varint(count)
+    body = _HEADER.pack(_COOKIE, len(payload), 0, figures, lowest_ns, highest_ns, 1.0) + payload
+    packed = zlib.compress(body)
+    return _ENVELOPE.pack(_COMPRESSED_COOKIE, len(packed)) + packed
+
+
+def decode(blob: bytes) -> tuple[int, int, int, list[tuple[int, int]]]:
+    """The configuration of a histogram and its counts.
+
+    Memory is bounded by what the configuration can need, whatever the blob claims.
+
+    Returns:
+        lowest_ns, highest_ns, figures, and (index, count) for every count that is not zero.
+
+    Raises:
+        TypeError: when `blob` is not bytes-like.
+        ValueError: when it is not exactly one V2 compressed histogram.
+    """
+    data = bytes(memoryview(blob))
+    try:
+        return _decode(data)
+    except (ValueError, struct.error, zlib.error) as error:
+        raise ValueError(f"not a HdrHistogram V2 blob: {error}") from None
+
+
+def _decode(data: bytes) -> tuple[int, int, int, list[tuple[int, int]]]:
+    cookie, length = _ENVELOPE.unpack_from(data)
+    if cookie != _COMPRESSED_COOKIE:
+        raise ValueError(f"its cookie is {cookie:#x}, not {_COMPRESSED_COOKIE:#x}")
+    if length != len(data) - _ENVELOPE.size:
+        raise ValueError(f"{length} bytes announced, {len(data) - _ENVELOPE.size} present")
+    inflater = zlib.decompressobj()
+    head = inflater.decompress(data[_ENVELOPE.size :], _HEADER.size)
+    cookie, length, offset, figures, lowest_ns, highest_ns, ratio = _HEADER.unpack(head)
+    if cookie != _COOKIE:
+        raise ValueError(f"its inner cookie is {cookie:#x}, not {_COOKIE:#x}")
+    if offset != 0 or ratio != 1.0:
+        raise ValueError("it is normalised or scaled, which is not supported")
+    if not (1 <= figures <= 5 and 1 <= lowest_ns <= highest_ns // 2 and highest_ns <= 2**62):
+        raise ValueError(f"its configuration is {lowest_ns} to {highest_ns} ns with {figures} figures")
+    slots = counts_length(lowest_ns, highest_ns, figures)
+    most = slots * _LONGEST_VARINT
+    if not 0 <= length <= most:
+        raise ValueError(f"{length} bytes of counts announced for {slots} counts")
+    payload = inflater.decompress(inflater.unconsumed_tail, length + 1)
+    if len(payload) != length or not inflater.eof or inflater.unused_data:
+        raise ValueError(f"{length} bytes of counts announced, {len(payload)} present")
+    counts: list[tuple[int, int]] = []
+    index = 0
+    total = 0
+    for number in _varints(payload):
+        if number <= 0:
+            index += max(-number, 1)
+        else:
+            counts.append((index, number))
+            total += number
+            index += 1
+        if index > slots:
+            raise ValueError(f"more than {slots} counts")
+    if total >= 2**63:
+        raise ValueError("more than 2**63 latencies")
+    if counts and _lowest_value(counts[-1][0], lowest_ns, figures) > highest_ns:
+        raise ValueError(f"latencies above {highest_ns} ns")
+    return lowest_ns, highest_ns, figures, counts
+
+
+def _lowest_value(index: int, lowest_ns: int, figures: int) -> int:
+    half_magnitude = (2 * 10**figures - 1).bit_length() - 1
+    half = 1 << half_magnitude
+    unit = lowest_ns.bit_length() - 1
+    if index < 2 * half:
+        return index << unit
+    return ((index & (half - 1)) + half) << ((index >> half_magnitude) - 1 + unit)
+
+
+def _varint(number: int) -> bytes:
+    zigzag = (number << 1) ^ (number >> 63)
+    out = bytearray()
+    while zigzag > 0x7F and len(out) < _LONGEST_VARINT - 1:
+        out.append(zigzag & 0x7F | 0x80)
+        zigzag >>= 7
+    # The ninth byte of this variant holds eight bits.
+    out.append(zigzag & 0xFF)
+    return bytes(out)
+
+
+def _varints(payload: bytes) -> Iterator[int]:
+    position = 0
+    while position < len(payload):
+        zigzag = 0
+        for i in range(_LONGEST_VARINT):
+            if position == len(payload):
+                raise ValueError("its last count is cut off")
+            byte = payload[position]
+            position += 1
+            if i == _LONGEST_VARINT - 1:
+                zigzag |= byte << (7 * i)
+                break
+            zigzag |= (byte & 0x7F) << (7 * i)
+            if byte < 0x80:
+                break
+        yield (zigzag >> 1) ^ -(zigzag & 1)

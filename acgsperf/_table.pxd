@@ -1,0 +1,177 @@
+# cython: language_level=3
+"""A hash table of slots, and a ring that orders them: plain C, no Python code runs in here.
+
+The index is open addressing with linear probing over 32-bit slot numbers, at most half full, emptied by backward
+shift (Knuth, TAOCP 3, 6.4, algorithm R), so that it needs no tombstones.  A slot holds key, value, hash and expiry
+side by side: a hit touches one cache line of it.  The ring's links lie apart, 8 bytes a slot, to stay in the L2 cache of
+the CPU.  Slot 0 does not exist: in the index it says "empty", in the ring it is the anchor.
+
+The `table_` functions know nothing of order and the `ring_` functions nothing of keys.
+"""
+
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from cpython.object cimport PyObject
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+
+cdef enum:
+    SMALLEST_CAPACITY = 8
+
+
+cdef struct Slot:
+    PyObject *key
+    PyObject *value
+    Py_hash_t hash
+    int64_t expires_ns
+
+
+cdef struct Link:
+    uint32_t newer
+    uint32_t older
+
+
+cdef struct Table:
+    Slot *slots
+    Link *ring
+    uint32_t *index
+    uint64_t mask
+    int shift
+    uint32_t capacity
+    uint32_t used
+    uint32_t unused_from
+    uint32_t free
+
+
+cdef extern from *:
+    """
+    /* What a table without memory of its own points at, so that looking into it needs no special case. */
+    static uint32_t acgsperf_no_index[2] = {0, 0};
+    static struct {uint32_t newer, older;} acgsperf_no_ring[1] = {{0, 0}};
+    """
+    uint32_t acgsperf_no_index[2]
+    void *acgsperf_no_ring
+
+
+cdef inline void table_init(Table *table) noexcept nogil:
+    table.slots = NULL
+    table.ring = <Link *> acgsperf_no_ring
+    table.index = acgsperf_no_index
+    table.mask = 1
+    table.shift = 63
+    table.capacity = table.used = table.free = 0
+    table.unused_from = 1
+
+
+cdef inline void table_free(Table *table) noexcept nogil:
+    """Give the memory back; the references in the slots are the caller's."""
+    if table.capacity:
+        PyMem_RawFree(table.slots)
+        PyMem_RawFree(table.ring)
+        PyMem_RawFree(table.index)
+    table_init(table)
+
+
+cdef inline uint64_t table_home(const Table *table, Py_hash_t hash) noexcept nogil:
+    # Fibonacci hashing: CPython hashes integers to themselves, and the top bits of the product depend on all of them.
+    return (<uint64_t> hash * <uint64_t> 0x9E3779B97F4A7C15) >> table.shift
+
+
+cdef inline void table_index(Table *table, uint32_t number) noexcept nogil:
+    cdef uint64_t i = table_home(table, table.slots[number].hash)
+    while table.index[i]:
+        i = (i + 1) & table.mask
+    table.index[i] = number
+
+
+cdef inline void table_unindex(Table *table, uint32_t number) noexcept nogil:
+    cdef uint64_t hole = table_home(table, table.slots[number].hash)
+    cdef uint64_t i, home
+    while table.index[hole] != number:
+        hole = (hole + 1) & table.mask
+    i = hole
+    while True:
+        i = (i + 1) & table.mask
+        if table.index[i] == 0:
+            break
+        home = table_home(table, table.slots[table.index[i]].hash)
+        # The entry at i may move into the hole unless its home lies behind the hole.
+        if ((i - home) & table.mask) >= ((i - hole) & table.mask):
+            table.index[hole] = table.index[i]
+            hole = i
+    table.index[hole] = 0
+
+
+cdef inline uint32_t table_take_slot(Table *table) noexcept nogil:
+    """An unused slot; the caller has made sure that there is one."""
+    cdef uint32_t number = table.free
+    if number:
+        table.free = table.ring[number].older
+    else:
+        number = table.unused_from
+        table.unused_from += 1
+    table.used += 1
+    return number
+
+
+cdef inline void table_give_slot(Table *table, uint32_t number) noexcept nogil:
+    table.slots[number].key = NULL
+    table.slots[number].value = NULL
+    table.ring[number].older = table.free
+    table.free = number
+    table.used -= 1
+
+
+cdef inline void ring_push(Table *table, uint32_t number) noexcept nogil:
+    """Make an unlinked slot the newest."""
+    cdef uint32_t newest = table.ring[0].older
+    table.ring[number].newer = 0
+    table.ring[number].older = newest
+    table.ring[newest].newer = number
+    table.ring[0].older = number
+
+
+cdef inline void ring_unlink(Table *table, uint32_t number) noexcept nogil:
+    cdef Link link = table.ring[number]
+    table.ring[link.newer].older = link.older
+    table.ring[link.older].newer = link.newer
+
+
+cdef inline void ring_touch(Table *table, uint32_t number) noexcept nogil:
+    if table.ring[0].older != number:
+        ring_unlink(table, number)
+        ring_push(table, number)
+
+
+cdef inline uint32_t ring_oldest(const Table *table) noexcept nogil:
+    return table.ring[0].newer
+
+
+cdef inline bint table_rebuild(Table *table, uint32_t capacity) noexcept nogil:
+    """Move to room for `capacity` >= used entries, in their order; False, and nothing has changed, without memory."""
+    cdef Table new
+    cdef uint64_t width = 2
+    cdef uint32_t number, copy
+    table_init(&new)
+    new.shift = 63
+    while width < 2 * <uint64_t> capacity:
+        width *= 2
+        new.shift -= 1
+    new.mask = width - 1
+    new.slots = <Slot *> PyMem_RawCalloc(<size_t> capacity + 1, sizeof(Slot))
+    new.ring = <Link *> PyMem_RawCalloc(<size_t> capacity + 1, sizeof(Link))
+    new.index = <uint32_t *> PyMem_RawCalloc(width, sizeof(uint32_t))
+    if new.slots == NULL or new.ring == NULL or new.index == NULL:
+        PyMem_RawFree(new.slots)
+        PyMem_RawFree(new.ring)
+        PyMem_RawFree(new.index)
+        return False
+    new.capacity = capacity
+    number = ring_oldest(table)
+    while number:
+        copy = table_take_slot(&new)
+        new.slots[copy] = table.slots[number]
+        table_index(&new, copy)
+        ring_push(&new, copy)
+        number = table.ring[number].newer
+    table_free(table)
+    table[0] = new
+    return True
