@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from types import GenericAlias
-from typing import Any, Final, Generic, Literal, Self, TypeVar, final, overload
+from typing import Any, Final, Generic, Self, TypeVar, final, overload
 
 from acgsperf._types import CacheStats, EvictionReason, HistogramSnapshot, ValidatorStats, Verdict
 
@@ -10,7 +10,7 @@ _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
 _D = TypeVar("_D")
 
-IMPLEMENTATION: Final[Literal["c"]]
+IMPLEMENTATION: Final = "c"
 
 @final
 class HashValidator:
@@ -81,7 +81,7 @@ class LatencyHistogram:
     def __new__(
         cls,
         lowest_ns: int = 1,
-        highest_ns: int = 3_600_000_000_000,
+        highest_ns: int = ...,
         significant_figures: int = 3,
     ) -> Self: ...
     @property

@@ -1,4 +1,4 @@
-"""Picks the compiled core, or its twin in plain Python where there is none or ACGSPERF_NO_EXTENSIONS=1 asks for it."""
+"""Picks the compiled core, or its plain-Python twin: without one, or when ACGSPERF_NO_EXTENSIONS=1 asks."""
 
 import os
 from typing import TYPE_CHECKING

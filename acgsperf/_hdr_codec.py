@@ -1,4 +1,4 @@
-"""The HdrHistogram V2 compressed format: counts as ZigZag LEB128, runs of zeros as one negative number, in zlib."""
+"""The HdrHistogram V2 compressed format: ZigZag LEB128 counts, zeros as negative run lengths, in zlib."""
 
 import struct
 import zlib

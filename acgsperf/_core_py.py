@@ -1,0 +1,732 @@
+"""The core in plain Python: the fallback where nothing compiles, the tests' oracle and the benchmarks' baseline.
+
+Behaves as `_core` does, which documents the classes; the two change together.
+"""
+
+import math
+import re
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
+from operator import index
+from types import GenericAlias, SimpleNamespace
+from typing import Any, Final, NoReturn, Self, SupportsFloat, SupportsIndex, cast
+
+from acgsperf import _hdr_codec
+from acgsperf._types import (
+    CONSTITUTIONAL_HASH,
+    HASH_LENGTH,
+    MAX_ENTRIES,
+    CacheStats,
+    EvictionReason,
+    HistogramSnapshot,
+    ValidatorStats,
+    Verdict,
+)
+
+IMPLEMENTATION: Final = "python"
+
+_HEXADECIMAL: Final = re.compile(rf"[0-9a-f]{{{HASH_LENGTH}}}")
+_MOST_HASHES: Final = 16
+_MOST_CORRECTIONS: Final = 10_000_000
+_LONGEST_NS: Final = 2**62
+_MISSING: Final = object()
+
+
+class _Final:
+    """Refuses subclasses of its subclasses, and pickling, as the compiled types do."""
+
+    __slots__ = ("__weakref__",)
+
+    def __init_subclass__(cls) -> None:
+        if _Final not in cls.__bases__:
+            raise TypeError(f"type '{cls.__mro__[1].__name__}' is not an acceptable base type")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"cannot pickle '{type(self).__name__}' object")
+
+
+class HashValidator(_Final):
+    """Tells whether a value is one of the accepted constitutional hashes."""
+
+    __slots__ = ("_accepted", "_lock", "_malformed", "_mismatched", "_valid", "expected")
+
+    def __init__(self, expected: str | Iterable[str] = CONSTITUTIONAL_HASH) -> None:
+        hashes: Any = (expected,) if isinstance(expected, str) else expected
+        try:
+            hashes = tuple(dict.fromkeys(hashes))
+        except TypeError:
+            raise TypeError(f"expected must be a str or an iterable of str, not {expected!r}") from None
+        for item in hashes:
+            if not isinstance(item, str):
+                raise TypeError(f"expected must be a str or an iterable of str, not {item!r}")
+            if not _HEXADECIMAL.fullmatch(item):
+                raise ValueError(
+                    f"expected must be {HASH_LENGTH} lower-case hexadecimal digits, not {item!r}"
+                )
+        if not 1 <= len(hashes) <= _MOST_HASHES:
+            raise ValueError(f"expected must be 1 to {_MOST_HASHES} hashes, not {len(hashes)}")
+        self.expected: tuple[str, ...] = hashes
+        self._accepted = frozenset(str.__str__(item) for item in hashes)
+        self._lock = threading.Lock()
+        self.reset_stats()
+
+    def classify(self, value: object, /) -> Verdict:
+        """VALID, MISMATCH (a hash, but not an accepted one) or MALFORMED (not a hash at all)."""
+        # A subclass of str may lie in __eq__ and __hash__; its characters do not.
+        text = str.__str__(value) if isinstance(value, str) else ""
+        with self._lock:
+            if text in self._accepted:
+                self._valid += 1
+                return Verdict.VALID
+            if _HEXADECIMAL.fullmatch(text):
+                self._mismatched += 1
+                return Verdict.MISMATCH
+            self._malformed += 1
+            return Verdict.MALFORMED
+
+    def validate(self, value: object, /) -> bool:
+        """True for an accepted hash; False for anything else, of whatever type."""
+        return self.classify(value) is Verdict.VALID
+
+    def validate_many(self, values: Iterable[object], /) -> list[bool]:
+        """`validate` for each item of an iterable."""
+        return [self.validate(value) for value in values]
+
+    def stats(self) -> ValidatorStats:
+        """The counters since creation or `reset_stats`."""
+        with self._lock:
+            return ValidatorStats(self._valid, self._mismatched, self._malformed)
+
+    def reset_stats(self) -> None:
+        """Set the counters to zero."""
+        self._valid = self._mismatched = self._malformed = 0
+
+    def __repr__(self) -> str:
+        return f"<HashValidator expected={self.expected!r}>"
+
+
+def _checked_int(name: str, value: SupportsIndex) -> int:
+    try:
+        if not isinstance(value, bool):
+            return index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be an integer, not {value!r}")
+
+
+def _checked_maxsize(maxsize: int) -> int:
+    size = _checked_int("maxsize", maxsize)
+    if not 1 <= size <= MAX_ENTRIES:
+        raise ValueError(f"maxsize must be between 1 and {MAX_ENTRIES}, not {size!r}")
+    return size
+
+
+def _checked_ttl_ns(ttl: SupportsFloat | None) -> int | None:
+    """Whole nanoseconds; None for never."""
+    if ttl is None:
+        return None
+    if isinstance(ttl, bool | str | bytes | bytearray) or not hasattr(ttl, "__float__"):
+        raise TypeError(f"ttl must be a positive number of seconds or None, not {ttl!r}")
+    try:
+        seconds = float(ttl)
+    except OverflowError:
+        seconds = math.inf if cast("int", ttl) > 0 else -1.0
+    if not seconds > 0:
+        raise ValueError(f"ttl must be a positive number of seconds or None, not {ttl!r}")
+    if seconds * 1e9 >= _LONGEST_NS:
+        return None
+    return max(1, round(seconds * 1e9))
+
+
+class _Entry:
+    __slots__ = ("expires_ns", "key", "value")
+
+    def __init__(self, key: Any, value: Any, expires_ns: int | None) -> None:
+        self.key = key
+        self.value = value
+        self.expires_ns = expires_ns
+
+    def is_expired(self, now_ns: int) -> bool:
+        return self.expires_ns is not None and now_ns >= self.expires_ns
+
+
+class LRUCache(_Final):
+    """A mapping of bounded size that forgets what was not used longest, and what has outlived its time."""
+
+    __slots__ = (
+        "_clock",
+        "_entries",
+        "_evictions",
+        "_expirations",
+        "_hits",
+        "_insertions",
+        "_lock",
+        "_misses",
+        "_on_evict",
+        "_ttl_ns",
+        "_updates",
+        "maxsize",
+        "ttl",
+    )
+
+    def __init__(
+        self,
+        maxsize: int,
+        ttl: float | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+        on_evict: Callable[[Any, Any, EvictionReason], object] | None = None,
+    ) -> None:
+        self.maxsize = _checked_maxsize(maxsize)
+        self._ttl_ns = _checked_ttl_ns(ttl)
+        self.ttl = None if ttl is None else math.inf if self._ttl_ns is None else float(ttl)
+        if clock is not None and not callable(clock):
+            raise TypeError(f"clock must be callable or None, not {clock!r}")
+        self._clock = clock
+        self.on_evict = on_evict
+        self._entries: OrderedDict[Any, _Entry] = OrderedDict()
+        # Reentrant, for the keys' own __hash__ and __eq__ run inside and may use the cache.
+        self._lock = threading.RLock()
+        self.reset_stats()
+
+    @property
+    def on_evict(self) -> Callable[[Any, Any, EvictionReason], object] | None:
+        """Called with (key, value, reason) for every entry that size or expiry removed; may be replaced."""
+        return self._on_evict
+
+    @on_evict.setter
+    def on_evict(self, callback: Callable[[Any, Any, EvictionReason], object] | None) -> None:
+        if callback is not None and not callable(callback):
+            raise TypeError(f"on_evict must be callable or None, not {callback!r}")
+        self._on_evict = callback
+
+    def _now_ns(self) -> int:
+        if self._clock is None:
+            return time.monotonic_ns()
+        now = float(self._clock())
+        if not -4e9 < now < 4e9:
+            raise ValueError(f"clock must return seconds within 4e9 of zero, not {now!r}")
+        return round(now * 1e9)
+
+    def _evict(self, entry: _Entry, now_ns: int) -> tuple[_Entry, EvictionReason]:
+        """Take an entry out and count it; `_notify` comes after the lock."""
+        del self._entries[entry.key]
+        if entry.is_expired(now_ns):
+            self._expirations += 1
+            return entry, EvictionReason.EXPIRED
+        self._evictions += 1
+        return entry, EvictionReason.SIZE
+
+    def _notify(self, evicted: Iterable[tuple[_Entry, EvictionReason]]) -> None:
+        for entry, reason in evicted:
+            callback = self._on_evict
+            if callback is None:
+                continue
+            try:
+                callback(entry.key, entry.value, reason)
+            except BaseException as error:
+                _report_unraisable(error, callback)
+
+    def _lookup(self, key: Hashable, now_ns: int) -> Any:
+        evicted: list[tuple[_Entry, EvictionReason]] = []
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                self._misses += 1
+                return _MISSING
+            if not entry.is_expired(now_ns):
+                self._hits += 1
+                self._entries.move_to_end(entry.key)
+                return entry.value
+            self._misses += 1
+            evicted.append(self._evict(entry, now_ns))
+        self._notify(evicted)
+        return _MISSING
+
+    def _store(self, key: Hashable, value: Any, ttl_ns: int | None, now_ns: int) -> None:
+        expires_ns = None if ttl_ns is None else now_ns + ttl_ns
+        evicted: list[tuple[_Entry, EvictionReason]] = []
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None and not entry.is_expired(now_ns):
+                # Kept until the lock is free: dropping it may run code.
+                old = entry.value
+                entry.value, entry.expires_ns = value, expires_ns
+                self._entries.move_to_end(entry.key)
+                self._updates += 1
+            else:
+                old = None
+                if entry is not None:
+                    evicted.append(self._evict(entry, now_ns))
+                elif len(self._entries) >= self.maxsize:
+                    evicted.append(self._evict(next(iter(self._entries.values())), now_ns))
+                self._entries[key] = _Entry(key, value, expires_ns)
+                self._insertions += 1
+        del old
+        self._notify(evicted)
+
+    def get(self, key: Hashable, default: Any = None, /) -> Any:
+        """The value of a key, which becomes the most recently used; `default` when missing or expired."""
+        hash(key)
+        value = self._lookup(key, self._now_ns())
+        return default if value is _MISSING else value
+
+    def peek(self, key: Hashable, default: Any = None, /) -> Any:
+        """The value of a fresh entry, or `default`; neither the order nor the counters change."""
+        hash(key)
+        now_ns = self._now_ns()
+        with self._lock:
+            entry = self._entries.get(key)
+            return default if entry is None or entry.is_expired(now_ns) else entry.value
+
+    def set(self, key: Hashable, value: Any, ttl: Any = ...) -> None:
+        """Store a value as the most recently used; when full, the least recently used entry is evicted."""
+        ttl_ns = self._ttl_ns if ttl is ... else _checked_ttl_ns(ttl)
+        hash(key)
+        self._store(key, value, ttl_ns, self._now_ns())
+
+    def setdefault(self, key: Hashable, default: Any = None, /) -> Any:
+        """The value of a key, which is set to `default` when it is missing or expired."""
+        hash(key)
+        now_ns = self._now_ns()
+        with self._lock:
+            value = self._lookup(key, now_ns)
+            if value is not _MISSING:
+                return value
+            self._store(key, default, self._ttl_ns, now_ns)
+            return default
+
+    def pop(self, key: Hashable, default: Any = ..., /) -> Any:
+        """Remove a key and return its value."""
+        hash(key)
+        now_ns = self._now_ns()
+        evicted: list[tuple[_Entry, EvictionReason]] = []
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                if not entry.is_expired(now_ns):
+                    del self._entries[entry.key]
+                    return entry.value
+                evicted.append(self._evict(entry, now_ns))
+        self._notify(evicted)
+        if default is ...:
+            raise KeyError(key)
+        return default
+
+    def popitem(self) -> tuple[Any, Any]:
+        """Remove and return the least recently used fresh (key, value)."""
+        now_ns = self._now_ns()
+        while True:
+            with self._lock:
+                entry = next(iter(self._entries.values()), None)
+                if entry is None:
+                    raise KeyError("popitem(): cache is empty")
+                if not entry.is_expired(now_ns):
+                    del self._entries[entry.key]
+                    return entry.key, entry.value
+                evicted = self._evict(entry, now_ns)
+            self._notify([evicted])
+
+    def update(self, other: Mapping[Any, Any] | Iterable[tuple[Any, Any]] = (), /) -> None:
+        """`set` every item of a mapping, or of an iterable of (key, value)."""
+        for key, value in other.items() if isinstance(other, Mapping) else other:
+            self.set(key, value)
+
+    def clear(self) -> None:
+        """Remove every entry; counters stay, `on_evict` is not called."""
+        with self._lock:
+            old, self._entries = self._entries, OrderedDict()
+        del old
+
+    def expire(self) -> int:
+        """Remove every expired entry, least recently used first, and return how many there were."""
+        now_ns = self._now_ns()
+        with self._lock:
+            expired = [entry for entry in self._entries.values() if entry.is_expired(now_ns)]
+            evicted = [self._evict(entry, now_ns) for entry in expired]
+        self._notify(evicted)
+        return len(evicted)
+
+    def expires_in(self, key: Hashable, /) -> float | None:
+        """Seconds until a key expires, None for never; KeyError when it is missing or has expired."""
+        hash(key)
+        now_ns = self._now_ns()
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or entry.is_expired(now_ns):
+                raise KeyError(key)
+            return None if entry.expires_ns is None else (entry.expires_ns - now_ns) / 1e9
+
+    def resize(self, maxsize: int) -> None:
+        """Change how many entries the cache holds; the least recently used ones over that are evicted."""
+        limit = _checked_maxsize(maxsize)
+        now_ns = self._now_ns()
+        evicted = []
+        with self._lock:
+            self.maxsize = limit
+            while len(self._entries) > limit:
+                evicted.append(self._evict(next(iter(self._entries.values())), now_ns))
+        self._notify(evicted)
+
+    def _fresh(self) -> list[_Entry]:
+        now_ns = self._now_ns()
+        with self._lock:
+            return [entry for entry in self._entries.values() if not entry.is_expired(now_ns)]
+
+    def keys(self) -> list[Any]:
+        """A list of the fresh keys, least recently used first."""
+        return [entry.key for entry in self._fresh()]
+
+    def values(self) -> list[Any]:
+        """A list of the fresh values, least recently used first."""
+        return [entry.value for entry in self._fresh()]
+
+    def items(self) -> list[tuple[Any, Any]]:
+        """A list of the fresh (key, value) pairs, least recently used first."""
+        return [(entry.key, entry.value) for entry in self._fresh()]
+
+    def stats(self) -> CacheStats:
+        """The counters since creation or `reset_stats`, and the size now."""
+        with self._lock:
+            return CacheStats(
+                self._hits,
+                self._misses,
+                self._insertions,
+                self._updates,
+                self._evictions,
+                self._expirations,
+                len(self._entries),
+                self.maxsize,
+            )
+
+    def reset_stats(self) -> None:
+        """Set the counters to zero."""
+        with self._lock:
+            self._hits = self._misses = self._insertions = 0
+            self._updates = self._evictions = self._expirations = 0
+
+    def __getitem__(self, key: Hashable, /) -> Any:
+        hash(key)
+        value = self._lookup(key, self._now_ns())
+        if value is _MISSING:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: Hashable, value: Any, /) -> None:
+        self.set(key, value)
+
+    def __delitem__(self, key: Hashable, /) -> None:
+        with self._lock:
+            entry = self._entries.pop(key)
+        del entry
+
+    def __contains__(self, key: Hashable, /) -> bool:
+        return self.peek(key, _MISSING) is not _MISSING
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + sys.getsizeof(self._entries)
+
+    def __repr__(self) -> str:
+        return f"<LRUCache size={len(self)} maxsize={self.maxsize} ttl={self.ttl}>"
+
+    @classmethod
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias:
+        return GenericAlias(cls, item)
+
+
+MutableMapping.register(LRUCache)
+
+
+def _report_unraisable(error: BaseException, origin: object) -> None:
+    """Hand an exception to sys.unraisablehook, as the interpreter does for __del__."""
+    args = SimpleNamespace(
+        exc_type=type(error),
+        exc_value=error,
+        exc_traceback=error.__traceback__,
+        err_msg=None,
+        object=origin,
+    )
+    if sys.unraisablehook is sys.__unraisablehook__:
+        # The interpreter's own hook takes only its own argument type, which Python code cannot make.
+        print(f"Exception ignored in: {origin!r}", file=sys.stderr)
+        sys.excepthook(args.exc_type, args.exc_value, args.exc_traceback)
+    else:
+        sys.unraisablehook(args)  # type: ignore[arg-type]
+
+
+class LatencyHistogram(_Final):
+    """Counts latencies in buckets whose width grows with the value (HdrHistogram, by Gil Tene)."""
+
+    __slots__ = (
+        "_counts",
+        "_half_magnitude",
+        "_largest",
+        "_lock",
+        "_mask",
+        "_smallest",
+        "_total",
+        "_unit",
+        "highest_ns",
+        "lowest_ns",
+        "significant_figures",
+    )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        lowest_ns: int = 1,
+        highest_ns: int = 3_600_000_000_000,
+        significant_figures: int = 3,
+    ) -> None:
+        lowest = _checked_int("lowest_ns", lowest_ns)
+        highest = _checked_int("highest_ns", highest_ns)
+        figures = _checked_int("significant_figures", significant_figures)
+        if not 1 <= lowest <= _LONGEST_NS // 2:
+            raise ValueError(f"lowest_ns must be between 1 and {_LONGEST_NS // 2}, not {lowest_ns!r}")
+        if not 2 * lowest <= highest <= _LONGEST_NS:
+            raise ValueError(f"highest_ns must be between {2 * lowest} and {_LONGEST_NS}, not {highest_ns!r}")
+        if not 1 <= figures <= 5:
+            raise ValueError(f"significant_figures must be between 1 and 5, not {significant_figures!r}")
+        self.lowest_ns, self.highest_ns, self.significant_figures = lowest, highest, figures
+        self._unit = lowest.bit_length() - 1
+        self._half_magnitude = (2 * 10**figures - 1).bit_length() - 1
+        if self._unit + self._half_magnitude > 61:
+            raise ValueError(
+                f"lowest_ns must be smaller for {figures} significant figures, not {lowest_ns!r}"
+            )
+        self._mask = ((2 << self._half_magnitude) - 1) << self._unit
+        self._lock = threading.Lock()
+        self._counts = [0] * _hdr_codec.counts_length(lowest, highest, figures)
+        self._total = 0
+        self._smallest = 2**63 - 1
+        self._largest = 0
+
+    def _index_of(self, value: int) -> int:
+        bucket = (value | self._mask).bit_length() - self._unit - self._half_magnitude - 1
+        return (bucket << self._half_magnitude) + (value >> (bucket + self._unit))
+
+    def _shift_of(self, i: int) -> int:
+        return self._unit + max((i >> self._half_magnitude) - 1, 0)
+
+    def _lowest_of(self, i: int) -> int:
+        half = 1 << self._half_magnitude
+        return (i if i < 2 * half else (i & (half - 1)) + half) << self._shift_of(i)
+
+    def _highest_of(self, i: int) -> int:
+        return self._lowest_of(i) + (1 << self._shift_of(i)) - 1
+
+    def _median_of(self, i: int) -> int:
+        return self._lowest_of(i) + ((1 << self._shift_of(i)) >> 1)
+
+    def _used(self) -> range:
+        return (
+            range(self._index_of(self._smallest), self._index_of(self._largest) + 1)
+            if self._total
+            else range(0)
+        )
+
+    def _add(self, value: int, count: int) -> None:
+        self._counts[self._index_of(value)] += count
+        self._total += count
+        self._smallest = min(self._smallest, value)
+        self._largest = max(self._largest, value)
+
+    def _checked(self, ns: SupportsIndex) -> int:
+        try:
+            value = index(ns)
+        except TypeError:
+            raise TypeError(f"latency must be an integer number of nanoseconds, not {ns!r}") from None
+        if not 0 <= value <= self.highest_ns:
+            raise ValueError(f"latency must be between 0 and {self.highest_ns} ns, not {value!r}")
+        return value
+
+    def record(self, ns: int, /) -> None:
+        """Count one latency in nanoseconds."""
+        value = self._checked(ns)
+        with self._lock:
+            self._add(value, 1)
+
+    def record_many(self, values_ns: Iterable[int], /) -> None:
+        """Count every latency of an iterable, or none of them when one is bad."""
+        values = [self._checked(ns) for ns in values_ns]
+        with self._lock:
+            for value in values:
+                self._add(value, 1)
+
+    def record_corrected(self, ns: int, expected_interval_ns: int) -> None:
+        """Count a latency, and those that a caller who waits for answers could not measure meanwhile."""
+        value = self._checked(ns)
+        interval = _checked_int("expected_interval_ns", expected_interval_ns)
+        if interval <= 0:
+            raise ValueError(f"expected_interval_ns must be positive, not {expected_interval_ns!r}")
+        if value // interval > _MOST_CORRECTIONS:
+            raise ValueError(
+                f"expected_interval_ns must ask for at most {_MOST_CORRECTIONS} corrections, "
+                f"not {expected_interval_ns!r}"
+            )
+        with self._lock:
+            self._add(value, 1)
+            for omitted in range(value - interval, interval - 1, -interval):
+                self._add(omitted, 1)
+
+    @property
+    def count(self) -> int:
+        """Latencies recorded."""
+        return self._total
+
+    @property
+    def min(self) -> int:
+        """The smallest latency recorded, in ns; 0 when there is none."""
+        return self._smallest if self._total else 0
+
+    @property
+    def max(self) -> int:
+        """The largest latency recorded, in ns; 0 when there is none."""
+        return self._largest
+
+    @property
+    def mean(self) -> float:
+        """The arithmetic mean in ns, from the middle of each bucket; 0.0 when empty."""
+        total = 0.0
+        for i in self._used():
+            if self._counts[i]:
+                total += float(self._counts[i]) * float(self._median_of(i))
+        return total / self._total if self._total else 0.0
+
+    @property
+    def stddev(self) -> float:
+        """The standard deviation in ns of the whole population; 0.0 when empty."""
+        mean, total = self.mean, 0.0
+        for i in self._used():
+            if self._counts[i]:
+                deviation = self._median_of(i) - mean
+                total += deviation * deviation * self._counts[i]
+        return math.sqrt(total / self._total) if self._total else 0.0
+
+    def percentile(self, q: float, /) -> int:
+        """The latency in ns that `q` percent of the recorded ones do not exceed; 0 when empty."""
+        if isinstance(q, bool | str | bytes | bytearray) or not hasattr(q, "__float__"):
+            raise TypeError(f"percentile must be a number between 0 and 100, not {q!r}")
+        try:
+            share = float(q)
+        except OverflowError:
+            share = -1.0
+        if not 0 <= share <= 100:
+            raise ValueError(f"percentile must be between 0 and 100, not {q!r}")
+        with self._lock:
+            return self._percentile(share)
+
+    def _percentile(self, share: float) -> int:
+        if self._total == 0:
+            return 0
+        if share == 0:
+            return self._smallest
+        wanted = max(1, int(share / 100 * float(self._total) + 0.5))
+        seen = 0
+        for i in self._used():
+            seen += self._counts[i]
+            if seen >= wanted:
+                return min(max(self._highest_of(i), self._smallest), self._largest)
+        return self._largest
+
+    def merge(self, other: "LatencyHistogram", /) -> None:
+        """Add the counts of another histogram; where its layout differs, by the middle of each of its buckets."""
+        if not isinstance(other, LatencyHistogram):
+            raise TypeError(f"Argument 'other' must be a LatencyHistogram, not {type(other).__name__}")
+        if other._largest > self.highest_ns:
+            raise ValueError(f"merged latencies must be at most {self.highest_ns} ns, not {other._largest}")
+        with other._lock:
+            counts = [(other._median_of(i), other._counts[i]) for i in other._used() if other._counts[i]]
+            total, smallest, largest = other._total, other._smallest, other._largest
+        with self._lock:
+            for value, count in counts:
+                # The clamp keeps what is added within what was recorded.
+                self._counts[self._index_of(min(max(value, smallest), largest))] += count
+            self._total += total
+            self._smallest = min(self._smallest, smallest)
+            self._largest = max(self._largest, largest)
+
+    def snapshot(self) -> HistogramSnapshot:
+        """The usual figures, all of one moment."""
+        with self._lock:
+            percentiles = (self._percentile(q) for q in (50, 90, 95, 99, 99.9))
+            return HistogramSnapshot(
+                self._total, self.min, self._largest, self.mean, self.stddev, *percentiles
+            )
+
+    def reset(self) -> None:
+        """Forget every latency."""
+        with self._lock:
+            self._counts = [0] * len(self._counts)
+            self._total = 0
+            self._smallest = 2**63 - 1
+            self._largest = 0
+
+    def time(self) -> "Timer":
+        """A context manager that records how long its block took, whether it raised or not."""
+        return Timer(self)
+
+    def _used_counts(self) -> list[int]:
+        return self._counts[: self._index_of(self._largest) + 1] if self._total else []
+
+    def encode(self) -> bytes:
+        """The HdrHistogram V2 compressed format, as bytes (other tools expect it in base64)."""
+        with self._lock:
+            counts = self._used_counts()
+        return _hdr_codec.encode(self.lowest_ns, self.highest_ns, self.significant_figures, counts)
+
+    @classmethod
+    def decode(cls, blob: bytes, /) -> Self:
+        """A histogram from the HdrHistogram V2 compressed format."""
+        lowest, highest, figures, counts = _hdr_codec.decode(blob)
+        histogram = cls(lowest, highest, figures)
+        for i, count in counts:
+            histogram._counts[i] = count
+            histogram._total += count
+            histogram._smallest = min(histogram._smallest, histogram._lowest_of(i))
+            histogram._largest = min(histogram._highest_of(i), highest)
+        return histogram
+
+    def __eq__(self, other: object, /) -> bool:
+        if not isinstance(other, LatencyHistogram):
+            return NotImplemented
+        return (self.lowest_ns, self.highest_ns, self.significant_figures, self._used_counts()) == (
+            other.lowest_ns,
+            other.highest_ns,
+            other.significant_figures,
+            other._used_counts(),
+        )
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + sys.getsizeof(self._counts)
+
+    def __repr__(self) -> str:
+        return f"<LatencyHistogram count={self.count} min={self.min} max={self.max}>"
+
+
+class Timer(_Final):
+    """Records the time between entering and leaving; made by `LatencyHistogram.time`."""
+
+    __slots__ = ("_histogram", "_started_ns")
+
+    def __init__(self, histogram: LatencyHistogram) -> None:
+        self._histogram = histogram
+        self._started_ns = 0
+
+    def __enter__(self) -> Self:
+        self._started_ns = time.monotonic_ns()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        elapsed = time.monotonic_ns() - self._started_ns
+        self._histogram.record(min(max(elapsed, 0), self._histogram.highest_ns))
