@@ -63,9 +63,7 @@ class HashValidator(_Final):
             if not isinstance(item, str):
                 raise TypeError(f"expected must be a str or an iterable of str, not {item!r}")
             if not _HEXADECIMAL.fullmatch(item):
-                raise ValueError(
-                    f"expected must be {HASH_LENGTH} lower-case hexadecimal digits, not {item!r}"
-                )
+                raise ValueError(f"expected must be {HASH_LENGTH} lower-case hexadecimal digits, not {item!r}")
         if not 1 <= len(hashes) <= _MOST_HASHES:
             raise ValueError(f"expected must be 1 to {_MOST_HASHES} hashes, not {len(hashes)}")
         self.expected: tuple[str, ...] = hashes
@@ -501,9 +499,7 @@ class LatencyHistogram(_Final):
         self._unit = lowest.bit_length() - 1
         self._half_magnitude = (2 * 10**figures - 1).bit_length() - 1
         if self._unit + self._half_magnitude > 61:
-            raise ValueError(
-                f"lowest_ns must be smaller for {figures} significant figures, not {lowest_ns!r}"
-            )
+            raise ValueError(f"lowest_ns must be smaller for {figures} significant figures, not {lowest_ns!r}")
         self._mask = ((2 << self._half_magnitude) - 1) << self._unit
         self._lock = threading.Lock()
         self._counts = [0] * _hdr_codec.counts_length(lowest, highest, figures)
@@ -529,11 +525,7 @@ class LatencyHistogram(_Final):
         return self._lowest_of(i) + ((1 << self._shift_of(i)) >> 1)
 
     def _used(self) -> range:
-        return (
-            range(self._index_of(self._smallest), self._index_of(self._largest) + 1)
-            if self._total
-            else range(0)
-        )
+        return range(self._index_of(self._smallest), self._index_of(self._largest) + 1) if self._total else range(0)
 
     def _add(self, value: int, count: int) -> None:
         self._counts[self._index_of(value)] += count
@@ -660,9 +652,7 @@ class LatencyHistogram(_Final):
         """The usual figures, all of one moment."""
         with self._lock:
             percentiles = (self._percentile(q) for q in (50, 90, 95, 99, 99.9))
-            return HistogramSnapshot(
-                self._total, self.min, self._largest, self.mean, self.stddev, *percentiles
-            )
+            return HistogramSnapshot(self._total, self.min, self._largest, self.mean, self.stddev, *percentiles)
 
     def reset(self) -> None:
         """Forget every latency."""

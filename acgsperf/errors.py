@@ -1,0 +1,24 @@
+"""The package's exceptions, all under `AcgsperfError`."""
+
+import reprlib
+
+
+class AcgsperfError(Exception):
+    """What the package raises of its own, beside TypeError and ValueError for bad arguments."""
+
+
+class ComplianceError(AcgsperfError):
+    """A request whose constitutional hash is not an accepted one."""
+
+    def __init__(self, expected: tuple[str, ...], found: object) -> None:
+        self.expected = expected
+        self.found = found
+        # The value comes from a client: its repr is bounded.
+        super().__init__(f"constitutional hash must be {' or '.join(expected)}, not {reprlib.repr(found)}")
+
+
+class SettingsError(AcgsperfError, ValueError):
+    """An environment variable that cannot be used."""
+
+    def __init__(self, variable: str, value: str, expected: str) -> None:
+        super().__init__(f"{variable} must be {expected}, not {value!r}")

