@@ -18,6 +18,8 @@ from acgsperf.errors import AcgsperfError
 
 Request = dict[str, object]
 
+_BINARY: Final = re.compile(rb"[^\t\n\r\x20-\x7e\x80-\xff]")
+
 
 class TraceError(AcgsperfError, ValueError):
     """A trace that cannot be read; says where and what was expected."""
@@ -90,19 +92,29 @@ def _detect(path: Path, data: bytes) -> TraceFormat:
     head = data[:65_536]
     if not head:
         raise TraceError(f"{path}: empty, expected a trace")
-    # Binary integers have zero bytes in their high digits; text has none.
-    if b"\0" not in head:
+    if not _BINARY.search(head):
         first = head.split(b"\n", 1)[0].strip()
         if first.startswith(b"{"):
             return TraceFormat.JSONL
         if _ACCESS.match(first.decode("utf-8", "replace")):
             return TraceFormat.ACCESS_LOG
         return TraceFormat.TEXT
-    # As 64-bit integers read in halves, the high halves are few and the low ones many.
-    halves = _integers(head[: len(head) // 8 * 8], "i")
-    if len(data) % 8 == 0 and len(set(halves[::2])) * 8 <= len(set(halves[1::2])):
-        return TraceFormat.INT64
-    return TraceFormat.INT32
+    return TraceFormat.INT64 if len(data) % 8 == 0 and _is_int64(head) else TraceFormat.INT32
+
+
+def _is_int64(head: bytes) -> bool:
+    """Whether big-endian words of 32 bits are more likely halves of 64: then a half tells which the other one is.
+
+    Small numbers have few high halves and as many low ones as words; hashes as many of both. Independent keys, read in
+    pairs, make many more pairs than there are keys.
+    """
+    head = head[: len(head) // 8 * 8]
+    halves = _integers(head, "i")
+    words, high, low = set(_integers(head, "q")), set(halves[::2]), set(halves[1::2])
+    if len(words) == len(head) // 8 == len(high):
+        # Nothing ever repeats, so nothing is learned: high halves that are all different are taken for keys.
+        return False
+    return len(words) <= 1.05 * max(len(high), len(low))
 
 
 def _integers(data: bytes, typecode: str) -> "array[int]":

@@ -1,0 +1,217 @@
+"""The compliance gate of a service: hashes, with their context, from the environment, from headers and from requests."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Self
+
+from acgsperf._dispatch import HashValidator, LatencyHistogram, LRUCache
+from acgsperf._types import CONSTITUTIONAL_HASH, HistogramSnapshot, ValidatorStats, Verdict
+from acgsperf.errors import ComplianceError, SettingsError
+from acgsperf.fingerprint import fingerprint
+
+HASH_HEADER: Final = "X-Constitutional-Hash"
+HASH_FIELD: Final = "constitutional_hash"
+HASH_VARIABLE: Final = "CONSTITUTIONAL_HASH"
+
+_SWITCHES: Final = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+
+
+class ContextVerdict(NamedTuple):
+    """The answer of `validate_with_context`."""
+
+    valid: bool
+    cached: bool
+    context: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatorMetrics:
+    """What a `ComplianceValidator` did since its creation or last reset; `latency` in ns, of the calls that were timed."""
+
+    verdicts: ValidatorStats
+    fast_path_calls: int
+    batches: int
+    context_hits: int
+    context_misses: int
+    context_size: int
+    latency: HistogramSnapshot
+
+
+class ComplianceValidator:
+    """Checks the constitutional hash wherever a service meets it.
+
+    With `fast_path`, `validate` is the compiled check itself and takes no time of its own: it is counted, not timed.
+    Without, every call is timed. With `batch`, `validate_many` is one compiled call; without, one call an item.
+
+    Args:
+        expected: the accepted hash or hashes, as for `HashValidator`.
+        fast_path: whether single validations go straight to the compiled check.
+        batch: whether many validations are one call.
+        context_cache_size: answers remembered by `validate_with_context`.
+        context_ttl: seconds for which they are.
+        clock: as for `LRUCache`.
+
+    Raises:
+        TypeError, ValueError: as `HashValidator` and `LRUCache` do.
+    """
+
+    def __init__(
+        self,
+        expected: str | Iterable[str] = CONSTITUTIONAL_HASH,
+        *,
+        fast_path: bool = True,
+        batch: bool = True,
+        context_cache_size: int = 50_000,
+        context_ttl: float = 3600.0,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._hashes = HashValidator(expected)
+        self._contexts: LRUCache[tuple[str, str], bool] = LRUCache(context_cache_size, context_ttl, clock=clock)
+        self._latency = LatencyHistogram()
+        self._timed_calls = 0
+        self._batched_items = 0
+        self.batch = batch
+        self.batches = 0
+        self.fast_path = fast_path
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """A validator as `CONSTITUTIONAL_HASH` (several with commas), `FAST_PATH_ENABLED`, `BATCH_PROCESSING_ENABLED` say.
+
+        Raises:
+            SettingsError: names the variable, its value and what was expected.
+        """
+        written = environ.get(HASH_VARIABLE, CONSTITUTIONAL_HASH)
+        hashes = [item.strip() for item in written.split(",")]
+        fast_path = _switch(environ, "FAST_PATH_ENABLED")
+        batch = _switch(environ, "BATCH_PROCESSING_ENABLED")
+        try:
+            return cls(hashes, fast_path=fast_path, batch=batch)
+        except ValueError:
+            raise SettingsError(HASH_VARIABLE, written, "1 to 16 hashes of 16 digits 0-9a-f, with commas") from None
+
+    @property
+    def expected(self) -> tuple[str, ...]:
+        """The accepted hashes, the current one first."""
+        return self._hashes.expected
+
+    @property
+    def fast_path(self) -> bool:
+        """Whether `validate` goes straight to the compiled check; may be switched at any time."""
+        return self._fast_path
+
+    @fast_path.setter
+    def fast_path(self, enabled: bool) -> None:
+        self._fast_path = enabled
+        # An instance attribute: on the fast path no Python code stands between the caller and the compiled check.
+        self.validate: Callable[[object], bool] = self._hashes.validate if enabled else self._validate_timed
+
+    def _validate_timed(self, value: object, /) -> bool:
+        started = time.perf_counter_ns()
+        valid = self._hashes.validate(value)
+        self._latency.record(time.perf_counter_ns() - started)
+        self._timed_calls += 1
+        return valid
+
+    def validate_many(self, values: Iterable[object]) -> list[bool]:
+        """`validate` for each item; the values may be of any type."""
+        if not self.batch:
+            return [self.validate(value) for value in values]
+        verdicts = self._hashes.validate_many(values)
+        self.batches += 1
+        self._batched_items += len(verdicts)
+        return verdicts
+
+    async def validate_async(self, value: object) -> bool:
+        """`validate`, for callers that await; it never waits."""
+        return self.validate(value)
+
+    async def validate_many_async(self, values: Iterable[object]) -> list[bool]:
+        """`validate_many`, for callers that await; it never waits."""
+        return self.validate_many(values)
+
+    def validate_with_context(self, value: object, context: Mapping[str, object]) -> ContextVerdict:
+        """Whether a hash is accepted in a context; remembered by both for an hour.
+
+        What is not even a hash is refused and not remembered: a client cannot fill the memory with it.
+
+        Raises:
+            TypeError, ValueError: when the context is not JSON-like (see `fingerprint`).
+        """
+        address = fingerprint(dict(context))
+        if not isinstance(value, str) or self._hashes.classify(value) is Verdict.MALFORMED:
+            return ContextVerdict(False, False, context)
+        known = self._contexts.get((value, address))
+        if known is not None:
+            return ContextVerdict(known, True, context)
+        valid = value in self.expected
+        self._contexts.set((value, address), valid)
+        return ContextVerdict(valid, False, context)
+
+    def validate_environment(self, environ: Mapping[str, str] = os.environ) -> bool:
+        """Whether `CONSTITUTIONAL_HASH` is set to an accepted hash."""
+        return self.validate(environ.get(HASH_VARIABLE))
+
+    def validate_headers(self, headers: Mapping[str, str]) -> bool:
+        """Whether `X-Constitutional-Hash`, in any case, holds an accepted hash; one that is missing does not."""
+        name = HASH_HEADER.lower()
+        return self.validate(next((value for key, value in headers.items() if key.lower() == name), None))
+
+    def validate_request(self, request: Mapping[str, object]) -> bool:
+        """Whether the field `constitutional_hash` holds an accepted hash; one that is missing does not."""
+        return self.validate(request.get(HASH_FIELD))
+
+    def require(self, value: object) -> None:
+        """Pass for an accepted hash.
+
+        Raises:
+            ComplianceError: names the expected and the found hash.
+        """
+        if not self.validate(value):
+            raise ComplianceError(self.expected, value)
+
+    def response_headers(self) -> dict[str, str]:
+        """The headers that tell a client what was verified."""
+        return {
+            HASH_HEADER: self.expected[0],
+            "X-Constitutional-Compliance": "verified",
+            "X-Performance-Targets": "P99<5.0ms",
+        }
+
+    def metrics(self) -> ValidatorMetrics:
+        """The counters, and true percentiles of the timed calls."""
+        verdicts = self._hashes.stats()
+        contexts = self._contexts.stats()
+        return ValidatorMetrics(
+            verdicts=verdicts,
+            fast_path_calls=verdicts.validations - self._timed_calls - self._batched_items,
+            batches=self.batches,
+            context_hits=contexts.hits,
+            context_misses=contexts.misses,
+            context_size=contexts.size,
+            latency=self._latency.snapshot(),
+        )
+
+    def reset_metrics(self) -> None:
+        """Set the counters to zero and forget the remembered contexts."""
+        self._hashes.reset_stats()
+        self._contexts.clear()
+        self._contexts.reset_stats()
+        self._latency.reset()
+        self._timed_calls = self._batched_items = self.batches = 0
+
+    def optimize(self) -> tuple[str, ...]:
+        """Remove expired contexts; says what was done, and nothing when nothing was."""
+        before = len(self._contexts)
+        removed = self._contexts.expire()
+        return (f"removed {removed} expired of {before} contexts",) if removed else ()
+
+
+def _switch(environ: Mapping[str, str], variable: str) -> bool:
+    written = environ.get(variable, "true")
+    try:
+        return _SWITCHES[written.strip().lower()]
+    except KeyError:
+        raise SettingsError(variable, written, "true or false") from None
