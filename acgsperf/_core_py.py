@@ -458,7 +458,7 @@ def _report_unraisable(error: BaseException, origin: object) -> None:
         print(f"Exception ignored in: {origin!r}", file=sys.stderr)
         sys.excepthook(args.exc_type, args.exc_value, args.exc_traceback)
     else:
-        sys.unraisablehook(args)  # type: ignore[arg-type]
+        sys.unraisablehook(args)
 
 
 class LatencyHistogram(_Final):

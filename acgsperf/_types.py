@@ -1,7 +1,8 @@
 """Constants and plain values that both implementations of the core share."""
 
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 CONSTITUTIONAL_HASH: Final = "cdd01ef066bc6cf2"
 HASH_LENGTH: Final = 16
@@ -26,7 +27,8 @@ class EvictionReason(StrEnum):
     EXPIRED = "expired"
 
 
-class ValidatorStats(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ValidatorStats:
     """Counters of a `HashValidator` since its creation or last reset."""
 
     valid: int
@@ -39,7 +41,8 @@ class ValidatorStats(NamedTuple):
         return self.valid + self.mismatched + self.malformed
 
 
-class CacheStats(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class CacheStats:
     """Counters of an `LRUCache` since its creation or last reset, and its size now."""
 
     hits: int
@@ -58,7 +61,8 @@ class CacheStats(NamedTuple):
         return self.hits / requests if requests else 0.0
 
 
-class HistogramSnapshot(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class HistogramSnapshot:
     """The usual figures of a `LatencyHistogram` at one moment; all but `count` in nanoseconds."""
 
     count: int

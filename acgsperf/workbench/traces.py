@@ -35,22 +35,22 @@ class TraceFormat(StrEnum):
     ACCESS_LOG = "access-log"
 
 
-def read_trace(path: Path, format: TraceFormat | None = None) -> list[Request]:
+def read_trace(path: Path, trace_format: TraceFormat | None = None) -> list[Request]:
     """The requests of a trace file, in order.
 
     Args:
         path: the file, perhaps compressed by gzip or xz.
-        format: how it is written; told from its content when None.
+        trace_format: how it is written; told from its content when None.
 
     Raises:
         TraceError: when it cannot be read, is empty, or is not in that format.
     """
     data = _decompressed(path)
-    if format is None:
-        format = _detect(path, data)
-    requests = list(_READERS[format](path, data))
+    if trace_format is None:
+        trace_format = _detect(path, data)
+    requests = list(_READERS[trace_format](path, data))
     if not requests:
-        raise TraceError(f"{path}: no requests in it, expected at least one as {format}")
+        raise TraceError(f"{path}: no requests in it, expected at least one as {trace_format}")
     return requests
 
 
@@ -170,7 +170,9 @@ def _read_access_log(path: Path, data: bytes) -> Iterator[Request]:
     for number, line in _lines(path, data):
         match = _ACCESS.match(line)
         if match is None:
-            raise TraceError(f"{path}:{number}: expected a line of the common or combined log format, not {line[:60]!r}")
+            raise TraceError(
+                f"{path}:{number}: expected a line of the common or combined log format, not {line[:60]!r}"
+            )
         yield {"method": match["method"], "target": match["target"]}
 
 

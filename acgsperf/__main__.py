@@ -1,0 +1,5 @@
+"""`python -m acgsperf`: the command line."""
+
+from acgsperf.cli import main
+
+main()

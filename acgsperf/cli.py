@@ -1,0 +1,130 @@
+"""The command line. Exit status: 0 done, 1 a target was missed, 2 bad input, 130 and 143 interrupted."""
+
+import asyncio
+import json
+import signal
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+from acgsperf.errors import AcgsperfError
+
+try:
+    import typer
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+except ImportError as missing:
+    sys.exit(f"acgsperf: {missing.name} is not installed: pip install 'acgsperf[cli]'")
+
+from acgsperf.workbench import compare as comparison
+from acgsperf.workbench.embedded import embedded_servers
+from acgsperf.workbench.replay import Report
+from acgsperf.workbench.replay import replay as run_replay
+from acgsperf.workbench.traces import Request, TraceFormat, read_trace, zipf_trace
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"acgsperf {version('acgsperf')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+) -> None:
+    """A compliance gate, a cache and latency histograms: tried out and measured on this machine."""
+
+
+@app.command()
+def replay(
+    trace: Annotated[Path | None, typer.Argument(help="A trace file; without one, a synthetic workload.")] = None,
+    trace_format: Annotated[
+        TraceFormat | None, typer.Option("--format", help="How it is written; told from its content without.")
+    ] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests at most; 200,000 of a synthetic load.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=10_000, help="Requests in flight.")] = 16,
+    l1_size: Annotated[int, typer.Option(min=1, max=2**30, help="Entries of the cache.")] = 100_000,
+    ttl: Annotated[float, typer.Option(min=0.001, help="Seconds until a cached value expires.")] = 3600.0,
+    seed: Annotated[int, typer.Option(help="Of the synthetic workload.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Answer every request of TRACE from L1 or a real PostgreSQL, and compare with the targets.
+
+    The servers are private ones for the time of the run, unless DATABASE_URL names another.
+    """
+    load = zipf_trace(requests or 200_000, seed=seed) if trace is None else read_trace(trace, trace_format)[:requests]
+    report = _replay(load, concurrency, l1_size, ttl)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        _print_report(report)
+    raise typer.Exit(0 if report.met else 1)
+
+
+def _replay(load: list[Request], concurrency: int, l1_size: int, ttl: float) -> Report:
+    console = Console(stderr=True)
+    with (
+        embedded_servers(redis=False) as servers,
+        Progress(console=console, disable=not console.is_terminal, transient=True) as progress,
+    ):
+        assert servers.database_url is not None
+        bar = progress.add_task("replaying", total=len(load))
+        return asyncio.run(
+            run_replay(
+                load,
+                servers.database_url,
+                concurrency=concurrency,
+                l1_size=l1_size,
+                ttl=ttl,
+                advanced=lambda done: progress.advance(bar, done),
+            )
+        )
+
+
+def _print_report(report: Report) -> None:
+    title = f"{report.requests:,} requests in {report.seconds:.2f} s, {report.loads:,} read from PostgreSQL"
+    table = Table("Metric", "Target", "Achieved", "Status", title=title)
+    for row in report.rows:
+        table.add_row(row.metric, row.target, row.achieved, "met" if row.met else "[bold red]missed[/]")
+    Console().print(table)
+
+
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option(help="Fewer repetitions: for a look, not for quoting.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    markdown: Annotated[bool, typer.Option(help="Print the page of bench/RESULTS.md.")] = False,
+) -> None:
+    """Compare with dict, and with the libraries that one would take instead, side by side."""
+    results = comparison.compare(quick=quick)
+    if as_json:
+        typer.echo(json.dumps(results.as_dict(), indent=2))
+    elif markdown:
+        typer.echo(results.as_markdown())
+    else:
+        results.print(Console())
+
+
+def main() -> NoReturn:
+    """Run the command line; every failure is one line and an exit status."""
+    # The servers' clean-up runs on the way out of the `with` blocks, for SIGTERM too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        app()
+    except (AcgsperfError, OSError, ValueError, TypeError) as error:
+        sys.exit(_complain(error, 2))
+    except ExceptionGroup as group:
+        sys.exit(_complain(group.exceptions[0], 2))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted", 130))
+    sys.exit(0)
+
+
+def _complain(what: object, status: int) -> int:
+    print(f"acgsperf: {what}", file=sys.stderr)
+    return status

@@ -1,0 +1,348 @@
+"""`acgsperf bench`: the core beside what one would take instead, in one run, as ratios.
+
+The contestants of a case take turns, round after round, and the fastest round of each counts: on a shared machine the
+clock drifts, but a ratio within a run holds. Times include the loop.
+"""
+
+import functools
+import importlib
+import platform
+import random
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from acgsperf._types import CONSTITUTIONAL_HASH
+
+Action = Callable[[], object]
+_DISTRIBUTIONS: Final = {
+    "acgsperf._core": "acgsperf",
+    "acgsperf._core_py": "acgsperf",
+    "cachebox": "cachebox",
+    "cachetools": "cachetools",
+    "ddsketch": "ddsketch",
+    "hdrh.histogram": "hdrhistogram",
+    "lru": "lru-dict",
+    "moka_py": "moka-py",
+    "prometheus_client": "prometheus-client",
+    "theine": "theine",
+}
+_OURS: Final = "acgsperf"
+_TWIN: Final = "acgsperf, pure Python"
+_TTL_S: Final = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one contestant of a case took; `bound` is what the project asks of its own."""
+
+    case: str
+    contestant: str
+    figure: float
+    unit: str
+    ratio: float | None
+    bound: str = ""
+    met: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All results of a run, on which machine, with which versions, and who was left out."""
+
+    machine: str
+    versions: dict[str, str]
+    left_out: list[str]
+    results: list[Result] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, object]:
+        """The comparison as JSON-like values."""
+        return asdict(self)
+
+    def _cells(self, result: Result) -> tuple[str, ...]:
+        ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
+        met = "" if result.met is None else "met" if result.met else "missed"
+        return result.case, result.contestant, f"{result.figure:.4g} {result.unit}", ratio, result.bound, met
+
+    @property
+    def _caption(self) -> str:
+        versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        left_out = f" Not installed, left out: {', '.join(self.left_out)}." if self.left_out else ""
+        return f"{self.machine}. {versions}.{left_out}"
+
+    def print(self, console: Console) -> None:
+        """A table on the terminal."""
+        table = Table(*_COLUMNS, caption=self._caption)
+        for before, result in zip([None, *self.results], self.results, strict=False):
+            if before is not None and before.case != result.case:
+                table.add_section()
+            table.add_row(*self._cells(result))
+        console.print(table)
+
+    def as_markdown(self) -> str:
+        """The page of results."""
+        rows = [_COLUMNS, tuple("---" for _ in _COLUMNS), *map(self._cells, self.results)]
+        return "\n".join([self._caption, "", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+_COLUMNS: Final = ("Case", "Contestant", "Takes", "Ratio", "At most", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """At most `factor` times what `reference` takes."""
+
+    reference: str
+    factor: float
+
+    def __str__(self) -> str:
+        return f"{self.factor:g} x {self.reference}"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One thing done by several; `contestants` do it `operations` times a call; ratios are to the first."""
+
+    name: str
+    operations: int
+    contestants: dict[str, Action]
+    bounds: tuple[Bound, ...] = ()
+    rounds: int = 9
+
+    def run(self, quick: bool) -> Iterator[Result]:
+        best = dict.fromkeys(self.contestants, float("inf"))
+        for _ in range(2 if quick else self.rounds):
+            for name, action in self.contestants.items():
+                started = time.perf_counter_ns()
+                action()
+                best[name] = min(best[name], (time.perf_counter_ns() - started) / self.operations)
+        reference = next(iter(best.values()))
+        for name, figure in best.items():
+            bounds = [bound for bound in self.bounds if bound.reference in best] if name == _OURS else []
+            met = all(figure <= bound.factor * best[bound.reference] for bound in bounds) if bounds else None
+            yield Result(self.name, name, figure, "ns", figure / reference, "; ".join(map(str, bounds)), met)
+
+
+def compare(*, quick: bool = False) -> Comparison:
+    """Run every case.
+
+    Args:
+        quick: few rounds of small cases, to see that all runs.
+    """
+    modules, left_out = _import_all()
+    versions = {"Python": platform.python_version()}
+    for name in modules:
+        distribution = _DISTRIBUTIONS[name]
+        try:
+            versions[distribution] = version(distribution)
+        except PackageNotFoundError:
+            versions[distribution] = "unknown"
+    comparison = Comparison(_machine(), versions, left_out)
+    for case in [*_cache_cases(modules, quick), *_validator_cases(modules), *_histogram_cases(modules)]:
+        comparison.results.extend(case.run(quick))
+    comparison.results.extend(_memory(modules, 1_000 if quick else 100_000))
+    comparison.results.extend(_histogram_error(modules))
+    return comparison
+
+
+def _import_all() -> tuple[dict[str, ModuleType], list[str]]:
+    modules, left_out = {}, []
+    for name, distribution in _DISTRIBUTIONS.items():
+        try:
+            modules[name] = importlib.import_module(name)
+        except ImportError:
+            left_out.append(f"{distribution} ({name})" if distribution == _OURS else distribution)
+    return modules, left_out
+
+
+def _machine() -> str:
+    model = platform.processor() or platform.machine()
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as cpuinfo:
+            model = next(line.split(":")[1].strip() for line in cpuinfo if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{platform.system()} on {model}"
+
+
+def _present(
+    modules: dict[str, ModuleType], makers: dict[str, tuple[str, Callable[[ModuleType], Any]]]
+) -> dict[str, Any]:
+    """Contestants by name, made by those of their modules that are installed."""
+    return {name: make(modules[module]) for name, (module, make) in makers.items() if module in modules}
+
+
+def _each(call: Callable[[Any], object], arguments: Sequence[object]) -> Action:
+    def action() -> None:
+        for argument in arguments:
+            call(argument)
+
+    return action
+
+
+def _each_pair(call: Callable[[Any, Any], object], arguments: Sequence[object]) -> Action:
+    def action() -> None:
+        for argument in arguments:
+            call(argument, 1.5)
+
+    return action
+
+
+def _caches(
+    modules: dict[str, ModuleType], size: int
+) -> dict[str, tuple[Callable[[Any], object], Callable[[Any, Any], object]]]:
+    """`get` and `set` of every cache with room for `size` entries, and a TTL where it has such a thing."""
+
+    def of_mapping(cache: Any) -> tuple[Any, Any]:
+        return cache.get, cache.__setitem__
+
+    def of_set(cache: Any) -> tuple[Any, Any]:
+        return cache.get, cache.set
+
+    def theine(module: ModuleType) -> tuple[Any, Any]:
+        from datetime import timedelta
+
+        cache: Any = module.Cache(size)
+        ttl = timedelta(seconds=_TTL_S)
+        return cache.get, lambda key, value: cache.set(key, value, ttl)
+
+    return {"dict": of_mapping({})} | _present(
+        modules,
+        {
+            _OURS: ("acgsperf._core", lambda module: of_set(module.LRUCache(size, _TTL_S))),
+            _TWIN: ("acgsperf._core_py", lambda module: of_set(module.LRUCache(size, _TTL_S))),
+            "cachetools.TTLCache": ("cachetools", lambda module: of_mapping(module.TTLCache(size, _TTL_S))),
+            "cachebox.TTLCache": ("cachebox", lambda module: of_mapping(module.TTLCache(size, _TTL_S))),
+            "lru-dict (no TTL)": ("lru", lambda module: of_mapping(module.LRU(size))),
+            "theine": ("theine", theine),
+            "moka-py": ("moka_py", lambda module: of_set(module.Moka(size, ttl=_TTL_S))),
+        },
+    )
+
+
+def _cache_cases(modules: dict[str, ModuleType], quick: bool) -> Iterator[Case]:
+    large = 1_000 if quick else 100_000
+    source = random.Random(1)
+    for name, size, factor, repeat, rounds in (
+        ("get, 1,000 hot keys", 1_000, 1.4, 20, 60),
+        (f"get, random order over {large:,}", large, 1.7, 1, 9),
+    ):
+        keys = [f"key:{i}" for i in range(size)]
+        caches = _caches(modules, size)
+        for _, store in caches.values():
+            for key in keys:
+                store(key, 1.5)
+        source.shuffle(keys)
+        asked = keys * repeat
+        gets = {contestant: _each(get, asked) for contestant, (get, _) in caches.items()}
+        memoised = functools.lru_cache(size)(lambda key: 1.5)
+        for key in keys:
+            memoised(key)
+        gets["functools.lru_cache (no TTL)"] = _each(memoised, asked)
+        yield Case(name, len(asked), gets, (Bound("dict", factor), Bound("cachebox.TTLCache", 0.5)), rounds)
+    yield Case(
+        f"set, {large:,} existing entries",
+        large,
+        {contestant: _each_pair(store, keys) for contestant, (_, store) in caches.items()},
+        (Bound("dict", 1.3),),
+    )
+    fresh = iter(range(10**9))
+    with_ttl = {
+        contestant: store
+        for contestant, (_, store) in caches.items()
+        if contestant != "dict" and "no TTL" not in contestant
+    }
+
+    def inserting(store: Callable[[Any, Any], object]) -> Action:
+        # Keys that were never seen, made before the clock starts; as many for everyone.
+        batches = [[f"new:{next(fresh)}" for _ in range(large // 2)] for _ in range(2 if quick else 5)]
+        return lambda: _each_pair(store, batches.pop())()
+
+    yield Case(
+        "insert into a full cache",
+        large // 2,
+        {contestant: inserting(store) for contestant, store in with_ttl.items()},
+        tuple(Bound(contestant, 1.0) for contestant in with_ttl if not contestant.startswith(_OURS)),
+        5,
+    )
+
+
+def _validator_cases(modules: dict[str, ModuleType]) -> Iterator[Case]:
+    # A request's hash is a string of its own, never the very object of the constant.
+    valid = ["".join(CONSTITUTIONAL_HASH) for _ in range(1_000)]
+    invalid = [f"{i:016x}" for i in range(1_000)]
+    validators = _present(
+        modules,
+        {
+            _OURS: ("acgsperf._core", lambda module: module.HashValidator()),
+            _TWIN: ("acgsperf._core_py", lambda module: module.HashValidator()),
+        },
+    )
+    for name, values in (("validate, valid", valid), ("validate, invalid", invalid)):
+        calls = {"len(s)": _each(len, values * 20)}
+        calls |= {contestant: _each(validator.validate, values * 20) for contestant, validator in validators.items()}
+        yield Case(name, len(values) * 20, calls, (Bound("len(s)", 1.4),), 60)
+    mixed = random.Random(1).sample(valid + invalid, 2_000) * 5
+    batches: dict[str, Action] = {"[x == hash for x in s]": lambda: [value == CONSTITUTIONAL_HASH for value in mixed]}
+    batches |= {
+        contestant: functools.partial(validator.validate_many, mixed) for contestant, validator in validators.items()
+    }
+    yield Case("validate_many, 10,000 mixed", len(mixed), batches, (Bound("[x == hash for x in s]", 0.4),), 100)
+
+
+def _histogram_cases(modules: dict[str, ModuleType]) -> Iterator[Case]:
+    values = [int(10 ** random.Random(i).uniform(3, 9)) for i in range(1_000)] * 10
+    texts = [str(value) for value in values]
+
+    def prometheus(module: ModuleType) -> Any:
+        return module.Histogram("replayed_seconds", "a latency", registry=module.CollectorRegistry()).observe
+
+    recorders = _present(
+        modules,
+        {
+            _OURS: ("acgsperf._core", lambda module: module.LatencyHistogram().record),
+            _TWIN: ("acgsperf._core_py", lambda module: module.LatencyHistogram().record),
+            "hdrh": ("hdrh.histogram", lambda module: module.HdrHistogram(1, 3_600_000_000_000, 3).record_value),
+            "ddsketch": ("ddsketch", lambda module: module.DDSketch(0.001).add),
+            "prometheus_client": ("prometheus_client", prometheus),
+        },
+    )
+    calls = {"len(s)": _each(len, texts)} | {name: _each(record, values) for name, record in recorders.items()}
+    others = tuple(Bound(name, 0.05) for name in ("hdrh", "ddsketch", "prometheus_client"))
+    yield Case("record", len(values), calls, (Bound("len(s)", 1.4), *others), 30)
+
+
+def _memory(modules: dict[str, ModuleType], entries: int) -> Iterator[Result]:
+    for name, cache in {
+        "dict": {},
+        "OrderedDict": OrderedDict(),
+        **_present(modules, {_OURS: ("acgsperf._core", lambda module: module.LRUCache(entries, _TTL_S))}),
+    }.items():
+        for i in range(entries):
+            cache[f"key:{i}"] = i
+        per_entry = sys.getsizeof(cache) / entries
+        ours = name == _OURS
+        bound, met = ("72 bytes", per_entry <= 72) if ours else ("", None)
+        yield Result(f"memory of {entries:,} entries", name, per_entry, "bytes an entry", None, bound, met)
+
+
+def _histogram_error(modules: dict[str, ModuleType]) -> Iterator[Result]:
+    if "acgsperf._core" not in modules:
+        return
+    histogram = modules["acgsperf._core"].LatencyHistogram()
+    source = random.Random(1)
+    values = sorted(int(10 ** source.uniform(2, 12)) for _ in range(10_000))
+    histogram.record_many(values)
+    error = 0.0
+    for i in range(1, 10_000):
+        exact = values[max(1, int(i / 100 / 100 * len(values) + 0.5)) - 1]
+        error = max(error, abs(histogram.percentile(i / 100) - exact) / exact)
+    yield Result("error of percentiles, 3 figures", _OURS, 100 * error, "%", None, "0.1 %", error <= 0.001)

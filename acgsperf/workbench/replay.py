@@ -1,0 +1,196 @@
+"""The main job: push a trace through validation, fingerprint, L1 and a real origin, and hold it against the targets."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Final
+
+import asyncpg
+
+from acgsperf._dispatch import LatencyHistogram, LRUCache
+from acgsperf._types import CONSTITUTIONAL_HASH
+from acgsperf.errors import AcgsperfError
+from acgsperf.fingerprint import fingerprint
+from acgsperf.validator import HASH_FIELD, ComplianceValidator
+from acgsperf.workbench.traces import Request
+
+_TABLE: Final = "acgsperf_replay_origin"
+_POOL_SIZE: Final = 8
+# Hits never wait, so a worker that meets only hits would keep the event loop to itself.
+_TURN: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the report; `target` says the bound as it is read."""
+
+    metric: str
+    target: str
+    achieved: str
+    met: bool
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a replay measured."""
+
+    requests: int
+    seconds: float
+    loads: int
+    rows: tuple[Row, ...]
+
+    @property
+    def met(self) -> bool:
+        """Whether every target was."""
+        return all(row.met for row in self.rows)
+
+    def as_dict(self) -> dict[str, object]:
+        """The report as JSON-like values."""
+        return asdict(self) | {"met": self.met}
+
+
+class WrongValueError(AcgsperfError):
+    """A request was answered with what belongs to another."""
+
+
+class _Replay:
+    """One run: the parts that a request passes, and what they took."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", l1_size: int, ttl: float | None) -> None:
+        self.pool = pool
+        self.validator = ComplianceValidator()
+        self.cache: LRUCache[str, str] = LRUCache(l1_size, ttl)
+        self.loading: dict[str, asyncio.Task[str]] = {}
+        self.loads = 0
+        self.request_ns = LatencyHistogram()
+        self.validation_ns = LatencyHistogram()
+        self.l1_ns = LatencyHistogram()
+
+    async def work(self, requests: Iterator[Request], advanced: Callable[[int], object]) -> None:
+        """Take requests until there are none."""
+        clock = time.perf_counter_ns
+        validate, get = self.validator.validate, self.cache.get
+        done = 0
+        for request in requests:
+            started = clock()
+            # Recorded keys carry no hash: their gateway would have stamped them.
+            compliant = validate(request.get(HASH_FIELD, CONSTITUTIONAL_HASH))
+            validated = clock()
+            if not compliant:
+                advanced(1)
+                continue
+            address = fingerprint(request)
+            addressed = clock()
+            value = get(address)
+            looked_up = clock()
+            if value is None:
+                value = await self.load(address)
+            if value != _value_of(address):
+                raise WrongValueError(f"request {request!r} was answered with {value!r}")
+            finished = clock()
+            self.validation_ns.record(validated - started)
+            self.l1_ns.record(looked_up - addressed)
+            self.request_ns.record(finished - started)
+            done += 1
+            if done == _TURN:
+                advanced(done)
+                done = 0
+                await asyncio.sleep(0)
+        advanced(done)
+
+    async def load(self, address: str) -> str:
+        """Read a value from the origin, once for all who wait for it."""
+        task = self.loading.get(address)
+        if task is None:
+            task = self.loading[address] = asyncio.create_task(self.read(address))
+        return await asyncio.shield(task)
+
+    async def read(self, address: str) -> str:
+        try:
+            value: str | None = await self.pool.fetchval(f"SELECT value FROM {_TABLE} WHERE address = $1", address)
+            if value is None:
+                raise WrongValueError(f"the origin has no row for {address}")
+            self.loads += 1
+            self.cache.set(address, value)
+            return value
+        finally:
+            del self.loading[address]
+
+    def report(self, requests: int, seconds: float) -> Report:
+        verdicts = self.validator.metrics().verdicts
+        return Report(requests, seconds, self.loads, tuple(_rows(self, requests / seconds, verdicts.valid / requests)))
+
+
+def _rows(run: _Replay, rate: float, compliance: float) -> Iterator[Row]:
+    def at_most(metric: str, histogram: LatencyHistogram, q: float, limit_ms: float) -> Row:
+        ms = histogram.percentile(q) / 1e6
+        return Row(metric, f"< {limit_ms:g} ms", f"{ms:.4f} ms", ms < limit_ms, ms)
+
+    hit_rate = run.cache.stats().hit_rate
+    yield at_most("P50 latency", run.request_ns, 50, 1)
+    yield at_most("P95 latency", run.request_ns, 95, 2)
+    yield at_most("P99 latency", run.request_ns, 99, 5)
+    yield Row("Throughput", "> 1,000 requests/s", f"{rate:,.0f} requests/s", rate > 1000, rate)
+    yield Row("Cache hit rate", "> 95 %", f"{100 * hit_rate:.2f} %", hit_rate > 0.95, hit_rate)
+    yield Row("Compliance", "100 %", f"{100 * compliance:.2f} %", compliance == 1, compliance)
+    yield at_most("Validation P99", run.validation_ns, 99, 0.1)
+    yield at_most("L1 access P99", run.l1_ns, 99, 0.01)
+
+
+def _value_of(address: str) -> str:
+    return f"value of {address}"
+
+
+async def replay(
+    requests: Sequence[Request],
+    database_url: str,
+    *,
+    concurrency: int = 16,
+    l1_size: int = 100_000,
+    ttl: float | None = 3600.0,
+    advanced: Callable[[int], object] = lambda done: None,
+) -> Report:
+    """Answer every request of a trace, and measure it.
+
+    The origin is a table of its own in PostgreSQL with a row for each distinct request; it is filled before the clock
+    starts and dropped at the end. Every value is compared with its request.
+
+    Args:
+        requests: at least one JSON-like request.
+        database_url: the PostgreSQL that holds the origin.
+        concurrency: requests in flight, at least 1.
+        l1_size: entries of the cache.
+        ttl: seconds until a cached value expires, None for never.
+        advanced: called with the number of requests done since its last call.
+
+    Raises:
+        ValueError: when there are no requests, or `concurrency` is not positive.
+        TypeError, ValueError: when a request is not JSON-like, or the cache refuses its arguments.
+        AcgsperfError: when the origin cannot be reached, or a value is wrong.
+    """
+    if not requests:
+        raise ValueError("requests must not be empty")
+    if concurrency < 1:
+        raise ValueError(f"concurrency must be at least 1, not {concurrency}")
+    addresses = {fingerprint(request) for request in requests}
+    try:
+        pool = await asyncpg.create_pool(database_url, min_size=min(concurrency, _POOL_SIZE), max_size=_POOL_SIZE)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise AcgsperfError(f"PostgreSQL cannot be reached: {error}") from error
+    async with pool:
+        run = _Replay(pool, l1_size, ttl)
+        await pool.execute(f"DROP TABLE IF EXISTS {_TABLE}")
+        await pool.execute(f"CREATE UNLOGGED TABLE {_TABLE} (address text PRIMARY KEY, value text NOT NULL)")
+        try:
+            rows = [(address, _value_of(address)) for address in addresses]
+            await pool.copy_records_to_table(_TABLE, records=rows)
+            pending = iter(requests)
+            started = time.perf_counter()
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(run.work(pending, advanced))
+            return run.report(len(requests), time.perf_counter() - started)
+        finally:
+            await pool.execute(f"DROP TABLE IF EXISTS {_TABLE}")
