@@ -21,7 +21,7 @@ lint: $(VENV)/.lint
 
 types: $(VENV)/.lint
 	$(BIN)/mypy
-	$(BIN)/stubtest --ignore-missing-stub --allowlist tests/stubtest-allowlist.txt acgsperf._core
+	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._core
 
 bench: $(VENV)/.bench
 	$(BIN)/acgsperf bench

@@ -15,6 +15,9 @@ def extensions() -> list[Extension]:
     if os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1":
         return []
     from Cython.Build import cythonize
+    from Cython.Compiler import Options
+
+    Options.warning_errors = True
 
     debug = os.environ.get("ACGSPERF_DEBUG") == "1"
     if sys.platform == "win32":
@@ -24,7 +27,7 @@ def extensions() -> list[Extension]:
     core = Extension(
         "acgsperf._core",
         ["acgsperf/_core.pyx"],
-        depends=["acgsperf/_platform.h", "acgsperf/_table.pxd"],
+        depends=["acgsperf/_hdr.pxd", "acgsperf/_platform.h", "acgsperf/_python.pxd", "acgsperf/_table.pxd"],
         extra_compile_args=compile_args,
     )
     modules: list[Extension] = cythonize([core], annotate=debug, build_dir="build/cython")

@@ -10,71 +10,51 @@ code runs, and nowhere else.
 """
 
 cimport cython
-from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, PyObject, PyObject_Hash, PyObject_RichCompareBool
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
-from libc.math cimport rint, sqrt
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.math cimport rint
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
+from acgsperf._hdr cimport (
+    Counts, hdr_add, hdr_clamp, hdr_end, hdr_free, hdr_highest, hdr_init, hdr_lowest, hdr_mean, hdr_merge,
+    hdr_percentile, hdr_reset, hdr_stddev,
+)
+from acgsperf._python cimport (
+    METH_FASTCALL, PyDescr_NewMethod, PyDict_SetItemString, PyErr_WriteUnraisable, PyList_New, PyList_SET_ITEM,
+    PyLong_AsLongLongAndOverflow, PyLong_Check, PyMethodDef, PyObject_CallFunctionObjArgs, PyTypeObject,
+    PyType_Modified, PyUnicode_1BYTE_KIND, PyUnicode_Check, PyUnicode_CheckExact, PyUnicode_Compare,
+    PyUnicode_DATA, PyUnicode_GET_LENGTH, PyUnicode_KIND, inquiry, traverseproc, visitproc,
+)
 from acgsperf._table cimport (
     SMALLEST_CAPACITY, Slot, Table, ring_oldest, ring_push, ring_touch, ring_unlink, table_free, table_give_slot,
     table_home, table_index, table_init, table_rebuild, table_take_slot, table_unindex,
 )
 
 from collections.abc import Mapping, MutableMapping
-from operator import index as _index
+from operator import index
 from types import GenericAlias
 
 from acgsperf import _hdr_codec
+from acgsperf._arguments import (
+    checked_callable, checked_hashes, checked_interval_ns, checked_maxsize, checked_percent, checked_ttl_ns,
+)
+from acgsperf._hdr_layout import Layout
 from acgsperf._types import (
-    CONSTITUTIONAL_HASH, HASH_LENGTH, MAX_ENTRIES, CacheStats, EvictionReason, HistogramSnapshot, ValidatorStats, Verdict,
+    CONSTITUTIONAL_HASH, CacheStats, EvictionReason, HistogramSnapshot, ValidatorStats, Verdict,
 )
 
 cdef extern from "_platform.h" nogil:
-    int acgsperf_bit_length(uint64_t value)
     int64_t acgsperf_monotonic_ns()
     int64_t acgsperf_coarse_ns()
     const int64_t ACGSPERF_COARSE_LAG_NS
-
-cdef extern from "Python.h":
-    ctypedef int (*visitproc)(PyObject *, void *) noexcept
-    ctypedef int (*traverseproc)(PyObject *, visitproc, void *) noexcept
-    ctypedef int (*inquiry)(PyObject *) noexcept
-    ctypedef struct PyMethodDef:
-        const char *ml_name
-        void *ml_meth
-        int ml_flags
-        const char *ml_doc
-    ctypedef struct PyTypeObject:
-        traverseproc tp_traverse
-        inquiry tp_clear
-        PyObject *tp_dict
-    int METH_FASTCALL
-    object PyDescr_NewMethod(PyTypeObject *type, PyMethodDef *method)
-    int PyDict_SetItemString(PyObject *mapping, const char *key, object value) except -1
-    void PyType_Modified(PyTypeObject *type)
-    bint PyUnicode_Check(PyObject *value)
-    bint PyUnicode_CheckExact(PyObject *value)
-    Py_ssize_t PyUnicode_GET_LENGTH(PyObject *value)
-    int PyUnicode_KIND(PyObject *value)
-    int PyUnicode_1BYTE_KIND
-    void *PyUnicode_DATA(PyObject *value)
-    int PyUnicode_Compare(object left, object right) except? -1
-    bint PyLong_Check(object value)
-    bint PyBool_Check(object value)
-    long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
-    PyObject *PyObject_CallFunctionObjArgs(PyObject *callable, ...)
-    void PyErr_WriteUnraisable(PyObject *origin)
-    list PyList_New(Py_ssize_t size)
-    void PyList_SET_ITEM(list values, Py_ssize_t i, PyObject *stolen)
 
 IMPLEMENTATION = "c"
 
 cdef uint64_t ONES = 0x0101010101010101
 cdef uint64_t HIGH_BITS = 0x8080808080808080
 cdef int64_t NEVER = INT64_MAX
-cdef int64_t LONGEST_NS = <int64_t> 1 << 62
 cdef object MISSING = object()
 cdef object DEFAULT_TTL = Ellipsis
 cdef object SIZE = EvictionReason.SIZE
@@ -82,10 +62,6 @@ cdef object EXPIRED = EvictionReason.EXPIRED
 cdef object MALFORMED_VERDICT = Verdict.MALFORMED
 cdef object MISMATCH_VERDICT = Verdict.MISMATCH
 cdef object VALID_VERDICT = Verdict.VALID
-
-cdef enum:
-    MOST_HASHES = 16
-    MOST_CORRECTIONS = 10_000_000
 
 cdef enum Finding:
     MALFORMED = -1
@@ -118,7 +94,7 @@ cdef class HashValidator:
         ValueError: when it is empty, too long, or holds anything but hashes.
     """
 
-    cdef uint64_t words[MOST_HASHES][2]
+    cdef uint64_t words[16][2]
     cdef int accepted
     cdef readonly tuple expected
     cdef uint64_t valid
@@ -128,22 +104,10 @@ cdef class HashValidator:
 
     def __cinit__(self, expected=CONSTITUTIONAL_HASH):
         cdef int i
-        hashes = (expected,) if isinstance(expected, str) else expected
-        try:
-            hashes = tuple(dict.fromkeys(hashes))
-        except TypeError:
-            raise TypeError(f"expected must be a str or an iterable of str, not {expected!r}") from None
-        for item in hashes:
-            if not isinstance(item, str):
-                raise TypeError(f"expected must be a str or an iterable of str, not {item!r}")
-            if not is_well_formed(<PyObject *> item):
-                raise ValueError(f"expected must be {HASH_LENGTH} lower-case hexadecimal digits, not {item!r}")
-        if not 1 <= len(hashes) <= MOST_HASHES:
-            raise ValueError(f"expected must be 1 to {MOST_HASHES} hashes, not {len(hashes)}")
-        self.expected = hashes
-        self.accepted = len(hashes)
+        self.expected = checked_hashes(expected)
+        self.accepted = len(self.expected)
         for i in range(self.accepted):
-            memcpy(self.words[i], PyUnicode_DATA(<PyObject *> hashes[i]), 16)
+            memcpy(self.words[i], PyUnicode_DATA(<PyObject *> self.expected[i]), 16)
 
     cdef Finding examine(self, PyObject *value) noexcept:
         cdef uint64_t words[2]
@@ -219,38 +183,17 @@ cdef inline bint read_digits(PyObject *value, uint64_t *words) noexcept:
     return True
 
 
-cdef bint is_well_formed(PyObject *value) noexcept:
-    cdef uint64_t words[2]
-    return read_digits(value, words) and is_hexadecimal(words[0]) and is_hexadecimal(words[1])
-
-
-cdef uint32_t checked_maxsize(maxsize) except 0:
-    if isinstance(maxsize, bool):
-        raise TypeError(f"maxsize must be an integer, not {maxsize!r}")
-    try:
-        maxsize = _index(maxsize)
-    except TypeError:
-        raise TypeError(f"maxsize must be an integer, not {maxsize!r}") from None
-    if not 1 <= maxsize <= MAX_ENTRIES:
-        raise ValueError(f"maxsize must be between 1 and {MAX_ENTRIES}, not {maxsize!r}")
-    return maxsize
-
-
-cdef int64_t checked_ttl_ns(ttl) except -1:
-    cdef double seconds
-    if ttl is None:
-        return NEVER
-    if isinstance(ttl, (bool, str, bytes, bytearray)) or not hasattr(ttl, "__float__"):
-        raise TypeError(f"ttl must be a positive number of seconds or None, not {ttl!r}")
-    try:
+cdef int64_t ttl_to_ns(ttl) except -1:
+    cdef double seconds = 0
+    cdef int overflow = 0
+    if type(ttl) is float:
         seconds = ttl
-    except OverflowError:
-        seconds = float("inf") if ttl > 0 else -1.0
-    if not seconds > 0:
-        raise ValueError(f"ttl must be a positive number of seconds or None, not {ttl!r}")
-    if seconds * 1e9 >= <double> LONGEST_NS:
-        return NEVER
-    return max(1, <int64_t> rint(seconds * 1e9))
+    elif type(ttl) is int:
+        seconds = <double> PyLong_AsLongLongAndOverflow(ttl, &overflow)
+    if 0 < seconds < 4e9:
+        return max(1, <int64_t> rint(seconds * 1e9))
+    ns = checked_ttl_ns(ttl)
+    return NEVER if ns is None else ns
 
 
 cdef struct Removed:
@@ -299,11 +242,9 @@ cdef class LRUCache:
     def __cinit__(self, maxsize, ttl=None, *, clock=None, on_evict=None):
         table_init(&self.table)
         self._maxsize = checked_maxsize(maxsize)
-        self.ttl_ns = checked_ttl_ns(ttl)
+        self.ttl_ns = ttl_to_ns(ttl)
         self.ttl = None if ttl is None else float(ttl) if self.ttl_ns != NEVER else float("inf")
-        if clock is not None and not callable(clock):
-            raise TypeError(f"clock must be callable or None, not {clock!r}")
-        self.clock = clock
+        self.clock = checked_callable("clock", clock)
         self.on_evict = on_evict
 
     def __dealloc__(self):
@@ -321,9 +262,7 @@ cdef class LRUCache:
 
     @on_evict.setter
     def on_evict(self, callback):
-        if callback is not None and not callable(callback):
-            raise TypeError(f"on_evict must be callable or None, not {callback!r}")
-        self._on_evict = callback
+        self._on_evict = checked_callable("on_evict", callback)
 
     cdef int64_t read_clock(self) except? -1:
         """What a user's clock says; 0 without one, for then `is_expired` reads the system's when it has to."""
@@ -493,7 +432,7 @@ cdef class LRUCache:
         Raises:
             TypeError, ValueError: for an unhashable key or a bad ttl; nothing has changed then.
         """
-        cdef int64_t ttl_ns = self.ttl_ns if ttl is DEFAULT_TTL else checked_ttl_ns(ttl)
+        cdef int64_t ttl_ns = self.ttl_ns if ttl is DEFAULT_TTL else ttl_to_ns(ttl)
         cdef Py_hash_t hash = hash_of(key)
         with cython.critical_section(self):
             self.store(key, hash, value, ttl_ns, self.read_clock())
@@ -840,16 +779,6 @@ complete_type(<PyTypeObject *> LRUCache)
 MutableMapping.register(LRUCache)
 
 
-cdef int64_t checked_int(name, value) except? -1:
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    try:
-        value = _index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, not {value!r}") from None
-    return value if -LONGEST_NS <= value <= LONGEST_NS else -1
-
-
 @cython.final
 cdef class LatencyHistogram:
     """Counts latencies in buckets whose width grows with the value (HdrHistogram, by Gil Tene).
@@ -866,84 +795,28 @@ cdef class LatencyHistogram:
         TypeError, ValueError: when an argument is not an integer, or out of range.
     """
 
-    cdef uint64_t *counts
-    cdef Py_ssize_t length
+    cdef Counts counts
     cdef readonly int64_t lowest_ns
     cdef readonly int64_t highest_ns
     cdef readonly int significant_figures
-    cdef int unit
-    cdef int half_magnitude
-    cdef uint64_t mask
-    cdef uint64_t total
-    cdef int64_t smallest
-    cdef int64_t largest
     cdef object __weakref__
 
     def __cinit__(self, lowest_ns=1, highest_ns=3_600_000_000_000, significant_figures=3):
-        cdef int64_t lowest = checked_int("lowest_ns", lowest_ns)
-        cdef int64_t highest = checked_int("highest_ns", highest_ns)
-        cdef int64_t figures = checked_int("significant_figures", significant_figures)
-        cdef uint64_t untrackable, resolution = 2
-        cdef Py_ssize_t buckets = 1
-        if lowest < 1 or lowest > LONGEST_NS // 2:
-            raise ValueError(f"lowest_ns must be between 1 and {LONGEST_NS // 2}, not {lowest_ns!r}")
-        if highest < 2 * lowest or highest > LONGEST_NS:
-            raise ValueError(f"highest_ns must be between {2 * lowest} and {LONGEST_NS}, not {highest_ns!r}")
-        if not 1 <= figures <= 5:
-            raise ValueError(f"significant_figures must be between 1 and 5, not {significant_figures!r}")
-        self.lowest_ns, self.highest_ns, self.significant_figures = lowest, highest, figures
-        self.unit = acgsperf_bit_length(lowest) - 1
-        for _ in range(figures):
-            resolution *= 10
-        self.half_magnitude = acgsperf_bit_length(resolution - 1) - 1
-        if self.unit + self.half_magnitude > 61:
-            raise ValueError(f"lowest_ns must be smaller for {figures} significant figures, not {lowest_ns!r}")
-        self.mask = ((<uint64_t> 2 << self.half_magnitude) - 1) << self.unit
-        untrackable = (<uint64_t> 2 << self.half_magnitude) << self.unit
-        while untrackable <= <uint64_t> highest:
-            untrackable <<= 1
-            buckets += 1
-        self.length = (buckets + 1) << self.half_magnitude
-        self.counts = <uint64_t *> PyMem_RawCalloc(self.length, sizeof(uint64_t))
-        if self.counts == NULL:
+        layout = Layout(lowest_ns, highest_ns, significant_figures)
+        self.lowest_ns, self.highest_ns = layout.lowest_ns, layout.highest_ns
+        self.significant_figures = layout.significant_figures
+        if not hdr_init(&self.counts, layout.length, layout.mask, layout.unit, layout.half_magnitude):
             raise MemoryError
-        self.smallest = INT64_MAX
 
     def __dealloc__(self):
-        PyMem_RawFree(self.counts)
-
-    cdef inline Py_ssize_t index_of(self, uint64_t value) noexcept nogil:
-        cdef int bucket = acgsperf_bit_length(value | self.mask) - self.unit - self.half_magnitude - 1
-        return (<Py_ssize_t> bucket << self.half_magnitude) + <Py_ssize_t> (value >> (bucket + self.unit))
-
-    cdef inline int shift_of(self, Py_ssize_t i) noexcept nogil:
-        cdef Py_ssize_t bucket = (i >> self.half_magnitude) - 1
-        return self.unit + <int> max(bucket, 0)
-
-    cdef inline int64_t lowest_of(self, Py_ssize_t i) noexcept nogil:
-        cdef Py_ssize_t half = <Py_ssize_t> 1 << self.half_magnitude
-        return <int64_t> (i if i < 2 * half else (i & (half - 1)) + half) << self.shift_of(i)
-
-    cdef inline int64_t highest_of(self, Py_ssize_t i) noexcept nogil:
-        return self.lowest_of(i) + (<int64_t> 1 << self.shift_of(i)) - 1
-
-    cdef inline int64_t median_of(self, Py_ssize_t i) noexcept nogil:
-        return self.lowest_of(i) + ((<int64_t> 1 << self.shift_of(i)) >> 1)
-
-    cdef inline void add(self, int64_t value, uint64_t count) noexcept nogil:
-        self.counts[self.index_of(value)] += count
-        self.total += count
-        if value < self.smallest:
-            self.smallest = value
-        if value > self.largest:
-            self.largest = value
+        hdr_free(&self.counts)
 
     cdef int64_t checked(self, ns) except -1:
         cdef int overflow = 0
         cdef long long value
         if not PyLong_Check(ns):
             try:
-                ns = _index(ns)
+                ns = index(ns)
             except TypeError:
                 raise TypeError(f"latency must be an integer number of nanoseconds, not {ns!r}") from None
         value = PyLong_AsLongLongAndOverflow(ns, &overflow)
@@ -960,7 +833,7 @@ cdef class LatencyHistogram:
         """
         cdef int64_t value = self.checked(ns)
         with cython.critical_section(self):
-            self.add(value, 1)
+            hdr_add(&self.counts, value, 1)
 
     def record_many(self, values_ns, /):
         """Count every latency of an iterable, or none of them when one is bad (see `record`)."""
@@ -968,7 +841,7 @@ cdef class LatencyHistogram:
         cdef int64_t value
         with cython.critical_section(self):
             for value in values:
-                self.add(value, 1)
+                hdr_add(&self.counts, value, 1)
 
     def record_corrected(self, ns, expected_interval_ns):
         """Count a latency, and those that a caller who waits for answers could not measure meanwhile.
@@ -981,80 +854,40 @@ cdef class LatencyHistogram:
                 corrections; nothing was counted then.
         """
         cdef int64_t value = self.checked(ns)
-        cdef int64_t interval = checked_int("expected_interval_ns", expected_interval_ns)
-        if interval <= 0:
-            raise ValueError(f"expected_interval_ns must be positive, not {expected_interval_ns!r}")
-        if value // interval > MOST_CORRECTIONS:
-            raise ValueError(
-                f"expected_interval_ns must ask for at most {MOST_CORRECTIONS} corrections, not {expected_interval_ns!r}")
+        cdef int64_t interval = checked_interval_ns(value, expected_interval_ns)
         with cython.critical_section(self):
-            self.add(value, 1)
+            hdr_add(&self.counts, value, 1)
             value -= interval
             while value >= interval:
-                self.add(value, 1)
+                hdr_add(&self.counts, value, 1)
                 value -= interval
 
     @property
     def count(self):
         """Latencies recorded."""
-        return self.total
+        return self.counts.total
 
     @property
     def min(self):
         """The smallest latency recorded, in ns; 0 when there is none."""
-        return self.smallest if self.total else 0
+        return self.counts.smallest if self.counts.total else 0
 
     @property
     def max(self):
         """The largest latency recorded, in ns; 0 when there is none."""
-        return self.largest
-
-    cdef double mean_now(self) noexcept:
-        cdef double sum = 0
-        cdef Py_ssize_t i
-        if self.total == 0:
-            return 0.0
-        for i in range(self.index_of(self.smallest), self.index_of(self.largest) + 1):
-            if self.counts[i]:
-                sum += <double> self.counts[i] * <double> self.median_of(i)
-        return sum / <double> self.total
-
-    cdef double stddev_now(self) noexcept:
-        cdef double sum = 0, deviation, mean = self.mean_now()
-        cdef Py_ssize_t i
-        if self.total == 0:
-            return 0.0
-        for i in range(self.index_of(self.smallest), self.index_of(self.largest) + 1):
-            if self.counts[i]:
-                deviation = <double> self.median_of(i) - mean
-                sum += deviation * deviation * <double> self.counts[i]
-        return sqrt(sum / <double> self.total)
-
-    cdef int64_t percentile_now(self, double q) noexcept:
-        cdef uint64_t wanted, seen = 0
-        cdef Py_ssize_t i
-        if self.total == 0:
-            return 0
-        if q == 0:
-            return self.smallest
-        wanted = max(<uint64_t> 1, <uint64_t> (q / 100 * <double> self.total + 0.5))
-        for i in range(self.index_of(self.smallest), self.index_of(self.largest) + 1):
-            seen += self.counts[i]
-            if seen >= wanted:
-                return min(max(self.highest_of(i), self.smallest), self.largest)
-        return self.largest
+        return self.counts.largest
 
     @property
     def mean(self):
         """The arithmetic mean in ns, from the middle of each bucket; 0.0 when empty."""
         with cython.critical_section(self):
-            return self.mean_now()
+            return hdr_mean(&self.counts)
 
     @property
     def stddev(self):
         """The standard deviation in ns of the whole population; 0.0 when empty."""
         with cython.critical_section(self):
-            return self.stddev_now()
+            return hdr_stddev(&self.counts)
 
     def percentile(self, q, /):
         """The latency in ns that `q` percent of the recorded ones do not exceed; 0 when empty.
@@ -1063,17 +896,9 @@ cdef class LatencyHistogram:
             TypeError: when `q` is not a real number.
             ValueError: when it is not between 0 and 100.
         """
-        cdef double share
-        if isinstance(q, (bool, str, bytes, bytearray)) or not hasattr(q, "__float__"):
-            raise TypeError(f"percentile must be a number between 0 and 100, not {q!r}")
-        try:
-            share = q
-        except OverflowError:
-            share = -1
-        if not 0 <= share <= 100:
-            raise ValueError(f"percentile must be between 0 and 100, not {q!r}")
+        cdef double percent = checked_percent(q)
         with cython.critical_section(self):
-            return self.percentile_now(share)
+            return hdr_percentile(&self.counts, percent)
 
     def merge(self, LatencyHistogram other not None, /):
         """Add the counts of another histogram; where its layout differs, by the middle of each of its buckets.
@@ -1082,37 +907,25 @@ cdef class LatencyHistogram:
             TypeError: when it is not a LatencyHistogram.
             ValueError: when it holds latencies above this one's `highest_ns`; nothing has changed then.
         """
-        cdef Py_ssize_t i
         with cython.critical_section(self, other):
-            if other.largest > self.highest_ns:
-                raise ValueError(f"merged latencies must be at most {self.highest_ns} ns, not {other.largest}")
-            if other.total == 0:
-                return
-            for i in range(other.index_of(other.smallest), other.index_of(other.largest) + 1):
-                if other.counts[i]:
-                    # The clamp keeps what is added within what was recorded.
-                    self.counts[self.index_of(min(max(other.median_of(i), other.smallest), other.largest))] \
-                        += other.counts[i]
-            self.total += other.total
-            self.smallest = min(self.smallest, other.smallest)
-            self.largest = max(self.largest, other.largest)
+            if other.counts.largest > self.highest_ns:
+                raise ValueError(
+                    f"merged latencies must be at most {self.highest_ns} ns, not {other.counts.largest}")
+            hdr_merge(&self.counts, &other.counts)
 
     def snapshot(self):
         """The usual figures, all of one moment."""
         with cython.critical_section(self):
             return HistogramSnapshot(
-                self.total, self.smallest if self.total else 0, self.largest, self.mean_now(), self.stddev_now(),
-                self.percentile_now(50), self.percentile_now(90), self.percentile_now(95), self.percentile_now(99),
-                self.percentile_now(99.9),
+                self.counts.total, hdr_clamp(&self.counts, 0) if self.counts.total else 0, self.counts.largest,
+                hdr_mean(&self.counts), hdr_stddev(&self.counts),
+                *[hdr_percentile(&self.counts, percent) for percent in (50, 90, 95, 99, 99.9)],
             )
 
     def reset(self):
         """Forget every latency."""
         with cython.critical_section(self):
-            memset(self.counts, 0, self.length * sizeof(uint64_t))
-            self.total = 0
-            self.smallest = INT64_MAX
-            self.largest = 0
+            hdr_reset(&self.counts)
 
     def time(self):
         """A context manager that records how long its block took, whether it raised or not."""
@@ -1120,7 +933,7 @@ cdef class LatencyHistogram:
 
     cdef list used_counts(self):
         cdef Py_ssize_t i
-        return [self.counts[i] for i in range(self.index_of(self.largest) + 1)] if self.total else []
+        return [self.counts.slots[i] for i in range(hdr_end(&self.counts))]
 
     def encode(self):
         """The HdrHistogram V2 compressed format, as bytes (other tools expect it in base64)."""
@@ -1137,14 +950,13 @@ cdef class LatencyHistogram:
             ValueError: when it is anything but a whole V2 blob, or of a layout that cannot be had here.
         """
         cdef Py_ssize_t i
+        cdef uint64_t times
         cdef LatencyHistogram histogram
-        lowest, highest, figures, counts = _hdr_codec.decode(blob)
+        lowest, highest, figures, used = _hdr_codec.decode(blob)
         histogram = LatencyHistogram(lowest, highest, figures)
-        for i, count in counts:
-            histogram.counts[i] = count
-            histogram.total += histogram.counts[i]
-            histogram.smallest = min(histogram.smallest, histogram.lowest_of(i))
-            histogram.largest = min(histogram.highest_of(i), histogram.highest_ns)
+        for i, times in used:
+            hdr_add(&histogram.counts, hdr_lowest(&histogram.counts, i), times)
+            histogram.counts.largest = min(hdr_highest(&histogram.counts, i), histogram.highest_ns)
         return histogram
 
     def __eq__(self, other, /):
@@ -1160,10 +972,10 @@ cdef class LatencyHistogram:
     __hash__ = None
 
     def __sizeof__(self):
-        return LatencyHistogram.__basicsize__ + self.length * sizeof(uint64_t)
+        return LatencyHistogram.__basicsize__ + self.counts.length * sizeof(uint64_t)
 
     def __repr__(self):
-        return f"<LatencyHistogram count={self.total} min={self.min} max={self.max}>"
+        return f"<LatencyHistogram count={self.count} min={self.min} max={self.max}>"
 
     def __reduce__(self):
         raise TypeError("cannot pickle 'LatencyHistogram' object")
@@ -1186,4 +998,4 @@ cdef class Timer:
     def __exit__(self, *exc_info):
         cdef int64_t elapsed = acgsperf_monotonic_ns() - self.started_ns
         with cython.critical_section(self.histogram):
-            self.histogram.add(min(max(elapsed, 0), self.histogram.highest_ns), 1)
+            hdr_add(&self.histogram.counts, min(max(elapsed, 0), self.histogram.highest_ns), 1)

@@ -4,7 +4,6 @@ Behaves as `_core` does, which documents the classes; the two change together.
 """
 
 import math
-import re
 import sys
 import threading
 import time
@@ -12,13 +11,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
 from operator import index
 from types import GenericAlias, SimpleNamespace
-from typing import Any, Final, NoReturn, Self, SupportsFloat, SupportsIndex, cast
+from typing import Any, Final, NoReturn, Self, SupportsIndex
 
 from acgsperf import _hdr_codec
+from acgsperf._arguments import (
+    HEXADECIMAL,
+    checked_callable,
+    checked_hashes,
+    checked_interval_ns,
+    checked_maxsize,
+    checked_percent,
+    checked_ttl_ns,
+)
+from acgsperf._hdr_layout import Layout
 from acgsperf._types import (
     CONSTITUTIONAL_HASH,
-    HASH_LENGTH,
-    MAX_ENTRIES,
     CacheStats,
     EvictionReason,
     HistogramSnapshot,
@@ -28,10 +35,6 @@ from acgsperf._types import (
 
 IMPLEMENTATION: Final = "python"
 
-_HEXADECIMAL: Final = re.compile(rf"[0-9a-f]{{{HASH_LENGTH}}}")
-_MOST_HASHES: Final = 16
-_MOST_CORRECTIONS: Final = 10_000_000
-_LONGEST_NS: Final = 2**62
 _MISSING: Final = object()
 
 
@@ -54,20 +57,8 @@ class HashValidator(_Final):
     __slots__ = ("_accepted", "_lock", "_malformed", "_mismatched", "_valid", "expected")
 
     def __init__(self, expected: str | Iterable[str] = CONSTITUTIONAL_HASH) -> None:
-        hashes: Any = (expected,) if isinstance(expected, str) else expected
-        try:
-            hashes = tuple(dict.fromkeys(hashes))
-        except TypeError:
-            raise TypeError(f"expected must be a str or an iterable of str, not {expected!r}") from None
-        for item in hashes:
-            if not isinstance(item, str):
-                raise TypeError(f"expected must be a str or an iterable of str, not {item!r}")
-            if not _HEXADECIMAL.fullmatch(item):
-                raise ValueError(f"expected must be {HASH_LENGTH} lower-case hexadecimal digits, not {item!r}")
-        if not 1 <= len(hashes) <= _MOST_HASHES:
-            raise ValueError(f"expected must be 1 to {_MOST_HASHES} hashes, not {len(hashes)}")
-        self.expected: tuple[str, ...] = hashes
-        self._accepted = frozenset(str.__str__(item) for item in hashes)
+        self.expected = checked_hashes(expected)
+        self._accepted = frozenset(self.expected)
         self._lock = threading.Lock()
         self.reset_stats()
 
@@ -79,7 +70,7 @@ class HashValidator(_Final):
             if text in self._accepted:
                 self._valid += 1
                 return Verdict.VALID
-            if _HEXADECIMAL.fullmatch(text):
+            if HEXADECIMAL.fullmatch(text):
                 self._mismatched += 1
                 return Verdict.MISMATCH
             self._malformed += 1
@@ -104,39 +95,6 @@ class HashValidator(_Final):
 
     def __repr__(self) -> str:
         return f"<HashValidator expected={self.expected!r}>"
-
-
-def _checked_int(name: str, value: SupportsIndex) -> int:
-    try:
-        if not isinstance(value, bool):
-            return index(value)
-    except TypeError:
-        pass
-    raise TypeError(f"{name} must be an integer, not {value!r}")
-
-
-def _checked_maxsize(maxsize: int) -> int:
-    size = _checked_int("maxsize", maxsize)
-    if not 1 <= size <= MAX_ENTRIES:
-        raise ValueError(f"maxsize must be between 1 and {MAX_ENTRIES}, not {size!r}")
-    return size
-
-
-def _checked_ttl_ns(ttl: SupportsFloat | None) -> int | None:
-    """Whole nanoseconds; None for never."""
-    if ttl is None:
-        return None
-    if isinstance(ttl, bool | str | bytes | bytearray) or not hasattr(ttl, "__float__"):
-        raise TypeError(f"ttl must be a positive number of seconds or None, not {ttl!r}")
-    try:
-        seconds = float(ttl)
-    except OverflowError:
-        seconds = math.inf if cast("int", ttl) > 0 else -1.0
-    if not seconds > 0:
-        raise ValueError(f"ttl must be a positive number of seconds or None, not {ttl!r}")
-    if seconds * 1e9 >= _LONGEST_NS:
-        return None
-    return max(1, round(seconds * 1e9))
 
 
 class _Entry:
@@ -178,12 +136,10 @@ class LRUCache(_Final):
         clock: Callable[[], float] | None = None,
         on_evict: Callable[[Any, Any, EvictionReason], object] | None = None,
     ) -> None:
-        self.maxsize = _checked_maxsize(maxsize)
-        self._ttl_ns = _checked_ttl_ns(ttl)
+        self.maxsize = checked_maxsize(maxsize)
+        self._ttl_ns = checked_ttl_ns(ttl)
         self.ttl = None if ttl is None else math.inf if self._ttl_ns is None else float(ttl)
-        if clock is not None and not callable(clock):
-            raise TypeError(f"clock must be callable or None, not {clock!r}")
-        self._clock = clock
+        self._clock = checked_callable("clock", clock)
         self.on_evict = on_evict
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
         # Reentrant, for the keys' own __hash__ and __eq__ run inside and may use the cache.
@@ -197,9 +153,7 @@ class LRUCache(_Final):
 
     @on_evict.setter
     def on_evict(self, callback: Callable[[Any, Any, EvictionReason], object] | None) -> None:
-        if callback is not None and not callable(callback):
-            raise TypeError(f"on_evict must be callable or None, not {callback!r}")
-        self._on_evict = callback
+        self._on_evict = checked_callable("on_evict", callback)
 
     def _now_ns(self) -> int:
         if self._clock is None:
@@ -282,7 +236,7 @@ class LRUCache(_Final):
 
     def set(self, key: Hashable, value: Any, ttl: Any = ...) -> None:
         """Store a value as the most recently used; when full, the least recently used entry is evicted."""
-        ttl_ns = self._ttl_ns if ttl is ... else _checked_ttl_ns(ttl)
+        ttl_ns = self._ttl_ns if ttl is ... else checked_ttl_ns(ttl)
         hash(key)
         self._store(key, value, ttl_ns, self._now_ns())
 
@@ -360,7 +314,7 @@ class LRUCache(_Final):
 
     def resize(self, maxsize: int) -> None:
         """Change how many entries the cache holds; the least recently used ones over that are evicted."""
-        limit = _checked_maxsize(maxsize)
+        limit = checked_maxsize(maxsize)
         now_ns = self._now_ns()
         evicted = []
         with self._lock:
@@ -464,19 +418,7 @@ def _report_unraisable(error: BaseException, origin: object) -> None:
 class LatencyHistogram(_Final):
     """Counts latencies in buckets whose width grows with the value (HdrHistogram, by Gil Tene)."""
 
-    __slots__ = (
-        "_counts",
-        "_half_magnitude",
-        "_largest",
-        "_lock",
-        "_mask",
-        "_smallest",
-        "_total",
-        "_unit",
-        "highest_ns",
-        "lowest_ns",
-        "significant_figures",
-    )
+    __slots__ = ("_counts", "_largest", "_layout", "_lock", "_smallest", "_total")
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -486,49 +428,38 @@ class LatencyHistogram(_Final):
         highest_ns: int = 3_600_000_000_000,
         significant_figures: int = 3,
     ) -> None:
-        lowest = _checked_int("lowest_ns", lowest_ns)
-        highest = _checked_int("highest_ns", highest_ns)
-        figures = _checked_int("significant_figures", significant_figures)
-        if not 1 <= lowest <= _LONGEST_NS // 2:
-            raise ValueError(f"lowest_ns must be between 1 and {_LONGEST_NS // 2}, not {lowest_ns!r}")
-        if not 2 * lowest <= highest <= _LONGEST_NS:
-            raise ValueError(f"highest_ns must be between {2 * lowest} and {_LONGEST_NS}, not {highest_ns!r}")
-        if not 1 <= figures <= 5:
-            raise ValueError(f"significant_figures must be between 1 and 5, not {significant_figures!r}")
-        self.lowest_ns, self.highest_ns, self.significant_figures = lowest, highest, figures
-        self._unit = lowest.bit_length() - 1
-        self._half_magnitude = (2 * 10**figures - 1).bit_length() - 1
-        if self._unit + self._half_magnitude > 61:
-            raise ValueError(f"lowest_ns must be smaller for {figures} significant figures, not {lowest_ns!r}")
-        self._mask = ((2 << self._half_magnitude) - 1) << self._unit
+        self._layout = Layout(lowest_ns, highest_ns, significant_figures)
         self._lock = threading.Lock()
-        self._counts = [0] * _hdr_codec.counts_length(lowest, highest, figures)
-        self._total = 0
-        self._smallest = 2**63 - 1
-        self._largest = 0
+        self._counts: list[int]
+        self._total: int
+        self._smallest: int
+        self._largest: int
+        self.reset()
 
-    def _index_of(self, value: int) -> int:
-        bucket = (value | self._mask).bit_length() - self._unit - self._half_magnitude - 1
-        return (bucket << self._half_magnitude) + (value >> (bucket + self._unit))
+    @property
+    def lowest_ns(self) -> int:
+        """The smallest difference told apart."""
+        return self._layout.lowest_ns
 
-    def _shift_of(self, i: int) -> int:
-        return self._unit + max((i >> self._half_magnitude) - 1, 0)
+    @property
+    def highest_ns(self) -> int:
+        """The largest latency that can be recorded."""
+        return self._layout.highest_ns
 
-    def _lowest_of(self, i: int) -> int:
-        half = 1 << self._half_magnitude
-        return (i if i < 2 * half else (i & (half - 1)) + half) << self._shift_of(i)
-
-    def _highest_of(self, i: int) -> int:
-        return self._lowest_of(i) + (1 << self._shift_of(i)) - 1
-
-    def _median_of(self, i: int) -> int:
-        return self._lowest_of(i) + ((1 << self._shift_of(i)) >> 1)
+    @property
+    def significant_figures(self) -> int:
+        """The decimal figures to which every figure is right."""
+        return self._layout.significant_figures
 
     def _used(self) -> range:
-        return range(self._index_of(self._smallest), self._index_of(self._largest) + 1) if self._total else range(0)
+        return (
+            range(self._layout.index_of(self._smallest), self._layout.index_of(self._largest) + 1)
+            if self._total
+            else range(0)
+        )
 
     def _add(self, value: int, count: int) -> None:
-        self._counts[self._index_of(value)] += count
+        self._counts[self._layout.index_of(value)] += count
         self._total += count
         self._smallest = min(self._smallest, value)
         self._largest = max(self._largest, value)
@@ -558,14 +489,7 @@ class LatencyHistogram(_Final):
     def record_corrected(self, ns: int, expected_interval_ns: int) -> None:
         """Count a latency, and those that a caller who waits for answers could not measure meanwhile."""
         value = self._checked(ns)
-        interval = _checked_int("expected_interval_ns", expected_interval_ns)
-        if interval <= 0:
-            raise ValueError(f"expected_interval_ns must be positive, not {expected_interval_ns!r}")
-        if value // interval > _MOST_CORRECTIONS:
-            raise ValueError(
-                f"expected_interval_ns must ask for at most {_MOST_CORRECTIONS} corrections, "
-                f"not {expected_interval_ns!r}"
-            )
+        interval = checked_interval_ns(value, expected_interval_ns)
         with self._lock:
             self._add(value, 1)
             for omitted in range(value - interval, interval - 1, -interval):
@@ -592,7 +516,7 @@ class LatencyHistogram(_Final):
         total = 0.0
         for i in self._used():
             if self._counts[i]:
-                total += float(self._counts[i]) * float(self._median_of(i))
+                total += float(self._counts[i]) * float(self._layout.median_of(i))
         return total / self._total if self._total else 0.0
 
     @property
@@ -601,34 +525,27 @@ class LatencyHistogram(_Final):
         mean, total = self.mean, 0.0
         for i in self._used():
             if self._counts[i]:
-                deviation = self._median_of(i) - mean
+                deviation = self._layout.median_of(i) - mean
                 total += deviation * deviation * self._counts[i]
         return math.sqrt(total / self._total) if self._total else 0.0
 
     def percentile(self, q: float, /) -> int:
         """The latency in ns that `q` percent of the recorded ones do not exceed; 0 when empty."""
-        if isinstance(q, bool | str | bytes | bytearray) or not hasattr(q, "__float__"):
-            raise TypeError(f"percentile must be a number between 0 and 100, not {q!r}")
-        try:
-            share = float(q)
-        except OverflowError:
-            share = -1.0
-        if not 0 <= share <= 100:
-            raise ValueError(f"percentile must be between 0 and 100, not {q!r}")
+        percent = checked_percent(q)
         with self._lock:
-            return self._percentile(share)
+            return self._percentile(percent)
 
-    def _percentile(self, share: float) -> int:
+    def _percentile(self, percent: float) -> int:
         if self._total == 0:
             return 0
-        if share == 0:
+        if percent == 0:
             return self._smallest
-        wanted = max(1, int(share / 100 * float(self._total) + 0.5))
+        wanted = max(1, int(percent / 100 * float(self._total) + 0.5))
         seen = 0
         for i in self._used():
             seen += self._counts[i]
             if seen >= wanted:
-                return min(max(self._highest_of(i), self._smallest), self._largest)
+                return min(max(self._layout.highest_of(i), self._smallest), self._largest)
         return self._largest
 
     def merge(self, other: "LatencyHistogram", /) -> None:
@@ -638,12 +555,12 @@ class LatencyHistogram(_Final):
         if other._largest > self.highest_ns:
             raise ValueError(f"merged latencies must be at most {self.highest_ns} ns, not {other._largest}")
         with other._lock:
-            counts = [(other._median_of(i), other._counts[i]) for i in other._used() if other._counts[i]]
+            counts = [(other._layout.median_of(i), other._counts[i]) for i in other._used() if other._counts[i]]
             total, smallest, largest = other._total, other._smallest, other._largest
         with self._lock:
             for value, count in counts:
                 # The clamp keeps what is added within what was recorded.
-                self._counts[self._index_of(min(max(value, smallest), largest))] += count
+                self._counts[self._layout.index_of(min(max(value, smallest), largest))] += count
             self._total += total
             self._smallest = min(self._smallest, smallest)
             self._largest = max(self._largest, largest)
@@ -657,7 +574,7 @@ class LatencyHistogram(_Final):
     def reset(self) -> None:
         """Forget every latency."""
         with self._lock:
-            self._counts = [0] * len(self._counts)
+            self._counts = [0] * self._layout.length
             self._total = 0
             self._smallest = 2**63 - 1
             self._largest = 0
@@ -667,7 +584,7 @@ class LatencyHistogram(_Final):
         return Timer(self)
 
     def _used_counts(self) -> list[int]:
-        return self._counts[: self._index_of(self._largest) + 1] if self._total else []
+        return self._counts[: self._layout.index_of(self._largest) + 1] if self._total else []
 
     def encode(self) -> bytes:
         """The HdrHistogram V2 compressed format, as bytes (other tools expect it in base64)."""
@@ -683,8 +600,8 @@ class LatencyHistogram(_Final):
         for i, count in counts:
             histogram._counts[i] = count
             histogram._total += count
-            histogram._smallest = min(histogram._smallest, histogram._lowest_of(i))
-            histogram._largest = min(histogram._highest_of(i), highest)
+            histogram._smallest = min(histogram._smallest, histogram._layout.lowest_of(i))
+            histogram._largest = min(histogram._layout.highest_of(i), highest)
         return histogram
 
     def __eq__(self, other: object, /) -> bool:

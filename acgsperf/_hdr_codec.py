@@ -5,22 +5,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from acgsperf._hdr_layout import Layout
+
 _COMPRESSED_COOKIE: Final = 0x1C849304 | 0x10
 _COOKIE: Final = 0x1C849303 | 0x10
 _ENVELOPE: Final = struct.Struct(">ii")
 _HEADER: Final = struct.Struct(">iiiiqqd")
 _LONGEST_VARINT: Final = 9
-
-
-def counts_length(lowest_ns: int, highest_ns: int, figures: int) -> int:
-    """How many counts a histogram of this configuration has."""
-    magnitude = (2 * 10**figures - 1).bit_length()
-    untrackable = 1 << (magnitude + lowest_ns.bit_length() - 1)
-    buckets = 1
-    while untrackable <= highest_ns:
-        untrackable <<= 1
-        buckets += 1
-    return (buckets + 1) << (magnitude - 1)
 
 
 def encode(lowest_ns: int, highest_ns: int, figures: int, counts: Sequence[int]) -> bytes:
@@ -79,9 +70,8 @@ def _decode(data: bytes) -> tuple[int, int, int, list[tuple[int, int]]]:
         raise ValueError(f"its inner cookie is {cookie:#x}, not {_COOKIE:#x}")
     if offset != 0 or ratio != 1.0:
         raise ValueError("it is normalised or scaled, which is not supported")
-    if not (1 <= figures <= 5 and 1 <= lowest_ns <= highest_ns // 2 and highest_ns <= 2**62):
-        raise ValueError(f"its configuration is {lowest_ns} to {highest_ns} ns with {figures} figures")
-    slots = counts_length(lowest_ns, highest_ns, figures)
+    layout = Layout(lowest_ns, highest_ns, figures)
+    slots = layout.length
     most = slots * _LONGEST_VARINT
     if not 0 <= length <= most:
         raise ValueError(f"{length} bytes of counts announced for {slots} counts")
@@ -102,18 +92,9 @@ def _decode(data: bytes) -> tuple[int, int, int, list[tuple[int, int]]]:
             raise ValueError(f"more than {slots} counts")
     if total >= 2**63:
         raise ValueError("more than 2**63 latencies")
-    if counts and _lowest_value(counts[-1][0], lowest_ns, figures) > highest_ns:
+    if counts and layout.lowest_of(counts[-1][0]) > highest_ns:
         raise ValueError(f"latencies above {highest_ns} ns")
     return lowest_ns, highest_ns, figures, counts
-
-
-def _lowest_value(index: int, lowest_ns: int, figures: int) -> int:
-    half_magnitude = (2 * 10**figures - 1).bit_length() - 1
-    half = 1 << half_magnitude
-    unit = lowest_ns.bit_length() - 1
-    if index < 2 * half:
-        return index << unit
-    return ((index & (half - 1)) + half) << ((index >> half_magnitude) - 1 + unit)
 
 
 def _varint(number: int) -> bytes:

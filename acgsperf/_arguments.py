@@ -1,0 +1,98 @@
+"""What both implementations of the core ask of their arguments: one check and one message for each."""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+from operator import index
+from typing import Any, Final, SupportsFloat, SupportsIndex, TypeVar, cast
+
+from acgsperf._types import HASH_LENGTH, MAX_ENTRIES
+
+LONGEST_NS: Final = 2**62
+MOST_HASHES: Final = 16
+MOST_CORRECTIONS: Final = 10_000_000
+HEXADECIMAL: Final = re.compile(rf"[0-9a-f]{{{HASH_LENGTH}}}")
+
+_CallbackT = TypeVar("_CallbackT", bound=Callable[..., object] | None)
+
+
+def checked_int(name: str, value: SupportsIndex) -> int:
+    """An integer; a bool is none."""
+    try:
+        if not isinstance(value, bool):
+            return index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be an integer, not {value!r}")
+
+
+def checked_callable(name: str, value: _CallbackT) -> _CallbackT:
+    """A callable, or None."""
+    if value is not None and not callable(value):
+        raise TypeError(f"{name} must be callable or None, not {value!r}")
+    return value
+
+
+def checked_hashes(expected: str | Iterable[str]) -> tuple[str, ...]:
+    """1 to 16 different hashes."""
+    hashes: Any = (expected,) if isinstance(expected, str) else expected
+    try:
+        hashes = tuple(dict.fromkeys(hashes))
+    except TypeError:
+        raise TypeError(f"expected must be a str or an iterable of str, not {expected!r}") from None
+    for item in hashes:
+        if not isinstance(item, str):
+            raise TypeError(f"expected must be a str or an iterable of str, not {item!r}")
+        if not HEXADECIMAL.fullmatch(item):
+            raise ValueError(f"expected must be {HASH_LENGTH} lower-case hexadecimal digits, not {item!r}")
+    if not 1 <= len(hashes) <= MOST_HASHES:
+        raise ValueError(f"expected must be 1 to {MOST_HASHES} hashes, not {len(hashes)}")
+    return tuple(str.__str__(item) for item in hashes)
+
+
+def checked_maxsize(maxsize: SupportsIndex) -> int:
+    """A number of entries."""
+    size = checked_int("maxsize", maxsize)
+    if not 1 <= size <= MAX_ENTRIES:
+        raise ValueError(f"maxsize must be between 1 and {MAX_ENTRIES}, not {size!r}")
+    return size
+
+
+def checked_ttl_ns(ttl: SupportsFloat | None) -> int | None:
+    """Seconds as whole nanoseconds; None for never."""
+    if ttl is None:
+        return None
+    if isinstance(ttl, bool | str | bytes | bytearray) or not hasattr(ttl, "__float__"):
+        raise TypeError(f"ttl must be a positive number of seconds or None, not {ttl!r}")
+    try:
+        seconds = float(ttl)
+    except OverflowError:
+        seconds = math.inf if cast("int", ttl) > 0 else -1.0
+    if not seconds > 0:
+        raise ValueError(f"ttl must be a positive number of seconds or None, not {ttl!r}")
+    if seconds * 1e9 >= LONGEST_NS:
+        return None
+    return max(1, round(seconds * 1e9))
+
+
+def checked_interval_ns(latency_ns: int, expected_interval_ns: SupportsIndex) -> int:
+    """An interval by which a latency can be corrected."""
+    interval = checked_int("expected_interval_ns", expected_interval_ns)
+    if interval <= 0:
+        raise ValueError(f"expected_interval_ns must be positive, not {interval!r}")
+    if latency_ns // interval > MOST_CORRECTIONS:
+        raise ValueError(f"expected_interval_ns must ask for at most {MOST_CORRECTIONS} corrections, not {interval!r}")
+    return interval
+
+
+def checked_percent(q: SupportsFloat) -> float:
+    """A number between 0 and 100."""
+    if isinstance(q, bool | str | bytes | bytearray) or not hasattr(q, "__float__"):
+        raise TypeError(f"percentile must be a number between 0 and 100, not {q!r}")
+    try:
+        percent = float(q)
+    except OverflowError:
+        percent = -1.0
+    if not 0 <= percent <= 100:
+        raise ValueError(f"percentile must be between 0 and 100, not {q!r}")
+    return percent

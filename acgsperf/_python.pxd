@@ -1,0 +1,35 @@
+# cython: language_level=3
+"""What the core uses of Python's C interface and Cython's `cpython` package does not declare, or not with raw pointers."""
+
+from cpython.object cimport PyObject
+
+cdef extern from "Python.h":
+    ctypedef int (*visitproc)(PyObject *, void *) noexcept
+    ctypedef int (*traverseproc)(PyObject *, visitproc, void *) noexcept
+    ctypedef int (*inquiry)(PyObject *) noexcept
+    ctypedef struct PyMethodDef:
+        const char *ml_name
+        void *ml_meth
+        int ml_flags
+        const char *ml_doc
+    ctypedef struct PyTypeObject:
+        traverseproc tp_traverse
+        inquiry tp_clear
+        PyObject *tp_dict
+    int METH_FASTCALL
+    object PyDescr_NewMethod(PyTypeObject *type, PyMethodDef *method)
+    int PyDict_SetItemString(PyObject *mapping, const char *key, object value) except -1
+    void PyType_Modified(PyTypeObject *type)
+    bint PyUnicode_Check(PyObject *value)
+    bint PyUnicode_CheckExact(PyObject *value)
+    Py_ssize_t PyUnicode_GET_LENGTH(PyObject *value)
+    int PyUnicode_KIND(PyObject *value)
+    int PyUnicode_1BYTE_KIND
+    void *PyUnicode_DATA(PyObject *value)
+    int PyUnicode_Compare(object left, object right) except? -1
+    bint PyLong_Check(object value)
+    long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
+    PyObject *PyObject_CallFunctionObjArgs(PyObject *callable, ...)
+    void PyErr_WriteUnraisable(PyObject *origin)
+    list PyList_New(Py_ssize_t size)
+    void PyList_SET_ITEM(list values, Py_ssize_t i, PyObject *stolen)
