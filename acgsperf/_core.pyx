@@ -11,11 +11,11 @@ code runs, and nowhere else.
 
 cimport cython
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
-from cpython.object cimport Py_EQ, PyObject, PyObject_Hash, PyObject_RichCompareBool
+from cpython.object cimport Py_EQ, PyObject, PyObject_RichCompareBool
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.math cimport rint
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
 
 from acgsperf._hdr cimport (
     Counts, hdr_add, hdr_clamp, hdr_end, hdr_free, hdr_highest, hdr_init, hdr_lowest, hdr_mean, hdr_merge,
@@ -24,7 +24,7 @@ from acgsperf._hdr cimport (
 from acgsperf._python cimport (
     METH_FASTCALL, PyDescr_NewMethod, PyDict_SetItemString, PyErr_WriteUnraisable, PyList_New, PyList_SET_ITEM,
     PyLong_AsLongLongAndOverflow, PyLong_Check, PyMethodDef, PyObject_CallFunctionObjArgs, PyTypeObject,
-    PyType_Modified, PyUnicode_1BYTE_KIND, PyUnicode_Check, PyUnicode_CheckExact, PyUnicode_Compare,
+    PyType_Modified, PyUnicode_1BYTE_KIND, PyUnicode_Check, PyUnicode_CheckExact,
     PyUnicode_DATA, PyUnicode_GET_LENGTH, PyUnicode_KIND, inquiry, traverseproc, visitproc,
 )
 from acgsperf._table cimport (
@@ -49,6 +49,9 @@ cdef extern from "_platform.h" nogil:
     int64_t acgsperf_monotonic_ns()
     int64_t acgsperf_coarse_ns()
     const int64_t ACGSPERF_COARSE_LAG_NS
+
+cdef extern from "_platform.h":
+    Py_hash_t acgsperf_hash(object key) except? -1
 
 IMPLEMENTATION = "c"
 
@@ -202,10 +205,6 @@ cdef struct Removed:
     bint expired
 
 
-cdef inline Py_hash_t hash_of(key) except? -1:
-    return PyObject_Hash(key)
-
-
 @cython.final
 cdef class LRUCache:
     """A mapping of bounded size that forgets what was not used longest, and what has outlived its time.
@@ -307,7 +306,7 @@ cdef class LRUCache:
                     return number
                 if slot.hash == hash:
                     if PyUnicode_CheckExact(slot.key) and PyUnicode_CheckExact(<PyObject *> key):
-                        same = PyUnicode_Compare(<object> slot.key, key) == 0
+                        same = is_same_text(slot.key, <PyObject *> key)
                     else:
                         same = equal(<object> slot.key, key)
                         if self.version != version:
@@ -355,8 +354,11 @@ cdef class LRUCache:
             self.dispose(removed[i])
         PyMem_RawFree(removed)
 
-    cdef object lookup(self, key, Py_hash_t hash, int64_t now):
-        cdef uint32_t number = self.find(key, hash)
+    cdef inline object lookup(self, key, Py_hash_t hash, int64_t now):
+        # Most keys lie where they belong and are asked for by the object that was stored.
+        cdef uint32_t number = self.table.index[table_home(&self.table, hash)]
+        if number == 0 or self.table.slots[number].key != <PyObject *> key:
+            number = self.find(key, hash)
         if number == 0:
             self.misses += 1
             return MISSING
@@ -411,7 +413,7 @@ cdef class LRUCache:
 
     def peek(self, key, default=None, /):
         """The value of a fresh entry, or `default`; neither the order nor the counters change."""
-        cdef Py_hash_t hash = hash_of(key)
+        cdef Py_hash_t hash = acgsperf_hash(key)
         cdef int64_t now
         cdef uint32_t number
         with cython.critical_section(self):
@@ -433,13 +435,13 @@ cdef class LRUCache:
             TypeError, ValueError: for an unhashable key or a bad ttl; nothing has changed then.
         """
         cdef int64_t ttl_ns = self.ttl_ns if ttl is DEFAULT_TTL else ttl_to_ns(ttl)
-        cdef Py_hash_t hash = hash_of(key)
+        cdef Py_hash_t hash = acgsperf_hash(key)
         with cython.critical_section(self):
             self.store(key, hash, value, ttl_ns, self.read_clock())
 
     def setdefault(self, key, default=None, /):
         """The value of a key, which is set to `default` when it is missing or expired."""
-        cdef Py_hash_t hash = hash_of(key)
+        cdef Py_hash_t hash = acgsperf_hash(key)
         cdef int64_t now
         with cython.critical_section(self):
             now = self.read_clock()
@@ -455,7 +457,7 @@ cdef class LRUCache:
         Raises:
             KeyError: when it is missing or expired and no default was given.
         """
-        cdef Py_hash_t hash = hash_of(key)
+        cdef Py_hash_t hash = acgsperf_hash(key)
         cdef Removed removed
         cdef int64_t now
         cdef uint32_t number
@@ -547,7 +549,7 @@ cdef class LRUCache:
         Raises:
             KeyError: when it is missing or has expired.
         """
-        cdef Py_hash_t hash = hash_of(key)
+        cdef Py_hash_t hash = acgsperf_hash(key)
         cdef int64_t now, expires_ns
         cdef uint32_t number
         with cython.critical_section(self):
@@ -646,7 +648,7 @@ cdef class LRUCache:
             self.hits = self.misses = self.insertions = self.updates = self.evictions = self.expirations = 0
 
     def __getitem__(self, key, /):
-        cdef Py_hash_t hash = hash_of(key)
+        cdef Py_hash_t hash = acgsperf_hash(key)
         with cython.critical_section(self):
             value = self.lookup(key, hash, self.read_clock())
         if value is MISSING:
@@ -654,12 +656,12 @@ cdef class LRUCache:
         return value
 
     def __setitem__(self, key, value, /):
-        cdef Py_hash_t hash = hash_of(key)
+        cdef Py_hash_t hash = acgsperf_hash(key)
         with cython.critical_section(self):
             self.store(key, hash, value, self.ttl_ns, self.read_clock())
 
     def __delitem__(self, key, /):
-        cdef Py_hash_t hash = hash_of(key)
+        cdef Py_hash_t hash = acgsperf_hash(key)
         cdef Removed removed
         cdef uint32_t number
         with cython.critical_section(self):
@@ -697,6 +699,16 @@ cdef class LRUCache:
         return GenericAlias(cls, item)
 
 
+cdef inline bint is_same_text(PyObject *one, PyObject *other) noexcept:
+    # Every str has the narrowest kind that can hold it.
+    cdef Py_ssize_t length = PyUnicode_GET_LENGTH(one)
+    cdef int kind = PyUnicode_KIND(one)
+    return (
+        length == PyUnicode_GET_LENGTH(other) and kind == PyUnicode_KIND(other)
+        and memcmp(PyUnicode_DATA(one), PyUnicode_DATA(other), length * kind) == 0
+    )
+
+
 cdef int equal(stored, key) except -1:
     # `stored` is held while the comparison runs: it may remove the entry.
     return PyObject_RichCompareBool(stored, key, Py_EQ)
@@ -719,7 +731,7 @@ cdef object lru_get(LRUCache self, PyObject **args, Py_ssize_t count):
     cdef Py_hash_t hash
     if not 1 <= count <= 2:
         raise TypeError(f"get expected 1 or 2 arguments, got {count}")
-    hash = PyObject_Hash(<object> args[0])
+    hash = acgsperf_hash(<object> args[0])
     with cython.critical_section(self):
         value = self.lookup(<object> args[0], hash, self.read_clock())
     if value is not MISSING:

@@ -1,7 +1,9 @@
-/* What C offers differently on each platform: a monotonic clock, a cheap one, and the length of an integer in bits. */
+/* What Cython cannot say: a monotonic clock and a cheap one on each platform, the length of an integer in bits, and the
+   hash of an object without a call where it is known. */
 #ifndef ACGSPERF_PLATFORM_H
 #define ACGSPERF_PLATFORM_H
 
+#include <Python.h>
 #include <stdint.h>
 
 #if defined(_MSC_VER)
@@ -53,5 +55,17 @@ static inline int64_t acgsperf_coarse_ns(void)
 #define ACGSPERF_COARSE_LAG_NS 0
 #define acgsperf_coarse_ns acgsperf_monotonic_ns
 #endif
+
+/* A str remembers its hash; -1 until it was asked for. */
+static inline Py_hash_t acgsperf_hash(PyObject *key)
+{
+    if (PyUnicode_CheckExact(key)) {
+        /* Without the GIL another thread may be writing it: one read, of one word. */
+        Py_hash_t hash = *(volatile Py_hash_t *)&((PyASCIIObject *)key)->hash;
+        if (hash != -1)
+            return hash;
+    }
+    return PyObject_Hash(key);
+}
 
 #endif

@@ -26,7 +26,6 @@ cdef extern from "Python.h":
     int PyUnicode_KIND(PyObject *value)
     int PyUnicode_1BYTE_KIND
     void *PyUnicode_DATA(PyObject *value)
-    int PyUnicode_Compare(object left, object right) except? -1
     bint PyLong_Check(object value)
     long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
     PyObject *PyObject_CallFunctionObjArgs(PyObject *callable, ...)
