@@ -16,7 +16,9 @@ cdef extern from "Python.h":
         traverseproc tp_traverse
         inquiry tp_clear
         PyObject *tp_dict
+        unsigned long tp_flags
     int METH_FASTCALL
+    const unsigned long Py_TPFLAGS_MAPPING
     object PyDescr_NewMethod(PyTypeObject *type, PyMethodDef *method)
     int PyDict_SetItemString(PyObject *mapping, const char *key, object value) except -1
     void PyType_Modified(PyTypeObject *type)
