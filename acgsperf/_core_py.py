@@ -98,10 +98,11 @@ class HashValidator(_Final):
 
 
 class _Entry:
-    __slots__ = ("expires_ns", "key", "value")
+    __slots__ = ("expires_ns", "hash", "key", "value")
 
-    def __init__(self, key: Any, value: Any, expires_ns: int | None) -> None:
+    def __init__(self, key: Any, key_hash: int, value: Any, expires_ns: int | None) -> None:
         self.key = key
+        self.hash = key_hash
         self.value = value
         self.expires_ns = expires_ns
 
@@ -110,11 +111,14 @@ class _Entry:
 
 
 class LRUCache(_Final):
-    """A mapping of bounded size that forgets what was not used longest, and what has outlived its time."""
+    """A mapping of bounded size that forgets what was not used longest, and what has outlived its time.
+
+    Entries are found through their hash and ordered by their identity: only `_find` runs a key's own code.
+    """
 
     __slots__ = (
+        "_by_hash",
         "_clock",
-        "_entries",
         "_evictions",
         "_expirations",
         "_hits",
@@ -122,6 +126,7 @@ class LRUCache(_Final):
         "_lock",
         "_misses",
         "_on_evict",
+        "_order",
         "_ttl_ns",
         "_updates",
         "maxsize",
@@ -141,8 +146,9 @@ class LRUCache(_Final):
         self.ttl = None if ttl is None else math.inf if self._ttl_ns is None else float(ttl)
         self._clock = checked_callable("clock", clock)
         self.on_evict = on_evict
-        self._entries: OrderedDict[Any, _Entry] = OrderedDict()
-        # Reentrant, for the keys' own __hash__ and __eq__ run inside and may use the cache.
+        self._by_hash: dict[int, tuple[_Entry, ...]] = {}
+        self._order: OrderedDict[_Entry, None] = OrderedDict()
+        # Reentrant, for the keys' own __eq__ runs inside and may use the cache.
         self._lock = threading.RLock()
         self.reset_stats()
 
@@ -163,9 +169,29 @@ class LRUCache(_Final):
             raise ValueError(f"clock must return seconds within 4e9 of zero, not {now!r}")
         return round(now * 1e9)
 
+    def _find(self, key: Hashable, key_hash: int) -> _Entry | None:
+        """The entry of a key. Starts again whenever a comparison changed the entries of that hash."""
+        while True:
+            candidates = self._by_hash.get(key_hash, ())
+            found = next((entry for entry in candidates if entry.key is key or entry.key == key), None)
+            if self._by_hash.get(key_hash, ()) is candidates:
+                return found
+
+    def _insert(self, entry: _Entry) -> None:
+        self._by_hash[entry.hash] = (*self._by_hash.get(entry.hash, ()), entry)
+        self._order[entry] = None
+
+    def _detach(self, entry: _Entry) -> None:
+        del self._order[entry]
+        others = tuple(other for other in self._by_hash[entry.hash] if other is not entry)
+        if others:
+            self._by_hash[entry.hash] = others
+        else:
+            del self._by_hash[entry.hash]
+
     def _evict(self, entry: _Entry, now_ns: int) -> tuple[_Entry, EvictionReason]:
         """Take an entry out and count it; `_notify` comes after the lock."""
-        del self._entries[entry.key]
+        self._detach(entry)
         if entry.is_expired(now_ns):
             self._expirations += 1
             return entry, EvictionReason.EXPIRED
@@ -182,85 +208,85 @@ class LRUCache(_Final):
             except BaseException as error:
                 _report_unraisable(error, callback)
 
-    def _lookup(self, key: Hashable, now_ns: int) -> Any:
+    def _lookup(self, key: Hashable, key_hash: int, now_ns: int) -> Any:
         evicted: list[tuple[_Entry, EvictionReason]] = []
         with self._lock:
-            entry = self._entries.get(key)
+            entry = self._find(key, key_hash)
             if entry is None:
                 self._misses += 1
                 return _MISSING
             if not entry.is_expired(now_ns):
                 self._hits += 1
-                self._entries.move_to_end(entry.key)
+                self._order.move_to_end(entry)
                 return entry.value
             self._misses += 1
             evicted.append(self._evict(entry, now_ns))
         self._notify(evicted)
         return _MISSING
 
-    def _store(self, key: Hashable, value: Any, ttl_ns: int | None, now_ns: int) -> None:
+    def _store(self, key: Hashable, key_hash: int, value: Any, ttl_ns: int | None, now_ns: int) -> None:
         expires_ns = None if ttl_ns is None else now_ns + ttl_ns
         evicted: list[tuple[_Entry, EvictionReason]] = []
         with self._lock:
-            entry = self._entries.get(key)
+            entry = self._find(key, key_hash)
             if entry is not None and not entry.is_expired(now_ns):
                 # Kept until the lock is free: dropping it may run code.
                 old = entry.value
                 entry.value, entry.expires_ns = value, expires_ns
-                self._entries.move_to_end(entry.key)
+                self._order.move_to_end(entry)
                 self._updates += 1
             else:
                 old = None
                 if entry is not None:
                     evicted.append(self._evict(entry, now_ns))
-                elif len(self._entries) >= self.maxsize:
-                    evicted.append(self._evict(next(iter(self._entries.values())), now_ns))
-                self._entries[key] = _Entry(key, value, expires_ns)
+                elif len(self._order) >= self.maxsize:
+                    evicted.append(self._evict(next(iter(self._order)), now_ns))
+                self._insert(_Entry(key, key_hash, value, expires_ns))
                 self._insertions += 1
         del old
         self._notify(evicted)
 
     def get(self, key: Hashable, default: Any = None, /) -> Any:
         """The value of a key, which becomes the most recently used; `default` when missing or expired."""
-        hash(key)
-        value = self._lookup(key, self._now_ns())
+        key_hash = hash(key)
+        value = self._lookup(key, key_hash, self._now_ns())
         return default if value is _MISSING else value
 
     def peek(self, key: Hashable, default: Any = None, /) -> Any:
         """The value of a fresh entry, or `default`; neither the order nor the counters change."""
-        hash(key)
+        key_hash = hash(key)
         now_ns = self._now_ns()
         with self._lock:
-            entry = self._entries.get(key)
+            entry = self._find(key, key_hash)
             return default if entry is None or entry.is_expired(now_ns) else entry.value
 
     def set(self, key: Hashable, value: Any, ttl: Any = ...) -> None:
         """Store a value as the most recently used; when full, the least recently used entry is evicted."""
         ttl_ns = self._ttl_ns if ttl is ... else checked_ttl_ns(ttl)
-        hash(key)
-        self._store(key, value, ttl_ns, self._now_ns())
+        key_hash = hash(key)
+        self._store(key, key_hash, value, ttl_ns, self._now_ns())
 
     def setdefault(self, key: Hashable, default: Any = None, /) -> Any:
         """The value of a key, which is set to `default` when it is missing or expired."""
-        hash(key)
+        key_hash = hash(key)
         now_ns = self._now_ns()
         with self._lock:
-            value = self._lookup(key, now_ns)
+            value = self._lookup(key, key_hash, now_ns)
             if value is not _MISSING:
                 return value
-            self._store(key, default, self._ttl_ns, now_ns)
+            self._store(key, key_hash, default, self._ttl_ns, now_ns)
             return default
 
     def pop(self, key: Hashable, default: Any = ..., /) -> Any:
         """Remove a key and return its value."""
-        hash(key)
+        key_hash = hash(key)
         now_ns = self._now_ns()
         evicted: list[tuple[_Entry, EvictionReason]] = []
         with self._lock:
-            entry = self._entries.get(key)
+            entry = self._find(key, key_hash)
             if entry is not None:
                 if not entry.is_expired(now_ns):
-                    del self._entries[entry.key]
+                    self._detach(entry)
                     return entry.value
                 evicted.append(self._evict(entry, now_ns))
         self._notify(evicted)
@@ -273,11 +299,11 @@ class LRUCache(_Final):
         now_ns = self._now_ns()
         while True:
             with self._lock:
-                entry = next(iter(self._entries.values()), None)
+                entry = next(iter(self._order), None)
                 if entry is None:
                     raise KeyError("popitem(): cache is empty")
                 if not entry.is_expired(now_ns):
-                    del self._entries[entry.key]
+                    self._detach(entry)
                     return entry.key, entry.value
                 evicted = self._evict(entry, now_ns)
             self._notify([evicted])
@@ -290,24 +316,25 @@ class LRUCache(_Final):
     def clear(self) -> None:
         """Remove every entry; counters stay, `on_evict` is not called."""
         with self._lock:
-            old, self._entries = self._entries, OrderedDict()
+            old = self._order, self._by_hash
+            self._order, self._by_hash = OrderedDict(), {}
         del old
 
     def expire(self) -> int:
         """Remove every expired entry, least recently used first, and return how many there were."""
         now_ns = self._now_ns()
         with self._lock:
-            expired = [entry for entry in self._entries.values() if entry.is_expired(now_ns)]
+            expired = [entry for entry in self._order if entry.is_expired(now_ns)]
             evicted = [self._evict(entry, now_ns) for entry in expired]
         self._notify(evicted)
         return len(evicted)
 
     def expires_in(self, key: Hashable, /) -> float | None:
         """Seconds until a key expires, None for never; KeyError when it is missing or has expired."""
-        hash(key)
+        key_hash = hash(key)
         now_ns = self._now_ns()
         with self._lock:
-            entry = self._entries.get(key)
+            entry = self._find(key, key_hash)
             if entry is None or entry.is_expired(now_ns):
                 raise KeyError(key)
             return None if entry.expires_ns is None else (entry.expires_ns - now_ns) / 1e9
@@ -319,14 +346,14 @@ class LRUCache(_Final):
         evicted = []
         with self._lock:
             self.maxsize = limit
-            while len(self._entries) > limit:
-                evicted.append(self._evict(next(iter(self._entries.values())), now_ns))
+            while len(self._order) > limit:
+                evicted.append(self._evict(next(iter(self._order)), now_ns))
         self._notify(evicted)
 
     def _fresh(self) -> list[_Entry]:
         now_ns = self._now_ns()
         with self._lock:
-            return [entry for entry in self._entries.values() if not entry.is_expired(now_ns)]
+            return [entry for entry in self._order if not entry.is_expired(now_ns)]
 
     def keys(self) -> list[Any]:
         """A list of the fresh keys, least recently used first."""
@@ -350,7 +377,7 @@ class LRUCache(_Final):
                 self._updates,
                 self._evictions,
                 self._expirations,
-                len(self._entries),
+                len(self._order),
                 self.maxsize,
             )
 
@@ -361,8 +388,8 @@ class LRUCache(_Final):
             self._updates = self._evictions = self._expirations = 0
 
     def __getitem__(self, key: Hashable, /) -> Any:
-        hash(key)
-        value = self._lookup(key, self._now_ns())
+        key_hash = hash(key)
+        value = self._lookup(key, key_hash, self._now_ns())
         if value is _MISSING:
             raise KeyError(key)
         return value
@@ -371,9 +398,12 @@ class LRUCache(_Final):
         self.set(key, value)
 
     def __delitem__(self, key: Hashable, /) -> None:
+        key_hash = hash(key)
         with self._lock:
-            entry = self._entries.pop(key)
-        del entry
+            entry = self._find(key, key_hash)
+            if entry is None:
+                raise KeyError(key)
+            self._detach(entry)
 
     def __contains__(self, key: Hashable, /) -> bool:
         return self.peek(key, _MISSING) is not _MISSING
@@ -382,10 +412,10 @@ class LRUCache(_Final):
         return iter(self.keys())
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._order)
 
     def __sizeof__(self) -> int:
-        return object.__sizeof__(self) + sys.getsizeof(self._entries)
+        return object.__sizeof__(self) + sys.getsizeof(self._order) + sys.getsizeof(self._by_hash)
 
     def __repr__(self) -> str:
         return f"<LRUCache size={len(self)} maxsize={self.maxsize} ttl={self.ttl}>"
