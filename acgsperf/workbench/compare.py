@@ -231,9 +231,9 @@ def _caches(
 def _cache_cases(modules: dict[str, ModuleType], quick: bool) -> Iterator[Case]:
     large = 1_000 if quick else 100_000
     source = random.Random(1)
-    for name, size, factor, repeat, rounds in (
-        ("get, 1,000 hot keys", 1_000, 1.4, 20, 60),
-        (f"get, random order over {large:,}", large, 1.7, 1, 9),
+    for name, size, bounds, repeat, rounds in (
+        ("get, 1,000 hot keys", 1_000, (Bound("dict", 1.4), Bound("cachebox.TTLCache", 0.5)), 20, 60),
+        (f"get, random order over {large:,}", large, (Bound("dict", 1.7),), 1, 9),
     ):
         keys = [f"key:{i}" for i in range(size)]
         caches = _caches(modules, size)
@@ -247,7 +247,7 @@ def _cache_cases(modules: dict[str, ModuleType], quick: bool) -> Iterator[Case]:
         for key in keys:
             memoised(key)
         gets["functools.lru_cache (no TTL)"] = _each(memoised, asked)
-        yield Case(name, len(asked), gets, (Bound("dict", factor), Bound("cachebox.TTLCache", 0.5)), rounds)
+        yield Case(name, len(asked), gets, bounds, rounds)
     yield Case(
         f"set, {large:,} existing entries",
         large,
