@@ -54,13 +54,18 @@ class _Final:
 class HashValidator(_Final):
     """Tells whether a value is one of the accepted constitutional hashes."""
 
-    __slots__ = ("_accepted", "_lock", "_malformed", "_mismatched", "_valid", "expected")
+    __slots__ = ("_accepted", "_expected", "_lock", "_malformed", "_mismatched", "_valid")
 
     def __init__(self, expected: str | Iterable[str] = CONSTITUTIONAL_HASH) -> None:
-        self.expected = checked_hashes(expected)
-        self._accepted = frozenset(self.expected)
+        self._expected = checked_hashes(expected)
+        self._accepted = frozenset(self._expected)
         self._lock = threading.Lock()
         self.reset_stats()
+
+    @property
+    def expected(self) -> tuple[str, ...]:
+        """The accepted hashes."""
+        return self._expected
 
     def classify(self, value: object, /) -> Verdict:
         """VALID, MISMATCH (a hash, but not an accepted one) or MALFORMED (not a hash at all)."""
@@ -91,7 +96,8 @@ class HashValidator(_Final):
 
     def reset_stats(self) -> None:
         """Set the counters to zero."""
-        self._valid = self._mismatched = self._malformed = 0
+        with self._lock:
+            self._valid = self._mismatched = self._malformed = 0
 
     def __repr__(self) -> str:
         return f"<HashValidator expected={self.expected!r}>"
@@ -124,13 +130,13 @@ class LRUCache(_Final):
         "_hits",
         "_insertions",
         "_lock",
+        "_maxsize",
         "_misses",
         "_on_evict",
         "_order",
+        "_ttl",
         "_ttl_ns",
         "_updates",
-        "maxsize",
-        "ttl",
     )
 
     def __init__(
@@ -141,9 +147,9 @@ class LRUCache(_Final):
         clock: Callable[[], float] | None = None,
         on_evict: Callable[[Any, Any, EvictionReason], object] | None = None,
     ) -> None:
-        self.maxsize = checked_maxsize(maxsize)
+        self._maxsize = checked_maxsize(maxsize)
         self._ttl_ns = checked_ttl_ns(ttl)
-        self.ttl = None if ttl is None else math.inf if self._ttl_ns is None else float(ttl)
+        self._ttl = None if ttl is None else math.inf if self._ttl_ns is None else float(ttl)
         self._clock = checked_callable("clock", clock)
         self.on_evict = on_evict
         self._by_hash: dict[int, tuple[_Entry, ...]] = {}
@@ -151,6 +157,16 @@ class LRUCache(_Final):
         # Reentrant, for the keys' own __eq__ runs inside and may use the cache.
         self._lock = threading.RLock()
         self.reset_stats()
+
+    @property
+    def maxsize(self) -> int:
+        """Entries at most; `resize` changes it."""
+        return self._maxsize
+
+    @property
+    def ttl(self) -> float | None:
+        """Seconds until an entry expires unless `set` says otherwise; None for never."""
+        return self._ttl
 
     @property
     def on_evict(self) -> Callable[[Any, Any, EvictionReason], object] | None:
@@ -239,7 +255,7 @@ class LRUCache(_Final):
                 old = None
                 if entry is not None:
                     evicted.append(self._evict(entry, now_ns))
-                elif len(self._order) >= self.maxsize:
+                elif len(self._order) >= self._maxsize:
                     evicted.append(self._evict(next(iter(self._order)), now_ns))
                 self._insert(_Entry(key, key_hash, value, expires_ns))
                 self._insertions += 1
@@ -345,7 +361,7 @@ class LRUCache(_Final):
         now_ns = self._now_ns()
         evicted = []
         with self._lock:
-            self.maxsize = limit
+            self._maxsize = limit
             while len(self._order) > limit:
                 evicted.append(self._evict(next(iter(self._order)), now_ns))
         self._notify(evicted)
@@ -378,7 +394,7 @@ class LRUCache(_Final):
                 self._evictions,
                 self._expirations,
                 len(self._order),
-                self.maxsize,
+                self._maxsize,
             )
 
     def reset_stats(self) -> None:

@@ -562,6 +562,14 @@ def test_it_says_what_it_is(core):
     assert str(core.LRUCache[str, int]).endswith("LRUCache[str, int]")
 
 
+@pytest.mark.parametrize("name", ["maxsize", "ttl", "anything"])
+def test_its_attributes_cannot_be_set(core, name):
+    cache = core.LRUCache(10, 60)
+    with pytest.raises(AttributeError):
+        setattr(cache, name, 20)
+    assert (cache.maxsize, cache.ttl) == (10, 60.0)
+
+
 def test_it_cannot_be_pickled_copied_or_derived_from(core):
     cache = core.LRUCache(1)
     for action in (pickle.dumps, copy.copy, copy.deepcopy):
