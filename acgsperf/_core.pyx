@@ -145,7 +145,7 @@ cdef class HashValidator:
         cdef list verdicts
         cdef Py_ssize_t i
         cdef tuple items
-        if not isinstance(values, (list, tuple)):
+        if type(values) is not list and type(values) is not tuple:
             return [self.validate(value) for value in values]
         items = tuple(values)
         verdicts = PyList_New(len(items))
