@@ -82,7 +82,8 @@ def checked_interval_ns(latency_ns: int, expected_interval_ns: SupportsIndex) ->
         raise ValueError(f"expected_interval_ns must be positive, not {interval!r}")
     if latency_ns // interval > MOST_CORRECTIONS:
         raise ValueError(f"expected_interval_ns must ask for at most {MOST_CORRECTIONS} corrections, not {interval!r}")
-    return interval
+    # Longer than any latency is as good as the longest, and fits a machine word.
+    return min(interval, LONGEST_NS)
 
 
 def checked_percent(q: SupportsFloat) -> float:

@@ -38,13 +38,14 @@ def encode(lowest_ns: int, highest_ns: int, figures: int, counts: Sequence[int])
     return _ENVELOPE.pack(_COMPRESSED_COOKIE, len(packed)) + packed
 
 
-def decode(blob: bytes) -> tuple[int, int, int, list[tuple[int, int]]]:
+def decode(blob: bytes) -> tuple[int, int, int, Iterator[tuple[int, int]]]:
     """The configuration of a histogram and its counts.
 
     Memory is bounded by what the configuration can need, whatever the blob claims.
 
     Returns:
-        lowest_ns, highest_ns, figures, and (index, count) for every count that is not zero.
+        lowest_ns, highest_ns, figures, and (index, count) for every count that is not zero. What is wrong with
+        the counts is a ValueError while they are read.
 
     Raises:
         TypeError: when `blob` is not bytes-like.
@@ -52,12 +53,17 @@ def decode(blob: bytes) -> tuple[int, int, int, list[tuple[int, int]]]:
     """
     data = bytes(memoryview(blob))
     try:
-        return _decode(data)
+        layout, payload = _unpack(data)
     except (ValueError, struct.error, zlib.error) as error:
-        raise ValueError(f"not a HdrHistogram V2 blob: {error}") from None
+        raise _refusal(error) from None
+    return layout.lowest_ns, layout.highest_ns, layout.significant_figures, _counts(layout, payload)
 
 
-def _decode(data: bytes) -> tuple[int, int, int, list[tuple[int, int]]]:
+def _refusal(reason: object) -> ValueError:
+    return ValueError(f"not a HdrHistogram V2 blob: {reason}")
+
+
+def _unpack(data: bytes) -> tuple[Layout, bytes]:
     cookie, length = _ENVELOPE.unpack_from(data)
     if cookie != _COMPRESSED_COOKIE:
         raise ValueError(f"its cookie is {cookie:#x}, not {_COMPRESSED_COOKIE:#x}")
@@ -78,23 +84,25 @@ def _decode(data: bytes) -> tuple[int, int, int, list[tuple[int, int]]]:
     payload = inflater.decompress(inflater.unconsumed_tail, length + 1)
     if len(payload) != length or not inflater.eof or inflater.unused_data:
         raise ValueError(f"{length} bytes of counts announced, {len(payload)} present")
-    counts: list[tuple[int, int]] = []
-    index = 0
-    total = 0
+    return layout, payload
+
+
+def _counts(layout: Layout, payload: bytes) -> Iterator[tuple[int, int]]:
+    index = total = 0
     for number in _varints(payload):
         if number <= 0:
             index += max(-number, 1)
-        else:
-            counts.append((index, number))
-            total += number
-            index += 1
-        if index > slots:
-            raise ValueError(f"more than {slots} counts")
-    if total >= 2**63:
-        raise ValueError("more than 2**63 latencies")
-    if counts and layout.lowest_of(counts[-1][0]) > highest_ns:
-        raise ValueError(f"latencies above {highest_ns} ns")
-    return lowest_ns, highest_ns, figures, counts
+        if index + (number > 0) > layout.length:
+            raise _refusal(f"more than {layout.length} counts")
+        if number <= 0:
+            continue
+        total += number
+        if total >= 2**63:
+            raise _refusal("more than 2**63 latencies")
+        if layout.lowest_of(index) > layout.highest_ns:
+            raise _refusal(f"latencies above {layout.highest_ns} ns")
+        yield index, number
+        index += 1
 
 
 def _varint(number: int) -> bytes:
@@ -114,7 +122,7 @@ def _varints(payload: bytes) -> Iterator[int]:
         zigzag = 0
         for i in range(_LONGEST_VARINT):
             if position == len(payload):
-                raise ValueError("its last count is cut off")
+                raise _refusal("its last count is cut off")
             byte = payload[position]
             position += 1
             if i == _LONGEST_VARINT - 1:

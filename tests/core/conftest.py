@@ -10,9 +10,19 @@ import pytest
 IMPLEMENTATIONS = ["python"] if os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" else ["c", "python"]
 
 
+def imported(implementation: str) -> ModuleType:
+    return importlib.import_module({"c": "acgsperf._core", "python": "acgsperf._core_py"}[implementation])
+
+
 @pytest.fixture(scope="session", params=IMPLEMENTATIONS)
 def core(request: pytest.FixtureRequest) -> ModuleType:
-    return importlib.import_module({"c": "acgsperf._core", "python": "acgsperf._core_py"}[request.param])
+    return imported(request.param)
+
+
+@pytest.fixture(scope="session")
+def twins() -> list[ModuleType]:
+    """All implementations at once, to compare what they say."""
+    return [imported(implementation) for implementation in IMPLEMENTATIONS]
 
 
 class Clock:
