@@ -2,6 +2,11 @@
 
 import importlib
 import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -41,3 +46,20 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+def run_isolated(script: str, *arguments: str) -> None:
+    environment = dict(os.environ)
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        # Even where an extension would have it switched on.
+        environment["PYTHON_GIL"] = "0"
+    path = Path(__file__).with_name("isolated") / script
+    command = [sys.executable, "-W", "error", str(path), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, ""), f"{script} {arguments}: {done.returncode}\n{done.stderr}"
+
+
+@pytest.fixture(scope="session")
+def isolated() -> Callable[..., None]:
+    """Runs a script of isolated/ in a process of its own, which must end well and say nothing."""
+    return run_isolated

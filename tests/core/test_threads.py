@@ -1,0 +1,19 @@
+"""Each race runs in a process of its own, so that a deadlock or a crash is the failure of one test."""
+
+import pytest
+
+RACES = [
+    "cache_counts_exactly",
+    "keys_that_yield_to_others",
+    "cache_is_resized_cleared_and_expired",
+    "pop_gives_an_entry_to_one_thread",
+    "setdefault_gives_every_thread_the_same",
+    "validator_counts_exactly",
+    "histogram_equals_one_recorded_by_one_thread",
+    "histograms_merged_both_ways_do_not_deadlock",
+]
+
+
+@pytest.mark.parametrize("race", RACES)
+def test_threads_leave_a_shared_object_whole_and_its_counters_exact(core, isolated, race):
+    isolated("races.py", core.__name__, race)
