@@ -146,7 +146,10 @@ cdef class HashValidator:
         cdef Py_ssize_t i
         cdef tuple items
         if type(values) is not list and type(values) is not tuple:
-            return [self.validate(value) for value in values]
+            verdicts = []
+            for value in values:
+                verdicts.append(self.validate(value))
+            return verdicts
         items = tuple(values)
         verdicts = PyList_New(len(items))
         with cython.critical_section(self):
@@ -851,8 +854,12 @@ cdef class LatencyHistogram:
 
     def record_many(self, values_ns, /):
         """Count every latency of an iterable, or none of them when one is bad (see `record`)."""
-        cdef list values = [self.checked(ns) for ns in values_ns]
+        # No comprehension: without memory, Cython's drops what it could not append twice.
+        cdef list values = []
         cdef int64_t value
+        for ns in values_ns:
+            value = self.checked(ns)
+            values.append(value)
         with cython.critical_section(self):
             for value in values:
                 hdr_add(&self.counts, value, 1)
@@ -933,7 +940,8 @@ cdef class LatencyHistogram:
             return HistogramSnapshot(
                 self.counts.total, hdr_clamp(&self.counts, 0) if self.counts.total else 0, self.counts.largest,
                 hdr_mean(&self.counts), hdr_stddev(&self.counts),
-                *[hdr_percentile(&self.counts, percent) for percent in (50, 90, 95, 99, 99.9)],
+                hdr_percentile(&self.counts, 50), hdr_percentile(&self.counts, 90), hdr_percentile(&self.counts, 95),
+                hdr_percentile(&self.counts, 99), hdr_percentile(&self.counts, 99.9),
             )
 
     def reset(self):
@@ -946,8 +954,11 @@ cdef class LatencyHistogram:
         return Timer(self)
 
     cdef list used_counts(self):
+        cdef list used = []
         cdef Py_ssize_t i
-        return [self.counts.slots[i] for i in range(hdr_end(&self.counts))]
+        for i in range(hdr_end(&self.counts)):
+            used.append(self.counts.slots[i])
+        return used
 
     def encode(self):
         """The HdrHistogram V2 compressed format, as bytes (other tools expect it in base64)."""

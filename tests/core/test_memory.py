@@ -1,0 +1,263 @@
+"""Every reference that is taken is given back, whatever way an entry goes."""
+
+import gc
+import sys
+import weakref
+
+import pytest
+
+ENTRY_BYTES = {"c": 72, "python": 300}
+
+
+class Thing:
+    """Hashable, weakly referable, and no constant that the interpreter keeps."""
+
+
+def count(*things):
+    return [sys.getrefcount(thing) for thing in things]
+
+
+def failing(*arguments):
+    raise LookupError
+
+
+def expired_and(action):
+    def act(cache, key, clock):
+        clock.advance(100)
+        action(cache, key)
+
+    return act
+
+
+REMOVALS = {
+    "pop": lambda cache, key, clock: cache.pop(key),
+    "del": lambda cache, key, clock: cache.__delitem__(key),
+    "popitem": lambda cache, key, clock: cache.popitem(),
+    "clear": lambda cache, key, clock: cache.clear(),
+    "resize": lambda cache, key, clock: (cache.set(1, 1), cache.resize(1)),
+    "evict": lambda cache, key, clock: [cache.set(i, i) for i in range(cache.maxsize)],
+    "expire": expired_and(lambda cache, key: cache.expire()),
+    "get of the expired": expired_and(lambda cache, key: cache.get(key)),
+    "pop of the expired": expired_and(lambda cache, key: cache.pop(key, None)),
+    "setdefault over the expired": expired_and(lambda cache, key: (cache.setdefault(key, 1), cache.clear())),
+    "set over the expired": expired_and(lambda cache, key: (cache.set(key, 1), cache.clear())),
+    "resize of the expired": expired_and(lambda cache, key: (cache.set(1, 1), cache.resize(1))),
+    "popitem of the expired": expired_and(lambda cache, key: (cache.set(1, 1), cache.popitem())),
+}
+
+
+@pytest.mark.parametrize(
+    "on_evict", [None, lambda key, value, reason: None, "failing"], ids=["alone", "told", "failing"]
+)
+@pytest.mark.parametrize("remove", REMOVALS.values(), ids=REMOVALS)
+def test_a_removed_entry_gives_its_references_back(core, clock, monkeypatch, remove, on_evict):
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: None)
+    cache = core.LRUCache(4, 60, clock=clock, on_evict=failing if on_evict == "failing" else on_evict)
+    key, value = Thing(), Thing()
+    before = count(key, value)
+    cache.set(key, value)
+    assert count(key, value) == [number + 1 for number in before]
+    remove(cache, key, clock)
+    assert count(key, value) == before
+
+
+def test_looking_takes_no_references(core, clock):
+    cache = core.LRUCache(4, 60, clock=clock)
+    key, value, other = Thing(), Thing(), Thing()
+    cache.set(key, value)
+    before = count(key, value, other)
+    for missing in (key, other):
+        cache.get(missing)
+        cache.get(missing, other)
+        cache.peek(missing, other)
+        cache.pop(other, None)
+        assert (missing in cache) is (missing is key)
+        for action in (cache.expires_in, cache.__getitem__):
+            try:
+                action(missing)
+            except KeyError:
+                assert missing is other
+    del missing
+    cache.setdefault(key, other)
+    for listing in (cache.keys, cache.values, cache.items, lambda: list(cache)):
+        listing()
+    assert count(key, value, other) == before
+
+
+def test_an_update_exchanges_the_value_and_keeps_the_key(core):
+    cache = core.LRUCache(4)
+    key, old, new = Thing(), Thing(), Thing()
+    before = count(key, old, new)
+    cache.set(key, old)
+    cache.set(key, new)
+    assert count(key, old, new) == [before[0] + 1, before[1], before[2] + 1]
+    cache.set(key, new)
+    assert count(key, old, new) == [before[0] + 1, before[1], before[2] + 1]
+
+
+def test_an_operation_that_fails_keeps_no_reference(core):
+    class Broken(Thing):
+        def __hash__(self):
+            return 1
+
+        def __eq__(self, other):
+            raise LookupError
+
+    cache = core.LRUCache(4)
+    stored, key, value = Broken(), Broken(), Thing()
+    cache.set(stored, 1)
+    before = count(stored, key, value)
+    for action in (
+        lambda: cache.set(key, value),
+        lambda: cache.set(key, value, ttl=-1),
+        lambda: cache.set([], value),
+        lambda: cache.setdefault(key, value),
+        lambda: cache.get(key, value),
+        lambda: cache.get(key, value, 1),
+        lambda: cache.pop(key, value),
+    ):
+        try:
+            action()
+        except (LookupError, TypeError, ValueError):
+            continue
+        pytest.fail("nothing was raised")
+    assert count(stored, key, value) == before
+
+
+@pytest.mark.parametrize("entries", [1, 8, 9, 100])
+def test_a_cache_that_goes_gives_every_reference_back(core, entries):
+    cache = core.LRUCache(50)
+    things = [Thing() for _ in range(2 * entries)]
+    before = count(*things)
+    for i in range(entries):
+        cache.set(things[i], things[entries + i])
+    assert sum(count(*things)) == sum(before) + 2 * min(entries, 50)
+    del cache
+    assert count(*things) == before
+
+
+def test_growing_and_shrinking_moves_references_without_taking_any(core):
+    cache = core.LRUCache(1_000)
+    things = [Thing() for _ in range(500)]
+    before = count(*things)
+    cache.update((thing, thing) for thing in things)
+    assert count(*things) == [number + 2 for number in before]
+    cache.resize(10)
+    assert count(*things) == before[:490] + [number + 2 for number in before[490:]]
+    cache.resize(1_000)
+    cache.clear()
+    assert count(*things) == before
+
+
+def cycle_through_a_value(core):
+    cache = core.LRUCache(4)
+    cache.set(1, [cache])
+    return cache
+
+
+def cycle_through_a_key(core):
+    cache = core.LRUCache(4)
+    key = Thing()
+    key.cache = cache
+    cache.set(key, 1)
+    return cache
+
+
+def cycle_through_the_callback(core):
+    cache = core.LRUCache(4)
+    cache.on_evict = lambda key, value, reason: cache.clear()
+    return cache
+
+
+def cycle_through_the_clock(core):
+    holder = []
+    cache = core.LRUCache(4, 60, clock=lambda: len(holder))
+    holder.append(cache)
+    return cache
+
+
+def cycle_of_two(core):
+    cache, other = core.LRUCache(4), core.LRUCache(4)
+    cache.set("other", other)
+    other.set("other", cache)
+    return cache
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        cycle_through_a_value,
+        cycle_through_a_key,
+        cycle_through_the_callback,
+        cycle_through_the_clock,
+        cycle_of_two,
+    ],
+)
+def test_a_cycle_through_a_cache_is_collected(core, make):
+    cache = make(core)
+    reference = weakref.ref(cache)
+    gc.collect()
+    assert reference() is cache
+    del cache
+    gc.collect()
+    assert reference() is None
+
+
+def test_the_garbage_collector_sees_every_key_and_value(core):
+    cache = core.LRUCache(100)
+    things = [Thing() for _ in range(60)]
+    for key, value in zip(things[:30], things[30:], strict=True):
+        cache.set(key, value)
+    reached, new = set(), [cache]
+    while new:
+        found = [item for item in gc.get_referents(*new) if id(item) not in reached and not isinstance(item, type)]
+        reached.update(map(id, found))
+        new = found if len(reached) < 100_000 else []
+    assert reached >= set(map(id, things))
+
+
+def test_a_value_may_use_a_cache_that_is_being_collected(core):
+    used = []
+
+    class Using:
+        def __init__(self, cache):
+            self.cache = cache
+
+        def __del__(self):
+            self.cache.set("late", 1)
+            used.append((self.cache.get("late"), len(self.cache.items()), self.cache.pop("late")))
+
+    cache = core.LRUCache(4)
+    cache.set("using", Using(cache))
+    reference = weakref.ref(cache)
+    del cache
+    gc.collect()
+    gc.collect()
+    assert used == [(1, 2, 1)]
+    assert reference() is None
+
+
+def test_a_hundred_thousand_entries_take_what_is_promised(core):
+    for maxsize in (100_000, 2**30):
+        cache = core.LRUCache(maxsize)
+        for i in range(100_000):
+            cache.set(i, None)
+        assert sys.getsizeof(cache) <= 100_000 * ENTRY_BYTES[core.IMPLEMENTATION]
+
+
+def test_a_timer_keeps_its_histogram_and_nothing_more(core):
+    histogram = core.LatencyHistogram()
+    before = count(histogram)
+    timer = histogram.time()
+    with timer:
+        pass
+    assert count(histogram) == [before[0] + 1]
+    del timer
+    assert count(histogram) == before
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="only CPython's allocator can be told to fail")
+def test_running_out_of_memory_is_a_memory_error_and_leaves_everything_whole(isolated):
+    pytest.importorskip("_testcapi", reason="an interpreter without its own test module")
+    pytest.importorskip("acgsperf._core", reason="the twin leaves memory to the interpreter")
+    isolated("out_of_memory.py")
