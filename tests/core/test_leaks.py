@@ -1,0 +1,20 @@
+"""Each leak script runs in a process of its own, where nothing else allocates."""
+
+import pytest
+
+OPERATIONS = [
+    "cache_use",
+    "cache_expiry",
+    "cache_errors",
+    "cache_callbacks",
+    "cache_reentrancy",
+    "cache_cycles",
+    "validator",
+    "histogram",
+    "bad_blobs",
+]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_repeating_an_operation_does_not_take_more_and_more_memory(core, isolated, operation):
+    isolated("leaks.py", core.__name__, operation)
