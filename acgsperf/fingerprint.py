@@ -110,7 +110,11 @@ def _encode_key(key: object, path: _Path) -> bytes:
 
 
 def _at(path: _Path) -> str:
-    return "$" + "".join(f".{step}" if isinstance(step, str) else f"[{step!r}]" for step in path)
+    return "$" + "".join(
+        # Keys come from clients: what is shown of one is short, and can be written anywhere.
+        f".{step}" if isinstance(step, str) and step.isidentifier() and len(step) <= 40 else f"[{step!r:.40}]"
+        for step in path
+    )
 
 
 _ENCODERS: Final[dict[type, Callable[..., bytes]]] = {

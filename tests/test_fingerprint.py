@@ -1,0 +1,192 @@
+"""Canonical bytes and addresses of requests."""
+
+import enum
+import math
+import subprocess
+import sys
+from collections import OrderedDict, defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from acgsperf import canonical, fingerprint
+
+GOLDEN = [
+    (None, b"n", "c311d21b3583875acbaa0f6724ae8b0a"),
+    ({"b": (True, None), "a": 1}, b"o2:s1:ai1;s1:ba2:tn", "c04d047f4008fb2a3132efeafc5a1d66"),
+    ([], b"a0:", "3a4bbae030107901fe3ce4088b380800"),
+    ({}, b"o0:", "5d05358b86832bd5dbc7f7e1334d502b"),
+    ("é\0", b"s3:\xc3\xa9\0", "db62348f7f489b032f52f3f1332fd5d3"),
+    (-255, b"i-ff;", "6d3b8de371f8964e523973050a7711e9"),
+    (1.5, b"f?\xf8\0\0\0\0\0\0", "6cd09865e9084c8f2b013e20a7446163"),
+    ([False, {1: {"": -0.0}}], b"a2:Fo1:i1;o1:s0:f\x80\0\0\0\0\0\0\0", "47d9548c764f99623cf21a9b44a9d416"),
+]
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5)
+    | st.sampled_from([0, 1, 0.0, -0.0, 1.0, "", "1", "i1;", "s1:a"])
+)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(scalars, inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def typed(value):
+    """A form in which Python's own equality is that of typed JSON-like values."""
+    if isinstance(value, dict):
+        return "object", frozenset((typed(key), typed(item)) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return "array", tuple(map(typed, value))
+    return type(value), value, math.copysign(1, value) if isinstance(value, float) else None
+
+
+def reordered(value):
+    if isinstance(value, dict):
+        return {key: reordered(item) for key, item in reversed(value.items())}
+    if isinstance(value, list | tuple):
+        return tuple(map(reordered, value))
+    return value
+
+
+@given(values, values)
+def test_bytes_are_equal_exactly_when_the_typed_values_are(one, other):
+    assert (canonical(one) == canonical(other)) == (typed(one) == typed(other))
+
+
+@given(values)
+def test_the_order_of_keys_and_the_kind_of_array_do_not_matter(value):
+    assert canonical(value) == canonical(reordered(value))
+
+
+@given(st.lists(values, max_size=6))
+def test_values_side_by_side_never_run_together(items):
+    assert canonical(items) == b"a%d:" % len(items) + b"".join(map(canonical, items))
+    assert canonical(items) != canonical([items])
+
+
+@pytest.mark.parametrize(("value", "expected", "address"), GOLDEN)
+def test_bytes_and_addresses_never_change(value, expected, address):
+    assert canonical(value) == expected
+    assert fingerprint(value) == address
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "4242"])
+def test_another_process_gives_the_same_address(seed):
+    value = {"user": {"tags": ["a", "b"], "id": 7}, "é": 1.5, 3: None}
+    code = f"from acgsperf import fingerprint; print(fingerprint({value!r}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env={"PYTHONHASHSEED": seed}
+    )
+    assert done.stdout.strip() == fingerprint(value)
+
+
+def test_types_make_a_difference_in_values_and_in_keys():
+    scalars = (1, 1.0, True, "1")
+    assert len({fingerprint(value) for value in scalars}) == 4
+    assert len({fingerprint({key: None}) for key in scalars}) == 4
+    assert len({fingerprint([value]) for value in (0, 0.0, -0.0, False, None, "", [], {})}) == 8
+
+
+class Colour(enum.IntEnum):
+    RED = 1
+
+
+class Size(enum.StrEnum):
+    LARGE = "large"
+
+
+class Loud(str):
+    __slots__ = ()
+
+    def __str__(self):
+        return self.upper()
+
+    def encode(self, *arguments):
+        return b"other"
+
+
+@pytest.mark.parametrize(
+    ("subclass", "plain"),
+    [
+        (Colour.RED, 1),
+        (Size.LARGE, "large"),
+        (Loud("quiet"), "quiet"),
+        (OrderedDict(b=1, a=2), {"a": 2, "b": 1}),
+        (defaultdict(list, a=[1]), {"a": [1]}),
+        (type("Pair", (tuple,), {})((1, 2)), [1, 2]),
+        ({Colour.RED: Size.LARGE, Size.LARGE: 0}, {1: "large", "large": 0}),
+    ],
+)
+def test_a_subclass_counts_as_what_it_derives_from(subclass, plain):
+    assert canonical(subclass) == canonical(plain)
+
+
+def test_keys_that_only_canonical_form_makes_alike_are_all_kept():
+    class Same(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            return self is other
+
+    one, other = {Same("a"): 1, Same("a"): 2}, {Same("a"): 2, Same("a"): 1}
+    assert canonical(one) == canonical(other)
+    assert canonical(one) not in {canonical({"a": 1}), canonical({"a": 2})}
+
+
+def nested(depth, value=None):
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+itself = {}
+itself["me"] = [itself]
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ({"a": [1, math.nan]}, ValueError, "$.a[1] must be a finite number, not nan"),
+        (-math.inf, ValueError, "$ must be a finite number, not -inf"),
+        ({"a": "\ud800"}, ValueError, r"$.a must be text without lone surrogates, not '\ud800'"),
+        ({"user": {"tags": {1}}}, TypeError, "$.user.tags must be a JSON-like value, not set: {1}"),
+        ([b"x"], TypeError, "$[0] must be a JSON-like value, not bytes: b'x'"),
+        ({"a": {(1,): 2}}, TypeError, "$.a must have keys of str, int, float, bool or None, not (1,)"),
+        ({math.nan: 1}, ValueError, "$[nan] must be a finite number, not nan"),
+        (nested(101), ValueError, "$[0][0][0]… must be nested at most 100 deep"),
+        (itself, ValueError, "$.me[0].me… must be nested at most 100 deep"),
+    ],
+)
+def test_what_json_cannot_say_is_refused_with_its_place(value, error, message):
+    for function in (canonical, fingerprint):
+        with pytest.raises(error) as raised:
+            function(value)
+        assert str(raised.value) == message
+
+
+def test_a_hundred_levels_are_allowed():
+    assert canonical(nested(100)) == b"a1:" * 100 + b"n"
+
+
+def test_an_integer_of_any_size_has_an_address():
+    assert len({fingerprint(10**power) for power in (4_000, 5_000, 50_000)}) == 3
+
+
+def test_a_message_repeats_little_of_a_huge_key_and_can_be_written_anywhere():
+    for key in ("k" * 100_000, "\ud800"):
+        with pytest.raises(ValueError, match="must be") as raised:
+            canonical({key: math.nan})
+        assert len(str(raised.value)) < 300
+        str(raised.value).encode()
