@@ -1,0 +1,69 @@
+"""Which twin runs, and what an import of the package brings with it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import acgsperf
+from acgsperf import _dispatch
+
+NAMES = ["HashValidator", "LRUCache", "LatencyHistogram", "Timer"]
+
+
+def said(code, **environment):
+    """What a fresh interpreter prints as JSON."""
+    clean = {name: value for name, value in os.environ.items() if name != "ACGSPERF_NO_EXTENSIONS"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"import json, sys\n{code}"],
+        check=True,
+        capture_output=True,
+        timeout=60,
+        env=clean | environment,
+    )
+    return json.loads(done.stdout)
+
+
+WHERE = f"""
+import acgsperf
+modules = {{getattr(acgsperf, name).__module__ for name in {NAMES!r}}}
+print(json.dumps([acgsperf.IMPLEMENTATION, *sorted(modules)]))
+"""
+
+
+def test_the_environment_forces_the_twin():
+    assert said(WHERE, ACGSPERF_NO_EXTENSIONS="1") == ["python", "acgsperf._core_py"]
+
+
+def test_a_missing_extension_falls_back_to_the_twin():
+    assert said(f"sys.modules['acgsperf._core'] = None\n{WHERE}") == ["python", "acgsperf._core_py"]
+
+
+@pytest.mark.skipif(os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1", reason="built without its extension on purpose")
+@pytest.mark.parametrize("value", ["", "0"])
+def test_otherwise_the_compiled_core_runs(value):
+    assert said(WHERE, ACGSPERF_NO_EXTENSIONS=value) == ["c", "acgsperf._core"]
+
+
+def test_the_implementation_is_that_of_the_classes():
+    module = {"c": "acgsperf._core", "python": "acgsperf._core_py"}[acgsperf.IMPLEMENTATION]
+    assert {getattr(acgsperf, name).__module__ for name in NAMES} == {module}
+
+
+def test_all_is_sorted_complete_and_there():
+    assert acgsperf.__all__ == sorted(acgsperf.__all__, key=lambda name: (not name.isupper(), name))
+    public = {name for name, value in vars(acgsperf).items() if not name.startswith("_") and not _is_module(value)}
+    assert public == set(acgsperf.__all__)
+    assert set(_dispatch.__all__) <= public
+
+
+def _is_module(value):
+    return isinstance(value, type(sys))
+
+
+def test_an_import_brings_neither_servers_nor_the_command_line():
+    loaded = said("import acgsperf\nprint(json.dumps(sorted(sys.modules)))")
+    unwanted = {"asyncpg", "redis", "typer", "rich", "acgsperf.workbench", "acgsperf.cli"}
+    assert unwanted.isdisjoint(loaded)
