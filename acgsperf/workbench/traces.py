@@ -93,7 +93,7 @@ def _detect(path: Path, data: bytes) -> TraceFormat:
     if not head:
         raise TraceError(f"{path}: empty, expected a trace")
     if not _BINARY.search(head):
-        first = head.split(b"\n", 1)[0].strip()
+        first = head.strip().split(b"\n", 1)[0].strip()
         if first.startswith(b"{"):
             return TraceFormat.JSONL
         if _ACCESS.match(first.decode("utf-8", "replace")):
@@ -161,9 +161,8 @@ def _read_jsonl(path: Path, data: bytes) -> Iterator[Request]:
 
 
 # The common log format; the combined one has two more quoted fields behind it.
-_ACCESS: Final = re.compile(
-    r'\S+ \S+ \S+ \[[^\]]+\] "(?P<method>[A-Z]+) (?P<target>(?:[^"\\]|\\.)*?)(?: HTTP/[\d.]+)?" \d{3} (?:\d+|-)'
-)
+_ACCESS: Final = re.compile(r'\S+ \S+ \S+ \[[^\]]+\] "(?P<request>(?:[^"\\]|\\.)*)" \d{3} (?:\d+|-)')
+_REQUEST_LINE: Final = re.compile(r"(?P<method>[A-Z-]+) (?P<target>.*?)(?: HTTP/[\d.]+)?")
 
 
 def _read_access_log(path: Path, data: bytes) -> Iterator[Request]:
@@ -173,7 +172,9 @@ def _read_access_log(path: Path, data: bytes) -> Iterator[Request]:
             raise TraceError(
                 f"{path}:{number}: expected a line of the common or combined log format, not {line[:60]!r}"
             )
-        yield {"method": match["method"], "target": match["target"]}
+        # Servers on the open internet also log what was no request at all; there is nothing to answer.
+        if request := _REQUEST_LINE.fullmatch(match["request"]):
+            yield {"method": request["method"], "target": request["target"]}
 
 
 _READERS: Final[dict[TraceFormat, Callable[[Path, bytes], Iterator[Request]]]] = {
