@@ -47,7 +47,7 @@ def embedded_servers(*, redis: bool = True, postgres: bool = True) -> Iterator[S
     with ExitStack() as stack:
         # Short, for a unix socket's path has about a hundred characters.
         folder = Path(tempfile.mkdtemp(prefix="acgs-"))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(_remove, folder)
         # No threads: an interrupt between the start of one and its registration would leave a server behind. Redis gets
         # ready while PostgreSQL starts.
         process = _start_redis(folder, stack) if redis and not redis_url else None
@@ -56,6 +56,14 @@ def embedded_servers(*, redis: bool = True, postgres: bool = True) -> Iterator[S
         if process:
             redis_url = _wait_for_redis(folder, process)
         yield Servers(redis_url, database_url)
+
+
+def _remove(folder: Path) -> None:
+    # A child of an interrupted start may still write there for a moment.
+    deadline = time.monotonic() + 5
+    while folder.exists() and time.monotonic() < deadline:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.005)
 
 
 def _start_redis(folder: Path, stack: ExitStack) -> "subprocess.Popen[bytes]":
