@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -34,6 +35,15 @@ def using(folder):
         if bytes(folder) in command:
             found.append(command)
     return found
+
+
+def check_that_all_goes(folder):
+    """After the death of a process, when nobody is left to tell that it is done."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and (using(folder) or list(folder.glob("acgs-*"))):
+        time.sleep(0.05)
+    assert list(folder.glob("acgs-*")) == []
+    assert using(folder) == []
 
 
 async def answers(servers):
@@ -111,8 +121,15 @@ def test_a_signal_leaves_nothing(private, number, moment):
             assert process.poll() is None
         process.send_signal(number)
         assert process.wait(60) == {signal.SIGINT: -signal.SIGINT, signal.SIGTERM: 143}[number]
-    assert list(private.glob("acgs-*")) == []
-    assert using(private) == []
+    check_that_all_goes(private)
+
+
+def test_a_process_that_is_killed_leaves_nothing(private):
+    with run(private) as process, closing(process.stdout):
+        while process.stdout.readline() != "started\n":
+            assert process.poll() is None
+        process.kill()
+    check_that_all_goes(private)
 
 
 @pytest.mark.parametrize(

