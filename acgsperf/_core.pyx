@@ -1,5 +1,5 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
-# cython: boundscheck=False, wraparound=False, cdivision=True
+# cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
 """The compiled hot path: HashValidator, LRUCache, LatencyHistogram.
 
 Re-entrancy.  A user's __hash__, __eq__, __del__, clock and on_evict may call back into the object that is at work, or let
@@ -260,11 +260,16 @@ cdef class LRUCache:
     @property
     def on_evict(self):
         """Called with (key, value, reason) for every entry that size or expiry removed; may be replaced."""
-        return self._on_evict
+        with cython.critical_section(self):
+            return self._on_evict
 
     @on_evict.setter
     def on_evict(self, callback):
-        self._on_evict = checked_callable("on_evict", callback)
+        callback = checked_callable("on_evict", callback)
+        with cython.critical_section(self):
+            # Held until the new one is in place and the section left: its end may run code that looks here.
+            former = self._on_evict
+            self._on_evict = callback
 
     cdef int64_t read_clock(self) except? -1:
         """What a user's clock says; 0 without one, for then `is_expired` reads the system's when it has to."""
@@ -891,7 +896,8 @@ cdef class LatencyHistogram:
     @property
     def min(self):
         """The smallest latency recorded, in ns; 0 when there is none."""
-        return self.counts.smallest if self.counts.total else 0
+        with cython.critical_section(self):
+            return self.counts.smallest if self.counts.total else 0
 
     @property
     def max(self):
@@ -988,11 +994,12 @@ cdef class LatencyHistogram:
         if not isinstance(other, LatencyHistogram):
             return NotImplemented
         cdef LatencyHistogram that = other
-        return (
-            (self.lowest_ns, self.highest_ns, self.significant_figures)
-            == (that.lowest_ns, that.highest_ns, that.significant_figures)
-            and self.used_counts() == that.used_counts()
-        )
+        if (self.lowest_ns, self.highest_ns, self.significant_figures) != (
+                that.lowest_ns, that.highest_ns, that.significant_figures):
+            return False
+        with cython.critical_section(self, that):
+            counts, other_counts = self.used_counts(), that.used_counts()
+        return counts == other_counts
 
     __hash__ = None
 
