@@ -85,7 +85,7 @@ def test_a_histogram_is_equal_to_itself_while_it_is_recorded_into(core):
 
     def look():
         for _ in range(500):
-            assert histogram == histogram  # noqa: PLR0124
+            assert histogram == histogram
 
     run_together(record, look, record, look)
 
