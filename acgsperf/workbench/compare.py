@@ -6,6 +6,7 @@ clock drifts, but a ratio within a run holds. Times include the loop.
 
 import functools
 import importlib
+import itertools
 import platform
 import random
 import sys
@@ -16,9 +17,11 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from acgsperf._types import CONSTITUTIONAL_HASH
@@ -69,8 +72,12 @@ class Comparison:
 
     def _cells(self, result: Result) -> tuple[str, ...]:
         ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
-        met = "" if result.met is None else "met" if result.met else "missed"
-        return result.case, result.contestant, f"{result.figure:.4g} {result.unit}", ratio, result.bound, met
+        met = "" if result.met is None else "yes" if result.met else "no"
+        return result.contestant, f"{result.figure:.4g} {result.unit}", ratio, result.bound, met
+
+    def _by_case(self) -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+        for case, results in itertools.groupby(self.results, lambda result: result.case):
+            yield case, [self._cells(result) for result in results]
 
     @property
     def _caption(self) -> str:
@@ -79,21 +86,32 @@ class Comparison:
         return f"{self.machine}. {versions}.{left_out}"
 
     def print(self, console: Console) -> None:
-        """A table on the terminal."""
-        table = Table(*_COLUMNS, caption=self._caption)
-        for before, result in zip([None, *self.results], self.results, strict=False):
-            if before is not None and before.case != result.case:
-                table.add_section()
-            table.add_row(*self._cells(result))
+        """A table on the terminal, a section of it for each case."""
+        table = Table(
+            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=self._caption, caption_justify="left"
+        )
+        for column in _COLUMNS:
+            justify: Literal["left", "right"] = "right" if column in ("Takes", "Ratio") else "left"
+            # Bounds alone may be folded: a name that is cut off says nothing.
+            table.add_column(column, justify=justify, no_wrap=column != "At most")
+        for case, rows in self._by_case():
+            table.add_row(f"[bold]{escape(case)}[/]")
+            for contestant, *others in rows:
+                table.add_row(f"  {escape(contestant)}", *(escape(cell.replace("; ", "\n")) for cell in others))
+            table.add_section()
         console.print(table)
 
     def as_markdown(self) -> str:
-        """The page of results."""
-        rows = [_COLUMNS, tuple("---" for _ in _COLUMNS), *map(self._cells, self.results)]
-        return "\n".join([self._caption, "", *(f"| {' | '.join(row)} |" for row in rows)])
+        """The page of results, a table for each case."""
+        lines = [self._caption]
+        for case, rows in self._by_case():
+            lines += ["", f"## {case[0].upper()}{case[1:]}", ""]
+            table = [_COLUMNS, ("---", "---:", "---:", "---", "---"), *rows]
+            lines += [f"| {' | '.join(row)} |" for row in table]
+        return "\n".join(lines)
 
 
-_COLUMNS: Final = ("Case", "Contestant", "Takes", "Ratio", "At most", "")
+_COLUMNS: Final = ("Contestant", "Takes", "Ratio", "At most", "Met")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +155,7 @@ def compare(*, quick: bool = False) -> Comparison:
     Args:
         quick: few rounds of small cases, to see that all runs.
     """
-    modules, left_out = _import_all()
+    modules, left_out = contestants()
     versions = {"Python": platform.python_version()}
     for name in modules:
         distribution = _DISTRIBUTIONS[name]
@@ -146,14 +164,27 @@ def compare(*, quick: bool = False) -> Comparison:
         except PackageNotFoundError:
             versions[distribution] = "unknown"
     comparison = Comparison(_machine(), versions, left_out)
-    for case in [*_cache_cases(modules, quick), *_validator_cases(modules), *_histogram_cases(modules)]:
+    for case in cases(modules, quick=quick):
         comparison.results.extend(case.run(quick))
     comparison.results.extend(_memory(modules, 1_000 if quick else 100_000))
     comparison.results.extend(_histogram_error(modules))
     return comparison
 
 
-def _import_all() -> tuple[dict[str, ModuleType], list[str]]:
+def cases(modules: dict[str, ModuleType], *, quick: bool = False) -> Iterator[Case]:
+    """What is timed, each case with those contestants whose modules are there.
+
+    Args:
+        modules: from `contestants`.
+        quick: smaller caches.
+    """
+    yield from _cache_cases(modules, quick)
+    yield from _validator_cases(modules)
+    yield from _histogram_cases(modules)
+
+
+def contestants() -> tuple[dict[str, ModuleType], list[str]]:
+    """The modules that take part, by name, and the distributions that are not installed."""
     modules, left_out = {}, []
     for name, distribution in _DISTRIBUTIONS.items():
         try:
@@ -331,7 +362,7 @@ def _memory(modules: dict[str, ModuleType], entries: int) -> Iterator[Result]:
         per_entry = sys.getsizeof(cache) / entries
         ours = name == _OURS
         bound, met = ("72 bytes", per_entry <= 72) if ours else ("", None)
-        yield Result(f"memory of {entries:,} entries", name, per_entry, "bytes an entry", None, bound, met)
+        yield Result(f"memory of one entry in {entries:,}", name, per_entry, "bytes", None, bound, met)
 
 
 def _histogram_error(modules: dict[str, ModuleType]) -> Iterator[Result]:
