@@ -340,8 +340,9 @@ class LRUCache(_Final):
         """Remove every expired entry, least recently used first, and return how many there were."""
         now_ns = self._now_ns()
         with self._lock:
-            expired = [entry for entry in self._order if entry.is_expired(now_ns)]
-            evicted = [self._evict(entry, now_ns) for entry in expired]
+            expired = [entry for entry in list(self._order) if entry.is_expired(now_ns)]
+            # What ran meanwhile may have removed some of them.
+            evicted = [self._evict(entry, now_ns) for entry in expired if entry in self._order]
         self._notify(evicted)
         return len(evicted)
 
@@ -369,7 +370,8 @@ class LRUCache(_Final):
     def _fresh(self) -> list[_Entry]:
         now_ns = self._now_ns()
         with self._lock:
-            return [entry for entry in self._order if not entry.is_expired(now_ns)]
+            # A copy, for from 3.12 on a garbage collection, and with it any code, may run between two bytecodes.
+            return [entry for entry in list(self._order) if not entry.is_expired(now_ns)]
 
     def keys(self) -> list[Any]:
         """A list of the fresh keys, least recently used first."""
@@ -475,7 +477,7 @@ class LatencyHistogram(_Final):
         significant_figures: int = 3,
     ) -> None:
         self._layout = Layout(lowest_ns, highest_ns, significant_figures)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._counts: list[int]
         self._total: int
         self._smallest: int
@@ -549,7 +551,8 @@ class LatencyHistogram(_Final):
     @property
     def min(self) -> int:
         """The smallest latency recorded, in ns; 0 when there is none."""
-        return self._smallest if self._total else 0
+        with self._lock:
+            return self._smallest if self._total else 0
 
     @property
     def max(self) -> int:
@@ -560,20 +563,22 @@ class LatencyHistogram(_Final):
     def mean(self) -> float:
         """The arithmetic mean in ns, from the middle of each bucket; 0.0 when empty."""
         total = 0.0
-        for i in self._used():
-            if self._counts[i]:
-                total += float(self._counts[i]) * float(self._layout.median_of(i))
-        return total / self._total if self._total else 0.0
+        with self._lock:
+            for i in self._used():
+                if self._counts[i]:
+                    total += float(self._counts[i]) * float(self._layout.median_of(i))
+            return total / self._total if self._total else 0.0
 
     @property
     def stddev(self) -> float:
         """The standard deviation in ns of the whole population; 0.0 when empty."""
-        mean, total = self.mean, 0.0
-        for i in self._used():
-            if self._counts[i]:
-                deviation = self._layout.median_of(i) - mean
-                total += deviation * deviation * self._counts[i]
-        return math.sqrt(total / self._total) if self._total else 0.0
+        with self._lock:
+            mean, total = self.mean, 0.0
+            for i in self._used():
+                if self._counts[i]:
+                    deviation = self._layout.median_of(i) - mean
+                    total += deviation * deviation * self._counts[i]
+            return math.sqrt(total / self._total) if self._total else 0.0
 
     def percentile(self, q: float, /) -> int:
         """The latency in ns that `q` percent of the recorded ones do not exceed; 0 when empty."""
@@ -653,12 +658,16 @@ class LatencyHistogram(_Final):
     def __eq__(self, other: object, /) -> bool:
         if not isinstance(other, LatencyHistogram):
             return NotImplemented
-        return (self.lowest_ns, self.highest_ns, self.significant_figures, self._used_counts()) == (
+        if (self.lowest_ns, self.highest_ns, self.significant_figures) != (
             other.lowest_ns,
             other.highest_ns,
             other.significant_figures,
-            other._used_counts(),
-        )
+        ):
+            return False
+        # One order for every thread, lest two that compare the same pair wait for each other.
+        first, second = sorted((self, other), key=id)
+        with first._lock, second._lock:
+            return self._used_counts() == other._used_counts()
 
     def __sizeof__(self) -> int:
         return object.__sizeof__(self) + sys.getsizeof(self._counts)

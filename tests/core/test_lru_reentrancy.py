@@ -263,6 +263,32 @@ def test_a_garbage_collection_may_change_the_cache_while_it_is_listed(core):
     check(cache)
 
 
+def test_a_garbage_collection_may_change_the_cache_while_it_expires(core, clock):
+    cache = core.LRUCache(1_000, 1, clock=clock)
+    for i in range(500):
+        cache.set(i, i)
+    clock.advance(2)
+
+    class Cycle:
+        def __init__(self):
+            self.me = self
+
+        def __del__(self):
+            cache.pop(next(numbers), None)
+
+    numbers = iter(range(499, -1, -1))
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for _ in range(50):
+            Cycle()
+        cache.expire()
+    finally:
+        gc.set_threshold(*threshold)
+    assert len(cache) == 0
+    assert cache.stats().expirations == 500
+
+
 def test_chaos_leaves_a_cache_that_is_whole(core, monkeypatch):
     raised = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: raised.append(args.exc_type))
