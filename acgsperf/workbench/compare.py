@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, Final, Literal
 
 from rich import box
@@ -216,7 +216,7 @@ def _each(call: Callable[[Any], object], arguments: Sequence[object]) -> Action:
         for argument in arguments:
             call(argument)
 
-    return action
+    return _with_its_own_code(action)
 
 
 def _each_pair(call: Callable[[Any, Any], object], arguments: Sequence[object]) -> Action:
@@ -224,6 +224,13 @@ def _each_pair(call: Callable[[Any, Any], object], arguments: Sequence[object]) 
         for argument in arguments:
             call(argument, 1.5)
 
+    return _with_its_own_code(action)
+
+
+def _with_its_own_code(action: Action) -> Action:
+    """The interpreter specialises a call in the code that it stands in: contestants must not share that."""
+    assert isinstance(action, FunctionType)
+    action.__code__ = action.__code__.replace()
     return action
 
 

@@ -289,6 +289,21 @@ def test_a_garbage_collection_may_change_the_cache_while_it_expires(core, clock)
     assert cache.stats().expirations == 500
 
 
+def test_a_callback_that_ends_when_it_is_replaced_sees_its_successor(core):
+    seen = []
+
+    class Callback:
+        def __call__(self, key, value, reason):
+            pass
+
+        def __del__(self):
+            seen.append(cache.on_evict)
+
+    cache = core.LRUCache(1, on_evict=Callback())
+    cache.on_evict = print
+    assert seen == [print]
+
+
 def test_chaos_leaves_a_cache_that_is_whole(core, monkeypatch):
     raised = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: raised.append(args.exc_type))

@@ -6,10 +6,12 @@ RACES = [
     "cache_counts_exactly",
     "keys_that_yield_to_others",
     "cache_is_resized_cleared_and_expired",
+    "callback_is_replaced_while_entries_are_evicted",
     "pop_gives_an_entry_to_one_thread",
     "setdefault_gives_every_thread_the_same",
     "validator_counts_exactly",
     "histogram_equals_one_recorded_by_one_thread",
+    "histogram_is_looked_at_while_it_is_reset",
     "histograms_merged_both_ways_do_not_deadlock",
 ]
 

@@ -133,6 +133,24 @@ def cache_is_resized_cleared_and_expired():
     check(cache)
 
 
+def callback_is_replaced_while_entries_are_evicted():
+    cache = core.LRUCache(2)
+    told = []
+
+    def evict(number):
+        for i in range(ROUNDS):
+            cache[i] = i
+
+    def replace(number):
+        for _ in range(ROUNDS):
+            cache.on_evict = lambda *entry: told.append(entry)
+            assert cache.on_evict is not None
+
+    cache.on_evict = lambda *entry: told.append(entry)
+    run(evict, replace, evict, replace)
+    assert len(told) == cache.stats().evictions
+
+
 def pop_gives_an_entry_to_one_thread():
     cache = core.LRUCache(5_000)
     cache.update((i, i) for i in range(5_000))
@@ -208,6 +226,24 @@ def histogram_equals_one_recorded_by_one_thread():
     assert shared.snapshot() == alone.snapshot()
 
 
+def histogram_is_looked_at_while_it_is_reset():
+    histogram = core.LatencyHistogram()
+    smallest = set()
+
+    def record(number):
+        for _ in range(ROUNDS):
+            histogram.record(1_000)
+            histogram.reset()
+
+    def look(number):
+        for _ in range(ROUNDS):
+            smallest.add(histogram.min)
+            assert histogram == histogram
+
+    run(record, look, record, look)
+    assert smallest <= {0, 1_000}
+
+
 def histograms_merged_both_ways_do_not_deadlock():
     one, other = core.LatencyHistogram(1, 2**20, 1), core.LatencyHistogram(1, 2**20, 1)
     one.record(1)
@@ -226,10 +262,12 @@ RACES = {
         cache_counts_exactly,
         keys_that_yield_to_others,
         cache_is_resized_cleared_and_expired,
+        callback_is_replaced_while_entries_are_evicted,
         pop_gives_an_entry_to_one_thread,
         setdefault_gives_every_thread_the_same,
         validator_counts_exactly,
         histogram_equals_one_recorded_by_one_thread,
+        histogram_is_looked_at_while_it_is_reset,
         histograms_merged_both_ways_do_not_deadlock,
     )
 }
