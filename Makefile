@@ -4,13 +4,17 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SOURCE := setup.py pyproject.toml $(wildcard acgsperf/*.pyx acgsperf/*.pxd acgsperf/*.h)
 
-.PHONY: run test test-all lint types bench dist clean
+.PHONY: run test soak test-all lint types bench dist clean
 
 run: $(VENV)/.run
 	$(BIN)/acgsperf replay
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
+
+# The tests that take minutes, beside their short versions in `make test`.
+soak: $(VENV)/.test
+	$(BIN)/python -m pytest -m soak
 
 test-all:
 	.ci/test-all

@@ -32,3 +32,31 @@ class SettingsError(AcgsperfError, ValueError):
 
     def __str__(self) -> str:
         return f"{self.variable} must be {self.expected}, not {self.value!r}"
+
+
+class PoolError(AcgsperfError):
+    """What a connection pool raises; each kind is a class of its own."""
+
+
+class PoolTimeout(PoolError, TimeoutError):  # noqa: N818
+    """No connection became free in time."""
+
+
+class PoolSaturated(PoolError):  # noqa: N818
+    """As many callers as `max_waiting` allows wait already."""
+
+
+class PoolUnhealthy(PoolError):  # noqa: N818
+    """The server cannot be reached now; the pool keeps trying by itself. `__cause__` is what the last try met."""
+
+
+class PoolClosed(PoolError):  # noqa: N818
+    """The pool is closed, is being closed, or was never opened."""
+
+
+class PoolExists(PoolError, ValueError):  # noqa: N818
+    """A manager has a pool of this name already."""
+
+
+class PoolNotFound(PoolError, LookupError):  # noqa: N818
+    """A manager has no pool of this name."""

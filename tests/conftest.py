@@ -1,4 +1,4 @@
-"""What tests outside the core share."""
+"""What all tests share: the servers, private ones unless REDIS_URL and DATABASE_URL name others."""
 
 from collections.abc import Iterator
 

@@ -1,0 +1,212 @@
+"""What the pool does when the server dies, freezes, hangs up or is full."""
+
+import asyncio
+import time
+
+import asyncpg
+import pytest
+
+from acgsperf import CloseReason, ConnectionPool, PoolError, PoolTimeout, PoolUnhealthy
+
+# Whatever a caller may see while its server dies: the pool's own errors, and asyncpg's on the connection it held. The
+# internal one is asyncpg's too, when the server says goodbye between the preparation of a statement and its execution.
+TYPED = (PoolError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
+# Waits for the processes to be gone: one that still lives may be borrowed, and dies in its borrower's hands.
+TERMINATE = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE application_name = $1"
+
+
+class Load:
+    """Callers that borrow and query all the time, and what they met."""
+
+    def __init__(self, pool, callers, timeout):
+        self.pool = pool
+        self.timeout = timeout
+        self.answers = 0
+        self.errors = []
+        self.slowest = 0.0
+        self._going = True
+        self._tasks = [asyncio.create_task(self._call()) for _ in range(callers)]
+
+    async def _call(self):
+        while self._going:
+            start = time.monotonic()
+            try:
+                async with self.pool.acquire(timeout=self.timeout) as connection:
+                    await connection.fetchval("SELECT 1")
+                self.answers += 1
+            except TYPED as error:
+                self.errors.append(error)
+                await asyncio.sleep(0.02)
+            self.slowest = max(self.slowest, time.monotonic() - start)
+
+    async def stop(self):
+        self._going = False
+        await asyncio.gather(*self._tasks)
+
+
+@pytest.mark.parametrize("down_for", [pytest.param(0.5), pytest.param(5.0, marks=pytest.mark.soak)])
+async def test_a_server_that_is_killed_and_started_again_serves_everybody_within_two_seconds(victim, down_for, until):
+    async with ConnectionPool(victim.dsn, min_size=5, max_size=10) as pool:
+        load = Load(pool, callers=20, timeout=1.0)
+        await until(lambda: load.answers > 100)
+        await asyncio.to_thread(victim.kill)
+        await until(lambda: not pool.healthy)
+        with pytest.raises(PoolUnhealthy) as refused:
+            await pool.acquire()
+        assert isinstance(refused.value.__cause__, OSError | asyncpg.PostgresError)
+        await asyncio.sleep(down_for)
+
+        await asyncio.to_thread(victim.start)
+        before, errors_before = load.answers, len(load.errors)
+        await until(lambda: pool.healthy and pool.stats().size >= 5 and load.answers > before + 100, seconds=2.0)
+        recovered = len(load.errors)
+        await until(lambda: load.answers > before + 1_000)
+        assert len(load.errors) == recovered
+        assert errors_before > 0
+        await load.stop()
+        # A connection attempt, a reset and a query may each notice late; none may wait for the server to come back.
+        assert load.slowest < 1.0 + 0.5
+        assert pool.stats().in_use == 0
+
+
+async def test_a_frozen_server_keeps_nobody_beyond_the_deadline_and_gives_its_slots_back(victim, until):
+    async with ConnectionPool(
+        victim.dsn,
+        min_size=2,
+        max_size=4,
+        check_after=0.0,
+        check_timeout=0.2,
+        reset_timeout=0.2,
+        connect_timeout=0.3,
+        close_timeout=0.2,
+        command_timeout=0.2,
+    ) as pool:
+        held = await pool.acquire()
+        victim.freeze()
+        try:
+            start = time.monotonic()
+            with pytest.raises(TimeoutError):
+                await held.fetchval("SELECT 1")
+            assert time.monotonic() - start < 0.2 + 0.1
+            await pool.release(held)
+            assert time.monotonic() - start < 0.2 + 0.2 + 0.15
+
+            start = time.monotonic()
+            answers = await asyncio.gather(*(pool.acquire(timeout=0.5) for _ in range(20)), return_exceptions=True)
+            assert all(isinstance(answer, PoolTimeout | PoolUnhealthy) for answer in answers)
+            assert time.monotonic() - start < 0.5 + 0.05
+            assert not (await pool.health()).healthy
+            await until(lambda: pool.stats().size == 0)
+        finally:
+            victim.thaw()
+        await until(lambda: pool.healthy and pool.stats().idle >= 2, seconds=2.0)
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+
+
+async def test_a_waiter_takes_whatever_comes_first_a_checked_connection_or_a_new_one(victim, clock, until):
+    async with ConnectionPool(victim.dsn, min_size=1, max_size=2, check_after=1.0, clock=clock) as pool:
+        victim.freeze_postmaster()
+        try:
+            # The new one does not come, for nobody answers the door; the old one is asked, and answers.
+            warming = asyncio.create_task(pool.warm(2))
+            await until(lambda: pool.stats().connecting == 1)
+            clock.advance(1.0)
+            async with pool.acquire(timeout=2.0) as connection:
+                assert await connection.fetchval("SELECT 1") == 1
+        finally:
+            victim.thaw()
+        await warming
+
+
+async def test_a_pool_closes_in_time_though_its_server_is_frozen(victim):
+    pool = ConnectionPool(victim.dsn, min_size=2, max_size=4, close_timeout=0.2)
+    await pool.open()
+    victim.freeze()
+    try:
+        async with asyncio.timeout(1.0):
+            await pool.close()
+    finally:
+        victim.thaw()
+    assert pool.stats().size == 0
+
+
+async def test_a_health_check_finds_a_frozen_server_and_the_pool_comes_back_by_itself(victim, until):
+    async with ConnectionPool(victim.dsn, min_size=2, max_size=4, check_timeout=0.2, connect_timeout=0.3) as pool:
+        assert (await pool.health()).latency_ns > 0
+        victim.freeze()
+        try:
+            health = await pool.health()
+            assert not health.healthy
+            assert "TimeoutError" in health.error
+            with pytest.raises(PoolUnhealthy):
+                await pool.acquire()
+        finally:
+            victim.thaw()
+        await until(lambda: pool.healthy, seconds=2.0)
+
+
+async def test_idle_connections_that_the_server_closes_are_replaced_without_any_caller_noticing(dsn, admin, until):
+    async with ConnectionPool(dsn, min_size=8, max_size=8, server_settings={"application_name": "doomed"}) as pool:
+        for pause in (0.0, 0.02, 0.6):
+            assert await admin.fetchval(TERMINATE, "doomed") == 8
+            # At once, or with time for the connections to be old enough for a check.
+            await asyncio.sleep(pause)
+
+            async def ask():
+                async with pool.acquire() as connection:
+                    return await connection.fetchval("SELECT 1")
+
+            assert await asyncio.gather(*(ask() for _ in range(20))) == [1] * 20
+            await until(lambda: pool.stats().size == 8)
+
+
+async def test_a_server_that_is_full_is_a_typed_error_until_there_is_room(victim):
+    others = []
+    try:
+        while True:
+            try:
+                others.append(await asyncpg.connect(victim.dsn))
+            except asyncpg.TooManyConnectionsError:
+                break
+        with pytest.raises(PoolUnhealthy, match="TooManyConnectionsError"):
+            await ConnectionPool(victim.dsn, min_size=1, max_size=4).open()
+        await others.pop().close()
+        async with ConnectionPool(victim.dsn, min_size=0, max_size=4) as pool:
+            await until_acquired(pool)
+            with pytest.raises(PoolTimeout, match="TooManyConnectionsError"):
+                async with pool.acquire():
+                    # One is all that the server allows; who already has it can go on.
+                    await pool.acquire(timeout=0.5)
+            attempts = pool.stats().failed_connects
+            assert 2 <= attempts <= 12
+            while others:
+                await others.pop().close()
+            async with asyncio.timeout(2.0), pool.acquire(), pool.acquire() as second:
+                assert await second.fetchval("SELECT 1") == 1
+    finally:
+        for other in others:
+            await other.close()
+
+
+async def until_acquired(pool):
+    """The server takes a moment to notice who left."""
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                async with pool.acquire():
+                    return
+            except PoolUnhealthy:
+                await asyncio.sleep(0.05)
+
+
+async def test_a_lost_connection_is_replaced_when_its_borrower_returns_it(dsn, admin):
+    async with ConnectionPool(dsn, min_size=1, max_size=1) as pool:
+        async with pool.acquire() as connection:
+            await admin.execute("SELECT pg_terminate_backend($1)", connection.get_server_pid())
+            with pytest.raises(TYPED):
+                await connection.fetchval("SELECT pg_sleep(10)")
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+        assert pool.stats().closed[CloseReason.LOST] == 1

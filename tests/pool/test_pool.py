@@ -1,0 +1,484 @@
+"""What a pool lends, keeps, replaces and counts."""
+
+import asyncio
+import gc
+import logging
+import random
+import subprocess
+import sys
+import time
+import weakref
+
+import asyncpg
+import pytest
+
+from acgsperf import (
+    CloseReason,
+    ConnectionPool,
+    PoolClosed,
+    PoolSaturated,
+    PoolTimeout,
+    PoolUnhealthy,
+)
+
+
+async def test_connections_are_ready_when_open_returns_and_gone_when_close_does(dsn, admin):
+    settings = {"application_name": "warm-and-gone"}
+    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'warm-and-gone'"
+    async with ConnectionPool(dsn, min_size=3, max_size=5, server_settings=settings) as pool:
+        assert pool.stats().idle == 3
+        assert await admin.fetchval(count) == 3
+    assert pool.stats().size == 0
+    assert pool.stats().closed[CloseReason.CLOSED] == 3
+    async with asyncio.timeout(5):
+        while await admin.fetchval(count):
+            pass
+
+
+async def test_a_connection_can_be_acquired_and_released_by_hand_and_releasing_twice_is_harmless(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1) as pool:
+        connection = await pool.acquire()
+        assert await connection.fetchval("SELECT 42") == 42
+        assert pool.stats().in_use == 1
+        await pool.release(connection)
+        await pool.release(connection)
+        assert pool.stats().in_use == 0
+        assert pool.stats().idle == 1
+
+
+async def test_a_connection_that_was_given_back_cannot_be_used_nor_what_was_made_with_it(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1) as pool:
+        async with pool.acquire() as connection:
+            statement = await connection.prepare("SELECT 1")
+        with pytest.raises(asyncpg.InterfaceError, match="released back to the pool"):
+            await connection.fetchval("SELECT 1")
+        async with pool.acquire():
+            with pytest.raises(asyncpg.InterfaceError):
+                await statement.fetchval()
+
+
+async def test_a_connection_from_elsewhere_is_refused(dsn, admin):
+    async with (
+        ConnectionPool(dsn, min_size=0, max_size=1) as pool,
+        ConnectionPool(dsn, min_size=0, max_size=1) as other,
+    ):
+        with pytest.raises(ValueError, match="not from pool"):
+            await pool.release(admin)
+        async with other.acquire() as connection:
+            with pytest.raises(ValueError, match="not from pool"):
+                await pool.release(connection)
+
+
+async def test_callers_are_served_in_the_order_in_which_they_came(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=2) as pool:
+        served = []
+
+        async def call(number):
+            async with pool.acquire() as connection:
+                served.append(number)
+                await connection.fetchval("SELECT 1")
+
+        await asyncio.gather(*(call(number) for number in range(50)))
+        assert served == list(range(50))
+
+
+async def test_the_slowest_of_two_hundred_callers_waits_at_most_twice_as_long_as_in_an_ideal_queue(dsn):
+    async with ConnectionPool(dsn, min_size=10, max_size=10) as pool:
+        waits = []
+        round_trips = []
+
+        async def call(work):
+            start = time.monotonic()
+            async with pool.acquire():
+                taken = time.monotonic()
+                waits.append(taken - start)
+                await asyncio.sleep(work)
+            round_trips.append(time.monotonic() - taken)
+
+        await asyncio.gather(*(call(0.002) for _ in range(200)))
+        # Nineteen others come before the last on each connection, each with its work and its reset.
+        assert max(waits) <= 2 * 19 * (sum(round_trips) / len(round_trips))
+
+
+async def test_an_acquire_ends_within_fifty_milliseconds_of_its_timeout_under_load(dsn):
+    async with ConnectionPool(dsn, min_size=2, max_size=2) as pool:
+        held = [await pool.acquire() for _ in range(2)]
+
+        async def wait(seconds):
+            start = time.monotonic()
+            with pytest.raises(PoolTimeout, match="2 of 2 in use"):
+                await pool.acquire(timeout=seconds)
+            return time.monotonic() - start - seconds
+
+        late = await asyncio.gather(*(wait(0.1 + 0.001 * number) for number in range(200)))
+        assert min(late) >= 0
+        assert max(late) <= 0.05
+        assert pool.stats().timeouts == 200
+        assert pool.stats().waiting == 0
+        for connection in held:
+            await pool.release(connection)
+
+
+async def test_a_pool_time_out_is_a_time_out_error(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1, timeout=0.01) as pool, pool.acquire():
+        with pytest.raises(TimeoutError):
+            await pool.acquire()
+
+
+async def test_no_more_than_max_waiting_callers_wait(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1, max_waiting=2) as pool:
+        async with pool.acquire():
+            waiting = [asyncio.ensure_future(pool.acquire()) for _ in range(2)]
+            await asyncio.sleep(0)
+            with pytest.raises(PoolSaturated):
+                await pool.acquire()
+            assert pool.stats().waiting == 2
+            assert pool.stats().saturations == 1
+        for task in waiting:
+            await pool.release(await task)
+
+
+CANCELLATIONS = [1_000, pytest.param(100_000, marks=[pytest.mark.soak, pytest.mark.timeout(1200)])]
+
+
+@pytest.mark.parametrize("count", CANCELLATIONS)
+async def test_cancellation_at_any_point_loses_no_connection_and_leaves_no_task(dsn, count, caplog, until):
+    generator = random.Random(7)
+    noises = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: noises.append(context))
+    async with ConnectionPool(dsn, min_size=2, max_size=5, check_after=0.002) as pool:
+        before = asyncio.all_tasks()
+
+        async def borrow():
+            async with pool.acquire(timeout=5) as connection:
+                if generator.random() < 0.3:
+                    await connection.fetchval("SELECT 1")
+
+        async def by_hand():
+            connection = await pool.acquire()
+            try:
+                await asyncio.sleep(0)
+            finally:
+                await pool.release(connection)
+
+        for _ in range(count // 50):
+            tasks = [asyncio.create_task(generator.choice((borrow, by_hand))()) for _ in range(50)]
+            for task in generator.sample(tasks, 50):
+                if generator.random() < 0.2:
+                    await asyncio.sleep(generator.choice((0, 0, 0, 0.0005, 0.002)))
+                task.cancel()
+            await asyncio.wait(tasks)
+            assert pool.stats().size <= 5
+
+        await until(lambda: pool.stats().in_use == 0 and not pool.stats().connecting)
+        stats = pool.stats()
+        assert stats.waiting == 0
+        assert 2 <= stats.size <= 5
+        await until(lambda: asyncio.all_tasks() <= before)
+        async with asyncio.timeout(5), pool.acquire() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+    gc.collect()
+    assert noises == []
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_connection_that_arrives_in_the_turn_of_a_cancellation_goes_to_the_next(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1, reset=False) as pool:
+        held = await pool.acquire()
+        first, second = asyncio.ensure_future(pool.acquire()), asyncio.ensure_future(pool.acquire())
+        await asyncio.sleep(0)
+        # The release gives the connection to the first, which is cancelled before it wakes up.
+        await pool.release(held)
+        first.cancel()
+        connection = await asyncio.wait_for(second, 5)
+        assert first.cancelled()
+        await pool.release(connection)
+        assert pool.stats().in_use == 0
+
+
+async def test_a_release_that_is_cancelled_still_gives_the_connection_back(dsn, until):
+    async with ConnectionPool(dsn, min_size=1, max_size=1) as pool:
+        connection = await pool.acquire()
+        release = asyncio.create_task(pool.release(connection))
+        await asyncio.sleep(0)
+        release.cancel()
+        await asyncio.wait([release])
+        await until(lambda: pool.stats().idle == 1)
+        assert pool.stats().opened == 1
+
+
+async def test_nothing_of_a_session_reaches_the_next_borrower(dsn):
+    state = """
+        SELECT current_setting('work_mem'), current_user,
+            (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
+            (SELECT count(*) FROM pg_cursors), (SELECT count(*) FROM pg_listening_channels()),
+            to_regclass('pg_temp.mine') IS NULL, pg_current_xact_id_if_assigned() IS NULL
+    """
+    async with ConnectionPool(dsn, min_size=1, max_size=1) as pool:
+        async with pool.acquire() as connection:
+            new = await connection.fetchrow(state)
+            process = connection.get_server_pid()
+            await connection.execute("SET work_mem = '77MB'; SELECT pg_advisory_lock(7); LISTEN gossip")
+            await connection.execute("CREATE TEMP TABLE mine (id int); SET ROLE pg_monitor")
+            await connection.execute("DECLARE c CURSOR WITH HOLD FOR SELECT 1")
+            assert await connection.fetchrow(state) != new
+        async with pool.acquire() as connection:
+            assert connection.get_server_pid() == process
+            assert await connection.fetchrow(state) == new
+
+
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_transaction_left_open_is_rolled_back(dsn, admin, reset):
+    # asyncpg tells the event loop's exception handler of a transaction that nobody manages: rightly so.
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: None)
+    await admin.execute("DROP TABLE IF EXISTS pool_open_transaction; CREATE TABLE pool_open_transaction (id int)")
+    async with ConnectionPool(dsn, min_size=1, max_size=1, reset=reset) as pool:
+        async with pool.acquire() as connection:
+            await connection.execute("BEGIN; INSERT INTO pool_open_transaction VALUES (1)")
+        async with pool.acquire() as connection:
+            assert not connection.is_in_transaction()
+            assert await connection.fetchval("SELECT count(*) FROM pool_open_transaction") == 0
+    await admin.execute("DROP TABLE pool_open_transaction")
+
+
+async def test_without_a_reset_settings_stay(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1, reset=False) as pool:
+        async with pool.acquire() as connection:
+            await connection.execute("SET work_mem = '77MB'")
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SHOW work_mem") == "77MB"
+
+
+async def test_init_prepares_every_new_connection(dsn):
+    async def init(connection):
+        await connection.set_type_codec("int8", schema="pg_catalog", encoder=str, decoder=lambda text: f"<{text}>")
+
+    async with (
+        ConnectionPool(dsn, min_size=2, max_size=2, init=init) as pool,
+        pool.acquire() as one,
+        pool.acquire() as two,
+    ):
+        assert [await one.fetchval("SELECT 1::int8"), await two.fetchval("SELECT 2::int8")] == ["<1>", "<2>"]
+
+
+async def test_an_init_that_fails_is_a_failed_connection(dsn):
+    async def init(connection):
+        await connection.execute("SELECT 1 / 0")
+
+    with pytest.raises(PoolUnhealthy, match="division by zero"):
+        await ConnectionPool(dsn, min_size=1, max_size=1, init=init).open()
+
+
+async def test_an_idle_connection_is_checked_before_it_is_lent_and_a_fresh_one_is_not(dsn, clock, admin):
+    options = {"check_after": 1.0, "clock": clock, "server_settings": {"application_name": "checked"}}
+    last = "SELECT query FROM pg_stat_activity WHERE application_name = 'checked'"
+    async with ConnectionPool(dsn, min_size=1, max_size=1, **options) as pool:
+        async with pool.acquire():
+            pass
+        async with pool.acquire():
+            assert "RESET ALL" in await admin.fetchval(last)
+        clock.advance(1.0)
+        async with pool.acquire():
+            assert await admin.fetchval(last) == "SELECT 1"
+
+
+async def test_a_connection_is_replaced_before_its_lifetime_ends_and_never_lent_after_it(dsn, clock, until):
+    options = {
+        "max_lifetime": 100.0,
+        "max_idle": 1e9,
+        "check_after": 1e9,
+        "housekeeping_interval": 3600,
+        "clock": clock,
+    }
+    async with ConnectionPool(dsn, min_size=4, max_size=4, **options) as pool:
+        clock.advance(89.0)
+        pool.maintain()
+        assert pool.stats().closed[CloseReason.LIFETIME] == 0
+        clock.advance(5.0)
+        pool.maintain()
+        # The jitter has spread them over the last tenth: by now some may have gone, not all need have.
+        clock.advance(6.0)
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+        await until(lambda: pool.stats().closed[CloseReason.LIFETIME] == 4 or (pool.maintain() or False))
+        await until(lambda: pool.stats().idle == 4)
+        assert pool.stats().opened == 8
+
+
+async def test_connections_that_nobody_needs_are_closed_down_to_min_size(dsn, clock):
+    async with ConnectionPool(
+        dsn, min_size=1, max_size=4, max_idle=60.0, housekeeping_interval=3600, clock=clock
+    ) as pool:
+        await pool.warm(4)
+        assert pool.stats().idle == 4
+        clock.advance(59.0)
+        pool.maintain()
+        assert pool.stats().size == 4
+        clock.advance(1.0)
+        pool.maintain()
+        assert pool.stats().size == 1
+        assert pool.stats().closed[CloseReason.IDLE] == 3
+
+
+async def test_a_borrower_who_keeps_a_connection_is_reported_once_with_where_it_was_acquired(dsn, clock, caplog):
+    options = {"leak_threshold": 30.0, "housekeeping_interval": 3600, "clock": clock}
+    async with ConnectionPool(dsn, min_size=1, max_size=2, **options) as pool:
+
+        async def forgetful():
+            return await pool.acquire()
+
+        connection = await forgetful()
+        clock.advance(29.0)
+        pool.maintain()
+        assert pool.stats().leaks == 0
+        clock.advance(1.0)
+        pool.maintain()
+        pool.maintain()
+        assert pool.stats().leaks == 1
+        [record] = [record for record in caplog.records if "acquired at" in record.message]
+        assert f"{__file__}:" in record.message
+        assert "forgetful" in record.message.splitlines()[1]
+        await pool.release(connection)
+
+
+async def test_a_pool_is_resized_while_it_is_used(dsn, until):
+    async with ConnectionPool(dsn, min_size=1, max_size=1) as pool:
+        async with pool.acquire():
+            second = asyncio.ensure_future(pool.acquire())
+            await asyncio.sleep(0)
+            pool.resize(2, 3)
+            await pool.release(await asyncio.wait_for(second, 5))
+        await until(lambda: pool.stats().idle >= 2)
+        one, two = await pool.acquire(), await pool.acquire()
+        pool.resize(1, 1)
+        assert pool.stats().size == 2
+        await pool.release(one)
+        await pool.release(two)
+        assert pool.stats().size == 1
+        with pytest.raises(ValueError, match="sizes"):
+            pool.resize(2, 1)
+
+
+async def test_draining_replaces_every_connection_lent_ones_when_they_come_back(dsn, until):
+    async with ConnectionPool(dsn, min_size=3, max_size=3) as pool:
+        connection = await pool.acquire()
+        old = connection.get_server_pid()
+        pool.drain()
+        assert await connection.fetchval("SELECT 1") == 1
+        await pool.release(connection)
+        await until(lambda: pool.stats().idle == 3)
+        assert pool.stats().closed[CloseReason.DRAINED] == 3
+        assert pool.stats().opened == 6
+        async with pool.acquire() as connection:
+            assert connection.get_server_pid() != old
+
+
+async def test_optimize_follows_demand_within_bounds_and_says_what_it_did(dsn, until):
+    async with ConnectionPool(dsn, min_size=2, max_size=10) as pool:
+        held = [await pool.acquire() for _ in range(4)]
+        grown = pool.optimize()
+        assert (grown.demand, grown.old_target_size, grown.target_size) == (4, 2, 5)
+        assert grown.utilization == 2.0
+        await until(lambda: pool.stats().size == 5)
+        for connection in held:
+            await pool.release(connection)
+        pool.optimize()
+        shrunk = pool.optimize()
+        assert (shrunk.demand, shrunk.target_size, shrunk.closed) == (0, 2, 3)
+        assert pool.stats().size == 2
+
+
+async def test_statistics_count_what_happened(dsn):
+    async with ConnectionPool(dsn, min_size=2, max_size=4) as pool:
+        async with pool.acquire(), pool.acquire():
+            stats = pool.stats()
+            assert (stats.size, stats.idle, stats.in_use, stats.utilization) == (2, 0, 2, 0.5)
+        stats = pool.stats()
+        assert (stats.opened, stats.wait.count, stats.use.count) == (2, 2, 2)
+        assert stats.use.max > 0
+
+
+async def test_a_closed_pool_refuses_callers_and_those_who_wait(dsn):
+    pool = ConnectionPool(dsn, min_size=1, max_size=1)
+    with pytest.raises(PoolClosed, match="not open"):
+        await pool.acquire()
+    await pool.open()
+    connection = await pool.acquire()
+    waiting = asyncio.ensure_future(pool.acquire())
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(pool.close())
+    with pytest.raises(PoolClosed):
+        await waiting
+    assert not closing.done()
+    assert await connection.fetchval("SELECT 1") == 1
+    await pool.release(connection)
+    await closing
+    await pool.close()
+    with pytest.raises(PoolClosed, match="is closed"):
+        await pool.acquire()
+    with pytest.raises(PoolClosed, match="once"):
+        await pool.open()
+
+
+async def test_closing_waits_for_borrowers_no_longer_than_it_is_told(dsn):
+    pool = ConnectionPool(dsn, min_size=1, max_size=1, name="impatient")
+    await pool.open()
+    connection = await pool.acquire()
+    await pool.close(0.01)
+    assert pool.stats().size == 0
+    with pytest.raises(asyncpg.InterfaceError):
+        await connection.fetchval("SELECT 1")
+    await pool.release(connection)
+
+
+async def test_a_borrower_may_close_the_connection(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1) as pool:
+        async with pool.acquire() as connection:
+            await connection.close()
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+        assert pool.stats().closed[CloseReason.LOST] == 1
+
+
+async def test_a_pool_that_was_closed_is_not_kept_alive(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1) as pool:
+        pass
+    reference = weakref.ref(pool)
+    del pool
+    # The last callbacks of its tasks have their turn.
+    await asyncio.sleep(0)
+    gc.collect()
+    assert reference() is None
+
+
+@pytest.mark.parametrize(
+    "form", ["postgresql://ann:s3cr3t@nowhere.invalid/db", "postgresql://ann@nowhere.invalid/db?password=s3cr3t"]
+)
+async def test_a_password_is_shown_nowhere(form, caplog):
+    caplog.set_level(logging.DEBUG)
+    pool = ConnectionPool(form, min_size=1, max_size=1)
+    with pytest.raises(PoolUnhealthy) as refused:
+        await pool.open()
+    assert "s3cr3t" not in f"{pool!r} {pool} {refused.value} {pool.stats()} {await pool.health()} {caplog.text}"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_size": -1},
+        {"min_size": 2, "max_size": 1},
+        {"min_size": 0, "max_size": 0},
+        {"max_waiting": -1},
+        {"timeout": 0},
+        {"max_lifetime": -1},
+        {"connect_timeout": float("nan")},
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options):
+    with pytest.raises(ValueError, match=r"must be"):
+        ConnectionPool("postgresql://", **options)
+
+
+def test_importing_the_package_imports_no_client_of_a_server():
+    code = "import sys, acgsperf; assert not {'asyncpg', 'redis'} & sys.modules.keys(); acgsperf.ConnectionPool"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,118 @@
+"""Several servers under one pool, and several pools under one manager."""
+
+import asyncio
+
+import pytest
+
+from acgsperf import ConnectionPool, PoolClosed, PoolExists, PoolManager, PoolNotFound, PoolUnhealthy
+
+NOWHERE = "postgresql:///postgres?host=/nonexistent"
+
+
+async def test_only_those_who_do_not_write_are_sent_to_replicas(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=2, replicas=[dsn, dsn]) as pool:
+        async with pool.acquire(), pool.acquire(readonly=True) as reader:
+            assert await reader.fetchval("SELECT 1") == 1
+            assert pool.stats().in_use == 1
+            assert sum(replica.stats().in_use for replica in pool.replicas) == 1
+        assert sum(replica.stats().in_use for replica in pool.replicas) == 0
+
+
+async def test_readers_go_to_the_replica_with_less_to_do(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=10, replicas=[dsn, dsn]) as pool:
+        readers = [await pool.acquire(readonly=True) for _ in range(10)]
+        assert [replica.stats().in_use for replica in pool.replicas] == [5, 5]
+        for reader in readers:
+            await pool.release(reader)
+
+
+async def test_readers_avoid_the_slower_replica_until_that_is_long_ago(dsn, clock):
+    async with ConnectionPool(dsn, min_size=2, max_size=10, replicas=[dsn, dsn], check_after=1e9, clock=clock) as pool:
+        one, other = await pool.acquire(readonly=True), await pool.acquire(readonly=True)
+        clock.advance(0.001)
+        await pool.release(one)
+        clock.advance(1.0)
+        await pool.release(other)
+        [fast] = [replica for replica in pool.replicas if replica.use_time.max < 1e9]
+        readers = [await pool.acquire(readonly=True) for _ in range(8)]
+        assert fast.stats().in_use == 8
+        for reader in readers:
+            clock.advance(0.001)
+            await pool.release(reader)
+
+        clock.advance(200.0)
+        async with fast.acquire():
+            clock.advance(0.001)
+        async with pool.acquire(readonly=True):
+            assert fast.stats().in_use == 0
+
+
+async def test_readers_go_to_the_primary_while_no_replica_is_healthy(dsn, caplog):
+    async with ConnectionPool(dsn, min_size=1, max_size=2, replicas=[NOWHERE]) as pool:
+        assert not pool.replicas[0].healthy
+        async with pool.acquire(readonly=True):
+            assert pool.stats().in_use == 1
+
+
+async def test_a_replica_that_is_back_is_used_again(victim, dsn, until):
+    async with ConnectionPool(dsn, min_size=1, max_size=2, replicas=[victim.dsn]) as pool:
+        [replica] = pool.replicas
+        await asyncio.to_thread(victim.kill)
+        await until(lambda: not replica.healthy)
+        async with pool.acquire(readonly=True) as reader:
+            assert await reader.fetchval("SELECT 1") == 1
+        await asyncio.to_thread(victim.start)
+        await until(lambda: replica.healthy)
+        async with pool.acquire(readonly=True) as reader:
+            assert replica.stats().in_use == 1
+            assert await reader.fetchval("SELECT 1") == 1
+
+
+async def test_a_manager_finds_its_pools_by_name_and_closes_them(dsn):
+    async with PoolManager() as manager:
+        first = await manager.create("first", dsn, min_size=1, max_size=2)
+        await manager.create("second", dsn, min_size=1, max_size=2, replicas=[dsn])
+        assert manager.names() == ["first", "second"]
+        assert manager.get("first") is first
+        with pytest.raises(PoolExists, match="first"):
+            await manager.create("first", dsn)
+        with pytest.raises(PoolNotFound, match="third"):
+            manager.get("third")
+        health = await manager.health()
+        assert {name: answer.healthy for name, answer in health.items()} == dict.fromkeys(
+            ["first", "second", "second/replica-1"], True
+        )
+        assert manager.optimize()["first"].target_size == 1
+    with pytest.raises(PoolClosed):
+        await first.acquire()
+    with pytest.raises(PoolClosed):
+        await manager.create("late", dsn)
+
+
+async def test_a_name_is_free_again_when_its_pool_could_not_be_opened(dsn):
+    async with PoolManager() as manager:
+        with pytest.raises(PoolUnhealthy):
+            await manager.create("app", NOWHERE, min_size=1)
+        await manager.create("app", dsn, min_size=1)
+
+
+async def test_a_name_is_taken_while_its_pool_is_being_opened(dsn):
+    async with PoolManager() as manager:
+        opening = asyncio.create_task(manager.create("app", dsn, min_size=1))
+        await asyncio.sleep(0)
+        with pytest.raises(PoolExists):
+            await manager.create("app", dsn)
+        await opening
+
+
+async def test_the_manager_notices_by_itself_that_a_server_does_not_answer(victim, until):
+    async with PoolManager(interval=0.05) as manager:
+        pool = await manager.create("app", victim.dsn, min_size=1, max_size=1, check_timeout=0.1, connect_timeout=0.2)
+        victim.freeze()
+        try:
+            await until(lambda: not pool.healthy)
+        finally:
+            victim.thaw()
+        await until(lambda: pool.healthy)
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
