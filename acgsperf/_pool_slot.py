@@ -78,6 +78,10 @@ class Slot:
         """
         return self._poll is not None and bool(self._poll(0))
 
+    def is_cancelling(self) -> bool:
+        """Whether asyncpg has asked the server to give up a query, and has not heard of it yet."""
+        return bool(self.connection._protocol._is_cancelling())  # type: ignore[attr-defined]
+
     def lend(self, now: float, place: "Place | None") -> "Lease":
         """Make a lease; after its release asyncpg refuses to use it."""
         self.taken_at = now

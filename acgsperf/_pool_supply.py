@@ -189,8 +189,8 @@ class Supply:
             self._supply()
         elif self.options.reset or slot.connection.is_in_transaction():
             return self._spawn(self._restore(slot))
-        elif self._error is not None:
-            # Only an answer of the server says that it is back.
+        elif self._error is not None or slot.is_cancelling():
+            # Only an answer of the server says that it is back, or that it has given up the last query.
             self._start_check(slot)
         else:
             self._give(slot)

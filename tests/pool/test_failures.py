@@ -70,12 +70,14 @@ async def test_a_server_that_is_killed_and_started_again_serves_everybody_within
         assert pool.stats().in_use == 0
 
 
-async def test_a_frozen_server_keeps_nobody_beyond_the_deadline_and_gives_its_slots_back(victim, until):
+@pytest.mark.parametrize("reset", [True, False])
+async def test_a_frozen_server_keeps_nobody_beyond_the_deadline_and_gives_its_slots_back(victim, until, reset):
     async with ConnectionPool(
         victim.dsn,
         min_size=2,
         max_size=4,
         check_after=0.0,
+        reset=reset,
         check_timeout=0.2,
         reset_timeout=0.2,
         connect_timeout=0.3,

@@ -196,6 +196,20 @@ async def test_a_connection_that_arrives_in_the_turn_of_a_cancellation_goes_to_t
         assert pool.stats().in_use == 0
 
 
+async def test_a_connection_that_is_lost_while_it_is_handed_over_is_not_lent(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1, reset=False) as pool:
+        held = await pool.acquire()
+        waiting = asyncio.ensure_future(pool.acquire(timeout=5))
+        await asyncio.sleep(0)
+        [slot] = pool._slots
+        # The release gives the connection to the one who waits, which wakes up only in the next turn.
+        await pool.release(held)
+        slot.connection.terminate()
+        connection = await waiting
+        assert await connection.fetchval("SELECT 1") == 1
+        await pool.release(connection)
+
+
 async def test_a_release_that_is_cancelled_still_gives_the_connection_back(dsn, until):
     async with ConnectionPool(dsn, min_size=1, max_size=1) as pool:
         connection = await pool.acquire()
