@@ -1,0 +1,497 @@
+"""A PostgreSQL connection pool that recovers by itself.
+
+The pool holds asyncpg connections itself rather than over `asyncpg.Pool`, whose queue of holders can be given neither
+fairness towards waiters nor a check before a connection is handed out.
+"""
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from acgsperf._pool_slot import Slot, describe_place, place_of_caller, slot_of
+from acgsperf._pool_supply import Supply
+from acgsperf._pool_values import (
+    TARGET_UTILIZATION,
+    CloseReason,
+    PoolHealth,
+    PoolOptimization,
+    PoolOptions,
+    PoolStats,
+    check_sizes,
+)
+from acgsperf.errors import PoolClosed, PoolError, PoolSaturated, PoolTimeout, PoolUnhealthy
+
+if TYPE_CHECKING:
+    from acgsperf._pool_slot import Connection, Lease, Place
+
+_log = logging.getLogger("acgsperf.pool")
+_LATENCY_HALF_LIFE_S: Final = 10.0
+
+
+class ConnectionPool(Supply):
+    """A bounded set of PostgreSQL connections that many tasks of one event loop share.
+
+    Args:
+        dsn: where the server is, as asyncpg and libpq write it.
+        min_size: connections that `open` waits for, and that are kept.
+        max_size: the most that are open at any time.
+        name: how the pool calls itself in logs and errors.
+        replicas: servers that `acquire(readonly=True)` may use; each gets a pool with the same options.
+        timeout: seconds that `acquire` waits for a connection, unless it is told otherwise.
+        max_waiting: callers that may wait at once; None for no bound.
+        check_after: a connection idle for this many seconds is tested before it is handed out.
+        check_timeout: seconds in which it has to answer.
+        max_lifetime: no connection older than this many seconds is handed out; most are replaced up to 10 % earlier, at
+            random, and not all at once.
+        max_idle: seconds after which a connection that nobody needed is closed, down to the size that is kept.
+        leak_threshold: a connection lent for longer than this many seconds is reported once; None for never.
+        reset: whether a session is made like new between borrowers. Without, only an open transaction is rolled back.
+        reset_timeout: seconds that a reset may take.
+        connect_timeout: seconds that a connection attempt may take, `init` not included.
+        close_timeout: seconds that a connection may take to say goodbye.
+        init: called with each new connection, for type codecs and the like; has `connect_timeout` of its own.
+        housekeeping_interval: seconds between two rounds of `maintain`.
+        clock: seconds for ages and idle times, `time.monotonic` or a replacement; deadlines are the event loop's.
+        connect_options: anything else is for `asyncpg.connect`: `command_timeout`, `server_settings`, `ssl`, ...
+
+    Raises:
+        ValueError: for sizes or times that make no sense.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        min_size: int = 20,
+        max_size: int = 100,
+        name: str = "default",
+        replicas: Sequence[str] = (),
+        timeout: float = 30.0,
+        max_waiting: int | None = None,
+        check_after: float = 0.5,
+        check_timeout: float = 2.0,
+        max_lifetime: float = 3600.0,
+        max_idle: float = 600.0,
+        leak_threshold: float | None = None,
+        reset: bool = True,
+        reset_timeout: float = 5.0,
+        connect_timeout: float = 5.0,
+        close_timeout: float = 2.0,
+        init: "Callable[[Connection], Awaitable[None]] | None" = None,
+        housekeeping_interval: float = 1.0,
+        clock: Callable[[], float] = time.monotonic,
+        **connect_options: Any,
+    ) -> None:
+        options = PoolOptions(
+            min_size=min_size,
+            max_size=max_size,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            check_after=check_after,
+            check_timeout=check_timeout,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            leak_threshold=leak_threshold,
+            reset=reset,
+            reset_timeout=reset_timeout,
+            connect_timeout=connect_timeout,
+            close_timeout=close_timeout,
+            init=init,
+            housekeeping_interval=housekeeping_interval,
+            clock=clock,
+        )
+        super().__init__(name, dsn, options, connect_options)
+        self._housekeeper: asyncio.Task[None] | None = None
+        self._leaks = 0
+        self._replicas = tuple(
+            ConnectionPool(replica, name=f"{name}/replica-{number}", **options.as_keywords(), **connect_options)
+            for number, replica in enumerate(replicas, 1)
+        )
+
+    def __repr__(self) -> str:
+        """The name, the state and the figures; nothing of the address."""
+        state = "closed" if self._closed else "new" if not self._open else "open" if self.healthy else "unhealthy"
+        return f"<ConnectionPool {self.name!r}, {state}, {self._in_use} of {len(self._slots)} in use>"
+
+    @property
+    def min_size(self) -> int:
+        """Connections that are always kept."""
+        return self._min_size
+
+    @property
+    def max_size(self) -> int:
+        """Connections that may be open at once."""
+        return self._max_size
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the server could be reached when the pool last needed it; an unhealthy pool refuses callers."""
+        return self._error is None
+
+    @property
+    def replicas(self) -> "tuple[ConnectionPool, ...]":
+        """The pools of the replicas, which are opened and closed with this one."""
+        return self._replicas
+
+    async def open(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109
+        """Connect `min_size` times and start housekeeping.
+
+        A replica that cannot be reached is no error: its pool goes on trying.
+
+        Raises:
+            PoolUnhealthy: when the server refuses three attempts in a row; the pool is closed then.
+            PoolTimeout: when the connections are not there within `timeout` seconds.
+            PoolClosed: when it was opened or closed before.
+        """
+        if self._open or self._closed:
+            raise PoolClosed(f"pool {self.name!r} is opened once")
+        self._start()
+        try:
+            await asyncio.gather(
+                self.warm(self._min_size, timeout), *(replica._open_as_replica() for replica in self._replicas)
+            )
+        except BaseException:
+            await self.close(0)
+            raise
+
+    def _start(self) -> None:
+        self._open = True
+        self._housekeeper = asyncio.create_task(self._keep_house(), name=f"acgsperf pool {self.name}")
+
+    async def _open_as_replica(self) -> None:
+        self._start()
+        try:
+            await self.warm(max(self._min_size, 1), self.options.connect_timeout)
+        except PoolError as error:
+            if self._error is None and not self._slots:
+                self._fail(error)
+
+    async def __aenter__(self) -> Self:
+        """Open the pool."""
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the pool; when leaving with an error, without waiting for its borrowers."""
+        await self.close(10.0 if error is None else 0.0)
+
+    def acquire(self, timeout: float | None = None, *, readonly: bool = False) -> "_Acquire":
+        """A connection: `async with pool.acquire() as connection`, or `await pool.acquire()` and `release`.
+
+        First come, first served. An idle connection is lent without a turn of the event loop.
+
+        Args:
+            timeout: seconds to wait for one; the pool's `timeout` when None.
+            readonly: whether a replica will do: the better of two healthy ones taken at random, by requests in flight
+                and recent latency. The primary serves when there is none.
+
+        Raises:
+            PoolTimeout: when none became free in time.
+            PoolSaturated: at once, when `max_waiting` callers wait.
+            PoolUnhealthy: at once, while the server cannot be reached.
+            PoolClosed: when the pool is not open.
+        """
+        place = place_of_caller(1) if self.options.leak_threshold is not None else None
+        return _Acquire(self, self.options.timeout if timeout is None else timeout, readonly, place)
+
+    async def release(self, connection: "Lease") -> None:
+        """Give a connection back, and return when its session is reset or `reset_timeout` has passed.
+
+        Cancelling does not hurt: the reset goes on. A connection that was released, or has been closed, is ignored.
+
+        Raises:
+            ValueError: for a connection that is not from this pool.
+        """
+        task = self._take_back(connection)
+        if task is not None:
+            await asyncio.shield(task)
+
+    async def warm(self, n: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109
+        """Return when at least `n` connections are open; those beyond the kept size stay for `max_idle`.
+
+        Raises:
+            ValueError: when `n` is more than `max_size`.
+            PoolTimeout: when they are not open within `timeout` seconds.
+            PoolUnhealthy, PoolClosed: as `acquire`.
+        """
+        if n > self._max_size:
+            raise ValueError(f"cannot warm {n} connections of at most {self._max_size}")
+        self._refuse_unless_open()
+        if len(self._slots) >= n:
+            return
+        warmer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._warmers[warmer] = n
+        self._supply()
+        try:
+            async with asyncio.timeout(timeout):
+                await warmer
+        except TimeoutError:
+            text = f"pool {self.name!r}: {n} connections were not open in {timeout} s"
+            raise PoolTimeout(text) from self._last_failure
+        finally:
+            del self._warmers[warmer]
+
+    def resize(self, min_size: int, max_size: int) -> None:
+        """Change the bounds at once.
+
+        Surplus idle connections are closed, lent ones when they come back; missing ones are opened in the background.
+
+        Raises:
+            ValueError: for sizes that make no sense.
+        """
+        check_sizes(min_size, max_size)
+        self._min_size, self._max_size = min_size, max_size
+        self._target_size = min(max(self._target_size, min_size), max_size)
+        self._close_surplus(max_size)
+        self._supply()
+
+    def drain(self) -> None:
+        """Replace every connection, idle ones now and lent ones when they come back: after a failover, for example."""
+        self._generation += 1
+        while self._idle:
+            self._retire(self._idle.popleft(), CloseReason.DRAINED)
+        self._supply()
+
+    def stats(self) -> PoolStats:
+        """The figures of the pool now, its replicas' not included."""
+        return PoolStats(
+            size=len(self._slots),
+            idle=len(self._idle),
+            in_use=self._in_use,
+            waiting=len(self._waiters),
+            connecting=self._connecting,
+            min_size=self._min_size,
+            max_size=self._max_size,
+            target_size=self._target_size,
+            opened=self._opened,
+            closed={reason: self._closed_by[reason] for reason in CloseReason},
+            failed_connects=self._failed_connects,
+            timeouts=self._timeouts,
+            saturations=self._saturations,
+            leaks=self._leaks,
+            wait=self.wait_time.snapshot(),
+            use=self.use_time.snapshot(),
+        )
+
+    async def health(self) -> PoolHealth:
+        """Ask the server, within `check_timeout` on an idle connection, or with a new one where there is room.
+
+        A pool whose connections are all in use is as healthy as it was. One that gets no answer closes its idle
+        connections and refuses callers until it can connect again, which it goes on trying by itself.
+        """
+        if not self._open:
+            return PoolHealth(False, error=f"pool {self.name!r} is not open")
+        while self._error is None and self._idle:
+            slot = self._idle.pop()
+            start = self._clock()
+            try:
+                await slot.connection.execute("SELECT 1", timeout=self.options.check_timeout)
+            except TimeoutError as error:
+                self._drop(slot, CloseReason.CHECK_FAILED)
+                self._fail(error)
+            except Exception:
+                # This connection was closed: that says nothing of the others.
+                self._drop(slot, CloseReason.LOST)
+            except BaseException:
+                # Cancelled, and the answer is still on its way.
+                self._drop(slot, CloseReason.CHECK_FAILED)
+                raise
+            else:
+                self._give(slot)
+                return PoolHealth(True, self._ns_since(start))
+            self._supply()
+        if self._error is None and not self._has_live():
+            try:
+                await self.warm(min(len(self._slots) + 1, self._max_size), self.options.connect_timeout)
+            except PoolTimeout as error:
+                self._fail(error)
+            except PoolError as error:
+                return PoolHealth(False, error=str(error))
+        return PoolHealth(True) if self._error is None else PoolHealth(False, error=self._describe(self._error))
+
+    def optimize(self) -> PoolOptimization:
+        """Keep as many connections as make recent demand 80 % of them, between `min_size` and `max_size`.
+
+        Demand is the most that was in use and waited for at once since the last call. What is missing is opened in the
+        background, surplus idle connections are closed.
+        """
+        demand = max(self._peak, self._in_use + len(self._waiters))
+        self._peak = self._in_use
+        old = self._target_size
+        wanted = math.ceil(demand / TARGET_UTILIZATION)
+        self._target_size = min(max(wanted, self._min_size), self._max_size)
+        size = len(self._slots)
+        closed = self._close_surplus(self._target_size)
+        self._supply()
+        missing = max(0, self._target_size - size)
+        return PoolOptimization(demand, demand / max(old, 1), old, self._target_size, missing, closed)
+
+    def maintain(self) -> None:
+        """One round of housekeeping, which otherwise happens every `housekeeping_interval`.
+
+        Replaces connections that are lost or near the end of their lifetime, closes those that nobody needs, reports
+        leaks and opens what is missing.
+        """
+        now = self._clock()
+        for slot in list(self._idle):
+            if slot.connection.is_closed():
+                self._idle.remove(slot)
+                self._drop(slot, CloseReason.LOST)
+            elif now >= slot.retires_at:
+                self._idle.remove(slot)
+                self._retire(slot, CloseReason.LIFETIME)
+        unused_since = now - self.options.max_idle
+        while len(self._slots) > self._target_size and self._idle and self._idle[0].idle_since <= unused_since:
+            self._retire(self._idle.popleft(), CloseReason.IDLE)
+        if self.options.leak_threshold is not None:
+            for slot in self._slots:
+                if slot.lease is not None and not slot.reported and now - slot.taken_at >= self.options.leak_threshold:
+                    self._report_leak(slot, now)
+        self._supply()
+
+    async def close(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109
+        """Refuse new callers, wait for connections to come back, and close them.
+
+        Waiting callers get `PoolClosed`. What is still lent after `timeout` seconds is terminated. Closing twice is
+        fine.
+        """
+        was_open, self._open, self._closed = self._open, False, True
+        self._refuse_waiters(lambda: PoolClosed(f"pool {self.name!r} is closed"))
+        if self._retry is not None:
+            self._retry.cancel()
+        if was_open and self._housekeeper is not None:
+            self._housekeeper.cancel()
+            self._tasks.add(self._housekeeper)
+        while self._idle:
+            self._retire(self._idle.popleft(), CloseReason.CLOSED)
+        try:
+            async with asyncio.timeout(timeout), asyncio.TaskGroup() as group:
+                for replica in self._replicas:
+                    group.create_task(replica.close(timeout))
+                while self._slots or self._leaving:
+                    self._emptied.clear()
+                    await self._emptied.wait()
+        except TimeoutError:
+            if self._slots:
+                _log.warning("pool %s: closed with %d connections still in use", self.name, len(self._slots))
+        finally:
+            for slot in list(self._slots):
+                self._drop(slot, CloseReason.CLOSED)
+            for slot in self._leaving:
+                slot.connection.terminate()
+            self._leaving.clear()
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._tasks.clear()
+
+    async def _take(self, timeout: float, place: "Place | None") -> "Lease":  # noqa: ASYNC109
+        self._refuse_unless_open()
+        start = self._clock()
+        # Whoever waits comes first, even if something is idle.
+        slot = None if self._waiters else self._pop_fresh(start)
+        if slot is None:
+            slot = await self._wait(timeout)
+            while slot.connection.is_closed():
+                # It was lost in the turn between being handed over and arriving here.
+                self._drop(slot, CloseReason.LOST)
+                self._refuse_unless_open()
+                slot = await self._wait(max(timeout - (self._clock() - start), 0.0))
+        self.wait_time.record(self._ns_since(start))
+        in_use = self._in_use
+        if in_use > self._peak:
+            self._peak = in_use
+        return slot.lend(self._clock(), place)
+
+    def _take_back(self, lease: "Lease") -> "asyncio.Task[None] | None":
+        slot = slot_of(lease)
+        if slot is None or (slot.owner is not self and slot.owner not in self._replicas):
+            raise ValueError(f"{lease!r} is not from pool {self.name!r}")
+        owner = slot.owner
+        assert isinstance(owner, ConnectionPool)
+        return owner._end_lease(slot) if slot.lease is lease else None
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(self.options.housekeeping_interval)
+            try:
+                self.maintain()
+            except Exception:
+                _log.exception("pool %s: housekeeping failed", self.name)
+
+    def _report_leak(self, slot: Slot, now: float) -> None:
+        slot.reported = True
+        self._leaks += 1
+        _log.warning(
+            "pool %s: a connection has been in use for %.1f s; it was acquired at\n%s",
+            self.name,
+            now - slot.taken_at,
+            describe_place(slot.place),
+        )
+
+    def _better_replica(self) -> "ConnectionPool | None":
+        healthy = [replica for replica in self._replicas if replica._open and replica.healthy]
+        # The power of two choices: nearly as good as the best of all, and no herd runs to the one that looked best.
+        two = random.sample(healthy, min(2, len(healthy)))
+        known = all(replica._recent_use_s for replica in two)
+        return min(two, key=lambda replica: replica._load(known), default=None)
+
+    def _load(self, latency_known: bool) -> float:
+        requests = self._in_use + len(self._waiters) + 1
+        if not latency_known:
+            return requests
+        # What is remembered fades, or a replica that was slow once would never be asked again.
+        age_s = self._clock() - self._used_at
+        return requests * self._recent_use_s * math.exp2(-age_s / _LATENCY_HALF_LIFE_S)
+
+
+class _Acquire:
+    """What `acquire` returns: to be awaited, or entered."""
+
+    __slots__ = ("_lease", "_place", "_pool", "_readonly", "_timeout")
+
+    def __init__(self, pool: ConnectionPool, timeout: float, readonly: bool, place: "Place | None") -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._readonly = readonly
+        self._place = place
+        self._lease: Lease | None = None
+
+    def __await__(self) -> "Generator[Any, None, Lease]":
+        return self._take().__await__()
+
+    def _take(self) -> "Coroutine[Any, Any, Lease]":
+        replica = self._pool._better_replica() if self._readonly else None
+        if replica is None:
+            return self._pool._take(self._timeout, self._place)
+        return self._take_from(replica)
+
+    async def _take_from(self, replica: ConnectionPool) -> "Lease":
+        start = time.monotonic()
+        try:
+            return await replica._take(self._timeout, self._place)
+        except (PoolUnhealthy, PoolSaturated, PoolClosed):
+            left = self._timeout - (time.monotonic() - start)
+            return await self._pool._take(max(left, 0.0), self._place)
+
+    async def __aenter__(self) -> "Lease":
+        self._lease = lease = await self._take()
+        return lease
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        lease, self._lease = self._lease, None
+        assert lease is not None
+        task = self._pool._take_back(lease)
+        # One who ran out of time, or was cancelled, does not wait for a server that may not answer.
+        if task is not None and not isinstance(error, TimeoutError | asyncio.CancelledError):
+            await asyncio.shield(task)
