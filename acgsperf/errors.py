@@ -22,3 +22,7 @@ class SettingsError(AcgsperfError, ValueError):
 
     def __init__(self, variable: str, value: str, expected: str) -> None:
         super().__init__(f"{variable} must be {expected}, not {value!r}")
+
+
+class TierError(AcgsperfError):
+    """A tier that is not open, or that belongs to another event loop or another process."""
