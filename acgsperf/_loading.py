@@ -1,0 +1,213 @@
+"""What a miss costs and who pays for it: single flight, stale values meanwhile, loads behind the caller's back."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final
+
+from acgsperf._behind import Behind
+from acgsperf._dispatch import LRUCache
+from acgsperf._local import MISSING, Local
+from acgsperf._single_flight import Flight, Flights
+from acgsperf._staleness import Staleness
+from acgsperf.errors import LoadTimeoutError
+from acgsperf.tiers.base import Entry
+
+__all__ = ["Loading"]
+
+_LoaderOfMany = Callable[[list[str]], Awaitable[Mapping[str, Any]]]
+
+
+class Loading:
+    """`get_or_load` and `get_or_load_many`, after L1 has missed."""
+
+    def __init__(self, local: Local[Any], behind: Behind, staleness: Staleness) -> None:
+        self._local = local
+        self._behind = behind
+        self._staleness = staleness
+        self.flights: Final = Flights(staleness.hard_timeout, self._failed)
+        clock = local.clock
+        # Keys whose load failed a moment ago; there for those that a stale value can be given for.
+        self._failures: LRUCache[str, bool] = LRUCache(local.l1.maxsize, clock=clock)
+        self.loads = 0
+        self.load_errors = 0
+        self.load_timeouts = 0
+        self.joined = 0
+        self.refreshes = 0
+        self.stale_served = 0
+        self.negative_hits = 0
+
+    def held(self, key: str) -> Entry | None:
+        """What is kept beside L1: negative, stale, or fresh and due."""
+        entry = self._local.beside(key)
+        if entry is not None and entry.negative:
+            self.negative_hits += 1
+        return entry
+
+    def overtake(self, key: str) -> None:
+        """A write of a key."""
+        self._failures.pop(key, False)
+        self.flights.overtake(key)
+
+    async def load(
+        self, keys: Sequence[str], loader: _LoaderOfMany, entry_of: Callable[[Any], Entry], tags: tuple[str, ...]
+    ) -> dict[str, Any]:
+        """The values of keys that L1 has missed.
+
+        Args:
+            keys: different ones.
+            loader: called with those that are to be loaded.
+            entry_of: makes the entry of a loaded value.
+            tags: of these entries.
+        """
+        values: dict[str, Any] = {}
+        due: dict[str, Entry] = {}
+        stale: dict[str, Entry] = {}
+        unknown = []
+        for key in keys:
+            entry = self.held(key)
+            flight = self.flights.get(key)
+            if entry is None and flight is not None:
+                entry = flight.stale.get(key)
+            if entry is not None:
+                self._sort(key, entry, values, due, stale)
+            elif flight is None:
+                unknown.append(key)
+        held = {*due, *stale}
+        if unknown:
+            for key, entry in (await self._read(unknown)).items():
+                self._sort(key, entry, values, due, stale)
+            for key in unknown:
+                if key not in values:
+                    # Another caller's load may have landed meanwhile.
+                    self._look_again(key, values)
+        # From here on nothing is awaited until the load is known to all.
+        wanted = [key for key in keys if key not in values and not self._is_put_off(key, stale)]
+        refreshed = [key for key in due if self.flights.get(key) is None and key not in self._failures]
+        own = self._begin(wanted, refreshed, {**due, **stale}, held, loader, entry_of, tags)
+        waits: dict[Flight, list[str]] = {}
+        for key in wanted:
+            flight = self.flights.get(key)
+            assert flight is not None
+            if key in stale and self._staleness.soft_timeout == 0:
+                flight.detached = True
+                self.refreshes += flight is own
+            else:
+                waits.setdefault(flight, []).append(key)
+                self.joined += flight is not own
+        if waits:
+            await self._wait(waits, stale)
+        for flight, waited in waits.items():
+            for key in waited:
+                if key not in stale or (flight.done.done() and not flight.failed):
+                    values[key] = flight.result(key)
+        for key, entry in stale.items():
+            if key not in values:
+                self.stale_served += 1
+                values[key] = entry.value
+        return {key: values[key] for key in keys}
+
+    def _sort(
+        self, key: str, entry: Entry, values: dict[str, Any], due: dict[str, Entry], stale: dict[str, Entry]
+    ) -> None:
+        if not self._staleness.is_fresh(entry):
+            stale[key] = entry
+            return
+        values[key] = entry.value
+        if self._staleness.is_due(entry):
+            due[key] = entry
+
+    def _look_again(self, key: str, values: dict[str, Any]) -> None:
+        value: Any = self._local.l1.peek(key, MISSING)
+        if value is not MISSING:
+            values[key] = value
+        elif (entry := self._local.beside(key)) is not None and self._staleness.is_fresh(entry):
+            values[key] = entry.value
+
+    def _is_put_off(self, key: str, stale: Mapping[str, Entry]) -> bool:
+        return key in stale and key in self._failures and self.flights.get(key) is None
+
+    async def _read(self, keys: Sequence[str]) -> dict[str, Entry]:
+        if len(keys) > 1:
+            return await self._behind.read_many(keys)
+        entry = await self._behind.read(keys[0])
+        return {} if entry is None else {keys[0]: entry}
+
+    def _begin(
+        self,
+        wanted: Sequence[str],
+        refreshed: Sequence[str],
+        entries: Mapping[str, Entry],
+        held: set[str],
+        loader: _LoaderOfMany,
+        entry_of: Callable[[Any], Entry],
+        tags: tuple[str, ...],
+    ) -> Flight | None:
+        """One flight for the keys that are not being loaded yet."""
+        keys = [key for key in wanted if self.flights.get(key) is None] + list(refreshed)
+        if not keys:
+            return None
+
+        async def load(flight: Flight) -> dict[str, Any]:
+            values: dict[str, Any] = {}
+            # What this process has kept may have been loaded by another since.
+            kept = [key for key in keys if key in held]
+            if kept:
+                for key, entry in (await self._read(kept)).items():
+                    if not self._staleness.is_due(entry):
+                        values[key] = entry.value
+                        if key in flight.keys:
+                            self._local.put(key, entry)
+            asked = [key for key in keys if key not in values]
+            if asked:
+                self.loads += 1
+                loaded = await loader(asked)
+                if not isinstance(loaded, Mapping):
+                    raise TypeError(f"a loader of many must return a mapping, not {type(loaded).__name__}")
+                for key in asked:
+                    values[key] = self._keep(flight, key, loaded, entry_of)
+            return values
+
+        flight = self.flights.start(keys, load, tags, {key: entries[key] for key in keys if key in entries})
+        if refreshed:
+            flight.detached = True
+            self.refreshes += len(refreshed)
+        return flight
+
+    def _keep(self, flight: Flight, key: str, loaded: Mapping[str, Any], entry_of: Callable[[Any], Entry]) -> Any:
+        value = loaded.get(key)
+        if value is None and self._staleness.negative_ttl is not None:
+            entry = self._staleness.negative()
+            # Behind L1 there are no more of them than the processes can hold: strangers choose their keys.
+            shared = self._local.has_room_for_negatives
+        elif key in loaded:
+            entry = entry_of(value)
+            shared = True
+        else:
+            return None
+        if key in flight.keys:
+            self._failures.pop(key, False)
+            self._local.put(key, entry)
+            if shared:
+                self._behind.put(key, entry)
+        return value
+
+    async def _wait(self, waits: Mapping[Flight, Sequence[str]], stale: Mapping[str, Entry]) -> None:
+        hurried = [flight for flight, keys in waits.items() if all(key in stale for key in keys)]
+        patient = [flight for flight in waits if flight not in hurried]
+        with self.flights.waiting(waits):
+            # Unlike an await, neither a time-out nor a cancellation here reaches what is waited for.
+            if patient:
+                await asyncio.wait([flight.done for flight in patient])
+            if hurried:
+                await asyncio.wait([flight.done for flight in hurried], timeout=self._staleness.soft_timeout)
+            for flight in hurried:
+                if not flight.done.done():
+                    flight.detached = True
+                    self.refreshes += 1
+
+    def _failed(self, flight: Flight, error: BaseException) -> None:
+        self.load_errors += 1
+        self.load_timeouts += isinstance(error, LoadTimeoutError)
+        if self._staleness.retry_after > 0:
+            for key in flight.keys & flight.stale.keys():
+                self._failures.set(key, True, ttl=self._staleness.retry_after)
