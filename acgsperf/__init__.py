@@ -1,4 +1,7 @@
-"""A compliance gate, an L1 cache and latency histograms for asyncio services, compiled with Cython."""
+"""A compliance gate, a tiered cache and latency histograms for asyncio services, compiled with Cython."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from acgsperf._dispatch import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
 from acgsperf._types import (
@@ -9,14 +12,28 @@ from acgsperf._types import (
     ValidatorStats,
     Verdict,
 )
-from acgsperf.errors import AcgsperfError, ComplianceError, SettingsError
+from acgsperf.errors import (
+    AcgsperfError,
+    CacheError,
+    ComplianceError,
+    LoadCancelledError,
+    LoadError,
+    LoadTimeoutError,
+    SettingsError,
+    TierError,
+)
 from acgsperf.fingerprint import canonical, fingerprint
 from acgsperf.validator import ComplianceValidator, ContextVerdict, ValidatorMetrics
+
+if TYPE_CHECKING:
+    from acgsperf.cache import CacheHealth, TieredCache, TieredStats, Written
 
 __all__ = [
     "CONSTITUTIONAL_HASH",
     "IMPLEMENTATION",
     "AcgsperfError",
+    "CacheError",
+    "CacheHealth",
     "CacheStats",
     "ComplianceError",
     "ComplianceValidator",
@@ -26,11 +43,33 @@ __all__ = [
     "HistogramSnapshot",
     "LRUCache",
     "LatencyHistogram",
+    "LoadCancelledError",
+    "LoadError",
+    "LoadTimeoutError",
     "SettingsError",
+    "TierError",
+    "TieredCache",
+    "TieredStats",
     "Timer",
     "ValidatorMetrics",
     "ValidatorStats",
     "Verdict",
+    "Written",
     "canonical",
     "fingerprint",
 ]
+
+# asyncio takes longer to import than all the rest, and who wants the core alone does without it.
+_LAZY = {
+    "CacheHealth": "acgsperf.cache",
+    "TieredCache": "acgsperf.cache",
+    "TieredStats": "acgsperf.cache",
+    "Written": "acgsperf.cache",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LAZY[name]), name)
+    return value
