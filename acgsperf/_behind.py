@@ -121,7 +121,8 @@ class Behind:
             self.local.put(key, entry)
 
     def put(self, key: str, entry: Entry) -> None:
-        """Write to all tiers, with nobody waiting."""
+        """Write what was loaded to all tiers, with nobody waiting; what a read under way finds is older."""
+        self._ordering.overtake(key)
         for queue in self.queues:
             queue.put(key, entry)
 

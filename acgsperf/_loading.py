@@ -83,10 +83,15 @@ class Loading:
         # From here on nothing is awaited until the load is known to all.
         wanted = [key for key in keys if key not in values and not self._is_put_off(key, stale)]
         refreshed = [key for key in due if self.flights.get(key) is None and key not in self._failures]
-        own = self._begin(wanted, refreshed, {**due, **stale}, held, loader, entry_of, tags)
+        joined = {key: flight for key in wanted if (flight := self.flights.get(key)) is not None}
+        begun = [key for key in wanted if key not in joined] + refreshed
+        own = self._begin(begun, {**due, **stale}, held, loader, entry_of, tags) if begun else None
+        if own is not None and refreshed:
+            own.detached = True
+            self.refreshes += len(refreshed)
         waits: dict[Flight, list[str]] = {}
         for key in wanted:
-            flight = self.flights.get(key)
+            flight = joined.get(key, own)
             assert flight is not None
             if key in stale and self._staleness.soft_timeout == 0:
                 flight.detached = True
@@ -134,18 +139,14 @@ class Loading:
 
     def _begin(
         self,
-        wanted: Sequence[str],
-        refreshed: Sequence[str],
+        keys: Sequence[str],
         entries: Mapping[str, Entry],
         held: set[str],
         loader: _LoaderOfMany,
         entry_of: Callable[[Any], Entry],
         tags: tuple[str, ...],
-    ) -> Flight | None:
-        """One flight for the keys that are not being loaded yet."""
-        keys = [key for key in wanted if self.flights.get(key) is None] + list(refreshed)
-        if not keys:
-            return None
+    ) -> Flight:
+        """One flight for keys that are not being loaded yet; `entries` are what may be given meanwhile."""
 
         async def load(flight: Flight) -> dict[str, Any]:
             values: dict[str, Any] = {}
@@ -167,11 +168,7 @@ class Loading:
                     values[key] = self._keep(flight, key, loaded, entry_of)
             return values
 
-        flight = self.flights.start(keys, load, tags, {key: entries[key] for key in keys if key in entries})
-        if refreshed:
-            flight.detached = True
-            self.refreshes += len(refreshed)
-        return flight
+        return self.flights.start(keys, load, tags, {key: entries[key] for key in keys if key in entries})
 
     def _keep(self, flight: Flight, key: str, loaded: Mapping[str, Any], entry_of: Callable[[Any], Entry]) -> Any:
         value = loaded.get(key)

@@ -58,14 +58,18 @@ class Ordering:
             if not reads:
                 del self._reads[key]
 
+    def overtake(self, key: str) -> None:
+        """What reads under way find of a key is not to be kept."""
+        for read in self._reads.get(key, ()):
+            read.overtaken.add(key)
+
     @contextmanager
     def writing(self, keys: Iterable[str]) -> Iterator[None]:
         """The time of a `set` or `delete`."""
         keys = tuple(keys)
         for key in keys:
             self._writes[key] += 1
-            for read in self._reads.get(key, ()):
-                read.overtaken.add(key)
+            self.overtake(key)
         try:
             yield
         finally:

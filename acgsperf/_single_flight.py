@@ -63,9 +63,13 @@ class Flights:
     Args:
         hard_timeout: seconds that a load may take, None for no limit.
         failed: called with a flight whose load has failed, and the error.
+
+    Attributes:
+        closed: whether no load may begin; true until the cache is opened.
     """
 
     def __init__(self, hard_timeout: float | None, failed: Callable[[Flight, BaseException], object]) -> None:
+        self.closed = True
         self._hard_timeout = hard_timeout
         self._failed = failed
         self._flights: dict[str, Flight] = {}
@@ -86,16 +90,23 @@ class Flights:
         tags: tuple[str, ...],
         stale: Mapping[str, Entry],
     ) -> Flight:
-        """Begin a load of keys that are not being loaded, in the context of the caller."""
+        """Begin a load of keys that are not being loaded, in the context of the caller.
+
+        Raises:
+            CacheError: when the cache was closed since the caller came.
+        """
+        if self.closed:
+            raise CacheError("the cache was closed before the load")
         flight = Flight(keys, tags, stale)
         for key in flight.keys:
             self._flights[key] = flight
-        task = flight._task = asyncio.create_task(self._run(flight, load))
-        self._running[task] = flight
-        task.add_done_callback(self._running.pop)
         if self._hard_timeout is not None:
             loop = asyncio.get_running_loop()
             flight._timer = loop.call_later(self._hard_timeout, self._time_out, flight, self._hard_timeout)
+        # With an eager task factory the load may have ended when this returns.
+        task = flight._task = asyncio.create_task(self._run(flight, load))
+        self._running[task] = flight
+        task.add_done_callback(self._running.pop)
         return flight
 
     @contextmanager
@@ -130,6 +141,7 @@ class Flights:
 
     async def close(self, grace: float) -> None:
         """Cancel the loads and wait for their tasks; who waits for one gets a `CacheError`."""
+        self.closed = True
         for flight in self._running.values():
             self._abandon(flight, CacheError("the cache was closed during the load"))
         tasks = self._running.keys() - {asyncio.current_task()}

@@ -117,6 +117,7 @@ class TieredCache(Generic[_V]):
             raise CacheError("the cache is open")
         await self._behind.open(self.namespace)
         self._loop = asyncio.get_running_loop()
+        self._loading.flights.closed = False
         return self
 
     async def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import sys
 
 import pytest
 from loaders import Loader
@@ -197,6 +198,21 @@ async def test_closing_the_cache_ends_its_loads_with_an_error_and_no_task_is_lef
     assert loader.cancelled == 1
 
 
+async def test_a_cache_that_is_closed_while_a_caller_reads_the_tiers_begins_no_load(open_cache, l2, settle):
+    cache = await open_cache(l2)
+    l2.gate.clear()
+    loader = Loader()
+    task = asyncio.create_task(cache.get_or_load("key", loader))
+    await settle()
+    closing = asyncio.create_task(cache.close())
+    await settle()
+    l2.gate.set()
+    with pytest.raises(CacheError, match="closed"):
+        await task
+    await closing
+    assert loader.calls == 0
+
+
 async def test_a_load_runs_in_the_context_of_the_caller_who_began_it(open_cache):
     who = contextvars.ContextVar("who")
     cache = await open_cache()
@@ -221,6 +237,21 @@ async def test_a_load_may_load_other_keys(open_cache):
 
     assert await cache.get_or_load("outer", outer) == "outer inner"
     assert cache.get_local("inner") == "inner"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+async def test_loads_work_with_eager_tasks(open_cache, clock, l2, l3, settle):
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    cache = await open_cache(l2, l3, hard_timeout=60, ttl=60, stale_ttl=60)
+    assert await cache.get_or_load("key", Loader()) == "loaded"
+    alone = await open_cache(ttl=60, stale_ttl=60)
+    assert await alone.get_or_load("key", Loader()) == "loaded"
+    assert await asyncio.gather(*(alone.get_or_load("many", Loader()) for _ in range(10))) == ["loaded"] * 10
+    clock.advance(60)
+    assert await alone.get_or_load("key", Loader("new")) == "loaded"
+    assert await alone.get("key") == "new"
+    with pytest.raises(OSError, match="down"):
+        await alone.get_or_load("other", Loader(error=OSError("down")))
 
 
 async def test_a_set_during_a_load_wins(open_cache, l2, l3, settle):
