@@ -126,6 +126,12 @@ class Behind:
         for queue in self.queues:
             queue.put(key, entry)
 
+    async def put_and_wait(self, key: str, entry: Entry) -> None:
+        """The same, but the first tier has it when this returns."""
+        self.put(key, entry)
+        self.queues[0].overtake(key)
+        await self._tiers[0].set(key, entry)
+
     def demote(self, key: str, entry: Entry) -> None:
         """L1 has evicted a fresh entry: L2 gets it if it has lost it."""
         if self.l2 is not None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from acgsperf._behind import Behind
 from acgsperf._dispatch import LRUCache
 from acgsperf._local import MISSING, Local
+from acgsperf._process_lock import ProcessLock
 from acgsperf._single_flight import Flight, Flights
 from acgsperf._staleness import Staleness
 from acgsperf.errors import LoadTimeoutError
@@ -20,10 +21,11 @@ _LoaderOfMany = Callable[[list[str]], Awaitable[Mapping[str, Any]]]
 class Loading:
     """`get_or_load` and `get_or_load_many`, after L1 has missed."""
 
-    def __init__(self, local: Local[Any], behind: Behind, staleness: Staleness) -> None:
+    def __init__(self, local: Local[Any], behind: Behind, staleness: Staleness, lock: ProcessLock | None) -> None:
         self._local = local
         self._behind = behind
         self._staleness = staleness
+        self._lock = lock
         self.flights: Final = Flights(staleness.hard_timeout, self._failed)
         clock = local.clock
         # Keys whose load failed a moment ago; there for those that a stale value can be given for.
@@ -45,7 +47,7 @@ class Loading:
 
     def overtake(self, key: str) -> None:
         """A write of a key."""
-        self._failures.pop(key, False)
+        self._failures.pop(key, None)
         self.flights.overtake(key)
 
     async def load(
@@ -155,38 +157,77 @@ class Loading:
             if kept:
                 for key, entry in (await self._read(kept)).items():
                     if not self._staleness.is_due(entry):
-                        values[key] = entry.value
-                        if key in flight.keys:
-                            self._local.put(key, entry)
+                        values[key] = self._take(flight, key, entry)
             asked = [key for key in keys if key not in values]
+            if self._lock is not None and len(asked) == 1:
+                return values | await self._load_alone(self._lock, flight, asked[0], loader, entry_of)
             if asked:
-                self.loads += 1
-                loaded = await loader(asked)
-                if not isinstance(loaded, Mapping):
-                    raise TypeError(f"a loader of many must return a mapping, not {type(loaded).__name__}")
-                for key in asked:
-                    values[key] = self._keep(flight, key, loaded, entry_of)
+                entries = await self._ask(asked, loader, entry_of)
+                values |= {key: self._keep(flight, key, entry) for key, entry in entries.items()}
             return values
 
         return self.flights.start(keys, load, tags, {key: entries[key] for key in keys if key in entries})
 
-    def _keep(self, flight: Flight, key: str, loaded: Mapping[str, Any], entry_of: Callable[[Any], Entry]) -> Any:
-        value = loaded.get(key)
-        if value is None and self._staleness.negative_ttl is not None:
-            entry = self._staleness.negative()
-            # Behind L1 there are no more of them than the processes can hold: strangers choose their keys.
-            shared = self._local.has_room_for_negatives
-        elif key in loaded:
-            entry = entry_of(value)
-            shared = True
-        else:
-            return None
+    async def _ask(self, keys: list[str], loader: _LoaderOfMany, entry_of: Callable[[Any], Entry]) -> dict[str, Entry]:
+        """What the loader has for keys; those that it does not have are left out, unless that is remembered."""
+        self.loads += 1
+        loaded = await loader(keys)
+        if not isinstance(loaded, Mapping):
+            raise TypeError(f"a loader of many must return a mapping, not {type(loaded).__name__}")
+        entries = {}
+        for key in keys:
+            if loaded.get(key) is None and self._staleness.negative_ttl is not None:
+                entries[key] = self._staleness.negative()
+            elif key in loaded:
+                entries[key] = entry_of(loaded[key])
+        return entries
+
+    async def _load_alone(
+        self,
+        lock: ProcessLock,
+        flight: Flight,
+        key: str,
+        loader: _LoaderOfMany,
+        entry_of: Callable[[Any], Entry],
+    ) -> dict[str, Any]:
+        """What no other process loads at the same time, or what one has just loaded."""
+        async with lock.turn(key, self._look_behind) as turn:
+            if turn.entry is not None:
+                return {key: self._take(flight, key, turn.entry)}
+            entry = (await self._ask([key], loader, entry_of)).get(key)
+            if entry is None:
+                return {}
+            if turn.is_over:
+                newer = await self._look_behind(key)
+                if newer is not None:
+                    return {key: self._take(flight, key, newer)}
+            if key in flight.keys and self._shares(entry):
+                self._take(flight, key, entry)
+                # Before the lock is given back, or the next who holds it finds nothing.
+                await self._behind.put_and_wait(key, entry)
+                return {key: entry.value}
+            return {key: self._take(flight, key, entry)}
+
+    async def _look_behind(self, key: str) -> Entry | None:
+        entry = await self._behind.read(key)
+        return None if entry is None or self._staleness.is_due(entry) else entry
+
+    def _shares(self, entry: Entry) -> bool:
+        # Of negative entries the tiers have no more than the processes can hold: strangers choose their keys.
+        return not entry.negative or self._local.has_room_for_negatives
+
+    def _keep(self, flight: Flight, key: str, entry: Entry) -> Any:
+        """An entry that was loaded goes to every tier, unless a write has overtaken the load."""
+        if key in flight.keys and self._shares(entry):
+            self._behind.put(key, entry)
+        return self._take(flight, key, entry)
+
+    def _take(self, flight: Flight, key: str, entry: Entry) -> Any:
+        """An entry goes to L1, under the same condition."""
         if key in flight.keys:
-            self._failures.pop(key, False)
+            self._failures.pop(key, None)
             self._local.put(key, entry)
-            if shared:
-                self._behind.put(key, entry)
-        return value
+        return entry.value
 
     async def _wait(self, waits: Mapping[Flight, Sequence[str]], stale: Mapping[str, Entry]) -> None:
         hurried = [flight for flight, keys in waits.items() if all(key in stale for key in keys)]

@@ -25,10 +25,11 @@ class Staleness:
     negative_ttl: float | None
     retry_after: float
     deadline: float
+    lock_ttl: float | None
 
     def __post_init__(self) -> None:
         checked_ttl(self.ttl)
-        for name in ("hard_timeout", "negative_ttl", "deadline"):
+        for name in ("hard_timeout", "negative_ttl", "deadline", "lock_ttl"):
             if getattr(self, name) is not None:
                 _checked(name, getattr(self, name), "positive", lambda seconds: seconds > 0)
         for name in ("stale_ttl", "soft_timeout", "retry_after"):

@@ -12,10 +12,11 @@ from acgsperf._cache_types import CacheHealth, TieredStats, Written
 from acgsperf._cached import key_maker
 from acgsperf._loading import Loading
 from acgsperf._local import MISSING, Local
+from acgsperf._process_lock import ProcessLock
 from acgsperf._promotion import Promotion
 from acgsperf._staleness import Staleness
 from acgsperf.errors import CacheError
-from acgsperf.tiers.base import Entry, Tier
+from acgsperf.tiers.base import Entry, LockingTier, Tier
 
 if TYPE_CHECKING:
     from acgsperf._dispatch import LRUCache
@@ -58,6 +59,8 @@ class TieredCache(Generic[_V]):
         promotion_threshold: the hit behind L1 at which a value is taken into it; `optimize` moves it.
         deadline: for a read of L2 and L3 together.
         retry_after: how long a load that failed is not tried again while a stale value can be given.
+        lock_ttl: with it, a process that loads a key for `get_or_load` holds a lock in L2, and others wait for what it
+            stores, both for at most this long. None lets each process load once.
         clock: the time in seconds since the epoch.
 
     Raises:
@@ -82,6 +85,7 @@ class TieredCache(Generic[_V]):
         promotion_threshold: int = 3,
         deadline: float = 0.25,
         retry_after: float = 1.0,
+        lock_ttl: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.namespace: Final = namespace
@@ -97,11 +101,17 @@ class TieredCache(Generic[_V]):
             negative_ttl=negative_ttl,
             retry_after=retry_after,
             deadline=deadline,
+            lock_ttl=lock_ttl,
         )
+        lock = None
+        if lock_ttl is not None:
+            if not isinstance(l2, LockingTier):
+                raise TypeError(f"lock_ttl needs an l2 that can lock, not {l2!r}")
+            lock = ProcessLock(l2, lock_ttl)
         self._promotion = Promotion(promotion_threshold, l1.maxsize)
         self._behind = Behind(l2, l3, staleness, self._promotion)
         self._local = self._behind.local = Local(l1, staleness, negative_maxsize, self._behind.demote)
-        self._loading = Loading(self._local, self._behind, staleness)
+        self._loading = Loading(self._local, self._behind, staleness, lock)
         self._loop: asyncio.AbstractEventLoop | None = None
         # L1's own method: nothing stands between the caller and the compiled lookup.
         self.get_local = l1.get

@@ -22,6 +22,8 @@ class MemoryTier(Tier):
         self.gate.set()
         self.up = True
         self.calls = []
+        self.locks = {}
+        self.tokens = 0
 
     async def open(self, namespace):
         self.namespace = namespace
@@ -89,6 +91,25 @@ class MemoryTier(Tier):
 
     async def clear(self):
         return await self._deleted("clear", [key for space, key in self.store if space == self.namespace])
+
+    async def lock(self, key, ttl):
+        await self._answer("lock", [key])
+        if not self.up:
+            return None
+        holder = self.locks.get((self.namespace, key))
+        if holder is not None and self.clock() < holder[1]:
+            return 0
+        self.tokens += 1
+        self.locks[self.namespace, key] = (self.tokens, self.clock() + ttl)
+        return self.tokens
+
+    async def unlock(self, key, token):
+        await self._answer("unlock", [key])
+        holder = self.locks.get((self.namespace, key))
+        if not self.up or holder is None or holder[0] != token:
+            return False
+        del self.locks[self.namespace, key]
+        return True
 
     async def health(self):
         return TierHealth(self.up, 1, BreakerState.CLOSED, self.name)
