@@ -10,7 +10,8 @@ from acgsperf.tiers import BreakerState, Tier, TierHealth, TierStats
 class MemoryTier(Tier):
     """Entries in a dictionary, by namespace.
 
-    While `gate` is closed, answers wait for it; while `up` is false, everything is a miss. `calls` says what was asked.
+    While `gate` is closed, answers wait for it; while `up` is false, everything is a miss at once. `calls` says what
+    was asked.
     """
 
     def __init__(self, name, clock=time.time, store=None):
@@ -43,6 +44,9 @@ class MemoryTier(Tier):
 
     async def _answer(self, kind, keys):
         self.calls.append((kind, tuple(keys)))
+        if not self.up:
+            # As with an open breaker, the answer is there at once.
+            return
         await asyncio.sleep(0)
         await self.gate.wait()
 
