@@ -1,6 +1,7 @@
 """The main job: push a trace through validation, fingerprint, L1 and a real origin, and hold it against the targets."""
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -15,8 +16,9 @@ from acgsperf.fingerprint import fingerprint
 from acgsperf.validator import HASH_FIELD, ComplianceValidator
 from acgsperf.workbench.traces import Request
 
-_TABLE: Final = "acgsperf_replay_origin"
 _POOL_SIZE: Final = 8
+# asyncpg tells of an internal error when a connection breaks at an awkward moment.
+_ORIGIN_ERRORS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 # Hits never wait, so a worker that meets only hits would keep the event loop to itself.
 _TURN: Final = 64
 
@@ -58,8 +60,9 @@ class WrongValueError(AcgsperfError):
 class _Replay:
     """One run: the parts that a request passes, and what they took."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", l1_size: int, ttl: float | None) -> None:
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", table: str, l1_size: int, ttl: float | None) -> None:
         self.pool = pool
+        self.select = f"SELECT value FROM {table} WHERE address = $1"
         self.validator = ComplianceValidator()
         self.cache: LRUCache[str, str] = LRUCache(l1_size, ttl)
         self.loading: dict[str, asyncio.Task[str]] = {}
@@ -78,21 +81,19 @@ class _Replay:
             # Recorded keys carry no hash: their gateway would have stamped them.
             compliant = validate(request.get(HASH_FIELD, CONSTITUTIONAL_HASH))
             validated = clock()
-            if not compliant:
-                advanced(1)
-                continue
-            address = fingerprint(request)
-            addressed = clock()
-            value = get(address)
-            looked_up = clock()
-            if value is None:
-                value = await self.load(address)
-            if value != _value_of(address):
-                raise WrongValueError(f"request {request!r} was answered with {value!r}")
-            finished = clock()
             self.validation_ns.record(validated - started)
-            self.l1_ns.record(looked_up - addressed)
-            self.request_ns.record(finished - started)
+            if compliant:
+                address = fingerprint(request)
+                addressed = clock()
+                value = get(address)
+                looked_up = clock()
+                if value is None:
+                    value = await self.load(address)
+                if value != _value_of(address):
+                    raise WrongValueError(f"request {request!r} was answered with {value!r}")
+                finished = clock()
+                self.l1_ns.record(looked_up - addressed)
+                self.request_ns.record(finished - started)
             done += 1
             if done == _TURN:
                 advanced(done)
@@ -109,7 +110,7 @@ class _Replay:
 
     async def read(self, address: str) -> str:
         try:
-            value: str | None = await self.pool.fetchval(f"SELECT value FROM {_TABLE} WHERE address = $1", address)
+            value: str | None = await self.pool.fetchval(self.select, address)
             if value is None:
                 raise WrongValueError(f"the origin has no row for {address}")
             self.loads += 1
@@ -117,6 +118,13 @@ class _Replay:
             return value
         finally:
             del self.loading[address]
+
+    async def stop_loading(self) -> None:
+        """Take back the connections of loads that nobody waits for any more."""
+        loads = list(self.loading.values())
+        for task in loads:
+            task.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
 
     def report(self, requests: int, seconds: float) -> Report:
         verdicts = self.validator.metrics().verdicts
@@ -154,8 +162,8 @@ async def replay(
 ) -> Report:
     """Answer every request of a trace, and measure it.
 
-    The origin is a table of its own in PostgreSQL with a row for each distinct request; it is filled before the clock
-    starts and dropped at the end. Every value is compared with its request.
+    The origin is a table of its own in PostgreSQL, named for the run, with a row for each distinct request. It is
+    filled before the clock starts and dropped at the end. Every value is compared with its request.
 
     Args:
         requests: at least one JSON-like request.
@@ -168,29 +176,50 @@ async def replay(
     Raises:
         ValueError: when there are no requests, or `concurrency` is not positive.
         TypeError, ValueError: when a request is not JSON-like, or the cache refuses its arguments.
-        AcgsperfError: when the origin cannot be reached, or a value is wrong.
+        AcgsperfError: when the origin cannot be reached or fails, or a value is wrong.
     """
     if not requests:
         raise ValueError("requests must not be empty")
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency}")
-    addresses = {fingerprint(request) for request in requests}
+    addresses = {_address(number, request) for number, request in enumerate(requests, 1)}
     try:
         pool = await asyncpg.create_pool(database_url, min_size=min(concurrency, _POOL_SIZE), max_size=_POOL_SIZE)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise AcgsperfError(f"PostgreSQL cannot be reached: {error}") from error
-    async with pool:
-        run = _Replay(pool, l1_size, ttl)
-        await pool.execute(f"DROP TABLE IF EXISTS {_TABLE}")
-        await pool.execute(f"CREATE UNLOGGED TABLE {_TABLE} (address text PRIMARY KEY, value text NOT NULL)")
-        try:
-            rows = [(address, _value_of(address)) for address in addresses]
-            await pool.copy_records_to_table(_TABLE, records=rows)
-            pending = iter(requests)
-            started = time.perf_counter()
-            async with asyncio.TaskGroup() as group:
-                for _ in range(concurrency):
-                    group.create_task(run.work(pending, advanced))
-            return run.report(len(requests), time.perf_counter() - started)
-        finally:
-            await pool.execute(f"DROP TABLE IF EXISTS {_TABLE}")
+    except _ORIGIN_ERRORS as error:
+        raise AcgsperfError(f"PostgreSQL cannot be reached: {str(error) or type(error).__name__}") from error
+    # Replays that share a database must not share a table.
+    table = f"acgsperf_replay_{secrets.token_hex(8)}"
+    try:
+        async with pool:
+            run = _Replay(pool, table, l1_size, ttl)
+            try:
+                await pool.execute(f"CREATE UNLOGGED TABLE {table} (address text PRIMARY KEY, value text NOT NULL)")
+                rows = [(address, _value_of(address)) for address in addresses]
+                await pool.copy_records_to_table(table, records=rows)
+                pending = iter(requests)
+                started = time.perf_counter()
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(concurrency):
+                        group.create_task(run.work(pending, advanced))
+                return run.report(len(requests), time.perf_counter() - started)
+            finally:
+                await run.stop_loading()
+                await pool.execute(f"DROP TABLE IF EXISTS {table}")
+    except ExceptionGroup as failures:
+        # Workers that fail together fail alike.
+        raise _told(failures.exceptions[0]) from failures
+    except _ORIGIN_ERRORS as error:
+        raise _told(error) from error
+
+
+def _address(number: int, request: Request) -> str:
+    try:
+        return fingerprint(request)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"request {number}: {error}") from None
+
+
+def _told(error: Exception) -> Exception:
+    if isinstance(error, _ORIGIN_ERRORS):
+        return AcgsperfError(f"PostgreSQL failed: {str(error) or type(error).__name__}")
+    return error
