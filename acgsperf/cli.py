@@ -16,7 +16,8 @@ try:
     from rich.progress import Progress
     from rich.table import Table
 except ImportError as missing:
-    sys.exit(f"acgsperf: {missing.name} is not installed: pip install 'acgsperf[cli]'")
+    print(f"acgsperf: {missing.name} is not installed: pip install 'acgsperf[cli]'", file=sys.stderr)
+    raise SystemExit(2) from None
 
 from acgsperf.workbench import compare as comparison
 from acgsperf.workbench.embedded import embedded_servers
@@ -24,7 +25,9 @@ from acgsperf.workbench.replay import Report
 from acgsperf.workbench.replay import replay as run_replay
 from acgsperf.workbench.traces import Request, TraceFormat, read_trace, zipf_trace
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(pretty_exceptions_enable=False)
+# What is wrong with options and arguments; its module is another in each version of typer.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
 def _print_version(wanted: bool) -> None:
@@ -59,6 +62,7 @@ def replay(
     """
     load = zipf_trace(requests or 200_000, seed=seed) if trace is None else read_trace(trace, trace_format)[:requests]
     report = _replay(load, concurrency, l1_size, ttl)
+    _let_readers_leave()
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2))
     else:
@@ -102,6 +106,7 @@ def bench(
 ) -> None:
     """Compare with dict, and with the libraries that one would take instead, side by side."""
     results = comparison.compare(quick=quick)
+    _let_readers_leave()
     if as_json:
         typer.echo(json.dumps(results.as_dict(), indent=2))
     elif markdown:
@@ -110,21 +115,31 @@ def bench(
         results.print(Console())
 
 
+def _let_readers_leave() -> None:
+    """End silently, as other commands do, when `head` has seen enough; nothing is left to clean up by now."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
+
 def main() -> NoReturn:
     """Run the command line; every failure is one line and an exit status."""
     # The servers' clean-up runs on the way out of the `with` blocks, for SIGTERM too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    status = 0
     try:
-        app()
+        # Left to itself typer prints errors as boxes of several lines.
+        status = app(standalone_mode=False) or 0
+    except _UsageError as error:
+        status = _complain(f"{error.format_message()} (--help tells more)", 2)  # type: ignore[attr-defined]
     except (AcgsperfError, OSError, ValueError, TypeError) as error:
-        sys.exit(_complain(error, 2))
-    except ExceptionGroup as group:
-        sys.exit(_complain(group.exceptions[0], 2))
+        status = _complain(error, 2)
     except KeyboardInterrupt:
-        sys.exit(_complain("interrupted", 130))
-    sys.exit(0)
+        status = 130
+    if status == 130:
+        _complain("interrupted", status)
+    sys.exit(status)
 
 
 def _complain(what: object, status: int) -> int:
-    print(f"acgsperf: {what}", file=sys.stderr)
+    print("acgsperf:", " ".join(str(what).split()), file=sys.stderr)
     return status

@@ -193,15 +193,14 @@ async def test_an_origin_that_loses_its_table_is_one_error_and_no_stray_load(url
 async def test_an_origin_that_drops_every_connection_is_one_error(url, database):
     async def terminate():
         await database.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE query LIKE '%acgsperf_replay%' AND pid <> pg_backend_pid()"
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'acgsperf_doomed'"
         )
 
     tasks = []
     with pytest.raises(AcgsperfError, match=r"^PostgreSQL failed: "):
         await replay(
             [{"key": i} for i in range(50_000)],
-            url,
+            f"{url}{'&' if urlsplit(url).query else '?'}application_name=acgsperf_doomed",
             concurrency=4,
             advanced=lambda done: None if tasks else tasks.append(asyncio.ensure_future(terminate())),
         )
