@@ -27,6 +27,8 @@ from acgsperf.validator import ComplianceValidator, ContextVerdict, ValidatorMet
 
 if TYPE_CHECKING:
     from acgsperf.cache import CacheHealth, TieredCache, TieredStats, Written
+    from acgsperf.tiers.postgres import PostgresTier
+    from acgsperf.tiers.redis import RedisTier
 
 __all__ = [
     "CONSTITUTIONAL_HASH",
@@ -46,6 +48,8 @@ __all__ = [
     "LoadCancelledError",
     "LoadError",
     "LoadTimeoutError",
+    "PostgresTier",
+    "RedisTier",
     "SettingsError",
     "TierError",
     "TieredCache",
@@ -59,9 +63,11 @@ __all__ = [
     "fingerprint",
 ]
 
-# asyncio takes longer to import than all the rest, and who wants the core alone does without it.
+# asyncio and the drivers take longer to import than all the rest, and who wants the core alone does without it.
 _LAZY = {
     "CacheHealth": "acgsperf.cache",
+    "PostgresTier": "acgsperf.tiers.postgres",
+    "RedisTier": "acgsperf.tiers.redis",
     "TieredCache": "acgsperf.cache",
     "TieredStats": "acgsperf.cache",
     "Written": "acgsperf.cache",
