@@ -21,6 +21,8 @@ MAX_WRITES_TOGETHER: Final = 1_000
 
 _log: Final = logging.getLogger("acgsperf.tiers")
 _T = TypeVar("_T")
+_Get = tuple[asyncio.Future[Entry | None], str]
+_GetMany = tuple[asyncio.Future[dict[str, Entry]], Sequence[str]]
 
 
 class WriteBatch:
@@ -58,8 +60,8 @@ class ServerTier(Tier):
         self._errors: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
         self._hits = self._misses = 0
-        self._reads: list[tuple[asyncio.Future[dict[str, Entry]], Sequence[str]]] = []
-        self._gets: list[tuple[asyncio.Future[Entry | None], str]] = []
+        self._reads: list[_GetMany] = []
+        self._gets: list[_Get] = []
         self._reads_started_at = 0.0
         self._reads_in_flight = 0
         self._read_scheduled = False
@@ -102,9 +104,15 @@ class ServerTier(Tier):
         self._check_use()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._deadline)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        # A task that was cancelled before its first step has answered nobody.
+        self._answer(self._gets, self._reads, [])
+        self._gets, self._reads, self._read_scheduled = [], [], False
+        while self._write_queue:
+            self._finish(self._write_queue.popleft())
         self._loop = None
         await self._stop()
 
@@ -273,23 +281,28 @@ class ServerTier(Tier):
             self._reads_in_flight -= 1
             now = time.time()
             found = [e if e and (e.kept_until is None or e.kept_until > now) else None for e in entries or ()]
-            found = found or [None] * len(keys)
-            hits = len(keys) - found.count(None)
-            self._hits += hits
-            self._misses += len(keys) - hits
             self._latency.record_many([time.perf_counter_ns() - started_ns] * len(keys))
-            for (future, _), entry in zip(gets, found, strict=False):
-                if not future.done():
-                    future.set_result(entry)
-            at = len(gets)
-            for answer, more in reads:
-                pairs = zip(more, found[at : at + len(more)], strict=True)
-                at += len(more)
-                if not answer.done():
-                    answer.set_result({key: entry for key, entry in pairs if entry is not None})
+            self._answer(gets, reads, found)
             if (self._gets or self._reads) and not self._read_scheduled:
                 self._read_scheduled = True
                 self._own(self._read())
+
+    def _answer(self, gets: Sequence[_Get], reads: Sequence[_GetMany], found: list[Entry | None]) -> None:
+        """Gives each caller what was found for its keys, in order; a miss for what nothing was found for."""
+        asked = len(gets) + sum(len(keys) for _, keys in reads)
+        found += [None] * (asked - len(found))
+        hits = asked - found.count(None)
+        self._hits += hits
+        self._misses += asked - hits
+        for (future, _), entry in zip(gets, found, strict=False):
+            if not future.done():
+                future.set_result(entry)
+        at = len(gets)
+        for answer, keys in reads:
+            pairs = zip(keys, found[at : at + len(keys)], strict=True)
+            at += len(keys)
+            if not answer.done():
+                answer.set_result({key: entry for key, entry in pairs if entry is not None})
 
     def _enqueue(self, operations: Mapping[str, tuple[Entry, bytes] | None]) -> list[WriteBatch]:
         loop = self._check_use()

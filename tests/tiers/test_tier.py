@@ -167,6 +167,23 @@ async def test_a_tier_opens_again_after_it_was_closed(make, entry, namespace):
         await tier.close()
 
 
+async def test_closing_answers_everybody_who_waits(private_server, private_tier, entry):
+    private_server.freeze()
+    calls = []
+    for i in range(10):
+        calls += [private_tier.get(f"k{i}"), private_tier.get_many([f"k{i}"]), private_tier.set("w", entry())]
+    waiting = [asyncio.ensure_future(call) for call in calls]
+    await asyncio.sleep(0)
+    started = time.monotonic()
+    await private_tier.close()
+    assert time.monotonic() - started < 1.5
+    assert not any(await asyncio.wait_for(asyncio.gather(*waiting), 1))
+    private_server.thaw()
+    await private_tier.open("private")
+    assert await private_tier.get("nothing") is None
+    assert private_tier.stats().misses == 21
+
+
 async def test_another_event_loop_is_refused(tier):
     def elsewhere() -> None:
         asyncio.run(tier.get("k"))
