@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from acgsperf._arguments import checked_ttl_ns
 from acgsperf.tiers.base import Entry
 
 __all__ = ["Staleness"]
@@ -83,7 +84,7 @@ class Staleness:
 
 def checked_ttl(ttl: float | None) -> float:
     """A time to live; infinity for None."""
-    return math.inf if ttl is None else _checked("ttl", ttl, "positive or None", lambda seconds: seconds > 0)
+    return math.inf if ttl is None or checked_ttl_ns(ttl) is None else float(ttl)
 
 
 def _checked(name: str, value: Any, bound: str, holds: Callable[[float], bool]) -> float:

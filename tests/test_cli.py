@@ -93,6 +93,8 @@ def test_a_trace_may_be_cut_short(database, tmp_path):
         (["replay", "--ttl", "soon"], "'--ttl'"),
         (["replay", "--seed", "1.5"], "'--seed'"),
         (["replay", "--format", "csv"], "'--format'"),
+        (["replay", "--tiers", "l2"], "'--tiers'"),
+        (["replay", "--tiers", "l1,l4"], "'--tiers'"),
         (["replay", "one", "two"], "two"),
         (["replay", "/nowhere/at all"], "/nowhere/at all: cannot be read: No such file or directory"),
         (["replay", "/"], "/: cannot be read: Is a directory"),
