@@ -17,6 +17,8 @@ from acgsperf import LRUCache
 from acgsperf.cache import TieredCache, Written
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
+from acgsperf.workbench.replay import replay
+from acgsperf.workbench.traces import zipf_trace
 
 
 @pytest.fixture
@@ -202,3 +204,22 @@ async def test_a_cache_opens_while_redis_is_down_and_finds_it_later(open_on, pri
     private_redis.start()
     await until(lambda: takes_all(cache))
     assert (await cache.health()).ok
+
+
+async def test_a_replay_loses_no_request_when_redis_is_killed_and_started_again(servers, private_redis):
+    done = 0
+
+    def advanced(more):
+        nonlocal done
+        before, done = done, done + more
+        if before < 5_000 <= done:
+            private_redis.kill()
+        if before < 15_000 <= done:
+            private_redis.start()
+
+    trace = zipf_trace(30_000, distinct=3_000)
+    report = await replay(
+        trace, servers.database_url, redis_url=private_redis.url, l3=True, l1_size=300, advanced=advanced
+    )
+    assert (report.requests, done) == (30_000, 30_000)
+    assert "failed calls" in next(row.achieved for row in report.rows if row.metric == "L2 tier")
