@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from acgsperf._deadline import Deadline
 from acgsperf._local import Local
 from acgsperf._ordering import Ordering, Read
 from acgsperf._promotion import Promotion
@@ -34,6 +35,7 @@ class Behind:
         self.queues: Final = tuple(WriteBehind(tier) for tier in self._tiers)
         self._staleness = staleness
         self._promotion = promotion
+        self._deadline = Deadline(staleness.deadline)
         self._ordering = Ordering()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.promotions = 0
@@ -61,6 +63,7 @@ class Behind:
             if self._tasks:
                 await asyncio.wait(self._tasks)
         finally:
+            self._deadline.close()
             for tier in self._tiers:
                 await tier.close()
 
@@ -71,7 +74,7 @@ class Behind:
         read = self._ordering.begin_read((key,))
         best: Entry | None = None
         try:
-            async with asyncio.timeout(self._staleness.deadline):
+            with self._deadline.wait() as wait:
                 for tier in self._tiers:
                     entry = await tier.get(key)
                     if entry is not None and (best is None or entry.created_at > best.created_at):
@@ -79,8 +82,7 @@ class Behind:
                         if self._staleness.is_fresh(entry):
                             self._found(read, key, entry, tier)
                             break
-        except TimeoutError:
-            self.deadlines += 1
+            self.deadlines += wait.passed
         finally:
             self._ordering.end_read(read)
         return best
@@ -93,7 +95,7 @@ class Behind:
         read = self._ordering.begin_read(keys)
         wanted = keys
         try:
-            async with asyncio.timeout(self._staleness.deadline):
+            with self._deadline.wait() as wait:
                 for tier in self._tiers:
                     for key, entry in (await tier.get_many(wanted)).items():
                         if key not in best or entry.created_at > best[key].created_at:
@@ -103,8 +105,7 @@ class Behind:
                     wanted = [key for key in wanted if key not in best or not self._staleness.is_fresh(best[key])]
                     if not wanted:
                         break
-        except TimeoutError:
-            self.deadlines += 1
+            self.deadlines += wait.passed
         finally:
             self._ordering.end_read(read)
         return best
