@@ -1,4 +1,4 @@
-"""A compliance gate, an L1 cache and latency histograms for asyncio services, compiled with Cython."""
+"""A compliance gate, a tiered cache and latency histograms for asyncio services, compiled with Cython."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -14,7 +14,11 @@ from acgsperf._types import (
 )
 from acgsperf.errors import (
     AcgsperfError,
+    CacheError,
     ComplianceError,
+    LoadCancelledError,
+    LoadError,
+    LoadTimeoutError,
     PoolClosed,
     PoolError,
     PoolExists,
@@ -23,17 +27,23 @@ from acgsperf.errors import (
     PoolTimeout,
     PoolUnhealthy,
     SettingsError,
+    TierError,
 )
 from acgsperf.fingerprint import canonical, fingerprint
 from acgsperf.validator import ComplianceValidator, ContextVerdict, ValidatorMetrics
 
 if TYPE_CHECKING:
+    from acgsperf.cache import CacheHealth, TieredCache, TieredStats, Written
     from acgsperf.pool import CloseReason, ConnectionPool, PoolHealth, PoolManager, PoolOptimization, PoolStats
+    from acgsperf.tiers.postgres import PostgresTier
+    from acgsperf.tiers.redis import RedisTier
 
 __all__ = [
     "CONSTITUTIONAL_HASH",
     "IMPLEMENTATION",
     "AcgsperfError",
+    "CacheError",
+    "CacheHealth",
     "CacheStats",
     "CloseReason",
     "ComplianceError",
@@ -45,6 +55,9 @@ __all__ = [
     "HistogramSnapshot",
     "LRUCache",
     "LatencyHistogram",
+    "LoadCancelledError",
+    "LoadError",
+    "LoadTimeoutError",
     "PoolClosed",
     "PoolError",
     "PoolExists",
@@ -56,22 +69,40 @@ __all__ = [
     "PoolStats",
     "PoolTimeout",
     "PoolUnhealthy",
+    "PostgresTier",
+    "RedisTier",
     "SettingsError",
+    "TierError",
+    "TieredCache",
+    "TieredStats",
     "Timer",
     "ValidatorMetrics",
     "ValidatorStats",
     "Verdict",
+    "Written",
     "canonical",
     "fingerprint",
 ]
 
-_LATER = dict.fromkeys(
-    ("CloseReason", "ConnectionPool", "PoolHealth", "PoolManager", "PoolOptimization", "PoolStats"), "acgsperf.pool"
-)
+# asyncio and the clients of servers take longer to import than all the rest, and who wants the core does without them.
+_LATER = {
+    "CacheHealth": "acgsperf.cache",
+    "CloseReason": "acgsperf.pool",
+    "ConnectionPool": "acgsperf.pool",
+    "PoolHealth": "acgsperf.pool",
+    "PoolManager": "acgsperf.pool",
+    "PoolOptimization": "acgsperf.pool",
+    "PoolStats": "acgsperf.pool",
+    "PostgresTier": "acgsperf.tiers.postgres",
+    "RedisTier": "acgsperf.tiers.redis",
+    "TieredCache": "acgsperf.cache",
+    "TieredStats": "acgsperf.cache",
+    "Written": "acgsperf.cache",
+}
 
 
 def __getattr__(name: str) -> object:
-    """What needs a client of a server is imported when it is first asked for: `import acgsperf` stays light."""
+    """What is imported when it is first asked for."""
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_LATER[name]), name)

@@ -60,3 +60,23 @@ class PoolExists(PoolError, ValueError):  # noqa: N818
 
 class PoolNotFound(PoolError, LookupError):  # noqa: N818
     """A manager has no pool of this name."""
+
+
+class TierError(AcgsperfError):
+    """A tier that is not open, or that belongs to another event loop or another process."""
+
+
+class CacheError(AcgsperfError):
+    """A tiered cache that is not open, or that belongs to another event loop."""
+
+
+class LoadError(AcgsperfError):
+    """A load that ended without a value, and without an error of its own."""
+
+
+class LoadTimeoutError(LoadError, TimeoutError):
+    """A load that took longer than the hard time-out."""
+
+
+class LoadCancelledError(LoadError):
+    """A load that was cancelled from inside; those who waited for it were not."""

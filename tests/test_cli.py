@@ -93,6 +93,8 @@ def test_a_trace_may_be_cut_short(database, tmp_path):
         (["replay", "--ttl", "soon"], "'--ttl'"),
         (["replay", "--seed", "1.5"], "'--seed'"),
         (["replay", "--format", "csv"], "'--format'"),
+        (["replay", "--tiers", "l2"], "'--tiers'"),
+        (["replay", "--tiers", "l1,l4"], "'--tiers'"),
         (["replay", "one", "two"], "two"),
         (["replay", "/nowhere/at all"], "/nowhere/at all: cannot be read: No such file or directory"),
         (["replay", "/"], "/: cannot be read: Is a directory"),
@@ -141,9 +143,8 @@ def test_output_that_nobody_reads_is_no_complaint(database):
 )
 def test_a_signal_ends_a_replay_and_leaves_nothing_behind(tmp_path, number, status, complaint):
     environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
-    # Without -W error: an interrupted `subprocess.run` of the wheel warns of the process that it has just killed.
     with subprocess.Popen(
-        [sys.executable, "-m", "acgsperf", "replay", "--requests", "5000000", "--concurrency", "4"],
+        [*COMMAND, "replay", "--requests", "5000000", "--concurrency", "4"],
         stderr=subprocess.PIPE,
         text=True,
         env=environment | {"TMPDIR": str(tmp_path)},

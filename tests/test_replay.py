@@ -190,23 +190,61 @@ async def test_an_origin_that_loses_its_table_is_one_error_and_no_stray_load(url
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_an_origin_that_drops_every_connection_is_one_error(url, database):
-    async def terminate():
-        await database.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'acgsperf_doomed'"
-        )
+DOOMED = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'acgsperf_doomed'"
+
+
+def doomed(url):
+    return f"{url}{'&' if urlsplit(url).query else '?'}application_name=acgsperf_doomed"
+
+
+async def test_an_origin_that_drops_every_connection_is_asked_again(url, database):
+    tasks = []
+    report = await replay(
+        [{"key": i} for i in range(5_000)],
+        doomed(url),
+        concurrency=4,
+        advanced=lambda done: None if tasks else tasks.append(asyncio.ensure_future(database.execute(DOOMED))),
+    )
+    await tasks[0]
+    assert report.loads == 5_000
+    assert await tables(database) == set()
+
+
+async def test_an_origin_that_stays_away_is_one_error(url, database):
+    async def refuse():
+        while True:
+            await database.execute(DOOMED)
 
     tasks = []
     with pytest.raises(AcgsperfError, match=r"^PostgreSQL failed: "):
         await replay(
             [{"key": i} for i in range(50_000)],
-            f"{url}{'&' if urlsplit(url).query else '?'}application_name=acgsperf_doomed",
+            doomed(url),
             concurrency=4,
-            advanced=lambda done: None if tasks else tasks.append(asyncio.ensure_future(terminate())),
+            patience=0,
+            advanced=lambda done: None if tasks else tasks.append(asyncio.ensure_future(refuse())),
         )
-    await tasks[0]
+    tasks[0].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     for name in await tables(database):
         await database.execute(f"DROP TABLE {name}")
+
+
+async def test_with_tiers_behind_a_small_l1_loads_each_value_once(servers, database):
+    trace = [{"key": i % 200} for i in range(2_000)]
+    report = await replay(trace, servers.database_url, concurrency=1, l1_size=10, redis_url=servers.redis_url, l3=True)
+    assert report.loads == 200
+    assert row(report, "Cache hit rate").value == 0.9
+    assert [row.metric for row in report.rows] == [*METRICS, "L1 tier", "L2 tier", "L3 tier"]
+    assert row(report, "L2 tier").target == "-"
+    assert await tables(database) == set()
+
+
+async def test_a_redis_that_cannot_be_reached_costs_no_request(url):
+    trace = [{"key": i % 200} for i in range(2_000)]
+    report = await replay(trace, url, concurrency=4, redis_url="unix:///nowhere/redis.sock")
+    assert report.loads == 200
+    assert "failed calls" in row(report, "L2 tier").achieved
 
 
 @pytest.mark.parametrize("turns", [0, 1, 5, 50, 200])

@@ -1,4 +1,4 @@
-"""The main job: push a trace through validation, fingerprint, L1 and a real origin, and hold it against the targets."""
+"""The main job: push a trace through validation, fingerprint, cache and origin, and hold it against the targets."""
 
 import asyncio
 import secrets
@@ -11,21 +11,34 @@ import asyncpg
 
 from acgsperf._dispatch import LatencyHistogram, LRUCache
 from acgsperf._types import CONSTITUTIONAL_HASH
+from acgsperf.cache import TieredCache
 from acgsperf.errors import AcgsperfError
 from acgsperf.fingerprint import fingerprint
+from acgsperf.tiers.base import TierStats
+from acgsperf.tiers.postgres import PostgresTier
+from acgsperf.tiers.redis import RedisTier
 from acgsperf.validator import HASH_FIELD, ComplianceValidator
 from acgsperf.workbench.traces import Request
 
 _POOL_SIZE: Final = 8
 # asyncpg tells of an internal error when a connection breaks at an awkward moment.
 _ORIGIN_ERRORS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+# What a server says, or fails to say, that is being started again.
+_PASSING_ERRORS: Final = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+_RETRY_S: Final = 0.05
 # Hits never wait, so a worker that meets only hits would keep the event loop to itself.
 _TURN: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report; `target` says the bound as it is read."""
+    """One line of the report; `target` says the bound as it is read, or `-` where there is none."""
 
     metric: str
     target: str
@@ -60,12 +73,15 @@ class WrongValueError(AcgsperfError):
 class _Replay:
     """One run: the parts that a request passes, and what they took."""
 
-    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", table: str, l1_size: int, ttl: float | None) -> None:
+    def __init__(
+        self, pool: "asyncpg.Pool[asyncpg.Record]", table: str, cache: TieredCache[str], patience: float
+    ) -> None:
         self.pool = pool
         self.select = f"SELECT value FROM {table} WHERE address = $1"
         self.validator = ComplianceValidator()
-        self.cache: LRUCache[str, str] = LRUCache(l1_size, ttl)
-        self.loading: dict[str, asyncio.Task[str]] = {}
+        self.cache = cache
+        self.patience = patience
+        self.asked = 0
         self.loads = 0
         self.request_ns = LatencyHistogram()
         self.validation_ns = LatencyHistogram()
@@ -74,7 +90,7 @@ class _Replay:
     async def work(self, requests: Iterator[Request], advanced: Callable[[int], object]) -> None:
         """Take requests until there are none."""
         clock = time.perf_counter_ns
-        validate, get = self.validator.validate, self.cache.get
+        validate, get, get_or_load = self.validator.validate, self.cache.get_local, self.cache.get_or_load
         done = 0
         for request in requests:
             started = clock()
@@ -83,12 +99,13 @@ class _Replay:
             validated = clock()
             self.validation_ns.record(validated - started)
             if compliant:
+                self.asked += 1
                 address = fingerprint(request)
                 addressed = clock()
                 value = get(address)
                 looked_up = clock()
                 if value is None:
-                    value = await self.load(address)
+                    value = await get_or_load(address, self.read)
                 if value != _value_of(address):
                     raise WrongValueError(f"request {request!r} was answered with {value!r}")
                 finished = clock()
@@ -101,30 +118,21 @@ class _Replay:
                 await asyncio.sleep(0)
         advanced(done)
 
-    async def load(self, address: str) -> str:
-        """Read a value from the origin, once for all who wait for it."""
-        task = self.loading.get(address)
-        if task is None:
-            task = self.loading[address] = asyncio.create_task(self.read(address))
-        return await asyncio.shield(task)
-
     async def read(self, address: str) -> str:
-        try:
-            value: str | None = await self.pool.fetchval(self.select, address)
-            if value is None:
-                raise WrongValueError(f"the origin has no row for {address}")
-            self.loads += 1
-            self.cache.set(address, value)
-            return value
-        finally:
-            del self.loading[address]
-
-    async def stop_loading(self) -> None:
-        """Take back the connections of loads that nobody waits for any more."""
-        loads = list(self.loading.values())
-        for task in loads:
-            task.cancel()
-        await asyncio.gather(*loads, return_exceptions=True)
+        """Read a value from the origin; while its server is away, again and again."""
+        give_up = time.monotonic() + self.patience
+        while True:
+            try:
+                value: str | None = await self.pool.fetchval(self.select, address)
+                break
+            except _PASSING_ERRORS:
+                if time.monotonic() > give_up:
+                    raise
+                await asyncio.sleep(_RETRY_S)
+        if value is None:
+            raise WrongValueError(f"the origin has no row for {address}")
+        self.loads += 1
+        return value
 
     def report(self, requests: int, seconds: float) -> Report:
         verdicts = self.validator.metrics().verdicts
@@ -136,7 +144,9 @@ def _rows(run: _Replay, rate: float, compliance: float) -> Iterator[Row]:
         ms = histogram.percentile(q) / 1e6
         return Row(metric, f"< {limit_ms:g} ms", f"{ms:.4f} ms", ms < limit_ms, ms)
 
-    hit_rate = run.cache.stats().hit_rate
+    stats = run.cache.stats()
+    # Who has waited for another's load has missed as well.
+    hit_rate = (run.asked - stats.loads - stats.joined) / run.asked if run.asked else 0.0
     yield at_most("P50 latency", run.request_ns, 50, 1)
     yield at_most("P95 latency", run.request_ns, 95, 2)
     yield at_most("P99 latency", run.request_ns, 99, 5)
@@ -145,6 +155,19 @@ def _rows(run: _Replay, rate: float, compliance: float) -> Iterator[Row]:
     yield Row("Compliance", "100 %", f"{100 * compliance:.2f} %", compliance == 1, compliance)
     yield at_most("Validation P99", run.validation_ns, 99, 0.1)
     yield at_most("L1 access P99", run.l1_ns, 99, 0.01)
+    tiers = [(name, tier) for name, tier in (("L2", stats.l2), ("L3", stats.l3)) if tier is not None]
+    if tiers:
+        l1_rate = stats.l1.hits / run.asked if run.asked else 0.0
+        told = f"{100 * l1_rate:.2f} % hits, {stats.promotions:,} promotions, {stats.demotions:,} demotions"
+        yield Row("L1 tier", "-", told, True, l1_rate)
+    for name, tier in tiers:
+        yield Row(f"{name} tier", "-", _told_of(tier), True, tier.latency.p99 / 1e6)
+
+
+def _told_of(tier: TierStats) -> str:
+    failed = sum(tier.errors.values())
+    trouble = f", {failed:,} failed calls" if failed else ""
+    return f"P99 {tier.latency.p99 / 1e6:.4f} ms, {100 * tier.hit_rate:.2f} % hits{trouble}"
 
 
 def _value_of(address: str) -> str:
@@ -158,6 +181,9 @@ async def replay(
     concurrency: int = 16,
     l1_size: int = 100_000,
     ttl: float | None = 3600.0,
+    redis_url: str | None = None,
+    l3: bool = False,
+    patience: float = 30.0,
     advanced: Callable[[int], object] = lambda done: None,
 ) -> Report:
     """Answer every request of a trace, and measure it.
@@ -169,8 +195,11 @@ async def replay(
         requests: at least one JSON-like request.
         database_url: the PostgreSQL that holds the origin.
         concurrency: requests in flight, at least 1.
-        l1_size: entries of the cache.
+        l1_size: entries of L1.
         ttl: seconds until a cached value expires, None for never.
+        redis_url: the Redis that is L2; None for no L2.
+        l3: whether a table in PostgreSQL is L3.
+        patience: seconds for which a server may be away.
         advanced: called with the number of requests done since its last call.
 
     Raises:
@@ -183,28 +212,39 @@ async def replay(
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency}")
     addresses = {_address(number, request) for number, request in enumerate(requests, 1)}
+    # Replays that share a database must not share a table.
+    table = f"acgsperf_replay_{secrets.token_hex(8)}"
+    cache: TieredCache[str] = TieredCache(
+        LRUCache(l1_size),
+        None if redis_url is None else RedisTier(redis_url),
+        PostgresTier(database_url, table=f"{table}_l3") if l3 else None,
+        namespace=table,
+        ttl=ttl,
+    )
     try:
         pool = await asyncpg.create_pool(database_url, min_size=min(concurrency, _POOL_SIZE), max_size=_POOL_SIZE)
     except _ORIGIN_ERRORS as error:
         raise AcgsperfError(f"PostgreSQL cannot be reached: {str(error) or type(error).__name__}") from error
-    # Replays that share a database must not share a table.
-    table = f"acgsperf_replay_{secrets.token_hex(8)}"
     try:
         async with pool:
-            run = _Replay(pool, table, l1_size, ttl)
+            run = _Replay(pool, table, cache, patience)
             try:
-                await pool.execute(f"CREATE UNLOGGED TABLE {table} (address text PRIMARY KEY, value text NOT NULL)")
+                # Logged, for a server that is killed has to have it again when it is back.
+                await pool.execute(f"CREATE TABLE {table} (address text PRIMARY KEY, value text NOT NULL)")
                 rows = [(address, _value_of(address)) for address in addresses]
                 await pool.copy_records_to_table(table, records=rows)
                 pending = iter(requests)
-                started = time.perf_counter()
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(concurrency):
-                        group.create_task(run.work(pending, advanced))
-                return run.report(len(requests), time.perf_counter() - started)
+                async with cache:
+                    try:
+                        started = time.perf_counter()
+                        async with asyncio.TaskGroup() as group:
+                            for _ in range(concurrency):
+                                group.create_task(run.work(pending, advanced))
+                        return run.report(len(requests), time.perf_counter() - started)
+                    finally:
+                        await cache.clear()
             finally:
-                await run.stop_loading()
-                await pool.execute(f"DROP TABLE IF EXISTS {table}")
+                await pool.execute(f"DROP TABLE IF EXISTS {table}, {table}_l3")
     except ExceptionGroup as failures:
         # Workers that fail together fail alike.
         raise _told(failures.exceptions[0]) from failures

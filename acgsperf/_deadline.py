@@ -1,0 +1,82 @@
+"""One deadline for many short waits: a timer for all of them, where `asyncio.timeout` makes one for each."""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+__all__ = ["Deadline", "Wait"]
+
+
+class Deadline:
+    """Ends waits that take longer than `seconds`.
+
+    All take equally long, so that the first that began is the first to end, and one timer goes from each to the next.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waits: dict[Wait, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def wait(self) -> "Wait":
+        """A context for one wait, in the current task; it ends silently, and says whether it was ended."""
+        return Wait(self)
+
+    def close(self) -> None:
+        """Give back the timer, when there are no more waits in this event loop."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _begin(self, wait: "Wait") -> None:
+        loop = asyncio.get_running_loop()
+        wait.until = loop.time() + self._seconds
+        self._waits[wait] = None
+        if self._timer is None:
+            self._timer = loop.call_at(wait.until, self._pass)
+
+    def _end(self, wait: "Wait") -> None:
+        self._waits.pop(wait, None)
+
+    def _pass(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        while self._waits:
+            first = next(iter(self._waits))
+            if first.until > now:
+                self._timer = loop.call_at(first.until, self._pass)
+                return
+            del self._waits[first]
+            first.cut_short()
+
+
+class Wait:
+    """One wait; `passed` says whether the deadline ended it. Cancellation from elsewhere is told apart and goes on."""
+
+    __slots__ = ("_cancelling", "_deadline", "_task", "passed", "until")
+
+    def __init__(self, deadline: Deadline) -> None:
+        self._deadline = deadline
+        self.passed = False
+        self.until = 0.0
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._deadline._begin(self)
+        return self
+
+    def cut_short(self) -> None:
+        """The deadline has passed."""
+        self.passed = True
+        self._task.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        self._deadline._end(self)
+        # As in asyncio.timeout: what is left of cancellations beyond our own is not ours to swallow.
+        return self.passed and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError

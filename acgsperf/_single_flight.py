@@ -1,0 +1,205 @@
+"""One load for all who want the same key at the same time, whoever of them leaves."""
+
+import asyncio
+import copy
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from acgsperf.errors import CacheError, LoadCancelledError, LoadTimeoutError
+from acgsperf.tiers.base import Entry
+
+__all__ = ["Flight", "Flights"]
+
+_log: Final = logging.getLogger("acgsperf.cache")
+
+
+class Flight:
+    """A load under way, of one key or of several, and those who wait for it.
+
+    Attributes:
+        keys: those whose value is still wanted: no write has overtaken the load.
+        tags: of the entries that it will make.
+        stale: what may be given meanwhile.
+        done: resolved when the load has ended, however it did.
+        detached: whether the load goes on when nobody waits.
+    """
+
+    __slots__ = ("_error", "_task", "_timer", "_values", "detached", "done", "keys", "stale", "tags", "waiters")
+
+    def __init__(self, keys: Iterable[str], tags: tuple[str, ...], stale: Mapping[str, Entry]) -> None:
+        self.keys = set(keys)
+        self.tags = tags
+        self.stale = stale
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.detached = False
+        self.waiters = 0
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._values: Mapping[str, Any] = {}
+        self._error: BaseException | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the load has ended without a value."""
+        return self._error is not None
+
+    def result(self, key: str) -> Any:
+        """What was loaded for a key; None when the loader has none.
+
+        Raises:
+            The loader's error, each caller's a copy where it can be copied: raised once for each who waits, one object
+            would collect all their tracebacks.
+        """
+        if self._error is not None:
+            raise _copied(self._error)
+        return self._values.get(key)
+
+
+class Flights:
+    """The loads of a cache: at most one for each key, in tasks that are owned here.
+
+    Args:
+        hard_timeout: seconds that a load may take, None for no limit.
+        failed: called with a flight whose load has failed, and the error.
+
+    Attributes:
+        closed: whether no load may begin; true until the cache is opened.
+    """
+
+    def __init__(self, hard_timeout: float | None, failed: Callable[[Flight, BaseException], object]) -> None:
+        self.closed = True
+        self._hard_timeout = hard_timeout
+        self._failed = failed
+        self._flights: dict[str, Flight] = {}
+        # Those that were overtaken as well.
+        self._running: dict[asyncio.Task[None], Flight] = {}
+
+    def get(self, key: str) -> Flight | None:
+        """The load of a key that is under way, if there is one."""
+        return self._flights.get(key)
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def start(
+        self,
+        keys: Iterable[str],
+        load: Callable[[Flight], Coroutine[Any, Any, Mapping[str, Any]]],
+        tags: tuple[str, ...],
+        stale: Mapping[str, Entry],
+    ) -> Flight:
+        """Begin a load of keys that are not being loaded, in the context of the caller.
+
+        Raises:
+            CacheError: when the cache was closed since the caller came.
+        """
+        if self.closed:
+            raise CacheError("the cache was closed before the load")
+        flight = Flight(keys, tags, stale)
+        for key in flight.keys:
+            self._flights[key] = flight
+        if self._hard_timeout is not None:
+            loop = asyncio.get_running_loop()
+            flight._timer = loop.call_later(self._hard_timeout, self._time_out, flight, self._hard_timeout)
+        # With an eager task factory the load may have ended when this returns.
+        task = flight._task = asyncio.create_task(self._run(flight, load))
+        self._running[task] = flight
+        task.add_done_callback(self._running.pop)
+        return flight
+
+    @contextmanager
+    def waiting(self, flights: Iterable[Flight]) -> Iterator[None]:
+        """The time in which a caller waits; a load that its last waiter leaves, and not detached, is cancelled."""
+        waited = tuple(flights)
+        for flight in waited:
+            flight.waiters += 1
+        try:
+            yield
+        finally:
+            for flight in waited:
+                flight.waiters -= 1
+                if not flight.waiters and not flight.detached and not flight.done.done():
+                    self._abandon(flight, LoadCancelledError("nobody waits for the load"))
+
+    def overtake(self, key: str) -> None:
+        """A write of a key: those who wait get what they waited for, but it is not kept, and nobody joins them."""
+        flight = self._flights.pop(key, None)
+        if flight is not None:
+            flight.keys.discard(key)
+
+    def overtake_tag(self, tag: str) -> None:
+        """The same for every load whose entries would have a tag."""
+        for key in [key for key, flight in self._flights.items() if tag in flight.tags]:
+            self.overtake(key)
+
+    def overtake_all(self) -> None:
+        """The same for every load."""
+        for key in list(self._flights):
+            self.overtake(key)
+
+    async def close(self, grace: float) -> None:
+        """Cancel the loads and wait for their tasks; who waits for one gets a `CacheError`."""
+        self.closed = True
+        for flight in self._running.values():
+            self._abandon(flight, CacheError("the cache was closed during the load"))
+        tasks = self._running.keys() - {asyncio.current_task()}
+        if tasks:
+            _, left = await asyncio.wait(tasks, timeout=grace)
+            if left:
+                _log.error("%d loads ignore their cancellation", len(left))
+
+    async def _run(self, flight: Flight, load: Callable[[Flight], Coroutine[Any, Any, Mapping[str, Any]]]) -> None:
+        try:
+            values = await load(flight)
+        except asyncio.CancelledError:
+            # Unless the load was abandoned, and has its outcome, this comes from inside.
+            self._fail(flight, LoadCancelledError("the load was cancelled from inside"))
+        except Exception as error:
+            self._fail(flight, error)
+        except BaseException as error:
+            self._fail(flight, error)
+            raise
+        else:
+            if not flight.done.done():
+                flight._values = values
+                self._land(flight)
+
+    def _time_out(self, flight: Flight, seconds: float) -> None:
+        self._fail(flight, LoadTimeoutError(f"the load took longer than {seconds:g} s"))
+        self._abandon(flight, None)
+
+    def _fail(self, flight: Flight, error: BaseException) -> None:
+        if not flight.done.done():
+            self._failed(flight, error)
+            flight._error = error
+            self._land(flight)
+
+    def _abandon(self, flight: Flight, error: BaseException | None) -> None:
+        if not flight.done.done():
+            flight._error = error
+            self._land(flight)
+        if flight._task is not None:
+            flight._task.cancel()
+
+    def _land(self, flight: Flight) -> None:
+        for key in flight.keys:
+            del self._flights[key]
+        # What an abandoned load still comes up with is not kept.
+        flight.keys.clear()
+        if flight._timer is not None:
+            flight._timer.cancel()
+        flight.done.set_result(None)
+
+
+def _copied(error: BaseException) -> BaseException:
+    try:
+        twin = copy.copy(error)
+    except Exception:
+        return error
+    if type(twin) is not type(error):
+        return error
+    twin.__cause__, twin.__suppress_context__ = error.__cause__, error.__suppress_context__
+    twin.__context__ = error.__context__
+    return twin.with_traceback(error.__traceback__)

@@ -1,0 +1,95 @@
+"""How long an entry is fresh, stale and kept, and what a load may cost those who wait for it."""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from acgsperf._arguments import checked_ttl_ns
+from acgsperf.tiers.base import Entry
+
+__all__ = ["Staleness"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staleness:
+    """The times of a cache, all in seconds; `TieredCache` says what each means."""
+
+    clock: Callable[[], float]
+    ttl: float | None
+    ttl_jitter: float
+    stale_ttl: float
+    soft_timeout: float | None
+    hard_timeout: float | None
+    refresh_ahead: float | None
+    negative_ttl: float | None
+    retry_after: float
+    deadline: float
+    lock_ttl: float | None
+
+    def __post_init__(self) -> None:
+        checked_ttl(self.ttl)
+        for name in ("hard_timeout", "negative_ttl", "deadline", "lock_ttl"):
+            if getattr(self, name) is not None:
+                _checked(name, getattr(self, name), "positive", lambda seconds: seconds > 0)
+        for name in ("stale_ttl", "soft_timeout", "retry_after"):
+            if getattr(self, name) is not None:
+                _checked(name, getattr(self, name), "at least 0", lambda seconds: seconds >= 0)
+        _checked("ttl_jitter", self.ttl_jitter, "at least 0 and below 1", lambda share: 0 <= share < 1)
+        if self.refresh_ahead is not None:
+            _checked("refresh_ahead", self.refresh_ahead, "between 0 and 1", lambda share: 0 < share < 1)
+
+    def entry(self, value: Any, ttl: float | None, tags: Sequence[str]) -> Entry:
+        """A value of this moment; its ttl is shortened by the jitter."""
+        now = self.clock()
+        if isinstance(tags, str):
+            raise TypeError(f"tags must be a sequence of str, not {tags!r}")
+        if ttl is None:
+            return Entry(value, now, None, None, tuple(tags))
+        fresh_until = now + checked_ttl(ttl) * (1 - self.ttl_jitter * random.random())
+        return Entry(value, now, fresh_until, fresh_until + self.stale_ttl, tuple(tags))
+
+    def negative(self) -> Entry:
+        """That there is none, as of this moment."""
+        now = self.clock()
+        until = now + (self.negative_ttl or 0)
+        return Entry(None, now, until, until, negative=True)
+
+    def is_fresh(self, entry: Entry) -> bool:
+        """Whether an entry may be given to anyone."""
+        return entry.fresh_until is None or self.clock() < entry.fresh_until
+
+    def is_due(self, entry: Entry) -> bool:
+        """Whether an entry is to be loaded again: it is stale, or has passed its refresh point."""
+        return self.until_due(entry) <= 0
+
+    def until_due(self, entry: Entry) -> float:
+        """Seconds until an entry is to be loaded again; negative when it is."""
+        if entry.fresh_until is None:
+            return math.inf
+        until = entry.fresh_until
+        if self.refresh_ahead is not None and not entry.negative:
+            until = entry.created_at + (until - entry.created_at) * self.refresh_ahead
+        return until - self.clock()
+
+    def until_stale(self, entry: Entry) -> float:
+        """Seconds for which an entry is fresh; negative when it is not."""
+        return math.inf if entry.fresh_until is None else entry.fresh_until - self.clock()
+
+    def until_dropped(self, entry: Entry) -> float:
+        """Seconds for which an entry is of any use; negative when it is of none."""
+        return math.inf if entry.kept_until is None else entry.kept_until - self.clock()
+
+
+def checked_ttl(ttl: float | None) -> float:
+    """A time to live; infinity for None."""
+    return math.inf if ttl is None or checked_ttl_ns(ttl) is None else float(ttl)
+
+
+def _checked(name: str, value: Any, bound: str, holds: Callable[[float], bool]) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if not holds(value):
+        raise ValueError(f"{name} must be {bound}, not {value!r}")
+    return value

@@ -1,0 +1,141 @@
+"""What is stored under a key: a header, tags, the full key and the value as MessagePack.
+
+    magic    2  b"\\xacG"
+    version  1
+    flags    1  bit 0: negative
+    created  8  seconds since the epoch, IEEE 754, as the two that follow
+    fresh    8  infinity for never stale
+    kept     8  infinity for ever
+    key      4  length in bytes, as the two that follow
+    tags     4
+    payload  4
+
+All little-endian; key, tags and payload follow. The tags are a MessagePack array of pairs: a tag and its generation,
+an opaque token of the tier. The key is compared on every hit, for an address is not an identity.
+
+MessagePack by msgspec: it is the fastest that is well kept, has bytes, keeps integers and floats apart, and builds
+nothing but plain values.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from math import inf
+from typing import Any, Final
+
+from msgspec import msgpack
+from xxhash import xxh3_128_hexdigest
+
+from acgsperf.tiers.base import Entry
+
+MAX_KEY_BYTES: Final = 200
+# What a tag adds to an envelope beside its text: MessagePack's framing and a generation.
+TAG_OVERHEAD_BYTES: Final = 24
+
+_MAGIC: Final = b"\xacG"
+_VERSION: Final = 1
+_NEGATIVE: Final = 1
+_HEADER: Final = struct.Struct("<2sBBdddIII")
+
+_Tags = tuple[tuple[str, bytes], ...]
+
+_encode = msgpack.Encoder().encode
+_decode = msgpack.Decoder().decode
+_decode_tags = msgpack.Decoder(_Tags).decode
+_pack_header = _HEADER.pack
+_unpack_header = _HEADER.unpack_from
+
+
+class CorruptEnvelopeError(ValueError):
+    """Stored bytes that are not the envelope of the key that they were found under."""
+
+
+def identity(key: str) -> bytes:
+    """The bytes of a key: UTF-8, where a lone surrogate, which is no text, has bytes too."""
+    try:
+        return key.encode()
+    except UnicodeEncodeError:
+        return key.encode(errors="surrogatepass")
+
+
+def address(key: bytes) -> bytes:
+    """Where a key is stored: under itself, or its xxh3-128 when it is long.
+
+    0xff is in no key's bytes, so that no short key has the address of a long one.
+    """
+    return key if len(key) <= MAX_KEY_BYTES else b"\xffxxh3:" + xxh3_128_hexdigest(key).encode()
+
+
+def pack_value(value: Any) -> bytes:
+    """A value as MessagePack.
+
+    Raises:
+        TypeError, ValueError, OverflowError, RecursionError: for what is not JSON-like: other types, lone surrogates,
+            integers of more than 64 bits, nesting without end.
+    """
+    return _encode(value)
+
+
+def size(key: bytes, payload: bytes, tags: Iterable[str]) -> int:
+    """The most bytes that an envelope can take."""
+    return _HEADER.size + len(key) + len(payload) + sum(4 * len(tag) + TAG_OVERHEAD_BYTES for tag in tags)
+
+
+def seal(entry: Entry, key: bytes, payload: bytes, generations: Sequence[bytes] = ()) -> bytes:
+    """The envelope of an entry whose value `pack_value` has packed.
+
+    Args:
+        entry: gives times, tags and flags.
+        key: its identity.
+        payload: its value.
+        generations: one for each tag, in order; none for a tier that finds tags otherwise.
+    """
+    tags = b""
+    if entry.tags:
+        tags = _encode(tuple(zip(entry.tags, generations or [b""] * len(entry.tags), strict=True)))
+    fresh = inf if entry.fresh_until is None else entry.fresh_until
+    kept = inf if entry.kept_until is None else entry.kept_until
+    flags = _NEGATIVE if entry.negative else 0
+    lengths = len(key), len(tags), len(payload)
+    header = _pack_header(_MAGIC, _VERSION, flags, entry.created_at, fresh, kept, *lengths)
+    return b"".join((header, key, tags, payload))
+
+
+def unseal(blob: bytes, key: bytes) -> tuple[Entry, Sequence[bytes]]:
+    """The entry in an envelope, and the generations of its tags.
+
+    Raises:
+        CorruptEnvelopeError: for anything that `seal` did not make for this key.
+    """
+    try:
+        magic, version, flags, created, fresh, kept, key_size, tags_size, payload_size = _unpack_header(blob)
+        start = _HEADER.size + key_size
+        # Lengths are compared with what is there before anything is read or made of that length.
+        if (
+            magic != _MAGIC
+            or version != _VERSION
+            or flags & ~_NEGATIVE
+            or start + tags_size + payload_size != len(blob)
+            or blob[_HEADER.size : start] != key
+            # Infinity stands for never, and nothing was created at such a time; NaN is no time.
+            or not (-inf < created < inf and fresh == fresh and kept == kept)
+        ):
+            raise CorruptEnvelopeError("not an envelope of this key")
+        tags: tuple[str, ...] = ()
+        generations: tuple[bytes, ...] = ()
+        if tags_size:
+            pairs = _decode_tags(blob[start : start + tags_size])
+            tags, generations = tuple(tag for tag, _ in pairs), tuple(generation for _, generation in pairs)
+        entry = Entry(
+            _decode(blob[start + tags_size :]),
+            created,
+            None if fresh == inf else fresh,
+            None if kept == inf else kept,
+            tags,
+            flags == _NEGATIVE,
+        )
+    except CorruptEnvelopeError:
+        raise
+    except Exception as error:
+        # A decoder that is fed garbage may find many things wrong with it, a nesting without end among them.
+        raise CorruptEnvelopeError(f"{type(error).__name__} in an envelope") from error
+    return entry, generations

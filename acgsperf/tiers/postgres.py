@@ -1,0 +1,262 @@
+"""L3: entries in a table of PostgreSQL, over a pool of its own whose sessions are not reset.
+
+A reset after each use takes half of the throughput, and is for callers who change a session; nobody but this module
+ever sees these. An entry is one row: its envelope, when it expires, and the xxh3-64 of its tags, by which a GIN index
+finds them; two tags with one hash cost a miss. A write is acknowledged after its commit.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from random import uniform
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import asyncpg
+from xxhash import xxh3_64_intdigest
+
+from acgsperf.tiers import envelope
+from acgsperf.tiers.base import Entry
+from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, WriteBatch
+
+__all__ = ["PostgresTier"]
+
+SCHEMA_VERSION: Final = 1
+ROWS_A_STATEMENT: Final = 1_000
+EXPIRY_INTERVAL_S: Final = 60.0
+MAX_CONNECTIONS: Final = 6
+
+# The version is in the table's comment, where a dump keeps it.
+_COMMENT: Final = "acgsperf cache, schema {version}"
+_CREATE: Final = """
+CREATE TABLE IF NOT EXISTS {table} (
+    namespace text NOT NULL,
+    key bytea NOT NULL,
+    value bytea NOT NULL,
+    expires_at double precision,
+    tags bigint[] NOT NULL,
+    PRIMARY KEY (namespace, key)
+);
+CREATE INDEX IF NOT EXISTS {table}_expires_at ON {table} (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS {table}_tags ON {table} USING gin (tags) WHERE tags <> '{{}}';
+COMMENT ON TABLE {table} IS '{comment}';
+"""
+_SELECT: Final = """
+SELECT key, value FROM {table} WHERE namespace = $1 AND key = ANY($2::bytea[]) AND octet_length(value) <= $3
+"""
+# In order of keys, so that two processes which write the same keys wait for one another rather than for ever.
+_UPSERT: Final = """
+INSERT INTO {table} (namespace, key, value, expires_at, tags)
+SELECT $1, key, value, expires_at, tags::bigint[]
+FROM unnest($2::bytea[], $3::bytea[], $4::double precision[], $5::text[]) AS entry (key, value, expires_at, tags)
+ORDER BY key
+ON CONFLICT (namespace, key)
+DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at, tags = excluded.tags
+"""
+_DELETE: Final = """
+WITH doomed AS (
+    SELECT key FROM {table} WHERE namespace = $1 AND key = ANY($2::bytea[]) ORDER BY key FOR UPDATE
+)
+DELETE FROM {table} USING doomed WHERE namespace = $1 AND {table}.key = doomed.key RETURNING {table}.key
+"""
+_DELETE_SOME: Final = """
+WITH doomed AS (
+    SELECT namespace, key FROM {table} WHERE {condition} ORDER BY namespace, key LIMIT {rows} FOR UPDATE
+)
+DELETE FROM {table} USING doomed WHERE {table}.namespace = doomed.namespace AND {table}.key = doomed.key
+"""
+
+
+class PostgresTier(ServerTier):
+    """Entries in a PostgreSQL that processes share. The table and its indexes are made by the tier.
+
+    Args:
+        dsn: as asyncpg takes it.
+        table: its name: small letters, digits and underscores.
+        deadline: seconds after which a caller is answered, whatever the server does.
+        max_value_bytes: larger envelopes are neither stored nor read.
+        statement_cache_size: 0 behind PgBouncer in transaction mode.
+        expiry_interval: seconds between two searches for expired rows.
+
+    Raises:
+        ValueError: for a table name or a DSN that cannot be used; the message does not repeat a DSN.
+    """
+
+    name = "postgres"
+
+    def __init__(
+        self,
+        dsn: str,
+        *,
+        table: str = "acgsperf_cache",
+        deadline: float = DEADLINE_S,
+        max_value_bytes: int = MAX_VALUE_BYTES,
+        statement_cache_size: int = 100,
+        expiry_interval: float = EXPIRY_INTERVAL_S,
+    ) -> None:
+        super().__init__(deadline=deadline, max_value_bytes=max_value_bytes)
+        if not re.fullmatch(r"[a-z_][a-z0-9_]{0,49}", table):
+            raise ValueError(f"table must be 1 to 50 small letters, digits and underscores, not {table!r:.80}")
+        try:
+            parts = urlsplit(dsn)
+            self._where = f"{parts.hostname or 'a unix socket'}{parts.path}"
+        except ValueError:
+            raise ValueError("the DSN cannot be parsed; a / in a password is written %2F") from None
+        self._dsn = dsn
+        self._table = table
+        self._statement_cache_size = statement_cache_size
+        self._expiry_interval = expiry_interval
+        self._pool: Any = None
+        self._ready = False
+        self._setting_up = asyncio.Lock()
+        self._select, self._upsert, self._delete = (s.format(table=table) for s in (_SELECT, _UPSERT, _DELETE))
+
+    def __repr__(self) -> str:
+        return f"PostgresTier({self._where!r}, table={self._table!r})"
+
+    async def invalidate_tag(self, tag: str) -> int | None:
+        return await self._delete_all("namespace = $1 AND tags <> '{}' AND tags @> ARRAY[$2::bigint]", _tag_hash(tag))
+
+    async def clear(self) -> int | None:
+        return await self._delete_all("namespace = $1")
+
+    async def _delete_all(self, condition: str, *arguments: object) -> int | None:
+        self._check_use()
+        if not self._may_write(1):
+            return None
+        await self._all_written()
+        deleted = 0
+        while True:
+            some = await self._guarded(lambda: self._delete_some(condition, self._namespace, *arguments))
+            if some is None:
+                return None
+            deleted += some
+            if some < ROWS_A_STATEMENT:
+                return deleted
+
+    async def _delete_some(self, condition: str, *arguments: object) -> int:
+        statement = _DELETE_SOME.format(table=self._table, condition=condition, rows=ROWS_A_STATEMENT)
+        async with self._connection() as connection:
+            status: str = await connection.execute(statement, *arguments)
+        return int(status.rpartition(" ")[2])
+
+    async def _start(self) -> None:
+        self._own(self._expire())
+        async with self._connection():
+            pass
+
+    async def _stop(self) -> None:
+        pool, self._pool, self._ready = self._pool, None, False
+        if pool is not None:
+            # What was under way has ended or was cancelled; a server that hangs is not waited for.
+            pool.terminate()
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            if task.get_name() == "expiry":
+                task.cancel()
+        await super().close()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        """A connection to a server that has the table. One whose use did not end well is closed."""
+        if not self._ready:
+            await self._set_up()
+        async with self._pool.acquire() as connection:
+            try:
+                yield connection
+            except BaseException as error:
+                if not isinstance(error, asyncpg.PostgresError):
+                    connection.terminate()
+                raise
+
+    async def _set_up(self) -> None:
+        async with self._setting_up:
+            if self._ready:
+                return
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    self._dsn,
+                    min_size=0,
+                    max_size=MAX_CONNECTIONS,
+                    statement_cache_size=self._statement_cache_size,
+                    reset=_no_reset,
+                )
+            comment = _COMMENT.format(version=SCHEMA_VERSION)
+            async with self._pool.acquire() as connection:
+                try:
+                    async with connection.transaction():
+                        await connection.execute("SELECT pg_advisory_xact_lock($1)", _tag_hash(f"schema {self._table}"))
+                        found = await connection.fetchval(
+                            "SELECT obj_description(to_regclass($1), 'pg_class')", self._table
+                        )
+                        if found != comment:
+                            if found is not None:
+                                raise RuntimeError(f"table {self._table} is {found!r}, not {comment!r}")
+                            await connection.execute(_CREATE.format(table=self._table, comment=comment))
+                except BaseException:
+                    connection.terminate()
+                    raise
+            self._ready = True
+
+    async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
+        identities = [envelope.identity(key) for key in keys]
+        addresses = [envelope.address(key) for key in identities]
+        async with self._connection() as connection:
+            rows = await connection.fetch(self._select, self._namespace, addresses, self._max_value_bytes)
+        blobs = dict(rows)
+        found: list[Entry | None] = []
+        for identity, address in zip(identities, addresses, strict=True):
+            blob = blobs.get(address)
+            opened = None if blob is None else self._open_envelope(blob, identity)
+            found.append(opened[0] if opened else None)
+        return found
+
+    async def _write(self, batch: WriteBatch) -> None:
+        rows = []
+        deletes: dict[bytes, str] = {}
+        for key, operation in batch.operations.items():
+            identity = envelope.identity(key)
+            address = envelope.address(identity)
+            if operation is None:
+                deletes[address] = key
+            else:
+                entry, payload = operation
+                tags = "{" + ",".join(str(_tag_hash(tag)) for tag in entry.tags) + "}"
+                rows.append((address, envelope.seal(entry, identity, payload), entry.kept_until, tags))
+        removed: set[str] = set()
+        # One transaction: what is acknowledged has been committed, all of it.
+        async with self._connection() as connection, connection.transaction():
+            if rows:
+                await connection.execute(self._upsert, self._namespace, *map(list, zip(*rows, strict=True)))
+            if deletes:
+                gone = await connection.fetch(self._delete, self._namespace, list(deletes))
+                removed = {deletes[row[0]] for row in gone}
+        batch.removed = removed
+        batch.stored = {key for key, operation in batch.operations.items() if operation is not None}
+
+    async def _describe(self) -> str:
+        async with self._connection() as connection:
+            return f"PostgreSQL {await connection.fetchval('SHOW server_version')} at {self._where}"
+
+    async def _expire(self) -> None:
+        task = asyncio.current_task()
+        if task is not None:
+            task.set_name("expiry")
+        while True:
+            # Not all processes at once.
+            await asyncio.sleep(self._expiry_interval * uniform(0.8, 1.2))
+            deleted: int | None = ROWS_A_STATEMENT
+            while deleted == ROWS_A_STATEMENT and self._may_write(0):
+                deleted = await self._guarded(lambda: self._delete_some("expires_at < $1", time.time()))
+
+
+async def _no_reset(connection: object) -> None:
+    """Instead of asyncpg's reset of a session, see the module."""
+
+
+def _tag_hash(tag: str) -> int:
+    """A bigint."""
+    return xxh3_64_intdigest(envelope.identity(tag)) - (1 << 63)

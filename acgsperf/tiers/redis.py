@@ -1,0 +1,274 @@
+"""L2: entries in Redis, over redis-py's connections.
+
+RESP2 on purpose: a reply belongs to the command before it, and the server never pushes anything in between. redis-py
+retries nothing. A connection carries one batch at a time, and one whose batch did not end well is closed, so that a
+late reply is never taken for the answer to something else.
+
+A tag is a generation: a random token in a key of its own, copied into each entry of that tag. Invalidation replaces the
+token, in constant time; an entry with another token is a miss. A token that the server evicts makes misses, never stale
+hits. Entries with tags cost a second round trip for the batch, those without cost nothing.
+"""
+
+import math
+import re
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from hiredis import pack_command
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+from acgsperf.tiers import envelope
+from acgsperf.tiers.base import Entry
+from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, WriteBatch
+
+__all__ = ["RedisTier"]
+
+KEYS_A_COMMAND: Final = 1_000
+TAG_TTL_MS: Final = 30 * 24 * 3600 * 1000
+
+_Command = tuple[Any, ...]
+
+# The token is the lock's value. It is no less than the clock in microseconds, so that it goes on growing when the
+# server has forgotten the counter.
+_LOCK: Final = """
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+local now = redis.call('TIME')
+local token = math.max(tonumber(redis.call('GET', KEYS[2]) or 0) + 1, now[1] * 1000000 + now[2])
+token = string.format('%.0f', token)
+redis.call('SET', KEYS[2], token)
+redis.call('SET', KEYS[1], token, 'PX', ARGV[1])
+return tonumber(token)
+"""
+_UNLOCK: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+class RedisTier(ServerTier):
+    """Entries in a Redis that processes share.
+
+    Args:
+        url: `redis://`, `rediss://` (certificate and host name are checked) or `unix://`.
+        deadline: seconds after which a caller is answered, whatever the server does.
+        max_value_bytes: larger envelopes are neither stored nor read.
+
+    Raises:
+        ValueError: for a URL that cannot be used; the message does not repeat it, for it may hold a password.
+    """
+
+    name = "redis"
+
+    def __init__(self, url: str, *, deadline: float = DEADLINE_S, max_value_bytes: int = MAX_VALUE_BYTES) -> None:
+        super().__init__(deadline=deadline, max_value_bytes=max_value_bytes)
+        try:
+            options: dict[str, Any] = dict(parse_url(url))
+        except ValueError:
+            raise ValueError("the Redis URL cannot be parsed; a / in a password is written %2F") from None
+        self._where = str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
+        if url.startswith("rediss:"):
+            options.setdefault("ssl_check_hostname", True)
+        options |= {
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "retry_on_timeout": False,
+            "decode_responses": False,
+            "health_check_interval": 0,
+            # The tier's own deadline covers connecting, sending and reading together.
+            "socket_timeout": None,
+            "socket_connect_timeout": None,
+        }
+        # It is asked to make connections, not to keep them: its guards cost as much as a command.
+        self._factory = ConnectionPool(**options)
+        self._idle: list[AbstractConnection] = []
+
+    def __repr__(self) -> str:
+        return f"RedisTier({self._where!r})"
+
+    async def invalidate_tag(self, tag: str) -> int | None:
+        self._check_use()
+        if not self._may_write(1):
+            return None
+        await self._all_written()
+        command = ("SET", self._tag_key(tag), secrets.token_bytes(8), "PX", TAG_TTL_MS)
+        replies = await self._guarded(lambda: self._ask([command]))
+        # Which entries carried the old generation is known to nobody.
+        return None if replies is None else 0
+
+    async def clear(self) -> int | None:
+        """See `Tier`. By SCAN and UNLINK, a thousand keys at a time: memory comes back, and no read pays for it."""
+        self._check_use()
+        if not self._may_write(1):
+            return None
+        await self._all_written()
+        # The pattern narrows the scan; what is ours is told by the exact beginning.
+        pattern = re.sub(rb"([*?\[\]\\^-])", rb"\\\1", self._prefix[:-1]) + b"[:%]*"
+        ours = (self._prefix, self._special("tag"))
+        cleared, cursor = 0, b"0"
+        while True:
+            scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", KEYS_A_COMMAND)
+            scanned = await self._guarded(lambda scan=scan: self._ask([scan]))  # type: ignore[misc]
+            if scanned is None:
+                return None
+            cursor, keys = scanned[0]
+            entries = [key for key in keys if key.startswith(ours[0])]
+            doomed = entries + [key for key in keys if key.startswith(ours[1])]
+            if doomed:
+                unlink = ("UNLINK", *doomed)
+                if await self._guarded(lambda unlink=unlink: self._ask([unlink])) is None:  # type: ignore[misc]
+                    return None
+                cleared += len(entries)
+            if cursor == b"0":
+                return cleared
+
+    async def lock(self, key: str, ttl: float) -> int | None:
+        """See `LockingTier`."""
+        self._check_use()
+        if not self._may_write(1):
+            return None
+        command = ("EVAL", _LOCK, 2, self._lock_key(key), self._special("fence"), max(1, math.ceil(ttl * 1000)))
+        replies = await self._guarded(lambda: self._ask([command]))
+        return None if replies is None else int(replies[0])
+
+    async def unlock(self, key: str, token: int) -> bool:
+        """See `LockingTier`."""
+        self._check_use()
+        command = ("EVAL", _UNLOCK, 1, self._lock_key(key), token)
+        return bool(self._may_write(1) and (await self._guarded(lambda: self._ask([command])) or [0])[0])
+
+    async def _start(self) -> None:
+        # A namespace has no colon of its own in it, so that no key of `a` is one of `a:b`; and what is no entry has a
+        # % where an entry has its colon, which no escape looks like.
+        escaped = self._namespace.replace("%", "%25").replace(":", "%3A").encode()
+        self._prefix = escaped + b":"
+        await self._ask([("PING",)])
+
+    async def _stop(self) -> None:
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            await connection.disconnect(nowait=True)
+
+    async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
+        prefix = self._prefix
+        identities = [envelope.identity(key) for key in keys]
+        addresses = [prefix + envelope.address(key) for key in identities]
+        chunks = [addresses[at : at + KEYS_A_COMMAND] for at in range(0, len(addresses), KEYS_A_COMMAND)]
+        replies = await self._ask([("MGET", *chunk) for chunk in chunks])
+        blobs: list[bytes | None] = replies[0] if len(replies) == 1 else [blob for reply in replies for blob in reply]
+        found: list[Entry | None] = [None] * len(keys)
+        tagged: list[tuple[int, Sequence[bytes]]] = []
+        for i, blob in enumerate(blobs):
+            if blob is not None and (opened := self._open_envelope(blob, identities[i])) is not None:
+                found[i] = opened[0]
+                if opened[1]:
+                    tagged.append((i, opened[1]))
+        if tagged:
+            await self._drop_invalidated(found, tagged)
+        return found
+
+    async def _drop_invalidated(self, found: list[Entry | None], tagged: list[tuple[int, Sequence[bytes]]]) -> None:
+        tags = list({tag for i, _ in tagged if (entry := found[i]) for tag in entry.tags})
+        (replies,) = await self._ask([("MGET", *map(self._tag_key, tags))])
+        current = dict(zip(tags, replies, strict=True))
+        for i, generations in tagged:
+            entry = found[i]
+            if entry and any(current[tag] != old for tag, old in zip(entry.tags, generations, strict=True)):
+                found[i] = None
+
+    async def _write(self, batch: WriteBatch) -> None:
+        sets = {key: operation for key, operation in batch.operations.items() if operation is not None}
+        deletes = [key for key, operation in batch.operations.items() if operation is None]
+        generations = await self._generations({tag for entry, _ in sets.values() for tag in entry.tags}) if sets else {}
+        now = time.time()
+        commands: list[_Command] = []
+        for key, (entry, payload) in sets.items():
+            identity = envelope.identity(key)
+            blob = envelope.seal(entry, identity, payload, [generations[tag] for tag in entry.tags])
+            command: _Command = ("SET", self._prefix + envelope.address(identity), blob)
+            if entry.kept_until is not None:
+                command += ("PX", max(1, math.ceil((entry.kept_until - now) * 1000)))
+            commands.append(command)
+        commands += [("UNLINK", self._prefix + envelope.address(envelope.identity(key))) for key in deletes]
+        replies = await self._ask(commands, raising=False)
+        batch.removed = set()
+        for key, reply in zip([*sets, *deletes], replies, strict=True):
+            if isinstance(reply, Exception):
+                # The server answers, and reads go on; what it would not take is not stored.
+                self._errors[type(reply).__name__] += 1
+                self._counts["refused"] += key in sets
+            elif key in sets:
+                batch.stored.add(key)
+            elif reply:
+                batch.removed.add(key)
+
+    async def _generations(self, tags: Iterable[str]) -> dict[str, bytes]:
+        """The generation of each tag, which gets one where it has none. An invalidation that comes between this and the
+        write makes what is written a miss."""
+        tags = list(tags)
+        commands: list[_Command] = []
+        for key in map(self._tag_key, tags):
+            new: _Command = ("SET", key, secrets.token_bytes(8), "NX", "PX", TAG_TTL_MS)
+            commands += [new, ("PEXPIRE", key, TAG_TTL_MS), ("GET", key)]
+        replies = await self._ask(commands, raising=False) if commands else []
+        # Without memory for a generation the entry is stored under none, and is a miss.
+        found = (reply if isinstance(reply, bytes) else secrets.token_bytes(8) for reply in replies[2::3])
+        return dict(zip(tags, found, strict=True))
+
+    async def _describe(self) -> str:
+        replies = await self._ask([("INFO", "server")])
+        version = re.search(rb"redis_version:(\S+)", replies[0])
+        return f"Redis {version[1].decode() if version else ''} at {self._where}"
+
+    def _special(self, kind: str) -> bytes:
+        return self._prefix[:-1] + f"%{kind}:".encode()
+
+    def _tag_key(self, tag: str) -> bytes:
+        return self._special("tag") + envelope.address(envelope.identity(tag))
+
+    def _lock_key(self, key: str) -> bytes:
+        return self._special("lock") + envelope.address(envelope.identity(key))
+
+    async def _ask(self, commands: Sequence[_Command], *, raising: bool = True) -> list[Any]:
+        """The replies to commands that travel together.
+
+        Raises:
+            redis.RedisError, OSError: for the first error among the replies, if `raising`; for a lost connection.
+        """
+        packed = b"".join([pack_command(command) for command in commands])
+        if self._idle:
+            try:
+                return await self._exchange(self._idle.pop(), packed, len(commands), raising)
+            except RedisConnectionError:
+                # The server went while nothing was asked, and it took the others along. Every command here may be
+                # carried out twice, a lock at worst seems to be held, so this one is asked again.
+                await self._stop()
+        return await self._exchange(self._connection(), packed, len(commands), raising)
+
+    def _connection(self) -> AbstractConnection:
+        connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
+        return connection
+
+    async def _exchange(self, connection: AbstractConnection, packed: bytes, count: int, raising: bool) -> list[Any]:
+        replies: list[Any] = []
+        try:
+            if not connection.is_connected:
+                await connection.connect()  # type: ignore[no-untyped-call]
+            await connection.send_packed_command(packed, check_health=False)
+            for _ in range(count):
+                try:
+                    replies.append(await connection.read_response())
+                except ResponseError as error:
+                    replies.append(error)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        self._idle.append(connection)
+        if raising:
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise reply
+        return replies

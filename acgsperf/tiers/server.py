@@ -1,0 +1,358 @@
+"""What tiers with a server have in common: calls that travel together, a deadline, a circuit breaker and counters."""
+
+import asyncio
+import logging
+import time
+from abc import abstractmethod
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from acgsperf._dispatch import LatencyHistogram
+from acgsperf.errors import TierError
+from acgsperf.tiers import envelope
+from acgsperf.tiers.base import BreakerState, Entry, Tier, TierHealth, TierStats
+from acgsperf.tiers.breaker import CircuitBreaker
+
+DEADLINE_S: Final = 0.25
+MAX_VALUE_BYTES: Final = 1 << 20
+MAX_READS_IN_FLIGHT: Final = 4
+MAX_WRITES_TOGETHER: Final = 1_000
+
+_log: Final = logging.getLogger("acgsperf.tiers")
+_T = TypeVar("_T")
+_Get = tuple[asyncio.Future[Entry | None], str]
+_GetMany = tuple[asyncio.Future[dict[str, Entry]], Sequence[str]]
+
+
+class WriteBatch:
+    """Writes that travel together, one a key: an entry with its packed value, or None to delete."""
+
+    __slots__ = ("done", "operations", "removed", "started_at", "stored")
+
+    def __init__(self, done: asyncio.Future[None], started_at: float) -> None:
+        self.operations: dict[str, tuple[Entry, bytes] | None] = {}
+        self.stored: set[str] = set()
+        self.removed: set[str] | None = None
+        self.done = done
+        self.started_at = started_at
+
+
+class ServerTier(Tier):
+    """A tier whose server is asked by the hooks of a subclass; everything that a server can do to callers ends here.
+
+    Args:
+        deadline: seconds after which a caller is answered, whatever the server does.
+        max_value_bytes: larger envelopes are neither stored nor read.
+    """
+
+    def __init__(self, *, deadline: float = DEADLINE_S, max_value_bytes: int = MAX_VALUE_BYTES) -> None:
+        if not deadline > 0:
+            raise ValueError(f"deadline must be more than 0 s, not {deadline!r}")
+        if max_value_bytes < 1:
+            raise ValueError(f"max_value_bytes must be at least 1, not {max_value_bytes!r}")
+        self._deadline = deadline
+        self._max_value_bytes = max_value_bytes
+        self._namespace = ""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._breaker = CircuitBreaker()
+        self._latency = LatencyHistogram()
+        self._errors: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
+        self._hits = self._misses = 0
+        self._reads: list[_GetMany] = []
+        self._gets: list[_Get] = []
+        self._reads_started_at = 0.0
+        self._reads_in_flight = 0
+        self._read_scheduled = False
+        self._write_queue: deque[WriteBatch] = deque()
+        self._writing: dict[str, WriteBatch] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @abstractmethod
+    async def _start(self) -> None:
+        """Prepares for the namespace and tries to reach the server; what it raises is counted, and no more."""
+
+    @abstractmethod
+    async def _stop(self) -> None:
+        """Gives back what `_start` and the calls have taken."""
+
+    @abstractmethod
+    async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
+        """The entries of keys, in order."""
+
+    @abstractmethod
+    async def _write(self, batch: WriteBatch) -> None:
+        """Carries out a batch and notes in it what was stored and what was removed."""
+
+    @abstractmethod
+    async def _describe(self) -> str:
+        """The server and its version, as it says itself."""
+
+    async def open(self, namespace: str) -> None:
+        if self._loop is not None:
+            raise TierError(f"the {self.name} tier is open already")
+        if not (0 < len(namespace) <= 100 and namespace.isprintable()):
+            raise ValueError(f"a namespace must be 1 to 100 printable characters, not {namespace!r:.120}")
+        self._loop = asyncio.get_running_loop()
+        self._namespace = namespace
+        await self._guarded(self._start)
+
+    async def close(self) -> None:
+        if self._loop is None:
+            return
+        self._check_use()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._deadline)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        # A task that was cancelled before its first step has answered nobody.
+        self._answer(self._gets, self._reads, [])
+        self._gets, self._reads, self._read_scheduled = [], [], False
+        while self._write_queue:
+            self._finish(self._write_queue.popleft())
+        self._loop = None
+        await self._stop()
+
+    async def get(self, key: str) -> Entry | None:
+        loop = self._check_use()
+        if self._breaker.state is not BreakerState.CLOSED and not self._may_read(1):
+            return None
+        if key in self._writing:
+            await self._written([key])
+        future: asyncio.Future[Entry | None] = loop.create_future()
+        self._gets.append((future, key))
+        if not self._read_scheduled:
+            self._schedule_read()
+        return await future
+
+    async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
+        loop = self._check_use()
+        if not keys or not self._may_read(len(keys)):
+            return {}
+        await self._written(keys)
+        future: asyncio.Future[dict[str, Entry]] = loop.create_future()
+        self._reads.append((future, keys))
+        if not self._read_scheduled:
+            self._schedule_read()
+        return await future
+
+    async def set(self, key: str, entry: Entry) -> bool:
+        return bool(await self.set_many({key: entry}))
+
+    async def set_many(self, entries: Mapping[str, Entry]) -> frozenset[str]:
+        self._check_use()
+        operations: dict[str, tuple[Entry, bytes] | None] = {}
+        now = time.time()
+        for key, entry in entries.items():
+            try:
+                payload = envelope.pack_value(entry.value)
+                size = envelope.size(envelope.identity(key), payload, entry.tags)
+            except (TypeError, ValueError, OverflowError, RecursionError):
+                size = self._max_value_bytes + 1
+            if size > self._max_value_bytes or (entry.kept_until is not None and entry.kept_until <= now):
+                self._counts["refused"] += 1
+            else:
+                operations[key] = entry, payload
+        if not operations or not self._may_write(len(operations)):
+            return frozenset()
+        batches = self._enqueue(operations)
+        await self._done(batches)
+        return frozenset(key for batch in batches for key in batch.stored if key in operations)
+
+    async def delete_many(self, keys: Sequence[str]) -> int | None:
+        self._check_use()
+        if not self._may_write(len(keys)):
+            return None
+        wanted = set(keys)
+        batches = self._enqueue(dict.fromkeys(keys))
+        await self._done(batches)
+        if any(batch.removed is None for batch in batches):
+            return None
+        return sum(len(wanted & batch.removed) for batch in batches if batch.removed)
+
+    async def health(self) -> TierHealth:
+        self._check_use()
+        started = time.perf_counter_ns()
+        # What goes wrong here is told to the caller rather than swallowed.
+        problems: list[str] = []
+        detail = await self._guarded(self._describe, problems=problems)
+        latency = time.perf_counter_ns() - started
+        return TierHealth(detail is not None, latency, self._breaker.state, detail or problems[0])
+
+    def stats(self) -> TierStats:
+        counts = self._counts
+        return TierStats(
+            hits=self._hits,
+            misses=self._misses,
+            stores=counts["stores"],
+            refused=counts["refused"],
+            deletes=counts["deletes"],
+            skipped=counts["skipped"],
+            timeouts=self._errors["TimeoutError"],
+            errors=dict(self._errors),
+            corrupt=counts["corrupt"],
+            breaker=self._breaker.state,
+            latency=self._latency.snapshot(),
+        )
+
+    def _check_use(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # A fork is told apart by this too: a child cannot go on with its parent's loop.
+            why = "is not open" if self._loop is None else "belongs to another event loop or process"
+            raise TierError(f"the {self.name} tier {why}")
+        return loop
+
+    def _may_read(self, keys: int) -> bool:
+        if self._breaker.allow():
+            return True
+        self._counts["skipped"] += keys
+        self._misses += keys
+        return False
+
+    def _may_write(self, keys: int) -> bool:
+        if self._breaker.allow():
+            return True
+        self._counts["skipped"] += keys
+        return False
+
+    def _open_envelope(self, blob: bytes, key: bytes) -> tuple[Entry, Sequence[bytes]] | None:
+        if len(blob) <= self._max_value_bytes:
+            try:
+                return envelope.unseal(blob, key)
+            except envelope.CorruptEnvelopeError:
+                pass
+        self._counts["corrupt"] += 1
+        return None
+
+    async def _guarded(
+        self,
+        call: Callable[[], Awaitable[_T]],
+        started_at: float | None = None,
+        problems: list[str] | None = None,
+    ) -> _T | None:
+        """What a call to the server returns; None when it fails or the deadline passes."""
+        loop = self._check_use()
+        try:
+            async with asyncio.timeout_at((started_at or loop.time()) + self._deadline):
+                result = await call()
+        except Exception as error:
+            self._errors[type(error).__name__] += 1
+            problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            if problems is not None:
+                problems.append(problem)
+            if self._breaker.failed():
+                _log.warning("the %s tier is left alone, for it fails: %s", self.name, problem)
+            return None
+        if self._breaker.succeeded():
+            _log.info("the %s tier is back", self.name)
+        return result
+
+    def _own(self, work: Coroutine[Any, Any, None]) -> None:
+        # A task made by the class itself starts in the next turn, whatever the loop's task factory does.
+        task = asyncio.Task(work, loop=self._loop)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _schedule_read(self) -> None:
+        if len(self._gets) + len(self._reads) == 1:
+            self._reads_started_at = self._check_use().time()
+        if self._reads_in_flight < MAX_READS_IN_FLIGHT:
+            self._read_scheduled = True
+            self._own(self._read())
+
+    async def _read(self) -> None:
+        self._read_scheduled = False
+        gets, self._gets = self._gets, []
+        reads, self._reads = self._reads, []
+        started = self._reads_started_at
+        started_ns = time.perf_counter_ns()
+        keys = [key for _, key in gets]
+        for _, more in reads:
+            keys += more
+        entries: list[Entry | None] | None = None
+        self._reads_in_flight += 1
+        try:
+            entries = await self._guarded(lambda: self._fetch(keys), started)
+        finally:
+            self._reads_in_flight -= 1
+            now = time.time()
+            found = [e if e and (e.kept_until is None or e.kept_until > now) else None for e in entries or ()]
+            self._latency.record_many([time.perf_counter_ns() - started_ns] * len(keys))
+            self._answer(gets, reads, found)
+            if (self._gets or self._reads) and not self._read_scheduled:
+                self._read_scheduled = True
+                self._own(self._read())
+
+    def _answer(self, gets: Sequence[_Get], reads: Sequence[_GetMany], found: list[Entry | None]) -> None:
+        """Gives each caller what was found for its keys, in order; a miss for what nothing was found for."""
+        asked = len(gets) + sum(len(keys) for _, keys in reads)
+        found += [None] * (asked - len(found))
+        hits = asked - found.count(None)
+        self._hits += hits
+        self._misses += asked - hits
+        for (future, _), entry in zip(gets, found, strict=False):
+            if not future.done():
+                future.set_result(entry)
+        at = len(gets)
+        for answer, keys in reads:
+            pairs = zip(keys, found[at : at + len(keys)], strict=True)
+            at += len(keys)
+            if not answer.done():
+                answer.set_result({key: entry for key, entry in pairs if entry is not None})
+
+    def _enqueue(self, operations: Mapping[str, tuple[Entry, bytes] | None]) -> list[WriteBatch]:
+        loop = self._check_use()
+        batches: list[WriteBatch] = []
+        for key, operation in operations.items():
+            # The batch at the head may be on its way. A second write of a key waits for the next batch: both are done,
+            # in order, and each caller learns what became of its own.
+            queue = self._write_queue
+            batch = queue[-1] if queue else None
+            closed = batch is None or batch.stored or key in batch.operations
+            if batch is None or closed or batch.started_at < 0 or len(batch.operations) >= MAX_WRITES_TOGETHER:
+                batch = WriteBatch(loop.create_future(), loop.time())
+                queue.append(batch)
+                if len(queue) == 1:
+                    self._own(self._write_queued())
+            batch.operations[key] = operation
+            self._writing[key] = batch
+            if not batches or batches[-1] is not batch:
+                batches.append(batch)
+        return batches
+
+    async def _write_queued(self) -> None:
+        try:
+            while self._write_queue:
+                batch = self._write_queue[0]
+                started, batch.started_at = batch.started_at, -1.0
+                await self._guarded(lambda batch=batch: self._write(batch), started)  # type: ignore[misc]
+                self._finish(self._write_queue.popleft())
+        finally:
+            while self._write_queue:
+                self._finish(self._write_queue.popleft())
+
+    def _finish(self, batch: WriteBatch) -> None:
+        self._counts["stores"] += len(batch.stored)
+        self._counts["deletes"] += len(batch.removed or ())
+        for key in batch.operations:
+            if self._writing.get(key) is batch:
+                del self._writing[key]
+        if not batch.done.done():
+            batch.done.set_result(None)
+
+    async def _done(self, batches: Sequence[WriteBatch]) -> None:
+        for batch in batches:
+            # One of many that wait for it: a caller that is cancelled takes nobody along.
+            await asyncio.shield(batch.done)
+
+    async def _written(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            while batch := self._writing.get(key):
+                await self._done([batch])
+
+    async def _all_written(self) -> None:
+        await self._done(list(self._write_queue))

@@ -1,0 +1,101 @@
+"""Whatever happens at the same time: at rest, no tier holds an older value than the last that was written."""
+
+import asyncio
+import random
+
+import pytest
+from memory_tier import MemoryTier
+
+KEYS = ["a", "b", "c"]
+
+
+class SlowTier(MemoryTier):
+    """Answers after a random number of turns of the loop."""
+
+    def __init__(self, name, clock, chance):
+        super().__init__(name, clock)
+        self.chance = chance
+
+    async def _answer(self, kind, keys):
+        for _ in range(self.chance.randrange(6)):
+            await asyncio.sleep(0)
+
+
+class Origin:
+    """Counts up with each write; a load reads it somewhere in its time."""
+
+    def __init__(self, chance):
+        self.chance = chance
+        self.versions = dict.fromkeys(KEYS, 0)
+
+    async def load(self, key):
+        for _ in range(self.chance.randrange(8)):
+            await asyncio.sleep(0)
+        version = self.versions[key]
+        for _ in range(self.chance.randrange(8)):
+            await asyncio.sleep(0)
+        if self.chance.random() < 0.1:
+            raise OSError("down")
+        return version
+
+    async def load_many(self, keys):
+        return {key: await self.load(key) for key in keys}
+
+
+async def act(cache, origin, clock, chance):
+    """One random step of one caller."""
+    key = chance.choice(KEYS)
+    kind = chance.randrange(10)
+    if kind == 0:
+        origin.versions[key] += 1
+        await cache.set(key, origin.versions[key], tags=["t"])
+    elif kind == 1:
+        origin.versions[key] += 1
+        await cache.delete(key)
+    elif kind == 2:
+        for name in KEYS:
+            origin.versions[name] += 1
+        await (cache.invalidate_tag("t") if chance.random() < 0.5 else cache.clear())
+    elif kind == 3:
+        await cache.get_or_load_many(chance.sample(KEYS, 2), origin.load_many, tags=["t"])
+    elif kind == 4:
+        await cache.get_many(KEYS)
+    elif kind == 5:
+        clock.advance(chance.choice([0, 0, 5]))
+    elif kind < 8:
+        await cache.get(key)
+    else:
+        await cache.get_or_load(key, origin.load, tags=["t"])
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_at_rest_no_tier_holds_an_older_value_than_was_written_last(open_cache, clock, settle, seed):
+    chance = random.Random(seed)
+    l2, l3 = SlowTier("l2", clock, chance), SlowTier("l3", clock, chance)
+    # An L1 of two for three keys evicts, and demotes, all the time.
+    cache = await open_cache(
+        l2, l3, size=2, ttl=60, stale_ttl=30, promotion_threshold=1, refresh_ahead=0.5, retry_after=0, negative_ttl=9
+    )
+    origin = Origin(chance)
+
+    async def caller():
+        for _ in range(30):
+            task = asyncio.create_task(act(cache, origin, clock, chance))
+            if chance.random() < 0.15:
+                await asyncio.sleep(0)
+                task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    await asyncio.gather(*(caller() for _ in range(8)))
+    for _ in range(5):
+        await settle()
+    for key in KEYS:
+        held = cache.get_local(key)
+        assert held in (None, origin.versions[key])
+        for tier in (l2, l3):
+            if key in tier:
+                assert tier[key].value == origin.versions[key]
+    assert not cache._behind._ordering._reads
+    assert not cache._behind._ordering._writes
+    assert cache.stats().loading == 0
+    assert set(cache._local._entries) >= set(cache._local.l1.keys())

@@ -1,0 +1,86 @@
+"""One timer for many waits."""
+
+import asyncio
+
+import pytest
+
+from acgsperf._deadline import Deadline
+
+
+async def test_a_wait_is_ended_silently_when_the_deadline_passes():
+    deadline = Deadline(0.01)
+    with deadline.wait() as wait:
+        await asyncio.Event().wait()
+    assert wait.passed
+    assert asyncio.current_task().cancelling() == 0
+
+
+async def test_a_wait_that_is_over_in_time_is_left_alone():
+    deadline = Deadline(0.01)
+    with deadline.wait() as wait:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.03)
+    assert not wait.passed
+    deadline.close()
+
+
+async def test_waits_that_begin_later_end_later():
+    deadline = Deadline(0.02)
+    ended = []
+
+    async def one(name, delay):
+        await asyncio.sleep(delay)
+        with deadline.wait():
+            await asyncio.Event().wait()
+        ended.append(name)
+
+    await asyncio.gather(one("late", 0.01), one("early", 0))
+    assert ended == ["early", "late"]
+
+
+async def test_a_cancellation_from_elsewhere_goes_on():
+    deadline = Deadline(60)
+
+    async def waiting():
+        with deadline.wait():
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(waiting())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    deadline.close()
+
+
+async def test_a_cancellation_in_the_turn_of_the_deadline_goes_on():
+    deadline = Deadline(0.01)
+
+    async def waiting():
+        with deadline.wait() as wait:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                # The deadline has cut the wait short; now somebody cancels the task as well.
+                asyncio.current_task().cancel()
+        return wait
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(waiting())
+
+
+async def test_an_error_goes_on():
+    deadline = Deadline(60)
+    with pytest.raises(KeyError), deadline.wait():
+        raise KeyError("gone")
+    deadline.close()
+
+
+async def test_after_closing_it_may_be_used_again():
+    deadline = Deadline(0.01)
+    with deadline.wait():
+        pass
+    deadline.close()
+    with deadline.wait() as wait:
+        await asyncio.Event().wait()
+    assert wait.passed

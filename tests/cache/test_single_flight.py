@@ -1,0 +1,289 @@
+"""One load for all, whoever leaves and however it ends."""
+
+import asyncio
+import contextvars
+import sys
+
+import pytest
+from loaders import Loader
+
+from acgsperf.errors import CacheError, LoadCancelledError, LoadTimeoutError
+
+
+async def waiters(cache, loader, number):
+    tasks = [asyncio.create_task(cache.get_or_load("key", loader)) for _ in range(number)]
+    await loader.began.wait()
+    return tasks
+
+
+async def test_ten_thousand_callers_make_one_load(open_cache):
+    cache = await open_cache()
+    loader = Loader()
+    assert await asyncio.gather(*(cache.get_or_load("key", loader) for _ in range(10_000))) == ["loaded"] * 10_000
+    assert loader.calls == 1
+    assert cache.stats().loads == 1
+    assert cache.stats().joined == 9_999
+
+
+async def test_ten_thousand_callers_with_tiers_behind_make_one_load(open_cache, l2, l3):
+    cache = await open_cache(l2, l3)
+    loader = Loader()
+    assert await asyncio.gather(*(cache.get_or_load("key", loader) for _ in range(10_000))) == ["loaded"] * 10_000
+    assert loader.calls == 1
+
+
+async def test_different_keys_are_loaded_side_by_side(open_cache, settle):
+    cache = await open_cache()
+    loader = Loader(gate_open=False)
+    tasks = [asyncio.create_task(cache.get_or_load(key, loader)) for key in "abc"]
+    await settle()
+    assert loader.calls == 3
+    loader.gate.set()
+    assert await asyncio.gather(*tasks) == ["loaded"] * 3
+
+
+@pytest.mark.parametrize("leaving", [0, 2, 4], ids=["first", "middle", "last"])
+async def test_a_caller_who_is_cancelled_takes_nobody_along(open_cache, leaving):
+    cache = await open_cache()
+    loader = Loader(gate_open=False)
+    tasks = await waiters(cache, loader, 5)
+    tasks[leaving].cancel()
+    await asyncio.wait([tasks[leaving]])
+    assert tasks[leaving].cancelled()
+    loader.gate.set()
+    others = [task for i, task in enumerate(tasks) if i != leaving]
+    assert await asyncio.gather(*others) == ["loaded"] * 4
+    assert (loader.calls, loader.cancelled) == (1, 0)
+    assert cache.get_local("key") == "loaded"
+
+
+async def test_the_load_is_cancelled_when_its_last_waiter_leaves(open_cache, settle):
+    cache = await open_cache()
+    loader = Loader(gate_open=False)
+    tasks = await waiters(cache, loader, 5)
+    for task in tasks[:-1]:
+        task.cancel()
+    await settle()
+    assert loader.cancelled == 0
+    tasks[-1].cancel()
+    await settle()
+    assert loader.cancelled == 1
+    assert all(task.cancelled() for task in tasks)
+    assert cache.stats().loading == 0
+    assert cache.stats().load_errors == 0
+    assert await cache.get_or_load("key", Loader("again")) == "again"
+
+
+async def test_a_caller_who_comes_while_an_abandoned_load_still_ends_gets_one_of_its_own(open_cache):
+    cache = await open_cache()
+
+    async def stubborn(key):
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await asyncio.sleep(0)
+            return "too late"
+
+    task = asyncio.create_task(cache.get_or_load("key", stubborn))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    assert await asyncio.gather(task, return_exceptions=True)
+    assert await cache.get_or_load("key", Loader("mine")) == "mine"
+    await asyncio.sleep(0.001)
+    assert cache.get_local("key") == "mine"
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_caller_who_is_cancelled_in_the_turn_of_the_answer_takes_nobody_along(open_cache, turns):
+    cache = await open_cache()
+    loader = Loader(gate_open=False)
+    tasks = await waiters(cache, loader, 3)
+    loader.gate.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    tasks[0].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert results[1:] == ["loaded"] * 2
+
+
+async def test_an_error_reaches_every_waiter_and_is_not_kept(open_cache):
+    cache = await open_cache()
+    loader = Loader(error=KeyError("gone"), gate_open=False)
+    tasks = await waiters(cache, loader, 100)
+    loader.gate.set()
+    errors = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [repr(error) for error in errors] == ["KeyError('gone')"] * 100
+    assert await cache.get_or_load("key", Loader()) == "loaded"
+    assert cache.stats().load_errors == 1
+
+
+async def test_waiters_raise_errors_of_their_own_with_the_loaders_traceback(open_cache):
+    cache = await open_cache()
+    loader = Loader(error=KeyError("gone"), gate_open=False)
+    tasks = await waiters(cache, loader, 100)
+    loader.gate.set()
+    errors = await asyncio.gather(*tasks, return_exceptions=True)
+    assert len({id(error) for error in errors}) == 100
+    depths = set()
+    for error in errors:
+        names, trace = [], error.__traceback__
+        while trace is not None:
+            names.append(trace.tb_frame.f_code.co_name)
+            trace = trace.tb_next
+        assert names[-1] == "__call__"
+        depths.add(len(names))
+    assert len(depths) == 1
+
+
+async def test_an_error_that_cannot_be_copied_is_raised_itself(open_cache):
+    class PickyError(Exception):
+        def __init__(self, one, two):
+            super().__init__(one)
+
+    cache = await open_cache()
+    error = PickyError(1, 2)
+    tasks = [asyncio.create_task(cache.get_or_load("key", Loader(error=error))) for _ in range(3)]
+    assert await asyncio.gather(*tasks, return_exceptions=True) == [error] * 3
+
+
+async def test_a_load_that_is_cancelled_from_inside_is_an_error_and_no_cancellation(open_cache):
+    cache = await open_cache()
+    loader = Loader(error=asyncio.CancelledError(), gate_open=False)
+    tasks = await waiters(cache, loader, 3)
+    loader.gate.set()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [LoadCancelledError] * 3
+    assert not any(task.cancelled() for task in tasks)
+
+
+async def test_a_load_that_hangs_ends_at_the_hard_timeout(open_cache):
+    cache = await open_cache(hard_timeout=0.02)
+    loader = Loader(gate_open=False)
+    results = await asyncio.gather(*(cache.get_or_load("key", loader) for _ in range(3)), return_exceptions=True)
+    assert [type(result) for result in results] == [LoadTimeoutError] * 3
+    assert isinstance(results[0], TimeoutError)
+    assert (loader.calls, loader.cancelled) == (1, 1)
+    assert cache.stats().load_timeouts == 1
+    assert await cache.get_or_load("key", Loader()) == "loaded"
+
+
+async def test_a_load_that_ignores_its_cancellation_does_not_hold_its_waiters(open_cache):
+    cache = await open_cache(hard_timeout=0.01)
+    release = asyncio.Event()
+
+    async def deaf(key):
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                continue
+        return "late"
+
+    with pytest.raises(LoadTimeoutError):
+        await cache.get_or_load("key", deaf)
+    release.set()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert cache.get_local("key") is None
+
+
+async def test_closing_the_cache_ends_its_loads_with_an_error_and_no_task_is_left(open_cache):
+    cache = await open_cache()
+    loader = Loader(gate_open=False)
+    tasks = await waiters(cache, loader, 2)
+    await cache.close()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(result) for result in results] == [CacheError] * 2
+    assert loader.cancelled == 1
+
+
+async def test_a_cache_that_is_closed_while_a_caller_reads_the_tiers_begins_no_load(open_cache, l2, settle):
+    cache = await open_cache(l2)
+    l2.gate.clear()
+    loader = Loader()
+    task = asyncio.create_task(cache.get_or_load("key", loader))
+    await settle()
+    closing = asyncio.create_task(cache.close())
+    await settle()
+    l2.gate.set()
+    with pytest.raises(CacheError, match="closed"):
+        await task
+    await closing
+    assert loader.calls == 0
+
+
+async def test_a_load_runs_in_the_context_of_the_caller_who_began_it(open_cache):
+    who = contextvars.ContextVar("who")
+    cache = await open_cache()
+
+    async def loader(key):
+        await asyncio.sleep(0.001)
+        return who.get()
+
+    who.set("first")
+    task = asyncio.create_task(cache.get_or_load("key", loader))
+    await asyncio.sleep(0)
+    who.set("second")
+    assert await cache.get_or_load("key", loader) == "first"
+    assert await task == "first"
+
+
+async def test_a_load_may_load_other_keys(open_cache):
+    cache = await open_cache()
+
+    async def outer(key):
+        return "outer " + await cache.get_or_load("inner", Loader("inner"))
+
+    assert await cache.get_or_load("outer", outer) == "outer inner"
+    assert cache.get_local("inner") == "inner"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+async def test_loads_work_with_eager_tasks(open_cache, clock, l2, l3, settle):
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+    cache = await open_cache(l2, l3, hard_timeout=60, ttl=60, stale_ttl=60)
+    assert await cache.get_or_load("key", Loader()) == "loaded"
+    alone = await open_cache(ttl=60, stale_ttl=60)
+    assert await alone.get_or_load("key", Loader()) == "loaded"
+    assert await asyncio.gather(*(alone.get_or_load("many", Loader()) for _ in range(10))) == ["loaded"] * 10
+    clock.advance(60)
+    assert await alone.get_or_load("key", Loader("new")) == "loaded"
+    assert await alone.get("key") == "new"
+    with pytest.raises(OSError, match="down"):
+        await alone.get_or_load("other", Loader(error=OSError("down")))
+
+
+async def test_a_set_during_a_load_wins(open_cache, l2, l3, settle):
+    cache = await open_cache(l2, l3)
+    loader = Loader("old", gate_open=False)
+    (task,) = await waiters(cache, loader, 1)
+    await cache.set("key", "new")
+    loader.gate.set()
+    assert await task == "old"
+    await settle()
+    assert await cache.get("key") == "new"
+    assert (l2["key"].value, l3["key"].value) == ("new", "new")
+
+
+@pytest.mark.parametrize("how", ["delete", "tag", "clear"])
+async def test_a_removal_during_a_load_wins_and_later_callers_load_again(open_cache, l2, l3, settle, how):
+    cache = await open_cache(l2, l3)
+    loader = Loader("old", gate_open=False)
+    task = asyncio.create_task(cache.get_or_load("key", loader, tags=["t"]))
+    await loader.began.wait()
+    await {"delete": lambda: cache.delete("key"), "tag": lambda: cache.invalidate_tag("t"), "clear": cache.clear}[how]()
+    later = asyncio.create_task(cache.get_or_load("key", Loader("new")))
+    await settle()
+    loader.gate.set()
+    assert await task == "old"
+    assert await later == "new"
+    await settle()
+    assert await cache.get("key") == "new"
+    assert (l2["key"].value, l3["key"].value) == ("new", "new")
+
+
+async def test_a_loader_that_is_no_coroutine_function_is_a_type_error(open_cache):
+    cache = await open_cache()
+    with pytest.raises(TypeError):
+        await cache.get_or_load("key", lambda key: "plain")

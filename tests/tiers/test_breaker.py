@@ -1,0 +1,63 @@
+import pytest
+
+from acgsperf.tiers.base import BreakerState
+from acgsperf.tiers.breaker import CircuitBreaker
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def breaker(clock):
+    return CircuitBreaker(3, 1.0, clock=clock)
+
+
+def test_it_opens_after_failures_in_a_row_and_says_so_once(breaker):
+    breaker.failed()
+    breaker.failed()
+    breaker.succeeded()
+    assert [breaker.failed() for _ in range(5)] == [False, False, True, False, False]
+    assert not breaker.allow()
+
+
+def test_one_attempt_closes_it_or_doubles_the_wait(breaker, clock):
+    for _ in range(3):
+        breaker.failed()
+    clock.now = 1.0
+    assert [breaker.allow(), breaker.allow()] == [True, False]
+    assert breaker.state is BreakerState.HALF_OPEN
+    assert not breaker.failed()
+    clock.now = 2.5
+    assert not breaker.allow()
+    clock.now = 3.0
+    assert breaker.allow()
+    assert breaker.succeeded()
+    assert breaker.allow()
+    assert breaker.state is BreakerState.CLOSED
+
+
+def test_an_attempt_without_an_outcome_is_followed_by_another(breaker, clock):
+    for _ in range(3):
+        breaker.failed()
+    clock.now = 1.0
+    assert breaker.allow()
+    clock.now = 2.0
+    assert breaker.allow()
+
+
+def test_the_wait_has_a_bound(breaker, clock):
+    for _ in range(3):
+        breaker.failed()
+    for _ in range(20):
+        clock.now += 30
+        assert breaker.allow()
+        breaker.failed()

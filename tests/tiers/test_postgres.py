@@ -1,0 +1,103 @@
+"""What is PostgreSQL's own."""
+
+import asyncio
+import secrets
+import time
+
+import asyncpg
+import pytest
+
+from acgsperf.tiers.postgres import PostgresTier
+
+
+@pytest.fixture
+def kind():
+    return "postgres"
+
+
+@pytest.fixture
+async def connection(servers):
+    connection = await asyncpg.connect(servers.database_url)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def table(connection):
+    name = "cache_" + secrets.token_hex(4)
+    yield name
+    await connection.execute(f"DROP TABLE IF EXISTS {name}")
+
+
+async def test_tiers_that_open_at_once_make_one_table(make, table, entry):
+    tiers = [make(table=table, deadline=10) for _ in range(5)]
+    await asyncio.gather(*(tier.open("n") for tier in tiers))
+    assert await tiers[0].set("k", entry())
+    for tier in tiers:
+        assert await tier.get("k") is not None
+        assert tier.stats().errors == {}
+        await tier.close()
+
+
+async def test_it_works_without_prepared_statements(make, namespace, entry):
+    tier = make(statement_cache_size=0, deadline=5)
+    await tier.open(namespace)
+    assert await tier.set("k", entry(tags=("x",)))
+    assert await tier.get("k") is not None
+    assert await tier.invalidate_tag("x") == 1
+    await tier.close()
+
+
+async def test_a_table_of_another_schema_is_left_alone(make, table, connection, entry):
+    await connection.execute(f"CREATE TABLE {table} (a int); COMMENT ON TABLE {table} IS 'acgsperf cache, schema 99'")
+    tier = make(table=table, deadline=5)
+    await tier.open("n")
+    assert not await tier.set("k", entry())
+    assert "schema 99" in (await tier.health()).detail
+    await tier.close()
+
+
+async def test_a_tag_counts_what_it_removed(tier, entry):
+    await tier.set_many({f"k{i}": entry(i, tags=("x",)) for i in range(1_500)} | {"other": entry(tags=("y",))})
+    assert await tier.invalidate_tag("x") == 1_500
+    assert await tier.invalidate_tag("x") == 0
+    assert await tier.get("other") is not None
+
+
+async def test_expired_rows_are_deleted_behind(make, namespace, table, connection, entry):
+    tier = make(table=table, expiry_interval=0.01, deadline=5)
+    await tier.open(namespace)
+    await tier.set_many({"gone": entry(kept=0.5), "stays": entry(), "ever": entry(kept=None)})
+    until = time.monotonic() + 10
+    while await connection.fetchval(f"SELECT count(*) FROM {table}") > 2:
+        assert time.monotonic() < until
+    assert set(await tier.get_many(["gone", "stays", "ever"])) == {"stays", "ever"}
+    await tier.close()
+
+
+async def test_a_write_is_there_for_others_once_it_is_acknowledged(tier, namespace, connection, entry):
+    assert await tier.set("k", entry())
+    assert await connection.fetchval("SELECT count(*) FROM acgsperf_cache WHERE namespace = $1", namespace) == 1
+
+
+async def test_sessions_that_ended_while_idle_cost_no_miss(tier, connection, entry):
+    await tier.set("k", entry())
+    await connection.execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        " AND backend_type = 'client backend'"
+    )
+    await asyncio.sleep(0)
+    assert await tier.get("k") is not None
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a;drop", "A", "x" * 51, "1a"])
+def test_a_table_name_that_is_none_is_refused(name):
+    with pytest.raises(ValueError, match="table must be"):
+        PostgresTier("postgresql://", table=name)
+
+
+def test_a_tier_does_not_show_its_password():
+    assert "secret" not in repr(PostgresTier("postgresql://user:secret@host/db"))
+    with pytest.raises(ValueError, match="DSN") as caught:
+        PostgresTier("postgresql://user:secret@[host/db")
+    assert "secret" not in str(caught.value)

@@ -1,0 +1,293 @@
+"""What every tier does."""
+
+import asyncio
+import logging
+import os
+import pickle
+import struct
+import time
+
+import pytest
+
+from acgsperf import TierError
+from acgsperf.tiers import BreakerState, Entry
+from acgsperf.tiers.postgres import PostgresTier
+from acgsperf.tiers.redis import RedisTier
+
+
+@pytest.mark.parametrize("value", [None, 0, False, "", [], {}, b"\x00\xff", 1.5, 2**63, {"a": [1, {"b": None}]}])
+async def test_a_value_comes_back_with_its_type(tier, entry, value):
+    assert await tier.set("k", stored := entry(value))
+    found = await tier.get("k")
+    assert found == stored
+    assert type(found.value) is type(value)
+
+
+async def test_every_field_of_an_entry_comes_back(tier):
+    stored = Entry("v", 1.5, None, None, ("a", "b\x00"), negative=True)
+    assert await tier.set("k", stored)
+    assert await tier.get("k") == stored
+
+
+async def test_an_unknown_key_is_a_miss(tier):
+    assert await tier.get("nothing") is None
+    assert await tier.get_many(["nothing", "else"]) == {}
+    assert tier.stats().misses == 3
+
+
+@pytest.mark.parametrize("key", ["", " ", "a:b", "%", "é\x00\n", "\ud800", "k" * 5_000, "x" * 200, "x" * 201])
+async def test_any_text_is_a_key(tier, entry, key):
+    assert await tier.set(key, entry(key.encode(errors="replace").decode()))
+    assert (await tier.get(key)).value == key.encode(errors="replace").decode()
+    assert await tier.delete_many([key]) == 1
+
+
+async def test_an_entry_that_is_past_its_time_is_forgotten(tier, entry):
+    assert await tier.set("k", entry(kept=0.05))
+    await asyncio.sleep(0.06)
+    assert await tier.get("k") is None
+    assert not await tier.set("k", entry(kept=-1))
+    assert tier.stats().refused == 1
+
+
+async def test_namespaces_do_not_see_each_other(make, entry, namespace):
+    tiers = {name: make(deadline=5) for name in (namespace, f"{namespace}:b", f"{namespace}%3Ab", f"{namespace}*")}
+    for name, tier in tiers.items():
+        await tier.open(name)
+        assert await tier.set_many({"x": entry(name), "b:x": entry(name), "*": entry(name)}) == {"x", "b:x", "*"}
+    assert await tiers[namespace].clear() == 3
+    assert await tiers[namespace].get_many(["x", "b:x", "*"]) == {}
+    for name, tier in list(tiers.items())[1:]:
+        assert {e.value for e in (await tier.get_many(["x", "b:x", "*"])).values()} == {name}
+        assert await tier.clear() == 3
+    for tier in tiers.values():
+        await tier.close()
+
+
+async def test_many_keys_are_stored_read_and_deleted_together(tier, entry):
+    entries = {f"k{i}": entry(i) for i in range(2_500)}
+    assert await tier.set_many(entries) == set(entries)
+    assert await tier.get_many([*entries, "other"]) == entries
+    assert await tier.delete_many([*entries, "other"]) == 2_500
+    assert await tier.get_many(list(entries)) == {}
+
+
+async def test_clear_forgets_more_than_fits_in_one_step(tier, entry):
+    await tier.set_many({f"k{i}": entry(i) for i in range(2_500)})
+    assert await tier.clear() == 2_500
+    assert await tier.get("k1") is None
+
+
+async def test_calls_of_one_turn_travel_together_and_each_gets_its_own(tier, entry):
+    await tier.set_many({f"k{i}": entry(i) for i in range(100)})
+    found = await asyncio.gather(*(tier.get(f"k{i % 120}") for i in range(240)))
+    assert [e and e.value for e in found] == [i % 120 if i % 120 < 100 else None for i in range(240)]
+
+
+async def test_a_read_finds_an_earlier_write_that_nobody_has_awaited(tier, entry):
+    for number in range(20):
+        write = asyncio.ensure_future(tier.set("k", entry(number)))
+        await asyncio.sleep(0)
+        assert (await tier.get("k")).value == number
+        assert await write
+        deletion = asyncio.ensure_future(tier.delete_many(["k"]))
+        again = asyncio.ensure_future(tier.set("k", entry("again")))
+        await asyncio.sleep(0)
+        assert (await tier.get_many(["k"]))["k"].value == "again"
+        assert await deletion == 1
+        assert await again
+
+
+async def test_a_cancelled_caller_takes_nobody_along(tier, entry):
+    await tier.set("k", entry())
+    readers = [asyncio.ensure_future(tier.get("k")) for _ in range(3)]
+    writers = [asyncio.ensure_future(tier.set(f"w{i}", entry(i))) for i in range(3)]
+    await asyncio.sleep(0)
+    readers[0].cancel()
+    writers[0].cancel()
+    assert [(await reader).value for reader in readers[1:]] == ["v", "v"]
+    assert [await writer for writer in writers[1:]] == [True, True]
+
+
+async def test_a_tag_is_invalidated_with_every_entry_that_has_it(tier, entry):
+    await tier.set_many({"a": entry(tags=("x", "y")), "b": entry(tags=("y",)), "c": entry(), "d": entry(tags=("x",))})
+    assert await tier.invalidate_tag("x") is not None
+    assert set(await tier.get_many(["a", "b", "c", "d"])) == {"b", "c"}
+    assert await tier.set("a", entry(tags=("x",)))
+    assert await tier.get("a") is not None
+
+
+@pytest.mark.parametrize("value", [object(), {"a": {1j}}, 2**70, "\ud800", "x" * 2_000_000])
+async def test_what_cannot_be_stored_is_refused_and_counted(tier, entry, value):
+    assert not await tier.set("k", entry(value))
+    assert tier.stats().refused == 1
+
+
+async def test_a_value_that_holds_itself_is_refused(tier, entry):
+    endless: list[object] = []
+    endless.append(endless)
+    assert not await tier.set("k", entry(endless))
+
+
+async def test_counters_tell_what_happened(tier, entry):
+    await tier.set("a", entry())
+    await tier.get_many(["a", "b"])
+    await tier.get("a")
+    await tier.delete_many(["a", "b"])
+    stats = tier.stats()
+    assert (stats.hits, stats.misses, stats.stores, stats.deletes) == (2, 1, 1, 1)
+    assert stats.hit_rate == pytest.approx(2 / 3)
+    assert stats.latency.count == 3
+    assert stats.errors == {}
+
+
+async def test_health_names_the_server(tier):
+    health = await tier.health()
+    assert health.ok
+    assert health.latency_ns > 0
+    assert health.detail.lower().startswith(tier.name)
+
+
+async def test_a_tier_that_is_not_open_says_so(make, entry):
+    tier = make()
+    for call in (tier.get("k"), tier.get_many(["k"]), tier.set("k", entry()), tier.delete_many(["k"]), tier.clear()):
+        with pytest.raises(TierError, match="not open"):
+            await call
+    await tier.close()
+
+
+async def test_a_tier_opens_again_after_it_was_closed(make, entry, namespace):
+    tier = make(deadline=5)
+    for _ in range(2):
+        await tier.open(namespace)
+        with pytest.raises(TierError, match="open already"):
+            await tier.open(namespace)
+        assert await tier.set("k", entry())
+        await tier.close()
+        await tier.close()
+
+
+async def test_closing_answers_everybody_who_waits(private_server, private_tier, entry):
+    private_server.freeze()
+    calls = []
+    for i in range(10):
+        calls += [private_tier.get(f"k{i}"), private_tier.get_many([f"k{i}"]), private_tier.set("w", entry())]
+    waiting = [asyncio.ensure_future(call) for call in calls]
+    await asyncio.sleep(0)
+    started = time.monotonic()
+    await private_tier.close()
+    assert time.monotonic() - started < 1.5
+    assert not any(await asyncio.wait_for(asyncio.gather(*waiting), 1))
+    private_server.thaw()
+    await private_tier.open("private")
+    assert await private_tier.get("nothing") is None
+    assert private_tier.stats().misses == 21
+
+
+async def test_another_event_loop_is_refused(tier):
+    def elsewhere() -> None:
+        asyncio.run(tier.get("k"))
+
+    with pytest.raises(TierError, match="another event loop"):
+        await asyncio.to_thread(elsewhere)
+
+
+async def test_a_forked_child_is_refused(tier):
+    pid = os.fork()
+    if not pid:
+        # Nothing of the parent's may run or be flushed here.
+        outcome = 1
+        try:
+            asyncio.events._set_running_loop(None)
+            asyncio.run(tier.get("k"))
+        except TierError:
+            outcome = 0
+        finally:
+            os._exit(outcome)
+    assert os.waitstatus_to_exitcode((await asyncio.to_thread(os.waitpid, pid, 0))[1]) == 0
+    assert await tier.get("k") is None
+
+
+@pytest.mark.parametrize("name", ["", "x" * 101, "a\nb", "\ud800"])
+async def test_a_namespace_that_cannot_be_used_is_refused(make, name):
+    with pytest.raises(ValueError, match="namespace"):
+        await make().open(name)
+
+
+async def test_a_frozen_server_is_a_miss_within_the_deadline_and_no_late_reply_is_taken(
+    private_server, private_tier, until_it_answers, entry
+):
+    tier = private_tier
+    await tier.set_many({f"k{i}": entry(i) for i in range(50)})
+    private_server.freeze()
+    started = time.monotonic()
+    assert await asyncio.gather(*(tier.get(f"k{i}") for i in range(10))) == [None] * 10
+    assert not await tier.set("w", entry())
+    assert time.monotonic() - started < 1.5
+    assert tier.stats().timeouts >= 2
+    private_server.thaw()
+    await until_it_answers(tier)
+    for i in range(10, 50):
+        assert (await tier.get(f"k{i}")).value == i
+
+
+async def test_a_server_that_goes_on_failing_is_left_alone_and_logged_once(
+    private_server, private_tier, until_it_answers, caplog
+):
+    caplog.set_level(logging.INFO, "acgsperf.tiers")
+    private_server.freeze()
+    for _ in range(3):
+        assert await private_tier.get("k") is None
+    assert private_tier.stats().breaker is BreakerState.OPEN
+    started = time.monotonic()
+    for _ in range(100):
+        assert await private_tier.get("k") is None
+    assert time.monotonic() - started < 0.2
+    assert private_tier.stats().skipped >= 100
+    private_server.thaw()
+    await until_it_answers(private_tier)
+    assert private_tier.stats().breaker is BreakerState.CLOSED
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"",
+        b"x",
+        b"\xacG",
+        pickle.dumps({"a": 1}),
+        b"[" * 100 + b"]" * 100,
+        b"\xacG\x02" + bytes(60),
+        b"\xacG\x01\x00" + struct.pack("<dddIII", 1, 2, 3, 1, 0, 512 << 20) + b"k",
+        b"\xacG\x01\x00" + struct.pack("<dddIII", 1, 2, 3, 1, 0, 100_000) + b"k" + b"\x91" * 100_000,
+        b"\xacG\x01\x00" + struct.pack("<dddIII", 1, 2, 3, 1, 0, 5) + b"k" + b"\xdd\xff\xff\xff\xff",
+        b"\xacG\x01\x00" + struct.pack("<dddIII", 1, float("inf"), float("inf"), 1, 0, 1) + b"j\x01",
+    ],
+    ids=["nothing", "short", "magic", "pickle", "json", "version", "512 MB", "deep", "claim", "other key"],
+)
+async def test_garbage_is_a_miss_and_counted(tier, servers, namespace, entry, garbage):
+    await tier.set("k", entry())
+    if tier.name == "redis":
+        await tier._ask([("SET", tier._prefix + b"k", garbage)])
+    else:
+        async with tier._connection() as connection:
+            await connection.execute("UPDATE acgsperf_cache SET value = $2 WHERE namespace = $1", namespace, garbage)
+    assert await tier.get("k") is None
+    assert tier.stats().corrupt == 1
+
+
+async def test_a_server_that_is_down_is_no_error(kind, tmp_path, entry):
+    tier = (
+        RedisTier(f"unix://{tmp_path}/none")
+        if kind == "redis"
+        else PostgresTier(f"postgresql://u:secret@/db?host={tmp_path}")
+    )
+    await tier.open("n")
+    assert await tier.get("k") is None
+    assert not await tier.set("k", entry())
+    assert await tier.delete_many(["k"]) is None
+    assert await tier.clear() is None
+    assert not (await tier.health()).ok
+    assert "secret" not in repr(tier)
+    await tier.close()
