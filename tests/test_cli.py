@@ -143,8 +143,9 @@ def test_output_that_nobody_reads_is_no_complaint(database):
 )
 def test_a_signal_ends_a_replay_and_leaves_nothing_behind(tmp_path, number, status, complaint):
     environment = {name: value for name, value in os.environ.items() if name != "DATABASE_URL"}
+    # Without -W error: an interrupted `subprocess.run` of the wheel warns of the process that it has just killed.
     with subprocess.Popen(
-        [*COMMAND, "replay", "--requests", "5000000", "--concurrency", "4"],
+        [sys.executable, "-m", "acgsperf", "replay", "--requests", "5000000", "--concurrency", "4"],
         stderr=subprocess.PIPE,
         text=True,
         env=environment | {"TMPDIR": str(tmp_path)},
