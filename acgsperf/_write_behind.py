@@ -10,6 +10,7 @@ __all__ = ["WriteBehind"]
 
 _QUEUE: Final = 10_000
 _BATCH: Final = 500
+_PATIENCE_TURNS: Final = 8
 
 
 class WriteBehind:
@@ -79,13 +80,18 @@ class WriteBehind:
 
     async def _run(self) -> None:
         while True:
-            while self._writes or self._demotions:
-                await self._write()
-                await self._demote()
-            if self._closing:
-                return
-            self._wake.clear()
             await self._wake.wait()
+            if not self._closing and len(self._writes) < _BATCH:
+                # Nobody waits, and some turns of patience make one round trip of many.
+                for _ in range(_PATIENCE_TURNS):
+                    await asyncio.sleep(0)
+            self._wake.clear()
+            await self._write()
+            await self._demote()
+            if self._writes or self._demotions or self._closing:
+                self._wake.set()
+            if self._closing and not self._writes and not self._demotions:
+                return
 
     async def _write(self) -> None:
         batch = _take(self._writes)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 from importlib.metadata import version
@@ -50,7 +51,7 @@ def replay(
         TraceFormat | None, typer.Option("--format", help="How it is written; told from its content without.")
     ] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Requests at most; 200,000 of a synthetic load.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=10_000, help="Requests in flight.")] = 16,
+    concurrency: Annotated[int, typer.Option(min=1, max=10_000, help="Requests in flight.")] = 8,
     l1_size: Annotated[int, typer.Option(min=1, max=2**30, help="Entries of the cache.")] = 100_000,
     ttl: Annotated[float, typer.Option(min=0.001, help="Seconds until a cached value expires.")] = 3600.0,
     tiers: Annotated[str, typer.Option(help="Of the cache: l1, l1,l2 or l1,l3 or all three.")] = "l1,l2,l3",
@@ -130,6 +131,8 @@ def _let_readers_leave() -> None:
 
 def main() -> NoReturn:
     """Run the command line; every failure is one line and an exit status."""
+    # What the package logs of a failure, the command says itself.
+    logging.getLogger("acgsperf").addHandler(logging.NullHandler())
     # The servers' clean-up runs on the way out of the `with` blocks, for SIGTERM too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     status = 0

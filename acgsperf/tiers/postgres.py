@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import asyncpg
 from xxhash import xxh3_64_intdigest
 
+from acgsperf.pool import ConnectionPool
 from acgsperf.tiers import envelope
 from acgsperf.tiers.base import Entry
 from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, WriteBatch
@@ -108,7 +109,7 @@ class PostgresTier(ServerTier):
         self._table = table
         self._statement_cache_size = statement_cache_size
         self._expiry_interval = expiry_interval
-        self._pool: Any = None
+        self._pool: ConnectionPool | None = None
         self._ready = False
         self._setting_up = asyncio.Lock()
         self._select, self._upsert, self._delete = (s.format(table=table) for s in (_SELECT, _UPSERT, _DELETE))
@@ -151,7 +152,7 @@ class PostgresTier(ServerTier):
         pool, self._pool, self._ready = self._pool, None, False
         if pool is not None:
             # What was under way has ended or was cancelled; a server that hangs is not waited for.
-            pool.terminate()
+            await pool.close(0)
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -164,6 +165,7 @@ class PostgresTier(ServerTier):
         """A connection to a server that has the table. One whose use did not end well is closed."""
         if not self._ready:
             await self._set_up()
+        assert self._pool is not None
         async with self._pool.acquire() as connection:
             try:
                 yield connection
@@ -177,13 +179,15 @@ class PostgresTier(ServerTier):
             if self._ready:
                 return
             if self._pool is None:
-                self._pool = await asyncpg.create_pool(
+                self._pool = ConnectionPool(
                     self._dsn,
+                    name=f"tier {self._table}",
                     min_size=0,
                     max_size=MAX_CONNECTIONS,
+                    reset=False,
                     statement_cache_size=self._statement_cache_size,
-                    reset=_no_reset,
                 )
+                await self._pool.open()
             comment = _COMMENT.format(version=SCHEMA_VERSION)
             async with self._pool.acquire() as connection:
                 try:
@@ -251,10 +255,6 @@ class PostgresTier(ServerTier):
             deleted: int | None = ROWS_A_STATEMENT
             while deleted == ROWS_A_STATEMENT and self._may_write(0):
                 deleted = await self._guarded(lambda: self._delete_some("expires_at < $1", time.time()))
-
-
-async def _no_reset(connection: object) -> None:
-    """Instead of asyncpg's reset of a session, see the module."""
 
 
 def _tag_hash(tag: str) -> int:

@@ -12,8 +12,9 @@ import asyncpg
 from acgsperf._dispatch import LatencyHistogram, LRUCache
 from acgsperf._types import CONSTITUTIONAL_HASH
 from acgsperf.cache import TieredCache
-from acgsperf.errors import AcgsperfError
+from acgsperf.errors import AcgsperfError, PoolError
 from acgsperf.fingerprint import fingerprint
+from acgsperf.pool import ConnectionPool
 from acgsperf.tiers.base import TierStats
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
@@ -22,10 +23,17 @@ from acgsperf.workbench.traces import Request
 
 _POOL_SIZE: Final = 8
 # asyncpg tells of an internal error when a connection breaks at an awkward moment.
-_ORIGIN_ERRORS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+_ORIGIN_ERRORS: Final = (
+    OSError,
+    PoolError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
 # What a server says, or fails to say, that is being started again.
 _PASSING_ERRORS: Final = (
     OSError,
+    PoolError,
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InterfaceError,
@@ -73,9 +81,7 @@ class WrongValueError(AcgsperfError):
 class _Replay:
     """One run: the parts that a request passes, and what they took."""
 
-    def __init__(
-        self, pool: "asyncpg.Pool[asyncpg.Record]", table: str, cache: TieredCache[str], patience: float
-    ) -> None:
+    def __init__(self, pool: ConnectionPool, table: str, cache: TieredCache[str], patience: float) -> None:
         self.pool = pool
         self.select = f"SELECT value FROM {table} WHERE address = $1"
         self.validator = ComplianceValidator()
@@ -123,7 +129,8 @@ class _Replay:
         give_up = time.monotonic() + self.patience
         while True:
             try:
-                value: str | None = await self.pool.fetchval(self.select, address)
+                async with self.pool.acquire() as connection:
+                    value: str | None = await connection.fetchval(self.select, address)
                 break
             except _PASSING_ERRORS:
                 if time.monotonic() > give_up:
@@ -178,7 +185,7 @@ async def replay(
     requests: Sequence[Request],
     database_url: str,
     *,
-    concurrency: int = 16,
+    concurrency: int = 8,
     l1_size: int = 100_000,
     ttl: float | None = 3600.0,
     redis_url: str | None = None,
@@ -221,18 +228,18 @@ async def replay(
         namespace=table,
         ttl=ttl,
     )
-    try:
-        pool = await asyncpg.create_pool(database_url, min_size=min(concurrency, _POOL_SIZE), max_size=_POOL_SIZE)
-    except _ORIGIN_ERRORS as error:
-        raise AcgsperfError(f"PostgreSQL cannot be reached: {str(error) or type(error).__name__}") from error
+    # Nobody does anything to a session here that would have to be undone.
+    size = min(concurrency, _POOL_SIZE)
+    pool = ConnectionPool(database_url, name="origin", min_size=size, max_size=size, reset=False)
     try:
         async with pool:
             run = _Replay(pool, table, cache, patience)
             try:
-                # Logged, for a server that is killed has to have it again when it is back.
-                await pool.execute(f"CREATE TABLE {table} (address text PRIMARY KEY, value text NOT NULL)")
-                rows = [(address, _value_of(address)) for address in addresses]
-                await pool.copy_records_to_table(table, records=rows)
+                async with pool.acquire() as connection:
+                    # Logged, for a server that is killed has to have it again when it is back.
+                    await connection.execute(f"CREATE TABLE {table} (address text PRIMARY KEY, value text NOT NULL)")
+                    rows = [(address, _value_of(address)) for address in addresses]
+                    await connection.copy_records_to_table(table, records=rows)
                 pending = iter(requests)
                 async with cache:
                     try:
@@ -244,7 +251,8 @@ async def replay(
                     finally:
                         await cache.clear()
             finally:
-                await pool.execute(f"DROP TABLE IF EXISTS {table}, {table}_l3")
+                async with pool.acquire() as connection:
+                    await connection.execute(f"DROP TABLE IF EXISTS {table}, {table}_l3")
     except ExceptionGroup as failures:
         # Workers that fail together fail alike.
         raise _told(failures.exceptions[0]) from failures
@@ -260,6 +268,9 @@ def _address(number: int, request: Request) -> str:
 
 
 def _told(error: Exception) -> Exception:
+    if isinstance(error, PoolError):
+        reason = error.__cause__ or error
+        return AcgsperfError(f"PostgreSQL cannot be reached: {str(reason) or type(reason).__name__}")
     if isinstance(error, _ORIGIN_ERRORS):
         return AcgsperfError(f"PostgreSQL failed: {str(error) or type(error).__name__}")
     return error

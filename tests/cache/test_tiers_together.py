@@ -232,7 +232,7 @@ async def test_tags_forget_their_entries_in_every_tier(open_cache, l2, l3):
     assert await cache.get_many("abc") == {}
 
 
-async def test_tags_find_what_is_stale_and_what_was_promoted(open_cache, clock, l2):
+async def test_tags_find_what_is_stale_and_what_was_promoted(open_cache, clock, l2, settle):
     cache = await open_cache(l2, ttl=60, stale_ttl=60, promotion_threshold=1)
     await (await open_cache(l2, ttl=100)).set("promoted", 1, tags=["t"])
     await cache.get("promoted")
@@ -242,6 +242,8 @@ async def test_tags_find_what_is_stale_and_what_was_promoted(open_cache, clock, 
     await cache.invalidate_tag("t")
     assert cache.get_local("promoted") is None
     assert await cache.get_or_load("stale", Loader("new")) == "new"
+    # The caches share their tiers, which the first to close takes along.
+    await settle()
 
 
 async def test_tags_of_entries_that_have_left_take_no_memory(open_cache, clock):
@@ -289,7 +291,7 @@ async def test_an_on_evict_of_l1s_own_is_called_as_before():
     assert evicted == [("a", 1, "size")]
 
 
-async def test_get_many_asks_each_tier_once_for_what_is_missing(open_cache, l2, l3):
+async def test_get_many_asks_each_tier_once_for_what_is_missing(open_cache, l2, l3, settle):
     cache = await open_cache(l2, l3)
     await (await open_cache(None, l3)).set("three", 3)
     await (await open_cache(l2, None)).set("two", 2)
@@ -299,6 +301,8 @@ async def test_get_many_asks_each_tier_once_for_what_is_missing(open_cache, l2, 
     assert await cache.get_many(["one", "two", "three", "none", "two"]) == {"one": 1, "two": 2, "three": 3}
     assert l2.asked("get_many") == [("two", "three", "none")]
     assert l3.asked("get_many") == [("three", "none")]
+    # The caches share their tiers, which the first to close takes along.
+    await settle()
 
 
 async def test_a_tier_that_hangs_is_a_miss_after_the_deadline(open_cache, l2, l3):
@@ -413,7 +417,7 @@ class Recorder:
         return {key: self.values[key] for key in keys if key in self.values}
 
 
-async def test_get_or_load_many_is_one_call_of_the_loader_for_what_is_missing(open_cache, l2, l3):
+async def test_get_or_load_many_is_one_call_of_the_loader_for_what_is_missing(open_cache, l2, l3, settle):
     cache = await open_cache(l2, l3)
     await (await open_cache(l2, None)).set("b", "two")
     await cache.set("a", "one")
@@ -427,6 +431,8 @@ async def test_get_or_load_many_is_one_call_of_the_loader_for_what_is_missing(op
     assert loader.asked == [["d", "c"]]
     assert cache.get_local("c") == 3
     assert cache.stats().loads == 1
+    # The caches share their tiers, which the first to close takes along.
+    await settle()
 
 
 async def test_get_or_load_many_waits_for_what_others_are_loading(open_cache, settle):
