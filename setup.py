@@ -17,9 +17,9 @@ def extensions() -> list[Extension]:
     from Cython.Build import cythonize
     from Cython.Compiler import Options
 
-    Options.warning_errors = True
-
     debug = os.environ.get("ACGSPERF_DEBUG") == "1"
+    # Ours to mend, and no reason for a user's build to fail with a newer Cython.
+    Options.warning_errors = debug or os.environ.get("CI") == "true"
     if sys.platform == "win32":
         compile_args = ["/Od"] if debug else ["/O2"]
     else:

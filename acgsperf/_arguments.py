@@ -35,7 +35,7 @@ def checked_callable(name: str, value: _CallbackT) -> _CallbackT:
 
 def checked_hashes(expected: str | Iterable[str]) -> tuple[str, ...]:
     """1 to 16 different hashes."""
-    hashes: Any = (expected,) if isinstance(expected, str) else expected
+    hashes: Any = (expected,) if isinstance(expected, str | bytes) else expected
     try:
         hashes = tuple(dict.fromkeys(hashes))
     except TypeError:

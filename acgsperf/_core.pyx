@@ -209,6 +209,7 @@ cdef struct Removed:
 
 
 @cython.final
+@cython.trashcan(True)
 cdef class LRUCache:
     """A mapping of bounded size that forgets what was not used longest, and what has outlived its time.
 
@@ -297,12 +298,51 @@ cdef class LRUCache:
         return (now_ns if self.clock is not None else acgsperf_monotonic_ns()) + ttl_ns
 
     cdef uint32_t find(self, key, Py_hash_t hash) except? 0:
-        """The slot of a key, or 0. Starts again whenever a comparison changed the table."""
+        """The slot of a key, or 0."""
+        cdef uint64_t version = self.version
+        cdef uint64_t i = table_home(&self.table, hash)
+        cdef uint32_t number
+        cdef Slot *slot
+        cdef int same
+        while True:
+            number = self.table.index[i]
+            if number == 0:
+                return 0
+            slot = &self.table.slots[number]
+            if slot.key == <PyObject *> key:
+                return number
+            if slot.hash == hash:
+                if PyUnicode_CheckExact(slot.key) and PyUnicode_CheckExact(<PyObject *> key):
+                    same = is_same_text(slot.key, <PyObject *> key)
+                else:
+                    same = equal(<object> slot.key, key)
+                    if self.version != version:
+                        return self.find_again(key, hash)
+                if same:
+                    return number
+            i = (i + 1) & self.table.mask
+
+    cdef uint32_t find_again(self, key, Py_hash_t hash) except? 0:
+        """The same while comparisons change the table: none is made twice in vain, so that the search ends."""
+        cdef list different = []
+        cdef uint32_t number
+        cdef uint64_t version
+        while True:
+            number = self.find_past(key, hash, different)
+            version = self.version
+            # What their end runs may change the table once more.
+            different = []
+            if self.version == version:
+                return number
+
+    cdef uint32_t find_past(self, key, Py_hash_t hash, list different) except? 0:
+        """The slot of a key, or 0, past keys that are known to be different; more of them are noted."""
         cdef uint64_t i, version
         cdef uint32_t number
         cdef Slot *slot
         cdef int same
         while True:
+            stored = None
             version = self.version
             i = table_home(&self.table, hash)
             while True:
@@ -312,16 +352,29 @@ cdef class LRUCache:
                 slot = &self.table.slots[number]
                 if slot.key == <PyObject *> key:
                     return number
-                if slot.hash == hash:
-                    if PyUnicode_CheckExact(slot.key) and PyUnicode_CheckExact(<PyObject *> key):
-                        same = is_same_text(slot.key, <PyObject *> key)
-                    else:
-                        same = equal(<object> slot.key, key)
-                        if self.version != version:
+                if slot.hash == hash and not is_among(different, slot.key):
+                    stored = <object> slot.key
+                    same = equal(stored, key)
+                    if self.version != version:
+                        if not same:
+                            different.append(stored)
                             break
+                        number = self.slot_of(<PyObject *> stored, hash)
+                        if number:
+                            return number
+                        break
                     if same:
                         return number
                 i = (i + 1) & self.table.mask
+
+    cdef uint32_t slot_of(self, PyObject *stored, Py_hash_t hash) noexcept:
+        """The slot that holds this very key, or 0."""
+        cdef uint64_t i = table_home(&self.table, hash)
+        cdef uint32_t number = self.table.index[i]
+        while number and self.table.slots[number].key != stored:
+            i = (i + 1) & self.table.mask
+            number = self.table.index[i]
+        return number
 
     cdef inline Removed detach(self, uint32_t number, bint expired) noexcept:
         """Take an entry out; its references pass to the caller."""
@@ -378,8 +431,11 @@ cdef class LRUCache:
         ring_touch(&self.table, number)
         return <object> self.table.slots[number].value
 
-    cdef int store(self, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now) except -1:
-        cdef uint32_t number = self.find(key, hash)
+    cdef inline int store(self, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now) except -1:
+        return self.place(self.find(key, hash), key, hash, value, ttl_ns, now)
+
+    cdef int place(self, uint32_t number, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now) except -1:
+        """Store where `find` has just found the key, or in a new slot for 0."""
         cdef int64_t expires_ns = self.expiry(ttl_ns, now)
         cdef Removed removed
         cdef Slot *slot
@@ -451,13 +507,17 @@ cdef class LRUCache:
         """The value of a key, which is set to `default` when it is missing or expired."""
         cdef Py_hash_t hash = acgsperf_hash(key)
         cdef int64_t now
+        cdef uint32_t number
         with cython.critical_section(self):
             now = self.read_clock()
-            value = self.lookup(key, hash, now)
-            if value is MISSING:
-                self.store(key, hash, default, self.ttl_ns, now)
-                return default
-            return value
+            number = self.find(key, hash)
+            if number and not self.is_expired(self.table.slots[number].expires_ns, now):
+                self.hits += 1
+                ring_touch(&self.table, number)
+                return <object> self.table.slots[number].value
+            self.misses += 1
+            self.place(number, key, hash, default, self.ttl_ns, now)
+            return default
 
     def pop(self, key, default=..., /):
         """Remove a key and return its value.
@@ -687,6 +747,9 @@ cdef class LRUCache:
     def __iter__(self):
         return iter(self.keys())
 
+    def __reversed__(self):
+        return reversed(self.keys())
+
     def __len__(self):
         return self.table.used
 
@@ -715,6 +778,13 @@ cdef inline bint is_same_text(PyObject *one, PyObject *other) noexcept:
         length == PyUnicode_GET_LENGTH(other) and kind == PyUnicode_KIND(other)
         and memcmp(PyUnicode_DATA(one), PyUnicode_DATA(other), length * kind) == 0
     )
+
+
+cdef bint is_among(list keys, PyObject *key) noexcept:
+    for item in keys:
+        if <PyObject *> item == key:
+            return True
+    return False
 
 
 cdef int equal(stored, key) except -1:
@@ -917,7 +987,7 @@ cdef class LatencyHistogram:
             return hdr_stddev(&self.counts)
 
     def percentile(self, q, /):
-        """The latency in ns that `q` percent of the recorded ones do not exceed; 0 when empty.
+        """The latency in ns of the nearest rank to `q` percent of the recorded ones; 0 when empty.
 
         Raises:
             TypeError: when `q` is not a real number.
@@ -938,6 +1008,8 @@ cdef class LatencyHistogram:
             if other.counts.largest > self.highest_ns:
                 raise ValueError(
                     f"merged latencies must be at most {self.highest_ns} ns, not {other.counts.largest}")
+            if self.counts.total + other.counts.total > <uint64_t> INT64_MAX:
+                raise ValueError(f"merged latencies must be fewer than 2**63, not {self.count + other.count}")
             hdr_merge(&self.counts, &other.counts)
 
     def snapshot(self):
@@ -1022,6 +1094,7 @@ cdef class Timer:
 
     def __cinit__(self, LatencyHistogram histogram not None):
         self.histogram = histogram
+        self.started_ns = -1
 
     def __enter__(self):
         self.started_ns = acgsperf_monotonic_ns()
@@ -1029,5 +1102,8 @@ cdef class Timer:
 
     def __exit__(self, *exc_info):
         cdef int64_t elapsed = acgsperf_monotonic_ns() - self.started_ns
+        if self.started_ns < 0:
+            raise RuntimeError("the timer was not entered")
+        self.started_ns = -1
         with cython.critical_section(self.histogram):
             hdr_add(&self.histogram.counts, min(max(elapsed, 0), self.histogram.highest_ns), 1)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from operator import index
 from types import GenericAlias, SimpleNamespace
 from typing import Any, Final, NoReturn, Self, SupportsIndex
@@ -180,7 +181,8 @@ class LRUCache(_Final):
     def _now_ns(self) -> int:
         if self._clock is None:
             return time.monotonic_ns()
-        now = float(self._clock())
+        # Takes what C takes for a number, and no text.
+        now = math.fsum((self._clock(),))
         if not -4e9 < now < 4e9:
             raise ValueError(f"clock must return seconds within 4e9 of zero, not {now!r}")
         return round(now * 1e9)
@@ -253,14 +255,20 @@ class LRUCache(_Final):
                 self._updates += 1
             else:
                 old = None
-                if entry is not None:
-                    evicted.append(self._evict(entry, now_ns))
-                elif len(self._order) >= self._maxsize:
-                    evicted.append(self._evict(next(iter(self._order)), now_ns))
-                self._insert(_Entry(key, key_hash, value, expires_ns))
-                self._insertions += 1
+                evicted = self._place(entry, _Entry(key, key_hash, value, expires_ns), now_ns)
         del old
         self._notify(evicted)
+
+    def _place(self, expired: _Entry | None, entry: _Entry, now_ns: int) -> list[tuple[_Entry, EvictionReason]]:
+        """Insert an entry, in the place of an expired one or perhaps of the oldest; what was evicted."""
+        evicted = []
+        if expired is not None:
+            evicted.append(self._evict(expired, now_ns))
+        elif len(self._order) >= self._maxsize:
+            evicted.append(self._evict(next(iter(self._order)), now_ns))
+        self._insert(entry)
+        self._insertions += 1
+        return evicted
 
     def get(self, key: Hashable, default: Any = None, /) -> Any:
         """The value of a key, which becomes the most recently used; `default` when missing or expired."""
@@ -286,12 +294,17 @@ class LRUCache(_Final):
         """The value of a key, which is set to `default` when it is missing or expired."""
         key_hash = hash(key)
         now_ns = self._now_ns()
+        expires_ns = None if self._ttl_ns is None else now_ns + self._ttl_ns
         with self._lock:
-            value = self._lookup(key, key_hash, now_ns)
-            if value is not _MISSING:
-                return value
-            self._store(key, key_hash, default, self._ttl_ns, now_ns)
-            return default
+            entry = self._find(key, key_hash)
+            if entry is not None and not entry.is_expired(now_ns):
+                self._hits += 1
+                self._order.move_to_end(entry)
+                return entry.value
+            self._misses += 1
+            evicted = self._place(entry, _Entry(key, key_hash, default, expires_ns), now_ns)
+        self._notify(evicted)
+        return default
 
     def pop(self, key: Hashable, default: Any = ..., /) -> Any:
         """Remove a key and return its value."""
@@ -429,6 +442,9 @@ class LRUCache(_Final):
     def __iter__(self) -> Iterator[Any]:
         return iter(self.keys())
 
+    def __reversed__(self) -> Iterator[Any]:
+        return reversed(self.keys())
+
     def __len__(self) -> int:
         return len(self._order)
 
@@ -460,7 +476,8 @@ def _report_unraisable(error: BaseException, origin: object) -> None:
         print(f"Exception ignored in: {origin!r}", file=sys.stderr)
         sys.excepthook(args.exc_type, args.exc_value, args.exc_traceback)
     else:
-        sys.unraisablehook(args)
+        with suppress(BaseException):
+            sys.unraisablehook(args)
 
 
 class LatencyHistogram(_Final):
@@ -581,7 +598,7 @@ class LatencyHistogram(_Final):
             return math.sqrt(total / self._total) if self._total else 0.0
 
     def percentile(self, q: float, /) -> int:
-        """The latency in ns that `q` percent of the recorded ones do not exceed; 0 when empty."""
+        """The latency in ns of the nearest rank to `q` percent of the recorded ones; 0 when empty."""
         percent = checked_percent(q)
         with self._lock:
             return self._percentile(percent)
@@ -603,12 +620,14 @@ class LatencyHistogram(_Final):
         """Add the counts of another histogram; where its layout differs, by the middle of each of its buckets."""
         if not isinstance(other, LatencyHistogram):
             raise TypeError(f"Argument 'other' must be a LatencyHistogram, not {type(other).__name__}")
-        if other._largest > self.highest_ns:
-            raise ValueError(f"merged latencies must be at most {self.highest_ns} ns, not {other._largest}")
         with other._lock:
             counts = [(other._layout.median_of(i), other._counts[i]) for i in other._used() if other._counts[i]]
             total, smallest, largest = other._total, other._smallest, other._largest
+        if largest > self.highest_ns:
+            raise ValueError(f"merged latencies must be at most {self.highest_ns} ns, not {largest}")
         with self._lock:
+            if self._total + total >= 2**63:
+                raise ValueError(f"merged latencies must be fewer than 2**63, not {self._total + total}")
             for value, count in counts:
                 # The clamp keeps what is added within what was recorded.
                 self._counts[self._layout.index_of(min(max(value, smallest), largest))] += count
@@ -682,8 +701,10 @@ class Timer(_Final):
     __slots__ = ("_histogram", "_started_ns")
 
     def __init__(self, histogram: LatencyHistogram) -> None:
+        if not isinstance(histogram, LatencyHistogram):
+            raise TypeError(f"Argument 'histogram' must be a LatencyHistogram, not {type(histogram).__name__}")
         self._histogram = histogram
-        self._started_ns = 0
+        self._started_ns = -1
 
     def __enter__(self) -> Self:
         self._started_ns = time.monotonic_ns()
@@ -691,4 +712,7 @@ class Timer(_Final):
 
     def __exit__(self, *exc_info: object) -> None:
         elapsed = time.monotonic_ns() - self._started_ns
+        if self._started_ns < 0:
+            raise RuntimeError("the timer was not entered")
+        self._started_ns = -1
         self._histogram.record(min(max(elapsed, 0), self._histogram.highest_ns))

@@ -97,8 +97,9 @@ def _counts(layout: Layout, payload: bytes) -> Iterator[tuple[int, int]]:
         if number <= 0:
             continue
         total += number
-        if total >= 2**63:
-            raise _refusal("more than 2**63 latencies")
+        # Half of what a histogram can count: there is room for as many again.
+        if total > 2**62:
+            raise _refusal("more than 2**62 latencies")
         if layout.lowest_of(index) > layout.highest_ns:
             raise _refusal(f"latencies above {layout.highest_ns} ns")
         yield index, number

@@ -65,6 +65,8 @@ def replay(
     wanted = set(tiers.lower().split(","))
     if not {"l1"} <= wanted <= {"l1", "l2", "l3"}:
         raise typer.BadParameter(f"l1, and l2 or l3 or both with commas, not {tiers!r}", param_hint="'--tiers'")
+    if trace is None and trace_format is not None:
+        raise typer.BadParameter("says how a TRACE is written, and there is none", param_hint="'--format'")
     load = zipf_trace(requests or 200_000, seed=seed) if trace is None else read_trace(trace, trace_format)[:requests]
     report = _replay(load, concurrency, l1_size, ttl, wanted)
     _let_readers_leave()

@@ -133,7 +133,8 @@ class ComplianceValidator:
         """`validate` for each item; the values may be of any type."""
         if not self.batch:
             return [self.validate(value) for value in values]
-        verdicts = self._hashes.validate_many(values)
+        # A list, so that what its iterator raises comes before anything is counted.
+        verdicts = self._hashes.validate_many(list(values))
         self.batches += 1
         self._batched_items += len(verdicts)
         return verdicts
@@ -152,8 +153,10 @@ class ComplianceValidator:
         What is not even a hash is refused and not remembered: a client cannot fill the memory with it.
 
         Raises:
-            TypeError, ValueError: when the context is not JSON-like (see `fingerprint`).
+            TypeError, ValueError: when the context is not a JSON-like mapping (see `fingerprint`).
         """
+        if not isinstance(context, Mapping):
+            raise TypeError(f"context must be a mapping, not {context!r:.100}")
         address = fingerprint(dict(context))
         verdict = self._hashes.classify(value)
         self._context_calls += 1
@@ -171,18 +174,26 @@ class ComplianceValidator:
         """Whether `CONSTITUTIONAL_HASH` is set to an accepted hash, or to several with commas."""
         return all(self.validate(item.strip()) for item in environ.get(HASH_VARIABLE, "").split(","))
 
-    def validate_headers(self, headers: Mapping[str, str]) -> bool:
+    def validate_headers(self, headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]) -> bool:
         """Whether `X-Constitutional-Hash`, in any case, holds an accepted hash; one that is missing does not.
 
-        Of several that differ in case each has to: what reads the request next may take another one.
+        Where there are several each has to: what reads the request next may take another one.
+
+        Args:
+            headers: a mapping, or pairs as ASGI has them, which may be bytes.
         """
         name = HASH_HEADER.lower()
-        found = [value for key, value in headers.items() if key.lower() == name]
+        pairs: Iterable[tuple[str | bytes, str | bytes]] = headers.items() if isinstance(headers, Mapping) else headers
+        found = [_text(value) for key, value in pairs if str(_text(key)).lower() == name]
         return all(self.validate(value) for value in found or (None,))
 
-    def validate_request(self, request: Mapping[str, object]) -> bool:
-        """Whether the field `constitutional_hash` holds an accepted hash; one that is missing does not."""
-        return self.validate(request.get(HASH_FIELD))
+    def validate_request(self, request: object) -> bool:
+        """Whether the field `constitutional_hash` holds an accepted hash; one that is missing does not.
+
+        Args:
+            request: a mapping. Anything else, as a stranger's JSON may be, has no such field.
+        """
+        return self.validate(request.get(HASH_FIELD) if isinstance(request, Mapping) else None)
 
     def require(self, value: object) -> None:
         """Pass for an accepted hash.
@@ -228,6 +239,11 @@ class ComplianceValidator:
         before = len(self._contexts)
         removed = self._contexts.expire()
         return (f"removed {removed} expired of {before} contexts",) if removed else ()
+
+
+def _text(written: str | bytes) -> str:
+    # HTTP's own encoding: every byte is a character.
+    return written.decode("latin-1") if isinstance(written, bytes) else written
 
 
 def _switch(environ: Mapping[str, str], variable: str) -> bool:

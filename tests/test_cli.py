@@ -93,6 +93,7 @@ def test_a_trace_may_be_cut_short(database, tmp_path):
         (["replay", "--ttl", "soon"], "'--ttl'"),
         (["replay", "--seed", "1.5"], "'--seed'"),
         (["replay", "--format", "csv"], "'--format'"),
+        (["replay", "--format", "jsonl"], "'--format'"),
         (["replay", "--tiers", "l2"], "'--tiers'"),
         (["replay", "--tiers", "l1,l4"], "'--tiers'"),
         (["replay", "one", "two"], "two"),

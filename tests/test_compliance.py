@@ -253,3 +253,20 @@ def test_ten_thousand_bad_values_leave_the_memory_as_it_was(fast):
         [sys.executable, "-c", MEMORY.replace("FAST", str(fast))], check=True, capture_output=True, env=os.environ
     )
     assert int(done.stdout) < 10_000
+
+
+def test_headers_may_be_pairs_of_bytes():
+    gate = ComplianceValidator()
+    assert gate.validate_headers([(b"host", b"x"), (b"x-constitutional-hash", CONSTITUTIONAL_HASH.encode())])
+    assert not gate.validate_headers([(b"host", b"\xff")])
+    assert not gate.validate_headers({1: CONSTITUTIONAL_HASH})
+
+
+@pytest.mark.parametrize("request_", [None, "x", 7, [], ["constitutional_hash"]])
+def test_a_request_that_is_no_mapping_has_no_hash(request_):
+    assert not ComplianceValidator().validate_request(request_)
+
+
+def test_a_context_that_is_no_mapping_is_refused():
+    with pytest.raises(TypeError, match="context must be a mapping, not None"):
+        ComplianceValidator().validate_with_context(CONSTITUTIONAL_HASH, None)

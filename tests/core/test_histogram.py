@@ -468,7 +468,7 @@ def test_random_bytes_are_a_value_error(core, blob):
         (body_of(b"\x80"), "its last count is cut off"),
         (body_of(b"\x02" * 100, highest=2, figures=1), "latencies above 2 ns"),
         (body_of(b"\x7f" * 64, highest=2, figures=1), "more than 32 counts"),
-        (body_of((b"\xfe" + b"\xff" * 8) * 2), "more than 2\\*\\*63 latencies"),
+        (body_of((b"\xfe" + b"\xff" * 8) * 2), "more than 2\\*\\*62 latencies"),
         (body_of(b"\x05\x02", highest=2, figures=1), "latencies above 2 ns"),
     ],
 )
@@ -538,3 +538,30 @@ def test_a_large_sample_is_right_at_every_figure(core, figures):
     histogram = recorded(core, values, 1, 1_000_000, figures)
     for q in (0, 1, 50, 99, 99.9, 100):
         assert histogram.percentile(q) == pytest.approx(exact(values, q), rel=10**-figures)
+
+
+def test_more_latencies_than_can_be_counted_are_refused_and_change_nothing(core):
+    histogram = core.LatencyHistogram(1, 1_000, 1)
+    histogram.record(5)
+    for _ in range(62):
+        histogram.merge(histogram)
+    before = histogram.snapshot()
+    with pytest.raises(ValueError, match=f"merged latencies must be fewer than 2\\*\\*63, not {2**63}"):
+        histogram.merge(histogram)
+    assert histogram.snapshot() == before
+    assert histogram.count == 2**62
+    assert core.LatencyHistogram.decode(histogram.encode()) == histogram
+
+
+def test_a_timer_that_was_not_entered_records_nothing(core):
+    histogram = core.LatencyHistogram()
+    timer = histogram.time()
+    with pytest.raises(RuntimeError, match="not entered"):
+        timer.__exit__(None, None, None)
+    with timer:
+        pass
+    with pytest.raises(RuntimeError, match="not entered"):
+        timer.__exit__(None, None, None)
+    assert histogram.count == 1
+    with pytest.raises(TypeError, match="LatencyHistogram"):
+        type(timer)(None)

@@ -291,6 +291,18 @@ def test_resize_evicts_the_least_recently_used(cache, log):
     assert cache.keys() == list("defgh")
 
 
+def test_reversed_gives_the_most_recently_used_first(cache):
+    filled(cache)
+    cache.get("a")
+    assert list(reversed(cache)) == ["a", "c", "b"]
+
+
+def test_a_clock_that_returns_text_is_refused(core):
+    cache = core.LRUCache(1, clock=lambda: "1.5")
+    with pytest.raises(TypeError, match="must be real number, not str"):
+        cache.set("a", 1)
+
+
 def test_iterating_goes_over_a_snapshot(cache):
     filled(cache)
     seen = []

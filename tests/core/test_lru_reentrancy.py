@@ -120,6 +120,31 @@ def test_an_equality_that_removes_the_stored_key_does_not_free_it_too_early(core
     assert len(cache) == 0
 
 
+def test_an_equality_that_always_uses_the_cache_finds_its_key(core):
+    class Memoising(Key):
+        __hash__ = Key.__hash__
+
+        def __eq__(self, other):
+            cache["memo"] = 1
+            del cache["memo"]
+            return self.name == other.name
+
+    cache = core.LRUCache(20)
+    for i in range(5):
+        cache.set(Memoising(i), i)
+    assert [cache.get(Memoising(i), "lost") for i in range(6)] == [0, 1, 2, 3, 4, "lost"]
+
+
+def test_setdefault_of_an_expired_key_is_whole_when_the_callback_runs(core, clock):
+    seen = []
+    cache = core.LRUCache(5, 10, clock=clock, on_evict=lambda key, value, reason: seen.append(cache.setdefault("a", 3)))
+    cache.set("a", 1)
+    clock.advance(10)
+    assert cache.setdefault("a", 2) == 2
+    assert seen == [2]
+    assert cache.stats().updates == 0
+
+
 @pytest.mark.parametrize("step", range(10))
 def test_a_hash_may_change_the_cache_that_asks(core, step):
     cache = core.LRUCache(20)

@@ -266,3 +266,7 @@ def test_running_out_of_memory_is_a_memory_error_and_leaves_everything_whole(iso
     pytest.importorskip("_testcapi", reason="an interpreter without its own test module")
     pytest.importorskip("acgsperf._core", reason="the twin leaves memory to the interpreter")
     isolated("out_of_memory.py")
+
+
+def test_caches_within_caches_are_freed_however_deep(isolated, core):
+    isolated("nested.py", core.__name__)

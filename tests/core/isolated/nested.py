@@ -1,0 +1,24 @@
+"""A chain of caches longer than the stack: `nested.py MODULE`."""
+
+import importlib
+import sys
+
+core = importlib.import_module(sys.argv[1])
+
+
+def chain():
+    cache = None
+    for _ in range(200_000):
+        outer = core.LRUCache(1)
+        outer[0] = cache
+        cache = outer
+    return cache
+
+
+del_by_reference = chain()
+del del_by_reference
+cleared = chain()
+cleared.clear()
+cyclic = chain()
+cyclic[1] = cyclic
+del cyclic
