@@ -748,7 +748,7 @@ cdef class LRUCache:
         return iter(self.keys())
 
     def __reversed__(self):
-        return reversed(self.keys())
+        return iter(self.keys()[::-1])
 
     def __len__(self):
         return self.table.used

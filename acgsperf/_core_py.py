@@ -443,7 +443,7 @@ class LRUCache(_Final):
         return iter(self.keys())
 
     def __reversed__(self) -> Iterator[Any]:
-        return reversed(self.keys())
+        return iter(self.keys()[::-1])
 
     def __len__(self) -> int:
         return len(self._order)

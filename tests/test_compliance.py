@@ -46,7 +46,9 @@ def test_nothing_but_an_accepted_hash_passes(any_gate, value):
     assert any_gate.validate(CONSTITUTIONAL_HASH) is True
     assert any_gate.validate(value) is False
     assert any_gate.validate_request({"constitutional_hash": value}) is False
-    assert any_gate.validate_headers({"X-Constitutional-Hash": value}) is False
+    # The one place where bytes are text.
+    as_bytes = value == CONSTITUTIONAL_HASH.encode()
+    assert any_gate.validate_headers({"X-Constitutional-Hash": value}) is as_bytes
     assert any_gate.validate_with_context(value, {}).valid is False
     with pytest.raises(ComplianceError, match=f"^constitutional hash must be {CONSTITUTIONAL_HASH}, not "):
         any_gate.require(value)
