@@ -1,4 +1,4 @@
-"""What both implementations of the core ask of their arguments: one check and one message for each."""
+"""What the core, in both implementations, and the pool ask of their arguments: one check and one message for each."""
 
 import math
 import re
@@ -31,6 +31,27 @@ def checked_callable(name: str, value: _CallbackT) -> _CallbackT:
     if value is not None and not callable(value):
         raise TypeError(f"{name} must be callable or None, not {value!r}")
     return value
+
+
+def checked_str(name: str, value: str) -> str:
+    """A string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {value!r}")
+    return value
+
+
+def checked_seconds(name: str, value: SupportsFloat, *, zero: bool = False) -> float:
+    """A positive number of seconds, or with `zero` one that may be 0 as well."""
+    what = "a number of seconds that is at least 0" if zero else "a positive number of seconds"
+    if isinstance(value, bool | str | bytes | bytearray) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be {what}, not {value!r}")
+    try:
+        seconds = float(value)
+    except OverflowError:
+        seconds = math.inf if cast("int", value) > 0 else -1.0
+    if not (seconds > 0 or (zero and seconds == 0)):
+        raise ValueError(f"{name} must be {what}, not {value!r}")
+    return seconds
 
 
 def checked_hashes(expected: str | Iterable[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from acgsperf._arguments import checked_int, checked_seconds
 from acgsperf._pool_slot import Slot, describe_place, place_of_caller, slot_of
 from acgsperf._pool_supply import Supply
 from acgsperf._pool_values import (
@@ -22,7 +23,8 @@ from acgsperf._pool_values import (
     PoolOptimization,
     PoolOptions,
     PoolStats,
-    check_sizes,
+    checked_dsn,
+    checked_sizes,
 )
 from acgsperf.errors import PoolClosed, PoolError, PoolSaturated, PoolTimeout, PoolUnhealthy
 
@@ -60,7 +62,8 @@ class ConnectionPool(Supply):
         connect_options: anything else is for `asyncpg.connect`: `command_timeout`, `server_settings`, `ssl`, ...
 
     Raises:
-        ValueError: for sizes or times that make no sense.
+        ValueError: for sizes or times that make no sense, or a DSN that cannot be used; the message does not repeat it.
+        TypeError: for an argument of the wrong type, or an option that neither the pool nor `asyncpg.connect` has.
     """
 
     def __init__(
@@ -106,6 +109,10 @@ class ConnectionPool(Supply):
             clock=clock,
         )
         super().__init__(name, dsn, options, connect_options)
+        if isinstance(replicas, str | bytes | bytearray) or not isinstance(replicas, Sequence):
+            raise TypeError(f"replicas must be a sequence of DSNs, not of type {type(replicas).__name__}")
+        for number, replica in enumerate(replicas):
+            checked_dsn(f"replicas[{number}]", replica)
         self._housekeeper: asyncio.Task[None] | None = None
         self._leaks = 0
         self._replicas = tuple(
@@ -147,7 +154,9 @@ class ConnectionPool(Supply):
             PoolUnhealthy: when the server refuses three attempts in a row; the pool is closed then.
             PoolTimeout: when the connections are not there within `timeout` seconds.
             PoolClosed: when it was opened or closed before.
+            TypeError, ValueError: for a timeout that is none.
         """
+        timeout = checked_seconds("timeout", timeout, zero=True)
         if self._open or self._closed:
             raise PoolClosed(f"pool {self.name!r} is opened once")
         self._start()
@@ -188,7 +197,7 @@ class ConnectionPool(Supply):
         First come, first served. An idle connection is lent without a turn of the event loop.
 
         Args:
-            timeout: seconds to wait for one; the pool's `timeout` when None.
+            timeout: seconds to wait for one, 0 or more; None means the pool's own `timeout`, not for ever.
             readonly: whether a replica will do: the better of two healthy ones taken at random, by requests in flight
                 and recent latency. The primary serves when there is none.
 
@@ -197,9 +206,11 @@ class ConnectionPool(Supply):
             PoolSaturated: at once, when `max_waiting` callers wait.
             PoolUnhealthy: at once, while the server cannot be reached.
             PoolClosed: when the pool is not open.
+            TypeError, ValueError: at once, for a timeout that is none.
         """
+        timeout = self.options.timeout if timeout is None else checked_seconds("timeout", timeout, zero=True)
         place = place_of_caller(1) if self.options.leak_threshold is not None else None
-        return _Acquire(self, self.options.timeout if timeout is None else timeout, readonly, place)
+        return _Acquire(self, timeout, readonly, place)
 
     async def release(self, connection: "Lease") -> None:
         """Give a connection back, and return when its session is reset or `reset_timeout` has passed.
@@ -217,10 +228,14 @@ class ConnectionPool(Supply):
         """Return when at least `n` connections are open; those beyond the kept size stay for `max_idle`.
 
         Raises:
-            ValueError: when `n` is more than `max_size`.
+            ValueError: when `n` is negative or more than `max_size`.
+            TypeError: when `n` is no integer, or `timeout` no number.
             PoolTimeout: when they are not open within `timeout` seconds.
             PoolUnhealthy, PoolClosed: as `acquire`.
         """
+        n, timeout = checked_int("n", n), checked_seconds("timeout", timeout, zero=True)
+        if n < 0:
+            raise ValueError(f"n must be at least 0, not {n}")
         if n > self._max_size:
             raise ValueError(f"cannot warm {n} connections of at most {self._max_size}")
         self._refuse_unless_open()
@@ -245,8 +260,9 @@ class ConnectionPool(Supply):
 
         Raises:
             ValueError: for sizes that make no sense.
+            TypeError: for sizes that are no integers.
         """
-        check_sizes(min_size, max_size)
+        min_size, max_size = checked_sizes(min_size, max_size)
         self._min_size, self._max_size = min_size, max_size
         self._target_size = min(max(self._target_size, min_size), max_size)
         self._close_surplus(max_size)

@@ -6,6 +6,7 @@ caller has nothing to lose but a place in the queue.
 """
 
 import asyncio
+import inspect
 import logging
 import random
 from collections import Counter, OrderedDict, deque
@@ -15,9 +16,10 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 
+from acgsperf._arguments import checked_str
 from acgsperf._dispatch import LatencyHistogram
 from acgsperf._pool_slot import PooledConnection, Slot
-from acgsperf._pool_values import CloseReason, PoolOptions
+from acgsperf._pool_values import CloseReason, PoolOptions, checked_dsn
 from acgsperf.errors import PoolClosed, PoolError, PoolSaturated, PoolTimeout, PoolUnhealthy
 
 _log = logging.getLogger("acgsperf.pool")
@@ -35,11 +37,14 @@ class Supply:
     """The connections of a pool and its waiters; `ConnectionPool` is the face of it."""
 
     def __init__(self, name: str, dsn: str, options: PoolOptions, connect_options: dict[str, Any]) -> None:
-        self.name = name
+        if unknown := connect_options.keys() - inspect.signature(asyncpg.connect).parameters.keys():
+            names = ", ".join(sorted(unknown))
+            raise TypeError(f"options must be those of ConnectionPool and asyncpg.connect, not {names}")
+        self.name = checked_str("name", name)
         self.options = options
         self.wait_time = LatencyHistogram()
         self.use_time = LatencyHistogram()
-        self._dsn = dsn
+        self._dsn = checked_dsn("dsn", dsn)
         self._connect_options: dict[str, Any] = {"connection_class": PooledConnection} | connect_options
         self._min_size, self._max_size = options.min_size, options.max_size
         self._target_size = options.min_size
@@ -116,10 +121,10 @@ class Supply:
             raise PoolSaturated(f"pool {self.name!r}: {len(self._waiters)} callers are waiting already")
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Slot] = loop.create_future()
-        self._waiters[waiter] = None
-        self._peak = max(self._peak, self._in_use + len(self._waiters))
         timer = loop.call_later(timeout, self._time_out, waiter, timeout)
         try:
+            self._waiters[waiter] = None
+            self._peak = max(self._peak, self._in_use + len(self._waiters))
             self._supply()
             return await waiter
         except asyncio.CancelledError:
@@ -383,10 +388,16 @@ class Supply:
 
 
 def _secrets(dsn: str, password: object) -> set[str]:
-    """What must not be shown of an address: the password, as written and as meant."""
-    parts = urlsplit(dsn)
-    written = parts.netloc.rpartition("@")[0].partition(":")[2]
-    found = {written, unquote(written), *parse_qs(parts.query).get("password", ())}
+    """What must not be shown of an address: the password, as written and as meant.
+
+    It is asked for while an error is handled, so it raises none: all of an address that cannot be parsed is secret.
+    """
+    try:
+        parts = urlsplit(dsn)
+        written = parts.netloc.rpartition("@")[0].partition(":")[2]
+        found = {written, unquote(written), *parse_qs(parts.query).get("password", ())}
+    except ValueError:
+        found = {dsn}
     if isinstance(password, str):
         found.add(password)
     return found - {""}

@@ -5,7 +5,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs, unquote, urlsplit
 
+from acgsperf._arguments import checked_callable, checked_int, checked_seconds
 from acgsperf._types import HistogramSnapshot
 
 if TYPE_CHECKING:
@@ -67,13 +69,22 @@ class PoolOptions:
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        check_sizes(self.min_size, self.max_size)
-        if self.max_waiting is not None and self.max_waiting < 0:
-            raise ValueError(f"max_waiting must be None or at least 0, not {self.max_waiting}")
-        for name in _TIMES:
-            seconds = getattr(self, name)
-            if not seconds > 0:
-                raise ValueError(f"{name} must be a positive number of seconds, not {seconds}")
+        checked: dict[str, object] = {name: checked_seconds(name, getattr(self, name)) for name in _TIMES}
+        checked["min_size"], checked["max_size"] = checked_sizes(self.min_size, self.max_size)
+        checked["check_after"] = checked_seconds("check_after", self.check_after, zero=True)
+        if self.leak_threshold is not None:
+            checked["leak_threshold"] = checked_seconds("leak_threshold", self.leak_threshold)
+        if self.max_waiting is not None:
+            checked["max_waiting"] = most = checked_int("max_waiting", self.max_waiting)
+            if most < 0:
+                raise ValueError(f"max_waiting must be None or at least 0, not {most}")
+        if not isinstance(self.reset, bool):
+            raise TypeError(f"reset must be a bool, not {self.reset!r}")
+        checked_callable("init", self.init)
+        if not callable(self.clock):
+            raise TypeError(f"clock must be callable, not {self.clock!r}")
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
 
     def as_keywords(self) -> dict[str, Any]:
         """The options as the keyword arguments that make another pool like this."""
@@ -136,7 +147,28 @@ class PoolOptimization:
     closed: int
 
 
-def check_sizes(min_size: int, max_size: int) -> None:
-    """Refuse bounds that make no sense."""
-    if not 0 <= min_size <= max_size or max_size < 1:
-        raise ValueError(f"sizes must be 0 <= min_size <= max_size and max_size >= 1, not {min_size} and {max_size}")
+def checked_sizes(min_size: int, max_size: int) -> tuple[int, int]:
+    """Bounds that make sense."""
+    least, most = checked_int("min_size", min_size), checked_int("max_size", max_size)
+    if not 0 <= least <= most or most < 1:
+        raise ValueError(f"sizes must be 0 <= min_size <= max_size and max_size >= 1, not {least} and {most}")
+    return least, most
+
+
+def checked_dsn(name: str, dsn: str) -> str:
+    """An address that asyncpg can read. No message repeats any of it, for it may hold a password."""
+    if not isinstance(dsn, str):
+        raise TypeError(f"{name} must be a str, not of type {type(dsn).__name__}")
+    try:
+        parts = urlsplit(dsn)
+        if parts.query:
+            parse_qs(parts.query, strict_parsing=True)
+        # asyncpg ends the password at the first @.
+        before, at, after = parts.netloc.partition("@")
+        for server in (after if at else before).split(","):
+            int(unquote(server.rpartition("]")[2].partition(":")[2]) or 0)
+    except ValueError:
+        raise ValueError(f"{name} cannot be parsed; a / in a password is written %2F") from None
+    if parts.scheme not in {"postgresql", "postgres"}:
+        raise ValueError(f"{name} must start with postgresql:// or postgres://")
+    return dsn

@@ -5,6 +5,7 @@ import logging
 from types import TracebackType
 from typing import Any, Self
 
+from acgsperf._arguments import checked_seconds, checked_str
 from acgsperf._connection_pool import ConnectionPool
 from acgsperf._pool_values import CloseReason, PoolHealth, PoolOptimization, PoolStats
 from acgsperf.errors import PoolClosed, PoolExists, PoolNotFound
@@ -22,9 +23,7 @@ class PoolManager:
     """
 
     def __init__(self, *, interval: float = 30.0) -> None:
-        if not interval > 0:
-            raise ValueError(f"interval must be a positive number of seconds, not {interval}")
-        self._interval = interval
+        self._interval = checked_seconds("interval", interval)
         self._pools: dict[str, ConnectionPool] = {}
         self._opening: set[str] = set()
         self._monitor: asyncio.Task[None] | None = None
@@ -46,8 +45,11 @@ class PoolManager:
         Raises:
             PoolExists: when the name is taken.
             PoolClosed: when the manager is closed.
-            ValueError, PoolUnhealthy, PoolTimeout: as `ConnectionPool` and its `open`; the name is free again.
+            TypeError: when the name is no str.
+            TypeError, ValueError, PoolUnhealthy, PoolTimeout: as `ConnectionPool` and its `open`; the name is free
+                again.
         """
+        checked_str("name", name)
         if self._closed:
             raise PoolClosed("the pool manager is closed")
         if name in self._pools or name in self._opening:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import asyncpg
 from xxhash import xxh3_64_intdigest
 
+from acgsperf._pool_values import checked_dsn
 from acgsperf.pool import ConnectionPool
 from acgsperf.tiers import envelope
 from acgsperf.tiers.base import Entry
@@ -100,11 +101,8 @@ class PostgresTier(ServerTier):
         super().__init__(deadline=deadline, max_value_bytes=max_value_bytes)
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,49}", table):
             raise ValueError(f"table must be 1 to 50 small letters, digits and underscores, not {table!r:.80}")
-        try:
-            parts = urlsplit(dsn)
-            self._where = f"{parts.hostname or 'a unix socket'}{parts.path}"
-        except ValueError:
-            raise ValueError("the DSN cannot be parsed; a / in a password is written %2F") from None
+        parts = urlsplit(checked_dsn("the DSN", dsn))
+        self._where = f"{parts.hostname or 'a unix socket'}{parts.path}"
         self._dsn = dsn
         self._table = table
         self._statement_cache_size = statement_cache_size

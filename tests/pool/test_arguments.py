@@ -1,0 +1,172 @@
+"""What the pool refuses, before anything has changed."""
+
+from fractions import Fraction
+
+import pytest
+
+from acgsperf import ConnectionPool, PoolManager, PoolTimeout
+from acgsperf._pool_supply import _secrets
+from acgsperf.tiers.postgres import PostgresTier
+
+SOMEWHERE = "postgresql://localhost/db"
+NAN = float("nan")
+BAD_DSNS = [
+    ("postgresql://u:se[cret@h/x", ValueError),
+    ("postgresql://u:se/cret@h/x", ValueError),
+    ("postgresql://u:se@b:cret@h/x", ValueError),
+    ("postgresql://u:secret@h/x?cret", ValueError),
+    ("secret", ValueError),
+    ("mysql://u:secret@h/x", ValueError),
+    ("", ValueError),
+    (1, TypeError),
+    (None, TypeError),
+    (b"postgresql://u:secret@h/x", TypeError),
+]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kind"), [("x", TypeError), (True, TypeError), (-1, ValueError), (NAN, ValueError)]
+)
+async def test_a_timeout_that_is_none_costs_no_connection(dsn, seconds, kind):
+    async with ConnectionPool(dsn, min_size=1, max_size=1, timeout=0.01) as pool:
+        async with pool.acquire():
+            with pytest.raises(kind, match=r"timeout must be a number of seconds that is at least 0, not"):
+                await pool.acquire(seconds)
+            with pytest.raises(kind, match=r"timeout must be"):
+                await pool.warm(1, seconds)
+            assert pool.stats().waiting == 0
+            with pytest.raises(PoolTimeout):
+                await pool.acquire(None)
+        async with pool.acquire(5) as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+
+
+async def test_a_waiter_is_forgotten_when_supplying_fails(dsn, monkeypatch):
+    async with ConnectionPool(dsn, min_size=1, max_size=1) as pool, pool.acquire():
+        with monkeypatch.context() as patch:
+            patch.setattr(pool, "_supply", lambda: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await pool.acquire(1)
+        assert pool.stats().waiting == 0
+
+
+async def test_a_pool_with_a_bad_timeout_can_still_be_opened(dsn):
+    pool = ConnectionPool(dsn, min_size=1, max_size=1)
+    with pytest.raises(TypeError, match="timeout must be"):
+        await pool.open("x")
+    async with pool:
+        assert pool.stats().size == 1
+
+
+@pytest.mark.parametrize(("bad", "kind"), BAD_DSNS)
+def test_a_bad_dsn_is_refused_and_not_repeated(bad, kind):
+    makers = [
+        (r"^dsn ", lambda: ConnectionPool(bad)),
+        (r"^replicas\[1\] ", lambda: ConnectionPool(SOMEWHERE, replicas=[SOMEWHERE, bad])),
+        (r"^the DSN ", lambda: PostgresTier(bad)),
+    ]
+    for message, make in makers:
+        with pytest.raises(kind, match=message) as refused:
+            make()
+        assert "cret" not in str(refused.value)
+        assert refused.value.__cause__ is None
+        assert refused.value.__suppress_context__ or refused.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        "postgres://",
+        "postgresql://u:@/db?host=/tmp",
+        "postgresql://u:s%2Fx@[::1]:5432/db",
+        "postgresql://one:1,two:2,three/db",
+        "postgresql://%2Ftmp%2Fsocket/db",
+    ],
+)
+def test_any_dsn_that_asyncpg_can_read_is_taken(good):
+    ConnectionPool(good, replicas=(good,))
+
+
+def test_all_of_a_dsn_that_cannot_be_parsed_is_secret():
+    assert _secrets("postgresql://u:se[cret@h/x", "other") == {"postgresql://u:se[cret@h/x", "other"}
+
+
+@pytest.mark.parametrize("sizes", [(1.5, 2.5), ("3", "4"), (1, "4"), (True, 4), (None, None)])
+async def test_sizes_are_integers(dsn, sizes):
+    with pytest.raises(TypeError, match=r"(min|max)_size must be an integer, not"):
+        ConnectionPool(dsn, min_size=sizes[0], max_size=sizes[1])
+    async with ConnectionPool(dsn, min_size=1, max_size=3) as pool:
+        with pytest.raises(TypeError, match=r"(min|max)_size must be an integer, not"):
+            pool.resize(*sizes)
+        assert (pool.min_size, pool.max_size, pool.stats().target_size) == (1, 3, 1)
+
+
+@pytest.mark.parametrize("replicas", ["postgresql://u:secret@h/x", b"postgresql://h", 3, None, {SOMEWHERE}])
+def test_replicas_are_a_sequence(replicas):
+    with pytest.raises(TypeError, match="replicas must be a sequence of DSNs, not of type") as refused:
+        ConnectionPool(SOMEWHERE, replicas=replicas)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"bogus": 3}, TypeError),
+        ({"init": 3}, TypeError),
+        ({"clock": 3}, TypeError),
+        ({"clock": None}, TypeError),
+        ({"name": None}, TypeError),
+        ({"leak_threshold": "x"}, TypeError),
+        ({"leak_threshold": 0}, ValueError),
+        ({"check_after": "x"}, TypeError),
+        ({"check_after": None}, TypeError),
+        ({"check_after": -1}, ValueError),
+        ({"check_after": NAN}, ValueError),
+        ({"max_lifetime": "x"}, TypeError),
+        ({"max_lifetime": -(10**400)}, ValueError),
+        ({"max_waiting": "3"}, TypeError),
+        ({"max_waiting": True}, TypeError),
+        ({"max_waiting": 1.5}, TypeError),
+        ({"timeout": None}, TypeError),
+        ({"timeout": True}, TypeError),
+        ({"reset": "no"}, TypeError),
+        ({"reset": None}, TypeError),
+    ],
+)
+def test_a_bad_option_is_named(options, kind):
+    [name] = options
+    with pytest.raises(kind, match=r"must be") as refused:
+        ConnectionPool(SOMEWHERE, **options)
+    assert name in str(refused.value)
+
+
+def test_numbers_of_any_kind_are_seconds():
+    pool = ConnectionPool(
+        SOMEWHERE, check_after=0, timeout=Fraction(1, 2), max_lifetime=10**400, leak_threshold=1, command_timeout=3
+    )
+    options = pool.options
+    assert (options.check_after, options.timeout, options.leak_threshold) == (0.0, 0.5, 1.0)
+    assert options.max_lifetime == float("inf")
+
+
+@pytest.mark.parametrize(("n", "kind"), [("x", TypeError), (1.5, TypeError), (True, TypeError), (-1, ValueError)])
+async def test_connections_to_warm_are_counted(dsn, n, kind):
+    async with ConnectionPool(dsn, min_size=1, max_size=3) as pool:
+        with pytest.raises(kind, match="n must be"):
+            await pool.warm(n)
+
+
+@pytest.mark.parametrize(
+    ("interval", "kind"), [("x", TypeError), (None, TypeError), (0, ValueError), (NAN, ValueError)]
+)
+def test_a_manager_has_an_interval(interval, kind):
+    with pytest.raises(kind, match="interval must be a positive number of seconds, not"):
+        PoolManager(interval=interval)
+
+
+@pytest.mark.parametrize("name", [None, 1, ["app"]])
+async def test_the_name_of_a_pool_is_a_str(dsn, name):
+    async with PoolManager() as manager:
+        with pytest.raises(TypeError, match="name must be a str, not"):
+            await manager.create(name, dsn)
+        assert manager.names() == []
