@@ -40,15 +40,20 @@ def checked_str(name: str, value: str) -> str:
     return value
 
 
+def _checked_real(rule: str, value: SupportsFloat) -> float:
+    """A real number; beyond what a float holds it is infinite."""
+    if isinstance(value, bool | str | bytes | bytearray) or not hasattr(value, "__float__"):
+        raise TypeError(f"{rule}, not {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if cast("int", value) > 0 else -math.inf
+
+
 def checked_seconds(name: str, value: SupportsFloat, *, zero: bool = False) -> float:
     """A positive number of seconds, or with `zero` one that may be 0 as well."""
     what = "a number of seconds that is at least 0" if zero else "a positive number of seconds"
-    if isinstance(value, bool | str | bytes | bytearray) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} must be {what}, not {value!r}")
-    try:
-        seconds = float(value)
-    except OverflowError:
-        seconds = math.inf if cast("int", value) > 0 else -1.0
+    seconds = _checked_real(f"{name} must be {what}", value)
     if not (seconds > 0 or (zero and seconds == 0)):
         raise ValueError(f"{name} must be {what}, not {value!r}")
     return seconds
@@ -83,12 +88,7 @@ def checked_ttl_ns(ttl: SupportsFloat | None) -> int | None:
     """Seconds as whole nanoseconds; None for never."""
     if ttl is None:
         return None
-    if isinstance(ttl, bool | str | bytes | bytearray) or not hasattr(ttl, "__float__"):
-        raise TypeError(f"ttl must be a positive number of seconds or None, not {ttl!r}")
-    try:
-        seconds = float(ttl)
-    except OverflowError:
-        seconds = math.inf if cast("int", ttl) > 0 else -1.0
+    seconds = _checked_real("ttl must be a positive number of seconds or None", ttl)
     if not seconds > 0:
         raise ValueError(f"ttl must be a positive number of seconds or None, not {ttl!r}")
     if seconds * 1e9 >= LONGEST_NS:
@@ -109,12 +109,7 @@ def checked_interval_ns(latency_ns: int, expected_interval_ns: SupportsIndex) ->
 
 def checked_percent(q: SupportsFloat) -> float:
     """A number between 0 and 100."""
-    if isinstance(q, bool | str | bytes | bytearray) or not hasattr(q, "__float__"):
-        raise TypeError(f"percentile must be a number between 0 and 100, not {q!r}")
-    try:
-        percent = float(q)
-    except OverflowError:
-        percent = -1.0
+    percent = _checked_real("percentile must be a number between 0 and 100", q)
     if not 0 <= percent <= 100:
         raise ValueError(f"percentile must be between 0 and 100, not {q!r}")
     return percent

@@ -1009,7 +1009,8 @@ cdef class LatencyHistogram:
                 raise ValueError(
                     f"merged latencies must be at most {self.highest_ns} ns, not {other.counts.largest}")
             if self.counts.total + other.counts.total > <uint64_t> INT64_MAX:
-                raise ValueError(f"merged latencies must be fewer than 2**63, not {self.count + other.count}")
+                raise ValueError(
+                    f"merged latencies must be fewer than 2**63, not {self.counts.total + other.counts.total}")
             hdr_merge(&self.counts, &other.counts)
 
     def snapshot(self):
