@@ -219,6 +219,12 @@ async def replay(
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency}")
     addresses = {_address(number, request) for number, request in enumerate(requests, 1)}
+    # Nobody does anything to a session here that would have to be undone.
+    size = min(concurrency, _POOL_SIZE)
+    try:
+        pool = ConnectionPool(database_url, name="origin", min_size=size, max_size=size, reset=False)
+    except ValueError as error:
+        raise AcgsperfError(f"PostgreSQL cannot be reached: {error}") from None
     # Replays that share a database must not share a table.
     table = f"acgsperf_replay_{secrets.token_hex(8)}"
     cache: TieredCache[str] = TieredCache(
@@ -228,9 +234,6 @@ async def replay(
         namespace=table,
         ttl=ttl,
     )
-    # Nobody does anything to a session here that would have to be undone.
-    size = min(concurrency, _POOL_SIZE)
-    pool = ConnectionPool(database_url, name="origin", min_size=size, max_size=size, reset=False)
     try:
         async with pool:
             run = _Replay(pool, table, cache, patience)
