@@ -73,7 +73,7 @@ def checked_hashes(expected: str | Iterable[str]) -> tuple[str, ...]:
             raise ValueError(f"expected must be {HASH_LENGTH} lower-case hexadecimal digits, not {item!r}")
     if not 1 <= len(hashes) <= MOST_HASHES:
         raise ValueError(f"expected must be 1 to {MOST_HASHES} hashes, not {len(hashes)}")
-    return tuple(str.__str__(item) for item in hashes)
+    return tuple(map(str.__str__, hashes))
 
 
 def checked_maxsize(maxsize: SupportsIndex) -> int:
