@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -238,11 +238,7 @@ async def replay(
         async with pool:
             run = _Replay(pool, table, cache, patience)
             try:
-                async with pool.acquire() as connection:
-                    # Logged, for a server that is killed has to have it again when it is back.
-                    await connection.execute(f"CREATE TABLE {table} (address text PRIMARY KEY, value text NOT NULL)")
-                    rows = [(address, _value_of(address)) for address in addresses]
-                    await connection.copy_records_to_table(table, records=rows)
+                await _fill(pool, table, addresses)
                 pending = iter(requests)
                 async with cache:
                     try:
@@ -261,6 +257,19 @@ async def replay(
         raise _told(failures.exceptions[0]) from failures
     except _ORIGIN_ERRORS as error:
         raise _told(error) from error
+
+
+async def _fill(pool: ConnectionPool, table: str, addresses: Iterable[str]) -> None:
+    async with pool.acquire() as connection:
+        try:
+            # Logged, for a server that is killed has to have it again when it is back.
+            await connection.execute(f"CREATE TABLE {table} (address text PRIMARY KEY, value text NOT NULL)")
+            rows = [(address, _value_of(address)) for address in addresses]
+            await connection.copy_records_to_table(table, records=rows)
+        except asyncio.CancelledError:
+            # The server may still be creating the table, and finds it to drop only in the session that does.
+            await connection.execute(f"DROP TABLE IF EXISTS {table}")
+            raise
 
 
 def _address(number: int, request: Request) -> str:
