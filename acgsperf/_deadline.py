@@ -10,7 +10,8 @@ __all__ = ["Deadline", "Wait"]
 class Deadline:
     """Ends waits that take longer than `seconds`.
 
-    All take equally long, so that the first that began is the first to end, and one timer goes from each to the next.
+    All may take equally long, so that the first that began is the first to end, and one timer goes from each to the
+    next. Waits that begin in another order, some of them in the past, need a deadline of their own.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -18,9 +19,13 @@ class Deadline:
         self._waits: dict[Wait, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def wait(self) -> "Wait":
-        """A context for one wait, in the current task; it ends silently, and says whether it was ended."""
-        return Wait(self)
+    def wait(self, began_at: float | None = None) -> "Wait":
+        """A context for one wait, in the current task; it ends silently, and says whether it was ended.
+
+        Args:
+            began_at: the loop's time, if not now.
+        """
+        return Wait(self, began_at)
 
     def close(self) -> None:
         """Give back the timer, when there are no more waits in this event loop."""
@@ -30,7 +35,7 @@ class Deadline:
 
     def _begin(self, wait: "Wait") -> None:
         loop = asyncio.get_running_loop()
-        wait.until = loop.time() + self._seconds
+        wait.until = (loop.time() if wait.began_at is None else wait.began_at) + self._seconds
         self._waits[wait] = None
         if self._timer is None:
             self._timer = loop.call_at(wait.until, self._pass)
@@ -54,10 +59,11 @@ class Deadline:
 class Wait:
     """One wait; `passed` says whether the deadline ended it. Cancellation from elsewhere is told apart and goes on."""
 
-    __slots__ = ("_cancelling", "_deadline", "_task", "passed", "until")
+    __slots__ = ("_cancelling", "_deadline", "_task", "began_at", "passed", "until")
 
-    def __init__(self, deadline: Deadline) -> None:
+    def __init__(self, deadline: Deadline, began_at: float | None) -> None:
         self._deadline = deadline
+        self.began_at = began_at
         self.passed = False
         self.until = 0.0
 

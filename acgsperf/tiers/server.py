@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from acgsperf._deadline import Deadline, Wait
 from acgsperf._dispatch import LatencyHistogram
 from acgsperf.errors import TierError
 from acgsperf.tiers import envelope
@@ -52,6 +53,8 @@ class ServerTier(Tier):
         if max_value_bytes < 1:
             raise ValueError(f"max_value_bytes must be at least 1, not {max_value_bytes!r}")
         self._deadline = deadline
+        # One for calls that begin in order: a batch begins with its first caller, who may have waited for the last one.
+        self._read_deadline, self._write_deadline, self._call_deadline = (Deadline(deadline) for _ in range(3))
         self._max_value_bytes = max_value_bytes
         self._namespace = ""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -114,7 +117,11 @@ class ServerTier(Tier):
         while self._write_queue:
             self._finish(self._write_queue.popleft())
         self._loop = None
-        await self._stop()
+        try:
+            await self._stop()
+        finally:
+            for deadline in (self._read_deadline, self._write_deadline, self._call_deadline):
+                deadline.close()
 
     async def get(self, key: str) -> Entry | None:
         loop = self._check_use()
@@ -229,16 +236,17 @@ class ServerTier(Tier):
         return None
 
     async def _guarded(
-        self,
-        call: Callable[[], Awaitable[_T]],
-        started_at: float | None = None,
-        problems: list[str] | None = None,
+        self, call: Callable[[], Awaitable[_T]], wait: Wait | None = None, problems: list[str] | None = None
     ) -> _T | None:
         """What a call to the server returns; None when it fails or the deadline passes."""
-        loop = self._check_use()
+        self._check_use()
+        if wait is None:
+            wait = self._call_deadline.wait()
         try:
-            async with asyncio.timeout_at((started_at or loop.time()) + self._deadline):
+            with wait:
                 result = await call()
+            if wait.passed:
+                raise TimeoutError
         except Exception as error:
             self._errors[type(error).__name__] += 1
             problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
@@ -276,7 +284,7 @@ class ServerTier(Tier):
         entries: list[Entry | None] | None = None
         self._reads_in_flight += 1
         try:
-            entries = await self._guarded(lambda: self._fetch(keys), started)
+            entries = await self._guarded(lambda: self._fetch(keys), self._read_deadline.wait(started))
         finally:
             self._reads_in_flight -= 1
             now = time.time()
@@ -329,7 +337,8 @@ class ServerTier(Tier):
             while self._write_queue:
                 batch = self._write_queue[0]
                 started, batch.started_at = batch.started_at, -1.0
-                await self._guarded(lambda batch=batch: self._write(batch), started)  # type: ignore[misc]
+                wait = self._write_deadline.wait(started)
+                await self._guarded(lambda batch=batch: self._write(batch), wait)  # type: ignore[misc]
                 self._finish(self._write_queue.popleft())
         finally:
             while self._write_queue:
