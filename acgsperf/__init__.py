@@ -26,15 +26,17 @@ from acgsperf.errors import (
     PoolSaturated,
     PoolTimeout,
     PoolUnhealthy,
+    ServiceError,
     SettingsError,
     TierError,
 )
-from acgsperf.fingerprint import canonical, fingerprint
+from acgsperf.fingerprint import canonical, fingerprint, request_key
 from acgsperf.validator import ComplianceValidator, ContextVerdict, ValidatorMetrics
 
 if TYPE_CHECKING:
     from acgsperf.cache import CacheHealth, TieredCache, TieredStats, Written
     from acgsperf.pool import CloseReason, ConnectionPool, PoolHealth, PoolManager, PoolOptimization, PoolStats
+    from acgsperf.service import PerformanceService, PerformanceSummary, ServiceHealth
     from acgsperf.tiers.postgres import PostgresTier
     from acgsperf.tiers.redis import RedisTier
 
@@ -58,6 +60,8 @@ __all__ = [
     "LoadCancelledError",
     "LoadError",
     "LoadTimeoutError",
+    "PerformanceService",
+    "PerformanceSummary",
     "PoolClosed",
     "PoolError",
     "PoolExists",
@@ -71,6 +75,8 @@ __all__ = [
     "PoolUnhealthy",
     "PostgresTier",
     "RedisTier",
+    "ServiceError",
+    "ServiceHealth",
     "SettingsError",
     "TierError",
     "TieredCache",
@@ -82,6 +88,7 @@ __all__ = [
     "Written",
     "canonical",
     "fingerprint",
+    "request_key",
 ]
 
 # asyncio and the clients of servers take longer to import than all the rest, and who wants the core does without them.
@@ -89,12 +96,15 @@ _LATER = {
     "CacheHealth": "acgsperf.cache",
     "CloseReason": "acgsperf.pool",
     "ConnectionPool": "acgsperf.pool",
+    "PerformanceService": "acgsperf.service",
+    "PerformanceSummary": "acgsperf.service",
     "PoolHealth": "acgsperf.pool",
     "PoolManager": "acgsperf.pool",
     "PoolOptimization": "acgsperf.pool",
     "PoolStats": "acgsperf.pool",
     "PostgresTier": "acgsperf.tiers.postgres",
     "RedisTier": "acgsperf.tiers.redis",
+    "ServiceHealth": "acgsperf.service",
     "TieredCache": "acgsperf.cache",
     "TieredStats": "acgsperf.cache",
     "Written": "acgsperf.cache",

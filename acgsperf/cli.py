@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import os
 import signal
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -14,13 +16,17 @@ from acgsperf.errors import AcgsperfError
 try:
     import typer
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import Progress
     from rich.table import Table
 except ImportError as missing:
     print(f"acgsperf: {missing.name} is not installed: pip install 'acgsperf[cli]'", file=sys.stderr)
     raise SystemExit(2) from None
 
+from acgsperf._dispatch import HashValidator
+from acgsperf.validator import ComplianceValidator
 from acgsperf.workbench import compare as comparison
+from acgsperf.workbench.doctor import Finding, Severity, examine
 from acgsperf.workbench.embedded import embedded_servers
 from acgsperf.workbench.replay import Report
 from acgsperf.workbench.replay import replay as run_replay
@@ -29,6 +35,7 @@ from acgsperf.workbench.traces import Request, TraceFormat, read_trace, zipf_tra
 app = typer.Typer(pretty_exceptions_enable=False)
 # What is wrong with options and arguments; its module is another in each version of typer.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_COLOURS = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
 
 
 def _print_version(wanted: bool) -> None:
@@ -51,10 +58,11 @@ def replay(
         TraceFormat | None, typer.Option("--format", help="How it is written; told from its content without.")
     ] = None,
     requests: Annotated[int | None, typer.Option(min=1, help="Requests at most; 200,000 of a synthetic load.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=10_000, help="Requests in flight.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, max=10_000, help="Requests in flight.")] = 4,
     l1_size: Annotated[int, typer.Option(min=1, max=2**30, help="Entries of the cache.")] = 100_000,
     ttl: Annotated[float, typer.Option(min=0.001, help="Seconds until a cached value expires.")] = 3600.0,
     tiers: Annotated[str, typer.Option(help="Of the cache: l1, l1,l2 or l1,l3 or all three.")] = "l1,l2,l3",
+    warm: Annotated[bool, typer.Option("--warm", help="Answer all once before the clock starts.")] = False,
     seed: Annotated[int, typer.Option(help="Of the synthetic workload.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -68,7 +76,7 @@ def replay(
     if trace is None and trace_format is not None:
         raise typer.BadParameter("says how a TRACE is written, and there is none", param_hint="'--format'")
     load = zipf_trace(requests or 200_000, seed=seed) if trace is None else read_trace(trace, trace_format)[:requests]
-    report = _replay(load, concurrency, l1_size, ttl, wanted)
+    report = _replay(load, concurrency, l1_size, ttl, wanted, warm)
     _let_readers_leave()
     if as_json:
         typer.echo(json.dumps(report.as_dict(), indent=2))
@@ -77,7 +85,7 @@ def replay(
     raise typer.Exit(0 if report.met else 1)
 
 
-def _replay(load: list[Request], concurrency: int, l1_size: int, ttl: float, tiers: set[str]) -> Report:
+def _replay(load: list[Request], concurrency: int, l1_size: int, ttl: float, tiers: set[str], warm: bool) -> Report:
     console = Console(stderr=True)
     with (
         embedded_servers(redis="l2" in tiers) as servers,
@@ -94,6 +102,7 @@ def _replay(load: list[Request], concurrency: int, l1_size: int, ttl: float, tie
                 ttl=ttl,
                 redis_url=servers.redis_url,
                 l3="l3" in tiers,
+                warm=warm,
                 advanced=lambda done: progress.advance(bar, done),
             )
         )
@@ -123,6 +132,43 @@ def bench(
         typer.echo(results.as_markdown())
     else:
         results.print(Console())
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Look for what would keep a service from working here: extension, settings, servers, versions, clocks.
+
+    A line each; exit status 1 when something does not work. A server that the environment does not name is a private
+    one for the time of the examination.
+    """
+    findings = asyncio.run(_examined())
+    if as_json:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        console = Console(soft_wrap=True, highlight=False)
+        for finding in findings:
+            colour = _COLOURS[finding.severity]
+            console.print(f"[{colour}]{finding.severity:7}[/]", f"{finding.subject:10}", escape(finding.detail))
+    raise typer.Exit(any(finding.severity is Severity.ERROR for finding in findings))
+
+
+async def _examined() -> list[Finding]:
+    return [finding async for finding in examine(os.environ)]
+
+
+@app.command()
+def validate(
+    hashes: Annotated[list[str], typer.Argument(metavar="HASH...", help="What a client has sent.")],
+) -> None:
+    """Say of each HASH whether a service here would accept it; exit status 1 when one is not.
+
+    CONSTITUTIONAL_HASH names the accepted ones, with commas.
+    """
+    gate = HashValidator(ComplianceValidator.from_environment().expected)
+    verdicts = [gate.classify(found) for found in hashes]
+    for found, verdict in zip(hashes, verdicts, strict=True):
+        typer.echo(f"{verdict.name.lower():9} {found!r:.100}")
+    raise typer.Exit(not all(verdicts))
 
 
 def _let_readers_leave() -> None:

@@ -70,6 +70,10 @@ class CacheError(AcgsperfError):
     """A tiered cache that is not open, or that belongs to another event loop."""
 
 
+class ServiceError(AcgsperfError):
+    """A service that is used in a way that it is not made for: opened twice, or without a handler."""
+
+
 class LoadError(AcgsperfError):
     """A load that ended without a value, and without an error of its own."""
 

@@ -8,11 +8,14 @@ every process and on every machine.
 import math
 import struct
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from typing import Final
 
 from xxhash import xxh3_128_hexdigest
 
 MAX_DEPTH: Final = 100
+# The tiers keep a key of this length as it is.
+MAX_KEY_BYTES: Final = 200
 
 _pack_float: Final = struct.Struct(">d").pack
 
@@ -29,6 +32,21 @@ def fingerprint(request: object, /) -> str:
         TypeError, ValueError: as for `canonical`.
     """
     return xxh3_128_hexdigest(canonical(request))
+
+
+def request_key(request: object, /) -> str:
+    """What a request is kept under in a cache: its canonical bytes as text, or the SHA-256 of many.
+
+    Unlike a fingerprint it is an identity: nobody can find two requests that share one.
+
+    Args:
+        request: as for `canonical`.
+
+    Raises:
+        TypeError, ValueError: as for `canonical`.
+    """
+    key = canonical(request)
+    return key.decode("latin-1") if len(key) <= MAX_KEY_BYTES else "sha256:" + sha256(key).hexdigest()
 
 
 def canonical(request: object, /) -> bytes:

@@ -188,3 +188,25 @@ def test_a_comparison_runs_and_names_who_is_left_out():
     comparison = json.loads(done.stdout)
     assert {"cachetools", "moka-py"} <= set(comparison["left_out"])
     assert {"acgsperf", "dict"} <= {result["contestant"] for result in comparison["results"]}
+
+
+def test_doctor_prints_a_line_each_and_its_status_tells(servers):
+    environ = {"REDIS_URL": servers.redis_url, "DATABASE_URL": servers.database_url, "DB_POOL_MAX_SIZE": "50"}
+    done = acgsperf("doctor", **environ)
+    assert (done.returncode, len(done.stdout.splitlines()), done.stderr) == (0, 5, "")
+    done = acgsperf("doctor", "--json", **environ | {"REDIS_URL": "redis://localhost:1"})
+    assert done.returncode == 1
+    assert [finding["severity"] for finding in json.loads(done.stdout)].count("error") == 1
+
+
+def test_validate_says_of_each_hash_what_a_service_would():
+    done = acgsperf("validate", "cdd01ef066bc6cf2", "CDD01EF066BC6CF2", "0123456789abcdef")
+    assert (done.returncode, done.stderr) == (1, "")
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["valid", "malformed", "mismatch"]
+    assert acgsperf("validate", "0123456789abcdef", CONSTITUTIONAL_HASH="0123456789abcdef").returncode == 0
+
+
+def test_validate_names_a_variable_that_cannot_be_used():
+    done = acgsperf("validate", "cdd01ef066bc6cf2", CONSTITUTIONAL_HASH="nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"acgsperf: CONSTITUTIONAL_HASH must be [^\n]+ not 'nonsense'\n", done.stderr)

@@ -166,7 +166,7 @@ async def test_two_replays_on_one_database_leave_each_other_alone(url, database)
 async def test_an_answer_that_is_wrong_ends_the_run(url, database, monkeypatch):
     answers = iter(range(10**6))
     monkeypatch.setattr(module, "_value_of", lambda address: f"{address} {next(answers)}")
-    with pytest.raises(module.WrongValueError, match=r"^request \{'key': 1\} was answered with "):
+    with pytest.raises(module.WrongValueError, match=r"^request \{.*'key': 1\} was answered with "):
         await replay([{"key": 1}] * 10, url)
     assert await tables(database) == set()
 
@@ -238,6 +238,14 @@ async def test_with_tiers_behind_a_small_l1_loads_each_value_once(servers, datab
     assert [row.metric for row in report.rows] == [*METRICS, "L1 tier", "L2 tier", "L3 tier"]
     assert row(report, "L2 tier").target == "-"
     assert await tables(database) == set()
+
+
+async def test_a_warm_replay_loads_nothing_while_the_clock_runs(servers):
+    trace = zipf_trace(2_000, distinct=300)
+    report = await replay(trace, servers.database_url, redis_url=servers.redis_url, l3=True, warm=True)
+    assert report.loads == distinct(trace)
+    assert row(report, "Cache hit rate").value == 1
+    assert row(report, "L1 tier").value == 1
 
 
 async def test_a_redis_that_cannot_be_reached_costs_no_request(url):

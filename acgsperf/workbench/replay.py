@@ -3,22 +3,25 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
 from acgsperf._dispatch import LatencyHistogram, LRUCache
+from acgsperf._pool_values import checked_dsn
 from acgsperf._types import CONSTITUTIONAL_HASH
 from acgsperf.cache import TieredCache
-from acgsperf.errors import AcgsperfError, PoolError
-from acgsperf.fingerprint import fingerprint
-from acgsperf.pool import ConnectionPool
+from acgsperf.errors import AcgsperfError, ComplianceError, PoolError
+from acgsperf.fingerprint import fingerprint, request_key
+from acgsperf.pool import ConnectionPool, PoolManager
+from acgsperf.service import PerformanceService
+from acgsperf.settings import Settings
 from acgsperf.tiers.base import TierStats
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
-from acgsperf.validator import HASH_FIELD, ComplianceValidator
+from acgsperf.validator import HASH_FIELD
 from acgsperf.workbench.traces import Request
 
 _POOL_SIZE: Final = 8
@@ -78,59 +81,23 @@ class WrongValueError(AcgsperfError):
     """A request was answered with what belongs to another."""
 
 
-class _Replay:
-    """One run: the parts that a request passes, and what they took."""
+class _Origin:
+    """The handler of a replay: reads a value from the table in PostgreSQL."""
 
-    def __init__(self, pool: ConnectionPool, table: str, cache: TieredCache[str], patience: float) -> None:
-        self.pool = pool
-        self.select = f"SELECT value FROM {table} WHERE address = $1"
-        self.validator = ComplianceValidator()
-        self.cache = cache
-        self.patience = patience
-        self.asked = 0
+    def __init__(self, pool: ConnectionPool, table: str, patience: float) -> None:
+        self._pool = pool
+        self._select = f"SELECT value FROM {table} WHERE address = $1"
+        self._patience = patience
         self.loads = 0
-        self.request_ns = LatencyHistogram()
-        self.validation_ns = LatencyHistogram()
-        self.l1_ns = LatencyHistogram()
 
-    async def work(self, requests: Iterator[Request], advanced: Callable[[int], object]) -> None:
-        """Take requests until there are none."""
-        clock = time.perf_counter_ns
-        validate, get, get_or_load = self.validator.validate, self.cache.get_local, self.cache.get_or_load
-        done = 0
-        for request in requests:
-            started = clock()
-            # Recorded keys carry no hash: their gateway would have stamped them.
-            compliant = validate(request.get(HASH_FIELD, CONSTITUTIONAL_HASH))
-            validated = clock()
-            self.validation_ns.record(validated - started)
-            if compliant:
-                self.asked += 1
-                address = fingerprint(request)
-                addressed = clock()
-                value = get(address)
-                looked_up = clock()
-                if value is None:
-                    value = await get_or_load(address, self.read)
-                if value != _value_of(address):
-                    raise WrongValueError(f"request {request!r} was answered with {value!r}")
-                finished = clock()
-                self.l1_ns.record(looked_up - addressed)
-                self.request_ns.record(finished - started)
-            done += 1
-            if done == _TURN:
-                advanced(done)
-                done = 0
-                await asyncio.sleep(0)
-        advanced(done)
-
-    async def read(self, address: str) -> str:
-        """Read a value from the origin; while its server is away, again and again."""
-        give_up = time.monotonic() + self.patience
+    async def __call__(self, request: Mapping[str, Any]) -> str:
+        """Read what belongs to a request; while the server is away, again and again."""
+        address = fingerprint(request)
+        give_up = time.monotonic() + self._patience
         while True:
             try:
-                async with self.pool.acquire() as connection:
-                    value: str | None = await connection.fetchval(self.select, address)
+                async with self._pool.acquire() as connection:
+                    value: str | None = await connection.fetchval(self._select, address)
                 break
             except _PASSING_ERRORS:
                 if time.monotonic() > give_up:
@@ -141,30 +108,67 @@ class _Replay:
         self.loads += 1
         return value
 
-    def report(self, requests: int, seconds: float) -> Report:
-        verdicts = self.validator.metrics().verdicts
-        return Report(requests, seconds, self.loads, tuple(_rows(self, requests / seconds, verdicts.valid / requests)))
+
+class _Replay:
+    """One run: what the service does not time by itself, and what it did before."""
+
+    def __init__(self, service: PerformanceService) -> None:
+        self.service = service
+        self.validation_ns = LatencyHistogram()
+        self.l1_ns = LatencyHistogram()
+        self.timed_hits = 0
+
+    async def work(self, requests: Iterator[Request], advanced: Callable[[int], object]) -> None:
+        """Take requests until there are none."""
+        process = self.service.process_request
+        done = 0
+        for request in requests:
+            try:
+                value = await process(request)
+            except ComplianceError:
+                pass
+            else:
+                if value != _value_of(fingerprint(request)):
+                    raise WrongValueError(f"request {request!r} was answered with {value!r}")
+            done += 1
+            if done == _TURN:
+                self.time_steps(request)
+                advanced(done)
+                done = 0
+                await asyncio.sleep(0)
+        advanced(done)
+
+    def time_steps(self, request: Request) -> None:
+        """Time validation and L1 by themselves; to do so in every request would make requests slower."""
+        clock, key = time.perf_counter_ns, request_key(request)
+        started = clock()
+        self.service.validator.validate(CONSTITUTIONAL_HASH)
+        validated = clock()
+        value = self.service.cache.get_local(key)
+        self.l1_ns.record(clock() - validated)
+        self.validation_ns.record(validated - started)
+        self.timed_hits += value is not None
 
 
-def _rows(run: _Replay, rate: float, compliance: float) -> Iterator[Row]:
-    def at_most(metric: str, histogram: LatencyHistogram, q: float, limit_ms: float) -> Row:
-        ms = histogram.percentile(q) / 1e6
+def _rows(run: _Replay, seconds: float) -> Iterator[Row]:
+    def at_most(metric: str, ms: float, limit_ms: float) -> Row:
         return Row(metric, f"< {limit_ms:g} ms", f"{ms:.4f} ms", ms < limit_ms, ms)
 
-    stats = run.cache.stats()
-    # Who has waited for another's load has missed as well.
-    hit_rate = (run.asked - stats.loads - stats.joined) / run.asked if run.asked else 0.0
-    yield at_most("P50 latency", run.request_ns, 50, 1)
-    yield at_most("P95 latency", run.request_ns, 95, 2)
-    yield at_most("P99 latency", run.request_ns, 99, 5)
+    summary = run.service.get_performance_summary()
+    rate = (summary.requests + summary.violations) / seconds
+    yield at_most("P50 latency", summary.latency.p50 / 1e6, 1)
+    yield at_most("P95 latency", summary.latency.p95 / 1e6, 2)
+    yield at_most("P99 latency", summary.latency.p99 / 1e6, 5)
     yield Row("Throughput", "> 1,000 requests/s", f"{rate:,.0f} requests/s", rate > 1000, rate)
+    hit_rate, compliance = summary.hit_rate, summary.compliance
     yield Row("Cache hit rate", "> 95 %", f"{100 * hit_rate:.2f} %", hit_rate > 0.95, hit_rate)
     yield Row("Compliance", "100 %", f"{100 * compliance:.2f} %", compliance == 1, compliance)
-    yield at_most("Validation P99", run.validation_ns, 99, 0.1)
-    yield at_most("L1 access P99", run.l1_ns, 99, 0.01)
+    yield at_most("Validation P99", run.validation_ns.percentile(99) / 1e6, 0.1)
+    yield at_most("L1 access P99", run.l1_ns.percentile(99) / 1e6, 0.01)
+    stats = summary.cache
     tiers = [(name, tier) for name, tier in (("L2", stats.l2), ("L3", stats.l3)) if tier is not None]
     if tiers:
-        l1_rate = stats.l1.hits / run.asked if run.asked else 0.0
+        l1_rate = (stats.l1.hits - run.timed_hits) / summary.requests if summary.requests else 0.0
         told = f"{100 * l1_rate:.2f} % hits, {stats.promotions:,} promotions, {stats.demotions:,} demotions"
         yield Row("L1 tier", "-", told, True, l1_rate)
     for name, tier in tiers:
@@ -185,11 +189,12 @@ async def replay(
     requests: Sequence[Request],
     database_url: str,
     *,
-    concurrency: int = 8,
+    concurrency: int = 4,
     l1_size: int = 100_000,
     ttl: float | None = 3600.0,
     redis_url: str | None = None,
     l3: bool = False,
+    warm: bool = False,
     patience: float = 30.0,
     advanced: Callable[[int], object] = lambda done: None,
 ) -> Report:
@@ -206,6 +211,7 @@ async def replay(
         ttl: seconds until a cached value expires, None for never.
         redis_url: the Redis that is L2; None for no L2.
         l3: whether a table in PostgreSQL is L3.
+        warm: whether all is answered once before the clock starts. What the tiers behind L1 did then is reported too.
         patience: seconds for which a server may be away.
         advanced: called with the number of requests done since its last call.
 
@@ -218,35 +224,41 @@ async def replay(
         raise ValueError("requests must not be empty")
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, not {concurrency}")
-    addresses = {_address(number, request) for number, request in enumerate(requests, 1)}
-    # Nobody does anything to a session here that would have to be undone.
-    size = min(concurrency, _POOL_SIZE)
     try:
-        pool = ConnectionPool(database_url, name="origin", min_size=size, max_size=size, reset=False)
+        checked_dsn("the DSN", database_url)
     except ValueError as error:
         raise AcgsperfError(f"PostgreSQL cannot be reached: {error}") from None
+    # Recorded keys carry no hash: their gateway would have stamped them.
+    stamped = [{HASH_FIELD: CONSTITUTIONAL_HASH} | request for request in requests]
+    addresses = {_address(number, request) for number, request in enumerate(stamped, 1)}
     # Replays that share a database must not share a table.
     table = f"acgsperf_replay_{secrets.token_hex(8)}"
+    l1: LRUCache[str, str] = LRUCache(l1_size)
     cache: TieredCache[str] = TieredCache(
-        LRUCache(l1_size),
+        l1,
         None if redis_url is None else RedisTier(redis_url),
         PostgresTier(database_url, table=f"{table}_l3") if l3 else None,
         namespace=table,
         ttl=ttl,
     )
     try:
-        async with pool:
-            run = _Replay(pool, table, cache, patience)
+        async with PoolManager() as pools:
+            size = min(concurrency, _POOL_SIZE)
+            # Nobody does anything to a session here that would have to be undone.
+            pool = await pools.create("origin", database_url, min_size=size, max_size=size, reset=False)
             try:
                 await _fill(pool, table, addresses)
-                pending = iter(requests)
+                origin = _Origin(pool, table, patience)
                 async with cache:
                     try:
-                        started = time.perf_counter()
-                        async with asyncio.TaskGroup() as group:
-                            for _ in range(concurrency):
-                                group.create_task(run.work(pending, advanced))
-                        return run.report(len(requests), time.perf_counter() - started)
+                        if warm:
+                            await _run(
+                                PerformanceService(Settings(), handler=origin, cache=cache), stamped, concurrency
+                            )
+                            l1.reset_stats()
+                        service = PerformanceService(Settings(), handler=origin, cache=cache, pools=pools)
+                        run, seconds = await _run(service, stamped, concurrency, advanced)
+                        return Report(len(stamped), seconds, origin.loads, tuple(_rows(run, seconds)))
                     finally:
                         await cache.clear()
             finally:
@@ -257,6 +269,21 @@ async def replay(
         raise _told(failures.exceptions[0]) from failures
     except _ORIGIN_ERRORS as error:
         raise _told(error) from error
+
+
+async def _run(
+    service: PerformanceService,
+    requests: Sequence[Request],
+    concurrency: int,
+    advanced: Callable[[int], object] = lambda done: None,
+) -> tuple[_Replay, float]:
+    async with service:
+        run, pending = _Replay(service), iter(requests)
+        started = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(run.work(pending, advanced))
+        return run, time.perf_counter() - started
 
 
 async def _fill(pool: ConnectionPool, table: str, addresses: Iterable[str]) -> None:

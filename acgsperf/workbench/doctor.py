@@ -1,0 +1,169 @@
+"""Looks for what would keep a service from working here: the extension, the settings, the servers, the clocks."""
+
+import asyncio
+import platform
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from importlib.metadata import version
+from typing import Any, Final
+
+import asyncpg
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from acgsperf._dispatch import IMPLEMENTATION
+from acgsperf.errors import AcgsperfError, SettingsError
+from acgsperf.settings import Settings
+from acgsperf.workbench.embedded import embedded_servers
+
+__all__ = ["Finding", "Severity", "examine"]
+
+TIMEOUT_S: Final = 5.0
+# Entries carry times of the process that wrote them: others that differ by more keep them too long, or not at all.
+CLOCK_SKEW_S: Final = 1.0
+# Those of a superuser and of other clients are not ours.
+SPARE_CONNECTIONS: Final = 3
+OLDEST_REDIS: Final = (6, 0)
+OLDEST_POSTGRES: Final = 120_000
+
+
+class Severity(StrEnum):
+    """OK, WARNING for what works but not well, ERROR for what does not work."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the examination."""
+
+    subject: str
+    severity: Severity
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """One that a service needs: what it is called, and who names it.
+
+    Attributes:
+        ask: what there is to say of a server that answers, and whether it is a problem.
+    """
+
+    name: str
+    variable: str
+    ask: Callable[[str, Settings], Coroutine[Any, Any, Finding]]
+
+
+async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
+    """Examine this machine and the servers that the environment names, one after the other.
+
+    One that it does not name is a private one for the time of the examination, which shows that the wheels with the
+    servers work.
+
+    Args:
+        environ: the variables of `Settings.from_environment`.
+    """
+    yield _python()
+    yield _extension()
+    try:
+        settings = Settings.from_environment(environ)
+    except SettingsError as error:
+        yield Finding("settings", Severity.ERROR, str(error))
+        return
+    yield Finding("settings", Severity.OK, f"hash {', '.join(settings.constitutional_hashes)}")
+    yield await _examined(_Server("Redis", "REDIS_URL", _redis), settings.redis_url, settings)
+    yield await _examined(_Server("PostgreSQL", "DATABASE_URL", _postgres), settings.database_url, settings)
+
+
+async def _examined(server: _Server, url: str | None, settings: Settings) -> Finding:
+    if url is not None:
+        return await _reached(server, url, settings)
+    is_redis = server.name == "Redis"
+    try:
+        with embedded_servers(redis=is_redis, postgres=not is_redis) as private:
+            url = private.redis_url or private.database_url
+            assert url is not None
+            # Nobody will open a pool of that size there.
+            found = await _reached(server, url, replace(settings, db_pool_min_size=1, db_pool_max_size=1))
+    except AcgsperfError as error:
+        return Finding(server.name, Severity.WARNING, f"{server.variable} is not set: a service goes without ({error})")
+    return replace(found, detail=f"{server.variable} is not set; a private one is {found.detail}")
+
+
+async def _reached(server: _Server, url: str, settings: Settings) -> Finding:
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await server.ask(url, settings)
+    except TimeoutError:
+        problem = f"no answer within {TIMEOUT_S:g} s"
+    except (OSError, RedisError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        problem = " ".join(str(error).split()) or type(error).__name__
+    return Finding(server.name, Severity.ERROR, f"{server.variable}: cannot be reached: {problem}")
+
+
+def _python() -> Finding:
+    return Finding("Python", Severity.OK, f"{platform.python_implementation()} {platform.python_version()}")
+
+
+def _extension() -> Finding:
+    name = f"acgsperf {version('acgsperf')}"
+    if IMPLEMENTATION == "c":
+        return Finding("extension", Severity.OK, f"{name}, compiled")
+    return Finding("extension", Severity.WARNING, f"{name} runs in plain Python: right, but tens of times slower")
+
+
+async def _redis(url: str, settings: Settings) -> Finding:
+    client = redis.asyncio.Redis.from_url(url, retry=Retry(NoBackoff(), 0), protocol=2)
+    try:
+        asked = time.time()
+        seconds, microseconds = await client.time()
+        answered = time.time()
+        server = (await client.info("server"))["redis_version"]
+        memory = await client.info("memory")
+    finally:
+        await client.aclose()
+    took = answered - asked
+    told = f"{server}, {1e3 * took:.2f} ms away"
+    skew = seconds + microseconds / 1e6 - (asked + answered) / 2
+    if abs(skew) > CLOCK_SKEW_S + took:
+        return Finding("Redis", Severity.ERROR, f"{told}; its clock and ours differ by {skew:+.1f} s")
+    if tuple(int(part) for part in server.split(".")[:2]) < OLDEST_REDIS:
+        return Finding("Redis", Severity.WARNING, f"{told}; 6.0 is the oldest that is tested")
+    if memory.get("maxmemory") and memory.get("maxmemory_policy") == "noeviction":
+        return Finding("Redis", Severity.WARNING, f"{told}; maxmemory-policy is noeviction: full, it takes no more")
+    return Finding("Redis", Severity.OK, told)
+
+
+async def _postgres(url: str, settings: Settings) -> Finding:
+    connection = await asyncpg.connect(url, statement_cache_size=0)
+    try:
+        asked = time.time()
+        now = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+        answered = time.time()
+        ((allowed, number, server),) = await connection.fetch(
+            "SELECT current_setting('max_connections')::int, current_setting('server_version_num')::int,"
+            " current_setting('server_version')"
+        )
+        read_only = await connection.fetchval("SHOW transaction_read_only") == "on"
+    finally:
+        await connection.close(timeout=1)
+    took = answered - asked
+    told = f"{server.split()[0]}, {1e3 * took:.2f} ms away"
+    skew = now - (asked + answered) / 2
+    if abs(skew) > CLOCK_SKEW_S + took:
+        return Finding("PostgreSQL", Severity.ERROR, f"{told}; its clock and ours differ by {skew:+.1f} s")
+    if read_only:
+        return Finding("PostgreSQL", Severity.WARNING, f"{told}; it is read-only: nothing can be kept in L3")
+    if settings.db_pool_max_size > allowed - SPARE_CONNECTIONS:
+        problem = f"DB_POOL_MAX_SIZE is {settings.db_pool_max_size}, and it allows {allowed} connections in all"
+        return Finding("PostgreSQL", Severity.WARNING, f"{told}; {problem}")
+    if number < OLDEST_POSTGRES:
+        return Finding("PostgreSQL", Severity.WARNING, f"{told}; 12 is the oldest that is supported")
+    return Finding("PostgreSQL", Severity.OK, told)

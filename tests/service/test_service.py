@@ -1,0 +1,287 @@
+"""`PerformanceService`, over real servers where it has tiers behind L1."""
+
+import asyncio
+import logging
+
+import pytest
+
+from acgsperf import CONSTITUTIONAL_HASH, ComplianceError, LRUCache, PoolUnhealthy, ServiceError
+from acgsperf.cache import TieredCache
+from acgsperf.pool import PoolManager
+from acgsperf.service import PerformanceService
+from acgsperf.settings import Settings
+
+HASH = CONSTITUTIONAL_HASH
+
+
+async def test_with_any_tiers_equal_requests_have_one_answer(open_service, handler, tiers):
+    service = await open_service(tiers)
+    first = await service.process_request({"id": 1, "type": "call"})
+    again = await service.process_request({"type": "call", "id": 1})
+    assert first == again == {"answer": 1}
+    assert handler.asked == [{"id": 1, "type": "call"}]
+
+
+async def test_another_process_finds_the_answer_behind_l1(open_service, handler):
+    first = await open_service("l1,l2", cache_namespace="test-shared")
+    await first.process_request({"id": 1})
+    await first.close()
+    second = await open_service("l1,l2", cache_namespace="test-shared")
+    assert await second.process_request({"id": 1}) == {"answer": 1}
+    assert len(handler.asked) == 1
+    assert second.get_performance_summary().hit_rate == 1
+
+
+async def test_requests_that_are_not_equal_have_answers_of_their_own(open_service, handler):
+    service = await open_service()
+    requests = [{"id": 1}, {"id": 1.0}, {"id": True}, {"id": "1"}, {"id": [1]}, {}, {1: "id"}, {"id": "x" * 500}]
+    requests.append({"id": "x" * 500, "n": 1})
+    await service.process_many(requests)
+    assert handler.asked == requests
+
+
+async def test_concurrent_equal_requests_ask_the_handler_once(open_service, handler):
+    service = await open_service()
+    answers = await asyncio.gather(*(service.process_request({"id": 1}) for _ in range(100)))
+    assert answers == [{"answer": 1}] * 100
+    assert len(handler.asked) == 1
+    summary = service.get_performance_summary()
+    assert summary.requests == 100
+    assert summary.hit_rate == 0
+
+
+@pytest.mark.parametrize("field", ["constitutional_hash", "X-Constitutional-Hash"])
+@pytest.mark.parametrize("wrong", ["", "0" * 16, HASH.upper(), HASH + " ", None, 7, [HASH]])
+async def test_a_wrong_hash_is_a_violation_that_the_handler_never_sees(open_service, handler, field, wrong):
+    service = await open_service()
+    with pytest.raises(ComplianceError) as caught:
+        await service.process_request({"id": 1, field: wrong})
+    assert caught.value.found == wrong
+    summary = service.get_performance_summary()
+    assert (summary.violations, summary.requests, summary.compliance) == (1, 0, 0.0)
+    assert handler.asked == []
+
+
+async def test_both_hashes_of_a_request_are_checked(open_service):
+    service = await open_service()
+    await service.process_request({"constitutional_hash": HASH, "X-Constitutional-Hash": HASH})
+    with pytest.raises(ComplianceError):
+        await service.process_request({"constitutional_hash": HASH, "X-Constitutional-Hash": "0" * 16})
+
+
+async def test_a_cached_answer_does_not_let_a_violation_through(open_service, handler):
+    service = await open_service()
+    await service.process_request({"id": 1, "constitutional_hash": HASH})
+    with pytest.raises(ComplianceError):
+        await service.process_request({"id": 1, "constitutional_hash": "0" * 16})
+
+
+async def test_during_a_rotation_both_hashes_are_accepted(open_service):
+    service = await open_service(constitutional_hashes=("0123456789abcdef", HASH))
+    for found in (HASH, "0123456789abcdef"):
+        await service.process_request({"id": 1, "constitutional_hash": found})
+    assert service.get_performance_summary().compliance == 1
+
+
+async def test_an_error_of_the_handler_reaches_the_caller_and_is_not_kept(open_service, handler, tiers):
+    service = await open_service(tiers)
+    handler.error = LookupError("no such thing")
+    for _ in range(2):
+        with pytest.raises(LookupError, match="no such thing"):
+            await service.process_request({"id": 1})
+    handler.error = None
+    assert await service.process_request({"id": 1}) == {"answer": 1}
+    summary = service.get_performance_summary()
+    assert (summary.requests, summary.failed, len(handler.asked)) == (3, 2, 3)
+    assert summary.success_rate == pytest.approx(1 / 3)
+
+
+async def test_a_cancelled_request_leaves_nothing_behind(open_service):
+    service = await open_service()
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def hang(request):
+        begun.set()
+        await never.wait()
+
+    service.handler = hang
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(service.process_request({"id": 1}))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+    assert service.get_performance_summary().requests == 0
+
+
+@pytest.mark.parametrize("request_", [None, 7, "text", [("id", 1)], b"{}"])
+async def test_what_is_no_mapping_is_refused(open_service, request_):
+    service = await open_service()
+    with pytest.raises(TypeError, match="a request must be a mapping, not"):
+        await service.process_request(request_)
+
+
+async def test_what_is_not_json_like_is_refused_by_name(open_service):
+    service = await open_service()
+    with pytest.raises(TypeError, match=r"^\$\.ids must be a JSON-like value, not set"):
+        await service.process_request({"ids": {1, 2}})
+
+
+async def test_without_a_handler_only_the_tiers_answer():
+    async with PerformanceService(Settings()) as service:
+        with pytest.raises(ServiceError, match="no handler"):
+            await service.process_request({"id": 1})
+
+
+async def test_many_requests_travel_together(open_service, handler):
+    service = await open_service("l1,l2")
+    requests = [{"id": number} for number in range(500)]
+    assert await service.process_many(requests) == [{"answer": number} for number in range(500)]
+    assert await service.process_many(requests) == [{"answer": number} for number in range(500)]
+    assert len(handler.asked) == 500
+
+
+async def test_of_many_requests_the_first_error_is_raised_once_all_are_answered(open_service, handler):
+    service = await open_service()
+    requests = [{"id": 1}, {"constitutional_hash": "bad"}, {"id": 2}, {"id": {3}}]
+    with pytest.raises(ComplianceError):
+        await service.process_many(requests)
+    assert handler.asked == [{"id": 1}, {"id": 2}]
+    answers = await service.process_many(requests, return_exceptions=True)
+    assert answers[0] == {"answer": 1}
+    assert isinstance(answers[1], ComplianceError)
+    assert isinstance(answers[3], TypeError)
+
+
+async def test_what_is_given_is_left_open(handler):
+    async with TieredCache(LRUCache(10), namespace="given") as cache, PoolManager() as pools:
+        async with PerformanceService(Settings(), handler=handler, cache=cache, pools=pools) as service:
+            await service.process_request({"id": 1})
+        assert await cache.get_or_load("key", handler_of_one) == 1
+        assert pools.names() == []
+
+
+async def handler_of_one(key):
+    return 1
+
+
+async def test_the_service_opens_and_closes_what_it_makes(open_service):
+    service = await open_service("l1,l3")
+    assert service.pools.names() == ["default"]
+    async with service.pools.get("default").acquire() as connection:
+        assert await connection.fetchval("SELECT 1") == 1
+    health = await service.health()
+    assert health.ok
+    assert health.cache.l3.ok
+    await service.close()
+    await service.close()
+    assert service.pools.names() == []
+
+
+async def test_a_service_is_opened_once(open_service):
+    service = await open_service()
+    with pytest.raises(ServiceError, match="opened once"):
+        await service.open()
+
+
+async def test_a_database_that_cannot_be_reached_is_an_error_at_once_and_nothing_stays_open():
+    before = asyncio.all_tasks()
+    service = PerformanceService(Settings(database_url="postgresql://nobody@localhost:1/nothing"))
+    with pytest.raises(PoolUnhealthy):
+        await service.open()
+    await service.close()
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_redis_that_cannot_be_reached_costs_no_request(handler):
+    async with PerformanceService(Settings(redis_url="unix:///nowhere/redis.sock"), handler=handler) as service:
+        assert await service.process_request({"id": 1}) == {"answer": 1}
+        assert not (await service.health()).ok
+
+
+async def test_the_summary_has_true_percentiles_beside_the_averages(open_service):
+    service = await open_service()
+    pace = iter([0.0] * 97 + [0.02] * 3)
+
+    async def handle(request):
+        await asyncio.sleep(next(pace))
+
+    service.handler = handle
+    for number in range(100):
+        await service.process_request({"id": number})
+    summary = service.get_performance_summary()
+    assert summary.latency.count == summary.requests == 100
+    assert summary.latency.p50 < summary.latency.mean < summary.latency.p99
+    assert summary.latency.p99 >= 20e6
+    assert not summary.targets_met["p99_latency"]
+    assert summary.targets_met["compliance"]
+    assert not summary.targets_met["hit_rate"]
+    assert summary.targets["p99_latency"] == 5.0
+
+
+async def test_a_summary_of_nothing_meets_every_target(open_service):
+    service = await open_service()
+    summary = service.get_performance_summary()
+    assert all(summary.targets_met.values())
+    assert summary.requests == 0
+    assert summary.workers == 1
+
+
+async def test_the_summary_is_json_like(open_service, tiers):
+    import json
+
+    service = await open_service(tiers)
+    await service.process_request({"id": 1})
+    assert json.loads(json.dumps(service.get_performance_summary().as_dict()))["requests"] == 1
+
+
+async def test_workers_add_up(open_service, tmp_path):
+    first, second = [await open_service(workers_directory=str(tmp_path)) for _ in range(2)]
+    for number in range(10):
+        await first.process_request({"id": number})
+    await second.process_request({"id": 1})
+    with pytest.raises(ComplianceError):
+        await second.process_request({"constitutional_hash": ""})
+    second.observe()
+    summary = first.get_performance_summary(workers=True)
+    assert (summary.workers, summary.requests, summary.violations) == (2, 11, 1)
+    assert summary.latency.count == 11
+    assert first.get_performance_summary().workers == 1
+    await second.close()
+    assert first.get_performance_summary(workers=True).workers == 1
+
+
+async def test_without_a_directory_there_are_no_other_workers(open_service):
+    service = await open_service()
+    with pytest.raises(ServiceError, match="workers_directory"):
+        service.get_performance_summary(workers=True)
+
+
+async def test_an_interval_is_read_and_begun_anew(open_service, handler):
+    service = await open_service()
+    for number in (1, 1, 2):
+        await service.process_request({"id": number})
+    handler.error = LookupError()
+    with pytest.raises(LookupError):
+        await service.process_request({"id": 3})
+    with pytest.raises(ComplianceError):
+        await service.process_request({"constitutional_hash": ""})
+    reading = service.observe()
+    assert (reading.requests, reading.errors, reading.violations) == (4, 1, 1)
+    assert reading.hit_rate == 0.25
+    assert reading.p50_ms > 0
+    idle = service.observe()
+    assert (idle.requests, idle.errors, idle.violations) == (0, 0, 0)
+    assert idle.p50_ms is idle.hit_rate is None
+    assert service.get_performance_summary().requests == 4
+
+
+async def test_the_loops_observe_and_optimise_by_themselves(open_service, caplog):
+    service = await open_service(monitoring_interval_s=0.01, optimization_interval_s=0.01)
+    async with asyncio.timeout(5):
+        while len(service.monitor.history) < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -1,0 +1,80 @@
+"""`acgsperf doctor`, before servers that are well, ill and absent."""
+
+import pytest
+import redis
+
+from acgsperf.workbench.doctor import Severity, examine
+
+
+async def findings(**environ):
+    return {finding.subject: finding async for finding in examine(environ)}
+
+
+@pytest.fixture
+def environ(servers):
+    return {"REDIS_URL": servers.redis_url, "DATABASE_URL": servers.database_url, "DB_POOL_MAX_SIZE": "50"}
+
+
+async def test_where_all_is_well_every_line_is_ok(environ):
+    found = await findings(**environ)
+    assert list(found) == ["Python", "extension", "settings", "Redis", "PostgreSQL"]
+    assert {finding.severity for finding in found.values()} <= {Severity.OK, found["extension"].severity}
+    assert found["extension"].severity is not Severity.ERROR
+    assert "ms away" in found["Redis"].detail
+    assert "ms away" in found["PostgreSQL"].detail
+
+
+async def test_what_the_environment_does_not_name_is_a_private_one(monkeypatch):
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    found = await findings()
+    assert found["Redis"].severity is found["PostgreSQL"].severity is Severity.OK
+    assert found["Redis"].detail.startswith("REDIS_URL is not set; a private one is ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "subject", "url"),
+    [
+        ("REDIS_URL", "Redis", "redis://:hunter2@localhost:1/0"),
+        ("REDIS_URL", "Redis", "unix:///nowhere/redis.sock?password=hunter2"),
+        ("DATABASE_URL", "PostgreSQL", "postgresql://me:hunter2@localhost:1/db"),
+    ],
+)
+async def test_a_server_that_is_stopped_is_named_and_its_password_is_not(environ, variable, subject, url):
+    found = await findings(**environ | {variable: url})
+    assert found[subject].severity is Severity.ERROR
+    assert found[subject].detail.startswith(f"{variable}: cannot be reached: ")
+    assert "hunter2" not in found[subject].detail
+
+
+async def test_a_setting_that_cannot_be_used_ends_the_examination(environ):
+    found = await findings(**environ | {"L1_CACHE_SIZE": "many"})
+    assert found["settings"].severity is Severity.ERROR
+    assert found["settings"].detail.startswith("L1_CACHE_SIZE must be ")
+    assert "Redis" not in found
+
+
+async def test_a_redis_that_will_refuse_writes_when_it_is_full_is_a_warning(environ):
+    client = redis.Redis.from_url(environ["REDIS_URL"])
+    client.config_set("maxmemory", 10**9)
+    try:
+        found = await findings(**environ)
+    finally:
+        client.config_set("maxmemory", 0)
+        client.close()
+    assert found["Redis"].severity is Severity.WARNING
+    assert "noeviction" in found["Redis"].detail
+
+
+async def test_a_pool_that_may_grow_beyond_the_server_is_a_warning(environ):
+    found = await findings(**environ | {"DB_POOL_MAX_SIZE": "5000"})
+    assert found["PostgreSQL"].severity is Severity.WARNING
+    assert "DB_POOL_MAX_SIZE is 5000" in found["PostgreSQL"].detail
+
+
+async def test_a_read_only_database_is_a_warning(environ):
+    url = environ["DATABASE_URL"]
+    url += ("&" if "?" in url else "?") + "default_transaction_read_only=on"
+    found = await findings(**environ | {"DATABASE_URL": url})
+    assert found["PostgreSQL"].severity is Severity.WARNING
+    assert "read-only" in found["PostgreSQL"].detail
