@@ -59,21 +59,26 @@ def checked_seconds(name: str, value: SupportsFloat, *, zero: bool = False) -> f
     return seconds
 
 
+def _checked_hash(item: object) -> str:
+    """16 digits of 0-9a-f, without what a subclass of str adds to them."""
+    if not isinstance(item, str):
+        raise TypeError(f"expected must be a str or an iterable of str, not {item!r}")
+    if not HEXADECIMAL.fullmatch(item):
+        raise ValueError(f"expected must be {HASH_LENGTH} lower-case hexadecimal digits, not {item!r}")
+    return str.__str__(item)
+
+
 def checked_hashes(expected: str | Iterable[str]) -> tuple[str, ...]:
     """1 to 16 different hashes."""
-    hashes: Any = (expected,) if isinstance(expected, str | bytes) else expected
+    items: Any = (expected,) if isinstance(expected, str | bytes) else expected
     try:
-        hashes = tuple(dict.fromkeys(hashes))
+        items = dict.fromkeys(items)
     except TypeError:
         raise TypeError(f"expected must be a str or an iterable of str, not {expected!r}") from None
-    for item in hashes:
-        if not isinstance(item, str):
-            raise TypeError(f"expected must be a str or an iterable of str, not {item!r}")
-        if not HEXADECIMAL.fullmatch(item):
-            raise ValueError(f"expected must be {HASH_LENGTH} lower-case hexadecimal digits, not {item!r}")
+    hashes = tuple(map(_checked_hash, items))
     if not 1 <= len(hashes) <= MOST_HASHES:
         raise ValueError(f"expected must be 1 to {MOST_HASHES} hashes, not {len(hashes)}")
-    return tuple(map(str.__str__, hashes))
+    return hashes
 
 
 def checked_maxsize(maxsize: SupportsIndex) -> int:

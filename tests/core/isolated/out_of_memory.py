@@ -5,18 +5,30 @@ import sys
 
 from acgsperf import _core
 
+HASH = "cdd01ef066bc6cf2"
 
-def with_failures(operation):
-    """Lets all allocations from the first, the second, ... on fail until it succeeds; says how often it failed."""
+
+def with_failures(operation, *arguments, state=lambda: None):
+    """Lets all allocations from the first, the second, ... on fail until the call succeeds; says how often it failed.
+
+    The operation is called as it is, for a function around it would be one more that has to do without memory. And
+    this one is short: an `except` beyond a function's 256th instruction may send CPython searching for ever.
+
+    Args:
+        state: what it returns must be the same after every failure.
+    """
+    before = state()
     for failures in range(1_000):
         _testcapi.set_nomemory(failures, 0)
         try:
-            operation()
+            operation(*arguments)
         except MemoryError:
-            continue
+            pass
+        else:
+            return failures
         finally:
             _testcapi.remove_mem_hooks()
-        return failures
+        assert state() == before, (operation, failures)
     raise AssertionError("it never succeeded")
 
 
@@ -30,20 +42,43 @@ def growing():
     before = [sys.getrefcount(thing) for thing in things]
     cache = _core.LRUCache(1_000)
     for i, thing in enumerate(things):
-        failed += with_failures(lambda thing=thing: cache.set(thing, thing))
+        failed += with_failures(cache.set, thing, thing, state=cache.stats)
         assert len(cache) == i + 1
         assert cache.get(thing) is thing
     del thing
-    # The whole is moved once for every doubling from 8 to 256, and each move can fail.
-    assert failed >= 6
+    # The whole is moved once for every doubling from 8 to 256, and the three parts of each move can fail.
+    assert failed >= 6 * 3
     assert cache.keys() == things
-    failed = with_failures(cache.keys) + with_failures(cache.items) + with_failures(cache.expire)
-    assert failed >= 3
-    with_failures(lambda: cache.resize(50))
+    assert [sys.getrefcount(thing) for thing in things] == [number + 2 for number in before]
+    for listing in (cache.keys, cache.values, cache.items, cache.stats, cache.expire):
+        assert with_failures(listing, state=cache.keys) >= 1
+    assert with_failures(cache.get, things[0]) == 0
+    assert with_failures(cache.set, things[0], None) == 0
+    assert cache.popitem() == (things[1], things[1])
+    assert with_failures(cache.pop, things[0]) == 0
+    assert with_failures(cache.resize, 50, state=lambda: (cache.maxsize, cache.keys())) >= 1
     assert cache.keys() == things[150:]
+    with_failures(cache.setdefault, 1, state=cache.items)
     with_failures(cache.clear)
     assert len(cache) == 0
     assert [sys.getrefcount(thing) for thing in things] == before
+
+
+def shrinking():
+    cache = _core.LRUCache(100)
+    cache.update((i, i) for i in range(100))
+    size = sys.getsizeof(cache)
+    # With memory for the list of the evicted alone it shrinks in number and keeps its room.
+    _testcapi.set_nomemory(1, 0)
+    try:
+        cache.resize(10)
+    finally:
+        _testcapi.remove_mem_hooks()
+    assert cache.keys() == list(range(90, 100))
+    assert sys.getsizeof(cache) == size
+    cache.resize(9)
+    assert cache.keys() == list(range(91, 100))
+    assert sys.getsizeof(cache) < size
 
 
 def evicting():
@@ -51,26 +86,43 @@ def evicting():
     hook, sys.unraisablehook = sys.unraisablehook, lambda args: None
     cache = _core.LRUCache(10, on_evict=lambda key, value, reason: heard.append(bytearray(1_000)))
     for i in range(100):
-        with_failures(lambda i=i: cache.set(i, i))
+        with_failures(cache.set, i, i)
     assert cache.keys() == list(range(90, 100))
+    assert cache.stats().evictions == 90
     sys.unraisablehook = hook
 
 
 def histograms():
-    assert with_failures(lambda: _core.LatencyHistogram(1, 2**62, 2)) >= 1
-    assert with_failures(lambda: _core.HashValidator(["cdd01ef066bc6cf2"])) >= 1
-    histogram = _core.LatencyHistogram(1, 1_000, 1)
-    with_failures(lambda: histogram.record(500))
+    assert with_failures(_core.LatencyHistogram, 1, 2**62, 2) >= 1
+    histogram, other = _core.LatencyHistogram(1, 1_000, 1), _core.LatencyHistogram(1, 1_000, 1)
+    assert with_failures(histogram.record, 500) == 0
     assert histogram.count == 1
     blob = histogram.encode()
-    assert with_failures(histogram.encode) >= 1
+    assert with_failures(histogram.encode, state=histogram.snapshot) >= 1
     assert with_failures(histogram.snapshot) >= 1
-    assert with_failures(lambda: _core.LatencyHistogram.decode(blob)) >= 1
-    assert with_failures(lambda: histogram.record_many([1, 2, 1_000])) >= 1
+    assert with_failures(_core.LatencyHistogram.decode, blob) >= 1
+    assert with_failures(histogram.record_many, [1, 2, 1_000], state=histogram.snapshot) >= 1
     assert histogram.count == 4
+    assert with_failures(other.merge, histogram) == 0
+    assert other == histogram
+    with_failures(other.percentile, 50, state=other.snapshot)
+    assert with_failures(other.reset) == 0
+    assert other.count == 0
 
 
-for check in (growing, evicting, histograms):
+def validators():
+    assert with_failures(_core.HashValidator, [HASH]) >= 1
+    validator = _core.HashValidator(HASH)
+    assert with_failures(validator.validate, HASH) == 0
+    assert with_failures(validator.validate_many, [HASH, "0" * 16, None] * 100, state=validator.stats) >= 1
+    assert with_failures(validator.validate_many, {HASH: None}.keys()) >= 1
+    stats = validator.stats()
+    assert (stats.mismatched, stats.malformed) == (100, 100)
+    # An iterable's items are counted as they come, also by the call that then fails.
+    assert stats.valid >= 102
+
+
+for check in (growing, shrinking, evicting, histograms, validators):
     check()
     blocks = []
     for _ in range(6):
