@@ -322,7 +322,7 @@ cdef void *enlarged(
     return larger
 
 
-cdef inline bint precedes(const char *text, const Pair *one, const Pair *other) noexcept:
+cdef inline bint precedes(const char *text, const Pair *one, const Pair *other) noexcept nogil:
     """Pairs are ordered as their keys are: no key's bytes are a prefix of another's, and no two are the same."""
     return memcmp(text + one.start, text + other.start, min(one.size, other.size)) < 0
 
@@ -342,12 +342,13 @@ cdef int sort_pairs(Writer *writer, size_t first, size_t base, size_t count) exc
     return 0
 
 
-cdef Pair *sorted_pairs(const char *text, Pair *pairs, Pair *spare, size_t count) noexcept:
+cdef Pair *sorted_pairs(const char *text, Pair *pairs, Pair *spare, size_t count) noexcept nogil:
     """Merge sort from the bottom up, O(n log n) whatever keys a client chooses: the result is in one of the two."""
-    cdef size_t low
+    cdef size_t low = 0
     cdef size_t width = RUN
-    for low in range(0, count, RUN):
+    while low < count:
         insertion_sort(text, pairs + low, min(width, count - low))
+        low += width
     while width < count:
         low = 0
         while low < count:
@@ -358,7 +359,7 @@ cdef Pair *sorted_pairs(const char *text, Pair *pairs, Pair *spare, size_t count
     return pairs
 
 
-cdef void insertion_sort(const char *text, Pair *pairs, size_t count) noexcept:
+cdef void insertion_sort(const char *text, Pair *pairs, size_t count) noexcept nogil:
     cdef Pair moving
     cdef size_t i
     cdef size_t j
@@ -371,7 +372,7 @@ cdef void insertion_sort(const char *text, Pair *pairs, size_t count) noexcept:
         pairs[j] = moving
 
 
-cdef void merge(const char *text, const Pair *pairs, size_t middle, size_t count, Pair *into) noexcept:
+cdef void merge(const char *text, const Pair *pairs, size_t middle, size_t count, Pair *into) noexcept nogil:
     cdef size_t left = 0
     cdef size_t right = middle
     cdef size_t i

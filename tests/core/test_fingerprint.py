@@ -1,7 +1,9 @@
 """Canonical bytes and addresses of requests."""
 
 import enum
+import gc
 import math
+import random
 import subprocess
 import sys
 from collections import OrderedDict, defaultdict
@@ -188,3 +190,132 @@ def test_a_message_repeats_little_of_a_huge_key_and_can_be_written_anywhere(enco
             encoder.canonical({key: math.nan})
         assert len(str(raised.value)) < 300
         str(raised.value).encode()
+
+
+class Real(float):
+    __slots__ = ()
+
+
+class Items(list):
+    __slots__ = ()
+
+
+class Pair(tuple):
+    __slots__ = ()
+
+
+odd_scalars = (
+    scalars
+    | st.floats()
+    | st.text(st.characters(), max_size=5)
+    | st.sampled_from([2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 2**64, -(10**400), "\ud800", "a\udfff", "é", "€", "𝄞"])
+    | st.sampled_from([Colour.RED, Size.LARGE, Loud("quiet"), Real(1.5), Real("inf"), Pair((1,)), b"x", 1j, ...])
+)
+odd_values = st.recursive(
+    odd_scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.lists(inner, max_size=4).map(Items)
+        | st.dictionaries(odd_scalars, inner, max_size=20)
+        | st.dictionaries(odd_scalars, inner, max_size=4).map(OrderedDict)
+        | st.sampled_from([{1: "a"}, {1.0: "a"}, {True: "a"}, {1}, bytearray(b"x"), nested(97), nested(98)])
+    ),
+    max_leaves=30,
+)
+
+
+def outcome(function, value):
+    try:
+        return function(value)
+    except (TypeError, ValueError) as error:
+        return type(error), str(error)
+
+
+@given(odd_values)
+def test_both_twins_say_the_same_of_whatever_comes(encoders, value):
+    for name in ("canonical", "fingerprint"):
+        one, *others = [outcome(getattr(encoder, name), value) for encoder in encoders]
+        assert others == [one] * len(others)
+
+
+def test_an_integer_is_hexadecimal(encoder):
+    for number in (sign * 2**bits + more for sign in (1, -1) for bits in range(66) for more in (-1, 0, 1)):
+        assert encoder.canonical(number) == f"i{number:x};".encode()
+
+
+KEYS = [f"key {i}" for i in range(0, 100_000, 10)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 8, 9, 16, 17, 31, 33, 100, 1_000, 10_000])
+@pytest.mark.parametrize(
+    "arrange",
+    [
+        sorted,
+        lambda keys: sorted(keys, reverse=True),
+        lambda keys: random.Random(1).sample(keys, len(keys)),
+        lambda keys: sorted(keys)[::2] + sorted(keys)[::-2],
+        lambda keys: [key for pair in zip(sorted(keys), sorted(keys)[::-1], strict=True) for key in pair],
+        lambda keys: ["x" * 200 + key for key in keys[::-1]],
+        lambda keys: [kind(i) for i in range(len(keys) // 3, 0, -1) for kind in (str, lambda i: i, lambda i: i + 0.5)],
+    ],
+    ids=["in order", "reversed", "shuffled", "organ pipe", "from both ends", "alike at first", "of three types"],
+)
+def test_keys_come_in_the_order_of_their_bytes(encoder, arrange, size):
+    value = {key: [i, "é" * (i % 5)] for i, key in enumerate(arrange(KEYS[:size]))}
+    pairs = [encoder.canonical(key) + encoder.canonical(item) for key, item in value.items()]
+    assert encoder.canonical(value) == b"o%d:" % len(pairs) + b"".join(sorted(pairs))
+
+
+def test_a_wide_value_within_a_wide_value_keeps_the_order_of_both(encoders):
+    def wide(depth):
+        return {str(key): wide(depth - 1) if depth else key for key in range(40, 0, -1)}
+
+    value = wide(2)
+    in_order, *others = [encoder.canonical(value) for encoder in encoders]
+    assert others == [in_order] * len(others)
+    assert in_order == encoders[0].canonical(reordered(value))
+
+
+def test_text_of_any_length_is_kept_whole(encoder):
+    for text in (character * size for character in "xé" for size in (*range(130), *range(480, 520), 10**6)):
+        expected = text.encode()
+        assert encoder.canonical([text, 1]) == b"a2:s%d:%bi1;" % (len(expected), expected)
+
+
+def test_what_is_encoded_is_as_it_was(encoder):
+    class Thing:
+        pass
+
+    texts = ["plain " * 3, "é€ " * 3, "\ud800 " * 3]
+    for refused in (None, Thing(), math.nan, texts[2]):
+        value = {texts[0]: [texts[1], 1.5], texts[1]: refused}
+        parts = [*texts, value, value[texts[0]], *([] if refused is None else [refused])]
+        before = [(sys.getrefcount(part), sys.getsizeof(part)) for part in parts]
+        outcome(encoder.canonical, value)
+        gc.collect()
+        assert [(sys.getrefcount(part), sys.getsizeof(part)) for part in parts] == before
+
+
+def test_a_finalizer_may_empty_the_request_that_is_being_refused(encoder):
+    class Emptying:
+        def __init__(self, value):
+            self.value, self.itself = value, self
+
+        def __del__(self):
+            self.value.clear()
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for i in range(50):
+            value = {f"{i} {j}": [f"{i} \ud800 {j}"] for j in range(10)}
+            Emptying(value)
+            try:
+                assert encoder.canonical(value) == b"o0:"
+            except ValueError as error:
+                assert str(error).startswith(f"$['{i} 0'][0] must be text without lone surrogates")  # noqa: PT017
+            except RuntimeError as error:
+                assert str(error) == "dictionary changed size during iteration"  # noqa: PT017
+    finally:
+        gc.set_threshold(*thresholds)

@@ -1,9 +1,9 @@
-"""Lets each allocation of an operation fail in turn, in the compiled core."""
+"""Lets each allocation of an operation fail in turn, in the compiled modules."""
 
 import _testcapi
 import sys
 
-from acgsperf import _core
+from acgsperf import _canonical, _core
 
 
 def with_failures(operation):
@@ -70,7 +70,16 @@ def histograms():
     assert histogram.count == 4
 
 
-for check in (growing, evicting, histograms):
+def requests():
+    value = {f"é {key}": {"b": [key], "a": "x" * key} for key in range(100, 0, -1)}
+    expected = _canonical.canonical(value)
+    texts = []
+    # A str's bytes for each key, the bytes and the pairs that outgrow the stack, room to sort, and the result.
+    assert with_failures(lambda: texts.append(_canonical.canonical(value))) >= 104
+    assert texts == [expected]
+
+
+for check in (growing, evicting, histograms, requests):
     check()
     blocks = []
     for _ in range(6):
