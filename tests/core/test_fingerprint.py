@@ -277,10 +277,13 @@ def test_a_wide_value_within_a_wide_value_keeps_the_order_of_both(encoders):
     assert in_order == encoders[0].canonical(reordered(value))
 
 
-def test_text_of_any_length_is_kept_whole(encoder):
-    for text in (character * size for character in "xé" for size in (*range(130), *range(480, 520), 10**6)):
-        expected = text.encode()
-        assert encoder.canonical([text, 1]) == b"a2:s%d:%bi1;" % (len(expected), expected)
+def test_text_of_any_length_leaves_what_stands_beside_it_whole(encoder):
+    others = {"z": 1, "y": {"b": [*[-(2**63)] * 3, 1.5, "x", [], {}], "a": None}, "a": True}
+    expected = b"s1:ats1:yo2:s1:ans1:ba7:%bf?\xf8\0\0\0\0\0\0s1:xa0:o0:s1:zi1;" % (b"i-8000000000000000;" * 3)
+    for text in (character * size for character in "xé" for size in (*range(540), 10**6)):
+        kept = text.encode()
+        assert encoder.canonical([text, others]) == b"a2:s%d:%bo3:%b" % (len(kept), kept, expected)
+        assert encoder.canonical({0.0: text, **others})[12:] == b"s%d:%b%b" % (len(kept), kept, expected)
 
 
 def test_what_is_encoded_is_as_it_was(encoder):

@@ -212,7 +212,7 @@ def bad_blobs():
 
 def requests():
     plain = {"id": 7, "é": [1.5, None, True], "n": -(2**63)}
-    wide = {f"key {i}": {f"é {j}": [i, j] for j in range(9, 0, -1)} for i in range(4)}
+    wide = {f"é {i}": {f"{j}": [i, j] for j in (2, 1)} for i in range(40, 0, -1)}
     for value in (plain, wide, ["x" * 1_000], {"big": 2**70}, [True] * 600):
         core.canonical(value), core.fingerprint(value)
     for bad in (float("nan"), "\ud800", b"x", Thing()):
