@@ -39,6 +39,7 @@ IMPLEMENTATION = "c"
 cdef object hexdigest = xxh3_128_hexdigest
 cdef object canonical_py = _canonical_py.canonical
 cdef int MAX_DEPTH = _canonical_py.MAX_DEPTH
+cdef const char *HEXADECIMAL = b"0123456789abcdef"
 
 cdef enum:
     HEADER_BYTES = 22  # a tag, the digits of 2**64, a colon
@@ -208,7 +209,8 @@ cdef inline Outcome write_tag(Writer *writer, char tag) except FAILED:
 cdef Outcome write_str(Writer *writer, PyObject *value) except FAILED:
     if PyUnicode_IS_COMPACT_ASCII(value):
         return write_text(writer, <const char *> PyUnicode_DATA(value), PyUnicode_GET_LENGTH(value))
-    # Into an object of its own: what `PyUnicode_AsUTF8AndSize` gives stays in memory as long as the str.
+    # Into an object of its own: what `PyUnicode_AsUTF8AndSize` gives stays in memory as long as the str, which is held
+    # here, for a lone surrogate makes an exception, and that may start the garbage collector.
     text = <object> value
     cdef PyObject *utf8 = PyUnicode_AsUTF8String(text)
     if utf8 == NULL:
@@ -270,9 +272,6 @@ cdef Outcome write_int(Writer *writer, PyObject *value) except FAILED:
     to[digits] = c';'
     writer.used = (to - writer.text) + digits + 1
     return WRITTEN
-
-
-cdef const char *HEXADECIMAL = b"0123456789abcdef"
 
 
 cdef Outcome write_float(Writer *writer, double number) except FAILED:
