@@ -72,14 +72,16 @@ def _encode_none(value: None, depth: int, path: _Path) -> bytes:
 def _encode_array(value: list[object] | tuple[object, ...], depth: int, path: _Path) -> bytes:
     if depth == MAX_DEPTH:
         raise ValueError(f"{_at(path[:3])}… must be nested at most {MAX_DEPTH} deep")
-    parts = [_encode(item, depth + 1, (*path, i)) for i, item in enumerate(value)]
+    # Other threads may change a list or a dict meanwhile: a copy is as it was at one moment.
+    parts = [_encode(item, depth + 1, (*path, i)) for i, item in enumerate(tuple(value))]
     return b"a%d:%b" % (len(parts), b"".join(parts))
 
 
 def _encode_object(value: Mapping[object, object], depth: int, path: _Path) -> bytes:
     if depth == MAX_DEPTH:
         raise ValueError(f"{_at(path[:3])}… must be nested at most {MAX_DEPTH} deep")
-    parts = [_encode_key(key, path) + _encode(item, depth + 1, (*path, key)) for key, item in value.items()]
+    items = (value.copy() if type(value) is dict else value).items()
+    parts = [_encode_key(key, path) + _encode(item, depth + 1, (*path, key)) for key, item in items]
     # A key's bytes are no prefix of another's, so the pairs sort as their keys do.
     parts.sort()
     return b"o%d:%b" % (len(parts), b"".join(parts))

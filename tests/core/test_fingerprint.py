@@ -318,7 +318,5 @@ def test_a_finalizer_may_empty_the_request_that_is_being_refused(encoder):
                 assert encoder.canonical(value) == b"o0:"
             except ValueError as error:
                 assert str(error).startswith(f"$['{i} 0'][0] must be text without lone surrogates")  # noqa: PT017
-            except RuntimeError as error:
-                assert str(error) == "dictionary changed size during iteration"  # noqa: PT017
     finally:
         gc.set_threshold(*thresholds)
