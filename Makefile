@@ -25,7 +25,7 @@ lint: $(VENV)/.lint
 
 types: $(VENV)/.lint
 	$(BIN)/mypy
-	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._core
+	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._canonical acgsperf._core
 
 bench: $(VENV)/.bench
 	$(BIN)/acgsperf bench

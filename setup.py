@@ -1,8 +1,8 @@
-"""Build the compiled core.  Everything else about the package is in pyproject.toml.
+"""Build the compiled modules.  Everything else about the package is in pyproject.toml.
 
 Environment switches:
-    ACGSPERF_NO_EXTENSIONS=1  build a pure-Python wheel: the twin runs.
-    ACGSPERF_DEBUG=1          C assertions, no optimisation, an annotated HTML page beside the module.
+    ACGSPERF_NO_EXTENSIONS=1  build a pure-Python wheel: the twins run.
+    ACGSPERF_DEBUG=1          C assertions, no optimisation, an annotated HTML page beside each module.
 """
 
 import os
@@ -24,13 +24,19 @@ def extensions() -> list[Extension]:
         compile_args = ["/Od"] if debug else ["/O2"]
     else:
         compile_args = ["-O0", "-g", "-UNDEBUG"] if debug else ["-O3", "-fno-semantic-interposition"]
-    core = Extension(
-        "acgsperf._core",
-        ["acgsperf/_core.pyx"],
-        depends=["acgsperf/_hdr.pxd", "acgsperf/_platform.h", "acgsperf/_python.pxd", "acgsperf/_table.pxd"],
-        extra_compile_args=compile_args,
+    modules: list[Extension] = cythonize(
+        [
+            Extension(
+                f"acgsperf.{name}",
+                [f"acgsperf/{name}.pyx"],
+                depends=["acgsperf/_hdr.pxd", "acgsperf/_platform.h", "acgsperf/_python.pxd", "acgsperf/_table.pxd"],
+                extra_compile_args=compile_args,
+            )
+            for name in ("_canonical", "_core")
+        ],
+        annotate=debug,
+        build_dir="build/cython",
     )
-    modules: list[Extension] = cythonize([core], annotate=debug, build_dir="build/cython")
     return modules
 
 

@@ -1,5 +1,5 @@
 /* What Cython cannot say: a monotonic clock and a cheap one on each platform, the length of an integer in bits, and the
-   hash of an object without a call where it is known. */
+   hash of an object without a call where it is known, and whether there is a GIL. */
 #ifndef ACGSPERF_PLATFORM_H
 #define ACGSPERF_PLATFORM_H
 
@@ -54,6 +54,12 @@ static inline int64_t acgsperf_coarse_ns(void)
 #else
 #define ACGSPERF_COARSE_LAG_NS 0
 #define acgsperf_coarse_ns acgsperf_monotonic_ns
+#endif
+
+#ifdef Py_GIL_DISABLED
+#define ACGSPERF_FREE_THREADED 1
+#else
+#define ACGSPERF_FREE_THREADED 0
 #endif
 
 /* A str remembers its hash; -1 until it was asked for. */

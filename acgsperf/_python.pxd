@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""What the core uses of Python's C interface and Cython's `cpython` package does not declare, or not with raw pointers."""
+"""What the compiled modules use of Python's C interface and Cython's `cpython` package does not declare, or not with raw pointers."""
 
 from cpython.object cimport PyObject
 
@@ -34,3 +34,24 @@ cdef extern from "Python.h":
     void PyErr_WriteUnraisable(PyObject *origin)
     list PyList_New(Py_ssize_t size)
     void PyList_SET_ITEM(list values, Py_ssize_t i, PyObject *stolen)
+    PyObject *Py_False
+    PyObject *Py_None
+    PyObject *Py_True
+    char *PyBytes_AS_STRING(PyObject *value)
+    Py_ssize_t PyBytes_GET_SIZE(PyObject *value)
+    bint PyDict_CheckExact(PyObject *value)
+    dict PyDict_Copy(object mapping)
+    int PyDict_Next(PyObject *mapping, Py_ssize_t *position, PyObject **key, PyObject **value)
+    Py_ssize_t PyDict_Size(PyObject *mapping)
+    void PyErr_Clear()
+    int PyErr_ExceptionMatches(object kind)
+    double PyFloat_AS_DOUBLE(PyObject *value)
+    bint PyFloat_CheckExact(PyObject *value)
+    tuple PyList_AsTuple(object values)
+    bint PyList_CheckExact(PyObject *value)
+    bint PyLong_CheckExact(PyObject *value)
+    Py_ssize_t PySequence_Fast_GET_SIZE(PyObject *values)
+    PyObject **PySequence_Fast_ITEMS(PyObject *values)
+    bint PyTuple_CheckExact(PyObject *value)
+    PyObject *PyUnicode_AsUTF8String(object value)
+    bint PyUnicode_IS_COMPACT_ASCII(PyObject *value)

@@ -1,4 +1,4 @@
-"""Which twin runs, and what an import of the package brings with it."""
+"""Which twins run, and what an import of the package brings with it."""
 
 import json
 import os
@@ -10,7 +10,9 @@ import pytest
 import acgsperf
 from acgsperf import _dispatch
 
-NAMES = ["HashValidator", "LRUCache", "LatencyHistogram", "Timer"]
+NAMES = ["HashValidator", "LRUCache", "LatencyHistogram", "Timer", "canonical", "fingerprint"]
+COMPILED = ["acgsperf._canonical", "acgsperf._core"]
+TWINS = ["acgsperf._canonical_py", "acgsperf._core_py"]
 
 
 def said(code, **environment):
@@ -33,23 +35,24 @@ print(json.dumps([acgsperf.IMPLEMENTATION, *sorted(modules)]))
 """
 
 
-def test_the_environment_forces_the_twin():
-    assert said(WHERE, ACGSPERF_NO_EXTENSIONS="1") == ["python", "acgsperf._core_py"]
+def test_the_environment_forces_the_twins():
+    assert said(WHERE, ACGSPERF_NO_EXTENSIONS="1") == ["python", *TWINS]
 
 
-def test_a_missing_extension_falls_back_to_the_twin():
-    assert said(f"sys.modules['acgsperf._core'] = None\n{WHERE}") == ["python", "acgsperf._core_py"]
+@pytest.mark.parametrize("missing", COMPILED)
+def test_a_missing_extension_falls_back_to_both_twins(missing):
+    assert said(f"sys.modules[{missing!r}] = None\n{WHERE}") == ["python", *TWINS]
 
 
-@pytest.mark.skipif(os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1", reason="built without its extension on purpose")
+@pytest.mark.skipif(os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1", reason="built without its extensions on purpose")
 @pytest.mark.parametrize("value", ["", "0"])
-def test_otherwise_the_compiled_core_runs(value):
-    assert said(WHERE, ACGSPERF_NO_EXTENSIONS=value) == ["c", "acgsperf._core"]
+def test_otherwise_the_compiled_modules_run(value):
+    assert said(WHERE, ACGSPERF_NO_EXTENSIONS=value) == ["c", *COMPILED]
 
 
-def test_the_implementation_is_that_of_the_classes():
-    module = {"c": "acgsperf._core", "python": "acgsperf._core_py"}[acgsperf.IMPLEMENTATION]
-    assert {getattr(acgsperf, name).__module__ for name in NAMES} == {module}
+def test_the_implementation_is_that_of_the_classes_and_functions():
+    modules = {"c": COMPILED, "python": TWINS}[acgsperf.IMPLEMENTATION]
+    assert {getattr(acgsperf, name).__module__ for name in NAMES} == set(modules)
 
 
 def test_all_is_sorted_complete_and_there():

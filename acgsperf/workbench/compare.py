@@ -7,6 +7,7 @@ clock drifts, but a ratio within a run holds. Times include the loop.
 import functools
 import importlib
 import itertools
+import json
 import platform
 import random
 import sys
@@ -23,11 +24,14 @@ from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from xxhash import xxh3_128_hexdigest
 
 from acgsperf._types import CONSTITUTIONAL_HASH
 
 Action = Callable[[], object]
 _DISTRIBUTIONS: Final = {
+    "acgsperf._canonical": "acgsperf",
+    "acgsperf._canonical_py": "acgsperf",
     "acgsperf._core": "acgsperf",
     "acgsperf._core_py": "acgsperf",
     "cachebox": "cachebox",
@@ -36,6 +40,7 @@ _DISTRIBUTIONS: Final = {
     "hdrh.histogram": "hdrhistogram",
     "lru": "lru-dict",
     "moka_py": "moka-py",
+    "msgspec.json": "msgspec",
     "prometheus_client": "prometheus-client",
     "theine": "theine",
 }
@@ -181,6 +186,7 @@ def cases(modules: dict[str, ModuleType], *, quick: bool = False) -> Iterator[Ca
     yield from _cache_cases(modules, quick)
     yield from _validator_cases(modules)
     yield from _histogram_cases(modules)
+    yield from _fingerprint_cases(modules)
 
 
 def contestants() -> tuple[dict[str, ModuleType], list[str]]:
@@ -356,6 +362,40 @@ def _histogram_cases(modules: dict[str, ModuleType]) -> Iterator[Case]:
     calls = {"len(s)": _each(len, texts)} | {name: _each(record, values) for name, record in recorders.items()}
     others = tuple(Bound(name, 0.05) for name in ("hdrh", "ddsketch", "prometheus_client"))
     yield Case("record", len(values), calls, (Bound("len(s)", 1.4), *others), 30)
+
+
+def _fingerprint_cases(modules: dict[str, ModuleType]) -> Iterator[Case]:
+    flat = [{"user": i, "type": "api_call", "id": f"request {i}"} for i in range(1_000)]
+    nested = [
+        {
+            f"field {i}": {"name": f"naïve {i}", "tags": ["a", None, True], "rate": 1.5 * i}
+            if i % 4 == 0
+            else i * 1_000
+            for i in range(20)
+        }
+        for _ in range(50)
+    ]
+
+    def msgspec(module: ModuleType) -> Any:
+        encode = module.Encoder(order="deterministic").encode
+        return lambda request: xxh3_128_hexdigest(encode(request))
+
+    # What one would take instead: JSON, which has text for every key and does not tell "1" from 1 there.
+    functions = {
+        "json + xxh3": lambda request: xxh3_128_hexdigest(json.dumps(request, sort_keys=True).encode()),
+        **_present(
+            modules,
+            {
+                _OURS: ("acgsperf._canonical", lambda module: module.fingerprint),
+                _TWIN: ("acgsperf._canonical_py", lambda module: module.fingerprint),
+                "msgspec.json + xxh3": ("msgspec.json", msgspec),
+            },
+        ),
+    }
+    bounds = Bound("json + xxh3", 0.2), Bound("msgspec.json + xxh3", 1.0)
+    for name, requests in (("fingerprint, 3 fields", flat), ("fingerprint, 20 fields, nested", nested)):
+        calls = {contestant: _each(function, requests) for contestant, function in functions.items()}
+        yield Case(name, len(requests), calls, bounds, 30)
 
 
 def _memory(modules: dict[str, ModuleType], entries: int) -> Iterator[Result]:

@@ -1,4 +1,4 @@
-"""Every test of the core runs on both implementations."""
+"""Every test of the compiled modules runs on both implementations."""
 
 import importlib
 import os
@@ -11,23 +11,33 @@ from types import ModuleType
 
 import pytest
 
-# Where the package was built without its extension on purpose, there is one implementation to test.
+# Where the package was built without its extensions on purpose, there is one implementation to test.
 IMPLEMENTATIONS = ["python"] if os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" else ["c", "python"]
 
 
-def imported(implementation: str) -> ModuleType:
-    return importlib.import_module({"c": "acgsperf._core", "python": "acgsperf._core_py"}[implementation])
+def imported(name: str, implementation: str) -> ModuleType:
+    return importlib.import_module(f"acgsperf.{name}" + {"c": "", "python": "_py"}[implementation])
 
 
 @pytest.fixture(scope="session", params=IMPLEMENTATIONS)
 def core(request: pytest.FixtureRequest) -> ModuleType:
-    return imported(request.param)
+    return imported("_core", request.param)
 
 
 @pytest.fixture(scope="session")
 def twins() -> list[ModuleType]:
     """All implementations at once, to compare what they say."""
-    return [imported(implementation) for implementation in IMPLEMENTATIONS]
+    return [imported("_core", implementation) for implementation in IMPLEMENTATIONS]
+
+
+@pytest.fixture(scope="session", params=IMPLEMENTATIONS)
+def encoder(request: pytest.FixtureRequest) -> ModuleType:
+    return imported("_canonical", request.param)
+
+
+@pytest.fixture(scope="session")
+def encoders() -> list[ModuleType]:
+    return [imported("_canonical", implementation) for implementation in IMPLEMENTATIONS]
 
 
 class Clock:

@@ -18,3 +18,7 @@ OPERATIONS = [
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_repeating_an_operation_does_not_take_more_and_more_memory(core, isolated, operation):
     isolated("leaks.py", core.__name__, operation)
+
+
+def test_encoding_requests_does_not_take_more_and_more_memory(encoder, isolated):
+    isolated("leaks.py", encoder.__name__, "requests")

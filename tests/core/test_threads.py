@@ -19,3 +19,7 @@ RACES = [
 @pytest.mark.parametrize("race", RACES)
 def test_threads_leave_a_shared_object_whole_and_its_counters_exact(core, isolated, race):
     isolated("races.py", core.__name__, race)
+
+
+def test_a_request_that_other_threads_change_is_encoded_whole(encoder, isolated):
+    isolated("races.py", encoder.__name__, "requests_change_while_they_are_encoded")

@@ -210,6 +210,21 @@ def bad_blobs():
     refused(core.LatencyHistogram.decode, None)
 
 
+def requests():
+    plain = {"id": 7, "é": [1.5, None, True], "n": -(2**63)}
+    wide = {f"é {i}": {f"{j}": [i, j] for j in (2, 1)} for i in range(40, 0, -1)}
+    for value in (plain, wide, ["x" * 1_000], {"big": 2**70}, [True] * 600):
+        core.canonical(value), core.fingerprint(value)
+    for bad in (float("nan"), "\ud800", b"x", Thing()):
+        refused(core.canonical, {"wide": wide, "z": [plain, bad]})
+        refused(core.fingerprint, {"wide": wide, bad: plain})
+    for _ in range(101):
+        plain = [plain]
+    refused(core.canonical, plain)
+    refused(core.canonical)
+    refused(core.fingerprint, 1, 2)
+
+
 OPERATIONS = {
     operation.__name__: operation
     for operation in (
@@ -222,6 +237,7 @@ OPERATIONS = {
         validator,
         histogram,
         bad_blobs,
+        requests,
     )
 }
 

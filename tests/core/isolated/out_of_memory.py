@@ -1,9 +1,9 @@
-"""Lets each allocation of an operation fail in turn, in the compiled core."""
+"""Lets each allocation of an operation fail in turn, in the compiled modules."""
 
 import _testcapi
 import sys
 
-from acgsperf import _core
+from acgsperf import _canonical, _core
 
 HASH = "cdd01ef066bc6cf2"
 
@@ -122,7 +122,15 @@ def validators():
     assert stats.valid >= 102
 
 
-for check in (growing, shrinking, evicting, histograms, validators):
+def requests():
+    value = {f"é {key}": {"b": [key], "a": "x" * key} for key in range(100, 0, -1)}
+    expected = _canonical.canonical(value)
+    # A str's bytes for each key, the bytes and the pairs that outgrow the stack, room to sort, and the result.
+    assert with_failures(_canonical.canonical, value) >= 104
+    assert _canonical.canonical(value) == expected
+
+
+for check in (growing, shrinking, evicting, histograms, validators, requests):
     check()
     blocks = []
     for _ in range(6):

@@ -256,6 +256,71 @@ def histograms_merged_both_ways_do_not_deadlock():
     assert other.count >= 1
 
 
+def parsed(text):
+    """The value of canonical bytes, which must be whole."""
+
+    def value():
+        tag = take(1)
+        if tag in b"tFn":
+            return {b"t": True, b"F": False, b"n": None}[tag]
+        if tag == b"i":
+            return int(until(b";"), 16)
+        length = int(until(b":"))
+        if tag == b"s":
+            return take(length).decode()
+        if tag == b"a":
+            return [value() for _ in range(length)]
+        assert tag == b"o"
+        return {value(): value() for _ in range(length)}
+
+    def take(length):
+        nonlocal text
+        taken, text = text[:length], text[length:]
+        assert len(taken) == length
+        return taken
+
+    def until(mark):
+        nonlocal text
+        taken, found, text = text.partition(mark)
+        assert found
+        return taken
+
+    result = value()
+    assert not text
+    return result
+
+
+def requests_change_while_they_are_encoded():
+    items, inner = [], {}
+    request = {"items": items, "inner": inner, "é": "é" * 20}
+    running = [True] * 2
+
+    def change(number):
+        try:
+            for i in range(ROUNDS * 4):
+                inner[f"é{number} {i % 50}"] = [f"€ {i}"] * (i % 3)
+                items.append(f"{number} € {i}")
+                request[f"{i % 9}"] = {"é": f"𝄞 {i}"}
+                if i % 40 == 0:
+                    inner.clear()
+                    items.clear()
+                    request.pop(f"{i % 7}", None)
+                if i % 100 == 0:
+                    time.sleep(0)
+        finally:
+            running[number] = False
+
+    def encode(number):
+        while any(running):
+            text = core.canonical(request)
+            value = parsed(text)
+            assert core.canonical(value) == text
+            assert value["é"] == "é" * 20
+            assert set(value["inner"]) <= {f"é{i} {j}" for i in range(2) for j in range(50)}
+
+    run(change, change, encode, encode)
+
+
 RACES = {
     race.__name__: race
     for race in (
@@ -269,6 +334,7 @@ RACES = {
         histogram_equals_one_recorded_by_one_thread,
         histogram_is_looked_at_while_it_is_reset,
         histograms_merged_both_ways_do_not_deadlock,
+        requests_change_while_they_are_encoded,
     )
 }
 
