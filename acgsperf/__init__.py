@@ -30,6 +30,7 @@ from acgsperf.errors import (
     TierError,
 )
 from acgsperf.fingerprint import canonical, fingerprint
+from acgsperf.settings import Settings
 from acgsperf.validator import ComplianceValidator, ContextVerdict, ValidatorMetrics
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ __all__ = [
     "PoolUnhealthy",
     "PostgresTier",
     "RedisTier",
+    "Settings",
     "SettingsError",
     "TierError",
     "TieredCache",
