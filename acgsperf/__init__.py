@@ -35,6 +35,7 @@ from acgsperf.validator import ComplianceValidator, ContextVerdict, ValidatorMet
 
 if TYPE_CHECKING:
     from acgsperf.cache import CacheHealth, TieredCache, TieredStats, Written
+    from acgsperf.monitor import Alert, AlertKind, AlertState, Monitor, Reading, Targets
     from acgsperf.pool import CloseReason, ConnectionPool, PoolHealth, PoolManager, PoolOptimization, PoolStats
     from acgsperf.tiers.postgres import PostgresTier
     from acgsperf.tiers.redis import RedisTier
@@ -43,6 +44,9 @@ __all__ = [
     "CONSTITUTIONAL_HASH",
     "IMPLEMENTATION",
     "AcgsperfError",
+    "Alert",
+    "AlertKind",
+    "AlertState",
     "CacheError",
     "CacheHealth",
     "CacheStats",
@@ -59,6 +63,7 @@ __all__ = [
     "LoadCancelledError",
     "LoadError",
     "LoadTimeoutError",
+    "Monitor",
     "PoolClosed",
     "PoolError",
     "PoolExists",
@@ -71,9 +76,11 @@ __all__ = [
     "PoolTimeout",
     "PoolUnhealthy",
     "PostgresTier",
+    "Reading",
     "RedisTier",
     "Settings",
     "SettingsError",
+    "Targets",
     "TierError",
     "TieredCache",
     "TieredStats",
@@ -88,15 +95,21 @@ __all__ = [
 
 # asyncio and the clients of servers take longer to import than all the rest, and who wants the core does without them.
 _LATER = {
+    "Alert": "acgsperf.monitor",
+    "AlertKind": "acgsperf.monitor",
+    "AlertState": "acgsperf.monitor",
     "CacheHealth": "acgsperf.cache",
     "CloseReason": "acgsperf.pool",
     "ConnectionPool": "acgsperf.pool",
+    "Monitor": "acgsperf.monitor",
     "PoolHealth": "acgsperf.pool",
     "PoolManager": "acgsperf.pool",
     "PoolOptimization": "acgsperf.pool",
     "PoolStats": "acgsperf.pool",
     "PostgresTier": "acgsperf.tiers.postgres",
+    "Reading": "acgsperf.monitor",
     "RedisTier": "acgsperf.tiers.redis",
+    "Targets": "acgsperf.monitor",
     "TieredCache": "acgsperf.cache",
     "TieredStats": "acgsperf.cache",
     "Written": "acgsperf.cache",
