@@ -4,7 +4,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acgsperf._forecast import Trend, trend
@@ -66,6 +66,7 @@ def test_noise_has_hardly_ever_a_trend_and_a_drift_out_of_it_has():
     assert sum(found is not None for found in drift) >= 180
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, min_value=0), min_size=8, max_size=20))
 def test_no_numbers_break_it_and_turned_around_they_say_the_opposite(values):
     found = trend(points(values))

@@ -8,7 +8,7 @@ import traceback
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acgsperf import CONSTITUTIONAL_HASH, Settings, SettingsError
@@ -189,6 +189,7 @@ def test_an_address_is_shown_without_its_passwords(url, shown):
     assert "s3cr3t" not in repr(settings)
 
 
+@settings(deadline=None)
 @given(st.text(min_size=1), st.sampled_from(["redis://:{}@h", "redis://u:{}@h/0", "redis://h?password={}", "redis:{}"]))
 def test_no_character_in_a_password_makes_it_visible(characters, form):
     secret = f"s3cr3t{characters}s3cr3t"
