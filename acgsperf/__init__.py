@@ -31,10 +31,12 @@ from acgsperf.errors import (
     TierError,
 )
 from acgsperf.fingerprint import canonical, fingerprint, request_key
+from acgsperf.settings import Settings
 from acgsperf.validator import ComplianceValidator, ContextVerdict, ValidatorMetrics
 
 if TYPE_CHECKING:
     from acgsperf.cache import CacheHealth, TieredCache, TieredStats, Written
+    from acgsperf.monitor import Alert, AlertKind, AlertState, Monitor, Reading, Targets
     from acgsperf.pool import CloseReason, ConnectionPool, PoolHealth, PoolManager, PoolOptimization, PoolStats
     from acgsperf.service import PerformanceService, PerformanceSummary, ServiceHealth
     from acgsperf.tiers.postgres import PostgresTier
@@ -44,6 +46,9 @@ __all__ = [
     "CONSTITUTIONAL_HASH",
     "IMPLEMENTATION",
     "AcgsperfError",
+    "Alert",
+    "AlertKind",
+    "AlertState",
     "CacheError",
     "CacheHealth",
     "CacheStats",
@@ -60,6 +65,7 @@ __all__ = [
     "LoadCancelledError",
     "LoadError",
     "LoadTimeoutError",
+    "Monitor",
     "PerformanceService",
     "PerformanceSummary",
     "PoolClosed",
@@ -74,10 +80,13 @@ __all__ = [
     "PoolTimeout",
     "PoolUnhealthy",
     "PostgresTier",
+    "Reading",
     "RedisTier",
     "ServiceError",
     "ServiceHealth",
+    "Settings",
     "SettingsError",
+    "Targets",
     "TierError",
     "TieredCache",
     "TieredStats",
@@ -93,9 +102,13 @@ __all__ = [
 
 # asyncio and the clients of servers take longer to import than all the rest, and who wants the core does without them.
 _LATER = {
+    "Alert": "acgsperf.monitor",
+    "AlertKind": "acgsperf.monitor",
+    "AlertState": "acgsperf.monitor",
     "CacheHealth": "acgsperf.cache",
     "CloseReason": "acgsperf.pool",
     "ConnectionPool": "acgsperf.pool",
+    "Monitor": "acgsperf.monitor",
     "PerformanceService": "acgsperf.service",
     "PerformanceSummary": "acgsperf.service",
     "PoolHealth": "acgsperf.pool",
@@ -103,8 +116,10 @@ _LATER = {
     "PoolOptimization": "acgsperf.pool",
     "PoolStats": "acgsperf.pool",
     "PostgresTier": "acgsperf.tiers.postgres",
+    "Reading": "acgsperf.monitor",
     "RedisTier": "acgsperf.tiers.redis",
     "ServiceHealth": "acgsperf.service",
+    "Targets": "acgsperf.monitor",
     "TieredCache": "acgsperf.cache",
     "TieredStats": "acgsperf.cache",
     "Written": "acgsperf.cache",

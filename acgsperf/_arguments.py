@@ -1,4 +1,4 @@
-"""What the core, in both implementations, and the pool ask of their arguments: one check and one message for each."""
+"""What the core, in both implementations, and what is built on it ask of arguments: one check, one message for each."""
 
 import math
 import re
@@ -24,6 +24,21 @@ def checked_int(name: str, value: SupportsIndex) -> int:
     except TypeError:
         pass
     raise TypeError(f"{name} must be an integer, not {value!r}")
+
+
+def checked_bool(name: str, value: bool) -> bool:
+    """True or False; 0 and 1 are none."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, not {value!r}")
+    return value
+
+
+def checked_at_least(name: str, value: SupportsIndex, least: int) -> int:
+    """An integer that is not too small."""
+    number = checked_int(name, value)
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+    return number
 
 
 def checked_callable(name: str, value: _CallbackT) -> _CallbackT:
@@ -59,33 +74,49 @@ def checked_seconds(name: str, value: SupportsFloat, *, zero: bool = False) -> f
     return seconds
 
 
-def _checked_hash(item: object) -> str:
+def checked_positive(name: str, value: SupportsFloat) -> float:
+    """A positive number that is not infinite."""
+    number = _checked_real(f"{name} must be a positive number", value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} must be a positive number, not {value!r}")
+    return number
+
+
+def checked_share(name: str, value: SupportsFloat) -> float:
+    """A number above 0 and up to 1."""
+    share = _checked_real(f"{name} must be a number above 0 and up to 1", value)
+    if not 0 < share <= 1:
+        raise ValueError(f"{name} must be above 0 and at most 1, not {value!r}")
+    return share
+
+
+def _checked_hash(item: object, name: str) -> str:
     """16 digits of 0-9a-f, without what a subclass of str adds to them."""
     if not isinstance(item, str):
-        raise TypeError(f"expected must be a str or an iterable of str, not {item!r}")
+        raise TypeError(f"{name} must be a str or an iterable of str, not {item!r}")
     if not HEXADECIMAL.fullmatch(item):
-        raise ValueError(f"expected must be {HASH_LENGTH} lower-case hexadecimal digits, not {item!r}")
+        raise ValueError(f"{name} must be {HASH_LENGTH} lower-case hexadecimal digits, not {item!r}")
     return str.__str__(item)
 
 
-def checked_hashes(expected: str | Iterable[str]) -> tuple[str, ...]:
+def checked_hashes(expected: str | Iterable[str], name: str = "expected") -> tuple[str, ...]:
     """1 to 16 different hashes."""
     items: Any = (expected,) if isinstance(expected, str | bytes) else expected
     try:
         items = dict.fromkeys(items)
     except TypeError:
-        raise TypeError(f"expected must be a str or an iterable of str, not {expected!r}") from None
-    hashes = tuple(map(_checked_hash, items))
+        raise TypeError(f"{name} must be a str or an iterable of str, not {expected!r}") from None
+    hashes = tuple(map(_checked_hash, items, repeat(name)))
     if not 1 <= len(hashes) <= MOST_HASHES:
-        raise ValueError(f"expected must be 1 to {MOST_HASHES} hashes, not {len(hashes)}")
+        raise ValueError(f"{name} must be 1 to {MOST_HASHES} hashes, not {len(hashes)}")
     return hashes
 
 
-def checked_maxsize(maxsize: SupportsIndex) -> int:
+def checked_maxsize(maxsize: SupportsIndex, name: str = "maxsize") -> int:
     """A number of entries."""
-    size = checked_int("maxsize", maxsize)
+    size = checked_int(name, maxsize)
     if not 1 <= size <= MAX_ENTRIES:
-        raise ValueError(f"maxsize must be between 1 and {MAX_ENTRIES}, not {size!r}")
+        raise ValueError(f"{name} must be between 1 and {MAX_ENTRIES}, not {size!r}")
     return size
 
 

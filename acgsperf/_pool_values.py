@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from acgsperf._arguments import checked_callable, checked_int, checked_seconds
+from acgsperf._arguments import checked_bool, checked_callable, checked_int, checked_seconds
 from acgsperf._types import HistogramSnapshot
 
 if TYPE_CHECKING:
@@ -78,8 +78,7 @@ class PoolOptions:
             checked["max_waiting"] = most = checked_int("max_waiting", self.max_waiting)
             if most < 0:
                 raise ValueError(f"max_waiting must be None or at least 0, not {most}")
-        if not isinstance(self.reset, bool):
-            raise TypeError(f"reset must be a bool, not {self.reset!r}")
+        checked_bool("reset", self.reset)
         checked_callable("init", self.init)
         if not callable(self.clock):
             raise TypeError(f"clock must be callable, not {self.clock!r}")

@@ -8,23 +8,13 @@ from typing import Final, Self
 
 from acgsperf._dispatch import HashValidator, LatencyHistogram, LRUCache
 from acgsperf._types import CONSTITUTIONAL_HASH, HistogramSnapshot, ValidatorStats, Verdict
-from acgsperf.errors import ComplianceError, SettingsError
+from acgsperf.errors import ComplianceError
 from acgsperf.fingerprint import fingerprint
+from acgsperf.settings import HASH_VARIABLE, Settings
 
 HASH_HEADER: Final = "X-Constitutional-Hash"
 HASH_FIELD: Final = "constitutional_hash"
-HASH_VARIABLE: Final = "CONSTITUTIONAL_HASH"
-
-_SWITCHES: Final = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "on": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "off": False,
-}
+_VARIABLES: Final = (HASH_VARIABLE, "FAST_PATH_ENABLED", "BATCH_PROCESSING_ENABLED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +87,13 @@ class ComplianceValidator:
         Raises:
             SettingsError: names the variable, its value and what was expected.
         """
-        written = environ.get(HASH_VARIABLE, CONSTITUTIONAL_HASH)
-        hashes = [item.strip() for item in written.split(",")]
-        fast_path = _switch(environ, "FAST_PATH_ENABLED")
-        batch = _switch(environ, "BATCH_PROCESSING_ENABLED")
-        try:
-            return cls(hashes, fast_path=fast_path, batch=batch)
-        except ValueError:
-            raise SettingsError(HASH_VARIABLE, written, "1 to 16 hashes of 16 digits 0-9a-f, with commas") from None
+        # These alone: who asks for a validator is not told of a bad address of a server.
+        settings = Settings.from_environment({name: environ[name] for name in _VARIABLES if name in environ})
+        return cls(
+            settings.constitutional_hashes,
+            fast_path=settings.fast_path_enabled,
+            batch=settings.batch_processing_enabled,
+        )
 
     @property
     def expected(self) -> tuple[str, ...]:
@@ -244,11 +233,3 @@ class ComplianceValidator:
 def _text(written: str | bytes) -> str:
     # HTTP's own encoding: every byte is a character.
     return written.decode("latin-1") if isinstance(written, bytes) else written
-
-
-def _switch(environ: Mapping[str, str], variable: str) -> bool:
-    written = environ.get(variable, "true")
-    try:
-        return _SWITCHES[written.strip().lower()]
-    except KeyError:
-        raise SettingsError(variable, written, "true or false") from None

@@ -1,14 +1,20 @@
 """What a type checker sees of the public names: `make types` reads this file, nothing runs it."""
 
+from collections.abc import Callable
 from typing import assert_type
 
 from acgsperf import (
+    Alert,
     CacheStats,
     EvictionReason,
     HashValidator,
     HistogramSnapshot,
     LatencyHistogram,
     LRUCache,
+    Monitor,
+    Reading,
+    Settings,
+    Targets,
     Timer,
     ValidatorStats,
     Verdict,
@@ -79,3 +85,16 @@ assert_type(LatencyHistogram.decode(b""), LatencyHistogram)
 with histogram.time() as timer:
     assert_type(timer, Timer)
 histogram.record(1.5)  # type: ignore[arg-type]
+
+settings = Settings.from_environment({})
+assert_type(settings, Settings)
+assert_type(settings.constitutional_hashes, tuple[str, ...])
+assert_type(settings.redis_url, str | None)
+Settings(l1_cache_size="100")  # type: ignore[arg-type]
+settings.l1_cache_size = 100  # type: ignore[misc]
+
+monitor = Monitor(Targets(hit_rate=0.9), history=10)
+assert_type(monitor.observe(Reading(at=0.0, requests=0)), tuple[Alert, ...])
+assert_type(monitor.history, tuple[Reading, ...])
+assert_type(monitor.on_alert(print), Callable[[], None])
+monitor.on_alert("print")  # type: ignore[arg-type]

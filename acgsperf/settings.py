@@ -1,0 +1,234 @@
+"""Every environment variable of the package, parsed and checked once."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, Self
+from urllib.parse import unquote_plus, urlsplit
+
+from acgsperf._arguments import (
+    checked_at_least,
+    checked_bool,
+    checked_hashes,
+    checked_maxsize,
+    checked_positive,
+    checked_share,
+)
+from acgsperf._pool_values import checked_dsn
+from acgsperf._types import CONSTITUTIONAL_HASH
+from acgsperf.errors import SettingsError
+
+__all__ = ["HASH_VARIABLE", "Settings"]
+
+HASH_VARIABLE: Final = "CONSTITUTIONAL_HASH"
+
+_SWITCHES: Final = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
+_REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "unix"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a service is told from outside.
+
+    A repr shows no password; the fields themselves hold them.
+
+    Args:
+        constitutional_hashes: the accepted hashes, the current one first.
+        fast_path_enabled: `fast_path` of a `ComplianceValidator`.
+        batch_processing_enabled: its `batch`.
+        database_url: where PostgreSQL is, None to do without.
+        db_pool_min_size: connections kept open.
+        db_pool_max_size: connections at most.
+        db_pool_health_check_interval: seconds between two health checks of the pools.
+        redis_url: where Redis is, None to do without.
+        l1_cache_size: entries of L1.
+        l2_ttl_default: seconds until a value expires.
+        cache_hit_rate_target: a share, 0.95 for 95 %.
+        p50_latency_target_ms, p95_latency_target_ms, p99_latency_target_ms: milliseconds.
+        throughput_target_rps: requests per second.
+        monitoring_interval_s: seconds between two looks at the figures.
+        optimization_interval_s: seconds between two optimisations.
+
+    Raises:
+        TypeError, ValueError: names the field; of an address it repeats nothing.
+    """
+
+    constitutional_hashes: tuple[str, ...] = (CONSTITUTIONAL_HASH,)
+    fast_path_enabled: bool = True
+    batch_processing_enabled: bool = True
+    database_url: str | None = None
+    db_pool_min_size: int = 20
+    db_pool_max_size: int = 100
+    db_pool_health_check_interval: float = 30.0
+    redis_url: str | None = None
+    l1_cache_size: int = 100_000
+    l2_ttl_default: float = 3600.0
+    cache_hit_rate_target: float = 0.95
+    p50_latency_target_ms: float = 1.0
+    p95_latency_target_ms: float = 2.0
+    p99_latency_target_ms: float = 5.0
+    throughput_target_rps: float = 1000.0
+    monitoring_interval_s: float = 30.0
+    optimization_interval_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name, rule in _RULES.items():
+            object.__setattr__(self, name, rule.check(name, getattr(self, name)))
+        if self.db_pool_min_size > self.db_pool_max_size:
+            raise ValueError(
+                "db_pool_min_size must be at most db_pool_max_size,"
+                f" not {self.db_pool_min_size} and {self.db_pool_max_size}"
+            )
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """The settings that the environment names, and the default of every other.
+
+        An address that is empty is none; any other empty variable is an error.
+
+        Raises:
+            SettingsError: names the variable, its value (of an address only the scheme) and what was expected.
+        """
+        found: dict[str, Any] = {}
+        for name, rule in _RULES.items():
+            variable = variable_of(name)
+            if variable in environ:
+                found[name] = rule.read(name, variable, environ[variable])
+        least, most = (found.get(name, _DEFAULTS[name]) for name in ("db_pool_min_size", "db_pool_max_size"))
+        if least > most:
+            # Blamed is one that was set: the default of the other may be what it cannot go with.
+            if "db_pool_min_size" in found:
+                raise SettingsError("DB_POOL_MIN_SIZE", str(least), f"at most DB_POOL_MAX_SIZE, which is {most}")
+            raise SettingsError("DB_POOL_MAX_SIZE", str(most), f"at least DB_POOL_MIN_SIZE, which is {least}")
+        return cls(**found)
+
+    def __repr__(self) -> str:
+        shown = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in _ADDRESSES and value is not None:
+                value = masked(value)
+            shown.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a field."""
+    return HASH_VARIABLE if name == "constitutional_hashes" else name.upper()
+
+
+def masked(url: str) -> str:
+    """An address that can be used, with `***` for its passwords."""
+    head, mark, query = url.partition("?")
+    scheme, separator, rest = head.partition("://")
+    authority, slash, path = rest.partition("/")
+    # Where an @ or a # comes later than it should, what stands before it may be the rest of a password.
+    if not separator or "@" in path + query or "#" in url:
+        return _hidden(url)
+    user_info, at, server = authority.rpartition("@")
+    user, colon, _ = user_info.partition(":")
+    shown = f"{scheme}://{user}{colon}{'***' * len(colon)}{at}{server}{slash}{path}{mark}"
+    options: list[str] = []
+    for option in query.split("&"):
+        name = option.partition("=")[0]
+        if any(word in unquote_plus(name).lower() for word in ("pass", "secret", "token")):
+            # What follows may be the rest of it, after an & that should have been written %26.
+            options.append(f"{name}=***")
+            break
+        options.append(option)
+    return shown + "&".join(options)
+
+
+def _hidden(url: str) -> str:
+    """The scheme of an address, if it has a likely one, and nothing else of it."""
+    scheme, separator, _ = url.partition("://")
+    return f"{scheme}://***" if separator and scheme.isalpha() else "***"
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """How a setting is written, and what is right: `check` raises a TypeError or ValueError that names the field."""
+
+    expected: str
+    parse: Callable[[str], Any]
+    check: Callable[[str, Any], object]
+
+    def read(self, name: str, variable: str, written: str) -> object:
+        try:
+            return self.check(name, self.parse(written))
+        except (ValueError, KeyError):
+            shown = _hidden(written) if name in _ADDRESSES else written
+        raise SettingsError(variable, shown, self.expected)
+
+
+def _list(written: str) -> list[str]:
+    return [item.strip() for item in written.split(",")]
+
+
+def _switch(written: str) -> bool:
+    return _SWITCHES[written.strip().lower()]
+
+
+def _address(written: str) -> str | None:
+    return written.strip() or None
+
+
+def _checked_database_url(name: str, url: str | None) -> str | None:
+    return None if url is None else checked_dsn(name, url)
+
+
+def _checked_redis_url(name: str, url: str | None) -> str | None:
+    if url is None:
+        return None
+    if not isinstance(url, str):
+        raise TypeError(f"{name} must be a str or None, not of type {type(url).__name__}")
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in _REDIS_SCHEMES and "://" in url and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise ValueError(f"{name} must start with redis://, rediss:// or unix://; a / in a password is written %2F")
+    return url
+
+
+def _at_least(least: int) -> _Rule:
+    return _Rule(f"an integer of at least {least}", int, lambda name, value: checked_at_least(name, value, least))
+
+
+_SWITCH: Final = _Rule("true or false", _switch, checked_bool)
+_POSITIVE: Final = _Rule("a positive number", float, checked_positive)
+_RULES: Final = {
+    "constitutional_hashes": _Rule(
+        "1 to 16 hashes of 16 digits 0-9a-f, with commas", _list, lambda name, value: checked_hashes(value, name)
+    ),
+    "fast_path_enabled": _SWITCH,
+    "batch_processing_enabled": _SWITCH,
+    "database_url": _Rule("a postgresql:// URL, with / in a password as %2F", _address, _checked_database_url),
+    "db_pool_min_size": _at_least(0),
+    "db_pool_max_size": _at_least(1),
+    "db_pool_health_check_interval": _POSITIVE,
+    "redis_url": _Rule(
+        "a redis://, rediss:// or unix:// URL, with / in a password as %2F", _address, _checked_redis_url
+    ),
+    "l1_cache_size": _Rule("an integer from 1 to 2**30", int, lambda name, value: checked_maxsize(value, name)),
+    "l2_ttl_default": _POSITIVE,
+    "cache_hit_rate_target": _Rule("a share above 0 and up to 1", float, checked_share),
+    "p50_latency_target_ms": _POSITIVE,
+    "p95_latency_target_ms": _POSITIVE,
+    "p99_latency_target_ms": _POSITIVE,
+    "throughput_target_rps": _POSITIVE,
+    "monitoring_interval_s": _POSITIVE,
+    "optimization_interval_s": _POSITIVE,
+}
+_DEFAULTS: Final = {field.name: field.default for field in fields(Settings)}
+_ADDRESSES: Final = frozenset({"database_url", "redis_url"})
