@@ -416,11 +416,14 @@ class ConnectionPool(Supply):
         slot = None if self._waiters else self._pop_fresh(start)
         if slot is None:
             slot = await self._wait(timeout)
-            while slot.connection.is_closed():
-                # It was lost in the turn between being handed over and arriving here.
-                self._drop(slot, CloseReason.LOST)
+            while (closed := slot.connection.is_closed()) or not slot.is_quiet():
+                # The server ended it in the turn between being handed over and arriving here.
+                if closed:
+                    self._drop(slot, CloseReason.LOST)
+                else:
+                    self._start_check(slot)
                 self._refuse_unless_open()
-                slot = await self._wait(max(timeout - (self._clock() - start), 0.0))
+                slot = await self._wait(max(timeout - (self._clock() - start), 0.0), again=True)
         self.wait_time.record(self._ns_since(start))
         in_use = self._in_use
         if in_use > self._peak:

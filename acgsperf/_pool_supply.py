@@ -109,14 +109,15 @@ class Supply:
                 self._drop(slot, CloseReason.LOST)
             elif now >= slot.expires_at:
                 self._retire(slot, CloseReason.LIFETIME)
-            elif slot.has_unread():
+            elif not slot.is_quiet():
                 self._start_check(slot)
             else:
                 return slot
         return None
 
-    async def _wait(self, timeout: float) -> Slot:  # noqa: ASYNC109
-        if self.options.max_waiting is not None and len(self._waiters) >= self.options.max_waiting:
+    async def _wait(self, timeout: float, *, again: bool = False) -> Slot:  # noqa: ASYNC109
+        """What a task of the pool hands over; one who waits `again` was given a connection that is gone."""
+        if not again and self.options.max_waiting is not None and len(self._waiters) >= self.options.max_waiting:
             self._saturations += 1
             raise PoolSaturated(f"pool {self.name!r}: {len(self._waiters)} callers are waiting already")
         loop = asyncio.get_running_loop()
@@ -124,6 +125,8 @@ class Supply:
         timer = loop.call_later(timeout, self._time_out, waiter, timeout)
         try:
             self._waiters[waiter] = None
+            if again:
+                self._waiters.move_to_end(waiter, last=False)
             self._peak = max(self._peak, self._in_use + len(self._waiters))
             self._supply()
             return await waiter
