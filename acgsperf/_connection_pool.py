@@ -59,7 +59,8 @@ class ConnectionPool(Supply):
         init: called with each new connection, for type codecs and the like; has `connect_timeout` of its own.
         housekeeping_interval: seconds between two rounds of `maintain`.
         clock: seconds for ages and idle times, `time.monotonic` or a replacement; deadlines are the event loop's.
-        connect_options: anything else is for `asyncpg.connect`: `command_timeout`, `server_settings`, `ssl`, ...
+        connect_options: anything else is for `asyncpg.connect`: `command_timeout`, `server_settings`, `ssl`, ... A
+            `connection_class` is subclassed, for its reset to be as thorough; one without a reset query stays so.
 
     Raises:
         ValueError: for sizes or times that make no sense, or a DSN that cannot be used; the message does not repeat it.
@@ -377,7 +378,11 @@ class ConnectionPool(Supply):
 
         Waiting callers get `PoolClosed`. What is still lent after `timeout` seconds is terminated. Closing twice is
         fine.
+
+        Raises:
+            TypeError, ValueError: for a timeout that is none; the pool goes on.
         """
+        timeout = checked_seconds("timeout", timeout, zero=True)
         was_open, self._open, self._closed = self._open, False, True
         self._refuse_waiters(lambda: PoolClosed(f"pool {self.name!r} is closed"))
         if self._retry is not None:

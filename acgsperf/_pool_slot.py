@@ -3,6 +3,7 @@
 import asyncio
 import select
 import sys
+from types import new_class
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import asyncpg
@@ -23,16 +24,26 @@ _POLL: Final = getattr(select, "poll", None)
 _READY: Final = b"Z\0\0\0\5I"
 
 
-class PooledConnection(asyncpg.Connection):
+class _ThoroughReset:
     """A connection whose reset also undoes what RESET ALL leaves: the role, temporary tables, sequence values."""
 
     __slots__ = ()
 
     def get_reset_query(self) -> str:
         """The query that makes a session look new, prepared statements excepted."""
-        query = super().get_reset_query()
+        query: str = super().get_reset_query()  # type: ignore[misc]
         # Not every server that speaks the protocol is a PostgreSQL: one that knows these knows the rest.
         return query + _RESET_THE_REST if "CLOSE ALL" in query and "RESET ALL" in query else query
+
+
+def pooled_class(base: "type[Connection]") -> "type[Connection]":
+    """The class of a pool's connections, made from one of asyncpg's or a user's."""
+    if not (isinstance(base, type) and issubclass(base, asyncpg.Connection)):
+        raise TypeError(f"connection_class must be a subclass of asyncpg.Connection, not {base!r}")
+    body = {"__slots__": (), "__module__": base.__module__, "__doc__": base.__doc__}
+    return cast(
+        "type[Connection]", new_class(base.__name__, (_ThoroughReset, base), exec_body=lambda ns: ns.update(body))
+    )
 
 
 class _Listener(asyncio.Protocol):

@@ -18,7 +18,7 @@ import asyncpg
 
 from acgsperf._arguments import checked_str
 from acgsperf._dispatch import LatencyHistogram
-from acgsperf._pool_slot import PooledConnection, Slot
+from acgsperf._pool_slot import Slot, pooled_class
 from acgsperf._pool_values import CloseReason, PoolOptions, checked_dsn
 from acgsperf.errors import PoolClosed, PoolError, PoolSaturated, PoolTimeout, PoolUnhealthy
 
@@ -45,7 +45,8 @@ class Supply:
         self.wait_time = LatencyHistogram()
         self.use_time = LatencyHistogram()
         self._dsn = checked_dsn("dsn", dsn)
-        self._connect_options: dict[str, Any] = {"connection_class": PooledConnection} | connect_options
+        connection_class = pooled_class(connect_options.get("connection_class", asyncpg.Connection))
+        self._connect_options: dict[str, Any] = {**connect_options, "connection_class": connection_class}
         self._min_size, self._max_size = options.min_size, options.max_size
         self._target_size = options.min_size
         self._clock = options.clock
