@@ -1,11 +1,14 @@
 """What all tests share: the servers, private ones unless REDIS_URL and DATABASE_URL name others, and one to kill."""
 
+import asyncio
 import os
 import signal
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
+from typing import Final, Self
 
 import pytest
 
@@ -49,6 +52,55 @@ class Victim:
 
     def stop(self) -> None:
         self._server.cleanup()
+
+
+class Stopwatch:
+    """How late callers were answered, and for how much of that time the machine kept this thread from running.
+
+    A busy machine is no fault of ours; time in which this thread computed is.
+    """
+
+    TICK_S: Final = 0.001
+    # What timers and schedulers need anyway is no stall.
+    STALL_S: Final = 0.005
+
+    def __init__(self) -> None:
+        self.slowest = self.stalled = 0.0
+        self._callers: list[asyncio.Task[object]] = []
+
+    def start(self, call: Coroutine[object, object, object]) -> None:
+        self._callers.append(asyncio.create_task(self._time(call)))
+
+    async def finish(self) -> list[object]:
+        """The answers, in the order in which their calls were started."""
+        return await asyncio.gather(*self._callers)
+
+    async def _time(self, call: Coroutine[object, object, object]) -> object:
+        began = time.perf_counter()
+        answer = await call
+        self.slowest = max(self.slowest, time.perf_counter() - began)
+        return answer
+
+    async def __aenter__(self) -> Self:
+        self._ticker = asyncio.create_task(self._tick())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._ticker.cancel()
+        await asyncio.gather(self._ticker, return_exceptions=True)
+
+    async def _tick(self) -> None:
+        while True:
+            began, computed = time.perf_counter(), time.thread_time()
+            await asyncio.sleep(self.TICK_S)
+            late = time.perf_counter() - began - (time.thread_time() - computed) - self.TICK_S
+            self.stalled += late if late > self.STALL_S else 0.0
+
+
+@pytest.fixture
+async def stopwatch() -> AsyncIterator[Stopwatch]:
+    async with Stopwatch() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

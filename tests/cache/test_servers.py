@@ -175,6 +175,39 @@ async def test_while_redis_is_frozen_callers_are_answered_and_l1_is_not_touched(
     private_redis.thaw()
 
 
+@pytest.mark.parametrize("frozen", ["redis", "postgres", "both"])
+async def test_frozen_servers_keep_no_caller_50_ms_beyond_the_deadline(
+    private_redis, victim, namespace, stopwatch, frozen
+):
+    servers = {"redis": [private_redis], "postgres": [victim], "both": [private_redis, victim]}[frozen]
+    tiers = RedisTier(private_redis.url, deadline=0.25), PostgresTier(victim.dsn, deadline=0.25)
+    async with TieredCache(LRUCache(1_000), *tiers, namespace=namespace, deadline=0.25) as cache:
+        await until(lambda: takes_all(cache))
+        await cache.set("here", 1)
+        for server in servers:
+            server.freeze()
+        try:
+            for i in range(100):
+                stopwatch.start(cache.get(f"k{i}", "missed"))
+                stopwatch.start(cache.get_many([f"k{i}", f"m{i}"]))
+                stopwatch.start(cache.get_or_load(f"l{i}", Loader()))
+                stopwatch.start(cache.set(f"w{i}", i))
+                stopwatch.start(cache.delete(f"d{i}"))
+                await asyncio.sleep(0.002)
+                began = time.perf_counter()
+                assert await cache.get("here") == 1
+                assert time.perf_counter() - began < 0.05 + stopwatch.stalled
+            answers = await stopwatch.finish()
+        finally:
+            for server in servers:
+                server.thaw()
+        assert answers[0::5] == ["missed"] * 100
+        assert answers[2::5] == ["loaded"] * 100
+        assert not any(written.everywhere for written in answers[3:50:5])
+        assert stopwatch.slowest < 0.25 + 0.05 + stopwatch.stalled
+        await cache.clear()
+
+
 async def test_redis_is_killed_and_started_again_and_no_request_is_lost(open_on, private_redis):
     cache = await open_on(redis_url=private_redis.url, size=10, deadline=5, tier_deadline=0.25)
     answered = 0
