@@ -59,7 +59,8 @@ class ConnectionPool(Supply):
         init: called with each new connection, for type codecs and the like; has `connect_timeout` of its own.
         housekeeping_interval: seconds between two rounds of `maintain`.
         clock: seconds for ages and idle times, `time.monotonic` or a replacement; deadlines are the event loop's.
-        connect_options: anything else is for `asyncpg.connect`: `command_timeout`, `server_settings`, `ssl`, ...
+        connect_options: anything else is for `asyncpg.connect`: `command_timeout`, `server_settings`, `ssl`, ... A
+            `connection_class` is subclassed, for its reset to be as thorough; one without a reset query stays so.
 
     Raises:
         ValueError: for sizes or times that make no sense, or a DSN that cannot be used; the message does not repeat it.
@@ -377,7 +378,11 @@ class ConnectionPool(Supply):
 
         Waiting callers get `PoolClosed`. What is still lent after `timeout` seconds is terminated. Closing twice is
         fine.
+
+        Raises:
+            TypeError, ValueError: for a timeout that is none; the pool goes on.
         """
+        timeout = checked_seconds("timeout", timeout, zero=True)
         was_open, self._open, self._closed = self._open, False, True
         self._refuse_waiters(lambda: PoolClosed(f"pool {self.name!r} is closed"))
         if self._retry is not None:
@@ -416,11 +421,14 @@ class ConnectionPool(Supply):
         slot = None if self._waiters else self._pop_fresh(start)
         if slot is None:
             slot = await self._wait(timeout)
-            while slot.connection.is_closed():
-                # It was lost in the turn between being handed over and arriving here.
-                self._drop(slot, CloseReason.LOST)
+            while (closed := slot.connection.is_closed()) or not slot.is_quiet():
+                # The server ended it in the turn between being handed over and arriving here.
+                if closed:
+                    self._drop(slot, CloseReason.LOST)
+                else:
+                    self._start_check(slot)
                 self._refuse_unless_open()
-                slot = await self._wait(max(timeout - (self._clock() - start), 0.0))
+                slot = await self._wait(max(timeout - (self._clock() - start), 0.0), again=True)
         self.wait_time.record(self._ns_since(start))
         in_use = self._in_use
         if in_use > self._peak:

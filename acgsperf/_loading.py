@@ -18,6 +18,17 @@ __all__ = ["Loading"]
 _LoaderOfMany = Callable[[list[str]], Awaitable[Mapping[str, Any]]]
 
 
+class _Found:
+    """What one call has for its keys so far: values to give, and entries that are due or stale."""
+
+    __slots__ = ("due", "stale", "values")
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.due: dict[str, Entry] = {}
+        self.stale: dict[str, Entry] = {}
+
+
 class Loading:
     """`get_or_load` and `get_or_load_many`, after L1 has missed."""
 
@@ -61,9 +72,24 @@ class Loading:
             entry_of: makes the entry of a loaded value.
             tags: of these entries.
         """
-        values: dict[str, Any] = {}
-        due: dict[str, Entry] = {}
-        stale: dict[str, Entry] = {}
+        found = _Found()
+        unknown = self._look_beside(keys, found)
+        held = {*found.due, *found.stale}
+        if unknown:
+            self._take_in(await self._read(unknown), unknown, found)
+        # Nothing is awaited from here on until the load is known to all.
+        waits = self._join_or_begin(keys, found, held, loader, entry_of, tags)
+        if waits:
+            await self._wait(waits, found.stale)
+            self._collect(waits, found)
+        for key, entry in found.stale.items():
+            if key not in found.values:
+                self.stale_served += 1
+                found.values[key] = entry.value
+        return {key: found.values[key] for key in keys}
+
+    def _look_beside(self, keys: Sequence[str], found: _Found) -> list[str]:
+        """Sort in what this process has; the keys that it knows nothing of, and that are not being loaded."""
         unknown = []
         for key in keys:
             entry = self.held(key)
@@ -71,23 +97,35 @@ class Loading:
             if entry is None and flight is not None:
                 entry = flight.stale.get(key)
             if entry is not None:
-                self._sort(key, entry, values, due, stale)
+                self._sort(key, entry, found)
             elif flight is None:
                 unknown.append(key)
-        held = {*due, *stale}
-        if unknown:
-            for key, entry in (await self._read(unknown)).items():
-                self._sort(key, entry, values, due, stale)
-            for key in unknown:
-                if key not in values:
-                    # Another caller's load may have landed meanwhile.
-                    self._look_again(key, values)
-        # From here on nothing is awaited until the load is known to all.
-        wanted = [key for key in keys if key not in values and not self._is_put_off(key, stale)]
-        refreshed = [key for key in due if self.flights.get(key) is None and key not in self._failures]
+        return unknown
+
+    def _take_in(self, read: Mapping[str, Entry], keys: Sequence[str], found: _Found) -> None:
+        """Sort in what the tiers had of some keys, and what has come to L1 meanwhile."""
+        for key, entry in read.items():
+            self._sort(key, entry, found)
+        for key in keys:
+            if key not in found.values:
+                # Another caller's load may have landed meanwhile.
+                self._look_again(key, found.values)
+
+    def _join_or_begin(
+        self,
+        keys: Sequence[str],
+        found: _Found,
+        held: set[str],
+        loader: _LoaderOfMany,
+        entry_of: Callable[[Any], Entry],
+        tags: tuple[str, ...],
+    ) -> dict[Flight, list[str]]:
+        """Find or start a flight for every key that needs one; those to wait for, with their keys."""
+        wanted = [key for key in keys if key not in found.values and not self._is_put_off(key, found.stale)]
+        refreshed = [key for key in found.due if self.flights.get(key) is None and key not in self._failures]
         joined = {key: flight for key in wanted if (flight := self.flights.get(key)) is not None}
         begun = [key for key in wanted if key not in joined] + refreshed
-        own = self._begin(begun, {**due, **stale}, held, loader, entry_of, tags) if begun else None
+        own = self._begin(begun, {**found.due, **found.stale}, held, loader, entry_of, tags) if begun else None
         if own is not None and refreshed:
             own.detached = True
             self.refreshes += len(refreshed)
@@ -95,33 +133,28 @@ class Loading:
         for key in wanted:
             flight = joined.get(key, own)
             assert flight is not None
-            if key in stale and self._staleness.soft_timeout == 0:
+            if key in found.stale and self._staleness.soft_timeout == 0:
                 flight.detached = True
                 self.refreshes += flight is own
             else:
                 waits.setdefault(flight, []).append(key)
                 self.joined += flight is not own
-        if waits:
-            await self._wait(waits, stale)
-        for flight, waited in waits.items():
-            for key in waited:
-                if key not in stale or (flight.done.done() and not flight.failed):
-                    values[key] = flight.result(key)
-        for key, entry in stale.items():
-            if key not in values:
-                self.stale_served += 1
-                values[key] = entry.value
-        return {key: values[key] for key in keys}
+        return waits
 
-    def _sort(
-        self, key: str, entry: Entry, values: dict[str, Any], due: dict[str, Entry], stale: dict[str, Entry]
-    ) -> None:
+    def _collect(self, waits: Mapping[Flight, Sequence[str]], found: _Found) -> None:
+        """Take what was waited for; its error, unless there is a stale value."""
+        for flight, keys in waits.items():
+            for key in keys:
+                if key not in found.stale or (flight.done.done() and not flight.failed):
+                    found.values[key] = flight.result(key)
+
+    def _sort(self, key: str, entry: Entry, found: _Found) -> None:
         if not self._staleness.is_fresh(entry):
-            stale[key] = entry
+            found.stale[key] = entry
             return
-        values[key] = entry.value
+        found.values[key] = entry.value
         if self._staleness.is_due(entry):
-            due[key] = entry
+            found.due[key] = entry
 
     def _look_again(self, key: str, values: dict[str, Any]) -> None:
         value: Any = self._local.l1.peek(key, MISSING)

@@ -18,7 +18,7 @@ import asyncpg
 
 from acgsperf._arguments import checked_str
 from acgsperf._dispatch import LatencyHistogram
-from acgsperf._pool_slot import PooledConnection, Slot
+from acgsperf._pool_slot import Slot, pooled_class
 from acgsperf._pool_values import CloseReason, PoolOptions, checked_dsn
 from acgsperf.errors import PoolClosed, PoolError, PoolSaturated, PoolTimeout, PoolUnhealthy
 
@@ -45,7 +45,8 @@ class Supply:
         self.wait_time = LatencyHistogram()
         self.use_time = LatencyHistogram()
         self._dsn = checked_dsn("dsn", dsn)
-        self._connect_options: dict[str, Any] = {"connection_class": PooledConnection} | connect_options
+        connection_class = pooled_class(connect_options.get("connection_class", asyncpg.Connection))
+        self._connect_options: dict[str, Any] = {**connect_options, "connection_class": connection_class}
         self._min_size, self._max_size = options.min_size, options.max_size
         self._target_size = options.min_size
         self._clock = options.clock
@@ -109,14 +110,15 @@ class Supply:
                 self._drop(slot, CloseReason.LOST)
             elif now >= slot.expires_at:
                 self._retire(slot, CloseReason.LIFETIME)
-            elif slot.has_unread():
+            elif not slot.is_quiet():
                 self._start_check(slot)
             else:
                 return slot
         return None
 
-    async def _wait(self, timeout: float) -> Slot:  # noqa: ASYNC109
-        if self.options.max_waiting is not None and len(self._waiters) >= self.options.max_waiting:
+    async def _wait(self, timeout: float, *, again: bool = False) -> Slot:  # noqa: ASYNC109
+        """What a task of the pool hands over; one who waits `again` was given a connection that is gone."""
+        if not again and self.options.max_waiting is not None and len(self._waiters) >= self.options.max_waiting:
             self._saturations += 1
             raise PoolSaturated(f"pool {self.name!r}: {len(self._waiters)} callers are waiting already")
         loop = asyncio.get_running_loop()
@@ -124,6 +126,8 @@ class Supply:
         timer = loop.call_later(timeout, self._time_out, waiter, timeout)
         try:
             self._waiters[waiter] = None
+            if again:
+                self._waiters.move_to_end(waiter, last=False)
             self._peak = max(self._peak, self._in_use + len(self._waiters))
             self._supply()
             return await waiter

@@ -95,7 +95,12 @@ class PoolManager:
         return {pool.name: pool.optimize() for pool in pools}
 
     async def close(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109
-        """Stop watching, and close all pools at once as `ConnectionPool.close` does."""
+        """Stop watching, and close all pools at once as `ConnectionPool.close` does.
+
+        Raises:
+            TypeError, ValueError: for a timeout that is none; the manager goes on.
+        """
+        timeout = checked_seconds("timeout", timeout, zero=True)
         self._closed = True
         pools, self._pools = self._pools, {}
         if self._monitor is not None:

@@ -99,8 +99,8 @@ class Tier(ABC):
     """A cache behind L1, shared by processes.
 
     No method fails because of a server: what cannot be read is a miss, what cannot be written is not stored, and both
-    are counted. Each is answered within the tier's deadline. A method raises `TierError` when the tier is not open or
-    belongs to another event loop or process.
+    are counted. Each is answered within the tier's deadline, but `clear` and `invalidate_tag` may have one for each
+    thousand entries. A method raises `TierError` when the tier is not open or belongs to another event loop or process.
 
     Calls made in the same turn of the event loop travel together. Of two calls for the same key, the later one finds
     what the earlier one did, awaited or not.

@@ -90,12 +90,12 @@ class RedisTier(ServerTier):
         return f"RedisTier({self._where!r})"
 
     async def invalidate_tag(self, tag: str) -> int | None:
-        self._check_use()
+        started = self._check_use().time()
         if not self._may_write(1):
             return None
         await self._all_written()
         command = ("SET", self._tag_key(tag), secrets.token_bytes(8), "PX", TAG_TTL_MS)
-        replies = await self._guarded(lambda: self._ask([command]))
+        replies = await self._guarded(lambda: self._ask([command]), started)
         # Which entries carried the old generation is known to nobody.
         return None if replies is None else 0
 

@@ -128,7 +128,7 @@ class ServerTier(Tier):
         if self._breaker.state is not BreakerState.CLOSED and not self._may_read(1):
             return None
         if key in self._writing:
-            await self._written([key])
+            return (await self._read_after_write((key,))).get(key)
         future: asyncio.Future[Entry | None] = loop.create_future()
         self._gets.append((future, key))
         if not self._read_scheduled:
@@ -136,15 +136,12 @@ class ServerTier(Tier):
         return await future
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
-        loop = self._check_use()
+        self._check_use()
         if not keys or not self._may_read(len(keys)):
             return {}
-        await self._written(keys)
-        future: asyncio.Future[dict[str, Entry]] = loop.create_future()
-        self._reads.append((future, keys))
-        if not self._read_scheduled:
-            self._schedule_read()
-        return await future
+        if not self._writing.keys().isdisjoint(keys):
+            return await self._read_after_write(keys)
+        return await self._queue_read(keys)
 
     async def set(self, key: str, entry: Entry) -> bool:
         return bool(await self.set_many({key: entry}))
@@ -271,6 +268,26 @@ class ServerTier(Tier):
         if self._reads_in_flight < MAX_READS_IN_FLIGHT:
             self._read_scheduled = True
             self._own(self._read())
+
+    def _queue_read(self, keys: Sequence[str]) -> asyncio.Future[dict[str, Entry]]:
+        future: asyncio.Future[dict[str, Entry]] = self._check_use().create_future()
+        self._reads.append((future, keys))
+        if not self._read_scheduled:
+            self._schedule_read()
+        return future
+
+    async def _read_after_write(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """A read that finds what is just being written: both have to be done by one deadline."""
+        queued = False
+        try:
+            async with asyncio.timeout(self._deadline):
+                await self._written(keys)
+                queued = True
+                return await self._queue_read(keys)
+        except TimeoutError:
+            # What is queued is counted when the server has answered.
+            self._misses += 0 if queued else len(keys)
+            return {}
 
     async def _read(self) -> None:
         self._read_scheduled = False

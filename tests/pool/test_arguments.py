@@ -1,7 +1,9 @@
 """What the pool refuses, before anything has changed."""
 
+import asyncio
 from fractions import Fraction
 
+import asyncpg
 import pytest
 
 from acgsperf import ConnectionPool, PoolManager, PoolTimeout
@@ -39,6 +41,61 @@ async def test_a_timeout_that_is_none_costs_no_connection(dsn, seconds, kind):
                 await pool.acquire(None)
         async with pool.acquire(5) as connection:
             assert await connection.fetchval("SELECT 1") == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kind"), [("x", TypeError), (None, TypeError), (True, TypeError), (-1, ValueError), (NAN, ValueError)]
+)
+async def test_what_is_closed_with_a_timeout_that_is_none_stays_open(dsn, seconds, kind):
+    async with PoolManager() as manager:
+        pool = await manager.create("app", dsn, min_size=1, max_size=1)
+        async with pool.acquire():
+            waiter = asyncio.ensure_future(pool.acquire(5))
+            await asyncio.sleep(0)
+            for closing in (pool, manager):
+                with pytest.raises(kind, match=r"timeout must be a number of seconds that is at least 0, not"):
+                    await closing.close(seconds)
+        await pool.release(await waiter)
+        assert manager.get("app") is pool
+        assert (await pool.health()).healthy
+
+
+class Shouting(asyncpg.Connection):
+    """A connection class of a user."""
+
+    async def shout(self, word):
+        return await self.fetchval("SELECT upper($1)", word)
+
+
+class Unreset(asyncpg.Connection):
+    """One whose user does without a reset, which PgBouncer does for some."""
+
+    def get_reset_query(self):
+        return ""
+
+
+async def test_a_connection_class_is_used_and_its_reset_is_as_thorough(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1, connection_class=Shouting) as pool:
+        async with pool.acquire() as connection:
+            assert await connection.shout("who") == "WHO"
+            await connection.execute("CREATE TEMPORARY TABLE mine (x int); SET work_mem = '65MB'")
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SELECT to_regclass('pg_temp.mine')") is None
+            assert await connection.fetchval("SHOW work_mem") != "65MB"
+
+
+async def test_a_connection_class_may_do_without_a_reset(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1, connection_class=Unreset) as pool:
+        async with pool.acquire() as connection:
+            await connection.execute("SET work_mem = '65MB'")
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SHOW work_mem") == "65MB"
+
+
+@pytest.mark.parametrize("connection_class", [None, "Connection", int, Shouting.shout])
+def test_a_connection_class_is_one_of_asyncpg(connection_class):
+    with pytest.raises(TypeError, match=r"connection_class must be a subclass of asyncpg\.Connection, not"):
+        ConnectionPool(SOMEWHERE, connection_class=connection_class)
 
 
 async def test_a_waiter_is_forgotten_when_supplying_fails(dsn, monkeypatch):

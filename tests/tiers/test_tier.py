@@ -231,6 +231,27 @@ async def test_a_frozen_server_is_a_miss_within_the_deadline_and_no_late_reply_i
         assert (await tier.get(f"k{i}")).value == i
 
 
+async def test_a_frozen_server_keeps_no_caller_50_ms_beyond_the_deadline(
+    private_server, private_tier, entry, stopwatch
+):
+    private_server.freeze()
+    # Until the first are answered, the others come: they join batches, wait for a free place or for a write.
+    for i in range(100):
+        stopwatch.start(private_tier.set(f"w{i}", entry()))
+        stopwatch.start(private_tier.get(f"k{i}"))
+        stopwatch.start(private_tier.get_many([f"k{i}", f"l{i}"]))
+        stopwatch.start(private_tier.delete_many([f"d{i}"]))
+        await asyncio.sleep(0.002)
+        stopwatch.start(private_tier.get(f"w{i}"))
+        stopwatch.start(private_tier.get_many([f"w{i}", f"w{i // 2}"]))
+    assert not any(await stopwatch.finish())
+    assert private_tier.stats().timeouts > 0
+    # What was cut short between a write and its read is counted with its batch.
+    await private_tier.close()
+    assert private_tier.stats().misses == 600
+    assert stopwatch.slowest < 0.25 + 0.05 + stopwatch.stalled
+
+
 async def test_a_server_that_goes_on_failing_is_left_alone_and_logged_once(
     private_server, private_tier, until_it_answers, caplog
 ):
