@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Iterable
+from itertools import repeat
 from operator import index
 from typing import Any, Final, SupportsFloat, SupportsIndex, TypeVar, cast
 
