@@ -4,9 +4,9 @@ import asyncio
 import json
 import logging
 import math
-import warnings
 from typing import Any, Final
 
+from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from acgsperf._dispatch import LRUCache
@@ -57,6 +57,8 @@ class PlainRedis:
             return False
         if ttl is None:
             reply = await self._ask("set", key, text)
+        elif _is_redis_py(self.client):
+            reply = await self._ask("execute_command", "SETEX", key, max(1, math.ceil(ttl)), text)
         else:
             reply = await self._ask("setex", key, max(1, math.ceil(ttl)), text)
         if reply is _NO_ANSWER:
@@ -115,9 +117,10 @@ class PlainRedis:
                 reply = await settled(getattr(self.client, command)(*arguments))
         except ResponseError as error:
             # The server is well, and would not do this.
-            _log.warning("Redis refused %s: %s", command.upper(), error)
+            _log.warning("Redis refused a command: %s", error)
             reply = _NO_ANSWER
         except Exception as error:
+            _log.debug("Redis failed", exc_info=True)
             if self._breaker.failed():
                 _log.warning("Redis fails, and is left alone for a while: %s", type(error).__name__)
             return _NO_ANSWER
@@ -131,11 +134,13 @@ class PlainRedis:
 
 async def close_client(client: Any) -> None:
     """Close a client by the name that every version and every stand-in of it has."""
+    close = client.aclose if _is_redis_py(client) else client.close
     try:
-        with warnings.catch_warnings():
-            # redis-py prefers a newer name.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            closing = client.close()
-        await settled(closing)
+        await settled(close())
     except Exception as error:
         _log.warning("the Redis client did not close: %s", type(error).__name__)
+
+
+def _is_redis_py(client: Any) -> bool:
+    # Which warns when `setex` and `close` are called by these names. Its type tells, for a mock may have its class.
+    return issubclass(type(client), Redis)
