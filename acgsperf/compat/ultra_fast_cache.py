@@ -156,9 +156,11 @@ class UltraFastMultiTierCache:
         try:
             entry = self._l1[key]
         except KeyError:
-            return await self._get_behind_l1(key, data_type)
-        self._unstamped.append(key)
-        return entry.value
+            pass
+        else:
+            self._unstamped.append(key)
+            return entry.value
+        return await self._get_behind_l1(key, data_type)
 
     async def _get_behind_l1(self, key: str, data_type: str) -> Any:
         started = time.perf_counter()
