@@ -91,9 +91,11 @@ cdef class HashValidator:
 
     Args:
         expected: the accepted hash, or 1 to 16 of them (a rotation accepts old and new), 16 digits of 0-9a-f each.
+        on_reject: called with every value that is refused, after it was counted. What it raises goes to
+            `sys.unraisablehook`.
 
     Raises:
-        TypeError: when `expected` is not a str or an iterable of str.
+        TypeError: when `expected` is not a str or an iterable of str, or `on_reject` is not callable.
         ValueError: when it is empty, too long, or holds anything but hashes.
     """
 
@@ -103,11 +105,13 @@ cdef class HashValidator:
     cdef uint64_t valid
     cdef uint64_t mismatched
     cdef uint64_t malformed
+    cdef object on_reject
     cdef object __weakref__
 
-    def __cinit__(self, expected=CONSTITUTIONAL_HASH):
+    def __cinit__(self, expected=CONSTITUTIONAL_HASH, *, on_reject=None):
         cdef int i
         self.expected = checked_hashes(expected)
+        self.on_reject = checked_callable("on_reject", on_reject)
         self.accepted = len(self.expected)
         for i in range(self.accepted):
             memcpy(self.words[i], PyUnicode_DATA(<PyObject *> self.expected[i]), 16)
@@ -128,10 +132,22 @@ cdef class HashValidator:
         self.malformed += 1
         return MALFORMED
 
+    cdef void reject(self, value) noexcept:
+        cdef PyObject *result
+        if self.on_reject is not None:
+            result = PyObject_CallFunctionObjArgs(<PyObject *> self.on_reject, <PyObject *> value, NULL)
+            if result == NULL:
+                PyErr_WriteUnraisable(<PyObject *> self.on_reject)
+            Py_XDECREF(result)
+
     def validate(self, value, /):
         """True for an accepted hash; False for anything else, of whatever type."""
+        cdef bint valid
         with cython.critical_section(self):
-            return self.examine(<PyObject *> value) == VALID
+            valid = self.examine(<PyObject *> value) == VALID
+        if not valid:
+            self.reject(value)
+        return valid
 
     def validate_many(self, values, /):
         """`validate` for each item of an iterable.
@@ -157,6 +173,10 @@ cdef class HashValidator:
                 verdict = self.examine(<PyObject *> items[i]) == VALID
                 Py_INCREF(verdict)
                 PyList_SET_ITEM(verdicts, i, <PyObject *> verdict)
+        if self.on_reject is not None:
+            for i in range(len(items)):
+                if not verdicts[i]:
+                    self.reject(items[i])
         return verdicts
 
     def classify(self, value, /):
@@ -166,6 +186,7 @@ cdef class HashValidator:
             finding = self.examine(<PyObject *> value)
         if finding == VALID:
             return VALID_VERDICT
+        self.reject(value)
         return MISMATCH_VERDICT if finding == MISMATCH else MALFORMED_VERDICT
 
     def stats(self):

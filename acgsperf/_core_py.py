@@ -55,10 +55,16 @@ class _Final:
 class HashValidator(_Final):
     """Tells whether a value is one of the accepted constitutional hashes."""
 
-    __slots__ = ("_accepted", "_expected", "_lock", "_malformed", "_mismatched", "_valid")
+    __slots__ = ("_accepted", "_expected", "_lock", "_malformed", "_mismatched", "_on_reject", "_valid")
 
-    def __init__(self, expected: str | Iterable[str] = CONSTITUTIONAL_HASH) -> None:
+    def __init__(
+        self,
+        expected: str | Iterable[str] = CONSTITUTIONAL_HASH,
+        *,
+        on_reject: Callable[[object], object] | None = None,
+    ) -> None:
         self._expected = checked_hashes(expected)
+        self._on_reject = checked_callable("on_reject", on_reject)
         self._accepted = frozenset(self._expected)
         self._lock = threading.Lock()
         self.reset_stats()
@@ -68,8 +74,7 @@ class HashValidator(_Final):
         """The accepted hashes."""
         return self._expected
 
-    def classify(self, value: object, /) -> Verdict:
-        """VALID, MISMATCH (a hash, but not an accepted one) or MALFORMED (not a hash at all)."""
+    def _examine(self, value: object) -> Verdict:
         # A subclass of str may lie in __eq__ and __hash__; its characters do not.
         text = str.__str__(value) if isinstance(value, str) else ""
         with self._lock:
@@ -82,13 +87,34 @@ class HashValidator(_Final):
             self._malformed += 1
             return Verdict.MALFORMED
 
+    def _reject(self, value: object) -> None:
+        if self._on_reject is not None:
+            try:
+                self._on_reject(value)
+            except BaseException as error:
+                _report_unraisable(error, self._on_reject)
+
+    def classify(self, value: object, /) -> Verdict:
+        """VALID, MISMATCH (a hash, but not an accepted one) or MALFORMED (not a hash at all)."""
+        verdict = self._examine(value)
+        if not verdict:
+            self._reject(value)
+        return verdict
+
     def validate(self, value: object, /) -> bool:
         """True for an accepted hash; False for anything else, of whatever type."""
         return self.classify(value) is Verdict.VALID
 
     def validate_many(self, values: Iterable[object], /) -> list[bool]:
         """`validate` for each item of an iterable."""
-        return [self.validate(value) for value in values]
+        if type(values) not in (list, tuple):
+            return [self.validate(value) for value in values]
+        items = tuple(values)
+        verdicts = [self._examine(value) is Verdict.VALID for value in items]
+        for value, valid in zip(items, verdicts, strict=True):
+            if not valid:
+                self._reject(value)
+        return verdicts
 
     def stats(self) -> ValidatorStats:
         """The counters since creation or `reset_stats`."""

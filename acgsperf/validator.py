@@ -52,6 +52,7 @@ class ComplianceValidator:
         context_cache_size: answers remembered by `validate_with_context`.
         context_ttl: seconds for which they are.
         clock: as for `LRUCache`.
+        on_reject: as for `HashValidator`.
 
     Raises:
         TypeError, ValueError: as `HashValidator` and `LRUCache` do.
@@ -66,8 +67,9 @@ class ComplianceValidator:
         context_cache_size: int = 50_000,
         context_ttl: float = 3600.0,
         clock: Callable[[], float] | None = None,
+        on_reject: Callable[[object], object] | None = None,
     ) -> None:
-        self._hashes = HashValidator(expected)
+        self._hashes = HashValidator(expected, on_reject=on_reject)
         self._contexts: LRUCache[tuple[str, str], bool] = LRUCache(context_cache_size, context_ttl, clock=clock)
         self._latency = LatencyHistogram()
         self._timed_calls = 0
@@ -99,6 +101,11 @@ class ComplianceValidator:
     def expected(self) -> tuple[str, ...]:
         """The accepted hashes, the current one first."""
         return self._hashes.expected
+
+    @property
+    def verdicts(self) -> ValidatorStats:
+        """The counters of `metrics` alone, without the percentiles."""
+        return self._hashes.stats()
 
     @property
     def fast_path(self) -> bool:

@@ -1,3 +1,4 @@
+import gc
 import pickle
 import re
 import sys
@@ -315,3 +316,52 @@ def test_it_says_what_it_accepts_and_can_be_neither_pickled_nor_derived_from(cor
         pickle.dumps(validator)
     with pytest.raises(TypeError, match="not an acceptable base type"):
         type("Derived", (core.HashValidator,), {})
+
+
+def test_on_reject_sees_every_refused_value_once_after_it_was_counted(core):
+    seen = []
+    validator = core.HashValidator(on_reject=lambda value: seen.append((value, validator.stats().validations)))
+    assert validator.validate(NEW)
+    assert not validator.validate(OLD)
+    assert not validator.classify(7)
+    assert validator.validate_many([NEW, None, "x"]) == [True, False, False]
+    assert validator.validate_many(iter([NEW, OLD])) == [True, False]
+    assert [value for value, _ in seen] == [OLD, 7, None, "x", OLD]
+    assert [counted for _, counted in seen if counted <= 3] == [2, 3]
+    assert validator.stats().validations == 8
+
+
+def test_what_on_reject_raises_is_reported_and_changes_no_verdict(core, monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda args: reported.append(args.exc_type))
+    validator = core.HashValidator(on_reject=lambda value: 1 / 0)
+    assert validator.validate(OLD) is False
+    assert validator.validate_many([OLD, NEW]) == [False, True]
+    assert not validator.classify("")
+    assert reported == [ZeroDivisionError] * 3
+
+
+def test_on_reject_may_use_its_validator(core):
+    def reject(value):
+        if value is not None:
+            assert not validator.validate(None)
+            validator.reset_stats()
+
+    validator = core.HashValidator(on_reject=reject)
+    assert validator.validate_many([OLD, NEW]) == [False, True]
+    assert validator.stats().validations == 0
+
+
+def test_a_cycle_through_on_reject_is_collected(core):
+    holder = []
+    validator = core.HashValidator(on_reject=holder.append)
+    holder.append(validator)
+    gone = weakref.ref(validator)
+    del validator, holder
+    gc.collect()
+    assert gone() is None
+
+
+def test_on_reject_must_be_callable(core):
+    with pytest.raises(TypeError, match="on_reject must be callable or None, not 7"):
+        core.HashValidator(on_reject=7)

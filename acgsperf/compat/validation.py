@@ -1,0 +1,349 @@
+"""What `services.shared.constitutional.validation` offered, on `ComplianceValidator`.
+
+A valid hash is checked by the compiled core alone: `validate_hash` is its bound method, and the counters are read from
+it when somebody asks. Only what is refused runs Python code, for the set of known bad values.
+"""
+
+import os
+import reprlib
+import time
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, Final
+
+from xxhash import xxh3_128_hexdigest
+
+from acgsperf._dispatch import HashValidator, LRUCache
+from acgsperf._types import CONSTITUTIONAL_HASH
+from acgsperf.compat._counters import derived, seconds_per_call
+from acgsperf.fingerprint import fingerprint
+from acgsperf.validator import HASH_VARIABLE, ComplianceValidator
+
+__all__ = [
+    "CONSTITUTIONAL_HASH",
+    "PERFORMANCE_TARGETS",
+    "ConstitutionalValidator",
+    "UltraFastConstitutionalValidator",
+    "async_validate_constitutional_hash",
+    "create_constitutional_headers",
+    "ensure_constitutional_compliance",
+    "get_constitutional_validator",
+    "get_performance_metrics",
+    "validate_constitutional_hash",
+    "validate_environment",
+]
+
+PERFORMANCE_TARGETS: Final[dict[str, float]] = {
+    "p99_latency_ms": 5.0,
+    "p95_latency_ms": 2.0,
+    "p50_latency_ms": 1.0,
+    "validation_latency_ms": 0.1,
+    "min_throughput_rps": 1000,
+    "min_cache_hit_rate": 0.95,
+    "constitutional_compliance": 1.0,
+}
+
+_CONTEXTS: Final = 50_000
+_CONTEXT_TTL_S: Final = 3600.0
+_KNOWN_BAD: Final = 50_000
+_LONGEST_KEPT: Final = 64
+
+
+class _KnownBad:
+    """Refused strings, the latest 50,000. Of a long one, which a client may send, a digest is kept."""
+
+    def __init__(self) -> None:
+        self.addresses: LRUCache[str, None] = LRUCache(_KNOWN_BAD)
+
+    def note(self, value: object) -> None:
+        """Remember a string. Whether it was known is counted by the cache itself; what is no string never is."""
+        if isinstance(value, str):
+            self.addresses.setdefault(_address(value))
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, str) and _address(value) in self.addresses
+
+
+def _address(value: str) -> str:
+    # A subclass of str may lie in __eq__ and __hash__; its characters do not.
+    text = str.__str__(value)
+    return text if len(text) <= _LONGEST_KEPT else xxh3_128_hexdigest(text.encode("utf-8", "surrogatepass"))
+
+
+@cache
+def _fast_path_s() -> float:
+    return seconds_per_call(HashValidator().validate, CONSTITUTIONAL_HASH)
+
+
+class UltraFastConstitutionalValidator:
+    """Checks constitutional hashes, and counts.
+
+    The counters may be set. `_total_validation_time` is measured for calls off the fast path, and for the others
+    what such a call costs on this machine: a clock would take longer than they do.
+    """
+
+    def __init__(self) -> None:
+        self._known_bad_hashes = _KnownBad()
+        self._gate = ComplianceValidator(CONSTITUTIONAL_HASH, on_reject=self._known_bad_hashes.note)
+        self.constitutional_hash = CONSTITUTIONAL_HASH
+        self._known_good_hashes = frozenset(self._gate.expected)
+        self._validation_cache: LRUCache[tuple[str, str], bool] = LRUCache(_CONTEXTS, _CONTEXT_TTL_S)
+        # Valid hashes that went another way than the fast path, and how many there were when it was left.
+        self._slow_hits = 0
+        self._left_fast_path_at: int | None = None
+        self._fast_path_enabled = True
+
+    _validation_count: int = derived(lambda self: self._gate.verdicts.validations)
+    _cache_hits: int = derived(lambda self: self._valid() + self._known_bad_hashes.addresses.stats().hits)
+    _cache_misses: int = derived(
+        lambda self: self._gate.verdicts.validations - self._valid() - self._known_bad_hashes.addresses.stats().hits
+    )
+    _fast_path_hits: int = derived(lambda self: self._valid() - self._slow_path_hits())
+    _batch_validations: int = derived(lambda self: self._gate.batches)
+    _total_validation_time: float = derived(lambda self: self._validation_s())
+
+    def _valid(self) -> int:
+        return self._gate.verdicts.valid
+
+    def _slow_path_hits(self) -> int:
+        since = 0 if self._left_fast_path_at is None else self._valid() - self._left_fast_path_at
+        return self._slow_hits + since
+
+    def _validation_s(self) -> float:
+        timed = self._gate.metrics().latency
+        return timed.count * timed.mean / 1e9 + (self._gate.verdicts.validations - timed.count) * _fast_path_s()
+
+    @property
+    def _fast_path_enabled(self) -> bool:
+        return self._gate.fast_path
+
+    @_fast_path_enabled.setter
+    def _fast_path_enabled(self, enabled: bool) -> None:
+        if enabled:
+            self._slow_hits, self._left_fast_path_at = self._slow_path_hits(), None
+        elif self._left_fast_path_at is None:
+            self._left_fast_path_at = self._valid()
+        self._gate.fast_path = bool(enabled)
+        # No frame of Python's between a caller and the core, unless somebody put a method of his own in this place.
+        if type(self).validate_hash is _VALIDATE_HASH:
+            vars(self)["validate_hash"] = self._gate.validate
+
+    @property
+    def _batch_processing_enabled(self) -> bool:
+        return self._gate.batch
+
+    @_batch_processing_enabled.setter
+    def _batch_processing_enabled(self, enabled: bool) -> None:
+        self._gate.batch = bool(enabled)
+
+    def validate_hash(self, value: object, /) -> bool:
+        """Whether this is the constitutional hash; False for anything else, of whatever type."""
+        return self._gate.validate(value)
+
+    async def async_validate_hash(self, hash_value: object) -> bool:
+        """`validate_hash`, for callers that await; it never waits."""
+        return self.validate_hash(hash_value)
+
+    async def batch_validate_hashes(self, hash_values: Iterable[object]) -> list[bool]:
+        """`validate_hash` for each item; more than one are one batch, while batch processing is on."""
+        values = list(hash_values)
+        if len(values) > 1 and self._batch_processing_enabled:
+            return self._gate.validate_many(values)
+        return [self.validate_hash(value) for value in values]
+
+    def validate_with_context(self, hash_value: object, context: dict[str, Any]) -> dict[str, Any]:
+        """`valid`, `cached` and the `context` itself; remembered for an hour by hash and context.
+
+        A context that is not JSON-like is answered, and not remembered.
+        """
+        valid = self.validate_hash(hash_value)
+        key = _context_key(hash_value, context)
+        cached = key is not None and key in self._validation_cache
+        if key is not None and not cached:
+            self._validation_cache.set(key, valid)
+        return {"valid": valid, "cached": cached, "context": context}
+
+    def validate_environment(self) -> dict[str, Any]:
+        """Whether `CONSTITUTIONAL_HASH` is set to the hash, and how validation does."""
+        started = time.perf_counter()
+        hash_value = os.environ.get(HASH_VARIABLE, "")
+        is_testing = os.environ.get("TESTING", "").strip().lower() in {"1", "true", "yes", "on"}
+        compliant = self.validate_hash(hash_value)
+        check_ms = (time.perf_counter() - started) * 1e3
+        return {
+            "constitutional_compliance": compliant,
+            "hash_value": hash_value,
+            "is_testing": is_testing,
+            "performance_metrics": {
+                "cache_hit_rate": self._hit_rate(),
+                "avg_latency_ms": self._average_ms(),
+                "total_validations": self._validation_count,
+                "fast_path_hits": self._fast_path_hits,
+                "batch_validations": self._batch_validations,
+                "environment_check_ms": check_ms,
+                "performance_target_met": check_ms <= PERFORMANCE_TARGETS["p99_latency_ms"],
+            },
+            "targets_met": self._targets_met(compliant),
+            "constitutional_hash": self.constitutional_hash,
+            "timestamp": time.time(),
+        }
+
+    def get_performance_summary(self) -> dict[str, Any]:
+        """The counters, and which targets they meet."""
+        return {
+            "cache_hit_rate": self._hit_rate(),
+            "avg_latency_ms": self._average_ms(),
+            "total_validations": self._validation_count,
+            "cache_hits": self._cache_hits,
+            "cache_misses": self._cache_misses,
+            "performance_targets": dict(PERFORMANCE_TARGETS),
+            "targets_met": self._targets_met(self.constitutional_hash in self._known_good_hashes),
+        }
+
+    def get_detailed_metrics(self) -> dict[str, Any]:
+        """Counters, sizes and switches; `latency_percentiles` are those of the calls off the fast path."""
+        validations = self._validation_count
+        latency = self._gate.metrics().latency
+        return {
+            "performance_summary": {
+                "total_validations": validations,
+                "cache_hit_rate": self._hit_rate(),
+                "fast_path_rate": self._fast_path_hits / validations if validations else 0.0,
+                "avg_latency_ms": self._average_ms(),
+                "batch_validations": self._batch_validations,
+                "meets_p99_target": self._meets_p99(),
+                "meets_validation_target": self._average_ms() <= PERFORMANCE_TARGETS["validation_latency_ms"],
+            },
+            "cache_statistics": {
+                "cache_hits": self._cache_hits,
+                "cache_misses": self._cache_misses,
+                "known_good_hashes": len(self._known_good_hashes),
+                "known_bad_hashes": len(self._known_bad_hashes),
+                "context_cache_size": len(self._validation_cache),
+            },
+            "optimization_status": {
+                "fast_path_enabled": self._fast_path_enabled,
+                "batch_processing_enabled": self._batch_processing_enabled,
+            },
+            "latency_percentiles": {
+                "count": latency.count,
+                "p50_ms": latency.p50 / 1e6,
+                "p95_ms": latency.p95 / 1e6,
+                "p99_ms": latency.p99 / 1e6,
+            },
+            "constitutional_hash": self.constitutional_hash,
+            "timestamp": time.time(),
+        }
+
+    def reset_metrics(self) -> None:
+        """Set the counters to zero and forget the contexts; what is known to be bad stays known."""
+        self._gate.reset_metrics()
+        self._known_bad_hashes.addresses.reset_stats()
+        self._validation_cache.clear()
+        self._slow_hits = 0
+        if self._left_fast_path_at is not None:
+            self._left_fast_path_at = 0
+        self._validation_count = self._cache_hits = self._cache_misses = 0
+        self._fast_path_hits = self._batch_validations = 0
+        self._total_validation_time = 0.0
+
+    def optimize_performance(self) -> dict[str, Any]:
+        """Forget contexts that have expired; recommend what only their owner should change."""
+        before = len(self._validation_cache)
+        removed = self._validation_cache.expire()
+        recommendations = []
+        if not self._fast_path_enabled:
+            recommendations.append("enable the fast path: every call is timed, at several times its cost")
+        if not self._batch_processing_enabled:
+            recommendations.append("enable batch processing: a batch is validated call by call")
+        if self._validation_count and self._hit_rate() < PERFORMANCE_TARGETS["min_cache_hit_rate"]:
+            recommendations.append("find out who sends so many different hashes that are refused")
+        return {
+            "optimizations_applied": [f"removed {removed} expired of {before} contexts"] if removed else [],
+            "recommendations": recommendations,
+            "current_metrics": self.get_performance_summary(),
+            "constitutional_hash": self.constitutional_hash,
+        }
+
+    def _hit_rate(self) -> float:
+        asked = self._cache_hits + self._cache_misses
+        return self._cache_hits / asked if asked else 0.0
+
+    def _average_ms(self) -> float:
+        count = self._validation_count
+        return self._total_validation_time / count * 1e3 if count else 0.0
+
+    def _meets_p99(self) -> bool:
+        # The percentile of what was timed; the average too, for it may have been set.
+        latency_ms = max(self._gate.metrics().latency.p99 / 1e6, self._average_ms())
+        return latency_ms <= PERFORMANCE_TARGETS["p99_latency_ms"]
+
+    def _targets_met(self, compliant: bool) -> dict[str, bool]:
+        return {
+            "p99_latency": self._meets_p99(),
+            "cache_hit_rate": self._hit_rate() >= PERFORMANCE_TARGETS["min_cache_hit_rate"],
+            "constitutional_compliance": compliant,
+        }
+
+
+_VALIDATE_HASH: Final = UltraFastConstitutionalValidator.validate_hash
+
+ConstitutionalValidator = UltraFastConstitutionalValidator
+
+
+def _context_key(hash_value: object, context: object) -> tuple[str, str] | None:
+    if not isinstance(hash_value, str):
+        return None
+    try:
+        return _address(hash_value), fingerprint(context)
+    except (TypeError, ValueError):
+        return None
+
+
+_validator = UltraFastConstitutionalValidator()
+
+
+def get_constitutional_validator() -> UltraFastConstitutionalValidator:
+    """The validator of this module, which the functions below use."""
+    return _validator
+
+
+def validate_constitutional_hash(hash_value: object) -> bool:
+    """Whether this is the constitutional hash."""
+    return _validator.validate_hash(hash_value)
+
+
+async def async_validate_constitutional_hash(hash_value: object) -> bool:
+    """`validate_constitutional_hash`, for callers that await."""
+    return await _validator.async_validate_hash(hash_value)
+
+
+def validate_environment() -> dict[str, Any]:
+    """See `UltraFastConstitutionalValidator.validate_environment`."""
+    return _validator.validate_environment()
+
+
+def get_performance_metrics() -> dict[str, Any]:
+    """See `UltraFastConstitutionalValidator.get_performance_summary`."""
+    return _validator.get_performance_summary()
+
+
+def ensure_constitutional_compliance() -> bool:
+    """True when the environment holds the constitutional hash.
+
+    Raises:
+        RuntimeError: names the expected and the found hash.
+    """
+    environment = _validator.validate_environment()
+    if not environment["constitutional_compliance"]:
+        found = reprlib.repr(environment["hash_value"])
+        raise RuntimeError(f"Constitutional compliance violation: expected '{CONSTITUTIONAL_HASH}', found {found}")
+    return True
+
+
+def create_constitutional_headers() -> dict[str, str]:
+    """The headers that tell a client what was verified."""
+    return _validator._gate.response_headers()

@@ -1,0 +1,118 @@
+"""Plain Python that does the work of the replaced validator and cache the way such modules do it, to compare with."""
+
+import asyncio
+import re
+import time
+from collections import OrderedDict, defaultdict
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+CONSTITUTIONAL_HASH = "cdd01ef066bc6cf2"
+_HEXADECIMAL = re.compile(r"[0-9a-f]{16}")
+_HOUR = 3600
+
+
+class PlainValidator:
+    """A memoised method over sets and a regular expression."""
+
+    def __init__(self) -> None:
+        self.good = {CONSTITUTIONAL_HASH}
+        self.bad: set[str] = set()
+        self.hits = self.misses = self.validations = 0
+        self.seconds = 0.0
+
+    @lru_cache(maxsize=10_000)  # noqa: B019 - as it was
+    def validate_hash(self, value: str) -> bool:
+        started = time.perf_counter()
+        self.validations += 1
+        try:
+            if value in self.good:
+                self.hits += 1
+                return True
+            if value in self.bad:
+                self.hits += 1
+                return False
+            self.misses += 1
+            if _HEXADECIMAL.fullmatch(value) and value == CONSTITUTIONAL_HASH:
+                self.good.add(value)
+                return True
+            self.bad.add(value)
+            return False
+        finally:
+            self.seconds += time.perf_counter() - started
+
+
+@dataclass
+class PlainEntry:
+    value: object
+    created_at: float
+    last_accessed: float
+    ttl: float | None
+    access_count: int = 0
+
+    def is_expired(self) -> bool:
+        return self.ttl is not None and time.time() - self.created_at > self.ttl
+
+    def touch(self) -> None:
+        self.last_accessed = time.time()
+        self.access_count += 1
+
+
+@dataclass
+class PlainMetrics:
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    accesses: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class PlainCache:
+    """An `OrderedDict` of entry objects under a lock, with wall-clock times."""
+
+    maxsize: int = 100_000
+    entries: OrderedDict[str, PlainEntry] = field(default_factory=OrderedDict)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    metrics: PlainMetrics = field(default_factory=PlainMetrics)
+    patterns: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+
+    async def get(self, key: str) -> object:
+        started = time.perf_counter()
+        try:
+            async with self.lock:
+                value = self._look_up(key)
+            if value is None:
+                self.metrics.misses += 1
+                return None
+            self.metrics.hits += 1
+            self._note_access(key)
+            return value
+        finally:
+            self.metrics.seconds += time.perf_counter() - started
+            self.metrics.accesses += 1
+
+    async def set(self, key: str, value: object, ttl: float | None = _HOUR) -> None:
+        async with self.lock:
+            while len(self.entries) >= self.maxsize:
+                self.entries.popitem(last=False)
+                self.metrics.evictions += 1
+            now = time.time()
+            self.entries[key] = PlainEntry(value, now, now, ttl)
+
+    def _look_up(self, key: str) -> object:
+        entry = self.entries.get(key)
+        if entry is None:
+            return None
+        if entry.is_expired():
+            del self.entries[key]
+            return None
+        entry.touch()
+        self.entries.move_to_end(key)
+        return entry.value
+
+    def _note_access(self, key: str) -> None:
+        times = self.patterns[key]
+        times.append(time.time())
+        if len(times) > 100:
+            del times[:-100]

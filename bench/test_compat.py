@@ -1,0 +1,120 @@
+"""The drop-in names beside the core that they stand on, and beside plain Python that does the same work as before.
+
+`pytest -s bench/test_compat.py`. One call is a thousand operations. For the bounds the contestants take turns and their
+medians are compared: on a shared machine the clock drifts, but a ratio holds. Hits are recorded in every contestant;
+the drop-in cache works out the times of its accesses when somebody asks, which is measured apart.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+from stand_ins import CONSTITUTIONAL_HASH, PlainCache, PlainValidator
+
+from acgsperf import HashValidator
+from acgsperf.compat.ultra_fast_cache import UltraFastMultiTierCache
+from acgsperf.compat.validation import UltraFastConstitutionalValidator
+
+KEYS = [f"key {i}" for i in range(1_000)]
+ROUNDS = 50
+VALIDATIONS_PER_CORE = 2.0
+HITS_PER_STAND_IN = 8.0
+
+_Contestants = dict[str, Callable[[], object]]
+
+
+def validators() -> _Contestants:
+    core, compat, plain = HashValidator(), UltraFastConstitutionalValidator(), PlainValidator()
+
+    # A loop each, which looks the method up on its object as callers do: the interpreter adapts it to one type.
+    def core_calls() -> None:
+        for _ in KEYS:
+            core.validate(CONSTITUTIONAL_HASH)
+
+    def compat_calls() -> None:
+        for _ in KEYS:
+            compat.validate_hash(CONSTITUTIONAL_HASH)
+
+    def plain_calls() -> None:
+        for _ in KEYS:
+            plain.validate_hash(CONSTITUTIONAL_HASH)
+
+    return {
+        "HashValidator.validate": core_calls,
+        "compat validate_hash": compat_calls,
+        "plain memoised method": plain_calls,
+    }
+
+
+def caches(runner: asyncio.Runner) -> _Contestants:
+    compat, plain = UltraFastMultiTierCache(), PlainCache()
+    loop = runner.get_loop()
+
+    async def compat_hits() -> None:
+        for key in KEYS:
+            await compat.get(key)
+
+    async def plain_hits() -> None:
+        for key in KEYS:
+            await plain.get(key)
+
+    for key in KEYS:
+        compat._set_in_l1(key, 1, 3600)
+        runner.run(plain.set(key, 1))
+    return {
+        "compat get": lambda: loop.run_until_complete(compat_hits()),
+        "plain get": lambda: loop.run_until_complete(plain_hits()),
+    }
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.mark.parametrize("contestant", ["HashValidator.validate", "compat validate_hash", "plain memoised method"])
+def test_validation(benchmark: BenchmarkFixture, contestant: str) -> None:
+    benchmark.group = "validate a valid hash"
+    benchmark.extra_info["operations"] = len(KEYS)
+    benchmark.pedantic(validators()[contestant], rounds=ROUNDS, warmup_rounds=2)
+
+
+@pytest.mark.parametrize("contestant", ["compat get", "plain get"])
+def test_l1_hit(benchmark: BenchmarkFixture, runner: asyncio.Runner, contestant: str) -> None:
+    benchmark.group = "await cache.get(key), L1 hit, under the former names"
+    benchmark.extra_info["operations"] = len(KEYS)
+    benchmark.pedantic(caches(runner)[contestant], rounds=ROUNDS, warmup_rounds=2)
+
+
+def test_times_of_accesses(benchmark: BenchmarkFixture) -> None:
+    """What `access_patterns` costs after as many hits of as many keys as it can hold back."""
+    cache = UltraFastMultiTierCache()
+
+    def fill() -> None:
+        cache._unstamped.extend(KEYS * 5)
+
+    benchmark.group = "work out the times of 4,096 accesses of 1,000 keys"
+    benchmark.pedantic(lambda: cache.access_patterns, setup=fill, rounds=ROUNDS)
+
+
+def test_the_bounds(runner: asyncio.Runner) -> None:
+    """At most twice the core for a validation, at least eight times as fast as plain Python for a hit."""
+    validating, hitting = _medians(validators()), _medians(caches(runner))
+    for name, median in (validating | hitting).items():
+        print(f"{name}: {median / len(KEYS):.1f} ns")
+    assert validating["compat validate_hash"] <= VALIDATIONS_PER_CORE * validating["HashValidator.validate"]
+    assert hitting["plain get"] >= HITS_PER_STAND_IN * hitting["compat get"]
+
+
+def _medians(contestants: _Contestants) -> dict[str, float]:
+    times: dict[str, list[int]] = {name: [] for name in contestants}
+    for _ in range(ROUNDS):
+        for name, call in contestants.items():
+            started = time.perf_counter_ns()
+            call()
+            times[name].append(time.perf_counter_ns() - started)
+    return {name: statistics.median(taken) for name, taken in times.items()}

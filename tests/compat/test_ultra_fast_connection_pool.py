@@ -1,0 +1,421 @@
+"""The pool and its manager under their former names, on a real PostgreSQL and with mocks in the place of asyncpg."""
+
+import asyncio
+import inspect
+import time
+from unittest.mock import AsyncMock, MagicMock, Mock, patch
+
+import asyncpg
+import pytest
+
+from acgsperf.compat import ultra_fast_connection_pool
+from acgsperf.compat.ultra_fast_connection_pool import (
+    CONSTITUTIONAL_HASH,
+    POOL_PERFORMANCE_TARGETS,
+    ConnectionMetrics,
+    UltraFastConnectionPool,
+    UltraFastConnectionPoolManager,
+    create_ultra_fast_pool,
+    get_pool_manager,
+)
+
+NOWHERE = "postgresql://nobody@127.0.0.1:1/none"
+
+
+@pytest.fixture
+async def manager():
+    manager = UltraFastConnectionPoolManager()
+    yield manager
+    await manager.close_all()
+
+
+def mocked(pool=None):
+    """A pool that was initialised, with a mock in the place of asyncpg's."""
+    mocked = UltraFastConnectionPool("orders", "postgresql://unused", 2, 3)
+    mocked.pool = pool or AsyncMock()
+    mocked.is_initialized = True
+    return mocked
+
+
+def test_the_constants_are_the_former_ones():
+    assert POOL_PERFORMANCE_TARGETS == {
+        "connection_acquisition_ms": 1.0,
+        "pool_utilization_target": 0.8,
+        "health_check_interval_s": 30,
+        "connection_lifetime_s": 3600,
+        "min_pool_size": 20,
+        "max_pool_size": 100,
+    }
+    assert CONSTITUTIONAL_HASH == "cdd01ef066bc6cf2"
+    assert ultra_fast_connection_pool.asyncpg is asyncpg
+
+
+def test_the_signatures_are_the_former_ones():
+    def defaults(function):
+        return {
+            name: parameter.default
+            for name, parameter in inspect.signature(function).parameters.items()
+            if parameter.default is not inspect.Parameter.empty
+        }
+
+    assert list(inspect.signature(UltraFastConnectionPool).parameters)[:2] == ["pool_name", "dsn"]
+    assert defaults(UltraFastConnectionPool) == {"min_size": 20, "max_size": 100, "constitutional_validator": None}
+    assert defaults(create_ultra_fast_pool) == {"min_size": 20, "max_size": 100}
+    assert list(inspect.signature(create_ultra_fast_pool).parameters) == ["name", "dsn", "min_size", "max_size"]
+    assert not inspect.signature(UltraFastConnectionPoolManager).parameters
+    for name in [
+        "initialize",
+        "acquire_connection",
+        "release_connection",
+        "health_check",
+        "optimize_performance",
+        "close",
+    ]:
+        assert inspect.iscoroutinefunction(getattr(UltraFastConnectionPool, name))
+
+
+def test_a_fresh_pool_has_the_former_attributes():
+    pool = UltraFastConnectionPool("orders", "postgresql://there", 2, 3)
+    assert (pool.pool_name, pool.dsn, pool.min_size, pool.max_size) == ("orders", "postgresql://there", 2, 3)
+    assert (pool.pool, pool.is_initialized, pool.is_healthy, pool.fast_path_enabled) == (None, False, True, True)
+    assert len(pool.connection_cache) == 0
+    assert pool.constitutional_hash == CONSTITUTIONAL_HASH
+    assert pool.constitutional_validator.validate_hash(CONSTITUTIONAL_HASH)
+    assert vars(pool.metrics) == dict.fromkeys(vars(ConnectionMetrics()), 0)
+
+
+def test_metrics_count_and_divide():
+    metrics = ConnectionMetrics()
+    assert (metrics.get_avg_acquisition_time_ms(), metrics.get_success_rate()) == (0.0, 1.0)
+    metrics.total_acquisitions, metrics.successful_acquisitions, metrics.failed_acquisitions = 10, 8, 2
+    metrics.total_acquisition_time = 0.016
+    assert metrics.get_avg_acquisition_time_ms() == pytest.approx(2.0)
+    assert metrics.get_success_rate() == 0.8
+
+
+async def test_it_works_on_a_real_server(pool):
+    assert (pool.is_initialized, pool.is_healthy) == (True, True)
+    assert pool.get_performance_metrics()["pool_status"]["pool_size"] == 2
+    for _ in range(5):
+        connection = await pool.acquire_connection()
+        assert await connection.fetchval("SELECT 6 * 7") == 42
+        await pool.release_connection(connection)
+    several = [await pool.acquire_connection() for _ in range(3)]
+    assert (pool.metrics.current_connections, pool.metrics.peak_connections) == (3, 3)
+    for connection in several:
+        await pool.release_connection(connection)
+    assert pool.metrics.current_connections == 0
+    assert pool.metrics.total_acquisitions == pool.metrics.successful_acquisitions == 8
+    assert 0 < pool.metrics.get_avg_acquisition_time_ms() < 1_000
+
+
+async def test_no_setting_of_a_session_is_changed(pool, dsn):
+    plain = await asyncpg.connect(dsn)
+    pooled = await pool.acquire_connection()
+    settings = "SELECT name, setting FROM pg_settings WHERE name <> 'application_name' ORDER BY name"
+    assert await pooled.fetch(settings) == await plain.fetch(settings)
+    assert await pooled.fetchval("SHOW synchronous_commit") == "on"
+    await pool.release_connection(pooled)
+    await plain.close()
+
+
+async def test_a_wait_that_is_too_long_fails_and_is_counted(pool):
+    several = [await pool.acquire_connection() for _ in range(3)]
+    pool.acquisition_timeout_s = 0.02
+    with pytest.raises(RuntimeError, match=r"^Connection acquisition timeout for pool 'orders'$"):
+        await pool.acquire_connection()
+    assert (pool.metrics.total_acquisitions, pool.metrics.failed_acquisitions) == (4, 1)
+    assert pool.metrics.get_success_rate() == 0.75
+    assert pool.is_healthy
+    for connection in several:
+        await pool.release_connection(connection)
+    await pool.release_connection(await pool.acquire_connection())
+
+
+async def test_a_wait_of_more_than_a_millisecond_is_served(pool):
+    several = [await pool.acquire_connection() for _ in range(3)]
+    waiting = asyncio.create_task(pool.acquire_connection())
+    await asyncio.wait([waiting], timeout=0.02)
+    assert not waiting.done()
+    await pool.release_connection(several.pop())
+    several.append(await waiting)
+    percentiles = pool.get_performance_metrics()["acquisition_percentiles"]
+    assert percentiles["count"] == 4
+    assert percentiles["p99_ms"] >= 15
+    for connection in several:
+        await pool.release_connection(connection)
+
+
+async def test_a_cancelled_wait_loses_no_connection(pool):
+    several = [await pool.acquire_connection() for _ in range(3)]
+    waiting = [asyncio.create_task(pool.acquire_connection()) for _ in range(5)]
+    await asyncio.sleep(0)
+    releases = [pool.release_connection(connection) for connection in several]
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*releases)
+    assert all(isinstance(r, asyncio.CancelledError) for r in await asyncio.gather(*waiting, return_exceptions=True))
+    several = [await pool.acquire_connection() for _ in range(3)]
+    for connection in several:
+        await pool.release_connection(connection)
+
+
+async def test_a_pool_that_is_not_open_lends_nothing():
+    pool = UltraFastConnectionPool("orders", NOWHERE, 1, 1)
+    with pytest.raises(RuntimeError, match="not initialized"):
+        await pool.acquire_connection()
+    health = await pool.health_check()
+    assert (health["healthy"], health["error"]) == (False, "Pool not initialized")
+    assert pool.get_performance_metrics()["pool_status"]["pool_size"] == 0
+    with pytest.raises(OSError, match=r"."):
+        await pool.initialize()
+    assert (pool.is_healthy, pool.is_initialized) == (False, False)
+    await pool.release_connection(None)
+    await pool.close()
+
+
+async def test_an_unhealthy_pool_lends_nothing_until_a_check_finds_it_well(pool):
+    pool.is_healthy = False
+    with pytest.raises(RuntimeError, match="is unhealthy"):
+        await pool.acquire_connection()
+    assert pool.metrics.total_acquisitions == 0
+    assert (await pool.health_check())["healthy"] is True
+    await pool.release_connection(await pool.acquire_connection())
+
+
+async def test_the_health_has_every_key(pool):
+    health = await pool.health_check()
+    assert {
+        "healthy",
+        "pool_name",
+        "pool_size",
+        "pool_min_size",
+        "pool_max_size",
+        "health_check_time_ms",
+        "metrics",
+        "constitutional_hash",
+        "timestamp",
+    } <= set(health)
+    assert (health["healthy"], health["pool_name"]) == (True, "orders")
+    assert (health["pool_size"], health["pool_min_size"], health["pool_max_size"]) == (2, 2, 3)
+    assert 0 < health["health_check_time_ms"] < 5_000
+    assert abs(health["timestamp"] - time.time()) < 60
+    assert "error" not in health
+
+
+async def test_a_busy_pool_is_no_sick_pool(pool):
+    several = [await pool.acquire_connection() for _ in range(3)]
+    assert (await asyncio.wait_for(pool.health_check(), 2))["healthy"] is True
+    for connection in several:
+        await pool.release_connection(connection)
+
+
+async def test_a_connection_that_died_is_replaced(pool, dsn):
+    victim = await pool.acquire_connection()
+    admin = await asyncpg.connect(dsn)
+    closed = asyncio.Event()
+    victim.add_termination_listener(lambda connection: closed.set())
+    await admin.execute("SELECT pg_terminate_backend($1)", victim.get_server_pid())
+    await asyncio.wait_for(closed.wait(), 10)
+    await pool.release_connection(victim)
+    assert pool.metrics.current_connections == 0
+    for _ in range(3):
+        connection = await pool.acquire_connection()
+        assert await connection.fetchval("SELECT 1") == 1
+        await pool.release_connection(connection)
+    await admin.close()
+
+
+async def test_a_stranger_is_not_taken_for_one_of_ours(pool, dsn):
+    stranger = await asyncpg.connect(dsn)
+    with pytest.raises(asyncpg.InterfaceError):
+        await pool.release_connection(stranger)
+    await stranger.close()
+
+
+async def test_the_metrics_have_every_key(pool):
+    told = pool.get_performance_metrics()
+    assert told["performance_summary"] == {
+        "avg_acquisition_time_ms": 0.0,
+        "success_rate": 1.0,
+        "total_acquisitions": 0,
+        "current_connections": 0,
+        "peak_connections": 0,
+        "meets_acquisition_target": True,
+    }
+    assert told["pool_status"] == {
+        "pool_size": 2,
+        "min_size": 2,
+        "max_size": 3,
+        "is_healthy": True,
+        "is_initialized": True,
+    }
+    assert told["optimization_status"] == {"fast_path_enabled": True, "pre_warmed": True}
+    assert told["constitutional_hash"] == CONSTITUTIONAL_HASH
+
+
+async def test_optimizing_opens_what_is_missing(pool):
+    for _ in range(2):
+        await pool.pool.expire_connections()
+        connection = await pool.acquire_connection()
+        await pool.release_connection(connection)
+    done = await pool.optimize_performance()
+    assert set(done) == {"optimizations_applied", "recommendations", "current_metrics", "constitutional_hash"}
+    assert done["current_metrics"]["pool_status"]["pool_size"] >= 2
+    pool.metrics.peak_connections = 3
+    pool.metrics.total_acquisition_time = 60.0
+    pool.is_healthy = False
+    assert len((await pool.optimize_performance())["recommendations"]) == 3
+
+
+async def test_initializing_twice_opens_one_pool(pool):
+    first = pool.pool
+    await pool.initialize()
+    assert pool.pool is first
+
+
+@pytest.mark.parametrize("kind", [Mock, AsyncMock])
+async def test_a_validator_that_refuses_keeps_the_pool_shut(kind):
+    validator = kind()
+    validator.validate_hash.return_value = False
+    pool = UltraFastConnectionPool("orders", NOWHERE, constitutional_validator=validator)
+    assert pool.constitutional_validator is validator
+    with pytest.raises(RuntimeError, match=r"^Constitutional compliance violation"):
+        await pool.initialize()
+    assert (pool.is_healthy, pool.is_initialized, pool.pool) == (False, False, None)
+    validator.validate_hash.assert_called_once_with(CONSTITUTIONAL_HASH)
+
+
+@pytest.mark.parametrize("kind", [Mock, AsyncMock])
+async def test_a_patched_create_pool_is_used(kind):
+    made = AsyncMock()
+    with patch("acgsperf.compat.ultra_fast_connection_pool.asyncpg.create_pool", kind(return_value=made)) as create:
+        pool = UltraFastConnectionPool("orders", "postgresql://there", 2, 3)
+        await pool.initialize()
+    assert pool.pool is made
+    assert create.call_args.args == ("postgresql://there",)
+    assert (create.call_args.kwargs["min_size"], create.call_args.kwargs["max_size"]) == (2, 3)
+    connection = await pool.acquire_connection()
+    assert connection is made.acquire.return_value
+    await pool.release_connection(connection)
+    made.release.assert_awaited_once_with(connection)
+    assert (await pool.health_check())["healthy"] is True
+    assert isinstance(pool.get_performance_metrics()["pool_status"]["pool_size"], int)
+    await pool.optimize_performance()
+    await pool.close()
+    made.close.assert_awaited_once_with()
+    assert (pool.pool, pool.is_initialized) == (None, False)
+
+
+@pytest.mark.parametrize("kind", [Mock, AsyncMock])
+async def test_a_patched_asyncpg_is_used(kind):
+    with patch("acgsperf.compat.ultra_fast_connection_pool.asyncpg", kind()) as module:
+        module.create_pool.return_value = AsyncMock()
+        pool = UltraFastConnectionPool("orders", "postgresql://there", 2, 3)
+        await pool.initialize()
+        await pool.release_connection(await pool.acquire_connection())
+        await pool.optimize_performance()
+        module.create_pool.side_effect = ConnectionError("refused")
+        other = UltraFastConnectionPool("other", "postgresql://there")
+        with pytest.raises(ConnectionError, match="refused"):
+            await other.initialize()
+        assert other.is_healthy is False
+
+
+async def test_mocked_failures_are_counted():
+    pool = mocked()
+    pool.pool.acquire.side_effect = TimeoutError()
+    with pytest.raises(RuntimeError, match="Connection acquisition timeout for pool 'orders'"):
+        await pool.acquire_connection()
+    pool.pool.acquire.side_effect = OSError("gone")
+    with pytest.raises(OSError, match="gone"):
+        await pool.acquire_connection()
+    assert (pool.metrics.total_acquisitions, pool.metrics.failed_acquisitions) == (2, 2)
+    health = await pool.health_check()
+    assert (health["healthy"], health["error"], health["health_check_failures"]) == (False, "gone", 1)
+    assert pool.is_healthy is False
+    assert pool.metrics.health_check_failures == 1
+
+
+async def test_a_release_that_fails_is_counted_as_recycled():
+    pool = mocked()
+    connection = await pool.acquire_connection()
+    pool.pool.release.side_effect = OSError("reset failed")
+    await pool.release_connection(connection)
+    assert (pool.metrics.current_connections, pool.metrics.connection_recycling_count) == (0, 1)
+
+
+async def test_a_pool_that_does_not_close_is_terminated():
+    pool = mocked(MagicMock())
+    pool.pool.close.side_effect = OSError("gone")
+    held = pool.pool
+    await pool.close()
+    held.terminate.assert_called_once_with()
+
+
+async def test_the_size_of_a_mock_is_used_where_it_has_one():
+    pool = mocked()
+    pool.pool.get_size = Mock(return_value=7)
+    assert pool.get_performance_metrics()["pool_status"]["pool_size"] == 7
+
+
+async def test_a_manager_keeps_pools_by_name(manager, dsn):
+    assert manager.constitutional_hash == CONSTITUTIONAL_HASH
+    assert manager.pools == {}
+    assert manager._monitoring_task is None
+    pool = await manager.create_pool("orders", dsn, 1, 2)
+    assert manager._monitoring_task is not None
+    assert await manager.get_pool("orders") is pool is manager.pools["orders"]
+    with pytest.raises(ValueError, match="'orders' already exists"):
+        await manager.create_pool("orders", dsn)
+    with pytest.raises(ValueError, match="'none' not found"):
+        await manager.get_pool("none")
+    with pytest.raises(OSError, match=r"."):
+        await manager.create_pool("broken", NOWHERE, 1, 1)
+    users = await manager.create_pool("users", dsn, min_size=1, max_size=2)
+    real, users.pool = users.pool, AsyncMock(acquire=AsyncMock(side_effect=OSError("gone")))
+    health = await manager.health_check_all()
+    assert (health["overall_healthy"], health["total_pools"], health["healthy_pools"]) == (False, 2, 1)
+    assert (health["pools"]["orders"]["healthy"], health["pools"]["users"]["healthy"]) == (True, False)
+    users.pool = real
+    optimized = await manager.optimize_all_pools()
+    assert set(optimized["pool_optimizations"]) == {"orders", "users"}
+    task = manager._monitoring_task
+    await manager.close_all()
+    assert task.cancelled()
+    assert manager.pools == {}
+
+
+async def test_a_name_can_be_taken_once_by_two_at_the_same_time(manager, dsn):
+    made = await asyncio.gather(*(manager.create_pool("orders", dsn, 1, 1) for _ in range(2)), return_exceptions=True)
+    assert sorted(type(outcome).__name__ for outcome in made) == ["UltraFastConnectionPool", "ValueError"]
+
+
+async def test_an_empty_manager_is_well(manager):
+    health = await manager.health_check_all()
+    assert (health["overall_healthy"], health["pools"], health["total_pools"]) == (True, {}, 0)
+
+
+async def test_the_monitoring_asks_every_pool(manager, dsn, monkeypatch):
+    monkeypatch.setitem(POOL_PERFORMANCE_TARGETS, "health_check_interval_s", 0.01)
+    asked = asyncio.Event()
+    answers = iter([RuntimeError("once"), None])
+
+    async def check():
+        error = next(answers, None)
+        if error:
+            raise error
+        asked.set()
+
+    monkeypatch.setattr(manager, "health_check_all", check)
+    await manager.create_pool("orders", dsn, 1, 1)
+    await asyncio.wait_for(asked.wait(), 10)
+
+
+async def test_one_manager_a_process(monkeypatch, dsn):
+    monkeypatch.setattr(ultra_fast_connection_pool, "_manager", None)
+    manager = await get_pool_manager()
+    assert manager is await get_pool_manager()
+    pool = await create_ultra_fast_pool(name="api_pool", dsn=dsn, min_size=1, max_size=2)
+    assert await manager.get_pool("api_pool") is pool
+    await manager.close_all()
