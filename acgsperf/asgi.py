@@ -153,7 +153,8 @@ class PerformanceMiddleware:
         stored = await responses.find(request)
         if stored is None:
             return False
-        unchanged = request.if_none_match is not None and stored.is_tagged(request.if_none_match)
+        tags = request.if_none_match
+        unchanged = tags is not None and stored.status == 200 and stored.is_tagged(tags)
         headers = stored.headers_at(responses.clock(), not_modified=unchanged)
         status = 304 if unchanged else stored.status
         await send({"type": "http.response.start", "status": status, "headers": self._with_added(headers)})
@@ -251,11 +252,11 @@ class _Exchange:
         last = False
         if kind == "http.response.start":
             self.status = message["status"]
-            headers = message.get("headers", ())
+            headers = list(message.get("headers", ()))
             # HEAD has no body to keep, and trailers are not kept.
             if self.request is not None and self._scope["method"] == "GET" and not message.get("trailers"):
                 assert self.responses is not None
-                self._recording = self.responses.record(self.request, self.status, list(headers))
+                self._recording = self.responses.record(self.request, self.status, headers)
             elif self.responses is not None and 200 <= self.status < 400:
                 # Before the client hears of its success, and may come back to see it.
                 await self.responses.invalidate(self._scope)

@@ -188,6 +188,25 @@ async def test_an_unchanged_response_is_not_sent_again(client, origin):
     assert origin.calls == 1
 
 
+async def test_only_a_success_can_be_unchanged(client, origin):
+    origin.status = 404
+    origin.headers.append(("etag", '"v1"'))
+    await client.get("/a")
+    assert (await client.get("/a", headers={"if-none-match": '"v1"'})).status_code == 404
+    assert origin.calls == 1
+
+
+async def test_headers_may_be_any_iterable(connect, cache):
+    async def lazy(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": iter([(b"cache-control", b"max-age=60")])})
+        await send({"type": "http.response.body", "body": b""})
+
+    client = connect(lazy, cache=cache)
+    first, again = await client.get("/a"), await client.get("/a")
+    assert first.headers["cache-control"] == again.headers["cache-control"] == "max-age=60"
+    assert client.middleware.counts().hits == 1
+
+
 async def test_an_unsafe_request_that_succeeds_forgets_all_variants(client, origin):
     origin.headers.append(("vary", "accept"))
     for accept in ("a", "b"):

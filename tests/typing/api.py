@@ -4,6 +4,7 @@ from typing import assert_type
 
 from acgsperf import (
     CacheStats,
+    ComplianceValidator,
     EvictionReason,
     HashValidator,
     HistogramSnapshot,
@@ -13,6 +14,8 @@ from acgsperf import (
     ValidatorStats,
     Verdict,
 )
+from acgsperf.asgi import PerformanceMiddleware
+from acgsperf.metrics import HttpCounts, HttpSource
 
 
 def heard(key: str, value: int, reason: EvictionReason) -> None:
@@ -79,3 +82,11 @@ assert_type(LatencyHistogram.decode(b""), LatencyHistogram)
 with histogram.time() as timer:
     assert_type(timer, Timer)
 histogram.record(1.5)  # type: ignore[arg-type]
+
+
+async def application(*scope_receive_send: object) -> None:
+    raise NotImplementedError
+
+
+http: HttpSource = PerformanceMiddleware(application, validator=ComplianceValidator())
+assert_type(http.counts(), HttpCounts)
