@@ -2,7 +2,9 @@
 
 import struct
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Final
 
 from acgsperf._hdr_layout import Layout
@@ -57,6 +59,35 @@ def decode(blob: bytes) -> tuple[int, int, int, Iterator[tuple[int, int]]]:
     except (ValueError, struct.error, zlib.error) as error:
         raise _refusal(error) from None
     return layout.lowest_ns, layout.highest_ns, layout.significant_figures, _counts(layout, payload)
+
+
+def cumulative(blob: bytes, bounds_ns: Sequence[int]) -> tuple[list[int], int, int]:
+    """How many latencies of a histogram lie within each bound, as histograms of fixed buckets count them.
+
+    A slot is within a bound when its smallest latency is: what was recorded at the bound is counted, and so may be what
+    lies above it by less than the width of a slot.
+
+    Args:
+        blob: as `encode` makes it.
+        bounds_ns: ascending.
+
+    Returns:
+        A count for each bound, the count of all, and the sum of all in ns, each latency as the middle of its slot.
+
+    Raises:
+        TypeError, ValueError: as `decode` does.
+    """
+    lowest_ns, highest_ns, figures, counts = decode(blob)
+    layout = Layout(lowest_ns, highest_ns, figures)
+    within = [0] * len(bounds_ns)
+    total = sum_ns = 0
+    for index, count in counts:
+        total += count
+        sum_ns += count * layout.median_of(index)
+        bound = bisect_left(bounds_ns, layout.lowest_of(index))
+        if bound < len(within):
+            within[bound] += count
+    return list(accumulate(within)), total, sum_ns
 
 
 def _refusal(reason: object) -> ValueError:

@@ -14,6 +14,7 @@ from typing import Annotated, NoReturn
 from acgsperf.errors import AcgsperfError
 
 try:
+    import prometheus_client as _prometheus_client  # noqa: F401
     import typer
     from rich.console import Console
     from rich.markup import escape
@@ -26,6 +27,7 @@ except ImportError as missing:
 from acgsperf._dispatch import HashValidator
 from acgsperf.validator import ComplianceValidator
 from acgsperf.workbench import compare as comparison
+from acgsperf.workbench import scrape
 from acgsperf.workbench.doctor import Finding, Severity, examine
 from acgsperf.workbench.embedded import embedded_servers
 from acgsperf.workbench.replay import Report
@@ -169,6 +171,37 @@ def validate(
     for found, verdict in zip(hashes, verdicts, strict=True):
         typer.echo(f"{verdict.name.lower():9} {found!r:.100}")
     raise typer.Exit(not all(verdicts))
+
+
+@app.command()
+def stats(
+    url: Annotated[str, typer.Argument(help="Its page of metrics, such as http://localhost:8000/metrics.")],
+    namespace: Annotated[str, typer.Option(help="What the names of its metrics begin with.")] = "acgsperf",
+    timeout: Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds to wait.")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what a running service says of itself."""
+    found = scrape.figures(scrape.fetch(url, timeout), namespace)
+    _let_readers_leave()
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+        return
+
+    def shown(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    table = Table("Metric", "Value")
+    table.add_row("Requests", f"{found.requests:,}")
+    table.add_row("Errors and violations", f"{found.errors:,} and {found.violations:,}")
+    table.add_row("Error rate", shown(found.error_rate, ".2%"))
+    for name, value in (("P50", found.p50_ms), ("P95", found.p95_ms), ("P99", found.p99_ms)):
+        table.add_row(f"{name}, estimated from buckets", f"{shown(value, '.3f')} ms")
+    for tier, rate in found.hit_rates.items():
+        table.add_row(f"Hit rate of {escape(tier.upper())}", f"{rate:.2%}")
+    for name, pool in found.pools.items():
+        row = "{in_use} of {connections} in use, {max} at most, {waiting} waiting".format(**pool)
+        table.add_row(f"Pool {escape(name)}", row)
+    Console().print(table)
 
 
 def _let_readers_leave() -> None:

@@ -37,6 +37,7 @@ def test_help_names_the_commands():
     assert (done.returncode, done.stderr) == (0, "")
     assert "replay" in done.stdout
     assert "bench" in done.stdout
+    assert "stats" in done.stdout
 
 
 def test_version_is_one_line():
@@ -100,6 +101,8 @@ def test_a_trace_may_be_cut_short(database, tmp_path):
         (["replay", "/nowhere/at all"], "/nowhere/at all: cannot be read: No such file or directory"),
         (["replay", "/"], "/: cannot be read: Is a directory"),
         (["bench", "--nothing"], "No such option: --nothing"),
+        (["stats"], "Missing argument"),
+        (["stats", "http://localhost/", "--timeout", "0"], "'--timeout'"),
     ],
     ids=" ".join,
 )
@@ -175,7 +178,7 @@ def without(modules, *arguments):
     return subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("module", ["typer", "rich.console"])
+@pytest.mark.parametrize("module", ["prometheus_client", "typer", "rich.console"])
 def test_a_missing_extra_says_how_to_install_it(module):
     done = without([module], "--version")
     assert (done.returncode, done.stdout) == (2, "")

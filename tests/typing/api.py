@@ -6,6 +6,7 @@ from typing import assert_type
 from acgsperf import (
     Alert,
     CacheStats,
+    ComplianceValidator,
     EvictionReason,
     HashValidator,
     HistogramSnapshot,
@@ -19,6 +20,8 @@ from acgsperf import (
     ValidatorStats,
     Verdict,
 )
+from acgsperf.asgi import PerformanceMiddleware
+from acgsperf.metrics import HttpCounts, HttpSource
 
 
 def heard(key: str, value: int, reason: EvictionReason) -> None:
@@ -98,3 +101,11 @@ assert_type(monitor.observe(Reading(at=0.0, requests=0)), tuple[Alert, ...])
 assert_type(monitor.history, tuple[Reading, ...])
 assert_type(monitor.on_alert(print), Callable[[], None])
 monitor.on_alert("print")  # type: ignore[arg-type]
+
+
+async def application(*scope_receive_send: object) -> None:
+    raise NotImplementedError
+
+
+http: HttpSource = PerformanceMiddleware(application, validator=ComplianceValidator())
+assert_type(http.counts(), HttpCounts)

@@ -1,0 +1,354 @@
+"""A shared HTTP cache over a `TieredCache`: what may be stored and what may be given, by RFC 9111."""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from email.utils import parsedate_to_datetime
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+from msgspec import ValidationError, convert
+
+from acgsperf.cache import TieredCache
+
+__all__ = ["CacheableRequest", "Recording", "ResponseCache", "Stored"]
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+# RFC 9110, 15.1, without 206, for ranges are not put together here.
+_CACHEABLE: Final = frozenset({200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501})
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+# RFC 9110, 15.4.5.
+_IN_NOT_MODIFIED: Final = frozenset({b"cache-control", b"content-location", b"date", b"etag", b"expires", b"vary"})
+# RFC 9111, 3.1; Age is made anew.
+_NOT_STORED: Final = frozenset(
+    {
+        b"age",
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-connection",
+        b"te",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+_DIRECTIVE: Final = re.compile(r"""([\w-]+)\s*(?:=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,;"]+)))?""")
+_MAX_KEY: Final = 2_048
+_MAX_SECONDS: Final = 2**31
+_MAX_VARYING: Final = 16
+_FORMAT: Final = 1
+
+
+class Reach(IntEnum):
+    """Whom a stored response may be given to; each includes those before it."""
+
+    ANONYMOUS = 0
+    """Requests without cookies or credentials: the response said nothing of caching."""
+    SHARED = 1
+    """Requests with cookies too: it said how long it is fresh."""
+    PUBLIC = 2
+    """Requests with `Authorization` too: it said `public`."""
+
+
+class Stored(NamedTuple):
+    """A response as it lies in the cache; JSON-like but for its bytes, so that tiers take it."""
+
+    format: int
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+    stored_at: float
+    initial_age: int
+    lifetime: int
+    reach: int
+    route: str
+
+    def is_tagged(self, if_none_match: str) -> bool:
+        """Whether its entity tag is among those of `If-None-Match`, by the weak comparison."""
+        etag = _joined(self.headers, b"etag")
+        tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+        return etag is not None and ("*" in tags or etag.removeprefix("W/") in tags)
+
+    def headers_at(self, now: float, *, not_modified: bool = False) -> list[tuple[bytes, bytes]]:
+        """Its headers with its age, those of a 304 alone if that is wanted."""
+        headers = [
+            (name, value) for name, value in self.headers if not not_modified or name.lower() in _IN_NOT_MODIFIED
+        ]
+        return [*headers, (b"age", str(int(self.age(now))).encode())]
+
+    def age(self, now: float) -> float:
+        """Seconds since its origin made it."""
+        return self.initial_age + max(now - self.stored_at, 0.0)
+
+
+class CacheableRequest:
+    """What the cache asks of a request that it may answer."""
+
+    __slots__ = ("headers", "if_none_match", "max_age", "reach", "root", "tag", "uses_stored")
+
+    def __init__(self, root: str, tag: str, headers: Headers, directives: Mapping[str, str | None]) -> None:
+        self.root = root
+        self.tag = tag
+        self.headers = headers
+        names = {name for name, _ in headers}
+        # RFC 9111, 5.4: Pragma is read where there is no Cache-Control.
+        pragma = b"cache-control" not in names and "no-cache" in _directives(_joined(headers, b"pragma"))
+        self.uses_stored = "no-cache" not in directives and not pragma
+        self.max_age = _seconds(directives["max-age"]) if "max-age" in directives else None
+        self.reach = (
+            Reach.PUBLIC if b"authorization" in names else Reach.SHARED if b"cookie" in names else Reach.ANONYMOUS
+        )
+        self.if_none_match = _joined(headers, b"if-none-match")
+
+
+class Recording:
+    """A response on its way to a client; its pieces are kept while it may still be stored."""
+
+    __slots__ = (
+        "_declared",
+        "_headers",
+        "_limit",
+        "_pieces",
+        "_size",
+        "_status",
+        "initial_age",
+        "lifetime",
+        "reach",
+        "request",
+        "storable",
+        "varying",
+    )
+
+    def __init__(self, request: CacheableRequest, limit: int) -> None:
+        self.request = request
+        self.storable = False
+        self.varying: tuple[str, ...] = ()
+        self.lifetime = self.initial_age = 0
+        self.reach = Reach.ANONYMOUS
+        self._limit = limit
+        self._status = 0
+        self._headers: Headers = ()
+        self._declared: int | None = None
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def begin(self, status: int, headers: Headers, ttl: float | None, now: float) -> None:
+        """Decide by status and headers; `ttl` is for those that say nothing of how long they are fresh."""
+        directives = _directives(_joined(headers, b"cache-control"))
+        names = {name.lower() for name, _ in headers}
+        if (
+            status not in _CACHEABLE
+            or b"set-cookie" in names
+            or not directives.keys().isdisjoint({"no-store", "no-cache", "private"})
+        ):
+            return
+        lifetime = _lifetime(directives, headers, now)
+        self.reach = Reach.PUBLIC if "public" in directives else Reach.ANONYMOUS if lifetime is None else Reach.SHARED
+        self.lifetime = lifetime if lifetime is not None else int(ttl or 0)
+        self.initial_age = _seconds(_joined(headers, b"age") or "0")
+        length = _joined(headers, b"content-length")
+        self._declared = None if length is None else _seconds(length)
+        self.varying = tuple(sorted({*(_joined(headers, b"vary") or "").lower().replace(",", " ").split()}))
+        self.storable = (
+            self.reach >= self.request.reach
+            and self.lifetime > self.initial_age
+            and (self._declared or 0) <= self._limit
+            and "*" not in self.varying
+            and len(self.varying) <= _MAX_VARYING
+        )
+        self._status, self._headers = status, headers
+
+    def add(self, piece: bytes) -> None:
+        """One more piece of the body; too many, and all are forgotten."""
+        if not self.storable:
+            return
+        self._size += len(piece)
+        if self._size > self._limit:
+            self.give_up()
+        else:
+            self._pieces.append(bytes(piece))
+
+    def give_up(self) -> None:
+        """This response is not stored."""
+        self.storable = False
+        self._pieces.clear()
+
+    def finished(self, now: float, route: str) -> Stored | None:
+        """The whole response, if it may be stored."""
+        if not self.storable or self._declared not in {None, self._size}:
+            return None
+        connection = _joined(self._headers, b"connection") or ""
+        dropped = _NOT_STORED | {name.encode("latin-1") for name in connection.lower().replace(",", " ").split()}
+        return Stored(
+            format=_FORMAT,
+            status=self._status,
+            headers=[(bytes(name), bytes(value)) for name, value in self._headers if name.lower() not in dropped],
+            body=b"".join(self._pieces),
+            stored_at=now,
+            initial_age=self.initial_age,
+            lifetime=self.lifetime,
+            reach=int(self.reach),
+            route=route,
+        )
+
+
+class ResponseCache:
+    """Responses to GET in a `TieredCache`, found by scheme, host, path, query, and what they vary on.
+
+    Args:
+        cache: as it is opened by its owner; others may use it too.
+        ttl: seconds for which a response is fresh that does not say so itself; None stores none of these.
+        vary: request headers by which every response differs, whether or not it says so.
+        max_body_bytes: larger bodies are not stored.
+        clock: the time in seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        cache: TieredCache[Any],
+        *,
+        ttl: float | None,
+        vary: Iterable[str],
+        max_body_bytes: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.cache = cache
+        self.max_body_bytes = max_body_bytes
+        self.clock = clock
+        self._ttl = ttl
+        self._vary = tuple(sorted({name.lower() for name in vary}))
+        self.hits = self.misses = self.bypassed = self.stored = 0
+
+    def request(self, scope: Mapping[str, Any]) -> CacheableRequest | None:
+        """A request that the cache may answer; None for another one."""
+        headers: Headers = scope["headers"]
+        names = {name for name, _ in headers}
+        directives = _directives(_joined(headers, b"cache-control")) if b"cache-control" in names else {}
+        tag = _uri(scope)
+        if (
+            scope["method"] not in {"GET", "HEAD"}
+            or b"range" in names
+            or b"transfer-encoding" in names
+            or _joined(headers, b"content-length") not in {None, "0"}
+            or "no-store" in directives
+            or len(tag) > _MAX_KEY
+        ):
+            self.bypassed += 1
+            return None
+        root = _varied(tag, self._vary, headers) if self._vary else tag
+        return CacheableRequest(root, tag, headers, directives)
+
+    async def find(self, request: CacheableRequest) -> Stored | None:
+        """The stored response that answers a request."""
+        found = _stored(await self._lookup(request)) if request.uses_stored else None
+        if found is not None and request.reach <= found.reach:
+            age = found.age(self.clock())
+            if age < found.lifetime and (request.max_age is None or age <= request.max_age):
+                self.hits += 1
+                return found
+        self.misses += 1
+        return None
+
+    async def _lookup(self, request: CacheableRequest) -> object:
+        found = await self.cache.get(request.root)
+        varying = _varying(found)
+        if varying is None:
+            return found
+        return await self.cache.get(_varied(request.root, varying, request.headers))
+
+    def record(self, request: CacheableRequest, status: int, headers: Headers) -> Recording:
+        """Begin with the status and the headers of what answers a request."""
+        recording = Recording(request, self.max_body_bytes)
+        recording.begin(status, headers, self._ttl, self.clock())
+        return recording
+
+    async def store(self, recording: Recording, route: str) -> None:
+        """Keep a response that has gone out whole."""
+        response = recording.finished(self.clock(), route)
+        if response is None:
+            return
+        request = recording.request
+        values: dict[str, Any] = {request.root: response}
+        if recording.varying:
+            variant = _varied(request.root, recording.varying, request.headers)
+            values = {request.root: (_FORMAT, recording.varying), variant: response}
+        await self.cache.set_many(values, response.lifetime - response.initial_age, tags=(request.tag,))
+        self.stored += 1
+
+    async def invalidate(self, scope: Mapping[str, Any]) -> None:
+        """Forget what is stored for the URI of an unsafe request that succeeded (RFC 9111, 4.4)."""
+        if scope["method"] not in _SAFE and len(tag := _uri(scope)) <= _MAX_KEY:
+            await self.cache.invalidate_tag(tag)
+
+
+def _uri(scope: Mapping[str, Any]) -> str:
+    path = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogateescape")
+    host = _joined(scope["headers"], b"host") or ""
+    uri = f"http:{scope.get('scheme', 'http')}://{host.lower()}{path.decode('latin-1')}"
+    query: bytes = scope.get("query_string", b"")
+    return f"{uri}?{query.decode('latin-1')}" if query else uri
+
+
+def _varied(key: str, names: Sequence[str], headers: Headers) -> str:
+    # What a client sends is of any length, and may be a secret: its digest stands in the key.
+    digest = hashlib.sha256()
+    for name in names:
+        value = _joined(headers, name.encode("latin-1"))
+        digest.update(f"{name}:{'-' if value is None else len(value)}:{value or ''}".encode())
+    return f"{key} {digest.hexdigest()}"
+
+
+def _varying(value: object) -> Sequence[str] | None:
+    """The names in the entry that says what the variants of a URI differ by."""
+    return value[1] if isinstance(value, list | tuple) and len(value) == 2 and value[0] == _FORMAT else None
+
+
+def _stored(value: object) -> Stored | None:
+    if isinstance(value, Stored) or value is None:
+        return value
+    # A tier gives lists. What another has put there, or another version of this, is a miss.
+    try:
+        found = convert(value, Stored)
+    except ValidationError:
+        return None
+    return found if found.format == _FORMAT else None
+
+
+def _joined(headers: Headers, wanted: bytes) -> str | None:
+    """The value of a header, or of several as one list."""
+    found = [value for name, value in headers if name.lower() == wanted]
+    return b", ".join(found).decode("latin-1") if found else None
+
+
+def _directives(value: str | None) -> dict[str, str | None]:
+    """The directives of `Cache-Control`, of each the first."""
+    found: dict[str, str | None] = {}
+    for name, quoted, token in _DIRECTIVE.findall(value or ""):
+        found.setdefault(name.lower(), quoted or token or None)
+    return found
+
+
+def _seconds(value: str | None) -> int:
+    """What is no number of seconds counts as none: the response is stale."""
+    if value is None or not (value.isascii() and value.isdecimal()):
+        return 0
+    return min(int(value[:12]), _MAX_SECONDS)
+
+
+def _lifetime(directives: Mapping[str, str | None], headers: Headers, now: float) -> int | None:
+    """For how many seconds a response says that it is fresh; None when it does not."""
+    for directive in ("s-maxage", "max-age"):
+        if directive in directives:
+            return _seconds(directives[directive])
+    expires = _joined(headers, b"expires")
+    if expires is None:
+        return None
+    try:
+        date = _joined(headers, b"date")
+        start = now if date is None else parsedate_to_datetime(date).timestamp()
+        return max(0, int(parsedate_to_datetime(expires).timestamp() - start))
+    except (ValueError, OverflowError):
+        return 0

@@ -1,0 +1,197 @@
+"""Metrics for OpenTelemetry, by its semantic conventions for database clients; read when they are collected."""
+
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
+from typing import Final
+from weakref import WeakKeyDictionary
+
+from acgsperf._types import CacheStats
+from acgsperf.metrics.source import MetricsSource, pools_of
+from acgsperf.tiers.base import BreakerState, TierStats
+
+try:
+    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
+except ImportError as missing:
+    raise ImportError("opentelemetry-api is not installed: pip install 'acgsperf[opentelemetry]'") from missing
+
+__all__ = ["Instrumentation", "instrument"]
+
+# As in `opentelemetry.semconv`, a beta that would be one more dependency for seven names; a test compares them.
+_POOL: Final = "db.client.connection.pool.name"
+_STATE: Final = "db.client.connection.state"
+_TIER: Final = "acgsperf.cache.tier"
+_RESULT: Final = "acgsperf.cache.result"
+_REASON: Final = "acgsperf.cache.eviction.reason"
+_VERDICT: Final = "acgsperf.compliance.verdict"
+_OUTCOME: Final = "acgsperf.request.outcome"
+_QUANTILE: Final = "acgsperf.quantile"
+_QUANTILES: Final = (("0.5", "p50"), ("0.95", "p95"), ("0.99", "p99"))
+
+_Values = Iterable[tuple[int | float, Mapping[str, str]]]
+_Read = Callable[[MetricsSource], _Values]
+
+
+class Instrumentation:
+    """What `instrument` has begun; after `close` it reports nothing and holds nothing."""
+
+    def __init__(self, seat: "_Seat", source: MetricsSource) -> None:
+        self._seat = seat
+        self._source: MetricsSource | None = source
+        seat.source = source
+
+    def close(self) -> None:
+        """Report nothing more and let go of the source. May be repeated."""
+        if self._source is not None:
+            self._source = self._seat.source = None
+
+
+class _Seat:
+    """The instruments of a provider, which keeps them for good, and the service that they speak of now."""
+
+    def __init__(self, provider: MeterProvider) -> None:
+        self.source: MetricsSource | None = None
+        meter = provider.get_meter("acgsperf", version("acgsperf"))
+        create = {
+            "counter": meter.create_observable_counter,
+            "updowncounter": meter.create_observable_up_down_counter,
+            "gauge": meter.create_observable_gauge,
+        }
+        for name, kind, unit, description, read in _INSTRUMENTS:
+            create[kind](name, [self._observing(read)], unit, description)
+
+    def _observing(self, read: _Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def observe(options: CallbackOptions) -> Iterable[Observation]:
+            source = self.source
+            return [] if source is None else [Observation(value, labels) for value, labels in read(source)]
+
+        return observe
+
+
+_seats: Final[WeakKeyDictionary[MeterProvider, _Seat]] = WeakKeyDictionary()
+
+
+def instrument(source: MetricsSource, meter_provider: MeterProvider | None = None) -> Instrumentation:
+    """Report a service's figures at every collection.
+
+    A reader that collects in a thread of its own reads plain counters there: each is exact, and nothing waits.
+
+    Args:
+        source: the service; one at a time for a provider.
+        meter_provider: the global one when None.
+
+    Returns:
+        An object with `close()`.
+
+    Raises:
+        ValueError: when the provider reports a service already.
+    """
+    provider = meter_provider or get_meter_provider()
+    seat = _seats.get(provider)
+    if seat is None:
+        seat = _seats[provider] = _Seat(provider)
+    if seat.source is not None:
+        raise ValueError("the meter provider reports a service already; close that instrumentation first")
+    return Instrumentation(seat, source)
+
+
+def _of_pools(attribute: str) -> _Read:
+    def read(source: MetricsSource) -> _Values:
+        return [(getattr(pool.stats(), attribute), {_POOL: pool.name}) for pool in pools_of(source)]
+
+    return read
+
+
+def _connections(source: MetricsSource) -> _Values:
+    for pool in pools_of(source):
+        stats = pool.stats()
+        yield stats.idle, {_POOL: pool.name, _STATE: "idle"}
+        yield stats.in_use, {_POOL: pool.name, _STATE: "used"}
+
+
+def _tiers(source: MetricsSource) -> dict[str, CacheStats | TierStats]:
+    stats = source.cache.stats()
+    tiers = {"l1": stats.l1, "l2": stats.l2, "l3": stats.l3}
+    return {name: tier for name, tier in tiers.items() if tier is not None}
+
+
+def _lookups(source: MetricsSource) -> _Values:
+    for name, tier in _tiers(source).items():
+        yield tier.hits, {_TIER: name, _RESULT: "hit"}
+        yield tier.misses, {_TIER: name, _RESULT: "miss"}
+
+
+def _evictions(source: MetricsSource) -> _Values:
+    l1 = source.cache.stats().l1
+    return [(l1.evictions, {_REASON: "size"}), (l1.expirations, {_REASON: "expired"})]
+
+
+def _errors(source: MetricsSource) -> _Values:
+    tiers = _tiers(source).items()
+    return [(sum(tier.errors.values()), {_TIER: name}) for name, tier in tiers if isinstance(tier, TierStats)]
+
+
+def _open_breakers(source: MetricsSource) -> _Values:
+    tiers = _tiers(source).items()
+    return [
+        (int(tier.breaker is not BreakerState.CLOSED), {_TIER: name})
+        for name, tier in tiers
+        if isinstance(tier, TierStats)
+    ]
+
+
+def _of_cache(attribute: str) -> _Read:
+    return lambda source: [(getattr(source.cache.stats(), attribute), {})]
+
+
+def _of_l1(attribute: str) -> _Read:
+    return lambda source: [(getattr(source.cache.stats().l1, attribute), {})]
+
+
+def _requests(source: MetricsSource) -> _Values:
+    counts = source.counts()
+    return [
+        (source.latency().count, {_OUTCOME: "answered"}),
+        (counts.failed, {_OUTCOME: "failed"}),
+        (counts.violations, {_OUTCOME: "refused"}),
+    ]
+
+
+def _misses(source: MetricsSource) -> _Values:
+    return [(source.counts().missed, {})]
+
+
+def _durations(source: MetricsSource) -> _Values:
+    latency = source.latency().snapshot()
+    return [(getattr(latency, attribute) / 1e9, {_QUANTILE: quantile}) for quantile, attribute in _QUANTILES]
+
+
+def _validations(source: MetricsSource) -> _Values:
+    verdicts = source.validator.metrics().verdicts
+    return [
+        (verdicts.valid, {_VERDICT: "valid"}),
+        (verdicts.mismatched, {_VERDICT: "mismatch"}),
+        (verdicts.malformed, {_VERDICT: "malformed"}),
+    ]
+
+
+_INSTRUMENTS: Final[tuple[tuple[str, str, str, str, _Read], ...]] = (
+    ("db.client.connection.count", "updowncounter", "{connection}", "Connections, by state.", _connections),
+    ("db.client.connection.idle.min", "updowncounter", "{connection}", "Least kept.", _of_pools("min_size")),
+    ("db.client.connection.max", "updowncounter", "{connection}", "Most allowed.", _of_pools("max_size")),
+    ("db.client.connection.pending_requests", "updowncounter", "{request}", "Waiters.", _of_pools("waiting")),
+    ("db.client.connection.timeouts", "counter", "{timeout}", "Waits that took too long.", _of_pools("timeouts")),
+    ("acgsperf.cache.requests", "counter", "{key}", "Keys asked for, by tier and result.", _lookups),
+    ("acgsperf.cache.entries", "updowncounter", "{entry}", "Entries in L1.", _of_l1("size")),
+    ("acgsperf.cache.max_entries", "updowncounter", "{entry}", "The most that L1 holds.", _of_l1("maxsize")),
+    ("acgsperf.cache.evictions", "counter", "{entry}", "Entries that L1 let go of.", _evictions),
+    ("acgsperf.cache.promotions", "counter", "{entry}", "Entries taken into L1.", _of_cache("promotions")),
+    ("acgsperf.cache.loads", "counter", "{load}", "Loader calls.", _of_cache("loads")),
+    ("acgsperf.cache.load_errors", "counter", "{load}", "Loader calls that failed.", _of_cache("load_errors")),
+    ("acgsperf.cache.deadlines", "counter", "{read}", "Reads that the deadline ended.", _of_cache("deadlines")),
+    ("acgsperf.cache.errors", "counter", "{call}", "Calls of a server that failed.", _errors),
+    ("acgsperf.cache.breaker.open", "gauge", "1", "1 while a tier's server is not asked.", _open_breakers),
+    ("acgsperf.requests", "counter", "{request}", "Requests, by outcome.", _requests),
+    ("acgsperf.request.misses", "counter", "{request}", "Requests that no tier could answer.", _misses),
+    ("acgsperf.request.duration.quantile", "gauge", "s", "Percentiles of requests since the start.", _durations),
+    ("acgsperf.compliance.validations", "counter", "{hash}", "Hashes looked at, by verdict.", _validations),
+)

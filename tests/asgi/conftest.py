@@ -1,0 +1,114 @@
+"""Applications behind the middleware: called directly with a clock that a test moves, and served by uvicorn."""
+
+import socket
+import threading
+from contextlib import ExitStack, contextmanager
+
+import httpx
+import pytest
+import uvicorn
+
+from acgsperf import LRUCache, TieredCache
+from acgsperf.asgi import PerformanceMiddleware
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self):
+        self.now = 1_000.0
+
+    def __call__(self):
+        return self.now
+
+    def advance(self, seconds):
+        self.now += seconds
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+class Origin:
+    """An application that answers with what a test has put into it, and counts its calls."""
+
+    def __init__(self):
+        self.calls = 0
+        self.status = 200
+        self.headers = []
+        self.body = None
+        self.failure = None
+
+    async def __call__(self, scope, receive, send):
+        self.calls += 1
+        headers = [(name.encode(), value.encode()) for name, value in self.headers]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        pieces = self.body or [b"answer %d" % self.calls]
+        for piece in pieces[:-1]:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        if self.failure is not None:
+            raise self.failure
+        await send({"type": "http.response.body", "body": pieces[-1]})
+
+
+@pytest.fixture
+def origin():
+    return Origin()
+
+
+@pytest.fixture
+async def cache(clock):
+    async with TieredCache(LRUCache(100, clock=clock), namespace="http", clock=clock) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def connect(clock):
+    """Clients of an application behind the middleware, in this event loop."""
+    clients = []
+
+    def connected(app, **options):
+        middleware = PerformanceMiddleware(app, clock=clock, **options)
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(middleware), base_url="http://test")
+        client.middleware = middleware
+        clients.append(client)
+        return client
+
+    yield connected
+    for client in clients:
+        await client.aclose()
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config):
+        super().__init__(config)
+        self.ready = threading.Event()
+
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        self.ready.set()
+
+
+@contextmanager
+def served(app):
+    """The base URL of an application under uvicorn, in a thread of its own."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = _Server(uvicorn.Config(app, log_level="critical", ws="none", lifespan="on"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        assert server.ready.wait(30)
+        assert server.started
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        listener.close()
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def serve():
+    with ExitStack() as stack:
+        yield lambda app: stack.enter_context(served(app))

@@ -1,0 +1,370 @@
+"""The response cache keeps to RFC 9111."""
+
+import asyncio
+
+import pytest
+
+from acgsperf._http_caching import _directives, _seconds
+
+FRESH = [("cache-control", "max-age=60")]
+
+
+@pytest.fixture
+def client(connect, origin, cache):
+    origin.headers = list(FRESH)
+    return connect(origin, cache=cache)
+
+
+async def test_a_fresh_response_is_given_again_with_its_age(client, origin, clock):
+    first = await client.get("/a")
+    assert "age" not in first.headers
+    clock.advance(59.5)
+    again = await client.get("/a")
+    assert (again.text, again.headers["age"], origin.calls) == (first.text, "59", 1)
+
+
+async def test_a_response_is_stale_from_the_second_that_its_time_is_over(client, clock):
+    first = await client.get("/a")
+    clock.advance(60)
+    assert (await client.get("/a")).text != first.text
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("/a", "/b"), ("/a?x=1", "/a?x=2"), ("/a?x=1", "/a"), ("/%61/b", "/%61%2Fb"), ("/A", "/a")],
+)
+async def test_different_targets_have_different_responses(client, origin, first, second):
+    await client.get(first)
+    await client.get(second)
+    assert origin.calls == 2
+
+
+async def test_different_hosts_and_schemes_have_different_responses(client, origin):
+    for url in ("http://test/a", "http://other/a", "https://test/a"):
+        await client.get(url)
+    assert origin.calls == 3
+    await client.get("http://TEST/a")
+    assert origin.calls == 3
+
+
+@pytest.mark.parametrize(
+    ("cached", "headers"),
+    [
+        (False, {}),
+        (True, {"cache-control": "max-age=1"}),
+        (True, {"cache-control": 'MAX-AGE="5"'}),
+        (True, {"cache-control": "max-age=0, s-maxage=5"}),
+        (False, {"cache-control": "max-age=60, s-maxage=0"}),
+        (False, {"cache-control": "max-age=60, no-store"}),
+        (False, {"cache-control": "No-Cache, max-age=60"}),
+        (False, {"cache-control": 'private="x-secret", max-age=60'}),
+        (False, {"cache-control": "max-age=-1"}),
+        (False, {"cache-control": "max-age=soon"}),
+        (False, {"cache-control": "max-age"}),
+        (False, {"cache-control": "max-age=0, max-age=60"}),
+        (True, {"cache-control": "max-age=99999999999999999999999999"}),
+        (False, {"cache-control": "public"}),
+        (False, {"cache-control": "max-age=60", "set-cookie": "a=b"}),
+        (False, {"cache-control": "max-age=60", "vary": "*"}),
+        (False, {"cache-control": "max-age=60", "vary": "accept, *"}),
+        (False, {"cache-control": "max-age=60", "age": "60"}),
+        (True, {"cache-control": "max-age=60", "age": "59"}),
+        (True, {"date": "Thu, 01 Jan 1970 00:00:00 GMT", "expires": "Thu, 01 Jan 1970 00:00:09 GMT"}),
+        (True, {"expires": "Thu, 01 Jan 1970 00:16:41 GMT"}),
+        (False, {"expires": "Thu, 01 Jan 1970 00:16:40 GMT"}),
+        (False, {"expires": "0"}),
+    ],
+)
+async def test_a_response_says_whether_it_is_kept(client, origin, cached, headers):
+    origin.headers = list(headers.items())
+    await client.get("/a")
+    assert (await client.get("/a")).status_code == 200
+    assert (origin.calls == 1) is cached
+
+
+@pytest.mark.parametrize(
+    ("cached", "status"),
+    [(True, 200), (True, 203), (True, 301), (True, 404), (True, 410), (False, 206), (False, 302), (False, 500)],
+)
+async def test_only_statuses_that_are_cacheable_by_default_are_kept(client, origin, cached, status):
+    origin.status = status
+    await client.get("/a")
+    assert (await client.get("/a")).status_code == status
+    assert (origin.calls == 1) is cached
+
+
+@pytest.mark.parametrize(
+    ("hit", "headers"),
+    [
+        (True, {}),
+        (False, {"cache-control": "no-cache"}),
+        (False, {"cache-control": "no-store"}),
+        (False, {"cache-control": "max-age=0"}),
+        (False, {"cache-control": "max-age=9"}),
+        (True, {"cache-control": "max-age=10"}),
+        (False, {"cache-control": "max-age=x"}),
+        (False, {"pragma": "no-cache"}),
+        (True, {"pragma": "no-cache", "cache-control": "max-age=10"}),
+        (False, {"range": "bytes=0-1"}),
+        (False, {"content-length": "1"}),
+        (False, {"authorization": "Bearer x"}),
+        (True, {"cookie": "a=b"}),
+    ],
+)
+async def test_a_request_says_whether_it_takes_what_is_kept(client, origin, clock, hit, headers):
+    await client.get("/a")
+    clock.advance(10)
+    await client.get("/a", headers=headers)
+    assert (origin.calls == 1) is hit
+
+
+async def test_a_request_that_goes_past_the_cache_renews_it(client, origin):
+    await client.get("/a")
+    second = await client.get("/a", headers={"cache-control": "no-cache"})
+    assert (await client.get("/a")).text == second.text
+    await client.get("/b", headers={"cache-control": "no-store"})
+    await client.get("/b")
+    assert origin.calls == 4
+
+
+async def test_what_needs_credentials_is_kept_when_it_is_public(client, origin):
+    for _ in range(2):
+        await client.get("/a", headers={"authorization": "Bearer x"})
+    assert origin.calls == 2
+    origin.headers = [("cache-control", "public, max-age=60")]
+    for _ in range(2):
+        await client.get("/b", headers={"authorization": "Bearer x"})
+    assert origin.calls == 3
+
+
+async def test_a_default_lifetime_is_for_strangers_alone(connect, origin, cache, clock):
+    client = connect(origin, cache=cache, ttl=30)
+    await client.get("/a", headers={"cookie": "session=1"})
+    anonymous = await client.get("/a")
+    assert (await client.get("/a")).text == anonymous.text
+    assert (await client.get("/a", headers={"cookie": "session=1"})).text != anonymous.text
+    assert origin.calls == 3
+    clock.advance(30)
+    await client.get("/a")
+    assert origin.calls == 4
+
+
+async def test_what_a_response_varies_on_tells_requests_apart(client, origin):
+    origin.headers.append(("vary", "Accept-Language"))
+    texts = {}
+    for _ in range(2):
+        for language in ("de", "en", None):
+            headers = {} if language is None else {"accept-language": language}
+            texts.setdefault(language, set()).add((await client.get("/a", headers=headers)).text)
+    assert origin.calls == 3
+    assert all(len(found) == 1 for found in texts.values())
+
+
+async def test_headers_that_the_owner_names_tell_requests_apart(connect, origin, cache):
+    origin.headers = list(FRESH)
+    client = connect(origin, cache=cache, vary=["X-Tenant", "X-Plan"])
+    for headers in ({"x-tenant": "a"}, {"x-tenant": "b"}, {"x-plan": "a"}, {"x-tenant": "a"}):
+        await client.get("/a", headers=headers)
+    assert origin.calls == 3
+
+
+async def test_head_is_answered_from_a_kept_get_and_keeps_nothing_itself(client, origin):
+    await client.head("/a")
+    first = await client.get("/a")
+    head = await client.head("/a")
+    assert (head.content, head.headers["age"], origin.calls) == (b"", "0", 2)
+    assert first.content
+
+
+async def test_an_unchanged_response_is_not_sent_again(client, origin):
+    origin.headers += [("etag", '"v1"'), ("content-type", "text/plain")]
+    await client.get("/a")
+    for tags in ('"v1"', 'W/"v1"', '"v0", "v1"', "*"):
+        unchanged = await client.get("/a", headers={"if-none-match": tags})
+        assert (unchanged.status_code, unchanged.content) == (304, b"")
+        assert unchanged.headers["etag"] == '"v1"'
+        assert "content-type" not in unchanged.headers
+    assert (await client.get("/a", headers={"if-none-match": '"v2"'})).status_code == 200
+    assert origin.calls == 1
+
+
+async def test_only_a_success_can_be_unchanged(client, origin):
+    origin.status = 404
+    origin.headers.append(("etag", '"v1"'))
+    await client.get("/a")
+    assert (await client.get("/a", headers={"if-none-match": '"v1"'})).status_code == 404
+    assert origin.calls == 1
+
+
+async def test_headers_may_be_any_iterable(connect, cache):
+    async def lazy(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": iter([(b"cache-control", b"max-age=60")])})
+        await send({"type": "http.response.body", "body": b""})
+
+    client = connect(lazy, cache=cache)
+    first, again = await client.get("/a"), await client.get("/a")
+    assert first.headers["cache-control"] == again.headers["cache-control"] == "max-age=60"
+    assert client.middleware.counts().hits == 1
+
+
+async def test_an_unsafe_request_that_succeeds_forgets_all_variants(client, origin):
+    origin.headers.append(("vary", "accept"))
+    for accept in ("a", "b"):
+        await client.get("/a", headers={"accept": accept})
+    await client.get("/b")
+    origin.status = 500
+    await client.post("/a")
+    origin.status = 200
+    await client.get("/a", headers={"accept": "a"})
+    assert origin.calls == 4
+    await client.put("/a")
+    for accept in ("a", "b"):
+        await client.get("/a", headers={"accept": accept})
+    await client.get("/b")
+    assert origin.calls == 7
+
+
+async def test_a_body_over_the_limit_passes_and_is_not_kept(connect, origin, cache):
+    origin.headers = list(FRESH)
+    client = connect(origin, cache=cache, max_body_bytes=10)
+    for body, calls in (([b"x" * 5, b"y" * 5], 1), ([b"x" * 5, b"y" * 6], 3)):
+        origin.body = body
+        for _ in range(2):
+            assert (await client.get(f"/{calls}")).content == b"".join(body)
+        assert origin.calls == calls
+
+
+async def test_a_body_of_another_length_than_was_said_is_not_kept(client, origin):
+    origin.headers.append(("content-length", "100"))
+    for _ in range(2):
+        await client.get("/a")
+    assert origin.calls == 2
+
+
+async def test_an_application_that_fails_midway_keeps_nothing(client, origin):
+    origin.body = [b"half", b"whole"]
+    origin.failure = RuntimeError("midway")
+    with pytest.raises(RuntimeError, match="midway"):
+        await client.get("/a")
+    origin.failure = None
+    assert (await client.get("/a")).text == "halfwhole"
+    assert (await client.get("/a")).text == "halfwhole"
+    assert origin.calls == 2
+
+
+async def test_connection_headers_are_not_kept(client, origin):
+    origin.headers += [("connection", "X-Hop"), ("x-hop", "1"), ("keep-alive", "5"), ("x-end", "1")]
+    await client.get("/a")
+    again = await client.get("/a")
+    assert again.headers.keys().isdisjoint({"connection", "x-hop", "keep-alive"})
+    assert again.headers["x-end"] == "1"
+
+
+def scope_of(path="/a"):
+    return {
+        "type": "http",
+        "method": "GET",
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(b"host", b"test")],
+    }
+
+
+async def test_a_client_that_has_gone_keeps_nothing(connect, cache):
+    async def listening(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=60")]})
+        assert (await receive())["type"] == "http.disconnect"
+        await send({"type": "http.response.body", "body": b"cut"})
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    async def nowhere(message):
+        pass
+
+    middleware = connect(listening, cache=cache).middleware
+    await middleware(scope_of(), gone, nowhere)
+    assert middleware.counts().stored == 0
+
+
+async def test_a_send_that_fails_keeps_nothing(connect, origin, cache):
+    async def broken(message):
+        if message["type"] == "http.response.body":
+            raise OSError("gone")
+
+    origin.headers = list(FRESH)
+    middleware = connect(origin, cache=cache).middleware
+    with pytest.raises(OSError, match="gone"):
+        await middleware(scope_of(), None, broken)
+    assert middleware.counts().stored == 0
+
+
+async def test_what_is_streamed_goes_out_piece_by_piece(connect, cache):
+    seen = asyncio.Queue()
+    go_on = asyncio.Event()
+
+    async def streaming(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=60")]})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b"two"})
+
+    middleware = connect(streaming, cache=cache).middleware
+    task = asyncio.create_task(middleware(scope_of(), None, seen.put))
+    assert (await seen.get())["type"] == "http.response.start"
+    assert (await seen.get())["body"] == b"one"
+    go_on.set()
+    await task
+    assert (await seen.get())["body"] == b"two"
+    assert middleware.counts().stored == 1
+
+
+async def test_a_body_that_does_not_pass_by_is_not_kept(connect, cache):
+    async def sends_a_file(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=60")]})
+        await send({"type": "http.response.pathsend", "path": "/a"})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def nowhere(message):
+        pass
+
+    middleware = connect(sends_a_file, cache=cache).middleware
+    await middleware(scope_of(), None, nowhere)
+    assert middleware.counts().stored == 0
+
+
+async def test_a_target_of_any_length_is_answered_and_a_long_one_not_kept(client, origin):
+    for _ in range(2):
+        assert (await client.get("/" + "a" * 3_000)).status_code == 200
+    assert origin.calls == 2
+    assert client.middleware.counts().bypassed == 2
+
+
+@pytest.mark.parametrize("value", [7, "text", [1, 2, 3], {"a": 1}, [2] * 9, [1] * 9])
+async def test_what_another_has_stored_under_a_key_is_a_miss(client, origin, cache, value):
+    await cache.set("http:http://test/a", value)
+    assert (await client.get("/a")).text == "answer 1"
+    assert (await client.get("/a")).text == "answer 1"
+    assert origin.calls == 1
+
+
+async def test_the_counts_tell_hits_misses_and_what_passed_by(client):
+    await client.get("/a")
+    await client.get("/a")
+    await client.post("/a")
+    counts = client.middleware.counts()
+    assert (counts.hits, counts.misses, counts.bypassed, counts.stored) == (1, 1, 1, 1)
+
+
+def test_directives_are_read_whatever_surrounds_them():
+    assert _directives('a, B="x, no-store", c = 1 ,,;d') == {"a": None, "b": "x, no-store", "c": "1", "d": None}
+    assert _directives(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("7", 7), ("\u0667", 0), ("1.5", 0), ("", 0), (None, 0), ("9" * 5_000, 2**31)]
+)
+def test_seconds_are_decimal_digits(text, seconds):
+    assert _seconds(text) == seconds

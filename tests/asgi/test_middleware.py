@@ -1,0 +1,172 @@
+"""The gate, the routes and the page of metrics, in this event loop."""
+
+import json
+
+import pytest
+
+from acgsperf import CONSTITUTIONAL_HASH, ComplianceValidator
+from acgsperf.asgi import PerformanceMiddleware
+
+HEADER = "x-constitutional-hash"
+GOOD = {HEADER: CONSTITUTIONAL_HASH}
+
+
+@pytest.fixture
+def validator():
+    return ComplianceValidator()
+
+
+async def test_an_accepted_hash_passes_and_the_response_says_so(connect, origin, validator):
+    answer = await connect(origin, validator=validator).get("/", headers=GOOD)
+    assert (answer.status_code, origin.calls) == (200, 1)
+    for name, value in validator.response_headers().items():
+        assert answer.headers.get_list(name) == [value]
+
+
+async def test_headers_of_the_application_do_not_double_those_of_the_gate(connect, origin, validator):
+    origin.headers = [("X-Constitutional-Hash", "f" * 16)]
+    answer = await connect(origin, validator=validator).get("/")
+    assert answer.headers.get_list(HEADER) == [CONSTITUTIONAL_HASH]
+
+
+@pytest.mark.parametrize("found", ["0" * 16, "", "nonsense", "é", "x" * 10_000])
+async def test_another_hash_is_refused_before_the_application(connect, origin, validator, found):
+    client = connect(origin, validator=validator)
+    answer = await client.get("/", headers=[(HEADER.encode(), found.encode("latin-1"))])
+    assert (answer.status_code, origin.calls) == (403, 0)
+    assert answer.headers["content-type"] == "application/json"
+    told = answer.json()
+    assert told["expected"] == [CONSTITUTIONAL_HASH]
+    assert told["found"] == found[:64]
+    assert len(answer.content) < 500
+    assert client.middleware.counts().refused == 1
+    assert not validator.metrics().verdicts.valid
+
+
+async def test_each_of_several_hashes_has_to_be_accepted(connect, origin, validator):
+    answer = await connect(origin, validator=validator).get(
+        "/", headers=[(HEADER, CONSTITUTIONAL_HASH), (HEADER, "0" * 16)]
+    )
+    assert (answer.status_code, origin.calls) == (403, 0)
+
+
+async def test_a_missing_hash_is_refused_where_it_is_required(connect, origin, validator):
+    assert (await connect(origin, validator=validator).get("/")).status_code == 200
+    client = connect(origin, validator=validator, require_hash=True)
+    answer = await client.get("/")
+    assert (answer.status_code, answer.json()["found"], origin.calls) == (403, None, 1)
+    assert (await client.get("/", headers=GOOD)).status_code == 200
+
+
+async def test_what_is_kept_is_behind_the_gate(connect, origin, validator, cache):
+    origin.headers = [("cache-control", "public, max-age=60")]
+    client = connect(origin, validator=validator, cache=cache)
+    await client.get("/", headers=GOOD)
+    assert (await client.get("/", headers={HEADER: "0" * 16})).status_code == 403
+    again = await client.get("/", headers=GOOD)
+    assert (again.headers.get_list(HEADER), origin.calls) == ([CONSTITUTIONAL_HASH], 1)
+
+
+async def test_the_page_of_metrics_is_before_the_gate(connect, origin, validator):
+    client = connect(
+        origin, validator=validator, require_hash=True, metrics=lambda: ("text/plain", b"a 1\n"), metrics_path="/m"
+    )
+    page = await client.get("/m")
+    assert (page.text, page.headers["content-type"], page.headers["content-length"]) == ("a 1\n", "text/plain", "4")
+    assert (await client.head("/m")).content == b""
+    assert origin.calls == 0
+    assert (await client.get("/metrics")).status_code == 403
+    assert client.middleware.routes() == {}
+
+
+async def test_without_metrics_their_path_is_the_applications(connect, origin):
+    assert (await connect(origin).get("/metrics")).text == "answer 1"
+
+
+class Template:
+    def __init__(self, path):
+        self.path = path
+
+
+async def test_a_route_is_the_template_where_there_is_one(connect):
+    async def routed(scope, receive, send):
+        scope["route"] = Template("/items/{id}")
+        await send({"type": "http.response.start", "status": 404, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    client = connect(routed)
+    for i in range(5):
+        await client.get(f"/items/{i}")
+    assert {route: latency.count for route, latency in client.middleware.routes().items()} == {"/items/{id}": 5}
+
+
+async def test_strangers_cannot_fill_the_table_of_routes(connect, origin):
+    client = connect(origin, max_routes=2)
+    for i in range(5):
+        await client.get(f"/{i}")
+    origin.status = 404
+    await client.get("/0/scan")
+    counts = {route: latency.count for route, latency in client.middleware.routes().items()}
+    assert counts == {"/0": 1, "/1": 1, "other": 4}
+
+
+async def test_a_response_from_the_cache_counts_for_its_route(connect, cache):
+    async def routed(scope, receive, send):
+        scope["route"] = Template("/items/{id}")
+        headers = [(b"cache-control", b"max-age=60")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    client = connect(routed, cache=cache)
+    for _ in range(3):
+        await client.get("/items/1")
+    assert client.middleware.routes()["/items/{id}"].count == 3
+    assert client.middleware.counts().hits == 2
+
+
+async def test_a_request_that_fails_is_counted_once(connect, origin):
+    origin.failure = RuntimeError("midway")
+    client = connect(origin)
+    with pytest.raises(RuntimeError, match="midway"):
+        await client.get("/a")
+    assert client.middleware.routes()["/a"].count == 1
+
+
+@pytest.mark.parametrize("kind", ["websocket", "lifespan"])
+async def test_other_scopes_pass_through_untouched(validator, kind):
+    seen = []
+
+    async def app(*arguments):
+        seen.append(arguments)
+
+    middleware = PerformanceMiddleware(app, validator=validator, require_hash=True)
+    arguments = ({"type": kind}, object(), object())
+    await middleware(*arguments)
+    assert seen == [arguments]
+    assert all(a is b for a, b in zip(seen[0], arguments, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"require_hash": True}, "require_hash needs a validator"),
+        ({"vary": "accept"}, "vary must be an iterable"),
+        ({"ttl": 0}, "ttl must be a positive"),
+        ({"ttl": "soon"}, "ttl must be a positive"),
+        ({"max_routes": -1}, "max_routes must be at least 0"),
+        ({"max_body_bytes": -1}, "max_body_bytes must be at least 0"),
+        ({"max_body_bytes": 1.5}, "max_body_bytes must be an integer"),
+        ({"metrics": "page"}, "metrics must be callable"),
+        ({"metrics_path": "metrics"}, "metrics_path must begin with /"),
+    ],
+    ids=str,
+)
+def test_an_argument_out_of_bounds_is_named(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        PerformanceMiddleware(None, **options)
+
+
+def test_the_refusal_is_json_whatever_was_sent(validator):
+    middleware = PerformanceMiddleware(None, validator=validator)
+    body = middleware._refusal(validator, {"headers": [(HEADER.encode(), bytes(range(256)))]})
+    assert json.loads(body)["found"] == bytes(range(64)).decode("latin-1")

@@ -1,0 +1,129 @@
+"""`acgsperf stats`, against pages that real servers hold."""
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from acgsperf.asgi import PerformanceMiddleware
+from acgsperf.metrics.prometheus import PerformanceCollector, exposition
+from acgsperf.workbench.scrape import ScrapeError, _quantile, fetch, figures
+
+
+def page_of(**options):
+    registry = CollectorRegistry()
+    registry.register(PerformanceCollector(**options))
+    return exposition(registry)()[1]
+
+
+@contextlib.contextmanager
+def held(page, status=200):
+    """The address of a page."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/metrics"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def stats(*arguments):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "acgsperf", "stats", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+async def test_the_figures_are_those_of_the_service(source):
+    found = figures(page_of(source=source).decode())
+    assert (found.requests, found.errors, found.violations) == (4, 2, 3)
+    assert found.error_rate == pytest.approx(5 / 9)
+    assert found.p50_ms == pytest.approx(1.0)
+    assert found.p99_ms == pytest.approx(30_000)
+    assert found.hit_rates == {"l1": 0.5, "l2": 0, "l3": 0}
+    assert found.pools["main"] == {"connections": 2, "in_use": 1, "max": 3, "waiting": 0}
+
+
+async def test_the_command_prints_a_table_and_json(source):
+    with held(page_of(source=source)) as url:
+        table, as_json = stats(url), stats(url, "--json")
+    assert (table.returncode, table.stderr) == (0, "")
+    assert re.search(r"P50, estimated from buckets\W+1\.000 ms", table.stdout)
+    assert (as_json.returncode, as_json.stderr) == (0, "")
+    assert json.loads(as_json.stdout)["requests"] == 4
+
+
+def test_a_page_of_a_middleware_alone_has_figures_too():
+    found = figures(page_of(http=PerformanceMiddleware(None)).decode())
+    assert (found.requests, found.error_rate, found.p50_ms, found.pools) == (0, None, None, {})
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nonsense", "must begin with http"),
+        ("file:///etc/passwd", "must begin with http"),
+        ("http://", "must begin with http"),
+        ("http://[", "cannot be read"),
+        ("http://127.0.0.1:1/metrics", "refused"),
+        ("http://127.0.0.1:999999/metrics", "cannot be read"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_one_line_and_status_2(url, message):
+    done = stats(url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"acgsperf: [^\n]+\n", done.stderr)
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    "page",
+    [b"", b"<html>", b"\xff\xfe", b"a 1\n", b"acgsperf_requests_total NaN\n", b"acgsperf_requests_total{ 1\n"],
+    ids=repr,
+)
+def test_what_is_no_page_of_ours_is_an_error(page):
+    with held(page) as url, pytest.raises(ScrapeError):
+        figures(fetch(url))
+
+
+def test_a_status_is_told():
+    with held(b"", 404) as url, pytest.raises(ScrapeError, match="404"):
+        fetch(url)
+
+
+def test_a_server_that_says_nothing_is_left_in_time():
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        with pytest.raises(ScrapeError, match=r"no answer within 0\.05 s"):
+            fetch(url, 0.05)
+
+
+def test_a_quantile_is_linear_within_a_bucket():
+    buckets = {0.001: 50, 0.002: 100, float("inf"): 100}
+    assert _quantile(buckets, 0.5) == pytest.approx(1.0)
+    assert _quantile(buckets, 0.75) == pytest.approx(1.5)
+    assert _quantile({0.001: 0, float("inf"): 1}, 0.5) == pytest.approx(1.0)
