@@ -23,16 +23,20 @@ class Promotion:
     """
 
     def __init__(self, threshold: int, counters: int) -> None:
-        if isinstance(threshold, bool) or not isinstance(threshold, int):
-            raise TypeError(f"promotion_threshold must be an integer, not {threshold!r}")
-        if threshold < LOWEST:
-            raise ValueError(f"promotion_threshold must be at least {LOWEST}, not {threshold!r}")
-        self.threshold = threshold
+        self.set_threshold(threshold)
         self._highest = max(HIGHEST, threshold)
         self._hits: LRUCache[str, int] = LRUCache(counters)
         self._step = -1
         self._before: CacheStats | None = None
         self._rate: float | None = None
+
+    def set_threshold(self, threshold: int) -> None:
+        """Move it; keys keep the hits that they have."""
+        if isinstance(threshold, bool) or not isinstance(threshold, int):
+            raise TypeError(f"promotion_threshold must be an integer, not {threshold!r}")
+        if threshold < LOWEST:
+            raise ValueError(f"promotion_threshold must be at least {LOWEST}, not {threshold!r}")
+        self.threshold = threshold
 
     def earned(self, key: str) -> bool:
         """Count a hit; whether it is the one that promotes the key."""

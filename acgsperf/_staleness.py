@@ -12,9 +12,9 @@ from acgsperf.tiers.base import Entry
 __all__ = ["Staleness"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Staleness:
-    """The times of a cache, all in seconds; `TieredCache` says what each means."""
+    """The times of a cache, all in seconds; `TieredCache` says what each means. Only `refresh_ahead` may be changed."""
 
     clock: Callable[[], float]
     ttl: float | None
@@ -37,8 +37,13 @@ class Staleness:
             if getattr(self, name) is not None:
                 _checked(name, getattr(self, name), "at least 0", lambda seconds: seconds >= 0)
         _checked("ttl_jitter", self.ttl_jitter, "at least 0 and below 1", lambda share: 0 <= share < 1)
-        if self.refresh_ahead is not None:
-            _checked("refresh_ahead", self.refresh_ahead, "between 0 and 1", lambda share: 0 < share < 1)
+        self.set_refresh_ahead(self.refresh_ahead)
+
+    def set_refresh_ahead(self, share: float | None) -> None:
+        """Change the refresh point, for entries from now on and for those behind L1."""
+        if share is not None:
+            _checked("refresh_ahead", share, "between 0 and 1", lambda share: 0 < share < 1)
+        self.refresh_ahead = share
 
     def entry(self, value: Any, ttl: float | None, tags: Sequence[str]) -> Entry:
         """A value of this moment; its ttl is shortened by the jitter."""

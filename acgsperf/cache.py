@@ -404,13 +404,40 @@ class TieredCache(Generic[_V]):
         answers = iter(await asyncio.gather(*(tier.health() for tier in tiers)))
         return CacheHealth(*(None if tier is None else next(answers) for tier in (self._behind.l2, self._behind.l3)))
 
+    @property
+    def promotion_threshold(self) -> int:
+        """The hit behind L1 at which a value is taken into it; may be moved at any time."""
+        return self._promotion.threshold
+
+    @promotion_threshold.setter
+    def promotion_threshold(self, threshold: int) -> None:
+        self._promotion.set_threshold(threshold)
+
+    @property
+    def refresh_ahead(self) -> float | None:
+        """The share of the ttl after which a hit begins a load behind, None for never; a change is for new entries."""
+        return self._staleness.refresh_ahead
+
+    @refresh_ahead.setter
+    def refresh_ahead(self, share: float | None) -> None:
+        self._staleness.set_refresh_ahead(share)
+
+    @property
+    def has_tiers_behind(self) -> bool:
+        """Whether there is an L2 or an L3."""
+        return bool(self._behind.queues)
+
+    def expire(self) -> int:
+        """Remove from this process what is of no use any more; how many entries were. O(n)."""
+        return self._local.expire()
+
     def optimize(self) -> tuple[str, ...]:
         """Remove what is of no use, and move the promotion threshold by what it gains.
 
         Returns:
             What was done, in words; nothing when nothing was.
         """
-        removed = self._local.expire()
+        removed = self.expire()
         moved = self._promotion.adapt(self._local.l1.stats())
         done = [f"removed {removed} entries that were of no use"] if removed else []
         return (*done, moved) if moved else tuple(done)

@@ -52,11 +52,14 @@ class Settings:
         redis_url: where Redis is, None to do without.
         l1_cache_size: entries of L1.
         l2_ttl_default: seconds until a value expires.
+        cache_namespace: whose entries these are in servers that are shared, 1 to 100 printable characters.
         cache_hit_rate_target: a share, 0.95 for 95 %.
         p50_latency_target_ms, p95_latency_target_ms, p99_latency_target_ms: milliseconds.
         throughput_target_rps: requests per second.
         monitoring_interval_s: seconds between two looks at the figures.
         optimization_interval_s: seconds between two optimisations.
+        workers_directory: where the processes of one service on this machine leave their figures for each other, None
+            where there is one process, or each speaks for itself.
 
     Raises:
         TypeError, ValueError: names the field; of an address it repeats nothing.
@@ -72,6 +75,7 @@ class Settings:
     redis_url: str | None = None
     l1_cache_size: int = 100_000
     l2_ttl_default: float = 3600.0
+    cache_namespace: str = "acgsperf"
     cache_hit_rate_target: float = 0.95
     p50_latency_target_ms: float = 1.0
     p95_latency_target_ms: float = 2.0
@@ -79,6 +83,7 @@ class Settings:
     throughput_target_rps: float = 1000.0
     monitoring_interval_s: float = 30.0
     optimization_interval_s: float = 60.0
+    workers_directory: str | None = None
 
     def __post_init__(self) -> None:
         for name, rule in _RULES.items():
@@ -201,6 +206,20 @@ def _checked_redis_url(name: str, url: str | None) -> str | None:
     return url
 
 
+def _checked_namespace(name: str, namespace: str) -> str:
+    if not isinstance(namespace, str):
+        raise TypeError(f"{name} must be a str, not of type {type(namespace).__name__}")
+    if not (0 < len(namespace) <= 100 and namespace.isprintable()):
+        raise ValueError(f"{name} must be 1 to 100 printable characters, not {namespace!r:.120}")
+    return namespace
+
+
+def _checked_directory(name: str, path: str | None) -> str | None:
+    if path is not None and not isinstance(path, str):
+        raise TypeError(f"{name} must be a str or None, not of type {type(path).__name__}")
+    return path
+
+
 def _at_least(least: int) -> _Rule:
     return _Rule(f"an integer of at least {least}", int, lambda name, value: checked_at_least(name, value, least))
 
@@ -222,6 +241,7 @@ _RULES: Final = {
     ),
     "l1_cache_size": _Rule("an integer from 1 to 2**30", int, lambda name, value: checked_maxsize(value, name)),
     "l2_ttl_default": _POSITIVE,
+    "cache_namespace": _Rule("1 to 100 printable characters", str, _checked_namespace),
     "cache_hit_rate_target": _Rule("a share above 0 and up to 1", float, checked_share),
     "p50_latency_target_ms": _POSITIVE,
     "p95_latency_target_ms": _POSITIVE,
@@ -229,6 +249,7 @@ _RULES: Final = {
     "throughput_target_rps": _POSITIVE,
     "monitoring_interval_s": _POSITIVE,
     "optimization_interval_s": _POSITIVE,
+    "workers_directory": _Rule("the path of a directory", _address, _checked_directory),
 }
 _DEFAULTS: Final = {field.name: field.default for field in fields(Settings)}
 _ADDRESSES: Final = frozenset({"database_url", "redis_url"})

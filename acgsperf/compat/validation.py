@@ -17,7 +17,8 @@ from acgsperf._dispatch import HashValidator, LRUCache
 from acgsperf._types import CONSTITUTIONAL_HASH
 from acgsperf.compat._counters import derived, seconds_per_call
 from acgsperf.fingerprint import fingerprint
-from acgsperf.validator import HASH_VARIABLE, ComplianceValidator
+from acgsperf.settings import HASH_VARIABLE
+from acgsperf.validator import ComplianceValidator
 
 __all__ = [
     "CONSTITUTIONAL_HASH",

@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from acgsperf._deadline import Deadline
 from acgsperf.tiers import envelope
 from acgsperf.tiers.base import Entry
 from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, WriteBatch
@@ -95,7 +96,9 @@ class RedisTier(ServerTier):
             return None
         await self._all_written()
         command = ("SET", self._tag_key(tag), secrets.token_bytes(8), "PX", TAG_TTL_MS)
-        replies = await self._guarded(lambda: self._ask([command]), started)
+        # Of its own: it began before calls that are under way.
+        wait = Deadline(self._deadline).wait(started)
+        replies = await self._guarded(lambda: self._ask([command]), wait)
         # Which entries carried the old generation is known to nobody.
         return None if replies is None else 0
 

@@ -26,6 +26,7 @@ SPECIFIED = {
     "REDIS_URL": "redis://localhost:6389/0",
     "L1_CACHE_SIZE": "1000",
     "L2_TTL_DEFAULT": "60",
+    "CACHE_NAMESPACE": "shop",
     "CACHE_HIT_RATE_TARGET": "0.9",
     "P50_LATENCY_TARGET_MS": "0.5",
     "P95_LATENCY_TARGET_MS": "1.5",
@@ -33,6 +34,7 @@ SPECIFIED = {
     "THROUGHPUT_TARGET_RPS": "500",
     "MONITORING_INTERVAL_S": "5",
     "OPTIMIZATION_INTERVAL_S": "7.5",
+    "WORKERS_DIRECTORY": "/run/shop",
 }
 
 
@@ -48,6 +50,7 @@ def test_every_variable_sets_its_field():
         redis_url="redis://localhost:6389/0",
         l1_cache_size=1000,
         l2_ttl_default=60.0,
+        cache_namespace="shop",
         cache_hit_rate_target=0.9,
         p50_latency_target_ms=0.5,
         p95_latency_target_ms=1.5,
@@ -55,6 +58,7 @@ def test_every_variable_sets_its_field():
         throughput_target_rps=500.0,
         monitoring_interval_s=5.0,
         optimization_interval_s=7.5,
+        workers_directory="/run/shop",
     )
     assert {variable_of(field.name) for field in dataclasses.fields(Settings)} == set(SPECIFIED)
 
