@@ -4,9 +4,11 @@ import asyncio
 import logging
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from acgsperf import CONSTITUTIONAL_HASH, ComplianceError, LRUCache, PoolUnhealthy, ServiceError
 from acgsperf.cache import TieredCache
+from acgsperf.metrics.prometheus import PerformanceCollector
 from acgsperf.pool import PoolManager
 from acgsperf.service import PerformanceService
 from acgsperf.settings import Settings
@@ -285,3 +287,13 @@ async def test_the_loops_observe_and_optimise_by_themselves(open_service, caplog
         while len(service.monitor.history) < 3:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+async def test_the_exporters_read_a_service(open_service):
+    service = await open_service("l1,l2,l3")
+    await service.process_many([{"id": 1}, {"id": 2}])
+    await service.process_request({"id": 1})
+    registry = CollectorRegistry()
+    registry.register(PerformanceCollector(service))
+    assert registry.get_sample_value("acgsperf_requests_total") == 3
+    assert registry.get_sample_value("acgsperf_request_misses_total") == 2

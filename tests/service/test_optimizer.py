@@ -1,0 +1,109 @@
+"""What a round of optimisation does to the parts of a service."""
+
+import asyncio
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from acgsperf import ComplianceValidator, ConnectionPool, LRUCache, PoolManager, RedisTier, TieredCache
+from acgsperf._optimizer import Optimizer, Outcome
+from acgsperf._traffic import Traffic
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1_000.0
+
+    def __call__(self):
+        return self.now
+
+
+def optimizer_of(cache, pools=None, validator=None):
+    traffic = Traffic(cache)
+    return Optimizer(validator or ComplianceValidator(), cache, pools or PoolManager(), traffic.window()), traffic
+
+
+def busy(traffic, mean_ns, requests=1_000):
+    traffic.latency_ns.record_many([mean_ns] * requests)
+    traffic.flush()
+
+
+async def test_a_round_without_anything_to_do_does_nothing():
+    optimizer, _ = optimizer_of(TieredCache(LRUCache(10), namespace="test"))
+    assert optimizer.run() == ()
+
+
+async def test_what_has_expired_is_removed_and_counted():
+    clock = Clock()
+    validator = ComplianceValidator(context_ttl=10, clock=clock)
+    async with TieredCache(LRUCache(10, clock=clock), namespace="test", ttl=10, clock=clock) as cache:
+        await cache.set_many({str(number): number for number in range(5)})
+        validator.validate_with_context("0" * 16, {"user": 1})
+        clock.now += 60
+        optimizer, _ = optimizer_of(cache, validator=validator)
+        done = {action.name: (action.before, action.after) for action in optimizer.run()}
+    assert done == {"validator contexts": (1, 0), "cache entries in this process": (5, 0)}
+
+
+async def test_a_pool_gets_the_size_that_its_demand_asks_for(servers):
+    async with PoolManager() as pools:
+        pool: ConnectionPool = await pools.create("main", servers.database_url, min_size=1, max_size=10)
+        optimizer, _ = optimizer_of(TieredCache(LRUCache(10), namespace="test"), pools)
+        async with pool.acquire(), pool.acquire(), pool.acquire(), pool.acquire():
+            (grown,) = optimizer.run()
+        assert (grown.name, grown.before, grown.after, grown.outcome) == ("size of pool main", 1, 5, Outcome.KEPT)
+        assert grown.merit_before < grown.merit_after == 0
+        optimizer.run()
+        assert pool.stats().target_size in (1, 5)
+
+
+async def test_a_change_that_makes_requests_slower_is_undone(servers):
+    cache = TieredCache(LRUCache(10), RedisTier(servers.redis_url), namespace="test")
+    optimizer, traffic = optimizer_of(cache)
+    busy(traffic, 1_000)
+    (tried,) = optimizer.run()
+    assert (tried.name, tried.before, tried.outcome) == ("promotion_threshold", 3, Outcome.APPLIED)
+    assert cache.promotion_threshold == tried.after != 3
+    busy(traffic, 2_000)
+    (verdict, *_) = optimizer.run()
+    assert (verdict.outcome, verdict.merit_before, verdict.merit_after) == (Outcome.UNDONE, -1_000, -2_000)
+    assert cache.promotion_threshold == 3
+
+
+async def test_with_too_few_requests_nothing_is_tried_and_their_time_adds_up(servers):
+    cache = TieredCache(LRUCache(10), RedisTier(servers.redis_url), namespace="test")
+    optimizer, traffic = optimizer_of(cache)
+    busy(traffic, 1_000, requests=600)
+    assert optimizer.run() == ()
+    busy(traffic, 1_000, requests=600)
+    assert [action.outcome for action in optimizer.run()] == [Outcome.APPLIED]
+
+
+async def test_an_l1_alone_has_no_threshold_to_move():
+    cache = TieredCache(LRUCache(10), namespace="test")
+    optimizer, traffic = optimizer_of(cache)
+    for mean_ns in (1_000, 900, 800, 700):
+        busy(traffic, mean_ns)
+        assert {action.name for action in optimizer.run()} <= {"refresh_ahead"}
+    assert cache.promotion_threshold == 3
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(1, 10**9), min_size=480, max_size=480))
+def test_in_eight_hours_of_hostile_traffic_settings_stay_in_bounds_and_come_to_rest(means_ns):
+    async def run():
+        cache = TieredCache(LRUCache(10), RedisTier("redis://localhost:1"), namespace="test")
+        optimizer, traffic = optimizer_of(cache)
+        changes = []
+        for round_, mean_ns in enumerate(means_ns):
+            busy(traffic, mean_ns)
+            changes += [round_ for action in optimizer.run() if action.outcome is Outcome.APPLIED]
+            assert 1 <= cache.promotion_threshold <= 10
+            assert cache.refresh_ahead is None or 0.8 <= cache.refresh_ahead < 1
+        return changes
+
+    changes = asyncio.run(run())
+    assert len(changes) == len(set(changes)), "one change a round"
+    # Pauses double up to 128 rounds, and between two of them a knob goes no further than from one bound to the other.
+    assert len(changes) <= 180
+    assert sum(round_ >= 240 for round_ in changes) <= 60
