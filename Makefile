@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SOURCE := setup.py pyproject.toml $(wildcard acgsperf/*.pyx acgsperf/*.pxd acgsperf/*.h)
 
-.PHONY: run test soak test-all lint types bench dist clean
+.PHONY: run test soak test-all lint types bench docs dist clean
 
 run: $(VENV)/.run
 	$(BIN)/acgsperf replay
@@ -30,13 +30,16 @@ types: $(VENV)/.lint
 bench: $(VENV)/.bench
 	$(BIN)/acgsperf bench
 
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build
+
 dist: $(VENV)/.dist
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info acgsperf/*.so
+	rm -rf $(VENV) build dist site *.egg-info acgsperf/*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +59,10 @@ $(VENV)/.lint: $(BIN)/python $(SOURCE)
 
 $(VENV)/.bench: $(BIN)/python $(SOURCE)
 	$(BIN)/pip install -q -e '.[bench]'
+	touch $@
+
+$(VENV)/.docs: $(BIN)/python pyproject.toml
+	$(BIN)/pip install -q -e '.[docs]'
 	touch $@
 
 $(VENV)/.dist: $(BIN)/python pyproject.toml
