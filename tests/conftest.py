@@ -14,6 +14,9 @@ import pytest
 
 from acgsperf.workbench.embedded import Servers, embedded_servers
 
+# A shell lets its background jobs ignore SIGINT, and whatever those start: the commands that tests interrupt, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 class Victim:
     """A private PostgreSQL whose fate is in the hands of a test."""
