@@ -72,8 +72,9 @@ class Workers:
         """What the other living processes have reported last; what is not a report is passed over."""
         for path in self._directory.glob(f"*{_SUFFIX}"):
             # It may go while we look, and anyone can leave a file here.
-            with suppress(OSError, msgspec.DecodeError):
+            with suppress(OSError, ValueError):
                 report = _decode(path.read_bytes())
+                LatencyHistogram.decode(report.latency)
                 if report.reported_at < time.time() - self._patience:
                     path.unlink()
                 elif path != self._own:

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
 from acgsperf import CONSTITUTIONAL_HASH, ComplianceError, LRUCache, PoolUnhealthy, ServiceError
+from acgsperf._workers import WorkerReport
 from acgsperf.cache import TieredCache
 from acgsperf.metrics.prometheus import PerformanceCollector
 from acgsperf.pool import PoolManager
@@ -254,6 +256,25 @@ async def test_workers_add_up(open_service, tmp_path):
     assert first.get_performance_summary().workers == 1
     await second.close()
     assert first.get_performance_summary(workers=True).workers == 1
+
+
+@pytest.mark.parametrize("garbage", [b"", b"garbage", msgspec.msgpack.encode(WorkerReport(9e9, 1.0, 0, 0, 0, b"?"))])
+async def test_what_is_no_report_is_passed_over(open_service, tmp_path, garbage):
+    service = await open_service(workers_directory=str(tmp_path))
+    (tmp_path / "1-stranger.acgsperf").write_bytes(garbage)
+    assert service.get_performance_summary(workers=True).workers == 1
+
+
+async def test_a_worker_that_reports_no_more_is_taken_for_dead(open_service, tmp_path):
+    service = await open_service(workers_directory=str(tmp_path))
+    await service.process_request({"id": 1})
+    service.observe()
+    (alive,) = tmp_path.glob("*.acgsperf")
+    report = msgspec.msgpack.decode(alive.read_bytes(), type=WorkerReport)
+    dead = tmp_path / "1-dead.acgsperf"
+    dead.write_bytes(msgspec.msgpack.encode(msgspec.structs.replace(report, reported_at=report.reported_at - 3600)))
+    assert service.get_performance_summary(workers=True).workers == 1
+    assert not dead.exists()
 
 
 async def test_without_a_directory_there_are_no_other_workers(open_service):
