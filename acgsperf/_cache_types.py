@@ -45,6 +45,7 @@ class TieredStats:
         loads: loader calls that were begun, for one key or for many.
         load_errors: those that failed; time-outs are among them.
         load_timeouts: those that the hard time-out ended.
+        missed: values, or errors, that a caller has waited for a loader for: its own call of it or another's.
         joined: waits for a load that another caller had begun.
         refreshes: loads begun behind a caller who was answered with what was fresh or stale.
         stale_served: values given though they were stale.
@@ -65,6 +66,7 @@ class TieredStats:
     loads: int
     load_errors: int
     load_timeouts: int
+    missed: int
     joined: int
     refreshes: int
     stale_served: int

@@ -45,6 +45,7 @@ class Loading:
         self.load_errors = 0
         self.load_timeouts = 0
         self.joined = 0
+        self.missed = 0
         self.refreshes = 0
         self.stale_served = 0
         self.negative_hits = 0
@@ -146,6 +147,7 @@ class Loading:
         for flight, keys in waits.items():
             for key in keys:
                 if key not in found.stale or (flight.done.done() and not flight.failed):
+                    self.missed += key in flight.asked
                     found.values[key] = flight.result(key)
 
     def _sort(self, key: str, entry: Entry, found: _Found) -> None:
@@ -195,15 +197,18 @@ class Loading:
             if self._lock is not None and len(asked) == 1:
                 return values | await self._load_alone(self._lock, flight, asked[0], loader, entry_of)
             if asked:
-                entries = await self._ask(asked, loader, entry_of)
+                entries = await self._ask(flight, asked, loader, entry_of)
                 values |= {key: self._keep(flight, key, entry) for key, entry in entries.items()}
             return values
 
         return self.flights.start(keys, load, tags, {key: entries[key] for key in keys if key in entries})
 
-    async def _ask(self, keys: list[str], loader: _LoaderOfMany, entry_of: Callable[[Any], Entry]) -> dict[str, Entry]:
+    async def _ask(
+        self, flight: Flight, keys: list[str], loader: _LoaderOfMany, entry_of: Callable[[Any], Entry]
+    ) -> dict[str, Entry]:
         """What the loader has for keys; those that it does not have are left out, unless that is remembered."""
         self.loads += 1
+        flight.asked.update(keys)
         loaded = await loader(keys)
         if not isinstance(loaded, Mapping):
             raise TypeError(f"a loader of many must return a mapping, not {type(loaded).__name__}")
@@ -227,7 +232,7 @@ class Loading:
         async with lock.turn(key, self._look_behind) as turn:
             if turn.entry is not None:
                 return {key: self._take(flight, key, turn.entry)}
-            entry = (await self._ask([key], loader, entry_of)).get(key)
+            entry = (await self._ask(flight, [key], loader, entry_of)).get(key)
             if entry is None:
                 return {}
             if turn.is_over:

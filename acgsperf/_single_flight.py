@@ -21,15 +21,29 @@ class Flight:
     Attributes:
         keys: those whose value is still wanted: no write has overtaken the load.
         tags: of the entries that it will make.
+        asked: those that the loader was called for.
         stale: what may be given meanwhile.
         done: resolved when the load has ended, however it did.
         detached: whether the load goes on when nobody waits.
     """
 
-    __slots__ = ("_error", "_task", "_timer", "_values", "detached", "done", "keys", "stale", "tags", "waiters")
+    __slots__ = (
+        "_error",
+        "_task",
+        "_timer",
+        "_values",
+        "asked",
+        "detached",
+        "done",
+        "keys",
+        "stale",
+        "tags",
+        "waiters",
+    )
 
     def __init__(self, keys: Iterable[str], tags: tuple[str, ...], stale: Mapping[str, Entry]) -> None:
         self.keys = set(keys)
+        self.asked: set[str] = set()
         self.tags = tags
         self.stale = stale
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -56,9 +56,7 @@ class Traffic:
 
     def counts(self) -> Counts:
         """The counters now."""
-        stats = self._cache.stats()
-        # A refresh is a load that no request waited for.
-        return Counts(self.failed, self.violations, stats.loads - stats.refreshes + stats.joined)
+        return Counts(self.failed, self.violations, self._cache.stats().missed)
 
     def flush(self) -> None:
         """Add what was recorded since the last time to every window."""

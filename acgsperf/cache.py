@@ -382,6 +382,7 @@ class TieredCache(Generic[_V]):
             loads=loading.loads,
             load_errors=loading.load_errors,
             load_timeouts=loading.load_timeouts,
+            missed=loading.missed,
             joined=loading.joined,
             refreshes=loading.refreshes,
             stale_served=loading.stale_served,
