@@ -1,5 +1,6 @@
 """What several processes of one service have done together: each leaves its figures in a directory that they share."""
 
+import math
 import os
 import secrets
 import time
@@ -35,6 +36,11 @@ class WorkerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     latency: bytes
 
     @property
+    def is_possible(self) -> bool:
+        """Whether a process can have counted this."""
+        return math.isfinite(self.seconds) and min(self.seconds, self.failed, self.violations, self.missed) >= 0
+
+    @property
     def latency_ns(self) -> LatencyHistogram:
         """Its histogram."""
         return LatencyHistogram.decode(self.latency)
@@ -55,15 +61,23 @@ class Workers:
     def __init__(self, directory: str | os.PathLike[str], patience: float) -> None:
         self._directory = Path(directory)
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._own = self._directory / f"{os.getpid()}-{secrets.token_hex(8)}{_SUFFIX}"
+        self._own: Path | None = None
+        self._owner = 0
+        self._closed = False
         self._patience = patience
 
     def publish(self, report: WorkerReport) -> None:
-        """Leave a report instead of the last one; who reads meanwhile finds one or the other.
+        """Leave a report instead of the last one; who reads meanwhile finds one or the other. Once closed, none.
 
         Raises:
             OSError: when the directory cannot be written.
         """
+        if self._closed:
+            return
+        if self._own is None or self._owner != os.getpid():
+            # Not before: a server may make its service, and then fork its workers.
+            self._owner = os.getpid()
+            self._own = self._directory / f"{self._owner}-{secrets.token_hex(8)}{_SUFFIX}"
         new = self._own.with_suffix(".new")
         new.write_bytes(_encode(report))
         new.replace(self._own)
@@ -75,11 +89,13 @@ class Workers:
             with suppress(OSError, ValueError):
                 report = _decode(path.read_bytes())
                 LatencyHistogram.decode(report.latency)
-                if report.reported_at < time.time() - self._patience:
+                if not abs(time.time() - report.reported_at) <= self._patience:
                     path.unlink()
-                elif path != self._own:
+                elif path != self._own and report.is_possible:
                     yield report
 
     def close(self) -> None:
         """Take the own report away."""
-        self._own.unlink(missing_ok=True)
+        self._closed = True
+        if self._own is not None and self._owner == os.getpid():
+            self._own.unlink(missing_ok=True)

@@ -34,6 +34,7 @@ DEFAULT_POOL: Final = "default"
 # Reports that a worker may miss before it is taken for dead.
 _MISSED_REPORTS: Final = 3
 
+_LONGEST_NS: Final = LatencyHistogram().highest_ns
 _clock_ns: Final = time.perf_counter_ns
 
 _log: Final = logging.getLogger("acgsperf.service")
@@ -92,6 +93,7 @@ class PerformanceService:
             patience = _MISSED_REPORTS * self.settings.monitoring_interval_s
             self._workers = Workers(self.settings.workers_directory, patience)
         self._exits = AsyncExitStack()
+        self._opened = False
         self._tasks: list[asyncio.Task[None]] = []
         self._get_local = self.cache.get_local
         self._record = self.traffic.latency_ns.record
@@ -102,11 +104,12 @@ class PerformanceService:
         A Redis that cannot be reached, or a PostgreSQL behind L3, is looked for again by later calls.
 
         Raises:
-            ServiceError: when the service was opened before.
+            ServiceError: when the service was opened before, if only in vain.
             PoolUnhealthy, PoolTimeout: when the pool `default` cannot connect.
         """
-        if self._tasks:
-            raise ServiceError("a service is opened once")
+        if self._opened:
+            raise ServiceError("a service is opened once; after a failure, make a new one")
+        self._opened = True
         async with AsyncExitStack() as exits:
             if self._owns_pools:
                 await exits.enter_async_context(self.pools)
@@ -130,10 +133,14 @@ class PerformanceService:
         """Stop watching, and close what the service has made. May be repeated."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._workers is not None:
-            self._workers.close()
-        await self._exits.aclose()
+        try:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._workers is not None:
+                self._workers.close()
+        except OSError as error:
+            _log.warning("the report to the other workers cannot be removed: %s", error)
+        finally:
+            await self._exits.aclose()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -161,7 +168,9 @@ class PerformanceService:
         answer = self._get_local(key, MISSING)
         if answer is MISSING:
             answer = await self._answer_behind(key, request)
-        self._record(_clock_ns() - started)
+        elapsed = _clock_ns() - started
+        # A request may take longer than a histogram reaches.
+        self._record(min(_LONGEST_NS, elapsed))
         return answer
 
     @overload

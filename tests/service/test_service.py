@@ -2,20 +2,26 @@
 
 import asyncio
 import logging
+import os
+import secrets
+import time
 
 import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from acgsperf import CONSTITUTIONAL_HASH, ComplianceError, LRUCache, PoolUnhealthy, ServiceError
-from acgsperf._workers import WorkerReport
+from acgsperf import CONSTITUTIONAL_HASH, ComplianceError, LatencyHistogram, LRUCache, PoolUnhealthy, ServiceError
+from acgsperf._workers import WorkerReport, Workers
 from acgsperf.cache import TieredCache
+from acgsperf.fingerprint import request_key
 from acgsperf.metrics.prometheus import PerformanceCollector
 from acgsperf.pool import PoolManager
 from acgsperf.service import PerformanceService
 from acgsperf.settings import Settings
+from acgsperf.tiers.redis import RedisTier
 
 HASH = CONSTITUTIONAL_HASH
+IMPOSSIBLE = msgspec.msgpack.encode(WorkerReport(time.time(), 1.0, -5, 0, -3, LatencyHistogram().encode()))
 
 
 async def test_with_any_tiers_equal_requests_have_one_answer(open_service, handler, tiers):
@@ -258,7 +264,88 @@ async def test_workers_add_up(open_service, tmp_path):
     assert first.get_performance_summary(workers=True).workers == 1
 
 
-@pytest.mark.parametrize("garbage", [b"", b"garbage", msgspec.msgpack.encode(WorkerReport(9e9, 1.0, 0, 0, 0, b"?"))])
+async def test_a_cancelled_miss_is_no_miss(open_service):
+    service = await open_service()
+    for _ in range(10):
+        await service.process_request({"id": 1})
+    begun = asyncio.Event()
+
+    async def hang(request):
+        begun.set()
+        await asyncio.Event().wait()
+
+    service.handler = hang
+    task = asyncio.create_task(service.process_request({"id": 2}))
+    await begun.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert service.get_performance_summary().hit_rate == 0.9
+
+
+async def test_a_refresh_that_another_process_was_faster_with_leaves_the_count_of_misses(servers):
+    options = {"namespace": f"test-{secrets.token_hex(8)}", "ttl": 0.4, "refresh_ahead": 0.01}
+    tiers = [RedisTier(servers.redis_url) for _ in range(2)]
+    caches = [TieredCache(LRUCache(10), tier, **options) for tier in tiers]
+    async with caches[0] as ours, caches[1] as theirs:
+        async with PerformanceService(Settings(), handler=answer_of_one, cache=ours) as service:
+            await service.process_request({"id": 1})
+            for _ in range(5):
+                await asyncio.sleep(0.01)
+                await theirs.set(request_key({"id": 1}), 2, ttl=100)
+                await service.process_request({"id": 1})
+            assert service.counts().missed == 1
+        await ours.clear()
+
+
+async def answer_of_one(request):
+    return 1
+
+
+async def test_a_failed_opening_is_not_repeated():
+    service = PerformanceService(Settings(database_url="postgresql://nobody@localhost:1/nothing"))
+    with pytest.raises(PoolUnhealthy):
+        await service.open()
+    with pytest.raises(ServiceError, match="make a new one"):
+        await service.open()
+
+
+async def test_a_report_that_cannot_be_removed_keeps_nothing_open(open_service, tmp_path):
+    directory = tmp_path / "workers"
+    service = await open_service("l1,l3", workers_directory=str(directory))
+    service.observe()
+    (report,) = directory.iterdir()
+    report.unlink()
+    directory.rmdir()
+    directory.write_text("no directory")
+    await service.close()
+    assert service.pools.names() == []
+
+
+async def test_after_closing_nothing_is_reported(open_service, tmp_path):
+    service = await open_service(workers_directory=str(tmp_path))
+    await service.close()
+    service.observe()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_that_are_forked_report_each_for_itself(tmp_path):
+    workers = Workers(tmp_path, 90)
+    report = WorkerReport(time.time(), 1.0, 10, 0, 0, LatencyHistogram().encode())
+    children = []
+    for _ in range(3):
+        child = os.fork()
+        if not child:
+            workers.publish(report)
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    assert [other.failed for other in workers.others()] == [10, 10, 10]
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"garbage", msgspec.msgpack.encode(WorkerReport(9e9, 1.0, 0, 0, 0, b"?")), IMPOSSIBLE]
+)
 async def test_what_is_no_report_is_passed_over(open_service, tmp_path, garbage):
     service = await open_service(workers_directory=str(tmp_path))
     (tmp_path / "1-stranger.acgsperf").write_bytes(garbage)
