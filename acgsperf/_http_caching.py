@@ -1,12 +1,14 @@
 """A shared HTTP cache over a `TieredCache`: what may be stored and what may be given, by RFC 9111."""
 
 import hashlib
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 
 from msgspec import ValidationError, convert
 
@@ -147,7 +149,7 @@ class Recording:
             return
         lifetime = _lifetime(directives, headers, now)
         self.reach = Reach.PUBLIC if "public" in directives else Reach.ANONYMOUS if lifetime is None else Reach.SHARED
-        self.lifetime = lifetime if lifetime is not None else int(ttl or 0)
+        self.lifetime = lifetime if lifetime is not None else math.ceil(ttl or 0)
         self.initial_age = _seconds(_joined(headers, b"age") or "0")
         length = _joined(headers, b"content-length")
         self._declared = None if length is None else _seconds(length)
@@ -285,7 +287,8 @@ class ResponseCache:
 
 
 def _uri(scope: Mapping[str, Any]) -> str:
-    path = scope.get("raw_path") or scope["path"].encode("utf-8", "surrogateescape")
+    # Without the path as it was sent, what it was decoded to must not be taken for a query.
+    path = scope.get("raw_path") or quote(scope["path"], errors="surrogateescape").encode()
     host = _joined(scope["headers"], b"host") or ""
     uri = f"http:{scope.get('scheme', 'http')}://{host.lower()}{path.decode('latin-1')}"
     query: bytes = scope.get("query_string", b"")

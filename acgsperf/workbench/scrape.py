@@ -68,6 +68,9 @@ def fetch(url: str, timeout: float = 5.0) -> str:
     """
     try:
         parts = urlsplit(url)
+        if "@" in parts.netloc:
+            # Not repeated: what stands before it is a password.
+            raise ScrapeError("the URL must not hold a user name or a password")
         # Reading the port checks it: the resolver takes it modulo 65,536.
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
             raise ScrapeError(f"{url}: must begin with http:// or https:// and name a host")
