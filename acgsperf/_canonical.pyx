@@ -1,6 +1,6 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
-"""The compiled encoder of requests: `canonical` and `fingerprint`.
+"""The compiled encoder of requests: `canonical`, `fingerprint` and `request_key`.
 
 It encodes what requests are made of: the exact types, integers of 64 bits, what is nested no deeper than allowed. At
 anything else it gives up and leaves the whole request to the twin, which encodes it or says what is wrong and where.
@@ -14,6 +14,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF
+from cpython.unicode cimport PyUnicode_DecodeLatin1
 from libc.math cimport isfinite
 from libc.stdint cimport uint64_t
 from libc.string cimport memcmp, memcpy
@@ -25,6 +26,8 @@ from acgsperf._python cimport (
     PySequence_Fast_ITEMS, PyTuple_CheckExact, PyUnicode_AsUTF8String, PyUnicode_CheckExact, PyUnicode_DATA,
     PyUnicode_GET_LENGTH, PyUnicode_IS_COMPACT_ASCII,
 )
+
+from hashlib import sha256
 
 from xxhash import xxh3_128_hexdigest
 
@@ -39,6 +42,7 @@ IMPLEMENTATION = "c"
 cdef object hexdigest = xxh3_128_hexdigest
 cdef object canonical_py = _canonical_py.canonical
 cdef int MAX_DEPTH = _canonical_py.MAX_DEPTH
+cdef Py_ssize_t MAX_KEY_BYTES = _canonical_py.MAX_KEY_BYTES
 cdef const char *HEXADECIMAL = b"0123456789abcdef"
 
 cdef enum:
@@ -80,6 +84,23 @@ def fingerprint(request, /):
         TypeError, ValueError: as for `canonical`.
     """
     return hexdigest(encoded(request))
+
+
+def request_key(request, /):
+    """What a request is kept under in a cache: its canonical bytes as text, or the SHA-256 of more than 200.
+
+    Unlike a fingerprint it is an identity: nobody can find two requests that share one.
+
+    Args:
+        request: as for `canonical`.
+
+    Raises:
+        TypeError, ValueError: as for `canonical`.
+    """
+    cdef bytes key = encoded(request)
+    if len(key) <= MAX_KEY_BYTES:
+        return PyUnicode_DecodeLatin1(PyBytes_AS_STRING(<PyObject *> key), len(key), NULL)
+    return "sha256:" + sha256(key).hexdigest()
 
 
 def canonical(request, /):

@@ -7,12 +7,15 @@ defines the canonical bytes and refuses what has none.
 import math
 import struct
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from typing import Final
 
 from xxhash import xxh3_128_hexdigest
 
 IMPLEMENTATION: Final = "python"
 MAX_DEPTH: Final = 100
+# The tiers keep a key of this length as it is.
+MAX_KEY_BYTES: Final = 200
 
 _pack_float: Final = struct.Struct(">d").pack
 
@@ -20,6 +23,12 @@ _pack_float: Final = struct.Struct(">d").pack
 def fingerprint(request: object, /) -> str:
     """The address of a request."""
     return xxh3_128_hexdigest(canonical(request))
+
+
+def request_key(request: object, /) -> str:
+    """What a request is kept under in a cache."""
+    key = canonical(request)
+    return key.decode("latin-1") if len(key) <= MAX_KEY_BYTES else "sha256:" + sha256(key).hexdigest()
 
 
 def canonical(request: object, /) -> bytes:

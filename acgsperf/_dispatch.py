@@ -3,19 +3,28 @@
 import os
 from typing import TYPE_CHECKING
 
-__all__ = ["IMPLEMENTATION", "HashValidator", "LRUCache", "LatencyHistogram", "Timer", "canonical", "fingerprint"]
+__all__ = [
+    "IMPLEMENTATION",
+    "HashValidator",
+    "LRUCache",
+    "LatencyHistogram",
+    "Timer",
+    "canonical",
+    "fingerprint",
+    "request_key",
+]
 
 if TYPE_CHECKING:
-    from acgsperf._canonical import canonical, fingerprint
+    from acgsperf._canonical import canonical, fingerprint, request_key
     from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
 elif os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1":
-    from acgsperf._canonical_py import canonical, fingerprint
+    from acgsperf._canonical_py import canonical, fingerprint, request_key
     from acgsperf._core_py import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
 else:
     # Both or neither, so that IMPLEMENTATION is true of all.
     try:
-        from acgsperf._canonical import canonical, fingerprint
+        from acgsperf._canonical import canonical, fingerprint, request_key
         from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
     except ImportError:
-        from acgsperf._canonical_py import canonical, fingerprint
+        from acgsperf._canonical_py import canonical, fingerprint, request_key
         from acgsperf._core_py import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections import OrderedDict, defaultdict
+from hashlib import sha256
 
 import pytest
 from hypothesis import given
@@ -170,10 +171,17 @@ itself["me"] = [itself]
     ],
 )
 def test_what_json_cannot_say_is_refused_with_its_place(encoder, value, error, message):
-    for function in (encoder.canonical, encoder.fingerprint):
+    for function in (encoder.canonical, encoder.fingerprint, encoder.request_key):
         with pytest.raises(error) as raised:
             function(value)
         assert str(raised.value) == message
+
+
+def test_a_key_is_the_request_itself_or_a_digest_that_nobody_can_make_collide(encoder):
+    assert encoder.request_key({"é": -0.0}) == "o1:s2:Ã©f\x80\0\0\0\0\0\0\0"
+    longest = "x" * 195
+    assert encoder.request_key(longest) == "s195:" + longest
+    assert encoder.request_key(longest + "x") == "sha256:" + sha256(b"s196:" + longest.encode() + b"x").hexdigest()
 
 
 def test_a_hundred_levels_are_allowed(encoder):
@@ -234,7 +242,7 @@ def outcome(function, value):
 
 @given(odd_values)
 def test_both_twins_say_the_same_of_whatever_comes(encoders, value):
-    for name in ("canonical", "fingerprint"):
+    for name in ("canonical", "fingerprint", "request_key"):
         one, *others = [outcome(getattr(encoder, name), value) for encoder in encoders]
         assert others == [one] * len(others)
 
