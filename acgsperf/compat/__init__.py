@@ -19,6 +19,7 @@ _REPLACEMENTS: Final = {
     "services.shared.constitutional.validation": "validation",
     "services.shared.performance.ultra_fast_cache": "ultra_fast_cache",
     "services.shared.database.ultra_fast_connection_pool": "ultra_fast_connection_pool",
+    "services.shared.performance.performance_integration_service": "performance_integration_service",
 }
 
 _log = logging.getLogger(__name__)

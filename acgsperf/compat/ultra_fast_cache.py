@@ -216,7 +216,10 @@ class UltraFastMultiTierCache:
         return await self._l2.clear()
 
     async def close(self) -> None:
-        """Close the client and forget L1."""
+        """Close the client and forget L1. Where this is the cache of the process, it is so no longer."""
+        global _cache
+        if _cache is self:
+            _cache = None
         client, self.redis_client = self.redis_client, None
         self._l1.clear()
         if client is not None:

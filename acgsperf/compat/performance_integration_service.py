@@ -1,0 +1,384 @@
+"""What `services.shared.performance.performance_integration_service` offered, on the other three replacements.
+
+Not on `PerformanceService`: its cache writes envelopes, and callers put a validator, a cache or pools of their own, or
+stand-ins for them, in the places of the parts. So each part is called by its former names, and whatever it returns is
+awaited where it can be.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from acgsperf._dispatch import LatencyHistogram
+from acgsperf._types import CONSTITUTIONAL_HASH
+from acgsperf.compat._awaiting import settled
+from acgsperf.compat.ultra_fast_cache import get_ultra_fast_cache
+from acgsperf.compat.ultra_fast_connection_pool import get_pool_manager
+from acgsperf.compat.validation import UltraFastConstitutionalValidator
+from acgsperf.fingerprint import request_key
+from acgsperf.validator import HASH_FIELD
+
+__all__ = [
+    "CONSTITUTIONAL_HASH",
+    "INTEGRATION_PERFORMANCE_TARGETS",
+    "PerformanceIntegrationService",
+    "PerformanceMetrics",
+    "get_performance_service",
+]
+
+INTEGRATION_PERFORMANCE_TARGETS: Final[dict[str, float]] = {
+    "p99_latency_ms": 5.0,
+    "p95_latency_ms": 2.0,
+    "p50_latency_ms": 1.0,
+    "min_throughput_rps": 1000,
+    "cache_hit_rate_target": 0.95,
+    "constitutional_compliance": 1.0,
+    "optimization_interval_s": 60,
+    "monitoring_interval_s": 30,
+}
+
+_SUCCESS_RATE_TARGET: Final = 0.95
+_RESPONSE_TTL_S: Final = 300
+_DEFAULT_POOL: Final = "default"
+_BASELINE_RECORDS: Final = 10
+_REGRESSION: Final = 1.5
+_LONGEST_NS: Final = LatencyHistogram().highest_ns
+
+_clock = time.perf_counter
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class PerformanceMetrics:
+    """What a service counted; times are in seconds."""
+
+    total_requests: int = 0
+    successful_requests: int = 0
+    failed_requests: int = 0
+    total_response_time: float = 0.0
+    min_response_time: float = float("inf")
+    max_response_time: float = 0.0
+    constitutional_validations: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    db_connections_acquired: int = 0
+    optimization_runs: int = 0
+    last_optimization: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.latency_ns = LatencyHistogram()
+
+    def add_request(self, response_time: float, success: bool = True) -> None:
+        """Count a request that took so many seconds."""
+        self.total_requests += 1
+        if success:
+            self.successful_requests += 1
+        else:
+            self.failed_requests += 1
+        self.total_response_time += response_time
+        if response_time < self.min_response_time:
+            self.min_response_time = response_time
+        if response_time > self.max_response_time:
+            self.max_response_time = response_time
+        latency_ns = int(response_time * 1e9)
+        if latency_ns > _LONGEST_NS:
+            latency_ns = _LONGEST_NS
+        self.latency_ns.record(latency_ns)
+
+    def get_avg_response_time_ms(self) -> float:
+        """The average response time in milliseconds; 0.0 when there was no request."""
+        return self.total_response_time / self.total_requests * 1e3 if self.total_requests else 0.0
+
+    def get_success_rate(self) -> float:
+        """Successful requests / all, between 0 and 1; 1.0 when there was none."""
+        return self.successful_requests / self.total_requests if self.total_requests else 1.0
+
+    def get_cache_hit_rate(self) -> float:
+        """Hits / (hits + misses), between 0 and 1; 0.0 when the cache was not asked."""
+        asked = self.cache_hits + self.cache_misses
+        return self.cache_hits / asked if asked else 0.0
+
+
+class PerformanceIntegrationService:
+    """Answers requests from the cache, or else does the work; looks at itself every 30 s, and tidies up every 60 s.
+
+    Args:
+        handler: a coroutine function that makes the response to a request, a dict, in the place of the default one.
+            Its errors reach the caller, and are counted and not kept.
+    """
+
+    def __init__(self, handler: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]] | None = None) -> None:
+        self.handler = handler
+        self.constitutional_validator: Any = UltraFastConstitutionalValidator()
+        self.pool_manager: Any = None
+        self.cache: Any = None
+        self.metrics = PerformanceMetrics()
+        self.performance_history: list[dict[str, Any]] = []
+        self.max_history_size = 1000
+        self.constitutional_hash = CONSTITUTIONAL_HASH
+        self._running = False
+        self._monitoring_task: asyncio.Task[None] | None = None
+        self._optimization_task: asyncio.Task[None] | None = None
+        # Requests and their time at the latest record.
+        self._recorded = (0, 0.0)
+
+    async def initialize(self) -> None:
+        """Take the cache and the pools of this process, and start both loops; nothing while they run.
+
+        Raises:
+            RuntimeError: when the validator refuses the constitutional hash.
+        """
+        if self._running:
+            return
+        if not await settled(self.constitutional_validator.validate_hash(self.constitutional_hash)):
+            raise RuntimeError(f"Constitutional compliance violation: {self.constitutional_hash} was refused")
+        self.pool_manager = await settled(get_pool_manager())
+        self.cache = await settled(get_ultra_fast_cache())
+        self._running = True
+        await settled(self._start_background_tasks())
+
+    async def _start_background_tasks(self) -> None:
+        self._monitoring_task = asyncio.create_task(self._monitoring_loop())
+        self._optimization_task = asyncio.create_task(self._optimization_loop())
+
+    async def process_request(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The response to a request, with `performance` added to it.
+
+        Args:
+            request: its `constitutional_hash` is checked where it has one. What is not JSON-like is not cached. With
+                `database_operation`, a connection of the pool "default" is held for the work where there is that pool.
+
+        Raises:
+            ValueError: "Constitutional compliance violation", when the validator refuses its hash.
+            TypeError: when the handler returns no dict.
+            Exception: whatever the handler raises.
+        """
+        started = _clock()
+        try:
+            verdict = self.constitutional_validator.validate_hash(request.get(HASH_FIELD, self.constitutional_hash))
+            self.metrics.constitutional_validations += 1
+            if verdict is not True and not await settled(verdict):
+                raise ValueError("Constitutional compliance violation")
+            found = None
+            try:
+                key = "request:" + request_key(request)
+            except (TypeError, ValueError):
+                key = None
+            if self.cache is not None and key is not None:
+                found = await self.cache.get(key)
+            response: dict[str, Any]
+            # Others may write whatever they like to the same Redis.
+            if cached := isinstance(found, dict):
+                self.metrics.cache_hits += 1
+                response = found
+            else:
+                self.metrics.cache_misses += 1
+                response = await self._answer_uncached(key, request)
+        except BaseException:
+            self.metrics.add_request(_clock() - started, success=False)
+            raise
+        took = _clock() - started
+        self.metrics.add_request(took)
+        # The cache holds the response itself.
+        response = response.copy()
+        response["performance"] = {"response_time_ms": took * 1e3, "cached": cached, "constitutional_validated": True}
+        return response
+
+    async def _answer_uncached(self, key: str | None, request: dict[str, Any]) -> dict[str, Any]:
+        async with self._database(request):
+            response = await (self._work if self.handler is None else self.handler)(request)
+        if not isinstance(response, dict):
+            raise TypeError(f"the handler must return a dict, not {type(response).__name__}")
+        if self.cache is not None and key is not None:
+            await self.cache.set(key, response, ttl=_RESPONSE_TTL_S)
+        return response
+
+    async def _work(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "processed": True,
+            "timestamp": time.time(),
+            "constitutional_hash": self.constitutional_hash,
+            "request_id": request.get("id", "unknown"),
+        }
+
+    @asynccontextmanager
+    async def _database(self, request: dict[str, Any]) -> AsyncIterator[None]:
+        pool = connection = None
+        if request.get("database_operation") and self.pool_manager is not None:
+            try:
+                pool = await self._default_pool()
+                if pool is not None:
+                    connection = await pool.acquire_connection()
+                    self.metrics.db_connections_acquired += 1
+            except Exception as error:
+                _log.warning("no connection for a request, which goes on: %s", error)
+        try:
+            yield
+        finally:
+            if pool is not None and connection is not None:
+                try:
+                    await pool.release_connection(connection)
+                except Exception as error:
+                    _log.warning("a connection could not be given back: %s", error)
+
+    async def _default_pool(self) -> Any:
+        try:
+            return await self.pool_manager.get_pool(_DEFAULT_POOL)
+        except ValueError:
+            return None
+
+    async def get_performance_summary(self) -> dict[str, Any]:
+        """Counters and targets, `response_time_percentiles` beside the average, and the metrics of the parts."""
+        metrics, latency = self.metrics, self.metrics.latency_ns.snapshot()
+        average_ms = metrics.get_avg_response_time_ms()
+        targets = INTEGRATION_PERFORMANCE_TARGETS
+        return {
+            "integration_metrics": self._integration(average_ms),
+            "response_time_percentiles": {
+                "count": latency.count,
+                "p50_ms": latency.p50 / 1e6,
+                "p95_ms": latency.p95 / 1e6,
+                "p99_ms": latency.p99 / 1e6,
+            },
+            "performance_targets": dict(targets),
+            "targets_met": {
+                # The percentile, and the average too, for it may have been set.
+                "response_time": max(latency.p99 / 1e6, average_ms) <= targets["p99_latency_ms"],
+                "success_rate": metrics.get_success_rate() >= _SUCCESS_RATE_TARGET,
+                "cache_hit_rate": metrics.get_cache_hit_rate() >= targets["cache_hit_rate_target"],
+            },
+            "constitutional_hash": self.constitutional_hash,
+            "timestamp": time.time(),
+            **await self._parts(),
+        }
+
+    def _integration(self, average_ms: float) -> dict[str, Any]:
+        return {
+            "total_requests": self.metrics.total_requests,
+            "success_rate": self.metrics.get_success_rate(),
+            "avg_response_time_ms": average_ms,
+            "cache_hit_rate": self.metrics.get_cache_hit_rate(),
+            "constitutional_validations": self.metrics.constitutional_validations,
+            "optimization_runs": self.metrics.optimization_runs,
+        }
+
+    async def _parts(self) -> dict[str, Any]:
+        parts = {}
+        if self.constitutional_validator is not None:
+            parts["constitutional_validator"] = await settled(self.constitutional_validator.get_performance_summary())
+        if self.cache is not None:
+            parts["cache"] = await settled(self.cache.get_performance_metrics())
+        if self.pool_manager is not None:
+            parts["connection_pools"] = await settled(self.pool_manager.health_check_all())
+        return parts
+
+    async def _collect_performance_metrics(self) -> dict[str, Any]:
+        """Add a record to the history, whose average is that of the requests since the record before, if any."""
+        count, seconds = self.metrics.total_requests, self.metrics.total_response_time
+        since, spent = count - self._recorded[0], seconds - self._recorded[1]
+        self._recorded = (count, seconds)
+        average_ms = spent / since * 1e3 if since > 0 else self.metrics.get_avg_response_time_ms()
+        record = {
+            "timestamp": time.time(),
+            "constitutional_hash": self.constitutional_hash,
+            "integration": self._integration(average_ms),
+            **await self._parts(),
+        }
+        self.performance_history.append(record)
+        del self.performance_history[: max(0, len(self.performance_history) - self.max_history_size)]
+        return record
+
+    async def _check_performance_regression(self, current: Mapping[str, Any]) -> None:
+        """Warn when the response time of a record is over 1.5 x the average of the ten before, and the P95 target."""
+        if len(self.performance_history) < _BASELINE_RECORDS:
+            return
+        earlier = [record for record in self.performance_history if record is not current][-_BASELINE_RECORDS:]
+        baseline_ms = sum(map(_response_time_ms, earlier)) / len(earlier)
+        now_ms = _response_time_ms(current)
+        if now_ms > _REGRESSION * baseline_ms and now_ms > INTEGRATION_PERFORMANCE_TARGETS["p95_latency_ms"]:
+            _log.warning("Performance regression detected: %.3f ms on average, after %.3f ms", now_ms, baseline_ms)
+
+    async def _run_optimization(self) -> dict[str, Any]:
+        """Let every part optimize itself: `optimizations_applied`, and the answer of each; one that fails is logged."""
+        parts = {"constitutional_validator": self.constitutional_validator, "cache": self.cache}
+        optimize = {name: part.optimize_performance for name, part in parts.items() if part is not None}
+        if self.pool_manager is not None:
+            optimize["connection_pools"] = self.pool_manager.optimize_all_pools
+        results = {}
+        for name, run in optimize.items():
+            try:
+                results[name] = await settled(run())
+            except Exception:
+                _log.exception("the optimization of %s failed", name)
+        self.metrics.optimization_runs += 1
+        self.metrics.last_optimization = time.time()
+        return {
+            "optimizations_applied": [line for result in results.values() for line in _applied(result)],
+            **results,
+            "constitutional_hash": self.constitutional_hash,
+            "timestamp": self.metrics.last_optimization,
+        }
+
+    async def _monitoring_loop(self) -> None:
+        while self._running:
+            await asyncio.sleep(INTEGRATION_PERFORMANCE_TARGETS["monitoring_interval_s"])
+            try:
+                await self._check_performance_regression(await self._collect_performance_metrics())
+            except Exception:
+                _log.exception("monitoring failed")
+
+    async def _optimization_loop(self) -> None:
+        while self._running:
+            await asyncio.sleep(INTEGRATION_PERFORMANCE_TARGETS["optimization_interval_s"])
+            try:
+                await self._run_optimization()
+            except Exception:
+                _log.exception("optimization failed")
+
+    async def close(self) -> None:
+        """Stop both loops, and close the cache and all pools of this process. May be repeated."""
+        self._running = False
+        tasks = [task for task in (self._monitoring_task, self._optimization_task) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        try:
+            if self.cache is not None:
+                await self.cache.close()
+        finally:
+            if self.pool_manager is not None:
+                await self.pool_manager.close_all()
+
+
+def _response_time_ms(record: Mapping[str, Any]) -> float:
+    milliseconds: float = record.get("integration", {}).get("avg_response_time_ms", 0.0)
+    return milliseconds
+
+
+def _applied(result: object) -> list[str]:
+    """The lines of a part's answer, those of its pools with their names."""
+    if not isinstance(result, Mapping):
+        return []
+    pools = result.get("pool_optimizations", {})
+    return [
+        *result.get("optimizations_applied", []),
+        *(f"pool '{name}': {line}" for name, pool in pools.items() for line in _applied(pool)),
+    ]
+
+
+_service: PerformanceIntegrationService | None = None
+_opening = asyncio.Lock()
+
+
+async def get_performance_service() -> PerformanceIntegrationService:
+    """The service of this process, initialised; once more, when it was closed."""
+    global _service
+    async with _opening:
+        if _service is None:
+            _service = PerformanceIntegrationService()
+        await _service.initialize()
+        return _service
