@@ -4,7 +4,8 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
@@ -89,12 +90,14 @@ class Stored(NamedTuple):
 class CacheableRequest:
     """What the cache asks of a request that it may answer."""
 
-    __slots__ = ("headers", "if_none_match", "max_age", "reach", "root", "tag", "uses_stored")
+    __slots__ = ("headers", "if_none_match", "max_age", "outdated", "reach", "root", "tag", "uses_stored")
 
     def __init__(self, root: str, tag: str, headers: Headers, directives: Mapping[str, str | None]) -> None:
         self.root = root
         self.tag = tag
         self.headers = headers
+        # Whether its URI was invalidated since the application was asked, whose answer may be older than that.
+        self.outdated = False
         names = {name for name, _ in headers}
         # RFC 9111, 5.4: Pragma is read where there is no Cache-Control.
         pragma = b"cache-control" not in names and "no-cache" in _directives(_joined(headers, b"pragma"))
@@ -223,6 +226,7 @@ class ResponseCache:
         self._ttl = ttl
         self._vary = tuple(sorted({name.lower() for name in vary}))
         self.hits = self.misses = self.bypassed = self.stored = 0
+        self._under_way: dict[str, set[CacheableRequest]] = {}
 
     def request(self, scope: Mapping[str, Any]) -> CacheableRequest | None:
         """A request that the cache may answer; None for another one."""
@@ -261,6 +265,18 @@ class ResponseCache:
             return found
         return await self.cache.get(_varied(request.root, varying, request.headers))
 
+    @contextmanager
+    def asking(self, request: CacheableRequest) -> Iterator[None]:
+        """While the application is asked what no stored response answers."""
+        under_way = self._under_way.setdefault(request.tag, set())
+        under_way.add(request)
+        try:
+            yield
+        finally:
+            under_way.discard(request)
+            if not under_way:
+                self._under_way.pop(request.tag, None)
+
     def record(self, request: CacheableRequest, status: int, headers: Headers) -> Recording:
         """Begin with the status and the headers of what answers a request."""
         recording = Recording(request, self.max_body_bytes)
@@ -269,10 +285,10 @@ class ResponseCache:
 
     async def store(self, recording: Recording, route: str) -> None:
         """Keep a response that has gone out whole."""
-        response = recording.finished(self.clock(), route)
-        if response is None:
-            return
         request = recording.request
+        response = recording.finished(self.clock(), route)
+        if response is None or request.outdated:
+            return
         values: dict[str, Any] = {request.root: response}
         if recording.varying:
             variant = _varied(request.root, recording.varying, request.headers)
@@ -283,6 +299,8 @@ class ResponseCache:
     async def invalidate(self, scope: Mapping[str, Any]) -> None:
         """Forget what is stored for the URI of an unsafe request that succeeded (RFC 9111, 4.4)."""
         if scope["method"] not in _SAFE and len(tag := _uri(scope)) <= _MAX_KEY:
+            for request in self._under_way.get(tag, ()):
+                request.outdated = True
             await self.cache.invalidate_tag(tag)
 
 

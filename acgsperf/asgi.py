@@ -131,7 +131,10 @@ class PerformanceMiddleware:
         request = None
         if self._responses is not None:
             request = self._responses.request(scope)
-            if request is not None and await self._answered(self._responses, request, scope, send, started_ns):
+            if request is not None:
+                if not await self._answered(self._responses, request, scope, send, started_ns):
+                    with self._responses.asking(request):
+                        await self._pass(scope, receive, send, started_ns, request)
                 return
         await self._pass(scope, receive, send, started_ns, request)
 

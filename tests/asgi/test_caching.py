@@ -234,6 +234,30 @@ async def test_a_body_over_the_limit_passes_and_is_not_kept(connect, origin, cac
         assert origin.calls == calls
 
 
+async def test_an_answer_from_before_a_change_is_not_kept(connect, cache):
+    asked, go_on, price = asyncio.Event(), asyncio.Event(), "old"
+
+    async def app(scope, receive, send):
+        nonlocal price
+        answer = price.encode()
+        if scope["method"] == "POST":
+            price = "new"
+        elif not asked.is_set():
+            asked.set()
+            await go_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": answer})
+
+    client = connect(app, cache=cache, ttl=60)
+    slow = asyncio.create_task(client.get("/a"))
+    await asked.wait()
+    await client.post("/a")
+    go_on.set()
+    assert (await slow).text == "old"
+    assert [(await client.get("/a")).text for _ in range(2)] == ["new", "new"]
+    assert client.middleware.counts().hits == 1
+
+
 async def test_a_body_of_another_length_than_was_said_is_not_kept(client, origin):
     origin.headers.append(("content-length", "100"))
     for _ in range(2):
