@@ -50,9 +50,10 @@ class Staleness:
         now = self.clock()
         if isinstance(tags, str):
             raise TypeError(f"tags must be a sequence of str, not {tags!r}")
-        if ttl is None:
+        lifetime = checked_ttl(ttl)
+        if lifetime == math.inf:
             return Entry(value, now, None, None, tuple(tags))
-        fresh_until = now + checked_ttl(ttl) * (1 - self.ttl_jitter * random.random())
+        fresh_until = now + lifetime * (1 - self.ttl_jitter * random.random())
         return Entry(value, now, fresh_until, fresh_until + self.stale_ttl, tuple(tags))
 
     def negative(self) -> Entry:

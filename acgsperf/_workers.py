@@ -7,15 +7,19 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
 from acgsperf._dispatch import LatencyHistogram
+from acgsperf.errors import SettingsError
+from acgsperf.settings import Settings
 
 __all__ = ["WorkerReport", "Workers"]
 
 _SUFFIX: Final = ".acgsperf"
+# Reports that a worker may miss before it is taken for dead.
+_MISSED_REPORTS: Final = 3
 
 
 class WorkerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,15 +60,31 @@ class Workers:
     Args:
         directory: made if it is missing.
         patience: seconds after which one who has not reported again is taken for dead, and its report removed.
+
+    Raises:
+        SettingsError: when the directory cannot be made, or not be written.
     """
 
     def __init__(self, directory: str | os.PathLike[str], patience: float) -> None:
         self._directory = Path(directory)
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.access(self._directory, os.W_OK | os.X_OK):
+                raise PermissionError("it cannot be written")
+        except (OSError, ValueError) as error:
+            problem = getattr(error, "strerror", None) or error
+            raise SettingsError("WORKERS_DIRECTORY", str(directory), f"a directory of ours ({problem})") from None
         self._own: Path | None = None
         self._owner = 0
         self._closed = False
         self._patience = patience
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self | None:
+        """Those that the settings name, if they do."""
+        if settings.workers_directory is None:
+            return None
+        return cls(settings.workers_directory, _MISSED_REPORTS * settings.monitoring_interval_s)
 
     def publish(self, report: WorkerReport) -> None:
         """Leave a report instead of the last one; who reads meanwhile finds one or the other. Once closed, none.

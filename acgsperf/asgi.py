@@ -5,7 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
-from acgsperf._arguments import checked_callable, checked_int, checked_seconds
+from acgsperf._arguments import checked_callable, checked_int, checked_positive
 from acgsperf._dispatch import LatencyHistogram
 from acgsperf._http_caching import CacheableRequest, Recording, ResponseCache
 from acgsperf.errors import ComplianceError
@@ -82,7 +82,7 @@ class PerformanceMiddleware:
         if checked_int("max_body_bytes", max_body_bytes) < 0:
             raise ValueError(f"max_body_bytes must be at least 0, not {max_body_bytes!r}")
         if ttl is not None:
-            ttl = checked_seconds("ttl", ttl)
+            ttl = checked_positive("ttl", ttl)
         if not metrics_path.startswith("/"):
             raise ValueError(f"metrics_path must begin with /, not {metrics_path!r}")
         self._app = app

@@ -53,7 +53,8 @@ class TieredCache(Generic[_V]):
         soft_timeout: how long a caller waits for a load before a stale value is given, while the load goes on behind.
             0 gives it at once (stale while revalidate); None only when the load fails (stale if error).
         hard_timeout: how long a load may take, None for no limit.
-        refresh_ahead: the share of the ttl after which a hit of `get_or_load` begins a load behind.
+        refresh_ahead: the share of the ttl after which a hit of `get_or_load` begins a load behind; a service that
+            optimizes itself moves it between 0.8 and None.
         negative_ttl: how long it is remembered that a loader returned None; None when that is a value like any other.
         negative_maxsize: how many of these are remembered.
         promotion_threshold: the hit behind L1 at which a value is taken into it; `optimize` moves it.

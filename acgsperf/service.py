@@ -31,8 +31,6 @@ Request = Mapping[str, Any]
 Handler = Callable[[Request], Awaitable[Any]]
 
 DEFAULT_POOL: Final = "default"
-# Reports that a worker may miss before it is taken for dead.
-_MISSED_REPORTS: Final = 3
 
 _LONGEST_NS: Final = LatencyHistogram().highest_ns
 _clock_ns: Final = time.perf_counter_ns
@@ -61,7 +59,7 @@ class PerformanceService:
         pools: watched and tuned with the rest.
 
     Raises:
-        SettingsError: when the environment cannot be used.
+        SettingsError: when the environment cannot be used, or `workers_directory` cannot.
     """
 
     def __init__(
@@ -88,10 +86,7 @@ class PerformanceService:
         self.traffic: Final = Traffic(self.cache)
         self._interval = self.traffic.window()
         self._optimizer = Optimizer(self.validator, self.cache, self.pools, self.traffic.window())
-        self._workers: Workers | None = None
-        if self.settings.workers_directory is not None:
-            patience = _MISSED_REPORTS * self.settings.monitoring_interval_s
-            self._workers = Workers(self.settings.workers_directory, patience)
+        self._workers = Workers.of(self.settings)
         self._exits = AsyncExitStack()
         self._opened = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -119,6 +114,7 @@ class PerformanceService:
                         self.settings.database_url,
                         min_size=self.settings.db_pool_min_size,
                         max_size=self.settings.db_pool_max_size,
+                        statement_cache_size=self.settings.db_statement_cache_size,
                     )
             if self._owns_cache:
                 await exits.enter_async_context(self.cache)
@@ -345,6 +341,6 @@ def _cache_of(settings: Settings) -> TieredCache[Any]:
     if settings.database_url is not None:
         from acgsperf.tiers.postgres import PostgresTier
 
-        l3 = PostgresTier(settings.database_url)
+        l3 = PostgresTier(settings.database_url, statement_cache_size=settings.db_statement_cache_size)
     l1: LRUCache[str, Any] = LRUCache(settings.l1_cache_size)
     return TieredCache(l1, l2, l3, namespace=settings.cache_namespace, ttl=settings.l2_ttl_default)

@@ -48,6 +48,8 @@ class Settings:
         database_url: where PostgreSQL is, None to do without.
         db_pool_min_size: connections kept open.
         db_pool_max_size: connections at most.
+        db_statement_cache_size: prepared statements that a connection keeps, of the pool and of L3; 0 behind a
+            PgBouncer in transaction mode.
         db_pool_health_check_interval: seconds between two health checks of the pools.
         redis_url: where Redis is, None to do without.
         l1_cache_size: entries of L1.
@@ -71,6 +73,7 @@ class Settings:
     database_url: str | None = None
     db_pool_min_size: int = 20
     db_pool_max_size: int = 100
+    db_statement_cache_size: int = 100
     db_pool_health_check_interval: float = 30.0
     redis_url: str | None = None
     l1_cache_size: int = 100_000
@@ -235,6 +238,7 @@ _RULES: Final = {
     "database_url": _Rule("a postgresql:// URL, with / in a password as %2F", _address, _checked_database_url),
     "db_pool_min_size": _at_least(0),
     "db_pool_max_size": _at_least(1),
+    "db_statement_cache_size": _at_least(0),
     "db_pool_health_check_interval": _POSITIVE,
     "redis_url": _Rule(
         "a redis://, rediss:// or unix:// URL, with / in a password as %2F", _address, _checked_redis_url

@@ -54,6 +54,17 @@ async def test_a_setting_that_cannot_be_used_ends_the_examination(environ):
     assert "Redis" not in found
 
 
+async def test_a_directory_of_workers_is_looked_at(environ, tmp_path):
+    found = await findings(**environ | {"WORKERS_DIRECTORY": str(tmp_path)})
+    assert found["workers"].severity is Severity.OK
+    assert found["workers"].detail == f"0 of them report in {str(tmp_path)!r}"
+    (tmp_path / "file").touch()
+    found = await findings(**environ | {"WORKERS_DIRECTORY": f"{tmp_path}/file"})
+    assert found["workers"].severity is Severity.ERROR
+    assert found["workers"].detail.startswith("WORKERS_DIRECTORY must be a directory of ours (")
+    assert found["Redis"].severity is Severity.OK
+
+
 async def test_a_redis_that_will_refuse_writes_when_it_is_full_is_a_warning(environ):
     client = redis.Redis.from_url(environ["REDIS_URL"])
     client.config_set("maxmemory", 10**9)

@@ -16,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from acgsperf._dispatch import IMPLEMENTATION
+from acgsperf._workers import Workers
 from acgsperf.errors import AcgsperfError, SettingsError
 from acgsperf.settings import Settings
 from acgsperf.workbench.embedded import embedded_servers
@@ -78,6 +79,8 @@ async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
         yield Finding("settings", Severity.ERROR, str(error))
         return
     yield Finding("settings", Severity.OK, f"hash {', '.join(settings.constitutional_hashes)}")
+    if settings.workers_directory is not None:
+        yield _workers(settings)
     yield await _examined(_Server("Redis", "REDIS_URL", _redis), settings.redis_url, settings)
     yield await _examined(_Server("PostgreSQL", "DATABASE_URL", _postgres), settings.database_url, settings)
 
@@ -106,6 +109,15 @@ async def _reached(server: _Server, url: str, settings: Settings) -> Finding:
     except (OSError, RedisError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
         problem = " ".join(str(error).split()) or type(error).__name__
     return Finding(server.name, Severity.ERROR, f"{server.variable}: cannot be reached: {problem}")
+
+
+def _workers(settings: Settings) -> Finding:
+    try:
+        workers = Workers.of(settings)
+    except SettingsError as error:
+        return Finding("workers", Severity.ERROR, str(error))
+    reporting = len(list(workers.others())) if workers is not None else 0
+    return Finding("workers", Severity.OK, f"{reporting} of them report in {settings.workers_directory!r}")
 
 
 def _python() -> Finding:

@@ -153,6 +153,7 @@ async def test_other_scopes_pass_through_untouched(validator, kind):
         ({"vary": "accept"}, "vary must be an iterable"),
         ({"ttl": 0}, "ttl must be a positive"),
         ({"ttl": "soon"}, "ttl must be a positive"),
+        ({"ttl": float("inf")}, "ttl must be a positive"),
         ({"max_routes": -1}, "max_routes must be at least 0"),
         ({"max_body_bytes": -1}, "max_body_bytes must be at least 0"),
         ({"max_body_bytes": 1.5}, "max_body_bytes must be an integer"),

@@ -1,6 +1,7 @@
 """L1, L2 and L3 as one: what is read where, what moves up, what moves down, and what writes do to that."""
 
 import asyncio
+import math
 
 import pytest
 from loaders import Loader
@@ -40,6 +41,14 @@ async def test_a_load_goes_to_every_tier(open_cache, l2, l3, settle):
         assert (entry.value, entry.tags) == ("loaded", ("t",))
         assert (entry.fresh_until - entry.created_at, entry.kept_until - entry.fresh_until) == (60, 30)
     assert cache.stats().write_backs == 2
+
+
+@pytest.mark.parametrize("ttl", [math.inf, 1e300, 1e10])
+async def test_a_ttl_beyond_every_clock_is_none(open_cache, l2, l3, ttl):
+    cache = await open_cache(l2, l3)
+    assert await cache.set("key", 1, ttl) == Written(l1=True, l2=True, l3=True)
+    assert (l2["key"].fresh_until, l2["key"].kept_until, l3["key"].fresh_until) == (None, None, None)
+    assert cache.get_local("key") == 1
 
 
 async def test_tiers_are_read_in_order_and_no_further_than_the_first_hit(open_cache, l2, l3):

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from acgsperf import CONSTITUTIONAL_HASH, ComplianceError, LatencyHistogram, LRUCache, PoolUnhealthy, ServiceError
 from acgsperf._workers import WorkerReport, Workers
 from acgsperf.cache import TieredCache
+from acgsperf.errors import SettingsError
 from acgsperf.fingerprint import request_key
 from acgsperf.metrics.prometheus import PerformanceCollector
 from acgsperf.pool import PoolManager
@@ -340,6 +341,13 @@ async def test_after_closing_nothing_is_reported(open_service, tmp_path):
     await service.close()
     service.observe()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["no directory", "no directory/workers", "\0"])
+def test_a_directory_of_workers_that_cannot_be_is_a_bad_setting(tmp_path, where):
+    (tmp_path / "no directory").touch()
+    with pytest.raises(SettingsError, match="WORKERS_DIRECTORY must be a directory of ours"):
+        PerformanceService(Settings(workers_directory=f"{tmp_path}/{where}"))
 
 
 def test_workers_that_are_forked_report_each_for_itself(tmp_path):

@@ -13,6 +13,8 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 import pytest
 
 from acgsperf import ConnectionPool
+from acgsperf.service import PerformanceService
+from acgsperf.settings import Settings
 from acgsperf.tiers.postgres import PostgresTier
 
 PORT = 6432
@@ -110,3 +112,25 @@ async def test_a_pool_lends_more_connections_than_there_are_sessions(bouncer):
         assert 1 <= len(set(pids)) <= SESSIONS
         stats = pool.stats()
         assert (stats.size, stats.opened, stats.in_use) == (8, 8, 0)
+
+
+async def test_a_service_needs_a_setting_and_no_more(bouncer, namespace):
+    settings = Settings(
+        database_url=bouncer,
+        db_statement_cache_size=0,
+        db_pool_max_size=8,
+        db_pool_min_size=8,
+        cache_namespace=namespace,
+    )
+
+    async def number(request):
+        async with service.pools.get("default").acquire() as connection:
+            return await connection.fetchval("SELECT $1::int", request["id"])
+
+    async with PerformanceService(settings, handler=number) as service:
+        requests = [{"id": i} for i in range(100)]
+        assert await service.process_many(requests) == list(range(100))
+        assert (await service.health()).ok
+    async with PerformanceService(settings) as service:
+        assert await service.process_many(requests) == list(range(100))
+        await service.cache.clear()
