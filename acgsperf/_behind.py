@@ -1,12 +1,13 @@
 """L2 and L3 as one: read in turn within one deadline, written together, and what moves between them and L1."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
-from acgsperf._deadline import Deadline
+from acgsperf._deadline import Deadline, Wait
 from acgsperf._local import Local
-from acgsperf._ordering import Ordering, Read
+from acgsperf._ordering import Ordering
 from acgsperf._promotion import Promotion
 from acgsperf._staleness import Staleness
 from acgsperf._write_behind import WriteBehind
@@ -15,6 +16,9 @@ from acgsperf.tiers.base import Entry, Tier
 __all__ = ["Behind"]
 
 _T = TypeVar("_T")
+
+# Reads of L3 have one timer, though each began when L2 was asked: by so much one may end late.
+_ORDERLY_S: Final = 0.01
 
 
 class Behind:
@@ -36,6 +40,9 @@ class Behind:
         self._staleness = staleness
         self._promotion = promotion
         self._deadline = Deadline(staleness.deadline)
+        # A tier that ends its calls in time by itself, when it is the first to be asked.
+        self._first_in_time = next((tier for tier in self._tiers[:1] if tier.deadline <= staleness.deadline), None)
+        self._time: Callable[[], float] = time.monotonic
         self._ordering = Ordering()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.promotions = 0
@@ -54,6 +61,7 @@ class Behind:
             raise
         for queue in self.queues:
             queue.open()
+        self._time = asyncio.get_running_loop().time
 
     async def close(self) -> None:
         """Write what is queued, wait for what is under way, and close the tiers."""
@@ -71,20 +79,20 @@ class Behind:
         """The entry of a key from the first tier that has a fresh one, else the newest stale one."""
         if not self._tiers:
             return None
-        read = self._ordering.begin_read((key,))
+        began_at = self._ordering.latest
         best: Entry | None = None
-        try:
-            with self._deadline.wait() as wait:
-                for tier in self._tiers:
-                    entry = await tier.get(key)
-                    if entry is not None and (best is None or entry.created_at > best.created_at):
-                        best = entry
-                        if self._staleness.is_fresh(entry):
-                            self._found(read, key, entry, tier)
-                            break
-            self.deadlines += wait.passed
-        finally:
-            self._ordering.end_read(read)
+        started = self._time()
+        for tier in self._tiers:
+            with self._limit(tier, started) as wait:
+                entry = await tier.get(key)
+            if wait.passed:
+                self.deadlines += 1
+                break
+            if entry is not None and (best is None or entry.created_at > best.created_at):
+                best = entry
+                if self._staleness.is_fresh(entry):
+                    self._found(began_at, key, entry, tier)
+                    break
         return best
 
     async def read_many(self, keys: Sequence[str]) -> dict[str, Entry]:
@@ -92,26 +100,36 @@ class Behind:
         best: dict[str, Entry] = {}
         if not self._tiers or not keys:
             return best
-        read = self._ordering.begin_read(keys)
+        began_at = self._ordering.latest
         wanted = keys
-        try:
-            with self._deadline.wait() as wait:
-                for tier in self._tiers:
-                    for key, entry in (await tier.get_many(wanted)).items():
-                        if key not in best or entry.created_at > best[key].created_at:
-                            best[key] = entry
-                            if self._staleness.is_fresh(entry):
-                                self._found(read, key, entry, tier)
-                    wanted = [key for key in wanted if key not in best or not self._staleness.is_fresh(best[key])]
-                    if not wanted:
-                        break
-            self.deadlines += wait.passed
-        finally:
-            self._ordering.end_read(read)
+        started = self._time()
+        for tier in self._tiers:
+            with self._limit(tier, started) as wait:
+                found = await tier.get_many(wanted)
+            if wait.passed:
+                self.deadlines += 1
+                break
+            for key, entry in found.items():
+                if key not in best or entry.created_at > best[key].created_at:
+                    best[key] = entry
+                    if self._staleness.is_fresh(entry):
+                        self._found(began_at, key, entry, tier)
+            wanted = [key for key in wanted if key not in best or not self._staleness.is_fresh(best[key])]
+            if not wanted:
+                break
         return best
 
-    def _found(self, read: Read, key: str, entry: Entry, tier: Tier) -> None:
-        if not read.stands(key, entry):
+    def _limit(self, tier: Tier, started: float) -> "Wait | _Unlimited":
+        """What ends the wait for a tier when the deadline of a read has passed that began at `started`."""
+        if tier is self._first_in_time:
+            return _UNLIMITED
+        if self._time() - started <= _ORDERLY_S:
+            return self._deadline.wait(started)
+        # What began long before others would be ended as late.
+        return Deadline(self._staleness.deadline).wait(started)
+
+    def _found(self, began_at: int, key: str, entry: Entry, tier: Tier) -> None:
+        if not self._ordering.stands(began_at, key, entry):
             return
         if tier is not self._tiers[0]:
             self.queues[0].put(key, entry)
@@ -202,3 +220,18 @@ class Behind:
         # Looked at, or asyncio would report an error that the caller has had from the other tier.
         if not task.cancelled():
             task.exception()
+
+
+class _Unlimited:
+    """No limit, in the place of a `Wait`."""
+
+    passed: Final = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+_UNLIMITED: Final = _Unlimited()

@@ -1,107 +1,106 @@
 """Reads of the tiers that a write overtakes: what they find was true, but is not to be kept."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from acgsperf.tiers.base import Entry
 
-__all__ = ["Ordering", "Read"]
+__all__ = ["Ordering"]
 
-
-class Read:
-    """One read of the tiers under way."""
-
-    __slots__ = ("keys", "overtaken", "overtaken_tags")
-
-    def __init__(self, keys: Sequence[str]) -> None:
-        self.keys = keys
-        self.overtaken: set[str] = set()
-        self.overtaken_tags: set[str] = set()
-
-    def stands(self, key: str, entry: Entry) -> bool:
-        """Whether no write has touched this key or a tag of its entry since the read began."""
-        return key not in self.overtaken and self.overtaken_tags.isdisjoint(entry.tags)
+# Keys and tags whose last write is remembered; after that many, what is being read is not kept.
+_REMEMBERED: Final = 10_000
 
 
 class Ordering:
-    """Which keys are being read, and which are being written.
+    """The order of writes, by which a read knows whether one has overtaken it.
 
     A read that overlaps with a write of the same key may have found what was there before. Without this, it would put
     a value back that a `delete` has just removed.
+
+    Writes have numbers. A read notes the latest as it begins, and what it finds of a key stands when no write of that
+    key is under way or has a higher number.
+
+    Attributes:
+        latest: the number of the latest write.
     """
 
     def __init__(self) -> None:
-        self._reads: dict[str, list[Read]] = {}
-        self._writes: Counter[str] = Counter()
-        self._tag_writes: Counter[str] = Counter()
+        self.latest = 0
+        self._keys = _Writes()
+        self._tags = _Writes()
         self._clears = 0
+        # What was being read at this number is overtaken, whatever its keys.
+        self._all_overtaken_at = 0
 
-    def begin_read(self, keys: Sequence[str]) -> Read:
-        """Before the first tier is asked; has to be followed by `end_read`."""
-        read = Read(keys)
-        for key in keys:
-            self._reads.setdefault(key, []).append(read)
-        if self._writes:
-            read.overtaken.update(key for key in keys if key in self._writes)
-        if self._tag_writes:
-            read.overtaken_tags.update(self._tag_writes)
-        if self._clears:
-            read.overtaken.update(keys)
-        return read
-
-    def end_read(self, read: Read) -> None:
-        """Once what was found has been kept, or not."""
-        for key in read.keys:
-            reads = self._reads[key]
-            reads.remove(read)
-            if not reads:
-                del self._reads[key]
+    def stands(self, began_at: int, key: str, entry: Entry) -> bool:
+        """Whether no write has touched this key or a tag of its entry since `latest` was `began_at`."""
+        return (
+            began_at >= self._all_overtaken_at
+            and not self._clears
+            and self._keys.stands(began_at, key)
+            and (not entry.tags or all(self._tags.stands(began_at, tag) for tag in entry.tags))
+        )
 
     def overtake(self, key: str) -> None:
         """What reads under way find of a key is not to be kept."""
-        for read in self._reads.get(key, ()):
-            read.overtaken.add(key)
+        self._note(self._keys, key)
 
     @contextmanager
     def writing(self, keys: Iterable[str]) -> Iterator[None]:
         """The time of a `set` or `delete`."""
-        keys = tuple(keys)
-        for key in keys:
-            self._writes[key] += 1
-            self.overtake(key)
-        try:
+        with self._under_way(self._keys, tuple(keys)):
             yield
-        finally:
-            for key in keys:
-                _count_down(self._writes, key)
 
     @contextmanager
     def invalidating(self, tag: str) -> Iterator[None]:
         """The time of an `invalidate_tag`."""
-        self._tag_writes[tag] += 1
-        for reads in self._reads.values():
-            for read in reads:
-                read.overtaken_tags.add(tag)
-        try:
+        with self._under_way(self._tags, (tag,)):
             yield
-        finally:
-            _count_down(self._tag_writes, tag)
 
     @contextmanager
     def clearing(self) -> Iterator[None]:
         """The time of a `clear`."""
         self._clears += 1
-        for key, reads in self._reads.items():
-            for read in reads:
-                read.overtaken.add(key)
         try:
             yield
         finally:
             self._clears -= 1
+            self._overtake_all()
+
+    @contextmanager
+    def _under_way(self, writes: "_Writes", names: tuple[str, ...]) -> Iterator[None]:
+        writes.under_way.update(names)
+        try:
+            yield
+        finally:
+            for name in names:
+                writes.under_way[name] -= 1
+                if not writes.under_way[name]:
+                    del writes.under_way[name]
+                self._note(writes, name)
+
+    def _note(self, writes: "_Writes", name: str) -> None:
+        self.latest += 1
+        writes.last[name] = self.latest
+        if len(writes.last) > _REMEMBERED:
+            writes.last.clear()
+            self._overtake_all()
+
+    def _overtake_all(self) -> None:
+        self.latest += 1
+        self._all_overtaken_at = self.latest
 
 
-def _count_down(counter: Counter[str], key: str) -> None:
-    counter[key] -= 1
-    if not counter[key]:
-        del counter[key]
+class _Writes:
+    """Writes by what they are of: those under way, and the numbers of those that were."""
+
+    __slots__ = ("last", "under_way")
+
+    def __init__(self) -> None:
+        self.under_way: Counter[str] = Counter()
+        self.last: dict[str, int] = {}
+
+    def stands(self, began_at: int, name: str) -> bool:
+        return name not in self.under_way and self.last.get(name, 0) <= began_at

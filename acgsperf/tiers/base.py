@@ -1,5 +1,6 @@
 """The contract of a tier: what a cache may ask of it, and what it gets when the server behind it does not answer."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
@@ -104,9 +105,14 @@ class Tier(ABC):
 
     Calls made in the same turn of the event loop travel together. Of two calls for the same key, the later one finds
     what the earlier one did, awaited or not.
+
+    Attributes:
+        name: for messages.
+        deadline: seconds after which a call is answered; infinite where nothing ends it.
     """
 
     name: str
+    deadline: float = math.inf
 
     @abstractmethod
     async def open(self, namespace: str) -> None:

@@ -97,7 +97,7 @@ class RedisTier(ServerTier):
         await self._all_written()
         command = ("SET", self._tag_key(tag), secrets.token_bytes(8), "PX", TAG_TTL_MS)
         # Of its own: it began before calls that are under way.
-        wait = Deadline(self._deadline).wait(started)
+        wait = Deadline(self.deadline).wait(started)
         replies = await self._guarded(lambda: self._ask([command]), wait)
         # Which entries carried the old generation is known to nobody.
         return None if replies is None else 0

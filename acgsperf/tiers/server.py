@@ -52,7 +52,7 @@ class ServerTier(Tier):
             raise ValueError(f"deadline must be more than 0 s, not {deadline!r}")
         if max_value_bytes < 1:
             raise ValueError(f"max_value_bytes must be at least 1, not {max_value_bytes!r}")
-        self._deadline = deadline
+        self.deadline = deadline
         # One for calls that begin in order: a batch begins with its first caller, who may have waited for the last one.
         self._read_deadline, self._write_deadline, self._call_deadline = (Deadline(deadline) for _ in range(3))
         self._max_value_bytes = max_value_bytes
@@ -106,7 +106,7 @@ class ServerTier(Tier):
             return
         self._check_use()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self._deadline)
+            await asyncio.wait(self._tasks, timeout=self.deadline)
         while self._tasks:
             for task in self._tasks:
                 task.cancel()
@@ -280,7 +280,7 @@ class ServerTier(Tier):
         """A read that finds what is just being written: both have to be done by one deadline."""
         queued = False
         try:
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(self.deadline):
                 await self._written(keys)
                 queued = True
                 return await self._queue_read(keys)

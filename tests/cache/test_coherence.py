@@ -95,7 +95,6 @@ async def test_at_rest_no_tier_holds_an_older_value_than_was_written_last(open_c
         for tier in (l2, l3):
             if key in tier:
                 assert tier[key].value == origin.versions[key]
-    assert not cache._behind._ordering._reads
-    assert not cache._behind._ordering._writes
+    assert not cache._behind._ordering._keys.under_way
     assert cache.stats().loading == 0
     assert set(cache._local._entries) >= set(cache._local.l1.keys())
