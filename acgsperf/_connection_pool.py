@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from acgsperf._arguments import checked_int, checked_seconds
 from acgsperf._pool_slot import Slot, describe_place, place_of_caller, slot_of
-from acgsperf._pool_supply import Supply
+from acgsperf._pool_supply import HOUR_NS, Supply
 from acgsperf._pool_values import (
     TARGET_UTILIZATION,
     CloseReason,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("acgsperf.pool")
 _LATENCY_HALF_LIFE_S: Final = 10.0
+_REPLICA_SHARE: Final = 0.5
 
 
 class ConnectionPool(Supply):
@@ -45,7 +46,7 @@ class ConnectionPool(Supply):
         name: how the pool calls itself in logs and errors.
         replicas: servers that `acquire(readonly=True)` may use; each gets a pool with the same options.
         timeout: seconds that `acquire` waits for a connection, unless it is told otherwise.
-        max_waiting: callers that may wait at once; None for no bound.
+        max_waiting: callers that may wait at once for others to give a connection back; None for no bound.
         check_after: a connection idle for this many seconds is tested before it is handed out.
         check_timeout: seconds in which it has to answer.
         max_lifetime: no connection older than this many seconds is handed out; most are replaced up to 10 % earlier, at
@@ -142,6 +143,11 @@ class ConnectionPool(Supply):
         return self._error is None
 
     @property
+    def closed(self) -> bool:
+        """Whether it was closed, for good."""
+        return self._closed
+
+    @property
     def replicas(self) -> "tuple[ConnectionPool, ...]":
         """The pools of the replicas, which are opened and closed with this one."""
         return self._replicas
@@ -163,7 +169,7 @@ class ConnectionPool(Supply):
         self._start()
         try:
             await asyncio.gather(
-                self.warm(self._min_size, timeout), *(replica._open_as_replica() for replica in self._replicas)
+                self.warm(self._min_size, timeout), *(replica._open_as_replica(timeout) for replica in self._replicas)
             )
         except BaseException:
             await self.close(0)
@@ -171,12 +177,13 @@ class ConnectionPool(Supply):
 
     def _start(self) -> None:
         self._open = True
+        self._loop = asyncio.get_running_loop()
         self._housekeeper = asyncio.create_task(self._keep_house(), name=f"acgsperf pool {self.name}")
 
-    async def _open_as_replica(self) -> None:
+    async def _open_as_replica(self, timeout: float) -> None:  # noqa: ASYNC109
         self._start()
         try:
-            await self.warm(max(self._min_size, 1), self.options.connect_timeout)
+            await self.warm(max(self._min_size, 1), min(timeout, self.options.connect_timeout))
         except PoolError as error:
             if self._error is None and not self._slots:
                 self._fail(error)
@@ -198,15 +205,17 @@ class ConnectionPool(Supply):
         First come, first served. An idle connection is lent without a turn of the event loop.
 
         Args:
-            timeout: seconds to wait for one, 0 or more; None means the pool's own `timeout`, not for ever.
+            timeout: seconds to wait for one, 0 or more; None means the pool's own `timeout`, not for ever. 0 takes what
+                can be lent without a question to the server.
             readonly: whether a replica will do: the better of two healthy ones taken at random, by requests in flight
-                and recent latency. The primary serves when there is none.
+                and recent latency. The primary serves when there is none, and when it has none for half the time-out.
 
         Raises:
             PoolTimeout: when none became free in time.
-            PoolSaturated: at once, when `max_waiting` callers wait.
+            PoolSaturated: at once, when `max_waiting` callers wait for others to give one back.
             PoolUnhealthy: at once, while the server cannot be reached.
             PoolClosed: when the pool is not open.
+            PoolError: in another event loop, or in a process that was forked since.
             TypeError, ValueError: at once, for a timeout that is none.
         """
         timeout = self.options.timeout if timeout is None else checked_seconds("timeout", timeout, zero=True)
@@ -223,7 +232,8 @@ class ConnectionPool(Supply):
         """
         task = self._take_back(connection)
         if task is not None:
-            await asyncio.shield(task)
+            # Not a shield: when the pool is closed and the reset is cancelled, this caller is not.
+            await asyncio.wait((task,))
 
     async def warm(self, n: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109
         """Return when at least `n` connections are open; those beyond the kept size stay for `max_idle`.
@@ -264,8 +274,10 @@ class ConnectionPool(Supply):
             TypeError: for sizes that are no integers.
         """
         min_size, max_size = checked_sizes(min_size, max_size)
+        # What nobody has raised above the old minimum goes down with it.
+        target = min_size if self._target_size == self._min_size else self._target_size
         self._min_size, self._max_size = min_size, max_size
-        self._target_size = min(max(self._target_size, min_size), max_size)
+        self._target_size = min(max(target, min_size), max_size)
         self._close_surplus(max_size)
         self._supply()
 
@@ -298,39 +310,28 @@ class ConnectionPool(Supply):
         )
 
     async def health(self) -> PoolHealth:
-        """Ask the server, within `check_timeout` on an idle connection, or with a new one where there is room.
+        """Ask the server with an idle connection, and beside one that is silent with another or a new one.
 
-        A pool whose connections are all in use is as healthy as it was. One that gets no answer closes its idle
-        connections and refuses callers until it can connect again, which it goes on trying by itself.
+        A pool that lends as many as it may has nothing to ask with, and is as healthy as it was. One that gets no
+        answer within `check_timeout` closes its idle connections and refuses callers until it can connect again, which
+        it goes on trying by itself.
         """
+        self._refuse_elsewhere()
         if not self._open:
             return PoolHealth(False, error=f"pool {self.name!r} is not open")
-        while self._error is None and self._idle:
-            slot = self._idle.pop()
-            start = self._clock()
+        start = self._clock()
+        if self._error is None and (self._idle or self._room > 0):
+            timeout = self.options.check_timeout
             try:
-                await slot.connection.execute("SELECT 1", timeout=self.options.check_timeout)
-            except TimeoutError as error:
-                self._drop(slot, CloseReason.CHECK_FAILED)
-                self._fail(error)
-            except Exception:
-                # This connection was closed: that says nothing of the others.
-                self._drop(slot, CloseReason.LOST)
-            except BaseException:
-                # Cancelled, and the answer is still on its way.
-                self._drop(slot, CloseReason.CHECK_FAILED)
-                raise
-            else:
-                self._give(slot)
-                return PoolHealth(True, self._ns_since(start))
-            self._supply()
-        if self._error is None and not self._has_live():
-            try:
-                await self.warm(min(len(self._slots) + 1, self._max_size), self.options.connect_timeout)
-            except PoolTimeout as error:
-                self._fail(error)
+                # As the first of those who wait, and not counted among those whose time ran out.
+                async with asyncio.timeout(timeout):
+                    self._give(await self._wait(math.inf, math.inf, again=True))
+            except TimeoutError:
+                self._fail(TimeoutError(f"no answer within {timeout} s"))
             except PoolError as error:
                 return PoolHealth(False, error=str(error))
+            else:
+                return PoolHealth(True, self._ns_since(start))
         return PoolHealth(True) if self._error is None else PoolHealth(False, error=self._describe(self._error))
 
     def optimize(self) -> PoolOptimization:
@@ -339,8 +340,11 @@ class ConnectionPool(Supply):
         Demand is the most that was in use and waited for at once since the last call. What is missing is opened in the
         background, surplus idle connections are closed.
         """
-        demand = max(self._peak, self._in_use + len(self._waiters))
-        self._peak = self._in_use
+        self._refuse_elsewhere()
+        if not self._open:
+            return PoolOptimization(0, 0.0, self._target_size, self._target_size, 0, 0)
+        demand = max(self._peak, self._demand)
+        self._peak = self._demand
         old = self._target_size
         wanted = math.ceil(demand / TARGET_UTILIZATION)
         self._target_size = min(max(wanted, self._min_size), self._max_size)
@@ -357,15 +361,19 @@ class ConnectionPool(Supply):
         leaks and opens what is missing.
         """
         now = self._clock()
+        for slot in self._slots:
+            slot.ageing = now >= slot.retires_at
+        self._ageing = sum(slot.ageing for slot in self._slots)
         for slot in list(self._idle):
             if slot.connection.is_closed():
                 self._idle.remove(slot)
                 self._drop(slot, CloseReason.LOST)
-            elif now >= slot.retires_at:
+            elif now >= slot.expires_at or (slot.ageing and self._has_successors()):
                 self._idle.remove(slot)
                 self._retire(slot, CloseReason.LIFETIME)
         unused_since = now - self.options.max_idle
-        while len(self._slots) > self._target_size and self._idle and self._idle[0].idle_since <= unused_since:
+        kept = self._target_size + self._ageing
+        while len(self._slots) > kept and self._idle and self._idle[0].idle_since <= unused_since:
             self._retire(self._idle.popleft(), CloseReason.IDLE)
         if self.options.leak_threshold is not None:
             for slot in self._slots:
@@ -383,6 +391,7 @@ class ConnectionPool(Supply):
             TypeError, ValueError: for a timeout that is none; the pool goes on.
         """
         timeout = checked_seconds("timeout", timeout, zero=True)
+        self._refuse_elsewhere()
         was_open, self._open, self._closed = self._open, False, True
         self._refuse_waiters(lambda: PoolClosed(f"pool {self.name!r} is closed"))
         if self._retry is not None:
@@ -420,7 +429,7 @@ class ConnectionPool(Supply):
         # Whoever waits comes first, even if something is idle.
         slot = None if self._waiters else self._pop_fresh(start)
         if slot is None:
-            slot = await self._wait(timeout)
+            slot = await self._wait(timeout, timeout)
             while (closed := slot.connection.is_closed()) or not slot.is_quiet():
                 # The server ended it in the turn between being handed over and arriving here.
                 if closed:
@@ -428,15 +437,19 @@ class ConnectionPool(Supply):
                 else:
                     self._start_check(slot)
                 self._refuse_unless_open()
-                slot = await self._wait(max(timeout - (self._clock() - start), 0.0), again=True)
-        self.wait_time.record(self._ns_since(start))
-        in_use = self._in_use
-        if in_use > self._peak:
-            self._peak = in_use
-        return slot.lend(self._clock(), place)
+                slot = await self._wait(max(timeout - (self._clock() - start), 0.0), timeout, again=True)
+        now = self._clock()
+        self.wait_time.record(min(max(int((now - start) * 1e9), 0), HOUR_NS))
+        lent = self._in_use - self._checks
+        if lent > self._peak:
+            self._peak = lent
+        if lent == 1:
+            self._progress_at = now
+        return slot.lend(now, place)
 
     def _take_back(self, lease: "Lease") -> "asyncio.Task[None] | None":
         slot = slot_of(lease)
+        self._refuse_elsewhere()
         if slot is None or (slot.owner is not self and slot.owner not in self._replicas):
             raise ValueError(f"{lease!r} is not from pool {self.name!r}")
         owner = slot.owner
@@ -472,8 +485,11 @@ class ConnectionPool(Supply):
         requests = self._in_use + len(self._waiters) + 1
         if not latency_known:
             return requests
+        age_s = self._clock() - self._progress_at
+        if self._in_use:
+            # One that gives nothing back any more is as slow as that.
+            return requests * max(self._recent_use_s, age_s)
         # What is remembered fades, or a replica that was slow once would never be asked again.
-        age_s = self._clock() - self._used_at
         return requests * self._recent_use_s * math.exp2(-age_s / _LATENCY_HALF_LIFE_S)
 
 
@@ -501,12 +517,15 @@ class _Acquire:
     async def _take_from(self, replica: ConnectionPool) -> "Lease":
         start = time.monotonic()
         try:
-            return await replica._take(self._timeout, self._place)
-        except (PoolUnhealthy, PoolSaturated, PoolClosed):
+            # The rest is for the primary.
+            return await replica._take(self._timeout * _REPLICA_SHARE, self._place)
+        except (PoolTimeout, PoolUnhealthy, PoolSaturated, PoolClosed):
             left = self._timeout - (time.monotonic() - start)
             return await self._pool._take(max(left, 0.0), self._place)
 
     async def __aenter__(self) -> "Lease":
+        if self._lease is not None:
+            raise PoolError("a connection is in use in this context; every context needs an acquire of its own")
         self._lease = lease = await self._take()
         return lease
 
@@ -518,4 +537,4 @@ class _Acquire:
         task = self._pool._take_back(lease)
         # One who ran out of time, or was cancelled, does not wait for a server that may not answer.
         if task is not None and not isinstance(error, TimeoutError | asyncio.CancelledError):
-            await asyncio.shield(task)
+            await asyncio.wait((task,))

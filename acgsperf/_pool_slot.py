@@ -74,6 +74,7 @@ class Slot:
     __slots__ = (
         "_listener",
         "_poll",
+        "ageing",
         "connection",
         "expires_at",
         "generation",
@@ -92,6 +93,8 @@ class Slot:
         self.generation = generation
         self.idle_since = self.taken_at = now
         self.retires_at = self.expires_at = float("inf")
+        # Whether it is known to be past `retires_at`.
+        self.ageing = False
         self.lease: Lease | None = None
         self.place: Place | None = None
         self.reported = False
@@ -120,6 +123,11 @@ class Slot:
         if self._listener is not None and self._listener.last != _READY:
             return False
         return self._poll is None or not self._poll(0)
+
+    @property
+    def _pool(self) -> Any:
+        # asyncpg tells the pool, which it looks for here, when the schema is not what its caches say.
+        return self.owner
 
     def is_cancelling(self) -> bool:
         """Whether asyncpg has asked the server to give up a query, and has not heard of it yet."""

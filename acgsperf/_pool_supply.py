@@ -8,6 +8,7 @@ caller has nothing to lose but a place in the queue.
 import asyncio
 import inspect
 import logging
+import math
 import random
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Coroutine
@@ -24,13 +25,14 @@ from acgsperf.errors import PoolClosed, PoolError, PoolSaturated, PoolTimeout, P
 
 _log = logging.getLogger("acgsperf.pool")
 _CONNECTS_AT_ONCE: Final = 8
+_SLOW_CHECK_S: Final = 0.1
 _FAILURES_TOLERATED: Final = 3
 _FIRST_BACKOFF_S: Final = 0.05
 # A server that is back must not wait much longer than this to be noticed.
 _LAST_BACKOFF_S: Final = 0.8
 _LATENCY_WEIGHT: Final = 0.2
 # As much as a histogram takes.
-_HOUR_NS: Final = 3_600_000_000_000
+HOUR_NS: Final = 3_600_000_000_000
 
 
 class Supply:
@@ -57,9 +59,13 @@ class Supply:
         self._idle: deque[Slot] = deque()
         self._waiters: OrderedDict[asyncio.Future[Slot], None] = OrderedDict()
         self._warmers: dict[asyncio.Future[None], int] = {}
-        self._connecting = self._checking = 0
+        # Checks under way; the server has been silent for a while in some of them.
+        self._connecting = self._checks = self._slow_checks = 0
+        # Connections that are to be replaced for their age, as of the last round of housekeeping.
+        self._ageing = 0
         self._generation = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._open = self._closed = False
         self._emptied = asyncio.Event()
 
@@ -71,16 +77,34 @@ class Supply:
         self._opened = self._failed_connects = self._timeouts = self._saturations = 0
         self._closed_by: Counter[CloseReason] = Counter()
         self._peak = 0
-        self._recent_use_s = self._used_at = 0.0
+        self._recent_use_s = 0.0
+        # When a lease ended last, or the first of those began that have not.
+        self._progress_at = 0.0
 
     @property
     def _in_use(self) -> int:
         return len(self._slots) - len(self._idle)
 
     def _ns_since(self, start: float) -> int:
-        return min(max(int((self._clock() - start) * 1e9), 0), _HOUR_NS)
+        return min(max(int((self._clock() - start) * 1e9), 0), HOUR_NS)
+
+    @property
+    def _demand(self) -> int:
+        """Callers that have a connection, or wait for one."""
+        return self._in_use - self._checks + len(self._waiters)
+
+    @property
+    def _room(self) -> int:
+        """How many more connections may be opened."""
+        return self._max_size - len(self._slots) - self._connecting - len(self._leaving)
+
+    def _refuse_elsewhere(self) -> None:
+        """Refuse other event loops, and processes that were forked: what they hold are copies of our sockets."""
+        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+            raise PoolError(f"pool {self.name!r} belongs to another event loop or process")
 
     def _refuse_unless_open(self) -> None:
+        self._refuse_elsewhere()
         if not self._open:
             raise PoolClosed(f"pool {self.name!r} is {'closed' if self._closed else 'not open'}")
         if self._error is not None:
@@ -116,19 +140,29 @@ class Supply:
                 return slot
         return None
 
-    async def _wait(self, timeout: float, *, again: bool = False) -> Slot:  # noqa: ASYNC109
-        """What a task of the pool hands over; one who waits `again` was given a connection that is gone."""
-        if not again and self.options.max_waiting is not None and len(self._waiters) >= self.options.max_waiting:
+    def _coming(self) -> int:
+        """Connections that callers need not wait for another to give back: they are being checked, or opened."""
+        coming = len(self._idle) + self._checks - self._slow_checks + self._connecting
+        return coming + self._room if self._retry is None else coming
+
+    async def _wait(self, left: float, timeout: float, *, again: bool = False) -> Slot:  # noqa: ASYNC109
+        """What a task of the pool hands over, when `left` of the `timeout` is left.
+
+        One who waits `again` was given a connection that is gone.
+        """
+        most = self.options.max_waiting
+        if most is not None and not again and len(self._waiters) - self._coming() >= most:
             self._saturations += 1
             raise PoolSaturated(f"pool {self.name!r}: {len(self._waiters)} callers are waiting already")
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Slot] = loop.create_future()
-        timer = loop.call_later(timeout, self._time_out, waiter, timeout)
+        timer = loop.call_later(left, self._time_out, waiter, timeout) if left < math.inf else None
         try:
             self._waiters[waiter] = None
             if again:
                 self._waiters.move_to_end(waiter, last=False)
-            self._peak = max(self._peak, self._in_use + len(self._waiters))
+            else:
+                self._peak = max(self._peak, self._demand)
             self._supply()
             return await waiter
         except asyncio.CancelledError:
@@ -137,7 +171,8 @@ class Supply:
                 self._give(waiter.result())
             raise
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             self._waiters.pop(waiter, None)
 
     def _time_out(self, waiter: asyncio.Future[Slot], timeout: float) -> None:
@@ -157,6 +192,11 @@ class Supply:
     def _give(self, slot: Slot) -> None:
         """Hand a connection that works to the oldest waiter, or keep it for the next caller."""
         if slot not in self._slots:
+            return
+        if slot.connection.is_in_transaction():
+            # Begun by what was cancelled, and heard of only now.
+            self._drop(slot, CloseReason.RESET_FAILED)
+            self._supply()
             return
         self._recover()
         now = self._clock()
@@ -179,27 +219,32 @@ class Supply:
             return CloseReason.DRAINED
         if len(self._slots) > self._max_size:
             return CloseReason.SHRUNK
-        # Somebody waits: better served by an ageing connection than by none.
-        if now >= (slot.expires_at if self._waiters else slot.retires_at):
+        # Callers are better served by an ageing connection than by none.
+        if now >= slot.expires_at or (slot.ageing and not self._waiters and self._has_successors()):
             return CloseReason.LIFETIME
         return None
+
+    def _has_successors(self) -> bool:
+        """Whether the pool keeps its size without the connections that are to be replaced, or cannot replace them."""
+        hopeless = self._room <= 0 and not self._connecting
+        return hopeless or len(self._slots) - self._ageing >= self._target_size
 
     def _end_lease(self, slot: Slot) -> "asyncio.Task[None] | None":
         slot.end_lease()
         used_ns = self._ns_since(slot.taken_at)
         self.use_time.record(used_ns)
         self._recent_use_s += _LATENCY_WEIGHT * (used_ns / 1e9 - self._recent_use_s)
-        self._used_at = self._clock()
+        self._progress_at = self._clock()
         if slot.connection.is_closed():
             self._drop(slot, CloseReason.LOST)
             self._supply()
         elif reason := self._reason_to_retire(slot, self._clock()):
             self._retire(slot, reason)
             self._supply()
-        elif self.options.reset or slot.connection.is_in_transaction():
+        elif self.options.reset or slot.connection.is_in_transaction() or slot.is_cancelling():
             return self._spawn(self._restore(slot))
-        elif self._error is not None or slot.is_cancelling():
-            # Only an answer of the server says that it is back, or that it has given up the last query.
+        elif self._error is not None:
+            # Only an answer of the server says that it is back.
             self._start_check(slot)
         else:
             self._give(slot)
@@ -207,10 +252,12 @@ class Supply:
 
     async def _restore(self, slot: Slot) -> None:
         try:
-            if self.options.reset:
-                await slot.connection.reset(timeout=self.options.reset_timeout)
-            else:
-                await slot.connection.execute("ROLLBACK", timeout=self.options.reset_timeout)
+            async with asyncio.timeout(self.options.reset_timeout):
+                # What is being cancelled may have begun a transaction: that is known when the server has answered.
+                if not self.options.reset or slot.is_cancelling():
+                    await slot.connection.execute("ROLLBACK")
+                if self.options.reset:
+                    await slot.connection.reset()
         except Exception as error:
             _log.debug("pool %s: a connection could not be reset: %r", self.name, error)
             self._drop(slot, CloseReason.RESET_FAILED)
@@ -219,18 +266,33 @@ class Supply:
             self._give(slot)
 
     def _start_check(self, slot: Slot) -> None:
-        self._checking += 1
+        self._checks += 1
         self._spawn(self._check(slot))
 
     async def _check(self, slot: Slot) -> None:
+        slow = answered = False
+
+        def suspect() -> None:
+            # A server that says nothing to one check may say nothing to the next.
+            nonlocal slow
+            slow = True
+            self._slow_checks += 1
+            self._supply()
+
+        timer = asyncio.get_running_loop().call_later(_SLOW_CHECK_S, suspect)
         try:
             await slot.connection.execute("SELECT 1", timeout=self.options.check_timeout)
+            answered = True
         except Exception:
-            self._checking -= 1
-            self._drop(slot, CloseReason.CHECK_FAILED)
-        else:
-            self._checking -= 1
+            _log.debug("pool %s: a connection does not answer", self.name)
+        finally:
+            timer.cancel()
+            self._checks -= 1
+            self._slow_checks -= slow
+        if answered:
             self._give(slot)
+        else:
+            self._drop(slot, CloseReason.CHECK_FAILED)
         self._supply()
 
     async def _connect(self) -> None:
@@ -316,23 +378,25 @@ class Supply:
         """Start what brings connections to those who wait, and the pool to the size that it keeps."""
         if not self._open:
             return
-        # A check and a connection attempt may run for the same waiter: either may meet a server that says nothing.
-        while self._idle and len(self._waiters) > self._checking:
+        checking = self._checks - self._slow_checks
+        while self._idle and len(self._waiters) > checking:
             slot = self._idle.pop()
             if slot.connection.is_closed():
                 self._drop(slot, CloseReason.LOST)
             else:
                 self._start_check(slot)
+                checking += 1
         if self._retry is not None:
             return
-        wanted = len(self._waiters) - self._checking - self._connecting
+        # Beside a check that is slow a new connection is tried for the same caller.
+        wanted = len(self._waiters) - self._connecting - (0 if self._slow_checks else checking)
         size = len(self._slots) + self._connecting
-        kept = max([self._target_size, *self._warmers.values()])
+        kept = max([self._target_size + self._ageing, *self._warmers.values()])
         if self._error is not None:
-            kept = max(kept, 1)
-        room = self._max_size - size - len(self._leaving)
+            # The connections that there are may be silent for ever.
+            wanted = max(wanted, 1 - self._connecting)
         at_once = 1 if self._failures or self._error is not None else _CONNECTS_AT_ONCE
-        for _ in range(min(max(wanted, kept - size), room, at_once - self._connecting)):
+        for _ in range(min(max(wanted, kept - size), self._room, at_once - self._connecting)):
             self._connecting += 1
             self._spawn(self._connect())
 
@@ -346,6 +410,7 @@ class Supply:
         if slot not in self._slots:
             return False
         self._slots.discard(slot)
+        self._ageing -= slot.ageing
         self._closed_by[reason] += 1
         slot.end_lease()
         self._note_if_empty()
@@ -382,6 +447,16 @@ class Supply:
             self._idle.remove(slot)
         if self._forget(slot, CloseReason.LOST):
             self._supply()
+
+    def _drop_statement_cache(self) -> None:
+        """asyncpg has found a table changed: no connection's prepared statements are right any more."""
+        for slot in self._slots:
+            slot.connection._drop_local_statement_cache()  # type: ignore[attr-defined]
+
+    def _drop_type_cache(self) -> None:
+        """The same of a type."""
+        for slot in self._slots:
+            slot.connection._drop_local_type_cache()  # type: ignore[attr-defined]
 
     def _close_surplus(self, size: int) -> int:
         closed = 0

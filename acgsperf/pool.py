@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,7 +26,7 @@ class PoolManager:
     def __init__(self, *, interval: float = 30.0) -> None:
         self._interval = checked_seconds("interval", interval)
         self._pools: dict[str, ConnectionPool] = {}
-        self._opening: set[str] = set()
+        self._opening: dict[str, ConnectionPool] = {}
         self._monitor: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -43,7 +44,7 @@ class PoolManager:
         """Open a pool under a name; `options` are those of `ConnectionPool`.
 
         Raises:
-            PoolExists: when the name is taken.
+            PoolExists: when the name is taken, or that of a replica is, by a pool that is not closed.
             PoolClosed: when the manager is closed.
             TypeError: when the name is no str.
             TypeError, ValueError, PoolUnhealthy, PoolTimeout: as `ConnectionPool` and its `open`; the name is free
@@ -52,17 +53,16 @@ class PoolManager:
         checked_str("name", name)
         if self._closed:
             raise PoolClosed("the pool manager is closed")
-        if name in self._pools or name in self._opening:
-            raise PoolExists(f"there is a pool named {name!r} already")
         pool = ConnectionPool(dsn, name=name, **options)
-        self._opening.add(name)
+        taken = {member.name for member in _members((*self._open_pools().values(), *self._opening.values()))}
+        for member in _members((pool,)):
+            if member.name in taken:
+                raise PoolExists(f"there is a pool named {member.name!r} already")
+        self._opening[name] = pool
         try:
             await pool.open()
         finally:
-            self._opening.discard(name)
-        if self._closed:
-            await pool.close(0)
-            raise PoolClosed("the pool manager was closed meanwhile")
+            del self._opening[name]
         self._pools[name] = pool
         if self._monitor is None:
             self._monitor = asyncio.create_task(self._watch(), name="acgsperf pool manager")
@@ -74,39 +74,44 @@ class PoolManager:
         Raises:
             PoolNotFound: when there is none.
         """
-        try:
-            return self._pools[name]
-        except KeyError:
-            raise PoolNotFound(f"there is no pool named {name!r}") from None
+        pool = self._pools.get(name)
+        if pool is None or pool.closed:
+            raise PoolNotFound(f"there is no pool named {name!r}")
+        return pool
 
     def names(self) -> list[str]:
         """The names of the open pools, the oldest first."""
-        return list(self._pools)
+        return list(self._open_pools())
+
+    def _open_pools(self) -> dict[str, ConnectionPool]:
+        # Their users may have closed some.
+        self._pools = {name: pool for name, pool in self._pools.items() if not pool.closed}
+        return self._pools
 
     async def health(self) -> dict[str, PoolHealth]:
         """The health of every pool and replica now, all asked at once."""
-        pools = [member for pool in self._pools.values() for member in (pool, *pool.replicas)]
+        pools = _members(self._open_pools().values())
         answers = await asyncio.gather(*(pool.health() for pool in pools))
         return {pool.name: answer for pool, answer in zip(pools, answers, strict=True)}
 
     def optimize(self) -> dict[str, PoolOptimization]:
         """Fit every pool and replica to its recent demand, and tell what was done."""
-        pools = [member for pool in self._pools.values() for member in (pool, *pool.replicas)]
+        pools = _members(self._open_pools().values())
         return {pool.name: pool.optimize() for pool in pools}
 
     async def close(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109
-        """Stop watching, and close all pools at once as `ConnectionPool.close` does.
+        """Stop watching, and close all pools at once as `ConnectionPool.close` does; one that is being opened too.
 
         Raises:
             TypeError, ValueError: for a timeout that is none; the manager goes on.
         """
         timeout = checked_seconds("timeout", timeout, zero=True)
         self._closed = True
-        pools, self._pools = self._pools, {}
+        pools, self._pools = [*self._pools.values(), *self._opening.values()], {}
         if self._monitor is not None:
             self._monitor.cancel()
             await asyncio.gather(self._monitor, return_exceptions=True)
-        await asyncio.gather(*(pool.close(timeout) for pool in pools.values()))
+        await asyncio.gather(*(pool.close(timeout) for pool in pools))
 
     async def _watch(self) -> None:
         while True:
@@ -115,3 +120,8 @@ class PoolManager:
                 await self.health()
             except Exception:
                 _log.exception("the health check of the pools failed")
+
+
+def _members(pools: Iterable[ConnectionPool]) -> list[ConnectionPool]:
+    """The pools, each with its replicas."""
+    return [member for pool in pools for member in (pool, *pool.replicas)]

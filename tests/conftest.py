@@ -7,6 +7,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -32,7 +33,9 @@ class Victim:
         pid = self._server.get_pid()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for process in [pid, *map(int, children)]:
-            os.kill(process, number)
+            # Some come and go by themselves.
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
 
     def kill(self) -> None:
         """As `kill -9` of every process of the server does."""
@@ -49,6 +52,11 @@ class Victim:
     def freeze_postmaster(self) -> None:
         """Nobody gets in any more; who is in goes on."""
         os.kill(self._server.get_pid(), signal.SIGSTOP)
+
+    def freeze_sessions(self, *pids: int) -> None:
+        """These say nothing any more; the server lets others in."""
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)

@@ -199,7 +199,8 @@ async def test_no_caller_notices_that_the_server_has_ended_idle_connections(dsn,
     async with ConnectionPool(dsn, **options) as pool:
         for i in range(100):
             await until(lambda: pool.stats().idle == size)
-            assert elsewhere.fetchval(TERMINATE, "doomed") == size
+            # Sessions of the last round may be on their way out.
+            assert elsewhere.fetchval(TERMINATE, "doomed") >= size
             wait_for_farewells(pool._idle)
             # From a farewell that nobody has read to a connection that is known to be closed.
             for _ in range(i % 5):
@@ -219,7 +220,7 @@ async def test_a_farewell_between_two_borrowers_is_no_error_for_the_second(dsn, 
             slot.end_lease()
             # Handed over as a release does it, and ended before the waiter gets its turn.
             pool._give(slot)
-            assert elsewhere.fetchval(TERMINATE, "passed on") == 1
+            assert elsewhere.fetchval(TERMINATE, "passed on") >= 1
             wait_for_farewells([slot])
             for _ in range(i % 2):
                 await asyncio.sleep(0)

@@ -16,6 +16,8 @@ from acgsperf import (
     CloseReason,
     ConnectionPool,
     PoolClosed,
+    PoolError,
+    PoolOptimization,
     PoolSaturated,
     PoolTimeout,
     PoolUnhealthy,
@@ -138,6 +140,24 @@ async def test_no_more_than_max_waiting_callers_wait(dsn):
             await pool.release(await task)
 
 
+async def test_who_waits_for_a_check_or_a_new_connection_is_not_counted_as_waiting(dsn, clock):
+    async def borrow(pool):
+        async with pool.acquire(timeout=10) as connection:
+            return await connection.fetchval("SELECT 1")
+
+    options = {"max_size": 8, "max_waiting": 0, "clock": clock}
+    async with ConnectionPool(dsn, min_size=4, **options) as pool:
+        clock.advance(1.0)
+        assert await asyncio.gather(*(borrow(pool) for _ in range(8))) == [1] * 8
+        leases = [await pool.acquire() for _ in range(8)]
+        with pytest.raises(PoolSaturated):
+            await pool.acquire()
+        for lease in leases:
+            await pool.release(lease)
+    async with ConnectionPool(dsn, min_size=0, **options) as pool:
+        assert await borrow(pool) == 1
+
+
 CANCELLATIONS = [1_000, pytest.param(100_000, marks=[pytest.mark.soak, pytest.mark.timeout(1200)])]
 
 
@@ -221,24 +241,48 @@ async def test_a_release_that_is_cancelled_still_gives_the_connection_back(dsn, 
         assert pool.stats().opened == 1
 
 
-async def test_nothing_of_a_session_reaches_the_next_borrower(dsn):
+async def test_nothing_of_a_session_reaches_the_next_borrower(dsn, admin):
+    await admin.execute("CREATE SEQUENCE IF NOT EXISTS pool_numbers")
     state = """
         SELECT current_setting('work_mem'), current_user,
             (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),
             (SELECT count(*) FROM pg_cursors), (SELECT count(*) FROM pg_listening_channels()),
             to_regclass('pg_temp.mine') IS NULL, pg_current_xact_id_if_assigned() IS NULL
     """
+    lastval = "SELECT lastval()"
     async with ConnectionPool(dsn, min_size=1, max_size=1) as pool:
         async with pool.acquire() as connection:
             new = await connection.fetchrow(state)
             process = connection.get_server_pid()
             await connection.execute("SET work_mem = '77MB'; SELECT pg_advisory_lock(7); LISTEN gossip")
-            await connection.execute("CREATE TEMP TABLE mine (id int); SET ROLE pg_monitor")
+            await connection.execute("CREATE TEMP TABLE mine (id int)")
+            assert await connection.fetchval("SELECT nextval('pool_numbers')") == await connection.fetchval(lastval)
+            await connection.execute("SET ROLE pg_monitor")
             await connection.execute("DECLARE c CURSOR WITH HOLD FOR SELECT 1")
             assert await connection.fetchrow(state) != new
         async with pool.acquire() as connection:
             assert connection.get_server_pid() == process
             assert await connection.fetchrow(state) == new
+            with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError):
+                await connection.fetchval(lastval)
+
+
+async def test_a_table_that_is_changed_breaks_no_prepared_statement(dsn, admin):
+    await admin.execute("DROP TABLE IF EXISTS pool_changing; CREATE TABLE pool_changing (x int)")
+    try:
+        async with ConnectionPool(dsn, min_size=2, max_size=2) as pool:
+
+            async def read_twice():
+                async with pool.acquire() as one, pool.acquire() as other:
+                    return [await connection.fetch("SELECT * FROM pool_changing") for connection in (one, other)]
+
+            assert await read_twice() == [[], []]
+            await admin.execute("INSERT INTO pool_changing VALUES (1); ALTER TABLE pool_changing ADD y int DEFAULT 2")
+            assert await read_twice() == [[(1, 2)], [(1, 2)]]
+            async with pool.acquire() as connection:
+                await connection.reload_schema_state()
+    finally:
+        await admin.execute("DROP TABLE pool_changing")
 
 
 @pytest.mark.parametrize("reset", [True, False])
@@ -319,6 +363,64 @@ async def test_a_connection_is_replaced_before_its_lifetime_ends_and_never_lent_
         assert pool.stats().opened == 8
 
 
+async def test_lifetimes_end_at_different_times(dsn):
+    async with ConnectionPool(dsn, min_size=4, max_size=4, max_lifetime=100.0) as pool:
+        ends = {slot.expires_at - slot.retires_at for slot in pool._slots}
+        assert len(ends) == 4
+        assert 0 <= min(ends) <= max(ends) <= 10
+
+
+async def test_an_old_connection_serves_until_its_successor_is_there(dsn, clock, until):
+    slow = asyncio.Event()
+    slow.set()
+
+    async def init(connection):
+        await slow.wait()
+
+    options = {"max_lifetime": 100.0, "check_after": 1e9, "housekeeping_interval": 3600, "init": init, "clock": clock}
+    async with ConnectionPool(dsn, min_size=2, max_size=4, **options) as pool:
+        old = {slot.connection.get_server_pid() for slot in pool._slots}
+        slow.clear()
+        clock.advance(99.99)
+        lent = await pool.acquire()
+        for _ in range(2):
+            pool.maintain()
+            await asyncio.sleep(0)
+        # One that is lent is replaced as well, and may be lent again until then.
+        assert (pool.stats().size, pool.stats().connecting) == (2, 2)
+        await pool.release(lent)
+        for _ in range(3):
+            async with pool.acquire(timeout=0) as connection:
+                assert connection.get_server_pid() in old
+        slow.set()
+        await until(lambda: pool.stats().size == 4)
+        pool.maintain()
+        assert pool.stats().closed[CloseReason.LIFETIME] == 2
+        await until(lambda: pool.stats().size == 2)
+        pool.maintain()
+        assert (pool.stats().size, pool.stats().connecting, pool.stats().opened) == (2, 0, 4)
+        assert old.isdisjoint(slot.connection.get_server_pid() for slot in pool._slots)
+
+
+async def test_connections_that_say_goodbye_count_until_they_have_gone(victim, until):
+    async with ConnectionPool(victim.dsn, min_size=2, max_size=2, close_timeout=0.4) as pool:
+        victim.freeze_sessions(*(slot.connection.get_server_pid() for slot in pool._slots))
+        pool.drain()
+        with pytest.raises(PoolTimeout):
+            await pool.acquire(timeout=0.1)
+        assert (pool.stats().size, pool.stats().connecting) == (0, 0)
+        async with pool.acquire(timeout=5) as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+        victim.thaw()
+
+
+async def test_housekeeping_happens_by_itself(dsn, clock, until):
+    async with ConnectionPool(dsn, min_size=1, max_size=4, housekeeping_interval=0.01, clock=clock) as pool:
+        await pool.warm(4)
+        clock.advance(601.0)
+        await until(lambda: pool.stats().size == 1)
+
+
 async def test_connections_that_nobody_needs_are_closed_down_to_min_size(dsn, clock):
     async with ConnectionPool(
         dsn, min_size=1, max_size=4, max_idle=60.0, housekeeping_interval=3600, clock=clock
@@ -373,6 +475,14 @@ async def test_a_pool_is_resized_while_it_is_used(dsn, until):
             pool.resize(2, 1)
 
 
+async def test_a_lower_minimum_is_what_is_kept(dsn, clock):
+    async with ConnectionPool(dsn, min_size=4, max_size=8, housekeeping_interval=3600, clock=clock) as pool:
+        pool.resize(1, 8)
+        clock.advance(601.0)
+        pool.maintain()
+        assert (pool.stats().size, pool.stats().target_size) == (1, 1)
+
+
 async def test_draining_replaces_every_connection_lent_ones_when_they_come_back(dsn, until):
     async with ConnectionPool(dsn, min_size=3, max_size=3) as pool:
         connection = await pool.acquire()
@@ -402,6 +512,95 @@ async def test_optimize_follows_demand_within_bounds_and_says_what_it_did(dsn, u
         assert pool.stats().size == 2
 
 
+async def test_a_check_is_no_second_caller_for_optimize_and_its_bound_holds(dsn, clock):
+    async with ConnectionPool(dsn, min_size=4, max_size=5, clock=clock) as pool:
+        clock.advance(1.0)
+        held = await asyncio.gather(*(asyncio.ensure_future(pool.acquire()) for _ in range(3)))
+        done = pool.optimize()
+        assert (done.demand, done.target_size) == (3, 4)
+        held += await asyncio.gather(*(asyncio.ensure_future(pool.acquire()) for _ in range(2)))
+        assert (pool.optimize().demand, pool.stats().target_size) == (5, 5)
+        for connection in held:
+            await pool.release(connection)
+    assert pool.optimize() == PoolOptimization(0, 0.0, 5, 5, 0, 0)
+
+
+async def test_another_event_loop_is_refused_and_harms_nobody(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1) as pool:
+        lease = await pool.acquire()
+
+        async def elsewhere():
+            for call in (pool.acquire, lambda: pool.release(lease), pool.health, pool.close, lambda: pool.warm(1)):
+                with pytest.raises(PoolError, match="another event loop or process"):
+                    await call()
+
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        await pool.release(lease)
+        async with pool.acquire(timeout=5) as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+
+
+FORKED = """
+import asyncio, os, sys
+from acgsperf import ConnectionPool, PoolError
+
+async def use(pool):
+    async with pool.acquire(timeout=1) as connection:
+        return await connection.fetchval("SELECT 1")
+
+async def refused(pool):
+    for call in (lambda: use(pool), pool.close):
+        try:
+            await call()
+        except PoolError as error:
+            assert "another event loop or process" in str(error)
+        else:
+            return 1
+    return 0
+
+async def main():
+    async with ConnectionPool(sys.argv[1], min_size=1, max_size=1) as pool:
+        await use(pool)
+        child = os.fork()
+        if child == 0:
+            # A new loop, as a worker has one: what was running belongs to the parent.
+            asyncio.events._set_running_loop(None)
+            os._exit(asyncio.new_event_loop().run_until_complete(refused(pool)))
+        assert os.waitpid(child, 0)[1] == 0
+        assert await use(pool) == 1
+
+asyncio.run(main())
+"""
+
+
+def test_a_forked_process_is_refused_and_its_parent_goes_on(dsn):
+    done = subprocess.run([sys.executable, "-c", FORKED, dsn], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_a_context_is_entered_once_at_a_time(dsn):
+    async with ConnectionPool(dsn, min_size=2, max_size=2) as pool:
+        context = pool.acquire()
+        async with context:
+            with pytest.raises(PoolError, match="an acquire of its own"):
+                await context.__aenter__()
+        async with context as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+        assert pool.stats().in_use == 0
+
+
+@pytest.mark.parametrize("error", [TimeoutError, asyncio.CancelledError])
+async def test_who_ran_out_of_time_does_not_wait_for_the_reset(victim, error):
+    async with ConnectionPool(victim.dsn, min_size=1, max_size=1) as pool:
+        start = time.monotonic()
+        context = pool.acquire()
+        await context.__aenter__()
+        victim.freeze()
+        await context.__aexit__(error, error(), None)
+        assert time.monotonic() - start < 1.0
+        victim.thaw()
+
+
 async def test_statistics_count_what_happened(dsn):
     async with ConnectionPool(dsn, min_size=2, max_size=4) as pool:
         async with pool.acquire(), pool.acquire():
@@ -410,6 +609,8 @@ async def test_statistics_count_what_happened(dsn):
         stats = pool.stats()
         assert (stats.opened, stats.wait.count, stats.use.count) == (2, 2, 2)
         assert stats.use.max > 0
+        async with pool.acquire(), pool.acquire(), pool.acquire():
+            assert pool.stats().wait.max > 1_000_000 / 100
 
 
 async def test_a_closed_pool_refuses_callers_and_those_who_wait(dsn):

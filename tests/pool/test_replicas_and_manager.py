@@ -1,6 +1,7 @@
 """Several servers under one pool, and several pools under one manager."""
 
 import asyncio
+import random
 
 import pytest
 
@@ -54,6 +55,40 @@ async def test_readers_go_to_the_primary_while_no_replica_is_healthy(dsn, caplog
             assert pool.stats().in_use == 1
 
 
+async def test_a_reader_finds_the_primary_when_its_replica_is_saturated(dsn):
+    async with (
+        ConnectionPool(dsn, min_size=1, max_size=1, max_waiting=0, replicas=[dsn]) as pool,
+        pool.acquire(readonly=True),
+        pool.acquire(readonly=True),
+    ):
+        assert (pool.replicas[0].stats().in_use, pool.stats().in_use) == (1, 1)
+        assert pool.replicas[0].stats().saturations == 1
+
+
+async def test_the_better_of_two_and_not_the_best_of_all_is_taken(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=9, replicas=[dsn, dsn, dsn]) as pool:
+        busy = [await replica.acquire() for replica in pool.replicas[1:] for _ in range(2)]
+        random.seed(7)
+        for _ in range(300):
+            async with pool.acquire(readonly=True):
+                pass
+        # The best is among two of three in two thirds of all cases.
+        assert 170 <= pool.replicas[0].stats().use.count <= 230
+        for lease in busy:
+            await pool.release(lease)
+
+
+async def test_a_leak_of_a_replica_is_reported_with_its_place(dsn, clock, caplog):
+    options = {"leak_threshold": 30.0, "housekeeping_interval": 3600, "clock": clock}
+    async with ConnectionPool(dsn, min_size=1, max_size=2, replicas=[dsn], **options) as pool:
+        lease = await pool.acquire(readonly=True)
+        clock.advance(31.0)
+        pool.replicas[0].maintain()
+        [record] = [record for record in caplog.records if "acquired at" in record.message]
+        assert f"{__file__}:" in record.message
+        await pool.release(lease)
+
+
 async def test_a_replica_that_is_back_is_used_again(victim, dsn, until):
     async with ConnectionPool(dsn, min_size=1, max_size=2, replicas=[victim.dsn]) as pool:
         [replica] = pool.replicas
@@ -103,6 +138,40 @@ async def test_a_name_is_taken_while_its_pool_is_being_opened(dsn):
         with pytest.raises(PoolExists):
             await manager.create("app", dsn)
         await opening
+
+
+async def test_a_replica_has_a_name_that_no_other_pool_can_have(dsn):
+    async with PoolManager() as manager:
+        await manager.create("app", dsn, min_size=1, replicas=[dsn])
+        with pytest.raises(PoolExists, match="app/replica-1"):
+            await manager.create("app/replica-1", dsn, min_size=1)
+        await manager.create("other/replica-1", dsn, min_size=1)
+        with pytest.raises(PoolExists, match="other/replica-1"):
+            await manager.create("other", dsn, min_size=1, replicas=[dsn])
+        assert list(await manager.health()) == ["app", "app/replica-1", "other/replica-1"]
+
+
+async def test_a_pool_that_its_user_closed_is_forgotten(dsn):
+    async with PoolManager() as manager:
+        pool = await manager.create("app", dsn, min_size=1)
+        await pool.close()
+        assert pool.closed
+        assert (manager.names(), manager.optimize(), await manager.health()) == ([], {}, {})
+        with pytest.raises(PoolNotFound):
+            manager.get("app")
+        assert not (await manager.create("app", dsn, min_size=1)).closed
+
+
+async def test_closing_a_manager_closes_what_is_being_opened(victim, until):
+    manager = PoolManager()
+    victim.freeze()
+    opening = asyncio.create_task(manager.create("app", victim.dsn, min_size=2, max_size=2))
+    await asyncio.sleep(0.1)
+    await manager.close()
+    with pytest.raises(PoolClosed):
+        await opening
+    assert manager.names() == []
+    victim.thaw()
 
 
 async def test_the_manager_notices_by_itself_that_a_server_does_not_answer(victim, until):
