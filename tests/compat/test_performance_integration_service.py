@@ -84,15 +84,6 @@ async def manager():
 
 
 @pytest.fixture
-def fresh(monkeypatch, servers):
-    """This process as it was before anybody asked for its cache, its pools and its service."""
-    monkeypatch.setenv("REDIS_URL", servers.redis_url)
-    monkeypatch.setattr(ultra_fast_cache, "_cache", None)
-    monkeypatch.setattr(ultra_fast_connection_pool, "_manager", None)
-    monkeypatch.setattr(module, "_service", None)
-
-
-@pytest.fixture
 def warned(caplog):
     """The texts of what the module warned of, or logged as an error."""
     caplog.set_level(logging.WARNING, LOGGER)
