@@ -6,7 +6,6 @@ import secrets
 import pytest
 import redis as plain_redis
 
-from acgsperf.compat import performance_integration_service, ultra_fast_cache, ultra_fast_connection_pool
 from acgsperf.compat.ultra_fast_cache import UltraFastMultiTierCache
 from acgsperf.compat.ultra_fast_connection_pool import UltraFastConnectionPool
 
@@ -57,15 +56,6 @@ async def cache(servers):
     await cache.initialize()
     yield cache
     await cache.close()
-
-
-@pytest.fixture
-def fresh(monkeypatch, servers):
-    """This process as it was before anybody asked for its cache, its pools and its service."""
-    monkeypatch.setenv("REDIS_URL", servers.redis_url)
-    monkeypatch.setattr(ultra_fast_cache, "_cache", None)
-    monkeypatch.setattr(ultra_fast_connection_pool, "_manager", None)
-    monkeypatch.setattr(performance_integration_service, "_service", None)
 
 
 @pytest.fixture

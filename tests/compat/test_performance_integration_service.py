@@ -198,7 +198,7 @@ def test_metrics_take_any_time():
     assert metrics.latency_ns.snapshot().count == 2
 
 
-async def test_it_starts_with_the_parts_of_this_process(fresh):
+async def test_it_starts_with_the_parts_of_this_process(fresh_process):
     service = PerformanceIntegrationService()
     await service.initialize()
     try:
@@ -776,7 +776,7 @@ async def test_optimization_goes_on_after_a_round_that_failed(monkeypatch, warne
     assert warned() == ["optimization failed"]
 
 
-async def test_both_loops_run_by_themselves(fresh, monkeypatch):
+async def test_both_loops_run_by_themselves(fresh_process, monkeypatch):
     for name in ["monitoring_interval_s", "optimization_interval_s"]:
         monkeypatch.setitem(INTEGRATION_PERFORMANCE_TARGETS, name, 0.001)
     service, monitored, optimized = PerformanceIntegrationService(), asyncio.Event(), asyncio.Event()
@@ -792,7 +792,7 @@ async def test_both_loops_run_by_themselves(fresh, monkeypatch):
     assert service._optimization_task.done()
 
 
-async def test_it_closes_its_parts_and_may_be_closed_again(fresh, dsn):
+async def test_it_closes_its_parts_and_may_be_closed_again(fresh_process, dsn):
     service = PerformanceIntegrationService()
     await service.initialize()
     pool = await service.pool_manager.create_pool("default", dsn, 1, 1)
@@ -824,7 +824,7 @@ async def test_a_service_that_was_never_started_closes():
     await PerformanceIntegrationService().close()
 
 
-async def test_one_service_a_process_initialised(fresh):
+async def test_one_service_a_process_initialised(fresh_process):
     services = await asyncio.gather(*(get_performance_service() for _ in range(5)))
     (service,) = {id(service): service for service in services}.values()
     assert service._running is True
@@ -837,7 +837,7 @@ async def test_one_service_a_process_initialised(fresh):
     await again.close()
 
 
-def test_a_process_may_have_one_loop_after_another(fresh):
+def test_a_process_may_have_one_loop_after_another(fresh_process):
     async def serve():
         services = await asyncio.gather(*(get_performance_service() for _ in range(5)))
         await services[0].process_request({"id": "loops"})
@@ -848,7 +848,7 @@ def test_a_process_may_have_one_loop_after_another(fresh):
         asyncio.run(serve())
 
 
-async def test_a_service_that_did_not_start_may_be_asked_for_again(fresh):
+async def test_a_service_that_did_not_start_may_be_asked_for_again(fresh_process):
     with (
         patch.object(module, "get_ultra_fast_cache", AsyncMock(side_effect=OSError("torn"))),
         pytest.raises(OSError, match="torn"),

@@ -20,7 +20,7 @@ def validator():
 
 
 @pytest.fixture
-async def service(fresh):
+async def service(fresh_process):
     service = await get_performance_service()
     yield service
     await service.cache.clear_all()
@@ -43,7 +43,7 @@ async def test_architecture_of_the_connection_pool(pool):
     await pool.pool.release(connection)
 
 
-async def test_service_configuration(fresh, key):
+async def test_service_configuration(fresh_process, key):
     request_data = {"id": key, "type": "api_call"}
 
     performance_service = PerformanceIntegrationService()
@@ -56,7 +56,7 @@ async def test_service_configuration(fresh, key):
     await performance_service.close()
 
 
-async def test_basic_usage(fresh, capsys):
+async def test_basic_usage(fresh_process, capsys):
     service = await get_performance_service()
 
     request_data = {"id": "example", "type": "api_call"}
@@ -71,7 +71,7 @@ async def test_basic_usage(fresh, capsys):
     await service.close()
 
 
-async def test_advanced_configuration(fresh, servers):
+async def test_advanced_configuration(fresh_process, servers):
     validator = UltraFastConstitutionalValidator()
     validator._fast_path_enabled = True
     validator._batch_processing_enabled = True
