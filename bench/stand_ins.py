@@ -1,4 +1,4 @@
-"""Plain Python that does the work of the replaced validator and cache the way such modules do it, to compare with."""
+"""Plain Python that does the work of the replaced modules the way such modules do it, to compare with."""
 
 import asyncio
 import re
@@ -116,3 +116,61 @@ class PlainCache:
         times.append(time.time())
         if len(times) > 100:
             del times[:-100]
+
+
+@dataclass
+class PlainServiceMetrics:
+    requests: int = 0
+    successful: int = 0
+    validations: int = 0
+    hits: int = 0
+    misses: int = 0
+    total_s: float = 0.0
+    min_s: float = float("inf")
+    max_s: float = 0.0
+
+    def add_request(self, seconds: float) -> None:
+        self.requests += 1
+        self.successful += 1
+        self.total_s += seconds
+        self.min_s = min(self.min_s, seconds)
+        self.max_s = max(self.max_s, seconds)
+
+
+class PlainService:
+    """Validates, asks the cache under a key of the sorted items, and adds to a response what it took."""
+
+    def __init__(self) -> None:
+        self.validator = PlainValidator()
+        self.cache = PlainCache()
+        self.metrics = PlainServiceMetrics()
+
+    async def process_request(self, request: dict[str, object]) -> dict[str, object]:
+        started = time.perf_counter()
+        if not self.validator.validate_hash(CONSTITUTIONAL_HASH):
+            raise ValueError("Constitutional compliance violation")
+        self.metrics.validations += 1
+        key = f"request:{hash(str(sorted(request.items())))}"
+        response = await self.cache.get(key)
+        cached = isinstance(response, dict)
+        if isinstance(response, dict):
+            self.metrics.hits += 1
+        else:
+            self.metrics.misses += 1
+            response = {
+                "processed": True,
+                "timestamp": time.time(),
+                "constitutional_hash": CONSTITUTIONAL_HASH,
+                "request_id": request.get("id", "unknown"),
+            }
+            await self.cache.set(key, response, 300)
+        seconds = time.perf_counter() - started
+        self.metrics.add_request(seconds)
+        return {
+            **response,
+            "performance": {
+                "response_time_ms": seconds * 1000,
+                "cached": cached,
+                "constitutional_validated": True,
+            },
+        }

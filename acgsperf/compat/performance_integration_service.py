@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from acgsperf._dispatch import LatencyHistogram
 from acgsperf._types import CONSTITUTIONAL_HASH
@@ -138,6 +139,9 @@ class PerformanceIntegrationService:
             raise RuntimeError(f"Constitutional compliance violation: {self.constitutional_hash} was refused")
         self.pool_manager = await settled(get_pool_manager())
         self.cache = await settled(get_ultra_fast_cache())
+        # Somebody else may have started it meanwhile.
+        if self._running:
+            return
         self._running = True
         await settled(self._start_background_tasks())
 
@@ -294,9 +298,10 @@ class PerformanceIntegrationService:
 
     async def _check_performance_regression(self, current: Mapping[str, Any]) -> None:
         """Warn when the response time of a record is over 1.5 x the average of the ten before, and the P95 target."""
-        if len(self.performance_history) < _BASELINE_RECORDS:
+        history = self.performance_history
+        if len(history) < _BASELINE_RECORDS:
             return
-        earlier = [record for record in self.performance_history if record is not current][-_BASELINE_RECORDS:]
+        earlier = (history[:-1] if history[-1] is current else history)[-_BASELINE_RECORDS:]
         baseline_ms = sum(map(_response_time_ms, earlier)) / len(earlier)
         now_ms = _response_time_ms(current)
         if now_ms > _REGRESSION * baseline_ms and now_ms > INTEGRATION_PERFORMANCE_TARGETS["p95_latency_ms"]:
@@ -371,13 +376,14 @@ def _applied(result: object) -> list[str]:
 
 
 _service: PerformanceIntegrationService | None = None
-_opening = asyncio.Lock()
+# One for each loop: a lock for which somebody has waited belongs to his.
+_opening: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]] = WeakKeyDictionary()
 
 
 async def get_performance_service() -> PerformanceIntegrationService:
     """The service of this process, initialised; once more, when it was closed."""
     global _service
-    async with _opening:
+    async with _opening.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
         if _service is None:
             _service = PerformanceIntegrationService()
         await _service.initialize()

@@ -10,6 +10,7 @@ MODULES = {
     "services.shared.constitutional.validation": "validation",
     "services.shared.performance.ultra_fast_cache": "ultra_fast_cache",
     "services.shared.database.ultra_fast_connection_pool": "ultra_fast_connection_pool",
+    "services.shared.performance.performance_integration_service": "performance_integration_service",
 }
 SERVICE = """
 import asyncio, os
@@ -17,6 +18,7 @@ from services.shared.constitutional.validation import (
     CONSTITUTIONAL_HASH, UltraFastConstitutionalValidator, ensure_constitutional_compliance,
 )
 from services.shared.database.ultra_fast_connection_pool import create_ultra_fast_pool, get_pool_manager
+from services.shared.performance.performance_integration_service import get_performance_service
 from services.shared.performance.ultra_fast_cache import create_ultra_fast_cache
 
 async def main():
@@ -35,7 +37,25 @@ async def main():
     assert (await cache.health_check())["l2_healthy"] and (await pool.health_check())["healthy"]
     await cache.clear_all()
     await cache.close()
+    await integrated(pool)
     await (await get_pool_manager()).close_all()
+
+async def integrated(pool):
+    service = await get_performance_service()
+    assert service is await get_performance_service()
+    await create_ultra_fast_pool("default", os.environ["DATABASE_URL"], 1, 2)
+    request = {"id": f"install {os.getpid()}", "type": "api_call", "database_operation": True}
+    responses = [await service.process_request(request) for _ in range(2)]
+    assert [response["performance"]["cached"] for response in responses] == [False, True]
+    assert responses[0]["request_id"] == request["id"]
+    assert service.metrics.db_connections_acquired == 1
+    summary = await service.get_performance_summary()
+    assert summary["integration_metrics"]["total_requests"] == 2
+    assert set(summary["connection_pools"]["pools"]) == {"api_pool", "default"}
+    assert set((await service._run_optimization())["connection_pools"]["pool_optimizations"]) == {"api_pool", "default"}
+    await service.cache.clear_all()
+    await service.close()
+    assert not pool.is_initialized
 
 asyncio.run(main())
 print("served")
@@ -106,6 +126,7 @@ def test_patching_by_a_former_name_patches_what_is_used(tmp_path):
 import asyncio, acgsperf.compat
 from unittest.mock import AsyncMock, patch
 acgsperf.compat.install()
+from services.shared.performance.performance_integration_service import get_performance_service
 from services.shared.performance.ultra_fast_cache import UltraFastMultiTierCache
 from services.shared.database.ultra_fast_connection_pool import UltraFastConnectionPool
 
@@ -120,6 +141,12 @@ async def main():
         pool = UltraFastConnectionPool("test", "postgresql://nowhere")
         await pool.initialize()
         assert pool.pool is made
+    former = "services.shared.performance.performance_integration_service"
+    with patch(former + ".get_pool_manager", AsyncMock()) as manager, patch(former + ".get_ultra_fast_cache") as cache:
+        cache.return_value = AsyncMock()
+        service = await get_performance_service()
+        assert (service.cache, service.pool_manager) == (cache.return_value, manager.return_value)
+        await service.close()
 
 asyncio.run(main())
 print("patched")
