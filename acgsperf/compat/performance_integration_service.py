@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from acgsperf._dispatch import LatencyHistogram
 from acgsperf._types import CONSTITUTIONAL_HASH
 from acgsperf.compat._awaiting import settled
+from acgsperf.compat._singleton import OnePerProcess
 from acgsperf.compat.ultra_fast_cache import get_ultra_fast_cache
 from acgsperf.compat.ultra_fast_connection_pool import get_pool_manager
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
@@ -375,16 +375,15 @@ def _applied(result: object) -> list[str]:
     ]
 
 
-_service: PerformanceIntegrationService | None = None
-# One for each loop: a lock for which somebody has waited belongs to his.
-_opening: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]] = WeakKeyDictionary()
+async def _make_service() -> PerformanceIntegrationService:
+    return PerformanceIntegrationService()
+
+
+_service: Final = OnePerProcess(_make_service)
 
 
 async def get_performance_service() -> PerformanceIntegrationService:
     """The service of this process, initialised; once more, when it was closed."""
-    global _service
-    async with _opening.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-        if _service is None:
-            _service = PerformanceIntegrationService()
-        await _service.initialize()
-        return _service
+    service = await _service.get()
+    await service.initialize()
+    return service

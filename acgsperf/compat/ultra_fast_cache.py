@@ -28,6 +28,7 @@ from acgsperf.compat._cache_metrics import CacheMetrics, LiveCacheMetrics
 from acgsperf.compat._counters import seconds_per_call
 from acgsperf.compat._l1 import CacheEntry, L1View
 from acgsperf.compat._plain_redis import WRITTEN, PlainRedis, close_client
+from acgsperf.compat._singleton import OnePerProcess
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
 
 __all__ = [
@@ -217,9 +218,7 @@ class UltraFastMultiTierCache:
 
     async def close(self) -> None:
         """Close the client and forget L1. Where this is the cache of the process, it is so no longer."""
-        global _cache
-        if _cache is self:
-            _cache = None
+        _cache.forget(self)
         client, self.redis_client = self.redis_client, None
         self._l1.clear()
         if client is not None:
@@ -382,17 +381,9 @@ def _rate(hits: int, misses: int) -> float:
     return hits / (hits + misses) if hits + misses else 0.0
 
 
-_cache: UltraFastMultiTierCache | None = None
-_opening = asyncio.Lock()
-
-
 async def get_ultra_fast_cache() -> UltraFastMultiTierCache:
     """The cache of this process, initialised; its Redis is the one that `REDIS_URL` names, if it names one."""
-    global _cache
-    async with _opening:
-        if _cache is None:
-            _cache = await create_ultra_fast_cache(os.environ.get("REDIS_URL") or _DEFAULT_URL)
-        return _cache
+    return await _cache.get()
 
 
 async def create_ultra_fast_cache(redis_url: str = _DEFAULT_URL, l1_max_size: int = 100000) -> UltraFastMultiTierCache:
@@ -400,3 +391,6 @@ async def create_ultra_fast_cache(redis_url: str = _DEFAULT_URL, l1_max_size: in
     cache = UltraFastMultiTierCache(redis_url, l1_max_size)
     await cache.initialize()
     return cache
+
+
+_cache: Final = OnePerProcess(lambda: create_ultra_fast_cache(os.environ.get("REDIS_URL") or _DEFAULT_URL))

@@ -20,6 +20,7 @@ from asyncpg import InterfaceError, Pool
 from acgsperf._dispatch import LatencyHistogram
 from acgsperf._types import CONSTITUTIONAL_HASH
 from acgsperf.compat._awaiting import settled
+from acgsperf.compat._singleton import OnePerProcess
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
 
 __all__ = [
@@ -171,14 +172,17 @@ class UltraFastConnectionPool:
         """
         if self.pool is None or connection is None:
             return
+        # Before asyncpg hands it to the next.
+        lent = self.metrics.current_connections
+        self.metrics.current_connections = max(0, lent - 1)
         try:
             await settled(self.pool.release(connection))
         except InterfaceError:
+            self.metrics.current_connections += min(lent, 1)
             raise
         except Exception as error:
             self.metrics.connection_recycling_count += 1
             _log.warning("pool %r let go of a connection: %s", self.pool_name, type(error).__name__)
-        self.metrics.current_connections = max(0, self.metrics.current_connections - 1)
 
     async def health_check(self) -> dict[str, Any]:
         """Ask the server, and believe it: a pool that was unhealthy serves again when it answers.
@@ -397,15 +401,16 @@ class UltraFastConnectionPoolManager:
                 _log.exception("the health check of the pools failed")
 
 
-_manager: UltraFastConnectionPoolManager | None = None
+async def _make_manager() -> UltraFastConnectionPoolManager:
+    return UltraFastConnectionPoolManager()
+
+
+_manager: Final = OnePerProcess(_make_manager)
 
 
 async def get_pool_manager() -> UltraFastConnectionPoolManager:
     """The manager of this process."""
-    global _manager
-    if _manager is None:
-        _manager = UltraFastConnectionPoolManager()
-    return _manager
+    return await _manager.get()
 
 
 async def create_ultra_fast_pool(

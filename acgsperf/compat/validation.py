@@ -5,6 +5,7 @@ it when somebody asks. Only what is refused runs Python code, for the set of kno
 """
 
 import os
+import re
 import reprlib
 import time
 from collections.abc import Iterable
@@ -96,6 +97,9 @@ class UltraFastConstitutionalValidator:
         self._slow_hits = 0
         self._left_fast_path_at: int | None = None
         self._fast_path_enabled = True
+
+    # For callers that match a hash themselves.
+    _compiled_hash_pattern: Final = re.compile(r"[0-9a-f]{16}\Z")
 
     _validation_count: int = derived(lambda self: self._gate.verdicts.validations)
     _cache_hits: int = derived(lambda self: self._valid() + self._known_bad_hashes.addresses.stats().hits)

@@ -1,6 +1,7 @@
 """The integration service under its former names, on real servers, and with mocks where callers put their own parts."""
 
 import asyncio
+import gc
 import inspect
 import json
 import logging
@@ -8,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from unittest.mock import AsyncMock, Mock, patch
 
 import pytest
@@ -837,15 +839,22 @@ async def test_one_service_a_process_initialised(fresh_process):
     await again.close()
 
 
-def test_a_process_may_have_one_loop_after_another(fresh_process):
-    async def serve():
+def test_a_process_may_have_one_loop_after_another_whether_or_not_it_closes_the_service(fresh_process):
+    async def serve(closed):
         services = await asyncio.gather(*(get_performance_service() for _ in range(5)))
         await services[0].process_request({"id": "loops"})
+        assert (await services[0].cache.health_check())["l2_healthy"]
+        assert not services[0]._monitoring_task.done()
         await services[0].cache.clear_all()
-        await services[0].close()
+        if closed:
+            await services[0].close()
 
-    for _ in range(2):
-        asyncio.run(serve())
+    with warnings.catch_warnings():
+        # Of what is left open.
+        warnings.simplefilter("ignore", ResourceWarning)
+        for closed in (True, False, True):
+            asyncio.run(serve(closed))
+        gc.collect()
 
 
 async def test_a_service_that_did_not_start_may_be_asked_for_again(fresh_process):

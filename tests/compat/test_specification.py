@@ -30,6 +30,7 @@ async def service(fresh_process):
 def test_architecture_of_the_validator(validator):
     for hash_value, good in [(CONSTITUTIONAL_HASH, True), ("0000000000000000", False), ("no hash", False)]:
         assert (hash_value in validator._known_good_hashes) is good
+        assert (validator._compiled_hash_pattern.match(hash_value) is not None) is (hash_value != "no hash")
         assert validator.validate_hash(hash_value) is good
 
 

@@ -601,9 +601,7 @@ async def test_patched_helpers_are_called(alone):
         assert await alone.get("k") == "from below"
 
 
-async def test_one_cache_a_process(servers, monkeypatch):
-    monkeypatch.setattr(ultra_fast_cache, "_cache", None)
-    monkeypatch.setenv("REDIS_URL", servers.redis_url)
+async def test_one_cache_a_process(fresh_process):
     caches = await asyncio.gather(*(get_ultra_fast_cache() for _ in range(5)))
     assert len(set(map(id, caches))) == 1
     assert caches[0].redis_client is not None

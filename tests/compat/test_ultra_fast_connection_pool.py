@@ -413,9 +413,26 @@ async def test_the_monitoring_asks_every_pool(manager, dsn, monkeypatch):
 
 
 async def test_one_manager_a_process(monkeypatch, dsn):
-    monkeypatch.setattr(ultra_fast_connection_pool, "_manager", None)
+    monkeypatch.setattr(ultra_fast_connection_pool._manager, "held", None)
     manager = await get_pool_manager()
     assert manager is await get_pool_manager()
     pool = await create_ultra_fast_pool(name="api_pool", dsn=dsn, min_size=1, max_size=2)
     assert await manager.get_pool("api_pool") is pool
     await manager.close_all()
+
+
+async def test_a_connection_that_goes_from_one_borrower_to_the_next_is_counted_once(pool):
+    async def borrow():
+        connection = await pool.acquire_connection()
+        await connection.execute("SELECT pg_sleep(0.002)")
+        await pool.release_connection(connection)
+
+    await asyncio.gather(*(borrow() for _ in range(30)))
+    assert (pool.metrics.peak_connections, pool.metrics.current_connections) == (3, 0)
+    foreign = await asyncpg.connect(pool.dsn)
+    held = await pool.acquire_connection()
+    with pytest.raises(asyncpg.InterfaceError):
+        await pool.release_connection(foreign)
+    assert pool.metrics.current_connections == 1
+    await pool.release_connection(held)
+    await foreign.close()
