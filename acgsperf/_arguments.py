@@ -56,6 +56,15 @@ def checked_str(name: str, value: str) -> str:
     return value
 
 
+def checked_namespace(name: str, value: str) -> str:
+    """Whose keys in a shared server are meant."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not of type {type(value).__name__}")
+    if not (0 < len(value) <= 100 and value.isprintable()):
+        raise ValueError(f"{name} must be 1 to 100 printable characters, not {value!r:.120}")
+    return value
+
+
 def _checked_real(rule: str, value: SupportsFloat) -> float:
     """A real number; beyond what a float holds it is infinite."""
     if isinstance(value, bool | str | bytes | bytearray) or not hasattr(value, "__float__"):

@@ -54,7 +54,8 @@ class TieredStats:
         promotion_threshold: how many of those it takes at present.
         demotions: entries that L1 evicted, that L2 had lost, and that were given back to it.
         write_backs: other entries that the tiers took with nobody waiting: what was loaded, and L3 hits for L2.
-        dropped: entries that found the queue before a tier full; the tier does not have them.
+        dropped: entries written with nobody waiting that a tier does not have: its queue was full, or it did not take
+            them.
         deadlines: reads of the tiers that the total deadline ended.
         stale_entries, negative_entries: how many L1's companions hold now; some may be of no use any more.
         loading: keys that are being loaded now.

@@ -220,6 +220,8 @@ class ResponseCache:
         max_body_bytes: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if not isinstance(cache, TieredCache):
+            raise TypeError(f"cache must be a TieredCache or None, not {cache!r:.100}")
         self.cache = cache
         self.max_body_bytes = max_body_bytes
         self.clock = clock

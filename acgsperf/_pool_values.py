@@ -164,7 +164,10 @@ def checked_dsn(name: str, dsn: str) -> str:
             parse_qs(parts.query, strict_parsing=True)
         # asyncpg ends the password at the first @.
         before, at, after = parts.netloc.partition("@")
-        for server in (after if at else before).split(","):
+        servers = (after if at else before).split(",")
+        if len(servers) > 1 and not all(servers):
+            raise ValueError("one of several servers has no name")
+        for server in servers:
             int(unquote(server.rpartition("]")[2].partition(":")[2]) or 0)
     except ValueError:
         raise ValueError(f"{name} cannot be parsed; a / in a password is written %2F") from None

@@ -73,6 +73,8 @@ class PerformanceMiddleware:
         max_routes: int = 100,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if validator is not None and not isinstance(validator, ComplianceValidator):
+            raise TypeError(f"validator must be a ComplianceValidator or None, not {validator!r:.100}")
         if require_hash and validator is None:
             raise ValueError("require_hash needs a validator")
         if isinstance(vary, str):

@@ -5,11 +5,13 @@ import functools
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Self, TypeVar, overload
+from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, overload
 
+from acgsperf._arguments import checked_namespace
 from acgsperf._behind import Behind
 from acgsperf._cache_types import CacheHealth, TieredStats, Written
 from acgsperf._cached import key_maker
+from acgsperf._dispatch import LRUCache
 from acgsperf._loading import Loading
 from acgsperf._local import MISSING, Local
 from acgsperf._process_lock import ProcessLock
@@ -17,9 +19,6 @@ from acgsperf._promotion import Promotion
 from acgsperf._staleness import Staleness
 from acgsperf.errors import CacheError
 from acgsperf.tiers.base import Entry, LockingTier, Tier
-
-if TYPE_CHECKING:
-    from acgsperf._dispatch import LRUCache
 
 __all__ = ["CacheHealth", "TieredCache", "TieredStats", "Written"]
 
@@ -70,7 +69,7 @@ class TieredCache(Generic[_V]):
 
     def __init__(
         self,
-        l1: "LRUCache[str, _V]",
+        l1: LRUCache[str, _V],
         l2: Tier | None = None,
         l3: Tier | None = None,
         *,
@@ -89,7 +88,12 @@ class TieredCache(Generic[_V]):
         lock_ttl: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.namespace: Final = namespace
+        if not isinstance(l1, LRUCache):
+            raise TypeError(f"l1 must be an LRUCache, not {l1!r:.100}")
+        for name, tier in (("l2", l2), ("l3", l3)):
+            if tier is not None and not isinstance(tier, Tier):
+                raise TypeError(f"{name} must be a Tier or None, not of type {type(tier).__name__}")
+        self.namespace: Final = checked_namespace("namespace", namespace)
         self._ttl = ttl
         staleness = self._staleness = Staleness(
             clock=clock,

@@ -5,9 +5,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
+from inspect import isawaitable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
+from acgsperf._arguments import checked_callable
 from acgsperf._dispatch import LatencyHistogram, LRUCache
 from acgsperf._local import MISSING
 from acgsperf._optimizer import Action, Optimizer
@@ -15,11 +17,11 @@ from acgsperf._summary import PerformanceSummary, ServiceHealth, summarize
 from acgsperf._traffic import Counts, Traffic, Window
 from acgsperf._workers import WorkerReport, Workers
 from acgsperf.cache import TieredCache
-from acgsperf.errors import ComplianceError, ServiceError
+from acgsperf.errors import ComplianceError, ServiceError, SettingsError
 from acgsperf.fingerprint import request_key
 from acgsperf.monitor import Monitor, Reading, Targets
 from acgsperf.pool import PoolManager
-from acgsperf.settings import Settings
+from acgsperf.settings import Settings, masked
 from acgsperf.validator import HASH_FIELD, HASH_HEADER, ComplianceValidator
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ Request = Mapping[str, Any]
 Handler = Callable[[Request], Awaitable[Any]]
 
 DEFAULT_POOL: Final = "default"
+# More keep the event loop so busy that servers seem to miss their deadlines.
+_AT_ONCE: Final = 500
 
 _LONGEST_NS: Final = LatencyHistogram().highest_ns
 _clock_ns: Final = time.perf_counter_ns
@@ -59,7 +63,8 @@ class PerformanceService:
         pools: watched and tuned with the rest.
 
     Raises:
-        SettingsError: when the environment cannot be used, or `workers_directory` cannot.
+        SettingsError: when the environment cannot be used, or `redis_url` or `workers_directory` cannot.
+        TypeError: for an argument of the wrong type.
     """
 
     def __init__(
@@ -70,8 +75,14 @@ class PerformanceService:
         cache: TieredCache[Any] | None = None,
         pools: PoolManager | None = None,
     ) -> None:
+        if settings is not None and not isinstance(settings, Settings):
+            raise TypeError(f"settings must be Settings or None, not {settings!r:.100}")
+        if cache is not None and not isinstance(cache, TieredCache):
+            raise TypeError(f"cache must be a TieredCache or None, not {cache!r:.100}")
+        if pools is not None and not isinstance(pools, PoolManager):
+            raise TypeError(f"pools must be a PoolManager or None, not {pools!r:.100}")
         self.settings: Final = settings if settings is not None else Settings.from_environment()
-        self.handler = handler
+        self.handler = checked_callable("handler", handler)
         self.validator: Final = ComplianceValidator(
             self.settings.constitutional_hashes,
             fast_path=self.settings.fast_path_enabled,
@@ -88,7 +99,7 @@ class PerformanceService:
         self._optimizer = Optimizer(self.validator, self.cache, self.pools, self.traffic.window())
         self._workers = Workers.of(self.settings)
         self._exits = AsyncExitStack()
-        self._opened = False
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._get_local = self.cache.get_local
         self._record = self.traffic.latency_ns.record
@@ -102,9 +113,9 @@ class PerformanceService:
             ServiceError: when the service was opened before, if only in vain.
             PoolUnhealthy, PoolTimeout: when the pool `default` cannot connect.
         """
-        if self._opened:
+        if self._loop is not None:
             raise ServiceError("a service is opened once; after a failure, make a new one")
-        self._opened = True
+        self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as exits:
             if self._owns_pools:
                 await exits.enter_async_context(self.pools)
@@ -115,6 +126,7 @@ class PerformanceService:
                         min_size=self.settings.db_pool_min_size,
                         max_size=self.settings.db_pool_max_size,
                         statement_cache_size=self.settings.db_statement_cache_size,
+                        command_timeout=self.settings.db_command_timeout,
                     )
             if self._owns_cache:
                 await exits.enter_async_context(self.cache)
@@ -126,7 +138,13 @@ class PerformanceService:
         return self
 
     async def close(self) -> None:
-        """Stop watching, and close what the service has made. May be repeated."""
+        """Stop watching, and close what the service has made. May be repeated.
+
+        Raises:
+            ServiceError: in another event loop than it was opened in.
+        """
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            raise ServiceError("a service is closed in the event loop in which it was opened")
         for task in self._tasks:
             task.cancel()
         try:
@@ -178,14 +196,18 @@ class PerformanceService:
     @overload
     async def process_many(self, requests: Iterable[Request], *, return_exceptions: bool) -> list[Any | Exception]: ...
     async def process_many(self, requests: Iterable[Request], *, return_exceptions: bool = False) -> list[Any]:
-        """`process_request` for each, all at once: what L1 misses travels to each tier together.
+        """`process_request` for each, 500 at once: what L1 misses of these travels to each tier together.
 
         Args:
             requests: as for `process_request`.
             return_exceptions: whether an error stands in the place of its answer. Otherwise the first is raised, once
                 all requests have been answered.
         """
-        answers = await asyncio.gather(*map(self.process_request, requests), return_exceptions=True)
+        wanted = list(requests)
+        answers: list[Any] = []
+        for at in range(0, len(wanted), _AT_ONCE):
+            some = map(self.process_request, wanted[at : at + _AT_ONCE])
+            answers += await asyncio.gather(*some, return_exceptions=True)
         if not return_exceptions:
             for answer in answers:
                 if isinstance(answer, BaseException):
@@ -202,7 +224,10 @@ class PerformanceService:
         async def load(key: str) -> Any:
             if self.handler is None:
                 raise ServiceError("no tier has the answer, and the service has no handler")
-            return await self.handler(request)
+            answer = self.handler(request)
+            if not isawaitable(answer):
+                raise TypeError(f"the handler must be a coroutine function: it returned {type(answer).__name__}")
+            return await answer
 
         try:
             return await self.cache.get_or_load(key, load)
@@ -337,7 +362,12 @@ def _cache_of(settings: Settings) -> TieredCache[Any]:
     if settings.redis_url is not None:
         from acgsperf.tiers.redis import RedisTier
 
-        l2 = RedisTier(settings.redis_url)
+        try:
+            l2 = RedisTier(settings.redis_url)
+        except ValueError as error:
+            raise SettingsError(
+                "REDIS_URL", masked(settings.redis_url), f"a URL that the client takes ({error})"
+            ) from None
     if settings.database_url is not None:
         from acgsperf.tiers.postgres import PostgresTier
 

@@ -11,6 +11,7 @@ from acgsperf._arguments import (
     checked_bool,
     checked_hashes,
     checked_maxsize,
+    checked_namespace,
     checked_positive,
     checked_share,
 )
@@ -50,6 +51,7 @@ class Settings:
         db_pool_max_size: connections at most.
         db_statement_cache_size: prepared statements that a connection keeps, of the pool and of L3; 0 behind a
             PgBouncer in transaction mode.
+        db_command_timeout: seconds that a statement of the pool's borrowers may take, None for no limit.
         db_pool_health_check_interval: seconds between two health checks of the pools.
         redis_url: where Redis is, None to do without.
         l1_cache_size: entries of L1.
@@ -74,6 +76,7 @@ class Settings:
     db_pool_min_size: int = 20
     db_pool_max_size: int = 100
     db_statement_cache_size: int = 100
+    db_command_timeout: float | None = None
     db_pool_health_check_interval: float = 30.0
     redis_url: str | None = None
     l1_cache_size: int = 100_000
@@ -205,16 +208,11 @@ def _checked_redis_url(name: str, url: str | None) -> str | None:
     except ValueError:
         usable = False
     if not usable:
-        raise ValueError(f"{name} must start with redis://, rediss:// or unix://; a / in a password is written %2F")
+        raise ValueError(
+            f"{name} must be a redis://, rediss:// or unix:// URL with a port from 1 to 65535, if it has one;"
+            " a / in a password is written %2F"
+        )
     return url
-
-
-def _checked_namespace(name: str, namespace: str) -> str:
-    if not isinstance(namespace, str):
-        raise TypeError(f"{name} must be a str, not of type {type(namespace).__name__}")
-    if not (0 < len(namespace) <= 100 and namespace.isprintable()):
-        raise ValueError(f"{name} must be 1 to 100 printable characters, not {namespace!r:.120}")
-    return namespace
 
 
 def _checked_directory(name: str, path: str | None) -> str | None:
@@ -239,13 +237,18 @@ _RULES: Final = {
     "db_pool_min_size": _at_least(0),
     "db_pool_max_size": _at_least(1),
     "db_statement_cache_size": _at_least(0),
+    "db_command_timeout": _Rule(
+        "a positive number", float, lambda name, value: None if value is None else checked_positive(name, value)
+    ),
     "db_pool_health_check_interval": _POSITIVE,
     "redis_url": _Rule(
-        "a redis://, rediss:// or unix:// URL, with / in a password as %2F", _address, _checked_redis_url
+        "a redis://, rediss:// or unix:// URL, with a port from 1 to 65535 and / in a password as %2F",
+        _address,
+        _checked_redis_url,
     ),
     "l1_cache_size": _Rule("an integer from 1 to 2**30", int, lambda name, value: checked_maxsize(value, name)),
     "l2_ttl_default": _POSITIVE,
-    "cache_namespace": _Rule("1 to 100 printable characters", str, _checked_namespace),
+    "cache_namespace": _Rule("1 to 100 printable characters", str, checked_namespace),
     "cache_hit_rate_target": _Rule("a share above 0 and up to 1", float, checked_share),
     "p50_latency_target_ms": _POSITIVE,
     "p95_latency_target_ms": _POSITIVE,

@@ -65,6 +65,14 @@ async def test_a_directory_of_workers_is_looked_at(environ, tmp_path):
     assert found["Redis"].severity is Severity.OK
 
 
+@pytest.mark.parametrize("url", ["redis://localhost/0?foo=bar", "unix:///tmp/s?ssl_ca_certs=/x"])
+async def test_an_option_that_the_client_does_not_know_is_an_error_like_another(environ, url):
+    found = await findings(**environ | {"REDIS_URL": url})
+    assert found["Redis"].severity is Severity.ERROR
+    assert found["Redis"].detail.startswith("REDIS_URL: cannot be reached: ")
+    assert found["PostgreSQL"].severity is Severity.OK
+
+
 async def test_a_redis_that_will_refuse_writes_when_it_is_full_is_a_warning(environ):
     client = redis.Redis.from_url(environ["REDIS_URL"])
     client.config_set("maxmemory", 10**9)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import asyncpg
 import pytest
 import redis.asyncio
 
-from acgsperf.workbench.embedded import embedded_servers
+from acgsperf.workbench.embedded import _listens, embedded_servers
 
 
 @pytest.fixture
@@ -149,3 +150,13 @@ def test_a_missing_wheel_is_named_and_the_other_server_stopped(private, module, 
     assert errors.splitlines()[-1] == f"acgsperf.errors.AcgsperfError: {message}"
     assert list(private.glob("acgs-*")) == []
     assert using(private) == []
+
+
+def test_a_socket_that_nobody_listens_on_yet_is_waited_for(tmp_path):
+    path = tmp_path / "s"
+    assert not _listens(path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        assert not _listens(path)
+        server.listen()
+        assert _listens(path)

@@ -133,7 +133,7 @@ class PerformanceCollector(Collector):
         yield self._counter("cache_load_joins", "Waits for a load that another had begun.", stats.joined)
         yield self._counter("cache_stale_served", "Values given though they were stale.", stats.stale_served)
         yield self._counter("cache_deadlines", "Reads behind L1 that the deadline ended.", stats.deadlines)
-        yield self._counter("cache_dropped_writes", "Entries that a tier's queue had no room for.", stats.dropped)
+        yield self._counter("cache_dropped_writes", "Entries written behind that a tier did not take.", stats.dropped)
         yield self._gauge("cache_loading", "Keys being loaded.", stats.loading)
         if not behind:
             return

@@ -69,7 +69,10 @@ class RedisTier(ServerTier):
         try:
             options: dict[str, Any] = dict(parse_url(url))
         except ValueError:
-            raise ValueError("the Redis URL cannot be parsed; a / in a password is written %2F") from None
+            raise ValueError(
+                "the Redis URL must be a redis://, rediss:// or unix:// URL with a port from 1 to 65535, if it has one;"
+                " a / in a password is written %2F"
+            ) from None
         self._where = str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
         if url.startswith("rediss:"):
             options.setdefault("ssl_check_hostname", True)
@@ -85,6 +88,11 @@ class RedisTier(ServerTier):
         }
         # It is asked to make connections, not to keep them: its guards cost as much as a command.
         self._factory = ConnectionPool(**options)
+        try:
+            # Connects to nothing yet, and knows the options that a URL may have.
+            self._connection()
+        except Exception as error:
+            raise ValueError(f"the Redis URL has an option that cannot be used: {type(error).__name__}") from None
         self._idle: list[AbstractConnection] = []
 
     def __repr__(self) -> str:

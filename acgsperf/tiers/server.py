@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from acgsperf._arguments import checked_namespace
 from acgsperf._deadline import Deadline, Wait
 from acgsperf._dispatch import LatencyHistogram
 from acgsperf.errors import TierError
@@ -95,10 +96,8 @@ class ServerTier(Tier):
     async def open(self, namespace: str) -> None:
         if self._loop is not None:
             raise TierError(f"the {self.name} tier is open already")
-        if not (0 < len(namespace) <= 100 and namespace.isprintable()):
-            raise ValueError(f"a namespace must be 1 to 100 printable characters, not {namespace!r:.120}")
+        self._namespace = checked_namespace("namespace", namespace)
         self._loop = asyncio.get_running_loop()
-        self._namespace = namespace
         await self._guarded(self._start)
 
     async def close(self) -> None:

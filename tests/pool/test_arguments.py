@@ -17,6 +17,7 @@ BAD_DSNS = [
     ("postgresql://u:se/cret@h/x", ValueError),
     ("postgresql://u:se@b:cret@h/x", ValueError),
     ("postgresql://u:secret@h/x?cret", ValueError),
+    ("postgresql://u:secret@one:1,/x", ValueError),
     ("secret", ValueError),
     ("mysql://u:secret@h/x", ValueError),
     ("", ValueError),

@@ -65,7 +65,7 @@ async def test_a_pool_that_lends_all_it_has_asks_with_a_new_connection_where_the
         async with pool.acquire():
             victim.freeze()
             assert not (await pool.health()).healthy
-        victim.thaw()
+            victim.thaw()
 
 
 async def test_health_is_no_demand_and_no_caller_whose_time_ran_out(victim, clock):

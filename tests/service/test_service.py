@@ -350,6 +350,61 @@ def test_a_directory_of_workers_that_cannot_be_is_a_bad_setting(tmp_path, where)
         PerformanceService(Settings(workers_directory=f"{tmp_path}/{where}"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"settings": {"a": 1}}, "settings must be Settings"),
+        ({"handler": 5}, "handler must be callable"),
+        ({"cache": "x"}, "cache must be a TieredCache"),
+        ({"pools": 5}, "pools must be a PoolManager"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_named(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        PerformanceService(**{"settings": Settings()} | arguments)
+
+
+async def test_a_handler_that_is_no_coroutine_function_is_told_so():
+    async with PerformanceService(Settings(), handler=dict) as service:
+        with pytest.raises(TypeError, match="must be a coroutine function: it returned dict"):
+            await service.process_request({"id": 1})
+
+
+@pytest.mark.parametrize("url", ["redis://localhost/0?foo=bar", "unix:///tmp/s?ssl_ca_certs=/x&password=hunter2"])
+def test_an_option_of_a_redis_url_that_nobody_knows_is_a_bad_setting(url):
+    with pytest.raises(SettingsError, match="REDIS_URL must be a URL that the client takes") as refused:
+        PerformanceService(Settings(redis_url=url))
+    assert "hunter2" not in str(refused.value)
+
+
+async def test_more_requests_at_once_than_an_event_loop_can_bear_meet_no_deadline(open_service):
+    service = await open_service("l1,l2,l3")
+    answers = await service.process_many({"id": i} for i in range(6_000))
+    assert [answer["answer"] for answer in answers] == list(range(6_000))
+    stats = service.cache.stats()
+    assert (stats.deadlines, stats.l2.errors, stats.l3.errors) == (0, {}, {})
+
+
+async def test_requests_that_cannot_all_be_made_are_none(open_service, handler):
+    def broken():
+        yield {"id": 1}
+        raise KeyError("torn")
+
+    service = await open_service()
+    with pytest.raises(KeyError, match="torn"):
+        await service.process_many(broken())
+    assert handler.asked == []
+
+
+def test_a_service_is_closed_where_it_was_opened():
+    service = PerformanceService(Settings())
+    with asyncio.Runner() as one, asyncio.Runner() as other:
+        one.run(service.open())
+        with pytest.raises(ServiceError, match="in the event loop in which it was opened"):
+            other.run(service.close())
+        one.run(service.close())
+
+
 def test_workers_that_are_forked_report_each_for_itself(tmp_path):
     # In a process of its own: this one may have threads, and then must not fork.
     subprocess.run([sys.executable, "-c", FORKING, str(tmp_path)], check=True, timeout=60)

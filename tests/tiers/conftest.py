@@ -7,7 +7,7 @@ import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -82,7 +82,9 @@ class PrivateServer:
 
     def _signal(self, number: int) -> None:
         for pid in self._pids():
-            os.kill(pid, number)
+            # Some come and go by themselves.
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _pids(self) -> list[int]:
         """The server, and for PostgreSQL the sessions: what has our directory for its own, or is a child of that."""
