@@ -31,10 +31,11 @@ MAX_KEY_BYTES: Final = 200
 # What a tag adds to an envelope beside its text: MessagePack's framing and a generation.
 TAG_OVERHEAD_BYTES: Final = 24
 
-_MAGIC: Final = b"\xacG"
-_VERSION: Final = 1
-_NEGATIVE: Final = 1
-_HEADER: Final = struct.Struct("<2sBBdddIII")
+# Magic, version and flags as one number: a plain entry, and a negative one.
+_PLAIN: Final = int.from_bytes(b"\xacG\x01\x00", "little")
+_NEGATIVE: Final = int.from_bytes(b"\xacG\x01\x01", "little")
+_HEADER: Final = struct.Struct("<IdddIII")
+_HEADER_BYTES: Final = _HEADER.size
 
 _Tags = tuple[tuple[str, bytes], ...]
 
@@ -77,7 +78,7 @@ def pack_value(value: Any) -> bytes:
 
 def size(key: bytes, payload: bytes, tags: Iterable[str]) -> int:
     """The most bytes that an envelope can take."""
-    return _HEADER.size + len(key) + len(payload) + sum(4 * len(tag) + TAG_OVERHEAD_BYTES for tag in tags)
+    return _HEADER_BYTES + len(key) + len(payload) + sum(4 * len(tag) + TAG_OVERHEAD_BYTES for tag in tags)
 
 
 def seal(entry: Entry, key: bytes, payload: bytes, generations: Sequence[bytes] = ()) -> bytes:
@@ -94,9 +95,8 @@ def seal(entry: Entry, key: bytes, payload: bytes, generations: Sequence[bytes] 
         tags = _encode(tuple(zip(entry.tags, generations or [b""] * len(entry.tags), strict=True)))
     fresh = inf if entry.fresh_until is None else entry.fresh_until
     kept = inf if entry.kept_until is None else entry.kept_until
-    flags = _NEGATIVE if entry.negative else 0
     lengths = len(key), len(tags), len(payload)
-    header = _pack_header(_MAGIC, _VERSION, flags, entry.created_at, fresh, kept, *lengths)
+    header = _pack_header(_NEGATIVE if entry.negative else _PLAIN, entry.created_at, fresh, kept, *lengths)
     return b"".join((header, key, tags, payload))
 
 
@@ -107,35 +107,32 @@ def unseal(blob: bytes, key: bytes) -> tuple[Entry, Sequence[bytes]]:
         CorruptEnvelopeError: for anything that `seal` did not make for this key.
     """
     try:
-        magic, version, flags, created, fresh, kept, key_size, tags_size, payload_size = _unpack_header(blob)
-        start = _HEADER.size + key_size
+        kind, created, fresh, kept, key_size, tags_size, payload_size = _unpack_header(blob)
+        tags_at = _HEADER_BYTES + key_size
+        payload_at = tags_at + tags_size
         # Lengths are compared with what is there before anything is read or made of that length.
         if (
-            magic != _MAGIC
-            or version != _VERSION
-            or flags & ~_NEGATIVE
-            or start + tags_size + payload_size != len(blob)
-            or blob[_HEADER.size : start] != key
+            payload_at + payload_size != len(blob)
+            or blob[_HEADER_BYTES:tags_at] != key
+            or (kind != _PLAIN and kind != _NEGATIVE)
             # Infinity stands for never, and nothing was created at such a time; NaN is no time.
-            or not (-inf < created < inf and fresh == fresh and kept == kept)
+            or not -inf < created < inf
+            or fresh != fresh
+            or kept != kept
         ):
             raise CorruptEnvelopeError("not an envelope of this key")
-        tags: tuple[str, ...] = ()
-        generations: tuple[bytes, ...] = ()
-        if tags_size:
-            pairs = _decode_tags(blob[start : start + tags_size])
-            tags, generations = tuple(tag for tag, _ in pairs), tuple(generation for _, generation in pairs)
-        entry = Entry(
-            _decode(blob[start + tags_size :]),
-            created,
-            None if fresh == inf else fresh,
-            None if kept == inf else kept,
-            tags,
-            flags == _NEGATIVE,
-        )
+        value = _decode(blob[payload_at:])
+        if fresh == inf:
+            fresh = None
+        if kept == inf:
+            kept = None
+        if kind == _PLAIN and not tags_size:
+            return Entry(value, created, fresh, kept), ()
+        pairs = _decode_tags(blob[tags_at:payload_at]) if tags_size else ()
+        tags, generations = tuple(tag for tag, _ in pairs), tuple(generation for _, generation in pairs)
+        return Entry(value, created, fresh, kept, tags, kind == _NEGATIVE), generations
     except CorruptEnvelopeError:
         raise
     except Exception as error:
         # A decoder that is fed garbage may find many things wrong with it, a nesting without end among them.
         raise CorruptEnvelopeError(f"{type(error).__name__} in an envelope") from error
-    return entry, generations

@@ -15,12 +15,14 @@ from acgsperf.errors import TierError
 from acgsperf.tiers import envelope
 from acgsperf.tiers.base import BreakerState, Entry, Tier, TierHealth, TierStats
 from acgsperf.tiers.breaker import CircuitBreaker
+from acgsperf.tiers.envelope import unseal
 
 DEADLINE_S: Final = 0.25
 MAX_VALUE_BYTES: Final = 1 << 20
 MAX_READS_IN_FLIGHT: Final = 4
 MAX_WRITES_TOGETHER: Final = 1_000
 
+_CLOSED: Final = BreakerState.CLOSED
 _log: Final = logging.getLogger("acgsperf.tiers")
 _T = TypeVar("_T")
 _Get = tuple[asyncio.Future[Entry | None], str]
@@ -123,12 +125,13 @@ class ServerTier(Tier):
                 deadline.close()
 
     async def get(self, key: str) -> Entry | None:
-        loop = self._check_use()
-        if self._breaker.state is not BreakerState.CLOSED and not self._may_read(1):
+        if self._loop is not asyncio.get_running_loop():
+            self._check_use()
+        if self._breaker.state is not _CLOSED and not self._may_read(1):
             return None
         if key in self._writing:
             return (await self._read_after_write((key,))).get(key)
-        future: asyncio.Future[Entry | None] = loop.create_future()
+        future: asyncio.Future[Entry | None] = asyncio.Future(loop=self._loop)
         self._gets.append((future, key))
         if not self._read_scheduled:
             self._schedule_read()
@@ -225,7 +228,7 @@ class ServerTier(Tier):
     def _open_envelope(self, blob: bytes, key: bytes) -> tuple[Entry, Sequence[bytes]] | None:
         if len(blob) <= self._max_value_bytes:
             try:
-                return envelope.unseal(blob, key)
+                return unseal(blob, key)
             except envelope.CorruptEnvelopeError:
                 pass
         self._counts["corrupt"] += 1
