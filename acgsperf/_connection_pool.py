@@ -7,13 +7,13 @@ fairness towards waiters nor a check before a connection is handed out.
 import asyncio
 import logging
 import math
-import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from acgsperf._arguments import checked_int, checked_seconds
+from acgsperf._pool_acquire import Acquire
 from acgsperf._pool_slot import Slot, describe_place, place_of_caller, slot_of
 from acgsperf._pool_supply import HOUR_NS, Supply
 from acgsperf._pool_values import (
@@ -26,14 +26,13 @@ from acgsperf._pool_values import (
     checked_dsn,
     checked_sizes,
 )
-from acgsperf.errors import PoolClosed, PoolError, PoolSaturated, PoolTimeout, PoolUnhealthy
+from acgsperf.errors import PoolClosed, PoolError, PoolTimeout
 
 if TYPE_CHECKING:
     from acgsperf._pool_slot import Connection, Lease, Place
 
 _log = logging.getLogger("acgsperf.pool")
 _LATENCY_HALF_LIFE_S: Final = 10.0
-_REPLICA_SHARE: Final = 0.5
 
 
 class ConnectionPool(Supply):
@@ -199,7 +198,7 @@ class ConnectionPool(Supply):
         """Close the pool; when leaving with an error, without waiting for its borrowers."""
         await self.close(10.0 if error is None else 0.0)
 
-    def acquire(self, timeout: float | None = None, *, readonly: bool = False) -> "_Acquire":
+    def acquire(self, timeout: float | None = None, *, readonly: bool = False) -> Acquire:
         """A connection: `async with pool.acquire() as connection`, or `await pool.acquire()` and `release`.
 
         First come, first served. An idle connection is lent without a turn of the event loop.
@@ -220,7 +219,7 @@ class ConnectionPool(Supply):
         """
         timeout = self.options.timeout if timeout is None else checked_seconds("timeout", timeout, zero=True)
         place = place_of_caller(1) if self.options.leak_threshold is not None else None
-        return _Acquire(self, timeout, readonly, place)
+        return Acquire(self, timeout, readonly, place)
 
     async def release(self, connection: "Lease") -> None:
         """Give a connection back, and return when its session is reset or `reset_timeout` has passed.
@@ -474,14 +473,8 @@ class ConnectionPool(Supply):
             describe_place(slot.place),
         )
 
-    def _better_replica(self) -> "ConnectionPool | None":
-        healthy = [replica for replica in self._replicas if replica._open and replica.healthy]
-        # The power of two choices: nearly as good as the best of all, and no herd runs to the one that looked best.
-        two = random.sample(healthy, min(2, len(healthy)))
-        known = all(replica._recent_use_s for replica in two)
-        return min(two, key=lambda replica: replica._load(known), default=None)
-
     def _load(self, latency_known: bool) -> float:
+        """What one more reader would meet here, to compare replicas by: requests in flight times latency."""
         requests = self._in_use + len(self._waiters) + 1
         if not latency_known:
             return requests
@@ -491,50 +484,3 @@ class ConnectionPool(Supply):
             return requests * max(self._recent_use_s, age_s)
         # What is remembered fades, or a replica that was slow once would never be asked again.
         return requests * self._recent_use_s * math.exp2(-age_s / _LATENCY_HALF_LIFE_S)
-
-
-class _Acquire:
-    """What `acquire` returns: to be awaited, or entered."""
-
-    __slots__ = ("_lease", "_place", "_pool", "_readonly", "_timeout")
-
-    def __init__(self, pool: ConnectionPool, timeout: float, readonly: bool, place: "Place | None") -> None:
-        self._pool = pool
-        self._timeout = timeout
-        self._readonly = readonly
-        self._place = place
-        self._lease: Lease | None = None
-
-    def __await__(self) -> "Generator[Any, None, Lease]":
-        return self._take().__await__()
-
-    def _take(self) -> "Coroutine[Any, Any, Lease]":
-        replica = self._pool._better_replica() if self._readonly else None
-        if replica is None:
-            return self._pool._take(self._timeout, self._place)
-        return self._take_from(replica)
-
-    async def _take_from(self, replica: ConnectionPool) -> "Lease":
-        start = time.monotonic()
-        try:
-            # The rest is for the primary.
-            return await replica._take(self._timeout * _REPLICA_SHARE, self._place)
-        except (PoolTimeout, PoolUnhealthy, PoolSaturated, PoolClosed):
-            left = self._timeout - (time.monotonic() - start)
-            return await self._pool._take(max(left, 0.0), self._place)
-
-    async def __aenter__(self) -> "Lease":
-        if self._lease is not None:
-            raise PoolError("a connection is in use in this context; every context needs an acquire of its own")
-        self._lease = lease = await self._take()
-        return lease
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        lease, self._lease = self._lease, None
-        assert lease is not None
-        task = self._pool._take_back(lease)
-        # One who ran out of time, or was cancelled, does not wait for a server that may not answer.
-        if task is not None and not isinstance(error, TimeoutError | asyncio.CancelledError):
-            await asyncio.wait((task,))
