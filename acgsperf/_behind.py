@@ -43,7 +43,7 @@ class Behind:
         # A tier that ends its calls in time by itself, when it is the first to be asked.
         self._first_in_time = next((tier for tier in self._tiers[:1] if tier.deadline <= staleness.deadline), None)
         self._time: Callable[[], float] = time.monotonic
-        self._ordering = Ordering()
+        self.ordering: Final = Ordering()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.promotions = 0
         self.deadlines = 0
@@ -79,13 +79,13 @@ class Behind:
         """The entry of a key from the first tier that has a fresh one, else the newest stale one."""
         if not self._tiers:
             return None
-        began_at = self._ordering.latest
+        began_at = self.ordering.latest
         best: Entry | None = None
         started = self._time()
         for tier in self._tiers:
             with self._limit(tier, started) as wait:
                 entry = await tier.get(key)
-            if wait.passed:
+            if wait.passed or (entry is None and self._is_over(started)):
                 self.deadlines += 1
                 break
             if entry is not None and (best is None or entry.created_at > best.created_at):
@@ -100,13 +100,13 @@ class Behind:
         best: dict[str, Entry] = {}
         if not self._tiers or not keys:
             return best
-        began_at = self._ordering.latest
+        began_at = self.ordering.latest
         wanted = keys
         started = self._time()
         for tier in self._tiers:
             with self._limit(tier, started) as wait:
                 found = await tier.get_many(wanted)
-            if wait.passed:
+            if wait.passed or (not found and self._is_over(started)):
                 self.deadlines += 1
                 break
             for key, entry in found.items():
@@ -119,6 +119,10 @@ class Behind:
                 break
         return best
 
+    def _is_over(self, started: float) -> bool:
+        # A tier that ends its calls by itself does not say why.
+        return self._time() - started >= self._staleness.deadline
+
     def _limit(self, tier: Tier, started: float) -> "Wait | _Unlimited":
         """What ends the wait for a tier when the deadline of a read has passed that began at `started`."""
         if tier is self._first_in_time:
@@ -129,7 +133,7 @@ class Behind:
         return Deadline(self._staleness.deadline).wait(started)
 
     def _found(self, began_at: int, key: str, entry: Entry, tier: Tier) -> None:
-        if not self._ordering.stands(began_at, key, entry):
+        if not self.ordering.stands(began_at, key, entry):
             return
         if tier is not self._tiers[0]:
             self.queues[0].put(key, entry)
@@ -141,7 +145,7 @@ class Behind:
 
     def put(self, key: str, entry: Entry) -> None:
         """Write what was loaded to all tiers, with nobody waiting; what a read under way finds is older."""
-        self._ordering.overtake(key)
+        self.ordering.overtake(key)
         for queue in self.queues:
             queue.put(key, entry)
 
@@ -158,7 +162,7 @@ class Behind:
 
     async def store(self, entries: Mapping[str, Entry]) -> tuple[frozenset[str] | None, frozenset[str] | None]:
         """Write to all tiers; the keys that each took."""
-        with self._ordering.writing(entries):
+        with self.ordering.writing(entries):
             self._overtake(entries)
             if len(entries) == 1:
                 ((key, entry),) = entries.items()
@@ -169,20 +173,20 @@ class Behind:
 
     async def remove(self, keys: Sequence[str]) -> tuple[bool | None, bool | None]:
         """Forget keys; whether each tier has."""
-        with self._ordering.writing(keys):
+        with self.ordering.writing(keys):
             self._overtake(keys)
             return await self._removed(lambda tier: tier.delete_many(keys))
 
     async def invalidate_tag(self, tag: str) -> tuple[bool | None, bool | None]:
         """Forget every entry with a tag; whether each tier has."""
-        with self._ordering.invalidating(tag):
+        with self.ordering.invalidating(tag):
             for queue in self.queues:
                 queue.overtake_tag(tag)
             return await self._removed(lambda tier: tier.invalidate_tag(tag))
 
     async def clear(self) -> tuple[bool | None, bool | None]:
         """Forget the namespace; whether each tier has."""
-        with self._ordering.clearing():
+        with self.ordering.clearing():
             for queue in self.queues:
                 queue.overtake_all()
             self._promotion.clear()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from acgsperf._arguments import checked_int, checked_seconds
 from acgsperf._pool_acquire import Acquire
 from acgsperf._pool_slot import Slot, describe_place, place_of_caller, slot_of
-from acgsperf._pool_supply import HOUR_NS, Supply
+from acgsperf._pool_supply import HEALTH_TICKET, HOUR_NS, Supply
 from acgsperf._pool_values import (
     TARGET_UTILIZATION,
     CloseReason,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("acgsperf.pool")
 _LATENCY_HALF_LIFE_S: Final = 10.0
+_MOST_SUSPECTED: Final = 4.0
 
 
 class ConnectionPool(Supply):
@@ -273,6 +274,7 @@ class ConnectionPool(Supply):
             TypeError: for sizes that are no integers.
         """
         min_size, max_size = checked_sizes(min_size, max_size)
+        self._refuse_elsewhere()
         # What nobody has raised above the old minimum goes down with it.
         target = min_size if self._target_size == self._min_size else self._target_size
         self._min_size, self._max_size = min_size, max_size
@@ -282,6 +284,7 @@ class ConnectionPool(Supply):
 
     def drain(self) -> None:
         """Replace every connection, idle ones now and lent ones when they come back: after a failover, for example."""
+        self._refuse_elsewhere()
         self._generation += 1
         while self._idle:
             self._retire(self._idle.popleft(), CloseReason.DRAINED)
@@ -309,29 +312,58 @@ class ConnectionPool(Supply):
         )
 
     async def health(self) -> PoolHealth:
-        """Ask the server with an idle connection, and beside one that is silent with another or a new one.
+        """Ask the server with an idle connection, within `check_timeout`, or with a new one, within `connect_timeout`.
 
-        A pool that lends as many as it may has nothing to ask with, and is as healthy as it was. One that gets no
-        answer within `check_timeout` closes its idle connections and refuses callers until it can connect again, which
-        it goes on trying by itself.
+        A pool that has neither, or whose server is full, is as healthy as it was. One that gets no answer closes its
+        idle connections and refuses callers until it can connect again, which it goes on trying by itself.
         """
         self._refuse_elsewhere()
         if not self._open:
             return PoolHealth(False, error=f"pool {self.name!r} is not open")
         start = self._clock()
-        if self._error is None and (self._idle or self._room > 0):
-            timeout = self.options.check_timeout
-            try:
-                # As the first of those who wait, and not counted among those whose time ran out.
-                async with asyncio.timeout(timeout):
-                    self._give(await self._wait(math.inf, math.inf, again=True))
-            except TimeoutError:
-                self._fail(TimeoutError(f"no answer within {timeout} s"))
-            except PoolError as error:
-                return PoolHealth(False, error=str(error))
-            else:
+        if self._error is None and self._idle:
+            if await self._ask_with_idle():
                 return PoolHealth(True, self._ns_since(start))
+            if self._error is None and not self._has_lent():
+                self._fail(TimeoutError(f"no answer within {self.options.check_timeout} s"))
+        if self._error is None and self._room > 0:
+            failures = self._failed_connects
+            self._connecting += 1
+            await self._connect()
+            if self._failed_connects == failures:
+                return PoolHealth(True, self._ns_since(start))
+            # A server that refuses answers at least; of one that says nothing the connections are silent too.
+            if isinstance(self._last_failure, TimeoutError):
+                self._fail(self._last_failure)
+            elif self._last_failure is not None and not self._has_live():
+                return PoolHealth(False, error=self._describe(self._last_failure))
         return PoolHealth(True) if self._error is None else PoolHealth(False, error=self._describe(self._error))
+
+    async def _ask_with_idle(self) -> bool:
+        # As the first of those who wait, and not counted among those whose time ran out.
+        slot = None
+        try:
+            async with asyncio.timeout(self.options.check_timeout):
+                slot = await self._wait(math.inf, math.inf, HEALTH_TICKET)
+                # What a borrower has just given back was not asked.
+                await slot.connection.execute("SELECT 1")
+        except PoolError:
+            return False
+        except Exception:
+            if slot is not None:
+                self._drop(slot, CloseReason.CHECK_FAILED)
+                self._supply()
+            return False
+        except BaseException:
+            if slot is not None:
+                self._drop(slot, CloseReason.CHECK_FAILED)
+                self._supply()
+            raise
+        self._give(slot)
+        return True
+
+    def _has_lent(self) -> bool:
+        return any(slot.lease is not None and not slot.connection.is_closed() for slot in self._slots)
 
     def optimize(self) -> PoolOptimization:
         """Keep as many connections as make recent demand 80 % of them, between `min_size` and `max_size`.
@@ -359,6 +391,7 @@ class ConnectionPool(Supply):
         Replaces connections that are lost or near the end of their lifetime, closes those that nobody needs, reports
         leaks and opens what is missing.
         """
+        self._refuse_elsewhere()
         now = self._clock()
         for slot in self._slots:
             slot.ageing = now >= slot.retires_at
@@ -428,7 +461,8 @@ class ConnectionPool(Supply):
         # Whoever waits comes first, even if something is idle.
         slot = None if self._waiters else self._pop_fresh(start)
         if slot is None:
-            slot = await self._wait(timeout, timeout)
+            ticket = next(self._tickets)
+            slot = await self._wait(timeout, timeout, ticket)
             while (closed := slot.connection.is_closed()) or not slot.is_quiet():
                 # The server ended it in the turn between being handed over and arriving here.
                 if closed:
@@ -436,7 +470,7 @@ class ConnectionPool(Supply):
                 else:
                     self._start_check(slot)
                 self._refuse_unless_open()
-                slot = await self._wait(max(timeout - (self._clock() - start), 0.0), timeout, again=True)
+                slot = await self._wait(max(timeout - (self._clock() - start), 0.0), timeout, ticket, again=True)
         now = self._clock()
         self.wait_time.record(min(max(int((now - start) * 1e9), 0), HOUR_NS))
         lent = self._in_use - self._checks
@@ -480,7 +514,7 @@ class ConnectionPool(Supply):
             return requests
         age_s = self._clock() - self._progress_at
         if self._in_use:
-            # One that gives nothing back any more is as slow as that.
-            return requests * max(self._recent_use_s, age_s)
+            # One that gives nothing back any more may be slower than it was, or has lent one connection for long.
+            return requests * max(self._recent_use_s, min(age_s, _MOST_SUSPECTED * self._recent_use_s))
         # What is remembered fades, or a replica that was slow once would never be asked again.
         return requests * self._recent_use_s * math.exp2(-age_s / _LATENCY_HALF_LIFE_S)

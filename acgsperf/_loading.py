@@ -19,14 +19,15 @@ _LoaderOfMany = Callable[[list[str]], Awaitable[Mapping[str, Any]]]
 
 
 class _Found:
-    """What one call has for its keys so far: values to give, and entries that are due or stale."""
+    """What one call has for its keys: values to give, due and stale entries, and those that others may be given too."""
 
-    __slots__ = ("due", "stale", "values")
+    __slots__ = ("due", "given", "stale", "values")
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self.due: dict[str, Entry] = {}
         self.stale: dict[str, Entry] = {}
+        self.given: dict[str, Entry] = {}
 
 
 class Loading:
@@ -74,10 +75,19 @@ class Loading:
             tags: of these entries.
         """
         found = _Found()
+        began_at = self._behind.ordering.latest
         unknown = self._look_beside(keys, found)
         held = {*found.due, *found.stale}
         if unknown:
             self._take_in(await self._read(unknown), unknown, found)
+            # Others, who come after a write that has overtaken this read, are not to be given what it found.
+            found.given = {
+                key: entry
+                for key, entry in {**found.due, **found.stale}.items()
+                if self._behind.ordering.stands(began_at, key, entry)
+            }
+        else:
+            found.given = {**found.due, **found.stale}
         # Nothing is awaited from here on until the load is known to all.
         waits = self._join_or_begin(keys, found, held, loader, entry_of, tags)
         if waits:
@@ -126,7 +136,7 @@ class Loading:
         refreshed = [key for key in found.due if self.flights.get(key) is None and key not in self._failures]
         joined = {key: flight for key in wanted if (flight := self.flights.get(key)) is not None}
         begun = [key for key in wanted if key not in joined] + refreshed
-        own = self._begin(begun, {**found.due, **found.stale}, held, loader, entry_of, tags) if begun else None
+        own = self._begin(begun, found.given, held, loader, entry_of, tags) if begun else None
         if own is not None and refreshed:
             own.detached = True
             self.refreshes += len(refreshed)

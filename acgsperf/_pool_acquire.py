@@ -23,7 +23,7 @@ _REPLICA_SHARE: Final = 0.5
 class Acquire:
     """What `acquire` returns: to be awaited, or entered."""
 
-    __slots__ = ("_lease", "_place", "_pool", "_readonly", "_timeout")
+    __slots__ = ("_entered", "_lease", "_place", "_pool", "_readonly", "_timeout")
 
     def __init__(self, pool: "ConnectionPool", timeout: float, readonly: bool, place: "Place | None") -> None:
         self._pool = pool
@@ -31,6 +31,7 @@ class Acquire:
         self._readonly = readonly
         self._place = place
         self._lease: Lease | None = None
+        self._entered = False
 
     def __await__(self) -> "Generator[Any, None, Lease]":
         return self._take().__await__()
@@ -50,15 +51,20 @@ class Acquire:
             return await self._pool._take(max(left, 0.0), self._place)
 
     async def __aenter__(self) -> "Lease":
-        if self._lease is not None:
-            raise PoolError("a connection is in use in this context; every context needs an acquire of its own")
-        self._lease = lease = await self._take()
+        if self._entered:
+            raise PoolError("this context has been entered; every one needs an acquire of its own")
+        self._entered = True
+        try:
+            self._lease = lease = await self._take()
+        except BaseException:
+            self._entered = False
+            raise
         return lease
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        lease, self._lease = self._lease, None
+        lease, self._lease, self._entered = self._lease, None, False
         assert lease is not None
         task = self._pool._take_back(lease)
         # One who ran out of time, or was cancelled, does not wait for a server that may not answer.

@@ -7,6 +7,7 @@ caller has nothing to lose but a place in the queue.
 
 import asyncio
 import inspect
+import itertools
 import logging
 import math
 import random
@@ -31,6 +32,8 @@ _FIRST_BACKOFF_S: Final = 0.05
 # A server that is back must not wait much longer than this to be noticed.
 _LAST_BACKOFF_S: Final = 0.8
 _LATENCY_WEIGHT: Final = 0.2
+# Before everybody else.
+HEALTH_TICKET: Final = 0
 # As much as a histogram takes.
 HOUR_NS: Final = 3_600_000_000_000
 
@@ -57,7 +60,8 @@ class Supply:
         self._slots: set[Slot] = set()
         self._leaving: set[Slot] = set()
         self._idle: deque[Slot] = deque()
-        self._waiters: OrderedDict[asyncio.Future[Slot], None] = OrderedDict()
+        self._waiters: OrderedDict[asyncio.Future[Slot], int] = OrderedDict()
+        self._tickets = itertools.count(HEALTH_TICKET + 1)
         self._warmers: dict[asyncio.Future[None], int] = {}
         # Checks under way; the server has been silent for a while in some of them.
         self._connecting = self._checks = self._slow_checks = 0
@@ -100,7 +104,13 @@ class Supply:
 
     def _refuse_elsewhere(self) -> None:
         """Refuse other event loops, and processes that were forked: what they hold are copies of our sockets."""
-        if self._loop is not None and asyncio.get_running_loop() is not self._loop:
+        if self._loop is None:
+            return
+        try:
+            elsewhere = asyncio.get_running_loop() is not self._loop
+        except RuntimeError:
+            elsewhere = True
+        if elsewhere:
             raise PoolError(f"pool {self.name!r} belongs to another event loop or process")
 
     def _refuse_unless_open(self) -> None:
@@ -143,25 +153,31 @@ class Supply:
     def _coming(self) -> int:
         """Connections that callers need not wait for another to give back: they are being checked, or opened."""
         coming = len(self._idle) + self._checks - self._slow_checks + self._connecting
-        return coming + self._room if self._retry is None else coming
+        return coming + max(self._room, 0) if self._retry is None else coming
 
-    async def _wait(self, left: float, timeout: float, *, again: bool = False) -> Slot:  # noqa: ASYNC109
+    async def _wait(
+        self,
+        left: float,
+        timeout: float,  # noqa: ASYNC109
+        ticket: int,
+        *,
+        again: bool = False,
+    ) -> Slot:
         """What a task of the pool hands over, when `left` of the `timeout` is left.
 
-        One who waits `again` was given a connection that is gone.
+        Who has the lowest ticket is the first; one who waits `again` was given a connection that is gone.
         """
         most = self.options.max_waiting
-        if most is not None and not again and len(self._waiters) - self._coming() >= most:
+        newcomer = not again and ticket != HEALTH_TICKET
+        if most is not None and newcomer and len(self._waiters) - self._coming() >= most:
             self._saturations += 1
             raise PoolSaturated(f"pool {self.name!r}: {len(self._waiters)} callers are waiting already")
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Slot] = loop.create_future()
         timer = loop.call_later(left, self._time_out, waiter, timeout) if left < math.inf else None
         try:
-            self._waiters[waiter] = None
-            if again:
-                self._waiters.move_to_end(waiter, last=False)
-            else:
+            self._queue(waiter, ticket)
+            if newcomer:
                 self._peak = max(self._peak, self._demand)
             self._supply()
             return await waiter
@@ -174,6 +190,14 @@ class Supply:
             if timer is not None:
                 timer.cancel()
             self._waiters.pop(waiter, None)
+
+    def _queue(self, waiter: asyncio.Future[Slot], ticket: int) -> None:
+        waiters = self._waiters
+        in_order = not waiters or next(reversed(waiters.values())) < ticket
+        later = [] if in_order else [other for other, other_ticket in waiters.items() if other_ticket > ticket]
+        waiters[waiter] = ticket
+        for other in later:
+            waiters.move_to_end(other)
 
     def _time_out(self, waiter: asyncio.Future[Slot], timeout: float) -> None:
         if not waiter.done():
@@ -307,9 +331,14 @@ class Supply:
             except BaseException:
                 connection.terminate()
                 raise
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._connecting -= 1
-            self._note_failure(error)
+            if isinstance(error, Exception):
+                self._note_failure(error)
+            elif _is_cancelled():
+                raise
+            else:
+                self._note_failure(PoolError("init was cancelled from inside"))
         else:
             self._connecting -= 1
             self._add(slot)
@@ -480,3 +509,8 @@ def _secrets(dsn: str, password: object) -> set[str]:
     if isinstance(password, str):
         found.add(password)
     return found - {""}
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

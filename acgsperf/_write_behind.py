@@ -46,7 +46,10 @@ class WriteBehind:
             await self._task
 
     def put(self, key: str, entry: Entry) -> None:
-        """Queue an entry."""
+        """Queue an entry, unless a newer one waits there."""
+        waiting = self._writes.get(key)
+        if waiting is not None and waiting.created_at > entry.created_at:
+            return
         self._demotions.pop(key, None)
         self._queue(self._writes, key, entry)
 

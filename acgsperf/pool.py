@@ -63,6 +63,9 @@ class PoolManager:
             await pool.open()
         finally:
             del self._opening[name]
+        if self._closed:
+            await pool.close(0)
+            raise PoolClosed("the pool manager was closed meanwhile")
         self._pools[name] = pool
         if self._monitor is None:
             self._monitor = asyncio.create_task(self._watch(), name="acgsperf pool manager")

@@ -177,7 +177,7 @@ class PostgresTier(ServerTier):
             if self._ready:
                 return
             if self._pool is None:
-                self._pool = ConnectionPool(
+                pool = ConnectionPool(
                     self._dsn,
                     name=f"tier {self._table}",
                     min_size=0,
@@ -185,7 +185,8 @@ class PostgresTier(ServerTier):
                     reset=False,
                     statement_cache_size=self._statement_cache_size,
                 )
-                await self._pool.open()
+                await pool.open()
+                self._pool = pool
             comment = _COMMENT.format(version=SCHEMA_VERSION)
             async with self._pool.acquire() as connection:
                 try:

@@ -5,6 +5,7 @@ import random
 
 import pytest
 from memory_tier import MemoryTier
+from msgspec import structs
 
 KEYS = ["a", "b", "c"]
 
@@ -68,6 +69,42 @@ async def act(cache, origin, clock, chance):
         await cache.get_or_load(key, origin.load, tags=["t"])
 
 
+@pytest.mark.parametrize("write", ["set", "delete", "clear", "invalidate_tag"])
+@pytest.mark.parametrize("stale_ttl", [0, 60])
+async def test_who_comes_after_a_write_is_not_given_what_a_read_before_it_found(
+    open_cache, l2, clock, settle, write, stale_ttl
+):
+    await (await open_cache(l2, ttl=60)).set("a", "old", tags=["t"])
+    l2.store["test", "a"] = structs.replace(l2["a"], kept_until=clock.now + 1_000)
+    clock.advance(61 if stale_ttl else 40)
+    cache = await open_cache(l2, ttl=60, stale_ttl=stale_ttl, soft_timeout=0, refresh_ahead=0.5)
+    loaded = asyncio.Event()
+
+    async def load(key):
+        await loaded.wait()
+        return "new"
+
+    l2.gate.clear()
+    before = asyncio.create_task(cache.get_or_load("a", load))
+    await settle()
+    changed = asyncio.create_task(
+        {
+            "set": lambda: cache.set("a", "newest"),
+            "delete": lambda: cache.delete("a"),
+            "clear": cache.clear,
+            "invalidate_tag": lambda: cache.invalidate_tag("t"),
+        }[write]()
+    )
+    await settle()
+    l2.gate.set()
+    await changed
+    after = asyncio.create_task(cache.get_or_load("a", load))
+    await settle()
+    loaded.set()
+    assert await after == ("newest" if write == "set" else "new")
+    assert await before in {"old", await after}
+
+
 @pytest.mark.parametrize("seed", range(40))
 async def test_at_rest_no_tier_holds_an_older_value_than_was_written_last(open_cache, clock, settle, seed):
     chance = random.Random(seed)
@@ -95,6 +132,6 @@ async def test_at_rest_no_tier_holds_an_older_value_than_was_written_last(open_c
         for tier in (l2, l3):
             if key in tier:
                 assert tier[key].value == origin.versions[key]
-    assert not cache._behind._ordering._keys.under_way
+    assert not cache._behind.ordering._keys.under_way
     assert cache.stats().loading == 0
     assert set(cache._local._entries) >= set(cache._local.l1.keys())

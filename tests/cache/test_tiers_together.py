@@ -326,6 +326,30 @@ async def test_a_tier_that_hangs_is_a_miss_after_the_deadline(open_cache, l2, l3
     l2.gate.set()
 
 
+async def test_a_tier_that_ends_its_calls_by_itself_counts_as_the_deadline_does(open_cache, l2):
+    l2.deadline = 0.01
+    cache = await open_cache(l2, deadline=0.01)
+
+    async def in_vain(*keys):
+        await asyncio.sleep(0.02)
+
+    l2._answer, l2.up = in_vain, False
+    assert await cache.get("key", "missed") == "missed"
+    assert await cache.get_many(["key"]) == {}
+    assert cache.stats().deadlines == 2
+
+
+async def test_what_waits_for_a_tier_gives_way_to_newer_entries_only(open_cache, l2, l3, settle, clock):
+    cache = await open_cache(l2, l3)
+    await (await open_cache(None, l3)).set("key", "old")
+    clock.advance(1)
+    queue = cache._behind.queues[0]
+    queue.put("key", cache._entry("key", "new", 60, ()))
+    assert await cache.get("key") == "old"
+    await settle()
+    assert l2["key"].value == "new"
+
+
 async def test_a_cache_that_is_not_open_says_so(l2):
     cache = TieredCache(LRUCache(10), l2, namespace="test")
     for call in (cache.get("key"), cache.set("key", 1), cache.get_or_load("key", Loader()), cache.clear()):

@@ -533,6 +533,9 @@ async def test_another_event_loop_is_refused_and_harms_nobody(dsn):
             for call in (pool.acquire, lambda: pool.release(lease), pool.health, pool.close, lambda: pool.warm(1)):
                 with pytest.raises(PoolError, match="another event loop or process"):
                     await call()
+            for call in (pool.drain, lambda: pool.resize(1, 2), pool.maintain, pool.optimize):
+                with pytest.raises(PoolError, match="another event loop or process"):
+                    call()
 
         await asyncio.to_thread(asyncio.run, elsewhere())
         await pool.release(lease)
@@ -578,6 +581,53 @@ def test_a_forked_process_is_refused_and_its_parent_goes_on(dsn):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+async def test_an_init_that_was_cancelled_from_inside_is_tried_again(dsn):
+    attempts = []
+
+    async def init(connection):
+        attempts.append(connection)
+        if len(attempts) <= 2:
+            raise asyncio.CancelledError
+
+    async with ConnectionPool(dsn, min_size=0, max_size=2, init=init) as pool:
+        async with pool.acquire(timeout=5) as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+        assert (pool.stats().connecting, pool.stats().failed_connects) == (0, 2)
+
+
+async def test_a_pool_that_was_made_smaller_lets_callers_wait(dsn):
+    async with ConnectionPool(dsn, min_size=0, max_size=4, max_waiting=1) as pool:
+        leases = [await pool.acquire() for _ in range(4)]
+        pool.resize(0, 1)
+        with pytest.raises(PoolTimeout):
+            await pool.acquire(timeout=0.02)
+        for lease in leases:
+            await pool.release(lease)
+
+
+async def test_those_whose_connections_ended_as_they_got_them_wait_in_their_old_order(dsn, admin):
+    options = {"min_size": 4, "max_size": 4, "server_settings": {"application_name": "reordered"}}
+    served = []
+
+    async def borrow(pool, number):
+        async with pool.acquire(timeout=10):
+            served.append(number)
+
+    async with ConnectionPool(dsn, **options) as pool:
+        leases = [await pool.acquire() for _ in range(4)]
+        callers = [asyncio.create_task(borrow(pool, number)) for number in range(6)]
+        await asyncio.sleep(0.01)
+        for slot in list(pool._slots):
+            # Handed over in one turn, and closed before any of them has run.
+            slot.end_lease()
+            pool._give(slot)
+            slot.connection.terminate()
+        await asyncio.gather(*callers)
+        for lease in leases:
+            await pool.release(lease)
+    assert served == list(range(6))
+
+
 async def test_a_context_is_entered_once_at_a_time(dsn):
     async with ConnectionPool(dsn, min_size=2, max_size=2) as pool:
         context = pool.acquire()
@@ -586,6 +636,15 @@ async def test_a_context_is_entered_once_at_a_time(dsn):
                 await context.__aenter__()
         async with context as connection:
             assert await connection.fetchval("SELECT 1") == 1
+        leases = [await pool.acquire() for _ in range(2)]
+        context = pool.acquire()
+        entering = [asyncio.create_task(context.__aenter__()) for _ in range(2)]
+        await asyncio.sleep(0.01)
+        for lease in leases:
+            await pool.release(lease)
+        answers = await asyncio.gather(*entering, return_exceptions=True)
+        assert isinstance(answers[1], PoolError)
+        await context.__aexit__(None, None, None)
         assert pool.stats().in_use == 0
 
 

@@ -162,6 +162,35 @@ async def test_a_pool_that_its_user_closed_is_forgotten(dsn):
         assert not (await manager.create("app", dsn, min_size=1)).closed
 
 
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_pool_that_opens_while_the_manager_is_closed_is_closed_too(dsn, turns):
+    before = asyncio.all_tasks()
+    manager = PoolManager()
+    opening = asyncio.create_task(manager.create("app", dsn, min_size=0))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await manager.close(0)
+    done = await asyncio.gather(opening, return_exceptions=True)
+    assert isinstance(done[0], PoolClosed) or (turns == 3 and done[0].closed)
+    assert asyncio.all_tasks() == before
+
+
+async def test_one_long_lease_does_not_starve_its_replica(dsn, clock):
+    async with ConnectionPool(dsn, min_size=1, max_size=20, replicas=[dsn, dsn], clock=clock) as pool:
+        held, other = pool.replicas
+        for replica in pool.replicas:
+            async with replica.acquire():
+                clock.advance(0.01)
+        kept = await held.acquire()
+        clock.advance(600)
+        readers = [await pool.acquire(readonly=True) for _ in range(12)]
+        # What it has lent for long counts four times, and no more.
+        assert 2 <= held.stats().in_use <= 4
+        assert other.stats().in_use == 13 - held.stats().in_use
+        for lease in (kept, *readers):
+            await pool.release(lease)
+
+
 async def test_closing_a_manager_closes_what_is_being_opened(victim, until):
     manager = PoolManager()
     victim.freeze()

@@ -68,6 +68,41 @@ async def test_a_pool_that_lends_all_it_has_asks_with_a_new_connection_where_the
             victim.thaw()
 
 
+async def test_a_server_that_has_no_room_for_another_session_is_healthy(dsn, admin):
+    await admin.execute("DROP ROLE IF EXISTS limited; CREATE ROLE limited LOGIN CONNECTION LIMIT 2")
+    options = {"user": "limited", "min_size": 2, "max_size": 5, "check_timeout": 0.2, "connect_timeout": 1.0}
+    async with ConnectionPool(dsn, **options) as pool, pool.acquire() as one, pool.acquire():
+        waiting = asyncio.ensure_future(pool.acquire(timeout=10))
+        await asyncio.sleep(0.1)
+        assert (await pool.health()).healthy
+        assert await one.fetchval("SELECT 1") == 1
+        await pool.release(one)
+        await pool.release(await waiting)
+    await admin.execute("DROP ROLE limited")
+
+
+async def test_a_connection_that_takes_its_time_to_be_made_is_no_silence(dsn):
+    async def init(connection):
+        await asyncio.sleep(0.3)
+
+    options = {"min_size": 1, "max_size": 3, "check_timeout": 0.05, "init": init}
+    async with ConnectionPool(dsn, **options) as pool, pool.acquire():
+        assert (await pool.health()).latency_ns > 200_000_000
+
+
+async def test_health_asks_what_a_borrower_has_just_given_back(victim, clock):
+    options = {"min_size": 2, "max_size": 2, "check_timeout": 0.3, "reset": False, "clock": clock}
+    async with ConnectionPool(victim.dsn, **options) as pool:
+        lent = await pool.acquire()
+        clock.advance(1)
+        victim.freeze()
+        asking = asyncio.create_task(pool.health())
+        await asyncio.sleep(0.1)
+        await pool.release(lent)
+        assert not (await asking).healthy
+        victim.thaw()
+
+
 async def test_health_is_no_demand_and_no_caller_whose_time_ran_out(victim, clock):
     options = {"min_size": 1, "max_size": 4, "check_timeout": 0.1, "connect_timeout": 0.2, "clock": clock}
     async with ConnectionPool(victim.dsn, **options) as pool:

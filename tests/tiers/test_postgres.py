@@ -101,3 +101,18 @@ def test_a_tier_does_not_show_its_password():
     with pytest.raises(ValueError, match="DSN") as caught:
         PostgresTier("postgresql://user:secret@[host/db")
     assert "secret" not in str(caught.value)
+
+
+async def test_a_tier_whose_opening_was_cut_short_connects_later(servers, namespace, entry):
+    tier = PostgresTier(servers.database_url)
+    opening = asyncio.create_task(tier.open(namespace))
+    await asyncio.sleep(0)
+    # The loop is busy with something else for longer than the deadline.
+    time.sleep(0.3)  # noqa: ASYNC251
+    await opening
+    async with asyncio.timeout(10):
+        while not await tier.set("key", entry(1)):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    assert (await tier.get("key")).value == 1
+    await tier.clear()
+    await tier.close()
