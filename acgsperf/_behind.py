@@ -133,7 +133,7 @@ class Behind:
         return Deadline(self._staleness.deadline).wait(started)
 
     def _found(self, began_at: int, key: str, entry: Entry, tier: Tier) -> None:
-        if not self.ordering.stands(began_at, key, entry):
+        if not self.ordering.stands(began_at, key, entry.tags):
             return
         if tier is not self._tiers[0]:
             self.queues[0].put(key, entry)

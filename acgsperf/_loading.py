@@ -84,7 +84,7 @@ class Loading:
             found.given = {
                 key: entry
                 for key, entry in {**found.due, **found.stale}.items()
-                if self._behind.ordering.stands(began_at, key, entry)
+                if self._behind.ordering.stands(began_at, key, entry.tags)
             }
         else:
             found.given = {**found.due, **found.stale}

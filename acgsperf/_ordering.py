@@ -5,8 +5,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from acgsperf.tiers.base import Entry
-
 __all__ = ["Ordering"]
 
 # Keys and tags whose last write is remembered; after that many, what is being read is not kept.
@@ -34,13 +32,13 @@ class Ordering:
         # What was being read at this number is overtaken, whatever its keys.
         self._all_overtaken_at = 0
 
-    def stands(self, began_at: int, key: str, entry: Entry) -> bool:
-        """Whether no write has touched this key or a tag of its entry since `latest` was `began_at`."""
+    def stands(self, began_at: int, key: str, tags: tuple[str, ...] = ()) -> bool:
+        """Whether no write has touched this key, or a tag of its entry, since `latest` was `began_at`."""
         return (
             began_at >= self._all_overtaken_at
             and not self._clears
             and self._keys.stands(began_at, key)
-            and (not entry.tags or all(self._tags.stands(began_at, tag) for tag in entry.tags))
+            and (not tags or all(self._tags.stands(began_at, tag) for tag in tags))
         )
 
     def overtake(self, key: str) -> None:

@@ -50,3 +50,13 @@ class LiveCacheMetrics(CacheMetrics):
     def __init__(self, cache: "UltraFastMultiTierCache") -> None:
         self._cache = cache
         super().__init__()
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the figures are the same now."""
+        if not isinstance(other, CacheMetrics):
+            return NotImplemented
+        return all(getattr(self, name) == getattr(other, name) for name in CacheMetrics.__dataclass_fields__)
+
+    def __reduce__(self) -> tuple[type[CacheMetrics], tuple[float, ...]]:
+        """Copies, and what is sent elsewhere, are the figures of now."""
+        return CacheMetrics, tuple(getattr(self, name) for name in CacheMetrics.__dataclass_fields__)

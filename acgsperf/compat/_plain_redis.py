@@ -7,7 +7,7 @@ import math
 from typing import Any, Final
 
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import DataError, ResponseError
 
 from acgsperf._dispatch import LRUCache
 from acgsperf.compat._awaiting import settled
@@ -18,6 +18,7 @@ __all__ = ["PlainRedis", "close_client"]
 
 WRITTEN: Final = 250_000
 _KEYS_A_COMMAND: Final = 1_000
+_AT_ONCE: Final = 50
 _NO_ANSWER: Final = object()
 
 _log = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ class PlainRedis:
     def __init__(self, client: Any, written: LRUCache[str, None]) -> None:
         self.client = client
         self._written = written
+        # A client of redis-py's fails when it has more callers than connections, a hundred.
+        self._turn = asyncio.Semaphore(_AT_ONCE)
         self._breaker = CircuitBreaker()
 
     async def read(self, key: str) -> Any:
@@ -54,30 +57,35 @@ class PlainRedis:
             text = json.dumps(value)
         except (TypeError, ValueError, RecursionError) as error:
             _log.warning("a value of type %s cannot be stored in Redis: %s", type(value).__name__, error)
+            # Nor is the one before it to be found there.
+            await self.delete(key)
             return False
+        # Before it is asked: one that is not heard of may have been stored.
+        self._written.set(key, None, ttl)
         if ttl is None:
             reply = await self._ask("set", key, text)
         elif _is_redis_py(self.client):
             reply = await self._ask("execute_command", "SETEX", key, max(1, math.ceil(ttl)), text)
         else:
             reply = await self._ask("setex", key, max(1, math.ceil(ttl)), text)
-        if reply is _NO_ANSWER:
-            return False
-        self._written.set(key, None, ttl)
-        return True
+        return reply is not _NO_ANSWER
 
     async def expires_in(self, key: str) -> float:
-        """Seconds for which Redis keeps a key: infinite without an end or an answer, 0 when it is gone."""
+        """Seconds for which Redis keeps a key: infinite without an end or a Redis, 0 when it is gone or not told."""
+        if self.client is None:
+            return math.inf
         left = await self._ask("ttl", key)
+        if left is _NO_ANSWER:
+            return 0
         if not isinstance(left, int) or left == -1:
             return math.inf
         return max(0, left)
 
-    async def delete(self, key: str) -> bool:
-        """Remove a key; whether Redis had it."""
+    async def delete(self, key: str) -> bool | None:
+        """Remove a key; whether Redis had it, None when there is one that does not answer."""
         reply = await self._ask("delete", key)
         if reply is _NO_ANSWER:
-            return False
+            return None if self.client is not None else False
         self._written.pop(key, None)
         return bool(reply)
 
@@ -110,8 +118,12 @@ class PlainRedis:
         return True
 
     async def _ask(self, command: str, *arguments: Any) -> Any:
-        if self.client is None or not self._breaker.allow():
+        if self.client is None:
             return _NO_ANSWER
+        async with self._turn:
+            return await self._ask_in_turn(command, *arguments) if self._breaker.allow() else _NO_ANSWER
+
+    async def _ask_in_turn(self, command: str, *arguments: Any) -> Any:
         try:
             async with asyncio.timeout(DEADLINE_S):
                 reply = await settled(getattr(self.client, command)(*arguments))
@@ -119,6 +131,10 @@ class PlainRedis:
             # The server is well, and would not do this.
             _log.warning("Redis refused a command: %s", error)
             reply = _NO_ANSWER
+        except (DataError, UnicodeError) as error:
+            # A key that cannot be sent is the caller's affair.
+            _log.warning("a command cannot be sent to Redis: %s", error)
+            return _NO_ANSWER
         except Exception as error:
             _log.debug("Redis failed", exc_info=True)
             if self._breaker.failed():

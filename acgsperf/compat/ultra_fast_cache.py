@@ -9,6 +9,7 @@ somebody asks for it: counts from the `LRUCache`, times as `AccessLog` and `seco
 
 import asyncio
 import logging
+import math
 import os
 import sys
 import time
@@ -21,6 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from acgsperf._dispatch import LRUCache
+from acgsperf._ordering import Ordering
 from acgsperf._types import CONSTITUTIONAL_HASH
 from acgsperf.compat._accesses import AccessLog
 from acgsperf.compat._awaiting import settled
@@ -106,6 +108,7 @@ class UltraFastMultiTierCache:
         # The times of the last hits in L2, of keys that are not in L1.
         self.promotion_candidates: LRUCache[str, deque[float]] = LRUCache(_CANDIDATES, _HOUR_S)
         self._written: LRUCache[str, None] = LRUCache(WRITTEN)
+        self._ordering = Ordering()
         # Lookups in L1 that were not part of a `get`, and the time that `get` spent behind L1.
         self._helper_lookups = 0
         self._behind_s = 0.0
@@ -149,7 +152,9 @@ class UltraFastMultiTierCache:
             if client is not None:
                 await close_client(client)
             client = None
-        self.redis_client = client
+        former, self.redis_client = self.redis_client, client
+        if former is not None:
+            await close_client(former)
         await self.set(f"constitutional_hash:{CONSTITUTIONAL_HASH}", True, data_type="constitutional")
 
     async def get(self, key: str, data_type: str = "default") -> Any:
@@ -165,12 +170,13 @@ class UltraFastMultiTierCache:
 
     async def _get_behind_l1(self, key: str, data_type: str) -> Any:
         started = time.perf_counter()
+        began_at = self._ordering.latest
         try:
             value = await self._get_from_l2(key)
             if value is None:
                 self._accesses.record(key)
                 self._metrics.l3_misses += 1
-            else:
+            elif self._ordering.stands(began_at, key):
                 self._update_access_patterns(key)
                 await self._consider_promotion(key, value, data_type)
             return value
@@ -191,19 +197,25 @@ class UltraFastMultiTierCache:
         """
         if ttl is None:
             ttl = self._get_optimal_ttl(data_type)
+        if math.isnan(ttl):
+            raise ValueError(f"ttl must be a number of seconds, not {ttl!r}")
         if ttl <= 0:
             await self.delete(key)
             return True
-        self.promotion_candidates.pop(key, None)
-        self._set_in_l1(key, value, ttl)
-        await self._set_in_l2(key, value, ttl)
+        endless = ttl == math.inf
+        with self._ordering.writing([key]):
+            self.promotion_candidates.pop(key, None)
+            self._set_in_l1(key, value, ttl)
+            await self._set_in_l2(key, value, None if endless else ttl)
         return True
 
     async def delete(self, key: str) -> bool:
-        """Remove a key from every tier; whether one of them had it."""
-        self.promotion_candidates.pop(key, None)
-        held = self._l1.pop(key, None) is not None
-        return await self._l2.delete(key) or held
+        """Remove a key from every tier; whether one of them had it, and none may have it still."""
+        with self._ordering.writing([key]):
+            self.promotion_candidates.pop(key, None)
+            held = self._l1.pop(key, None) is not None
+            removed = await self._l2.delete(key)
+        return removed is not None and (removed or held)
 
     async def clear_all(self) -> bool:
         """Empty L1, and remove from Redis what this cache has put there, of which it knows the last 250,000 keys.
@@ -211,10 +223,11 @@ class UltraFastMultiTierCache:
         Returns:
             Whether Redis did so, or there is none.
         """
-        self._l1.clear()
-        self._accesses.clear()
-        self.promotion_candidates.clear()
-        return await self._l2.clear()
+        with self._ordering.clearing():
+            self._l1.clear()
+            self._accesses.clear()
+            self.promotion_candidates.clear()
+            return await self._l2.clear()
 
     async def close(self) -> None:
         """Close the client and forget L1. Where this is the cache of the process, it is so no longer."""
@@ -268,10 +281,15 @@ class UltraFastMultiTierCache:
         await self._promote(key, value, data_type, times)
 
     async def _promote(self, key: str, value: Any, data_type: str, times: deque[float]) -> bool:
+        began_at = self._ordering.latest
         # L1 keeps it no longer than Redis does.
         ttl = min(self._get_optimal_ttl(data_type), await self._l2.expires_in(key))
         # A key that was written or deleted meanwhile is no candidate any more, and its value is old.
-        if self.promotion_candidates.pop(key, None) is not times or ttl <= 0:
+        if (
+            not self._ordering.stands(began_at, key)
+            or self.promotion_candidates.pop(key, None) is not times
+            or ttl <= 0
+        ):
             return False
         self._set_in_l1(key, value, ttl)
         self._metrics.promotions += 1
@@ -360,8 +378,10 @@ class UltraFastMultiTierCache:
         for key in frequent[::-1][: max(0, self._l1.maxsize - len(self._l1))]:
             times = deque([time.time()])
             self.promotion_candidates.set(key, times)
+            began_at = self._ordering.latest
             value = await self._l2.read(key)
-            promoted += value is not None and await self._promote(key, value, "default", times)
+            stands = value is not None and self._ordering.stands(began_at, key)
+            promoted += stands and await self._promote(key, value, "default", times)
         return promoted
 
     async def health_check(self) -> dict[str, Any]:

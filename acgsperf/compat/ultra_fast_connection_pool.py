@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import asyncpg
 from asyncpg import InterfaceError, Pool
+from asyncpg.pool import PoolConnectionProxy
 
 from acgsperf._dispatch import LatencyHistogram
 from acgsperf._types import CONSTITUTIONAL_HASH
@@ -44,6 +45,7 @@ POOL_PERFORMANCE_TARGETS: Final[dict[str, float]] = {
 
 _ACQUISITION_TIMEOUT_S: Final = 5.0
 _HEALTH_TIMEOUT_S: Final = 5.0
+_RELEASE_TIMEOUT_S: Final = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -104,6 +106,8 @@ class UltraFastConnectionPool:
         self.connection_cache: dict[str, Any] = {}
         self.acquisition_timeout_s = _ACQUISITION_TIMEOUT_S
         self._waits = LatencyHistogram()
+        self._lent: set[int] = set()
+        self._initializing = asyncio.Lock()
 
     async def initialize(self) -> None:
         """Open `min_size` connections; nothing, when that was done before.
@@ -112,8 +116,11 @@ class UltraFastConnectionPool:
             RuntimeError: when the validator refuses the constitutional hash.
             Exception: whatever kept asyncpg from connecting; the pool is unhealthy then.
         """
-        if self.is_initialized:
-            return
+        async with self._initializing:
+            if not self.is_initialized:
+                await self._initialize()
+
+    async def _initialize(self) -> None:
         try:
             if not await settled(self.constitutional_validator.validate_hash(self.constitutional_hash)):
                 raise RuntimeError(
@@ -131,6 +138,8 @@ class UltraFastConnectionPool:
         except BaseException:
             self.is_healthy = False
             raise
+        self._lent.clear()
+        self.metrics.current_connections = 0
         self.is_initialized = self.is_healthy = True
 
     async def acquire_connection(self) -> Any:
@@ -160,29 +169,36 @@ class UltraFastConnectionPool:
         self._waits.record(took_ns)
         metrics.successful_acquisitions += 1
         metrics.total_acquisition_time += took_ns / 1e9
+        self._lent.add(id(connection))
         metrics.current_connections += 1
         metrics.peak_connections = max(metrics.peak_connections, metrics.current_connections)
         return connection
 
     async def release_connection(self, connection: Any) -> None:
-        """Give a connection back. One whose session cannot be reset is closed by asyncpg, and counted as recycled.
+        """Give a connection back. One whose session is not reset within 5 s is closed, and counted as recycled.
 
         Raises:
             asyncpg.InterfaceError: for a connection of another pool.
         """
         if self.pool is None or connection is None:
             return
-        # Before asyncpg hands it to the next.
-        lent = self.metrics.current_connections
-        self.metrics.current_connections = max(0, lent - 1)
+        # Before asyncpg hands it to the next; a second time it is not given back.
+        counted = id(connection) in self._lent or not isinstance(connection, PoolConnectionProxy)
+        self._lent.discard(id(connection))
+        before = self.metrics.current_connections
+        if counted:
+            self.metrics.current_connections = max(0, before - 1)
         try:
-            await settled(self.pool.release(connection))
+            await self._give_back(connection)
         except InterfaceError:
-            self.metrics.current_connections += min(lent, 1)
+            self.metrics.current_connections = before
             raise
         except Exception as error:
-            self.metrics.connection_recycling_count += 1
-            _log.warning("pool %r let go of a connection: %s", self.pool_name, type(error).__name__)
+            self._recycle(type(error).__name__)
+
+    def _recycle(self, why: str) -> None:
+        self.metrics.connection_recycling_count += 1
+        _log.warning("pool %r let go of a connection: %s", self.pool_name, why)
 
     async def health_check(self) -> dict[str, Any]:
         """Ask the server, and believe it: a pool that was unhealthy serves again when it answers.
@@ -192,10 +208,9 @@ class UltraFastConnectionPool:
         if self.pool is None:
             return self._health(False, {"error": "Pool not initialized"})
         started = time.perf_counter()
-        if self.metrics.current_connections < self.max_size:
+        if not self._is_all_lent():
             try:
-                async with asyncio.timeout(_HEALTH_TIMEOUT_S):
-                    await self._ask_server()
+                await self._ask_server()
             except Exception as error:
                 self.is_healthy = False
                 self.metrics.health_check_failures += 1
@@ -213,11 +228,32 @@ class UltraFastConnectionPool:
         )
 
     async def _ask_server(self) -> None:
-        connection = await settled(self.pool.acquire())
         try:
-            await settled(connection.fetchval("SELECT 1"))
+            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+                connection = await settled(self.pool.acquire())
+        except TimeoutError:
+            # To wait for borrowers is no verdict on the server.
+            if self._is_all_lent():
+                return
+            raise
+        try:
+            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
+                await settled(connection.fetchval("SELECT 1"))
         finally:
-            await settled(self.pool.release(connection))
+            await self._give_back(connection)
+
+    async def _give_back(self, connection: Any) -> None:
+        try:
+            async with asyncio.timeout(_RELEASE_TIMEOUT_S):
+                await settled(self.pool.release(connection))
+        except TimeoutError:
+            await settled(connection.terminate())
+            raise
+
+    def _is_all_lent(self) -> bool:
+        if isinstance(self.pool, Pool):
+            return self.pool.get_idle_size() == 0 and self.pool.get_size() >= self.pool.get_max_size()
+        return self.metrics.current_connections >= self.max_size
 
     def _health(self, healthy: bool, details: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -306,7 +342,7 @@ class UltraFastConnectionPool:
 
     async def close(self) -> None:
         """Close every connection, when its borrower has given it back or 10 s are over."""
-        pool, self.pool = self.pool, None
+        pool = self.pool
         self.is_initialized = False
         if pool is None:
             return
@@ -316,6 +352,11 @@ class UltraFastConnectionPool:
         except Exception as error:
             _log.warning("pool %r did not close, and is terminated: %s", self.pool_name, type(error).__name__)
             await settled(pool.terminate())
+        finally:
+            # Until here borrowers could give back what they had.
+            self.pool = None
+            self._lent.clear()
+            self.metrics.current_connections = 0
 
 
 class UltraFastConnectionPoolManager:

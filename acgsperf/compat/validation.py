@@ -6,7 +6,6 @@ it when somebody asks. Only what is refused runs Python code, for the set of kno
 
 import os
 import re
-import reprlib
 import time
 from collections.abc import Iterable
 from functools import cache
@@ -155,7 +154,8 @@ class UltraFastConstitutionalValidator:
     async def batch_validate_hashes(self, hash_values: Iterable[object]) -> list[bool]:
         """`validate_hash` for each item; more than one are one batch, while batch processing is on."""
         values = list(hash_values)
-        if len(values) > 1 and self._batch_processing_enabled:
+        # A method of somebody's own in the place of `validate_hash` has the last word.
+        if len(values) > 1 and self._batch_processing_enabled and type(self).validate_hash is _VALIDATE_HASH:
             return self._gate.validate_many(values)
         return [self.validate_hash(value) for value in values]
 
@@ -344,8 +344,10 @@ def ensure_constitutional_compliance() -> bool:
     """
     environment = _validator.validate_environment()
     if not environment["constitutional_compliance"]:
-        found = reprlib.repr(environment["hash_value"])
-        raise RuntimeError(f"Constitutional compliance violation: expected '{CONSTITUTIONAL_HASH}', found {found}")
+        found = environment["hash_value"]
+        raise RuntimeError(
+            f"Constitutional compliance violation: expected '{CONSTITUTIONAL_HASH}', found {found!r:.200}"
+        )
     return True
 
 

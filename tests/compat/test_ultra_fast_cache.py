@@ -1,8 +1,11 @@
 """The cache under its former names, on a real Redis that it shares with what stands for the former process."""
 
 import asyncio
+import copy
 import inspect
 import json
+import math
+import pickle
 import time
 from unittest.mock import AsyncMock, MagicMock, Mock, patch
 
@@ -458,9 +461,83 @@ async def test_clearing_leaves_the_keys_of_others(cache, old, key):
 
 
 async def test_clearing_many_keys_takes_several_commands(cache, old, key):
-    await asyncio.gather(*(cache._set_in_l2(f"{key}-{i}", i, 60) for i in range(1_200)))
+    assert all(await asyncio.gather(*(cache._set_in_l2(f"{key}-{i}", i, 60) for i in range(1_200))))
+    assert len(list(old.client.scan_iter(f"{key}*", count=10_000))) == 1_200
     assert await cache.clear_all()
     assert list(old.client.scan_iter(f"{key}*")) == []
+
+
+async def test_more_callers_than_a_client_has_connections_all_get_their_values(cache, key):
+    assert all(await asyncio.gather(*(cache._set_in_l2(f"{key}-{i}", i, 60) for i in range(300))))
+    assert await asyncio.gather(*(cache._get_from_l2(f"{key}-{i}") for i in range(300))) == list(range(300))
+
+
+@pytest.mark.parametrize("write", ["set", "delete"])
+async def test_reads_that_a_write_overtakes_promote_nothing(cache, old, key, write):
+    for _ in range(20):
+        old.write(key, "old")
+        change = cache.set(key, "new") if write == "set" else cache.delete(key)
+        await asyncio.gather(*(cache.get(key) for _ in range(4)), change, *(cache.get(key) for _ in range(4)))
+        assert await cache.get(key) == ("new" if write == "set" else None)
+        await cache.delete(key)
+
+
+async def test_a_value_that_json_cannot_write_takes_the_one_before_it_from_redis(cache, old, key):
+    await cache.set(key, 1)
+    await cache.set(key, {1, 2})
+    assert await cache.get(key) == {1, 2}
+    assert old.read(key) is None
+
+
+async def test_keys_that_cannot_be_sent_are_no_failure_of_redis(cache, old, key):
+    for _ in range(5):
+        assert await cache.get("\ud800") is None
+        assert await cache._get_from_l2(None) is None
+    old.write(key, "good")
+    assert await cache.get(key) == "good"
+
+
+async def test_what_may_have_been_stored_is_cleared(cache, old, key):
+    writing = asyncio.create_task(cache._set_in_l2(key, 1, 60))
+    await asyncio.sleep(0)
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    old.write(key, 1, 60)
+    assert await cache.clear_all()
+    assert old.read(key) is None
+
+
+async def test_a_delete_that_redis_does_not_hear_of_is_none(key):
+    cache = UltraFastMultiTierCache(NOWHERE)
+    cache.redis_client = redis.asyncio.from_url(NOWHERE)
+    await cache.set(key, 1)
+    assert await cache.delete(key) is False
+    await cache.close()
+
+
+async def test_a_ttl_without_an_end_is_none_and_one_that_is_no_number_is_refused(cache, old, key):
+    assert await cache.set(key, 1, ttl=math.inf) is True
+    assert old.ttl(key) == -1
+    with pytest.raises(ValueError, match="ttl must be a number of seconds, not nan"):
+        await cache.set(key, 2, ttl=math.nan)
+    assert await cache.get(key) == 1
+
+
+async def test_copies_of_the_metrics_are_the_figures_of_then(cache, key):
+    assert await cache.set(key, 1)
+    for copied in (copy.copy, copy.deepcopy, lambda metrics: pickle.loads(pickle.dumps(metrics))):
+        before = copied(cache.metrics)
+        assert type(before) is CacheMetrics
+        assert before == cache.metrics
+        await cache.get(key)
+        assert (cache.metrics.l1_hits - before.l1_hits, before == cache.metrics) == (1, False)
+
+
+async def test_initialising_again_closes_the_client_before(cache):
+    former = cache.redis_client
+    await cache.initialize()
+    assert cache.redis_client is not former
+    assert all(not connection.is_connected for connection in former.connection_pool._available_connections)
 
 
 async def test_the_constitutional_entry_is_warmed_for_a_day(servers, old):

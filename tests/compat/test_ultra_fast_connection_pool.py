@@ -421,6 +421,59 @@ async def test_one_manager_a_process(monkeypatch, dsn):
     await manager.close_all()
 
 
+async def test_closing_lets_borrowers_give_back_what_they_have(dsn):
+    pool = UltraFastConnectionPool("orders", dsn, 1, 2)
+    await pool.initialize()
+    connection = await pool.acquire_connection()
+    closing = asyncio.create_task(pool.close())
+    await asyncio.sleep(0.05)
+    with pytest.raises(RuntimeError, match="not initialized"):
+        await pool.acquire_connection()
+    started = time.monotonic()
+    await pool.release_connection(connection)
+    await closing
+    assert time.monotonic() - started < 2
+    assert (pool.pool, pool.metrics.current_connections) == (None, 0)
+
+
+async def test_initialising_at_once_makes_one_pool(dsn):
+    pool = UltraFastConnectionPool("orders", dsn, 2, 2)
+    with patch.object(asyncpg, "create_pool", wraps=asyncpg.create_pool) as create:
+        await asyncio.gather(*(pool.initialize() for _ in range(3)))
+    create.assert_called_once()
+    await pool.close()
+
+
+async def test_waiting_for_borrowers_is_no_verdict_on_the_server(pool, monkeypatch):
+    monkeypatch.setattr(ultra_fast_connection_pool, "_HEALTH_TIMEOUT_S", 0.1)
+    lent = [await pool.acquire_connection() for _ in range(3)]
+    # As callers do that release twice, or go to asyncpg's pool themselves.
+    pool.metrics.current_connections = 0
+    assert (await pool.health_check())["healthy"] is True
+    for connection in lent:
+        await pool.release_connection(connection)
+        await pool.release_connection(connection)
+    assert pool.metrics.current_connections == 0
+    assert (await pool.health_check())["healthy"] is True
+
+
+async def test_a_release_does_not_wait_for_a_server_that_says_nothing(victim, monkeypatch):
+    monkeypatch.setattr(ultra_fast_connection_pool, "_RELEASE_TIMEOUT_S", 0.1)
+    pool = UltraFastConnectionPool("orders", victim.dsn, 1, 1)
+    await pool.initialize()
+    connection = await pool.acquire_connection()
+    victim.freeze()
+    started = time.monotonic()
+    await pool.release_connection(connection)
+    assert time.monotonic() - started < 2
+    assert (pool.metrics.connection_recycling_count, pool.metrics.current_connections) == (1, 0)
+    victim.thaw()
+    again = await pool.acquire_connection()
+    assert await again.fetchval("SELECT 1") == 1
+    await pool.release_connection(again)
+    await pool.close()
+
+
 async def test_a_connection_that_goes_from_one_borrower_to_the_next_is_counted_once(pool):
     async def borrow():
         connection = await pool.acquire_connection()

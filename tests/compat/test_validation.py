@@ -357,3 +357,17 @@ def test_the_headers_are_the_former_ones():
         "X-Constitutional-Compliance": "verified",
         "X-Performance-Targets": "P99<5.0ms",
     }
+
+
+async def test_a_batch_asks_whoever_has_overridden_the_check():
+    class Strict(UltraFastConstitutionalValidator):
+        def validate_hash(self, value):
+            return False
+
+    assert await Strict().batch_validate_hashes([CONSTITUTIONAL_HASH] * 2) == [False, False]
+
+
+def test_a_found_hash_is_named_whole(monkeypatch):
+    monkeypatch.setenv("CONSTITUTIONAL_HASH", "f" * 64)
+    with pytest.raises(RuntimeError, match="f" * 64):
+        validation.ensure_constitutional_compliance()
