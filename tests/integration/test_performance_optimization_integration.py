@@ -88,7 +88,7 @@ async def test_a_request_goes_through_every_part(service, servers, tag):
     assert first["balance"] == second["balance"] == 700
     assert (first["performance"]["cached"], second["performance"]["cached"]) == (False, True)
     async with redis.asyncio.from_url(servers.redis_url, decode_responses=True) as client:
-        assert await client.get("request:" + request_key(request)) == '{"balance": 700}'
+        assert await client.get(request_key(request)) == '{"balance": 700}'
     pool = await service.pool_manager.get_pool("default")
     # One was held by the service, one was taken by the handler.
     assert (pool.metrics.total_acquisitions, pool.metrics.peak_connections) == (2, 2)
