@@ -62,6 +62,9 @@ class Victim:
         self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
+        # A test that has failed may have left it frozen, or dead.
+        with suppress(OSError):
+            self.thaw()
         self._server.cleanup()
 
 
