@@ -12,10 +12,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from acgsperf._addresses import checked_dsn
 from acgsperf._arguments import checked_int, checked_seconds
 from acgsperf._pool_acquire import Acquire
 from acgsperf._pool_slot import Slot, describe_place, place_of_caller, slot_of
-from acgsperf._pool_supply import HEALTH_TICKET, HOUR_NS, Supply
+from acgsperf._pool_supply import HEALTH_TICKET, Supply, nanoseconds
 from acgsperf._pool_values import (
     TARGET_UTILIZATION,
     CloseReason,
@@ -23,7 +24,6 @@ from acgsperf._pool_values import (
     PoolOptimization,
     PoolOptions,
     PoolStats,
-    checked_dsn,
     checked_sizes,
 )
 from acgsperf.errors import PoolClosed, PoolError, PoolTimeout
@@ -323,15 +323,16 @@ class ConnectionPool(Supply):
         start = self._clock()
         if self._error is None and self._idle:
             if await self._ask_with_idle():
-                return PoolHealth(True, self._ns_since(start))
+                return PoolHealth(True, nanoseconds(self._clock() - start))
             if self._error is None and not self._has_lent():
                 self._fail(TimeoutError(f"no answer within {self.options.check_timeout} s"))
-        if self._error is None and self._room > 0:
-            failures = self._failed_connects
-            self._connecting += 1
-            await self._connect()
-            if self._failed_connects == failures:
-                return PoolHealth(True, self._ns_since(start))
+        if self._open and self._error is None and self._room > 0:
+            opened = self._opened
+            await asyncio.wait((self._start_connecting(),))
+            if self._opened > opened:
+                return PoolHealth(True, nanoseconds(self._clock() - start))
+            if not self._open:
+                return PoolHealth(False, error=f"pool {self.name!r} is not open")
             # A server that refuses answers at least; of one that says nothing the connections are silent too.
             if isinstance(self._last_failure, TimeoutError):
                 self._fail(self._last_failure)
@@ -344,20 +345,17 @@ class ConnectionPool(Supply):
         slot = None
         try:
             async with asyncio.timeout(self.options.check_timeout):
-                slot = await self._wait(math.inf, math.inf, HEALTH_TICKET)
+                slot = await self._wait(HEALTH_TICKET, math.inf, math.inf)
                 # What a borrower has just given back was not asked.
                 await slot.connection.execute("SELECT 1")
         except PoolError:
             return False
-        except Exception:
+        except BaseException as error:
             if slot is not None:
                 self._drop(slot, CloseReason.CHECK_FAILED)
                 self._supply()
-            return False
-        except BaseException:
-            if slot is not None:
-                self._drop(slot, CloseReason.CHECK_FAILED)
-                self._supply()
+            if isinstance(error, Exception):
+                return False
             raise
         self._give(slot)
         return True
@@ -461,8 +459,8 @@ class ConnectionPool(Supply):
         # Whoever waits comes first, even if something is idle.
         slot = None if self._waiters else self._pop_fresh(start)
         if slot is None:
-            ticket = next(self._tickets)
-            slot = await self._wait(timeout, timeout, ticket)
+            ticket = self._take_ticket()
+            slot = await self._wait(ticket, timeout, timeout)
             while (closed := slot.connection.is_closed()) or not slot.is_quiet():
                 # The server ended it in the turn between being handed over and arriving here.
                 if closed:
@@ -470,9 +468,9 @@ class ConnectionPool(Supply):
                 else:
                     self._start_check(slot)
                 self._refuse_unless_open()
-                slot = await self._wait(max(timeout - (self._clock() - start), 0.0), timeout, ticket, again=True)
+                slot = await self._wait(ticket, max(timeout - (self._clock() - start), 0.0), timeout)
         now = self._clock()
-        self.wait_time.record(min(max(int((now - start) * 1e9), 0), HOUR_NS))
+        self.wait_time.record(nanoseconds(now - start))
         lent = self._in_use - self._checks
         if lent > self._peak:
             self._peak = lent

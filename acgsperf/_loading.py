@@ -19,15 +19,19 @@ _LoaderOfMany = Callable[[list[str]], Awaitable[Mapping[str, Any]]]
 
 
 class _Found:
-    """What one call has for its keys: values to give, due and stale entries, and those that others may be given too."""
+    """What one call has for its keys so far: values to give, and entries that are due or stale.
 
-    __slots__ = ("due", "given", "stale", "values")
+    Args:
+        began_at: the number of the latest write when it began.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("began_at", "due", "stale", "values")
+
+    def __init__(self, began_at: int) -> None:
+        self.began_at = began_at
         self.values: dict[str, Any] = {}
         self.due: dict[str, Entry] = {}
         self.stale: dict[str, Entry] = {}
-        self.given: dict[str, Entry] = {}
 
 
 class Loading:
@@ -74,20 +78,11 @@ class Loading:
             entry_of: makes the entry of a loaded value.
             tags: of these entries.
         """
-        found = _Found()
-        began_at = self._behind.ordering.latest
+        found = _Found(self._behind.ordering.latest)
         unknown = self._look_beside(keys, found)
         held = {*found.due, *found.stale}
         if unknown:
             self._take_in(await self._read(unknown), unknown, found)
-            # Others, who come after a write that has overtaken this read, are not to be given what it found.
-            found.given = {
-                key: entry
-                for key, entry in {**found.due, **found.stale}.items()
-                if self._behind.ordering.stands(began_at, key, entry.tags)
-            }
-        else:
-            found.given = {**found.due, **found.stale}
         # Nothing is awaited from here on until the load is known to all.
         waits = self._join_or_begin(keys, found, held, loader, entry_of, tags)
         if waits:
@@ -136,7 +131,7 @@ class Loading:
         refreshed = [key for key in found.due if self.flights.get(key) is None and key not in self._failures]
         joined = {key: flight for key in wanted if (flight := self.flights.get(key)) is not None}
         begun = [key for key in wanted if key not in joined] + refreshed
-        own = self._begin(begun, found.given, held, loader, entry_of, tags) if begun else None
+        own = self._begin(begun, self._for_others(found), held, loader, entry_of, tags) if begun else None
         if own is not None and refreshed:
             own.detached = True
             self.refreshes += len(refreshed)
@@ -151,6 +146,14 @@ class Loading:
                 waits.setdefault(flight, []).append(key)
                 self.joined += flight is not own
         return waits
+
+    def _for_others(self, found: _Found) -> dict[str, Entry]:
+        """What those who come later may be given meanwhile: nothing that a write has overtaken."""
+        return {
+            key: entry
+            for key, entry in {**found.due, **found.stale}.items()
+            if self._behind.ordering.stands(found.began_at, key, entry.tags)
+        }
 
     def _collect(self, waits: Mapping[Flight, Sequence[str]], found: _Found) -> None:
         """Take what was waited for; its error, unless there is a stale value."""

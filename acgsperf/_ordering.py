@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 __all__ = ["Ordering"]
@@ -45,17 +45,13 @@ class Ordering:
         """What reads under way find of a key is not to be kept."""
         self._note(self._keys, key)
 
-    @contextmanager
-    def writing(self, keys: Iterable[str]) -> Iterator[None]:
+    def writing(self, keys: Iterable[str]) -> AbstractContextManager[None]:
         """The time of a `set` or `delete`."""
-        with self._under_way(self._keys, tuple(keys)):
-            yield
+        return self._under_way(self._keys, tuple(keys))
 
-    @contextmanager
-    def invalidating(self, tag: str) -> Iterator[None]:
+    def invalidating(self, tag: str) -> AbstractContextManager[None]:
         """The time of an `invalidate_tag`."""
-        with self._under_way(self._tags, (tag,)):
-            yield
+        return self._under_way(self._tags, (tag,))
 
     @contextmanager
     def clearing(self) -> Iterator[None]:

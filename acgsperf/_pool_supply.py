@@ -14,14 +14,14 @@ import random
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import asyncpg
 
+from acgsperf._addresses import checked_dsn, secrets_of
 from acgsperf._arguments import checked_str
 from acgsperf._dispatch import LatencyHistogram
 from acgsperf._pool_slot import Slot, pooled_class
-from acgsperf._pool_values import CloseReason, PoolOptions, checked_dsn
+from acgsperf._pool_values import CloseReason, PoolOptions
 from acgsperf.errors import PoolClosed, PoolError, PoolSaturated, PoolTimeout, PoolUnhealthy
 
 _log = logging.getLogger("acgsperf.pool")
@@ -35,7 +35,7 @@ _LATENCY_WEIGHT: Final = 0.2
 # Before everybody else.
 HEALTH_TICKET: Final = 0
 # As much as a histogram takes.
-HOUR_NS: Final = 3_600_000_000_000
+_LONGEST_NS: Final = LatencyHistogram().highest_ns
 
 
 class Supply:
@@ -89,9 +89,6 @@ class Supply:
     def _in_use(self) -> int:
         return len(self._slots) - len(self._idle)
 
-    def _ns_since(self, start: float) -> int:
-        return min(max(int((self._clock() - start) * 1e9), 0), HOUR_NS)
-
     @property
     def _demand(self) -> int:
         """Callers that have a connection, or wait for one."""
@@ -128,7 +125,7 @@ class Supply:
 
     def _describe(self, error: Exception) -> str:
         text = f"{type(error).__name__}: {error}"
-        for secret in _secrets(self._dsn, self._connect_options.get("password")):
+        for secret in secrets_of(self._dsn, self._connect_options.get("password")):
             text = text.replace(secret, "***")
         return text
 
@@ -155,30 +152,22 @@ class Supply:
         coming = len(self._idle) + self._checks - self._slow_checks + self._connecting
         return coming + max(self._room, 0) if self._retry is None else coming
 
-    async def _wait(
-        self,
-        left: float,
-        timeout: float,  # noqa: ASYNC109
-        ticket: int,
-        *,
-        again: bool = False,
-    ) -> Slot:
-        """What a task of the pool hands over, when `left` of the `timeout` is left.
-
-        Who has the lowest ticket is the first; one who waits `again` was given a connection that is gone.
-        """
+    def _take_ticket(self) -> int:
+        """The place of one more caller in the queue, which it keeps when it has to wait again."""
         most = self.options.max_waiting
-        newcomer = not again and ticket != HEALTH_TICKET
-        if most is not None and newcomer and len(self._waiters) - self._coming() >= most:
+        if most is not None and len(self._waiters) - self._coming() >= most:
             self._saturations += 1
             raise PoolSaturated(f"pool {self.name!r}: {len(self._waiters)} callers are waiting already")
+        self._peak = max(self._peak, self._demand + 1)
+        return next(self._tickets)
+
+    async def _wait(self, ticket: int, left: float, timeout: float) -> Slot:  # noqa: ASYNC109
+        """What a task of the pool hands over, to the lowest ticket first, when `left` of the `timeout` is left."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Slot] = loop.create_future()
         timer = loop.call_later(left, self._time_out, waiter, timeout) if left < math.inf else None
         try:
             self._queue(waiter, ticket)
-            if newcomer:
-                self._peak = max(self._peak, self._demand)
             self._supply()
             return await waiter
         except asyncio.CancelledError:
@@ -255,14 +244,14 @@ class Supply:
 
     def _end_lease(self, slot: Slot) -> "asyncio.Task[None] | None":
         slot.end_lease()
-        used_ns = self._ns_since(slot.taken_at)
+        self._progress_at = now = self._clock()
+        used_ns = nanoseconds(now - slot.taken_at)
         self.use_time.record(used_ns)
         self._recent_use_s += _LATENCY_WEIGHT * (used_ns / 1e9 - self._recent_use_s)
-        self._progress_at = self._clock()
         if slot.connection.is_closed():
             self._drop(slot, CloseReason.LOST)
             self._supply()
-        elif reason := self._reason_to_retire(slot, self._clock()):
+        elif reason := self._reason_to_retire(slot, now):
             self._retire(slot, reason)
             self._supply()
         elif self.options.reset or slot.connection.is_in_transaction() or slot.is_cancelling():
@@ -307,8 +296,8 @@ class Supply:
         try:
             await slot.connection.execute("SELECT 1", timeout=self.options.check_timeout)
             answered = True
-        except Exception:
-            _log.debug("pool %s: a connection does not answer", self.name)
+        except Exception as error:
+            _log.debug("pool %s: a connection does not answer: %r", self.name, error)
         finally:
             timer.cancel()
             self._checks -= 1
@@ -320,6 +309,18 @@ class Supply:
         self._supply()
 
     async def _connect(self) -> None:
+        try:
+            slot = await self._new_slot()
+        except Exception as error:
+            self._note_failure(error)
+        except asyncio.CancelledError:
+            if _is_cancelled():
+                raise
+            self._note_failure(PoolError("init was cancelled from inside"))
+        else:
+            self._add(slot)
+
+    async def _new_slot(self) -> Slot:
         generation = self._generation
         try:
             connection = await asyncpg.connect(self._dsn, timeout=self.options.connect_timeout, **self._connect_options)
@@ -331,17 +332,13 @@ class Supply:
             except BaseException:
                 connection.terminate()
                 raise
-        except (Exception, asyncio.CancelledError) as error:
+            return slot
+        finally:
             self._connecting -= 1
-            if isinstance(error, Exception):
-                self._note_failure(error)
-            elif _is_cancelled():
-                raise
-            else:
-                self._note_failure(PoolError("init was cancelled from inside"))
-        else:
-            self._connecting -= 1
-            self._add(slot)
+
+    def _start_connecting(self) -> "asyncio.Task[None]":
+        self._connecting += 1
+        return self._spawn(self._connect())
 
     def _add(self, slot: Slot) -> None:
         slot.expires_at = slot.taken_at + self.options.max_lifetime
@@ -426,8 +423,7 @@ class Supply:
             wanted = max(wanted, 1 - self._connecting)
         at_once = 1 if self._failures or self._error is not None else _CONNECTS_AT_ONCE
         for _ in range(min(max(wanted, kept - size), self._room, at_once - self._connecting)):
-            self._connecting += 1
-            self._spawn(self._connect())
+            self._start_connecting()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(work)
@@ -495,20 +491,9 @@ class Supply:
         return closed
 
 
-def _secrets(dsn: str, password: object) -> set[str]:
-    """What must not be shown of an address: the password, as written and as meant.
-
-    It is asked for while an error is handled, so it raises none: all of an address that cannot be parsed is secret.
-    """
-    try:
-        parts = urlsplit(dsn)
-        written = parts.netloc.rpartition("@")[0].partition(":")[2]
-        found = {written, unquote(written), *parse_qs(parts.query).get("password", ())}
-    except ValueError:
-        found = {dsn}
-    if isinstance(password, str):
-        found.add(password)
-    return found - {""}
+def nanoseconds(seconds: float) -> int:
+    """What a histogram takes of a time by the clock of a pool."""
+    return min(max(int(seconds * 1e9), 0), _LONGEST_NS)
 
 
 def _is_cancelled() -> bool:

@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from acgsperf._arguments import checked_bool, checked_callable, checked_int, checked_seconds
 from acgsperf._types import HistogramSnapshot
@@ -152,25 +151,3 @@ def checked_sizes(min_size: int, max_size: int) -> tuple[int, int]:
     if not 0 <= least <= most or most < 1:
         raise ValueError(f"sizes must be 0 <= min_size <= max_size and max_size >= 1, not {least} and {most}")
     return least, most
-
-
-def checked_dsn(name: str, dsn: str) -> str:
-    """An address that asyncpg can read. No message repeats any of it, for it may hold a password."""
-    if not isinstance(dsn, str):
-        raise TypeError(f"{name} must be a str, not of type {type(dsn).__name__}")
-    try:
-        parts = urlsplit(dsn)
-        if parts.query:
-            parse_qs(parts.query, strict_parsing=True)
-        # asyncpg ends the password at the first @.
-        before, at, after = parts.netloc.partition("@")
-        servers = (after if at else before).split(",")
-        if len(servers) > 1 and not all(servers):
-            raise ValueError("one of several servers has no name")
-        for server in servers:
-            int(unquote(server.rpartition("]")[2].partition(":")[2]) or 0)
-    except ValueError:
-        raise ValueError(f"{name} cannot be parsed; a / in a password is written %2F") from None
-    if parts.scheme not in {"postgresql", "postgres"}:
-        raise ValueError(f"{name} must start with postgresql:// or postgres://")
-    return dsn

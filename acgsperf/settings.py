@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Self
-from urllib.parse import unquote_plus, urlsplit
 
+from acgsperf._addresses import checked_dsn, checked_redis_url, hidden, masked
 from acgsperf._arguments import (
     checked_at_least,
     checked_bool,
@@ -15,7 +15,6 @@ from acgsperf._arguments import (
     checked_positive,
     checked_share,
 )
-from acgsperf._pool_values import checked_dsn
 from acgsperf._types import CONSTITUTIONAL_HASH
 from acgsperf.errors import SettingsError
 
@@ -33,7 +32,6 @@ _SWITCHES: Final = {
     "no": False,
     "off": False,
 }
-_REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "unix"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,34 +135,6 @@ def variable_of(name: str) -> str:
     return HASH_VARIABLE if name == "constitutional_hashes" else name.upper()
 
 
-def masked(url: str) -> str:
-    """An address that can be used, with `***` for its passwords."""
-    head, mark, query = url.partition("?")
-    scheme, separator, rest = head.partition("://")
-    authority, slash, path = rest.partition("/")
-    # Where an @ or a # comes later than it should, what stands before it may be the rest of a password.
-    if not separator or "@" in path + query or "#" in url:
-        return _hidden(url)
-    user_info, at, server = authority.rpartition("@")
-    user, colon, _ = user_info.partition(":")
-    shown = f"{scheme}://{user}{colon}{'***' * len(colon)}{at}{server}{slash}{path}{mark}"
-    options: list[str] = []
-    for option in query.split("&"):
-        name = option.partition("=")[0]
-        if any(word in unquote_plus(name).lower() for word in ("pass", "secret", "token")):
-            # What follows may be the rest of it, after an & that should have been written %26.
-            options.append(f"{name}=***")
-            break
-        options.append(option)
-    return shown + "&".join(options)
-
-
-def _hidden(url: str) -> str:
-    """The scheme of an address, if it has a likely one, and nothing else of it."""
-    scheme, separator, _ = url.partition("://")
-    return f"{scheme}://***" if separator and scheme.isalpha() else "***"
-
-
 @dataclass(frozen=True, slots=True)
 class _Rule:
     """How a setting is written, and what is right: `check` raises a TypeError or ValueError that names the field."""
@@ -177,7 +147,7 @@ class _Rule:
         try:
             return self.check(name, self.parse(written))
         except (ValueError, KeyError):
-            shown = _hidden(written) if name in _ADDRESSES else written
+            shown = hidden(written) if name in _ADDRESSES else written
         raise SettingsError(variable, shown, self.expected)
 
 
@@ -198,21 +168,7 @@ def _checked_database_url(name: str, url: str | None) -> str | None:
 
 
 def _checked_redis_url(name: str, url: str | None) -> str | None:
-    if url is None:
-        return None
-    if not isinstance(url, str):
-        raise TypeError(f"{name} must be a str or None, not of type {type(url).__name__}")
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in _REDIS_SCHEMES and "://" in url and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ValueError(
-            f"{name} must be a redis://, rediss:// or unix:// URL with a port from 1 to 65535, if it has one;"
-            " a / in a password is written %2F"
-        )
-    return url
+    return None if url is None else checked_redis_url(name, url)
 
 
 def _checked_directory(name: str, path: str | None) -> str | None:

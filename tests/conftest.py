@@ -140,3 +140,14 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch, servers: Servers) -> None:
     monkeypatch.setattr("acgsperf.compat.ultra_fast_cache._cache.held", None)
     monkeypatch.setattr("acgsperf.compat.ultra_fast_connection_pool._manager.held", None)
     monkeypatch.setattr("acgsperf.compat.performance_integration_service._service.held", None)
+
+
+@pytest.fixture
+async def service(fresh_process: None) -> AsyncIterator[object]:
+    """The service of this process under its former names; what it has stored goes with it."""
+    from acgsperf.compat.performance_integration_service import get_performance_service
+
+    service = await get_performance_service()
+    yield service
+    await service.cache.clear_all()
+    await service.close()

@@ -4,7 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["derived", "seconds_per_call"]
+from acgsperf._types import HistogramSnapshot
+
+__all__ = ["derived", "percentiles_ms", "seconds_per_call"]
 
 _ROUNDS = 5
 _CALLS = 200
@@ -31,6 +33,16 @@ class _Derived:
 def derived(read: Callable[[Any], float]) -> Any:
     """A counter of a class: `read` takes the instance and returns the figure; the attribute may be set and added to."""
     return _Derived(read)
+
+
+def percentiles_ms(latency: HistogramSnapshot) -> dict[str, float]:
+    """A histogram in the form of the former figures."""
+    return {
+        "count": latency.count,
+        "p50_ms": latency.p50 / 1e6,
+        "p95_ms": latency.p95 / 1e6,
+        "p99_ms": latency.p99 / 1e6,
+    }
 
 
 def seconds_per_call(function: Callable[[Any], object], argument: object) -> float:

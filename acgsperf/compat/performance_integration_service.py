@@ -16,6 +16,7 @@ from typing import Any, Final
 from acgsperf._dispatch import LatencyHistogram
 from acgsperf._types import CONSTITUTIONAL_HASH
 from acgsperf.compat._awaiting import settled
+from acgsperf.compat._counters import percentiles_ms
 from acgsperf.compat._singleton import OnePerProcess
 from acgsperf.compat.ultra_fast_cache import get_ultra_fast_cache
 from acgsperf.compat.ultra_fast_connection_pool import get_pool_manager
@@ -255,12 +256,7 @@ class PerformanceIntegrationService:
         targets = INTEGRATION_PERFORMANCE_TARGETS
         return {
             "integration_metrics": self._integration(average_ms),
-            "response_time_percentiles": {
-                "count": latency.count,
-                "p50_ms": latency.p50 / 1e6,
-                "p95_ms": latency.p95 / 1e6,
-                "p99_ms": latency.p99 / 1e6,
-            },
+            "response_time_percentiles": percentiles_ms(latency),
             "performance_targets": dict(targets),
             "targets_met": {
                 # The percentile, and the average too, for it may have been set.

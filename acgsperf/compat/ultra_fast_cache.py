@@ -202,11 +202,10 @@ class UltraFastMultiTierCache:
         if ttl <= 0:
             await self.delete(key)
             return True
-        endless = ttl == math.inf
         with self._ordering.writing([key]):
             self.promotion_candidates.pop(key, None)
             self._set_in_l1(key, value, ttl)
-            await self._set_in_l2(key, value, None if endless else ttl)
+            await self._set_in_l2(key, value, None if ttl == math.inf else ttl)
         return True
 
     async def delete(self, key: str) -> bool:

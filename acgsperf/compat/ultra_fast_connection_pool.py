@@ -16,11 +16,11 @@ from typing import Any, Final
 
 import asyncpg
 from asyncpg import InterfaceError, Pool
-from asyncpg.pool import PoolConnectionProxy
 
 from acgsperf._dispatch import LatencyHistogram
 from acgsperf._types import CONSTITUTIONAL_HASH
 from acgsperf.compat._awaiting import settled
+from acgsperf.compat._counters import percentiles_ms
 from acgsperf.compat._singleton import OnePerProcess
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
 
@@ -183,15 +183,12 @@ class UltraFastConnectionPool:
         if self.pool is None or connection is None:
             return
         # Before asyncpg hands it to the next; a second time it is not given back.
-        counted = id(connection) in self._lent or not isinstance(connection, PoolConnectionProxy)
-        self._lent.discard(id(connection))
-        before = self.metrics.current_connections
-        if counted:
-            self.metrics.current_connections = max(0, before - 1)
+        if id(connection) in self._lent:
+            self._lent.remove(id(connection))
+            self.metrics.current_connections = max(0, self.metrics.current_connections - 1)
         try:
             await self._give_back(connection)
         except InterfaceError:
-            self.metrics.current_connections = before
             raise
         except Exception as error:
             self._recycle(type(error).__name__)
@@ -296,12 +293,7 @@ class UltraFastConnectionPool:
                 "fast_path_enabled": self.fast_path_enabled,
                 "pre_warmed": self.is_initialized and size >= self.min_size,
             },
-            "acquisition_percentiles": {
-                "count": waits.count,
-                "p50_ms": waits.p50 / 1e6,
-                "p95_ms": waits.p95 / 1e6,
-                "p99_ms": waits.p99 / 1e6,
-            },
+            "acquisition_percentiles": percentiles_ms(waits),
             "constitutional_hash": self.constitutional_hash,
         }
 

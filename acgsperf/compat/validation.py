@@ -15,7 +15,7 @@ from xxhash import xxh3_128_hexdigest
 
 from acgsperf._dispatch import HashValidator, LRUCache
 from acgsperf._types import CONSTITUTIONAL_HASH
-from acgsperf.compat._counters import derived, seconds_per_call
+from acgsperf.compat._counters import derived, percentiles_ms, seconds_per_call
 from acgsperf.fingerprint import fingerprint
 from acgsperf.settings import HASH_VARIABLE
 from acgsperf.validator import ComplianceValidator
@@ -233,12 +233,7 @@ class UltraFastConstitutionalValidator:
                 "fast_path_enabled": self._fast_path_enabled,
                 "batch_processing_enabled": self._batch_processing_enabled,
             },
-            "latency_percentiles": {
-                "count": latency.count,
-                "p50_ms": latency.p50 / 1e6,
-                "p95_ms": latency.p95 / 1e6,
-                "p99_ms": latency.p99 / 1e6,
-            },
+            "latency_percentiles": percentiles_ms(latency),
             "constitutional_hash": self.constitutional_hash,
             "timestamp": time.time(),
         }

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import asyncpg
 from xxhash import xxh3_64_intdigest
 
-from acgsperf._pool_values import checked_dsn
+from acgsperf._addresses import checked_dsn
 from acgsperf.pool import ConnectionPool
 from acgsperf.tiers import envelope
 from acgsperf.tiers.base import Entry

@@ -24,6 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from acgsperf._addresses import checked_redis_url
 from acgsperf._deadline import Deadline
 from acgsperf.tiers import envelope
 from acgsperf.tiers.base import Entry
@@ -66,33 +67,15 @@ class RedisTier(ServerTier):
 
     def __init__(self, url: str, *, deadline: float = DEADLINE_S, max_value_bytes: int = MAX_VALUE_BYTES) -> None:
         super().__init__(deadline=deadline, max_value_bytes=max_value_bytes)
+        checked_redis_url("the Redis URL", url)
         try:
-            options: dict[str, Any] = dict(parse_url(url))
-        except ValueError:
-            raise ValueError(
-                "the Redis URL must be a redis://, rediss:// or unix:// URL with a port from 1 to 65535, if it has one;"
-                " a / in a password is written %2F"
-            ) from None
-        self._where = str(options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}")
-        if url.startswith("rediss:"):
-            options.setdefault("ssl_check_hostname", True)
-        options |= {
-            "protocol": 2,
-            "retry": Retry(NoBackoff(), 0),
-            "retry_on_timeout": False,
-            "decode_responses": False,
-            "health_check_interval": 0,
-            # The tier's own deadline covers connecting, sending and reading together.
-            "socket_timeout": None,
-            "socket_connect_timeout": None,
-        }
-        # It is asked to make connections, not to keep them: its guards cost as much as a command.
-        self._factory = ConnectionPool(**options)
-        try:
+            self._factory = _factory_of(url)
             # Connects to nothing yet, and knows the options that a URL may have.
             self._connection()
         except Exception as error:
             raise ValueError(f"the Redis URL has an option that cannot be used: {type(error).__name__}") from None
+        at = self._factory.connection_kwargs
+        self._where = str(at.get("path") or f"{at.get('host', 'localhost')}:{at.get('port', 6379)}")
         self._idle: list[AbstractConnection] = []
 
     def __repr__(self) -> str:
@@ -283,3 +266,21 @@ class RedisTier(ServerTier):
                 if isinstance(reply, Exception):
                     raise reply
         return replies
+
+
+def _factory_of(url: str) -> ConnectionPool:
+    """What makes connections; it is not asked to keep them, for its guards cost as much as a command."""
+    options: dict[str, Any] = dict(parse_url(url))
+    if url.startswith("rediss:"):
+        options.setdefault("ssl_check_hostname", True)
+    options |= {
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_timeout": False,
+        "decode_responses": False,
+        "health_check_interval": 0,
+        # The tier's own deadline covers connecting, sending and reading together.
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+    }
+    return ConnectionPool(**options)

@@ -15,7 +15,6 @@ from acgsperf.errors import TierError
 from acgsperf.tiers import envelope
 from acgsperf.tiers.base import BreakerState, Entry, Tier, TierHealth, TierStats
 from acgsperf.tiers.breaker import CircuitBreaker
-from acgsperf.tiers.envelope import unseal
 
 DEADLINE_S: Final = 0.25
 MAX_VALUE_BYTES: Final = 1 << 20
@@ -131,6 +130,7 @@ class ServerTier(Tier):
             return None
         if key in self._writing:
             return (await self._read_after_write((key,))).get(key)
+        # As `create_future` makes one, which is a call more for each key.
         future: asyncio.Future[Entry | None] = asyncio.Future(loop=self._loop)
         self._gets.append((future, key))
         if not self._read_scheduled:
@@ -228,7 +228,7 @@ class ServerTier(Tier):
     def _open_envelope(self, blob: bytes, key: bytes) -> tuple[Entry, Sequence[bytes]] | None:
         if len(blob) <= self._max_value_bytes:
             try:
-                return unseal(blob, key)
+                return envelope.unseal(blob, key)
             except envelope.CorruptEnvelopeError:
                 pass
         self._counts["corrupt"] += 1

@@ -78,8 +78,8 @@ async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
         yield Finding("settings", Severity.ERROR, str(error))
         return
     yield Finding("settings", Severity.OK, f"hash {', '.join(settings.constitutional_hashes)}")
-    if settings.workers_directory is not None:
-        yield _workers(settings)
+    if (found := _workers(settings)) is not None:
+        yield found
     yield await _examined(_Server("Redis", "REDIS_URL", _redis), settings.redis_url, settings)
     yield await _examined(_Server("PostgreSQL", "DATABASE_URL", _postgres), settings.database_url, settings)
 
@@ -113,12 +113,14 @@ async def _reached(server: _Server, url: str, settings: Settings) -> Finding:
     return Finding(server.name, Severity.ERROR, f"{server.variable}: cannot be reached: {problem}")
 
 
-def _workers(settings: Settings) -> Finding:
+def _workers(settings: Settings) -> Finding | None:
     try:
         workers = Workers.of(settings)
     except SettingsError as error:
         return Finding("workers", Severity.ERROR, str(error))
-    reporting = len(list(workers.others())) if workers is not None else 0
+    if workers is None:
+        return None
+    reporting = sum(1 for _ in workers.others())
     return Finding("workers", Severity.OK, f"{reporting} of them report in {settings.workers_directory!r}")
 
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import asyncpg
 
+from acgsperf._addresses import checked_dsn
 from acgsperf._dispatch import LatencyHistogram, LRUCache
-from acgsperf._pool_values import checked_dsn
 from acgsperf._types import CONSTITUTIONAL_HASH
 from acgsperf.cache import TieredCache
 from acgsperf.errors import AcgsperfError, ComplianceError, PoolError

@@ -19,14 +19,6 @@ def validator():
     return UltraFastConstitutionalValidator()
 
 
-@pytest.fixture
-async def service(fresh_process):
-    service = await get_performance_service()
-    yield service
-    await service.cache.clear_all()
-    await service.close()
-
-
 def test_architecture_of_the_validator(validator):
     for hash_value, good in [(CONSTITUTIONAL_HASH, True), ("0000000000000000", False), ("no hash", False)]:
         assert (hash_value in validator._known_good_hashes) is good

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from acgsperf.compat import PerformanceBenchmark
-from acgsperf.compat.performance_integration_service import INTEGRATION_PERFORMANCE_TARGETS, get_performance_service
+from acgsperf.compat.performance_integration_service import INTEGRATION_PERFORMANCE_TARGETS
 from acgsperf.compat.validation import CONSTITUTIONAL_HASH
 from acgsperf.workbench.traces import zipf_trace
 
@@ -18,12 +18,9 @@ PACE = 4_000
 
 
 @pytest.fixture
-async def service(fresh_process, servers):
-    service = await get_performance_service()
+async def service(service, servers):
     await service.pool_manager.create_pool("default", servers.database_url, 16, 16)
-    yield service
-    await service.cache.clear_all()
-    await service.close()
+    return service
 
 
 def popular(requests, distinct):

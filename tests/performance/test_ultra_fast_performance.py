@@ -10,7 +10,7 @@ import pytest
 import redis.asyncio
 
 from acgsperf.compat import PerformanceBenchmark
-from acgsperf.compat.performance_integration_service import INTEGRATION_PERFORMANCE_TARGETS, get_performance_service
+from acgsperf.compat.performance_integration_service import INTEGRATION_PERFORMANCE_TARGETS
 from acgsperf.compat.ultra_fast_cache import CACHE_PERFORMANCE_TARGETS, create_ultra_fast_cache
 from acgsperf.compat.ultra_fast_connection_pool import POOL_PERFORMANCE_TARGETS, UltraFastConnectionPool
 from acgsperf.compat.validation import CONSTITUTIONAL_HASH, PERFORMANCE_TARGETS, UltraFastConstitutionalValidator
@@ -42,14 +42,6 @@ async def caches(servers):
     for cache in caches:
         await cache.clear_all()
         await cache.close()
-
-
-@pytest.fixture
-async def service(fresh_process):
-    service = await get_performance_service()
-    yield service
-    await service.cache.clear_all()
-    await service.close()
 
 
 def best(statistics):

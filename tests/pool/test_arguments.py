@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from acgsperf import ConnectionPool, PoolManager, PoolTimeout
-from acgsperf._pool_supply import _secrets
+from acgsperf._addresses import secrets_of
 from acgsperf.tiers.postgres import PostgresTier
 
 SOMEWHERE = "postgresql://localhost/db"
@@ -146,7 +146,7 @@ def test_any_dsn_that_asyncpg_can_read_is_taken(good):
 
 
 def test_all_of_a_dsn_that_cannot_be_parsed_is_secret():
-    assert _secrets("postgresql://u:se[cret@h/x", "other") == {"postgresql://u:se[cret@h/x", "other"}
+    assert secrets_of("postgresql://u:se[cret@h/x", "other") == {"postgresql://u:se[cret@h/x", "other"}
 
 
 @pytest.mark.parametrize("sizes", [(1.5, 2.5), ("3", "4"), (1, "4"), (True, 4), (None, None)])

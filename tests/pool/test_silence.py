@@ -90,6 +90,29 @@ async def test_a_connection_that_takes_its_time_to_be_made_is_no_silence(dsn):
         assert (await pool.health()).latency_ns > 200_000_000
 
 
+async def test_closing_ends_a_health_check_and_what_it_has_begun(dsn):
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    go_on.set()
+
+    async def init(connection):
+        begun.set()
+        await go_on.wait()
+
+    before = asyncio.all_tasks()
+    pool = ConnectionPool(dsn, min_size=1, max_size=2, init=init)
+    await pool.open()
+    async with pool.acquire():
+        begun.clear()
+        go_on.clear()
+        asking = asyncio.create_task(pool.health())
+        await begun.wait()
+    await pool.close()
+    go_on.set()
+    assert not (await asking).healthy
+    assert (pool.stats().size, pool.stats().connecting) == (0, 0)
+    assert asyncio.all_tasks() == before
+
+
 async def test_health_asks_what_a_borrower_has_just_given_back(victim, clock):
     options = {"min_size": 2, "max_size": 2, "check_timeout": 0.3, "reset": False, "clock": clock}
     async with ConnectionPool(victim.dsn, **options) as pool:
