@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-SOURCE := setup.py pyproject.toml $(wildcard acgsperf/*.pyx acgsperf/*.pxd acgsperf/*.h)
+SOURCE := setup.py pyproject.toml $(wildcard acgsperf/*.pyx acgsperf/*/*.pyx acgsperf/*.pxd acgsperf/*.h)
 
 .PHONY: run test soak test-all lint types bench docs dist clean
 
@@ -25,7 +25,7 @@ lint: $(VENV)/.lint
 
 types: $(VENV)/.lint
 	$(BIN)/mypy
-	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._canonical acgsperf._core
+	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._canonical acgsperf._core acgsperf.tiers._envelope
 
 bench: $(VENV)/.bench
 	$(BIN)/acgsperf bench
@@ -39,7 +39,7 @@ dist: $(VENV)/.dist
 	$(BIN)/twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info acgsperf/*.so
+	rm -rf $(VENV) build dist site *.egg-info acgsperf/*.so acgsperf/*/*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -28,11 +28,11 @@ def extensions() -> list[Extension]:
         [
             Extension(
                 f"acgsperf.{name}",
-                [f"acgsperf/{name}.pyx"],
+                [f"acgsperf/{name.replace('.', '/')}.pyx"],
                 depends=["acgsperf/_hdr.pxd", "acgsperf/_platform.h", "acgsperf/_python.pxd", "acgsperf/_table.pxd"],
                 extra_compile_args=compile_args,
             )
-            for name in ("_canonical", "_core")
+            for name in ("_canonical", "_core", "tiers._envelope")
         ],
         annotate=debug,
         build_dir="build/cython",

@@ -12,19 +12,24 @@ __all__ = [
     "canonical",
     "fingerprint",
     "request_key",
+    "unseal_many",
 ]
 
 if TYPE_CHECKING:
     from acgsperf._canonical import canonical, fingerprint, request_key
     from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
+    from acgsperf.tiers._envelope import unseal_many
 elif os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1":
     from acgsperf._canonical_py import canonical, fingerprint, request_key
     from acgsperf._core_py import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
+    from acgsperf.tiers.envelope import unseal_many
 else:
-    # Both or neither, so that IMPLEMENTATION is true of all.
+    # All or none, so that IMPLEMENTATION is true of all.
     try:
         from acgsperf._canonical import canonical, fingerprint, request_key
         from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
+        from acgsperf.tiers._envelope import unseal_many
     except ImportError:
         from acgsperf._canonical_py import canonical, fingerprint, request_key
         from acgsperf._core_py import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
+        from acgsperf.tiers.envelope import unseal_many

@@ -15,6 +15,8 @@ an opaque token of the tier. The key is compared on every hit, for an address is
 
 MessagePack by msgspec: it is the fastest that is well kept, has bytes, keeps integers and floats apart, and builds
 nothing but plain values.
+
+`_envelope` has `unseal_many` compiled, and leaves to this one what it does not open itself.
 """
 
 import struct
@@ -27,12 +29,13 @@ from xxhash import xxh3_128_hexdigest
 
 from acgsperf.tiers.base import Entry
 
+IMPLEMENTATION: Final = "python"
 MAX_KEY_BYTES: Final = 200
 # What a tag adds to an envelope beside its text: MessagePack's framing and a generation.
 TAG_OVERHEAD_BYTES: Final = 24
 
 # Magic, version and flags as one number: a plain entry, and a negative one.
-_PLAIN: Final = int.from_bytes(b"\xacG\x01\x00", "little")
+PLAIN: Final = int.from_bytes(b"\xacG\x01\x00", "little")
 _NEGATIVE: Final = int.from_bytes(b"\xacG\x01\x01", "little")
 _HEADER: Final = struct.Struct("<IdddIII")
 _HEADER_BYTES: Final = _HEADER.size
@@ -40,7 +43,7 @@ _HEADER_BYTES: Final = _HEADER.size
 _Tags = tuple[tuple[str, bytes], ...]
 
 _encode = msgpack.Encoder().encode
-_decode = msgpack.Decoder().decode
+decode = msgpack.Decoder().decode
 _decode_tags = msgpack.Decoder(_Tags).decode
 _pack_header = _HEADER.pack
 _unpack_header = _HEADER.unpack_from
@@ -96,16 +99,41 @@ def seal(entry: Entry, key: bytes, payload: bytes, generations: Sequence[bytes] 
     fresh = inf if entry.fresh_until is None else entry.fresh_until
     kept = inf if entry.kept_until is None else entry.kept_until
     lengths = len(key), len(tags), len(payload)
-    header = _pack_header(_NEGATIVE if entry.negative else _PLAIN, entry.created_at, fresh, kept, *lengths)
+    header = _pack_header(_NEGATIVE if entry.negative else PLAIN, entry.created_at, fresh, kept, *lengths)
     return b"".join((header, key, tags, payload))
 
 
-def unseal(blob: bytes, key: bytes) -> tuple[Entry, Sequence[bytes]]:
+def unseal_many(
+    blobs: Iterable[bytes | None], keys: Iterable[bytes], limit: int, now: float, /
+) -> tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]], int]:
+    """The entries in what a server has returned for keys."""
+    found: list[Entry | None] = []
+    tagged: list[tuple[int, Sequence[bytes]]] = []
+    corrupt = 0
+    for at, (blob, key) in enumerate(zip(blobs, keys, strict=True)):
+        entry = None
+        if blob is not None:
+            try:
+                entry, generations = unseal(blob, key, limit)
+            except CorruptEnvelopeError:
+                corrupt += 1
+            else:
+                if entry.kept_until is not None and entry.kept_until <= now:
+                    entry = None
+                elif generations:
+                    tagged.append((at, generations))
+        found.append(entry)
+    return found, tagged, corrupt
+
+
+def unseal(blob: bytes, key: bytes, limit: int) -> tuple[Entry, Sequence[bytes]]:
     """The entry in an envelope, and the generations of its tags.
 
     Raises:
-        CorruptEnvelopeError: for anything that `seal` did not make for this key.
+        CorruptEnvelopeError: for anything that `seal` did not make for this key, and more than `limit` bytes.
     """
+    if len(blob) > limit:
+        raise CorruptEnvelopeError(f"{len(blob)} bytes in an envelope, of at most {limit}")
     try:
         kind, created, fresh, kept, key_size, tags_size, payload_size = _unpack_header(blob)
         tags_at = _HEADER_BYTES + key_size
@@ -114,24 +142,24 @@ def unseal(blob: bytes, key: bytes) -> tuple[Entry, Sequence[bytes]]:
         if (
             payload_at + payload_size != len(blob)
             or blob[_HEADER_BYTES:tags_at] != key
-            or (kind != _PLAIN and kind != _NEGATIVE)
+            or (kind != PLAIN and kind != _NEGATIVE)
             # Infinity stands for never, and nothing was created at such a time; NaN is no time.
             or not -inf < created < inf
             or fresh != fresh
             or kept != kept
         ):
             raise CorruptEnvelopeError("not an envelope of this key")
-        value = _decode(blob[payload_at:])
+        value = decode(blob[payload_at:])
         if fresh == inf:
             fresh = None
         if kept == inf:
             kept = None
-        if kind == _PLAIN and not tags_size:
+        if kind == PLAIN and not tags_size:
             return Entry(value, created, fresh, kept), ()
         pairs = _decode_tags(blob[tags_at:payload_at]) if tags_size else ()
         tags, generations = tuple(tag for tag, _ in pairs), tuple(generation for _, generation in pairs)
         return Entry(value, created, fresh, kept, tags, kind == _NEGATIVE), generations
-    except CorruptEnvelopeError:
+    except (CorruptEnvelopeError, MemoryError):
         raise
     except Exception as error:
         # A decoder that is fed garbage may find many things wrong with it, a nesting without end among them.

@@ -8,9 +8,9 @@ finds them; two tags with one hash cost a miss. A write is acknowledged after it
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from random import uniform
+from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -45,8 +45,9 @@ CREATE INDEX IF NOT EXISTS {table}_expires_at ON {table} (expires_at) WHERE expi
 CREATE INDEX IF NOT EXISTS {table}_tags ON {table} USING gin (tags) WHERE tags <> '{{}}';
 COMMENT ON TABLE {table} IS '{comment}';
 """
+# The keys are text, for asyncpg takes longer to look at the items of an array than the server to read them.
 _SELECT: Final = """
-SELECT key, value FROM {table} WHERE namespace = $1 AND key = ANY($2::bytea[]) AND octet_length(value) <= $3
+SELECT key, value FROM {table} WHERE namespace = $1 AND key = ANY($2::text::bytea[]) AND octet_length(value) <= $3
 """
 # In order of keys, so that two processes which write the same keys wait for one another rather than for ever.
 _UPSERT: Final = """
@@ -158,19 +159,14 @@ class PostgresTier(ServerTier):
                 task.cancel()
         await super().close()
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
-        """A connection to a server that has the table. One whose use did not end well is closed."""
+    def _connection(self) -> "_Connection":
+        return _Connection(self)
+
+    async def _ready_pool(self) -> ConnectionPool:
         if not self._ready:
             await self._set_up()
         assert self._pool is not None
-        async with self._pool.acquire() as connection:
-            try:
-                yield connection
-            except BaseException as error:
-                if not isinstance(error, asyncpg.PostgresError):
-                    connection.terminate()
-                raise
+        return self._pool
 
     async def _set_up(self) -> None:
         async with self._setting_up:
@@ -208,13 +204,10 @@ class PostgresTier(ServerTier):
         identities = [envelope.identity(key) for key in keys]
         addresses = [envelope.address(key) for key in identities]
         async with self._connection() as connection:
-            rows = await connection.fetch(self._select, self._namespace, addresses, self._max_value_bytes)
-        blobs = dict(rows)
-        found: list[Entry | None] = []
-        for identity, address in zip(identities, addresses, strict=True):
-            blob = blobs.get(address)
-            opened = None if blob is None else self._open_envelope(blob, identity)
-            found.append(opened[0] if opened else None)
+            rows = await connection.fetch(self._select, self._namespace, _array(addresses), self._max_value_bytes)
+        # Not `dict(rows)`, which takes twice as long for asyncpg's records.
+        blobs = {address: blob for address, blob in rows}  # noqa: C416
+        found, _ = self._unseal(map(blobs.get, addresses), identities)
         return found
 
     async def _write(self, batch: WriteBatch) -> None:
@@ -254,6 +247,33 @@ class PostgresTier(ServerTier):
             deleted: int | None = ROWS_A_STATEMENT
             while deleted == ROWS_A_STATEMENT and self._may_write(0):
                 deleted = await self._guarded(lambda: self._delete_some("expires_at < $1", time.time()))
+
+
+class _Connection:
+    """A connection to a server that has the table. One whose use did not end well is closed."""
+
+    __slots__ = ("_acquire", "_connection", "_tier")
+
+    def __init__(self, tier: PostgresTier) -> None:
+        self._tier = tier
+
+    async def __aenter__(self) -> Any:
+        pool = await self._tier._ready_pool()
+        self._acquire = pool.acquire()
+        self._connection = await self._acquire.__aenter__()
+        return self._connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and not isinstance(error, asyncpg.PostgresError):
+            self._connection.terminate()
+        await self._acquire.__aexit__(kind, error, trace)
+
+
+def _array(addresses: Sequence[bytes]) -> str:
+    """A bytea[] of at least one item, as text."""
+    return '{"\\\\x' + '","\\\\x'.join(map(bytes.hex, addresses)) + '"}'
 
 
 def _tag_hash(tag: str) -> int:

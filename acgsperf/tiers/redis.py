@@ -153,13 +153,7 @@ class RedisTier(ServerTier):
         chunks = [addresses[at : at + KEYS_A_COMMAND] for at in range(0, len(addresses), KEYS_A_COMMAND)]
         replies = await self._ask([("MGET", *chunk) for chunk in chunks])
         blobs: list[bytes | None] = replies[0] if len(replies) == 1 else [blob for reply in replies for blob in reply]
-        found: list[Entry | None] = [None] * len(keys)
-        tagged: list[tuple[int, Sequence[bytes]]] = []
-        for i, blob in enumerate(blobs):
-            if blob is not None and (opened := self._open_envelope(blob, identities[i])) is not None:
-                found[i] = opened[0]
-                if opened[1]:
-                    tagged.append((i, opened[1]))
+        found, tagged = self._unseal(blobs, identities)
         if tagged:
             await self._drop_invalidated(found, tagged)
         return found

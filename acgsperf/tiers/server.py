@@ -5,12 +5,12 @@ import logging
 import time
 from abc import abstractmethod
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from acgsperf._arguments import checked_namespace
 from acgsperf._deadline import Deadline, Wait
-from acgsperf._dispatch import LatencyHistogram
+from acgsperf._dispatch import LatencyHistogram, unseal_many
 from acgsperf.errors import TierError
 from acgsperf.tiers import envelope
 from acgsperf.tiers.base import BreakerState, Entry, Tier, TierHealth, TierStats
@@ -124,18 +124,24 @@ class ServerTier(Tier):
                 deadline.close()
 
     async def get(self, key: str) -> Entry | None:
-        if self._loop is not asyncio.get_running_loop():
+        try:
+            # Asking for the running loop is a system call on 3.11, so only the first caller of a batch does.
+            if not self._gets:
+                self._check_use()
+            if self._breaker.state is not _CLOSED and not self._may_read(1):
+                return None
+            if key in self._writing:
+                return (await self._read_after_write((key,))).get(key)
+            # As `create_future` makes one, which is a call more for each key.
+            future: asyncio.Future[Entry | None] = asyncio.Future(loop=self._loop)
+            self._gets.append((future, key))
+            if not self._read_scheduled:
+                self._schedule_read()
+            return await future
+        except RuntimeError:
+            # What asyncio says to a task that waits for a future of another loop.
             self._check_use()
-        if self._breaker.state is not _CLOSED and not self._may_read(1):
-            return None
-        if key in self._writing:
-            return (await self._read_after_write((key,))).get(key)
-        # As `create_future` makes one, which is a call more for each key.
-        future: asyncio.Future[Entry | None] = asyncio.Future(loop=self._loop)
-        self._gets.append((future, key))
-        if not self._read_scheduled:
-            self._schedule_read()
-        return await future
+            raise
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         self._check_use()
@@ -225,14 +231,13 @@ class ServerTier(Tier):
         self._counts["skipped"] += keys
         return False
 
-    def _open_envelope(self, blob: bytes, key: bytes) -> tuple[Entry, Sequence[bytes]] | None:
-        if len(blob) <= self._max_value_bytes:
-            try:
-                return envelope.unseal(blob, key)
-            except envelope.CorruptEnvelopeError:
-                pass
-        self._counts["corrupt"] += 1
-        return None
+    def _unseal(
+        self, blobs: Iterable[bytes | None], identities: Sequence[bytes]
+    ) -> tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]]]:
+        """The entries in what the server has returned, and the generations of those that have tags, by position."""
+        found, tagged, corrupt = unseal_many(blobs, identities, self._max_value_bytes, time.time())
+        self._counts["corrupt"] += corrupt
+        return found, tagged
 
     async def _guarded(
         self, call: Callable[[], Awaitable[_T]], wait: Wait | None = None, problems: list[str] | None = None
@@ -306,10 +311,8 @@ class ServerTier(Tier):
             entries = await self._guarded(lambda: self._fetch(keys), self._read_deadline.wait(started))
         finally:
             self._reads_in_flight -= 1
-            now = time.time()
-            found = [e if e and (e.kept_until is None or e.kept_until > now) else None for e in entries or ()]
             self._latency.record_many([time.perf_counter_ns() - started_ns] * len(keys))
-            self._answer(gets, reads, found)
+            self._answer(gets, reads, entries or [])
             if (self._gets or self._reads) and not self._read_scheduled:
                 self._read_scheduled = True
                 self._own(self._read())

@@ -30,6 +30,13 @@ def twins() -> list[ModuleType]:
     return [imported("_core", implementation) for implementation in IMPLEMENTATIONS]
 
 
+@pytest.fixture(scope="session")
+def readers() -> list[ModuleType]:
+    """Both that read envelopes; the plain one also writes them."""
+    names = {"c": "acgsperf.tiers._envelope", "python": "acgsperf.tiers.envelope"}
+    return [importlib.import_module(names[implementation]) for implementation in IMPLEMENTATIONS]
+
+
 @pytest.fixture(scope="session", params=IMPLEMENTATIONS)
 def encoder(request: pytest.FixtureRequest) -> ModuleType:
     return imported("_canonical", request.param)

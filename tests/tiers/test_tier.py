@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import struct
+import threading
 import time
 
 import pytest
@@ -192,7 +193,34 @@ async def test_another_event_loop_is_refused(tier):
         await asyncio.to_thread(elsewhere)
 
 
-async def test_a_forked_child_is_refused(tier):
+async def test_another_event_loop_is_refused_while_a_batch_is_under_way(tier, entry):
+    await tier.set("k", entry())
+    own = asyncio.ensure_future(tier.get("k"))
+    await asyncio.sleep(0)
+    failures = []
+
+    def elsewhere() -> None:
+        try:
+            asyncio.run(tier.get("k"))
+        except TierError as error:
+            failures.append(str(error))
+
+    # The loop waits, so that the batch is still there.
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert len(failures) == 1
+    assert "another event loop" in failures[0]
+    assert (await own).value == "v"
+
+
+@pytest.mark.parametrize("under_way", [False, True])
+async def test_a_forked_child_is_refused(tier, under_way):
+    own = asyncio.ensure_future(tier.get("k"))
+    if under_way:
+        await asyncio.sleep(0)
+    else:
+        await own
     pid = os.fork()
     if not pid:
         # Nothing of the parent's may run or be flushed here.
@@ -205,6 +233,7 @@ async def test_a_forked_child_is_refused(tier):
         finally:
             os._exit(outcome)
     assert os.waitstatus_to_exitcode((await asyncio.to_thread(os.waitpid, pid, 0))[1]) == 0
+    assert await own is None
     assert await tier.get("k") is None
 
 

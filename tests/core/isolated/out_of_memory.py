@@ -4,6 +4,7 @@ import _testcapi
 import sys
 
 from acgsperf import _canonical, _core
+from acgsperf.tiers import Entry, _envelope, envelope
 
 HASH = "cdd01ef066bc6cf2"
 
@@ -130,7 +131,17 @@ def requests():
     assert _canonical.canonical(value) == expected
 
 
-for check in (growing, shrinking, evicting, histograms, validators, requests):
+def envelopes():
+    entries = [Entry(f"value {number}", 1.0, 2.0, None) for number in range(3)]
+    keys = [b"key %d" % number for number in range(3)]
+    blobs = [
+        envelope.seal(entry, key, envelope.pack_value(entry.value)) for entry, key in zip(entries, keys, strict=True)
+    ]
+    assert with_failures(_envelope.unseal_many, blobs, keys, 100, 1.0) >= 3
+    assert _envelope.unseal_many(blobs, keys, 100, 1.0) == (entries, [], 0)
+
+
+for check in (growing, shrinking, evicting, histograms, validators, requests, envelopes):
     check()
     blocks = []
     for _ in range(6):
