@@ -1,5 +1,6 @@
 """Addresses of servers: whether they can be used, and what of them may be shown, for they may hold passwords."""
 
+import re
 from typing import Final
 from urllib.parse import parse_qs, unquote, unquote_plus, urlsplit
 
@@ -15,12 +16,14 @@ def checked_redis_url(name: str, url: str) -> str:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in _REDIS_SCHEMES and "://" in url and (parts.port is None or parts.port > 0)
+        # redis-py takes any other path for database 0.
+        usable = usable and (parts.scheme == "unix" or re.fullmatch(r"/?[0-9]*", parts.path) is not None)
     except ValueError:
         usable = False
     if not usable:
         raise ValueError(
-            f"{name} must be a redis://, rediss:// or unix:// URL with a port from 1 to 65535, if it has one;"
-            " a / in a password is written %2F"
+            f"{name} must be a redis://, rediss:// or unix:// URL, with a port from 1 to 65535 and a number as database"
+            " where it has them; a / in a password is written %2F"
         )
     return url
 

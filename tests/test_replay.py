@@ -96,6 +96,16 @@ async def test_the_report_holds_every_metric_against_its_target(url):
     assert [entry["metric"] for entry in report.as_dict()["rows"]] == METRICS
 
 
+async def test_what_nothing_was_measured_of_is_no_target_met(url):
+    report = await replay([{"constitutional_hash": "0" * 16}] * 3, url)
+    for metric in ("P50 latency", "P95 latency", "P99 latency"):
+        unmeasured = row(report, metric)
+        assert (unmeasured.achieved, unmeasured.met, unmeasured.value) == ("not measured", False, None)
+    # However short a trace is, the steps are timed.
+    assert row(report, "Validation P99").value > 0
+    assert row(report, "L1 access P99").value > 0
+
+
 async def test_a_hit_rate_of_95_per_cent_misses_a_target_of_more(url):
     report = await replay([{"key": i // 20} for i in range(100)], url, concurrency=1)
     hit_rate = row(report, "Cache hit rate")

@@ -87,6 +87,10 @@ class PerformanceCollector(Collector):
         if self._http is not None:
             yield from self._routes(self._http)
 
+    def describe(self) -> Iterator[Metric]:
+        """What `collect` says: a registry refuses a second collector whose metrics have the same names."""
+        return self.collect()
+
     def _requests(self, source: MetricsSource) -> Iterator[Metric]:
         counts = source.counts()
         latency = source.latency()

@@ -11,7 +11,7 @@ import asyncpg
 
 from acgsperf._addresses import checked_dsn
 from acgsperf._dispatch import LatencyHistogram, LRUCache
-from acgsperf._types import CONSTITUTIONAL_HASH
+from acgsperf._types import CONSTITUTIONAL_HASH, HistogramSnapshot
 from acgsperf.cache import TieredCache
 from acgsperf.errors import AcgsperfError, ComplianceError, PoolError
 from acgsperf.fingerprint import fingerprint, request_key
@@ -49,13 +49,16 @@ _TURN: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report; `target` says the bound as it is read, or `-` where there is none."""
+    """One line of the report; `target` says the bound as it is read, or `-` where there is none.
+
+    What nothing was measured of has no value, and no target is met by it.
+    """
 
     metric: str
     target: str
     achieved: str
     met: bool
-    value: float
+    value: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,8 @@ class _Replay:
                 advanced(done)
                 done = 0
                 await asyncio.sleep(0)
+        if done:
+            self.time_steps(request)
         advanced(done)
 
     def time_steps(self, request: Request) -> None:
@@ -151,20 +156,23 @@ class _Replay:
 
 
 def _rows(run: _Replay, seconds: float) -> Iterator[Row]:
-    def at_most(metric: str, ms: float, limit_ms: float) -> Row:
-        return Row(metric, f"< {limit_ms:g} ms", f"{ms:.4f} ms", ms < limit_ms, ms)
+    def at_most(metric: str, latency: HistogramSnapshot, ns: int, limit_ms: float) -> Row:
+        if not latency.count:
+            return Row(metric, f"< {limit_ms:g} ms", "not measured", False, None)
+        return Row(metric, f"< {limit_ms:g} ms", f"{ns / 1e6:.4f} ms", ns / 1e6 < limit_ms, ns / 1e6)
 
     summary = run.service.get_performance_summary()
+    latency, validation, l1 = summary.latency, run.validation_ns.snapshot(), run.l1_ns.snapshot()
+    yield at_most("P50 latency", latency, latency.p50, 1)
+    yield at_most("P95 latency", latency, latency.p95, 2)
+    yield at_most("P99 latency", latency, latency.p99, 5)
     rate = (summary.requests + summary.violations) / seconds
-    yield at_most("P50 latency", summary.latency.p50 / 1e6, 1)
-    yield at_most("P95 latency", summary.latency.p95 / 1e6, 2)
-    yield at_most("P99 latency", summary.latency.p99 / 1e6, 5)
     yield Row("Throughput", "> 1,000 requests/s", f"{rate:,.0f} requests/s", rate > 1000, rate)
     hit_rate, compliance = summary.hit_rate, summary.compliance
     yield Row("Cache hit rate", "> 95 %", f"{100 * hit_rate:.2f} %", hit_rate > 0.95, hit_rate)
     yield Row("Compliance", "100 %", f"{100 * compliance:.2f} %", compliance == 1, compliance)
-    yield at_most("Validation P99", run.validation_ns.percentile(99) / 1e6, 0.1)
-    yield at_most("L1 access P99", run.l1_ns.percentile(99) / 1e6, 0.01)
+    yield at_most("Validation P99", validation, validation.p99, 0.1)
+    yield at_most("L1 access P99", l1, l1.p99, 0.01)
     stats = summary.cache
     tiers = [(name, tier) for name, tier in (("L2", stats.l2), ("L3", stats.l3)) if tier is not None]
     if tiers:

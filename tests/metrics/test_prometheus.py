@@ -31,6 +31,14 @@ def samples(collector):
     }
 
 
+async def test_a_registry_takes_a_service_once(source):
+    registry = CollectorRegistry()
+    registry.register(PerformanceCollector(source))
+    with pytest.raises(ValueError, match="Duplicated"):
+        registry.register(PerformanceCollector(source, labels={"service": "another"}))
+    registry.register(PerformanceCollector(source, namespace="another"))
+
+
 async def test_what_the_service_counts_is_exported(source):
     found = samples(PerformanceCollector(source))
     expected = {
