@@ -374,6 +374,8 @@ async def test_accesses_are_recorded_by_key_and_bounded(cache, alone, old, key):
     for _ in range(10_000):
         await alone.get("hot")
     assert len(alone.access_patterns["hot"]) == 256
+    # Of what was accessed since times were asked for, the latest 4,096.
+    assert alone._l1["hot"].access_count == 4_096
     for i in range(15_000):
         alone._update_access_patterns(str(i))
     assert len(alone.access_patterns) == 10_000
@@ -495,6 +497,49 @@ async def test_keys_that_cannot_be_sent_are_no_failure_of_redis(cache, old, key)
         assert await cache._get_from_l2(None) is None
     old.write(key, "good")
     assert await cache.get(key) == "good"
+
+
+async def test_what_redis_refuses_is_no_failure_of_redis(cache, old, key, caplog):
+    old.client.lpush(f"{key}-list", 1)
+    for _ in range(5):
+        assert await cache.get(f"{key}-list") is None
+    assert "WRONGTYPE" in caplog.text
+    old.write(key, "good")
+    assert await cache.get(key) == "good"
+
+
+async def test_a_redis_that_says_nothing_is_waited_for_a_quarter_of_a_second(cache, old, key):
+    old.write(key, "late")
+    old.client.execute_command("CLIENT", "PAUSE", 700, "ALL")
+    started = time.monotonic()
+    assert await cache.get(key) is None
+    assert 0.2 < time.monotonic() - started < 0.6
+    # It goes on by itself, and nobody gets the answer to something else.
+    assert old.read(key) == "late"
+    assert await cache.get(key) == "late"
+
+
+async def test_a_redis_that_does_not_connect_is_waited_for_two_seconds(key):
+    async def say_nothing(reader, writer):
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        cache = UltraFastMultiTierCache(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0")
+        started = time.monotonic()
+        await cache.initialize()
+        assert 1.5 < time.monotonic() - started < 3
+        assert cache.redis_client is None
+        assert await cache.set(key, 1)
+        assert await cache.get(key) == 1
+        await cache.close()
+
+
+@pytest.mark.parametrize(("ttl", "seconds"), [(0.2, 1), (1.0, 1), (1.2, 2), (59.9, 60)])
+async def test_redis_keeps_a_value_for_whole_seconds_and_never_for_less(cache, old, key, ttl, seconds):
+    assert await cache.set(key, 1, ttl=ttl)
+    assert seconds - 1 <= old.ttl(key) <= seconds
+    assert old.client.pttl(key) > 1000 * seconds - 500
 
 
 async def test_what_may_have_been_stored_is_cleared(cache, old, key):

@@ -79,6 +79,7 @@ def test_a_fresh_pool_has_the_former_attributes():
     assert (pool.pool_name, pool.dsn, pool.min_size, pool.max_size) == ("orders", "postgresql://there", 2, 3)
     assert (pool.pool, pool.is_initialized, pool.is_healthy, pool.fast_path_enabled) == (None, False, True, True)
     assert len(pool.connection_cache) == 0
+    assert pool.acquisition_timeout_s == 5
     assert pool.constitutional_hash == CONSTITUTIONAL_HASH
     assert pool.constitutional_validator.validate_hash(CONSTITUTIONAL_HASH)
     assert vars(pool.metrics) == dict.fromkeys(vars(ConnectionMetrics()), 0)
