@@ -16,14 +16,15 @@ def checked_redis_url(name: str, url: str) -> str:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in _REDIS_SCHEMES and "://" in url and (parts.port is None or parts.port > 0)
-        # redis-py takes any other path for database 0.
+        # redis-py takes any other path for database 0. A # begins what it never looks at, be it of a password.
+        usable = usable and "#" not in url
         usable = usable and (parts.scheme == "unix" or re.fullmatch(r"/?[0-9]*", parts.path) is not None)
     except ValueError:
         usable = False
     if not usable:
         raise ValueError(
             f"{name} must be a redis://, rediss:// or unix:// URL, with a port from 1 to 65535 and a number as database"
-            " where it has them; a / in a password is written %2F"
+            " where it has them; a / in a password is written %2F, a # %23"
         )
     return url
 

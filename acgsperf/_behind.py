@@ -66,8 +66,7 @@ class Behind:
     async def close(self) -> None:
         """Write what is queued, wait for what is under way, and close the tiers."""
         try:
-            for queue in self.queues:
-                await queue.close()
+            await asyncio.gather(*(queue.close() for queue in self.queues))
             if self._tasks:
                 await asyncio.wait(self._tasks)
         finally:

@@ -283,7 +283,8 @@ class Loading:
     async def _wait(self, waits: Mapping[Flight, Sequence[str]], stale: Mapping[str, Entry]) -> None:
         hurried = [flight for flight, keys in waits.items() if all(key in stale for key in keys)]
         patient = [flight for flight in waits if flight not in hurried]
-        with self.flights.waiting(waits):
+        endless = [*patient, *hurried] if self._staleness.soft_timeout is None else patient
+        with self.flights.waiting(waits, endless):
             # Unlike an await, neither a time-out nor a cancellation here reaches what is waited for.
             if patient:
                 await asyncio.wait([flight.done for flight in patient])

@@ -29,7 +29,7 @@ class Local(Generic[_V]):
         l1: belongs to this object from now on; an `on_evict` that it has is called as before.
         staleness: the times of entries.
         negative_maxsize: the most negative entries.
-        evicted: called with key and entry when L1 evicts one that is fresh, to make room.
+        evicted: called with key and entry when L1 evicts one that is fresh, to make room; None for nobody.
 
     Raises:
         ValueError: when the L1 belongs to another cache.
@@ -40,7 +40,7 @@ class Local(Generic[_V]):
         l1: "LRUCache[str, _V]",
         staleness: Staleness,
         negative_maxsize: int,
-        evicted: Callable[[str, Entry], object],
+        evicted: Callable[[str, Entry], object] | None,
     ) -> None:
         if isinstance(getattr(l1.on_evict, "__self__", None), Local):
             raise ValueError("l1 must not belong to another TieredCache")
@@ -133,7 +133,7 @@ class Local(Generic[_V]):
                 self._put_on_shelf(key, entry)
             else:
                 self._untag(key, entry)
-                if self._staleness.is_fresh(entry):
+                if self._evicted is not None and self._staleness.is_fresh(entry):
                     self._evicted(key, entry)
         if self._told is not None:
             self._told(key, value, reason)

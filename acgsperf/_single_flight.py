@@ -5,9 +5,10 @@ import copy
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
-from acgsperf.errors import CacheError, LoadCancelledError, LoadTimeoutError
+from acgsperf.errors import CacheError, LoadCancelledError, LoadError, LoadTimeoutError
 from acgsperf.tiers.base import Entry
 
 __all__ = ["Flight", "Flights"]
@@ -32,6 +33,7 @@ class Flight:
         "_task",
         "_timer",
         "_values",
+        "_waits_for",
         "asked",
         "detached",
         "done",
@@ -49,6 +51,8 @@ class Flight:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.detached = False
         self.waiters = 0
+        # Loads of other keys, and of other caches too; one as often as it is waited for.
+        self._waits_for: list[Flight] = []
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._values: Mapping[str, Any] = {}
@@ -58,6 +62,35 @@ class Flight:
     def failed(self) -> bool:
         """Whether the load has ended without a value."""
         return self._error is not None
+
+    def begin_to_wait(self, flights: Iterable["Flight"]) -> "tuple[Flight, ...]":
+        """Its loader waits for other loads from now on, which are returned.
+
+        Raises:
+            LoadError: when one of them does not end before this one has.
+        """
+        flights = tuple(flights)
+        if any(flight._needs(self) for flight in flights):
+            keys = ", ".join(sorted(map(repr, self.keys or self.asked)))
+            raise LoadError(f"the load of {keys:.100} would wait for itself")
+        self._waits_for += flights
+        return flights
+
+    def end_to_wait(self, flights: Iterable["Flight"]) -> None:
+        """Its loader does not wait for them any more."""
+        for flight in flights:
+            self._waits_for.remove(flight)
+
+    def _needs(self, other: "Flight") -> bool:
+        seen, ahead = {self}, [self]
+        while ahead:
+            flight = ahead.pop()
+            if flight is other:
+                return True
+            new = [following for following in flight._waits_for if following not in seen]
+            seen.update(new)
+            ahead += new
+        return False
 
     def result(self, key: str) -> Any:
         """What was loaded for a key; None when the loader has none.
@@ -69,6 +102,10 @@ class Flight:
         if self._error is not None:
             raise _copied(self._error)
         return self._values.get(key)
+
+
+# The load in whose loader this is.
+_within: ContextVar[Flight | None] = ContextVar("acgsperf_load", default=None)
 
 
 class Flights:
@@ -124,14 +161,27 @@ class Flights:
         return flight
 
     @contextmanager
-    def waiting(self, flights: Iterable[Flight]) -> Iterator[None]:
-        """The time in which a caller waits; a load that its last waiter leaves, and not detached, is cancelled."""
-        waited = tuple(flights)
+    def waiting(self, flights: Iterable[Flight], endless: Iterable[Flight]) -> Iterator[None]:
+        """The time in which a caller waits; a load that its last waiter leaves, and not detached, is cancelled.
+
+        Args:
+            flights: what is waited for.
+            endless: those of them that are waited for until they have ended.
+
+        Raises:
+            LoadError: for a loader that would wait for its own load.
+        """
+        waited, within = tuple(flights), _within.get()
+        linked: tuple[Flight, ...] = ()
         for flight in waited:
             flight.waiters += 1
         try:
+            if within is not None:
+                linked = within.begin_to_wait(endless)
             yield
         finally:
+            if within is not None:
+                within.end_to_wait(linked)
             for flight in waited:
                 flight.waiters -= 1
                 if not flight.waiters and not flight.detached and not flight.done.done():
@@ -165,6 +215,7 @@ class Flights:
                 _log.error("%d loads ignore their cancellation", len(left))
 
     async def _run(self, flight: Flight, load: Callable[[Flight], Coroutine[Any, Any, Mapping[str, Any]]]) -> None:
+        _within.set(flight)
         try:
             values = await load(flight)
         except asyncio.CancelledError:
@@ -208,12 +259,22 @@ class Flights:
 
 
 def _copied(error: BaseException) -> BaseException:
-    try:
-        twin = copy.copy(error)
-    except Exception:
-        return error
-    if type(twin) is not type(error):
-        return error
-    twin.__cause__, twin.__suppress_context__ = error.__cause__, error.__suppress_context__
-    twin.__context__ = error.__context__
-    return twin.with_traceback(error.__traceback__)
+    """A copy that says the same; the error itself where none can be made."""
+    for copied in (copy.copy, _rebuilt):
+        try:
+            twin = copied(error)
+            same = type(twin) is type(error) and twin.args == error.args and str(twin) == str(error)
+        except Exception:
+            continue
+        if same:
+            twin.__cause__, twin.__suppress_context__ = error.__cause__, error.__suppress_context__
+            twin.__context__ = error.__context__
+            return twin.with_traceback(error.__traceback__)
+    return error
+
+
+def _rebuilt(error: BaseException) -> BaseException:
+    # Without `__init__`, which `copy` calls with `args`, and which may take something else.
+    twin = type(error).__new__(type(error), *error.args)
+    twin.__dict__.update(error.__dict__)
+    return twin

@@ -48,13 +48,13 @@ class Staleness:
     def entry(self, value: Any, ttl: float | None, tags: Sequence[str]) -> Entry:
         """A value of this moment; its ttl is shortened by the jitter."""
         now = self.clock()
-        if isinstance(tags, str):
-            raise TypeError(f"tags must be a sequence of str, not {tags!r}")
+        own_tags = checked_tags(tags) if tags else ()
         lifetime = checked_ttl(ttl)
         if lifetime == math.inf:
-            return Entry(value, now, None, None, tuple(tags))
+            return Entry(value, now, None, None, own_tags)
         fresh_until = now + lifetime * (1 - self.ttl_jitter * random.random())
-        return Entry(value, now, fresh_until, fresh_until + self.stale_ttl, tuple(tags))
+        kept_until = fresh_until + self.stale_ttl
+        return Entry(value, now, fresh_until, None if kept_until == math.inf else kept_until, own_tags)
 
     def negative(self) -> Entry:
         """That there is none, as of this moment."""
@@ -91,6 +91,18 @@ class Staleness:
 def checked_ttl(ttl: float | None) -> float:
     """A time to live; infinity for None."""
     return math.inf if ttl is None or checked_ttl_ns(ttl) is None else float(ttl)
+
+
+def checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """Tags: text that has bytes."""
+    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+        raise TypeError(f"tags must be a sequence of str, not {tags!r:.100}")
+    for tag in tags:
+        try:
+            tag.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"tags must be text without lone surrogates, not {tag!r:.100}") from None
+    return tuple(tags)
 
 
 def _checked(name: str, value: Any, bound: str, holds: Callable[[float], bool]) -> float:

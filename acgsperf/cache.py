@@ -7,16 +7,16 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, overload
 
-from acgsperf._arguments import checked_namespace
+from acgsperf._arguments import checked_bool, checked_namespace
 from acgsperf._behind import Behind
 from acgsperf._cache_types import CacheHealth, TieredStats, Written
-from acgsperf._cached import key_maker
+from acgsperf._cached import Closures, key_maker
 from acgsperf._dispatch import LRUCache
 from acgsperf._loading import Loading
 from acgsperf._local import MISSING, Local
 from acgsperf._process_lock import ProcessLock
 from acgsperf._promotion import Promotion
-from acgsperf._staleness import Staleness
+from acgsperf._staleness import Staleness, checked_tags
 from acgsperf.errors import CacheError
 from acgsperf.tiers.base import Entry, LockingTier, Tier
 
@@ -57,11 +57,13 @@ class TieredCache(Generic[_V]):
         negative_ttl: how long it is remembered that a loader returned None; None when that is a value like any other.
         negative_maxsize: how many of these are remembered.
         promotion_threshold: the hit behind L1 at which a value is taken into it; `optimize` moves it.
+        demotion: whether a fresh entry that L1 evicts goes back to an L2 that has lost it. L2 has also lost what another
+            process has deleted or invalidated, and this brings it back until it is due.
         deadline: for a read of L2 and L3 together.
         retry_after: how long a load that failed is not tried again while a stale value can be given.
         lock_ttl: with it, a process that loads a key for `get_or_load` holds a lock in L2, and others wait for what it
             stores, both for at most this long. None lets each process load once.
-        clock: the time in seconds since the epoch.
+        clock: the time in seconds since the epoch; L1 has a clock of its own, which should be the same.
 
     Raises:
         TypeError, ValueError: for an argument out of bounds, and for an L1 that belongs to another cache.
@@ -83,6 +85,7 @@ class TieredCache(Generic[_V]):
         negative_ttl: float | None = None,
         negative_maxsize: int = 10_000,
         promotion_threshold: int = 3,
+        demotion: bool = True,
         deadline: float = 0.25,
         retry_after: float = 1.0,
         lock_ttl: float | None = None,
@@ -115,8 +118,10 @@ class TieredCache(Generic[_V]):
             lock = ProcessLock(l2, lock_ttl)
         self._promotion = Promotion(promotion_threshold, l1.maxsize)
         self._behind = Behind(l2, l3, staleness, self._promotion)
-        self._local = self._behind.local = Local(l1, staleness, negative_maxsize, self._behind.demote)
+        evicted = self._behind.demote if checked_bool("demotion", demotion) else None
+        self._local = self._behind.local = Local(l1, staleness, negative_maxsize, evicted)
         self._loading = Loading(self._local, self._behind, staleness, lock)
+        self._closures = Closures()
         self._loop: asyncio.AbstractEventLoop | None = None
         # L1's own method: nothing stands between the caller and the compiled lookup.
         self.get_local = l1.get
@@ -168,6 +173,7 @@ class TieredCache(Generic[_V]):
 
     async def _get_behind(self, key: str, default: Any) -> Any:
         self._require_open()
+        _check_key(key)
         entry = self._loading.held(key)
         if entry is None or not self._staleness.is_fresh(entry):
             entry = await self._behind.read(key)
@@ -191,6 +197,8 @@ class TieredCache(Generic[_V]):
                 found[key] = value
         if wanted:
             self._require_open()
+            for key in wanted:
+                _check_key(key)
             for key, entry in (await self._behind.read_many(wanted)).items():
                 if not entry.negative and self._staleness.is_fresh(entry):
                     found[key] = entry.value
@@ -233,6 +241,8 @@ class TieredCache(Generic[_V]):
         self._require_open()
         keys = tuple(dict.fromkeys(keys))
         for key in keys:
+            _check_key(key)
+        for key in keys:
             self._loading.overtake(key)
             self._local.drop(key)
         return Written(True, *await self._behind.remove(keys))
@@ -240,6 +250,7 @@ class TieredCache(Generic[_V]):
     async def invalidate_tag(self, tag: str) -> Written:
         """Forget every entry with a tag; which tiers have. Other processes' L1 keep theirs until they are due."""
         self._require_open()
+        checked_tags((tag,))
         self._loading.flights.overtake_tag(tag)
         self._local.drop_tag(tag)
         return Written(True, *await self._behind.invalidate_tag(tag))
@@ -357,12 +368,15 @@ class TieredCache(Generic[_V]):
         Raises:
             TypeError: when what is decorated is not a coroutine function. A call raises it, without a `key`, for
                 arguments that are not JSON-like.
+            ValueError: without a `key`, when another function of the same code was decorated, whose closure is another.
         """
 
         def decorate(function: Callable[_P, Coroutine[Any, Any, _R]]) -> Callable[_P, Coroutine[Any, Any, _R]]:
             key_of = key_maker(function)
             if key is not None:
                 key_of = key
+            else:
+                self._closures.check(function)
 
             @functools.wraps(function)
             async def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -449,8 +463,7 @@ class TieredCache(Generic[_V]):
         return (*done, moved) if moved else tuple(done)
 
     def _entry(self, key: str, value: Any, ttl: float | None, tags: Sequence[str]) -> Entry:
-        if not isinstance(key, str):
-            raise TypeError(f"key must be text, not {key!r:.100}")
+        _check_key(key)
         return self._staleness.entry(value, self._ttl if ttl is _DEFAULT else ttl, tags)
 
     def _require_open(self) -> None:
@@ -458,3 +471,8 @@ class TieredCache(Generic[_V]):
             raise CacheError(
                 "the cache is not open" if self._loop is None else "the cache is open in another event loop"
             )
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise TypeError(f"key must be text, not {key!r:.100}")

@@ -68,7 +68,7 @@ class TierStats(Struct, frozen=True):
         stores: entries that the server took.
         refused: entries that were not stored though the server could be asked: too large, not serialisable, already
             expired, or the server was out of memory.
-        deletes: entries that went by `delete_many`.
+        deletes: entries that went by `delete_many`, or because what was to replace them was refused.
         skipped: keys that the server was not asked for, or entries not sent, because the breaker was open.
         timeouts: calls that the deadline ended.
         errors: calls that failed, by kind; time-outs are among them.
@@ -144,7 +144,10 @@ class Tier(ABC):
 
     @abstractmethod
     async def set_many(self, entries: Mapping[str, Entry]) -> frozenset[str]:
-        """Stores entries in one round trip; the keys that the server acknowledged."""
+        """Stores entries in one round trip; the keys that the server acknowledged.
+
+        What is refused for itself, or for want of memory, leaves nothing under its key.
+        """
 
     @abstractmethod
     async def delete_many(self, keys: Sequence[str]) -> int | None:

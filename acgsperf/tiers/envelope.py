@@ -80,8 +80,12 @@ def pack_value(value: Any) -> bytes:
 
 
 def size(key: bytes, payload: bytes, tags: Iterable[str]) -> int:
-    """The most bytes that an envelope can take."""
-    return _HEADER_BYTES + len(key) + len(payload) + sum(4 * len(tag) + TAG_OVERHEAD_BYTES for tag in tags)
+    """The most bytes that an envelope can take.
+
+    Raises:
+        TypeError, ValueError: for a tag that is no text, or has lone surrogates.
+    """
+    return _HEADER_BYTES + len(key) + len(payload) + sum(len(str.encode(tag)) + TAG_OVERHEAD_BYTES for tag in tags)
 
 
 def seal(entry: Entry, key: bytes, payload: bytes, generations: Sequence[bytes] = ()) -> bytes:

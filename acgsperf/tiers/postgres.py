@@ -45,9 +45,11 @@ CREATE INDEX IF NOT EXISTS {table}_expires_at ON {table} (expires_at) WHERE expi
 CREATE INDEX IF NOT EXISTS {table}_tags ON {table} USING gin (tags) WHERE tags <> '{{}}';
 COMMENT ON TABLE {table} IS '{comment}';
 """
-# The keys are text, for asyncpg takes longer to look at the items of an array than the server to read them.
+# The keys are text, for asyncpg takes longer to look at the items of an array than the server to read them: once, in a
+# sub-select, for a filter would read them again for each row. What is too large to be read comes back empty.
 _SELECT: Final = """
-SELECT key, value FROM {table} WHERE namespace = $1 AND key = ANY($2::text::bytea[]) AND octet_length(value) <= $3
+SELECT key, CASE WHEN octet_length(value) <= $3 THEN value ELSE '' END
+FROM {table} WHERE namespace = $1 AND key = ANY((SELECT $2::text::bytea[])::bytea[])
 """
 # In order of keys, so that two processes which write the same keys wait for one another rather than for ever.
 _UPSERT: Final = """
@@ -183,22 +185,25 @@ class PostgresTier(ServerTier):
                 )
                 await pool.open()
                 self._pool = pool
-            comment = _COMMENT.format(version=SCHEMA_VERSION)
             async with self._pool.acquire() as connection:
                 try:
-                    async with connection.transaction():
-                        await connection.execute("SELECT pg_advisory_xact_lock($1)", _tag_hash(f"schema {self._table}"))
-                        found = await connection.fetchval(
-                            "SELECT obj_description(to_regclass($1), 'pg_class')", self._table
-                        )
-                        if found != comment:
-                            if found is not None:
-                                raise RuntimeError(f"table {self._table} is {found!r}, not {comment!r}")
-                            await connection.execute(_CREATE.format(table=self._table, comment=comment))
+                    await self._make_table(connection)
                 except BaseException:
+                    # Before anything else is waited for: a server that hangs would not hear of a rollback.
                     connection.terminate()
                     raise
             self._ready = True
+
+    async def _make_table(self, connection: Any) -> None:
+        comment = _COMMENT.format(version=SCHEMA_VERSION)
+        await connection.execute("BEGIN")
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _tag_hash(f"schema {self._table}"))
+        found = await connection.fetchval("SELECT obj_description(to_regclass($1), 'pg_class')", self._table)
+        if found is not None and found != comment:
+            raise RuntimeError(f"table {self._table} is {found!r}, not {comment!r}")
+        if found is None:
+            await connection.execute(_CREATE.format(table=self._table, comment=comment))
+        await connection.execute("COMMIT")
 
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
         identities = [envelope.identity(key) for key in keys]
@@ -222,16 +227,14 @@ class PostgresTier(ServerTier):
                 entry, payload = operation
                 tags = "{" + ",".join(str(_tag_hash(tag)) for tag in entry.tags) + "}"
                 rows.append((address, envelope.seal(entry, identity, payload), entry.kept_until, tags))
-        removed: set[str] = set()
-        # One transaction: what is acknowledged has been committed, all of it.
-        async with self._connection() as connection, connection.transaction():
+        # Each is a transaction of its own: what is acknowledged has been committed, and the one holds no lock while the
+        # other waits for one, where two processes could wait for each other.
+        async with self._connection() as connection:
+            gone = await connection.fetch(self._delete, self._namespace, list(deletes)) if deletes else []
+            batch.removed = {deletes[row[0]] for row in gone}
             if rows:
                 await connection.execute(self._upsert, self._namespace, *map(list, zip(*rows, strict=True)))
-            if deletes:
-                gone = await connection.fetch(self._delete, self._namespace, list(deletes))
-                removed = {deletes[row[0]] for row in gone}
-        batch.removed = removed
-        batch.stored = {key for key, operation in batch.operations.items() if operation is not None}
+                batch.stored = {key for key, operation in batch.operations.items() if operation is not None}
 
     async def _describe(self) -> str:
         async with self._connection() as connection:
@@ -266,7 +269,10 @@ class _Connection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and not isinstance(error, asyncpg.PostgresError):
+        if isinstance(error, asyncpg.UndefinedTableError):
+            # Somebody has dropped the table; the next call makes it again.
+            self._tier._ready = False
+        elif error is not None and not isinstance(error, asyncpg.PostgresError):
             self._connection.terminate()
         await self._acquire.__aexit__(kind, error, trace)
 

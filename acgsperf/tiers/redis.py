@@ -9,6 +9,7 @@ token, in constant time; an entry with another token is a miss. A token that the
 hits. Entries with tags cost a second round trip for the batch, those without cost nothing.
 """
 
+import asyncio
 import math
 import re
 import secrets
@@ -37,18 +38,24 @@ TAG_TTL_MS: Final = 30 * 24 * 3600 * 1000
 
 _Command = tuple[Any, ...]
 
-# The token is the lock's value. It is no less than the clock in microseconds, so that it goes on growing when the
-# server has forgotten the counter.
+# The lock's value is the token and its owner. A token is no less than the clock in microseconds, so that it goes on
+# growing when the server has forgotten the counter.
 _LOCK: Final = """
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 local now = redis.call('TIME')
 local token = math.max(tonumber(redis.call('GET', KEYS[2]) or 0) + 1, now[1] * 1000000 + now[2])
 token = string.format('%.0f', token)
 redis.call('SET', KEYS[2], token)
-redis.call('SET', KEYS[1], token, 'PX', ARGV[1])
+redis.call('SET', KEYS[1], token .. ':' .. ARGV[2], 'PX', ARGV[1])
 return tonumber(token)
 """
-_UNLOCK: Final = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+# By its token or its owner.
+_UNLOCK: Final = """
+local token, owner = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+):(.+)$')
+if token and (token == ARGV[1] or owner == ARGV[1]) then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
+_GIVE_BACK_EVERY_S: Final = 0.5
 
 
 class RedisTier(ServerTier):
@@ -124,9 +131,27 @@ class RedisTier(ServerTier):
         self._check_use()
         if not self._may_write(1):
             return None
-        command = ("EVAL", _LOCK, 2, self._lock_key(key), self._special("fence"), max(1, math.ceil(ttl * 1000)))
-        replies = await self._guarded(lambda: self._ask([command]))
+        owner = secrets.token_hex(8)
+        lifetime_ms = max(1, math.ceil(ttl * 1000))
+        command = ("EVAL", _LOCK, 2, self._lock_key(key), self._special("fence"), lifetime_ms, owner)
+        replies: list[Any] | None = None
+        try:
+            replies = await self._guarded(lambda: self._ask([command]))
+        finally:
+            if replies is None and self._loop is not None:
+                self._own(self._give_back(key, owner, ttl))
         return None if replies is None else int(replies[0])
+
+    async def _give_back(self, key: str, owner: str, ttl: float) -> None:
+        """Unlock what may have been locked without anybody's hearing of it, now or a little later."""
+        command = ("EVAL", _UNLOCK, 1, self._lock_key(key), owner)
+        until = time.monotonic() + ttl
+        while time.monotonic() < until:
+            if self._may_write(0):
+                replies = await self._guarded(lambda: self._ask([command]))
+                if replies is not None and replies[0]:
+                    return
+            await asyncio.sleep(_GIVE_BACK_EVERY_S)
 
     async def unlock(self, key: str, token: int) -> bool:
         """See `LockingTier`."""
@@ -177,21 +202,26 @@ class RedisTier(ServerTier):
             identity = envelope.identity(key)
             blob = envelope.seal(entry, identity, payload, [generations[tag] for tag in entry.tags])
             command: _Command = ("SET", self._prefix + envelope.address(identity), blob)
-            if entry.kept_until is not None:
+            if entry.kept_until is not None and entry.kept_until < math.inf:
                 command += ("PX", max(1, math.ceil((entry.kept_until - now) * 1000)))
             commands.append(command)
         commands += [("UNLINK", self._prefix + envelope.address(envelope.identity(key))) for key in deletes]
         replies = await self._ask(commands, raising=False)
         batch.removed = set()
+        refused: list[_Command] = []
         for key, reply in zip([*sets, *deletes], replies, strict=True):
             if isinstance(reply, Exception):
                 # The server answers, and reads go on; what it would not take is not stored.
                 self._errors[type(reply).__name__] += 1
                 self._counts["refused"] += key in sets
+                refused.append(("UNLINK", self._prefix + envelope.address(envelope.identity(key))))
             elif key in sets:
                 batch.stored.add(key)
             elif reply:
                 batch.removed.add(key)
+        if refused:
+            # Nor is what was there before to be found: to forget takes no memory.
+            await self._ask(refused, raising=False)
 
     async def _generations(self, tags: Iterable[str]) -> dict[str, bytes]:
         """The generation of each tag, which gets one where it has none. An invalidation that comes between this and the

@@ -6,9 +6,10 @@ import time
 from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from threading import get_ident
 from typing import Any, Final, TypeVar
 
-from acgsperf._arguments import checked_namespace
+from acgsperf._arguments import checked_int, checked_namespace
 from acgsperf._deadline import Deadline, Wait
 from acgsperf._dispatch import LatencyHistogram, unseal_many
 from acgsperf.errors import TierError
@@ -18,6 +19,8 @@ from acgsperf.tiers.breaker import CircuitBreaker
 
 DEADLINE_S: Final = 0.25
 MAX_VALUE_BYTES: Final = 1 << 20
+# What Redis can hold, and more than a row should.
+_MOST_VALUE_BYTES: Final = 512 << 20
 MAX_READS_IN_FLIGHT: Final = 4
 MAX_WRITES_TOGETHER: Final = 1_000
 
@@ -46,20 +49,21 @@ class ServerTier(Tier):
 
     Args:
         deadline: seconds after which a caller is answered, whatever the server does.
-        max_value_bytes: larger envelopes are neither stored nor read.
+        max_value_bytes: larger envelopes are neither stored nor read; at most 512 MiB.
     """
 
     def __init__(self, *, deadline: float = DEADLINE_S, max_value_bytes: int = MAX_VALUE_BYTES) -> None:
         if not deadline > 0:
             raise ValueError(f"deadline must be more than 0 s, not {deadline!r}")
-        if max_value_bytes < 1:
-            raise ValueError(f"max_value_bytes must be at least 1, not {max_value_bytes!r}")
+        if not 1 <= checked_int("max_value_bytes", max_value_bytes) <= _MOST_VALUE_BYTES:
+            raise ValueError(f"max_value_bytes must be from 1 to {_MOST_VALUE_BYTES}, not {max_value_bytes!r}")
         self.deadline = deadline
         # One for calls that begin in order: a batch begins with its first caller, who may have waited for the last one.
         self._read_deadline, self._write_deadline, self._call_deadline = (Deadline(deadline) for _ in range(3))
-        self._max_value_bytes = max_value_bytes
+        self._max_value_bytes = int(max_value_bytes)
         self._namespace = ""
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
         self._breaker = CircuitBreaker()
         self._latency = LatencyHistogram()
         self._errors: Counter[str] = Counter()
@@ -98,8 +102,12 @@ class ServerTier(Tier):
         if self._loop is not None:
             raise TierError(f"the {self.name} tier is open already")
         self._namespace = checked_namespace("namespace", namespace)
-        self._loop = asyncio.get_running_loop()
-        await self._guarded(self._start)
+        self._loop, self._thread = asyncio.get_running_loop(), get_ident()
+        try:
+            await self._guarded(self._start)
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         if self._loop is None:
@@ -125,9 +133,12 @@ class ServerTier(Tier):
 
     async def get(self, key: str) -> Entry | None:
         try:
-            # Asking for the running loop is a system call on 3.11, so only the first caller of a batch does.
-            if not self._gets:
+            # Asking for the running loop is a system call on 3.11, so only the first caller of a batch does. In this
+            # thread no other loop can run while this one has something to do.
+            if not self._gets or get_ident() != self._thread:
                 self._check_use()
+            if not isinstance(key, str):
+                raise TypeError(f"a key must be text, not {key!r:.100}")
             if self._breaker.state is not _CLOSED and not self._may_read(1):
                 return None
             if key in self._writing:
@@ -166,6 +177,8 @@ class ServerTier(Tier):
                 size = self._max_value_bytes + 1
             if size > self._max_value_bytes or (entry.kept_until is not None and entry.kept_until <= now):
                 self._counts["refused"] += 1
+                # Nor is what was there before to be found any longer.
+                operations[key] = None
             else:
                 operations[key] = entry, payload
         if not operations or not self._may_write(len(operations)):
@@ -375,15 +388,14 @@ class ServerTier(Tier):
         if not batch.done.done():
             batch.done.set_result(None)
 
-    async def _done(self, batches: Sequence[WriteBatch]) -> None:
+    async def _done(self, batches: Iterable[WriteBatch]) -> None:
         for batch in batches:
             # One of many that wait for it: a caller that is cancelled takes nobody along.
             await asyncio.shield(batch.done)
 
     async def _written(self, keys: Sequence[str]) -> None:
-        for key in keys:
-            while batch := self._writing.get(key):
-                await self._done([batch])
+        # By now, and no more: those who go on writing a key would keep its readers for ever.
+        await self._done({batch: None for key in keys if (batch := self._writing.get(key))})
 
     async def _all_written(self) -> None:
         await self._done(list(self._write_queue))

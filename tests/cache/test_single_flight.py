@@ -7,7 +7,7 @@ import sys
 import pytest
 from loaders import Loader
 
-from acgsperf.errors import CacheError, LoadCancelledError, LoadTimeoutError
+from acgsperf.errors import CacheError, LoadCancelledError, LoadError, LoadTimeoutError
 
 
 async def waiters(cache, loader, number):
@@ -136,15 +136,80 @@ async def test_waiters_raise_errors_of_their_own_with_the_loaders_traceback(open
     assert len(depths) == 1
 
 
-async def test_an_error_that_cannot_be_copied_is_raised_itself(open_cache):
-    class PickyError(Exception):
-        def __init__(self, one, two):
-            super().__init__(one)
+class CodeError(Exception):
+    """Takes something else than what it tells its base."""
 
+    def __init__(self, code):
+        super().__init__(f"failed with {code}")
+        self.code = code
+
+
+class PickyError(Exception):
+    """Nothing makes one from its `args`."""
+
+    def __new__(cls, one, two):
+        return super().__new__(cls, one)
+
+    def __init__(self, one, two):
+        super().__init__(one)
+
+
+async def test_an_error_says_what_it_said_to_whoever_waits(open_cache):
+    cache = await open_cache()
+    error = CodeError(5)
+    with pytest.raises(CodeError, match=r"^failed with 5$") as caught:
+        await cache.get_or_load("key", Loader(error=error))
+    assert (caught.value.code, caught.value.args) == (5, error.args)
+    assert caught.value is not error
+
+
+async def test_an_error_that_cannot_be_copied_is_raised_itself(open_cache):
     cache = await open_cache()
     error = PickyError(1, 2)
     tasks = [asyncio.create_task(cache.get_or_load("key", Loader(error=error))) for _ in range(3)]
     assert await asyncio.gather(*tasks, return_exceptions=True) == [error] * 3
+
+
+async def test_a_loader_that_waits_for_its_own_load_is_an_error(open_cache):
+    cache, other = await open_cache(), await open_cache()
+
+    async def own(key):
+        return await cache.get_or_load(key, own)
+
+    with pytest.raises(LoadError, match="the load of 'key' would wait for itself"):
+        await cache.get_or_load("key", own)
+
+    async def there(key):
+        return await other.get_or_load(key, back)
+
+    async def back(key):
+        return await cache.get_or_load(key, there)
+
+    with pytest.raises(LoadError, match="would wait for itself"):
+        await cache.get_or_load("around", there)
+    assert len(cache._loading.flights) == len(other._loading.flights) == 0
+    assert await cache.get_or_load("key", Loader()) == "loaded"
+
+
+async def test_two_loaders_that_wait_for_each_other_are_an_error_for_one(open_cache):
+    cache = await open_cache()
+
+    async def crosswise(key):
+        await asyncio.sleep(0)
+        return await cache.get_or_load({"a": "b", "b": "a"}[key], crosswise)
+
+    tasks = [asyncio.create_task(cache.get_or_load(key, crosswise)) for key in "ab"]
+    errors = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    assert {type(error) for error in errors} == {LoadError}
+
+
+async def test_a_loader_may_load_other_keys_the_same_one_twice_at_once(open_cache):
+    cache = await open_cache()
+
+    async def sum_of(key):
+        return sum(await asyncio.gather(*(cache.get_or_load("part", Loader(2)) for _ in range(3))))
+
+    assert await asyncio.gather(*(cache.get_or_load(f"sum {i % 2}", sum_of) for i in range(4))) == [6] * 4
 
 
 async def test_a_load_that_is_cancelled_from_inside_is_an_error_and_no_cancellation(open_cache):

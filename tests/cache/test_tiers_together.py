@@ -145,6 +145,17 @@ async def test_what_l1_evicts_when_it_is_not_fresh_is_let_go(open_cache, clock, 
     assert cache.stats().demotions == 0
 
 
+async def test_without_demotion_nothing_that_l1_evicts_comes_back(open_cache, l2, settle):
+    cache = await open_cache(l2, size=2, demotion=False)
+    other = await open_cache(l2)
+    await cache.set_many({"a": 1, "b": 2})
+    await other.delete("a")
+    await cache.set("c", 3)
+    await settle()
+    assert await other.get("a") is None
+    assert cache.stats().demotions == 0
+
+
 async def test_a_delete_overtakes_a_demotion(open_cache, l2, settle):
     cache = await open_cache(l2, size=1)
     await cache.set("key", 1)
@@ -367,6 +378,34 @@ async def test_a_cache_opens_again_and_closes_twice(l2):
             await cache.set("key", 1)
         await cache.close()
     assert cache.get_local("key") == 1
+
+
+async def test_what_is_no_key_and_no_tag_is_refused_by_every_call(open_cache, l2, l3):
+    cache = await open_cache(l2, l3)
+    for call in (
+        lambda: cache.get(5),
+        lambda: cache.get_many(["good", 5]),
+        lambda: cache.set(5, 1),
+        lambda: cache.delete(5),
+        lambda: cache.delete_many(["good", b"key"]),
+        lambda: cache.get_or_load(5, None),
+    ):
+        with pytest.raises(TypeError, match=r"key must be text, not (5|b'key')"):
+            await call()
+    for tags in (["a", b"x"], "text"):
+        with pytest.raises(TypeError, match="tags must be a sequence of str"):
+            await cache.set("key", 1, tags=tags)
+    with pytest.raises(ValueError, match=r"without lone surrogates, not '\\ud800'"):
+        await cache.set("key", 1, tags=["\ud800"])
+    with pytest.raises(TypeError, match="tags must be"):
+        await cache.invalidate_tag(5)
+
+
+async def test_a_stale_value_may_be_kept_for_ever(open_cache, l2, clock):
+    cache = await open_cache(l2, ttl=1, stale_ttl=float("inf"), soft_timeout=None)
+    assert (await cache.set("key", "kept")).l2
+    clock.advance(1e9)
+    assert await cache.get_or_load("key", Loader(error=OSError())) == "kept"
 
 
 def test_a_cache_that_is_open_in_another_loop_says_so():

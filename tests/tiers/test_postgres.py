@@ -7,7 +7,7 @@ import time
 import asyncpg
 import pytest
 
-from acgsperf.tiers.postgres import PostgresTier
+from acgsperf.tiers.postgres import PostgresTier, _tag_hash
 
 
 @pytest.fixture
@@ -115,4 +115,84 @@ async def test_a_tier_whose_opening_was_cut_short_connects_later(servers, namesp
             await asyncio.sleep(0.1)
     assert (await tier.get("key")).value == 1
     await tier.clear()
+    await tier.close()
+
+
+async def test_a_write_that_is_held_up_when_the_server_freezes_ends_with_the_deadline(
+    private_server, private_tier, until_it_answers, entry
+):
+    assert await private_tier.set("k", entry())
+    other = await asyncpg.connect(private_server.url)
+    await other.execute("BEGIN; SELECT * FROM acgsperf_cache FOR UPDATE")
+    started = time.monotonic()
+    held_up = asyncio.ensure_future(private_tier.set("k", entry("new")))
+    await asyncio.sleep(0.1)
+    private_server.freeze()
+    assert not await held_up
+    assert time.monotonic() - started < 0.3
+    assert not await private_tier.set("later", entry())
+    assert time.monotonic() - started < 0.6
+    private_server.thaw()
+    other.terminate()
+    await until_it_answers(private_tier)
+    assert await private_tier.set("later", entry())
+
+
+async def test_opening_ends_with_the_deadline_when_the_server_freezes_in_the_middle(private_server, private_tier):
+    other = await asyncpg.connect(private_server.url)
+    await other.execute("SELECT pg_advisory_lock($1)", _tag_hash("schema held_up"))
+    tier = PostgresTier(private_server.url, table="held_up", deadline=0.25)
+    started = time.monotonic()
+    opening = asyncio.ensure_future(tier.open("n"))
+    await asyncio.sleep(0.15)
+    private_server.freeze()
+    await opening
+    assert time.monotonic() - started < 0.35
+    private_server.thaw()
+    other.terminate()
+    await tier.close()
+
+
+async def test_processes_that_write_and_delete_crosswise_do_not_wait_for_each_other(make, namespace, entry):
+    one, other = make(deadline=5), make(deadline=5)
+    for tier in (one, other):
+        await tier.open(namespace)
+    for _ in range(20):
+        await one.set_many({"a": entry(), "b": entry()})
+        done = await asyncio.gather(
+            one.set("b", entry()), one.delete_many(["a"]), other.set("a", entry()), other.delete_many(["b"])
+        )
+        assert None not in done
+        assert done[0]
+        assert done[2]
+    for tier in (one, other):
+        assert tier.stats().errors == {}
+        await tier.close()
+
+
+async def test_a_table_that_was_dropped_is_made_again(make, table, connection, namespace, entry):
+    tier = make(table=table, deadline=5)
+    await tier.open(namespace)
+    assert await tier.set("k", entry())
+    await connection.execute(f"DROP TABLE {table}")
+    assert await tier.get("k") is None
+    assert await tier.set("k", entry("new"))
+    assert (await tier.get("k")).value == "new"
+    await tier.close()
+
+
+@pytest.mark.parametrize("cached_statements", [0, 100])
+async def test_many_keys_of_a_small_table_are_found_in_time(
+    make, table, connection, namespace, entry, cached_statements
+):
+    tier = make(table=table, statement_cache_size=cached_statements)
+    await tier.open(namespace)
+    entries = {f"key {i}": entry(i) for i in range(1_000)}
+    for at in range(0, 1_000, 200):
+        await tier.set_many(dict(list(entries.items())[at : at + 200]))
+    await connection.execute(f"ANALYZE {table}")
+    # A plan that reads the array for each row takes half a second.
+    for _ in range(7):
+        assert len(await tier.get_many([f"key {i}" for i in range(3_000)])) == 1_000
+    assert tier.stats().errors == {}
     await tier.close()

@@ -28,6 +28,13 @@ async def test_a_server_without_memory_refuses_writes_and_goes_on_reading(privat
     assert stats.errors == {"OutOfMemoryError": 1}
 
 
+async def test_a_write_that_is_refused_for_lack_of_memory_leaves_nothing_of_the_former_value(private_tier, entry):
+    await private_tier.set_many({"k": entry("former"), "other": entry()})
+    await private_tier._ask([("CONFIG", "SET", "maxmemory", "1")])
+    assert not await private_tier.set("k", entry("new"))
+    assert set(await private_tier.get_many(["k", "other"])) == {"other"}
+
+
 async def test_connections_that_the_server_closed_while_idle_cost_no_miss(tier, servers, entry):
     await tier.set("k", entry())
     async with redis.asyncio.Redis.from_url(servers.redis_url, protocol=2) as other:
@@ -101,6 +108,34 @@ async def test_a_lock_cannot_be_had_from_a_server_that_is_down(tmp_path):
     assert await tier.lock("k", 1) is None
     assert not await tier.unlock("k", 1)
     await tier.close()
+
+
+async def test_a_lock_that_nobody_heard_of_is_given_back(tier):
+    for turns in range(1, 12):
+        taking = asyncio.ensure_future(tier.lock("k", 60))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        heard_of = taking.done()
+        taking.cancel()
+        token = (await asyncio.gather(taking, return_exceptions=True))[0]
+        if heard_of:
+            assert await tier.unlock("k", token)
+        started = time.monotonic()
+        while not (token := await tier.lock("k", 60)):
+            assert time.monotonic() - started < 2
+            await asyncio.sleep(0.01)
+        assert await tier.unlock("k", token)
+
+
+async def test_a_lock_that_a_frozen_server_takes_later_is_given_back(private_server, private_tier, until_it_answers):
+    private_server.freeze()
+    assert await private_tier.lock("k", 60) is None
+    private_server.thaw()
+    await until_it_answers(private_tier)
+    started = time.monotonic()
+    while not await private_tier.lock("k", 60):
+        assert time.monotonic() - started < 3
+        await asyncio.sleep(0.05)
 
 
 async def test_a_frozen_server_costs_a_lock_the_deadline(private_server, private_tier):

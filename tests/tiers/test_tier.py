@@ -110,6 +110,82 @@ async def test_a_cancelled_caller_takes_nobody_along(tier, entry):
     assert [await writer for writer in writers[1:]] == [True, True]
 
 
+async def test_readers_of_a_key_that_is_written_again_and_again_are_answered(tier, entry):
+    async def go_on_writing(number: int) -> None:
+        while True:
+            await tier.set("k", entry(number))
+
+    await tier.set("k", entry(0))
+    writers = [asyncio.ensure_future(go_on_writing(number)) for number in (1, 2)]
+    await asyncio.sleep(0.05)
+    for _ in range(5):
+        started = time.monotonic()
+        assert (await tier.get("k")).value in (1, 2)
+        assert time.monotonic() - started < 1
+    for writer in writers:
+        writer.cancel()
+    await asyncio.gather(*writers, return_exceptions=True)
+
+
+async def test_what_cannot_be_stored_leaves_nothing_of_the_former_value(tier, entry):
+    for refused in (entry(object()), entry("x" * 2_000_000), entry(2**70), entry(kept=-1), entry(tags=("\ud800",))):
+        assert await tier.set("k", entry("former"))
+        assert not await tier.set("k", refused)
+        assert await tier.get("k") is None
+
+
+@pytest.mark.parametrize("tag", ["\ud800", b"x", 5])
+async def test_a_tag_that_cannot_be_stored_harms_no_other_entry(tier, entry, tag):
+    for _ in range(4):
+        good, bad = await asyncio.gather(tier.set("good", entry()), tier.set("bad", entry(tags=(tag,))))
+        assert (good, bad) == (True, False)
+    assert await tier.get("good") is not None
+    assert tier.stats().errors == {}
+
+
+async def test_a_key_that_is_no_text_harms_no_other_caller(tier, entry):
+    await tier.set("good", entry())
+    for _ in range(4):
+        good, bad = await asyncio.gather(tier.get("good"), tier.get(5), return_exceptions=True)
+        assert good.value == "v"
+        assert isinstance(bad, TypeError)
+    assert tier.stats().errors == {}
+
+
+async def test_an_entry_may_be_kept_without_an_end(tier):
+    stored = Entry("v", 1.5, float("inf"), float("inf"))
+    assert await tier.set("k", stored)
+    assert await tier.get("k") == Entry("v", 1.5, None, None)
+
+
+@pytest.mark.parametrize(
+    ("most", "error"), [(0, ValueError), (2**29 + 1, ValueError), (1e6, TypeError), (float("inf"), TypeError)]
+)
+def test_a_limit_of_bytes_that_makes_no_sense_is_refused(make, most, error):
+    with pytest.raises(error, match="max_value_bytes"):
+        make(max_value_bytes=most)
+
+
+async def test_what_is_too_large_to_be_read_is_counted_as_corrupt(make, tier, entry, namespace):
+    await tier.set_many({"large": entry("x" * 5_000), "small": entry()})
+    reader = make(deadline=5, max_value_bytes=1_000)
+    await reader.open(namespace)
+    assert set(await reader.get_many(["large", "small"])) == {"small"}
+    assert reader.stats().corrupt == 1
+    await reader.close()
+
+
+async def test_a_tier_whose_opening_was_cancelled_can_be_opened(private_server, entry):
+    tier = {"redis": RedisTier, "postgres": PostgresTier}[private_server.kind](private_server.url, deadline=5)
+    private_server.freeze()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(tier.open("private"), 0.1)
+    private_server.thaw()
+    await tier.open("private")
+    assert await tier.set("k", entry())
+    await tier.close()
+
+
 async def test_a_tag_is_invalidated_with_every_entry_that_has_it(tier, entry):
     await tier.set_many({"a": entry(tags=("x", "y")), "b": entry(tags=("y",)), "c": entry(), "d": entry(tags=("x",))})
     assert await tier.invalidate_tag("x") is not None
