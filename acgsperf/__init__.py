@@ -1,6 +1,7 @@
 """A compliance gate, a tiered cache and latency histograms for asyncio services, compiled with Cython."""
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from acgsperf._dispatch import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
@@ -128,6 +129,8 @@ _LATER = {
 
 def __getattr__(name: str) -> object:
     """What is imported when it is first asked for."""
+    if name == "__version__":
+        return version("acgsperf")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_LATER[name]), name)

@@ -4,9 +4,10 @@ import re
 from typing import Final
 from urllib.parse import parse_qs, unquote, unquote_plus, urlsplit
 
-__all__ = ["checked_dsn", "checked_redis_url", "hidden", "masked", "secrets_of"]
+__all__ = ["checked_dsn", "checked_redis_url", "hidden", "masked", "secrets_of", "server_of"]
 
 _REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "unix"})
+_SSL_MODES: Final = frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"})
 
 
 def checked_redis_url(name: str, url: str) -> str:
@@ -18,13 +19,14 @@ def checked_redis_url(name: str, url: str) -> str:
         usable = parts.scheme in _REDIS_SCHEMES and "://" in url and (parts.port is None or parts.port > 0)
         # redis-py takes any other path for database 0. A # begins what it never looks at, be it of a password.
         usable = usable and "#" not in url
-        usable = usable and (parts.scheme == "unix" or re.fullmatch(r"/?[0-9]*", parts.path) is not None)
+        form = r"/.+" if parts.scheme == "unix" else r"/?[0-9]*"
+        usable = usable and re.fullmatch(form, parts.path) is not None
     except ValueError:
         usable = False
     if not usable:
         raise ValueError(
             f"{name} must be a redis://, rediss:// or unix:// URL, with a port from 1 to 65535 and a number as database"
-            " where it has them; a / in a password is written %2F, a # %23"
+            " where it has them, the path of a socket in the last; a / in a password is written %2F, a # %23"
         )
     return url
 
@@ -35,19 +37,24 @@ def checked_dsn(name: str, dsn: str) -> str:
         raise TypeError(f"{name} must be a str, not of type {type(dsn).__name__}")
     try:
         parts = urlsplit(dsn)
-        if parts.query:
-            parse_qs(parts.query, strict_parsing=True)
+        options = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
         # asyncpg ends the password at the first @.
         before, at, after = parts.netloc.partition("@")
         servers = (after if at else before).split(",")
         if len(servers) > 1 and not all(servers):
             raise ValueError("one of several servers has no name")
-        for server in servers:
-            int(unquote(server.rpartition("]")[2].partition(":")[2]) or 0)
+        ports = [unquote(server.rpartition("]")[2].partition(":")[2]) for server in servers]
+        for port in [*ports, *",".join(options.get("port", ())).split(",")]:
+            if port and not 0 < int(port) < 65_536:
+                raise ValueError("no port")
     except ValueError:
-        raise ValueError(f"{name} cannot be parsed; a / in a password is written %2F") from None
+        raise ValueError(
+            f"{name} must be a postgresql:// URL with ports from 1 to 65535; a / in a password is written %2F"
+        ) from None
     if parts.scheme not in {"postgresql", "postgres"}:
         raise ValueError(f"{name} must start with postgresql:// or postgres://")
+    if not _SSL_MODES.issuperset(options.get("sslmode", ())):
+        raise ValueError(f"{name} must have one of these as its sslmode: {', '.join(sorted(_SSL_MODES))}")
     return dsn
 
 
@@ -77,6 +84,14 @@ def hidden(url: str) -> str:
     """The scheme of an address, if it has a likely one, and nothing else of it."""
     scheme, separator, _ = url.partition("://")
     return f"{scheme}://***" if separator and scheme.isalpha() else "***"
+
+
+def server_of(dsn: str) -> str:
+    """Where the server of an address that can be used is: hosts and ports, or the directory of a socket."""
+    parts = urlsplit(dsn)
+    # Where there is another @, what follows the last may be the rest of a password.
+    hosts = parts.netloc.rpartition("@")[2] if parts.netloc.count("@") < 2 and "@" not in parts.path else ""
+    return hosts or ", ".join(parse_qs(parts.query).get("host", ())) or "its server"
 
 
 def secrets_of(dsn: str, password: object) -> set[str]:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from acgsperf._types import CacheStats
 from acgsperf.tiers.base import TierHealth, TierStats
 
@@ -33,6 +35,11 @@ class CacheHealth:
     def ok(self) -> bool:
         """Whether every server that there is answered."""
         return all(tier is None or tier.ok for tier in (self.l2, self.l3))
+
+    def as_dict(self) -> dict[str, object]:
+        """The answers as JSON-like values."""
+        values: dict[str, object] = msgspec.to_builtins(self)
+        return {"ok": self.ok, **values}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from acgsperf._addresses import checked_dsn, secrets_of
+from acgsperf._addresses import checked_dsn, secrets_of, server_of
 from acgsperf._arguments import checked_str
 from acgsperf._dispatch import LatencyHistogram
 from acgsperf._pool_slot import Slot, pooled_class
@@ -50,6 +50,7 @@ class Supply:
         self.wait_time = LatencyHistogram()
         self.use_time = LatencyHistogram()
         self._dsn = checked_dsn("dsn", dsn)
+        self._where = server_of(dsn)
         connection_class = pooled_class(connect_options.get("connection_class", asyncpg.Connection))
         self._connect_options: dict[str, Any] = {**connect_options, "connection_class": connection_class}
         self._min_size, self._max_size = options.min_size, options.max_size
@@ -119,15 +120,18 @@ class Supply:
 
     def _unhealthy(self) -> PoolUnhealthy:
         assert self._error is not None
-        error = PoolUnhealthy(f"pool {self.name!r} cannot reach its server: {self._describe(self._error)}")
+        error = PoolUnhealthy(f"pool {self.name!r} cannot reach {self._where}: {self._describe(self._error)}")
         error.__cause__ = self._error
         return error
 
     def _describe(self, error: Exception) -> str:
-        text = f"{type(error).__name__}: {error}"
-        for secret in secrets_of(self._dsn, self._connect_options.get("password")):
-            text = text.replace(secret, "***")
-        return text
+        kind, text = type(error).__name__, str(error)
+        # What a server or the system says names no password, though its words may contain what is one.
+        if not isinstance(error, asyncpg.PostgresError | OSError) and any(
+            secret in text for secret in secrets_of(self._dsn, self._connect_options.get("password"))
+        ):
+            text = "(not shown, for it holds the password)"
+        return f"{kind}: {text}" if text else kind
 
     def _pop_fresh(self, now: float) -> Slot | None:
         idle = self._idle
@@ -386,7 +390,7 @@ class Supply:
     def _fail(self, error: Exception) -> None:
         """Refuse callers, the waiting ones included, until a connection succeeds."""
         if self._error is None:
-            _log.warning("pool %s: cannot reach its server: %s", self.name, self._describe(error))
+            _log.warning("pool %s: cannot reach %s: %s", self.name, self._where, self._describe(error))
         self._error = error
         self._refuse_waiters(self._unhealthy)
         while self._idle:

@@ -29,6 +29,11 @@ class ServiceHealth:
         """Whether every server that there is answered."""
         return self.cache.ok and all(pool.healthy for pool in self.pools.values())
 
+    def as_dict(self) -> dict[str, object]:
+        """The answers as JSON-like values: what a health endpoint returns."""
+        pools: dict[str, object] = msgspec.to_builtins(self.pools)
+        return {"ok": self.ok, "cache": self.cache.as_dict(), "pools": pools}
+
 
 @dataclass(frozen=True, slots=True)
 class PerformanceSummary:

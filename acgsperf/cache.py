@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import inspect
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
@@ -57,8 +58,8 @@ class TieredCache(Generic[_V]):
         negative_ttl: how long it is remembered that a loader returned None; None when that is a value like any other.
         negative_maxsize: how many of these are remembered.
         promotion_threshold: the hit behind L1 at which a value is taken into it; `optimize` moves it.
-        demotion: whether a fresh entry that L1 evicts goes back to an L2 that has lost it. L2 has also lost what another
-            process has deleted or invalidated, and this brings it back until it is due.
+        demotion: whether a fresh entry that L1 evicts goes back to an L2 that has lost it. An L2 has also lost what
+            another process has deleted or invalidated, and this brings it back until it is due.
         deadline: for a read of L2 and L3 together.
         retry_after: how long a load that failed is not tried again while a stale value can be given.
         lock_ttl: with it, a process that loads a key for `get_or_load` holds a lock in L2, and others wait for what it
@@ -125,6 +126,12 @@ class TieredCache(Generic[_V]):
         self._loop: asyncio.AbstractEventLoop | None = None
         # L1's own method: nothing stands between the caller and the compiled lookup.
         self.get_local = l1.get
+
+    def __repr__(self) -> str:
+        """The namespace, the state and the tiers; nothing of a password."""
+        l1, behind = self._local.l1, [tier for tier in (self._behind.l2, self._behind.l3) if tier is not None]
+        tiers = ", ".join([f"L1 with {len(l1)} of {l1.maxsize} entries", *map(repr, behind)])
+        return f"<TieredCache {self.namespace!r}, {'open' if self._loop is not None else 'not open'}, {tiers}>"
 
     async def open(self) -> Self:
         """Open the tiers, in the running event loop.
@@ -283,7 +290,9 @@ class TieredCache(Generic[_V]):
         Raises:
             LoadTimeoutError: when the load took longer than `hard_timeout`, and nothing stale can be given.
             LoadCancelledError: when the load was cancelled from inside.
+            LoadError: when the load would wait for itself.
             CacheError: when the cache is not open, or was closed during the load.
+            TypeError: when `loader` is no coroutine function.
         """
         value: Any = self.get_local(key, MISSING)
         if value is not MISSING:
@@ -291,7 +300,7 @@ class TieredCache(Generic[_V]):
         self._require_open()
 
         async def load(keys: Sequence[str]) -> dict[str, _V]:
-            return {key: await loader(key) for key in keys}
+            return {key: await _awaitable(loader(key)) for key in keys}
 
         loaded: _V = (await self._load((key,), load, ttl, tags))[key]
         return loaded
@@ -476,3 +485,9 @@ class TieredCache(Generic[_V]):
 def _check_key(key: object) -> None:
     if not isinstance(key, str):
         raise TypeError(f"key must be text, not {key!r:.100}")
+
+
+def _awaitable(found: Any) -> Awaitable[Any]:
+    if not inspect.isawaitable(found):
+        raise TypeError(f"a loader must be a coroutine function: it returned {type(found).__name__}")
+    return found

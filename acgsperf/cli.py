@@ -42,6 +42,7 @@ _COLOURS = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.ERROR: "b
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        _let_readers_leave()
         typer.echo(f"acgsperf {version('acgsperf')}")
         raise typer.Exit
 
@@ -114,8 +115,8 @@ def _print_report(report: Report) -> None:
     title = f"{report.requests:,} requests in {report.seconds:.2f} s, {report.loads:,} read from PostgreSQL"
     table = Table("Metric", "Target", "Achieved", "Status", title=title)
     for row in report.rows:
-        status = "met" if row.met else "[bold red]missed[/]"
-        table.add_row(row.metric, row.target, row.achieved, "" if row.target == "-" else status)
+        status = "" if row.met is None else "met" if row.met else "[bold red]missed[/]"
+        table.add_row(row.metric, row.target, row.achieved, status)
     Console().print(table)
 
 
@@ -144,6 +145,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     one for the time of the examination.
     """
     findings = asyncio.run(_examined())
+    _let_readers_leave()
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -161,6 +163,7 @@ async def _examined() -> list[Finding]:
 @app.command()
 def validate(
     hashes: Annotated[list[str], typer.Argument(metavar="HASH...", help="What a client has sent.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say of each HASH whether a service here would accept it; exit status 1 when one is not.
 
@@ -168,8 +171,13 @@ def validate(
     """
     gate = HashValidator(ComplianceValidator.from_environment().expected)
     verdicts = [gate.classify(found) for found in hashes]
-    for found, verdict in zip(hashes, verdicts, strict=True):
-        typer.echo(f"{verdict.name.lower():9} {found!r:.100}")
+    pairs = list(zip(hashes, verdicts, strict=True))
+    _let_readers_leave()
+    if as_json:
+        typer.echo(json.dumps([{"hash": found, "verdict": verdict.name.lower()} for found, verdict in pairs], indent=2))
+    else:
+        for found, verdict in pairs:
+            typer.echo(f"{verdict.name.lower():9} {found!r:.100}")
     raise typer.Exit(not all(verdicts))
 
 
@@ -217,6 +225,8 @@ def main() -> NoReturn:
     # The servers' clean-up runs on the way out of the `with` blocks, for SIGTERM too.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     status = 0
+    if "--help" in sys.argv:
+        _let_readers_leave()
     try:
         # Left to itself typer prints errors as boxes of several lines.
         status = app(standalone_mode=False) or 0

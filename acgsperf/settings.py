@@ -189,7 +189,11 @@ _RULES: Final = {
     ),
     "fast_path_enabled": _SWITCH,
     "batch_processing_enabled": _SWITCH,
-    "database_url": _Rule("a postgresql:// URL, with / in a password as %2F", _address, _checked_database_url),
+    "database_url": _Rule(
+        "a postgresql:// URL, with ports from 1 to 65535, an sslmode that exists and / in a password as %2F",
+        _address,
+        _checked_database_url,
+    ),
     "db_pool_min_size": _at_least(0),
     "db_pool_max_size": _at_least(1),
     "db_statement_cache_size": _at_least(0),
@@ -198,7 +202,8 @@ _RULES: Final = {
     ),
     "db_pool_health_check_interval": _POSITIVE,
     "redis_url": _Rule(
-        "a redis://, rediss:// or unix:// URL, with a port from 1 to 65535 and / in a password as %2F",
+        "a redis://, rediss:// or unix:// URL, with a port from 1 to 65535, a number as database or the path of a socket,"
+        " and / in a password as %2F",
         _address,
         _checked_redis_url,
     ),

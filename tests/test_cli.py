@@ -113,11 +113,24 @@ def test_bad_input_is_one_line_and_status_2(arguments, message):
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("url", ["postgresql://localhost:1/db", "postgresql:///db?host=/nowhere", "nonsense"])
+@pytest.mark.parametrize("url", ["postgresql://localhost:1/db", "postgresql:///db?host=/nowhere"])
 def test_an_unreachable_database_is_one_line_and_status_2(url):
     done = acgsperf("replay", "--requests", 10, DATABASE_URL=url)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"acgsperf: PostgreSQL cannot be reached: [^\n]+\n", done.stderr)
+    assert re.fullmatch(r"acgsperf: PostgreSQL cannot be reached: [^\n]+ (localhost:1|/nowhere): [^\n]+\n", done.stderr)
+
+
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "REDIS_URL"])
+def test_an_address_that_is_none_is_named_by_its_variable(variable):
+    done = acgsperf("replay", "--requests", 10, **{variable: "nonsense"})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(rf"acgsperf: {variable} must [^\n]+\n", done.stderr)
+
+
+def test_a_language_that_the_machine_does_not_have_is_no_failure():
+    done = acgsperf("replay", "--requests", 10, "--tiers", "l1", "--json", LANG="xx_XX.UTF-8", LC_ALL="xx_XX.UTF-8")
+    assert done.stderr == ""
+    assert json.loads(done.stdout)["requests"] == 10
 
 
 def test_a_bad_line_of_a_trace_is_named(tmp_path):
@@ -128,9 +141,14 @@ def test_a_bad_line_of_a_trace_is_named(tmp_path):
     assert done.stderr == f"acgsperf: {trace}:2: expected a JSON object, not '{{\"a\": }}'\n"
 
 
-def test_output_that_nobody_reads_is_no_complaint(database):
+@pytest.mark.parametrize(
+    "arguments",
+    [["replay", "--requests", "1000", "--json"], ["validate", "cdd01ef066bc6cf2"], ["--version"], ["--help"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_output_that_nobody_reads_is_no_complaint(database, arguments):
     with subprocess.Popen(
-        [*COMMAND, "replay", "--requests", "1000", "--json"],
+        [*COMMAND, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | database,
@@ -207,6 +225,12 @@ def test_validate_says_of_each_hash_what_a_service_would():
     assert (done.returncode, done.stderr) == (1, "")
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["valid", "malformed", "mismatch"]
     assert acgsperf("validate", "0123456789abcdef", CONSTITUTIONAL_HASH="0123456789abcdef").returncode == 0
+    done = acgsperf("validate", "--json", "cdd01ef066bc6cf2", "0")
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == [
+        {"hash": "cdd01ef066bc6cf2", "verdict": "valid"},
+        {"hash": "0", "verdict": "malformed"},
+    ]
 
 
 def test_validate_names_a_variable_that_cannot_be_used():

@@ -1,5 +1,6 @@
 """Which twins run, and what an import of the package brings with it."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -60,10 +61,14 @@ def test_all_is_sorted_complete_and_there():
     assert acgsperf.__all__ == sorted(acgsperf.__all__, key=lambda name: (not name.isupper(), name))
     # What is imported when it is first asked for is there from now on.
     values = {name: getattr(acgsperf, name) for name in acgsperf.__all__}
-    own = {"TYPE_CHECKING", "import_module"}
+    own = {"TYPE_CHECKING", "import_module", "version"}
     public = {name for name, value in vars(acgsperf).items() if not name.startswith("_") and not _is_module(value)}
     assert public - own == set(values)
     assert set(_dispatch.__all__) - {"unseal_many"} <= public
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert acgsperf.__version__ == importlib.metadata.version("acgsperf")
 
 
 def _is_module(value):

@@ -21,6 +21,7 @@ from redis import asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from acgsperf._addresses import masked
 from acgsperf._dispatch import LRUCache
 from acgsperf._ordering import Ordering
 from acgsperf._types import CONSTITUTIONAL_HASH
@@ -148,7 +149,8 @@ class UltraFastMultiTierCache:
             async with asyncio.timeout(_CONNECT_S):
                 await settled(client.ping())
         except Exception as error:
-            _log.warning("no Redis for the cache, which goes on in memory alone: %s", type(error).__name__)
+            where, why = masked(str(self.redis_url)), type(error).__name__
+            _log.warning("no Redis at %s for the cache, which goes on in memory alone: %s", where, why)
             if client is not None:
                 await close_client(client)
             client = None

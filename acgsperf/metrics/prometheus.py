@@ -51,6 +51,7 @@ class PerformanceCollector(Collector):
         buckets_s: the bounds of the histograms, in seconds, ascending.
 
     Raises:
+        TypeError: for a source that is no service, and for a label that is no text.
         ValueError: for a name that Prometheus does not accept, and for bounds that are not positive and ascending.
     """
 
@@ -64,6 +65,11 @@ class PerformanceCollector(Collector):
         buckets_s: Sequence[float] = BUCKETS_S,
     ) -> None:
         constants = dict(labels or {})
+        for name, value in constants.items():
+            if not isinstance(value, str):
+                raise TypeError(f"labels must be text, not {name}={value!r:.100}")
+        if source is not None and not isinstance(source, MetricsSource):
+            raise TypeError(f"source must be a service or None, not {source!r:.100}")
         for name in (namespace, *constants):
             if not _NAME.fullmatch(name) or name.startswith("__"):
                 raise ValueError(f"namespace and labels must be names of letters, digits and _, not {name!r}")

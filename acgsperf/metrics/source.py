@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from acgsperf._dispatch import LatencyHistogram
 from acgsperf.cache import TieredCache
@@ -28,6 +28,7 @@ class RequestCounts(Protocol):
         """Requests that no tier had an answer to."""
 
 
+@runtime_checkable
 class MetricsSource(Protocol):
     """A service that can be watched; `PerformanceService` is one."""
 

@@ -103,11 +103,14 @@ class ServerTier(Tier):
             raise TierError(f"the {self.name} tier is open already")
         self._namespace = checked_namespace("namespace", namespace)
         self._loop, self._thread = asyncio.get_running_loop(), get_ident()
+        problems: list[str] = []
         try:
-            await self._guarded(self._start)
+            await self._guarded(self._start, problems=problems)
         except BaseException:
             await self.close()
             raise
+        if problems:
+            _log.warning("%r cannot be reached as yet: %s", self, problems[0])
 
     async def close(self) -> None:
         if self._loop is None:

@@ -8,12 +8,13 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from acgsperf._addresses import checked_dsn, checked_redis_url
 from acgsperf.errors import AcgsperfError
 
 START_TIMEOUT_S: Final = 30.0
@@ -53,9 +54,10 @@ def embedded_servers(*, redis: bool = True, postgres: bool = True) -> Iterator[S
 
     Raises:
         AcgsperfError: when a server's wheel is not installed, or it does not start within 30 s.
+        ValueError: when one of the variables holds no address.
     """
-    redis_url = os.environ.get("REDIS_URL") if redis else None
-    database_url = os.environ.get("DATABASE_URL") if postgres else None
+    redis_url = _named("REDIS_URL", checked_redis_url) if redis else None
+    database_url = _named("DATABASE_URL", checked_dsn) if postgres else None
     if bool(redis_url) >= redis and bool(database_url) >= postgres:
         yield Servers(redis_url, database_url)
         return
@@ -72,6 +74,11 @@ def embedded_servers(*, redis: bool = True, postgres: bool = True) -> Iterator[S
         if process:
             redis_url = _wait_for_redis(folder, process)
         yield Servers(redis_url, database_url)
+
+
+def _named(variable: str, check: Callable[[str, str], str]) -> str | None:
+    url = os.environ.get(variable)
+    return check(variable, url) if url else None
 
 
 def _guard(folder: Path, stack: ExitStack) -> None:
@@ -162,7 +169,8 @@ def _start_postgres(folder: Path, stack: ExitStack) -> str:
         # As root the server runs as a user of its own, who has to get in.
         folder.chmod(0o755)
         try:
-            server = get_server(folder / "pg", cleanup_mode="stop")
+            with _plain_locale():
+                server = get_server(folder / "pg", cleanup_mode="stop")
         except BaseException:
             # The wheel stops only what has answered; a server that was interrupted on the way must not stay.
             with suppress(OSError, ValueError, IndexError):
@@ -170,3 +178,17 @@ def _start_postgres(folder: Path, stack: ExitStack) -> str:
             raise
     stack.callback(server.cleanup)
     return str(server.get_uri())
+
+
+@contextmanager
+def _plain_locale() -> Iterator[None]:
+    """What initdb inherits; it would fail for a language that the environment names and the machine does not have."""
+    former = os.environ.get("LC_ALL")
+    os.environ["LC_ALL"] = "C"
+    try:
+        yield
+    finally:
+        if former is None:
+            del os.environ["LC_ALL"]
+        else:
+            os.environ["LC_ALL"] = former

@@ -51,13 +51,13 @@ _TURN: Final = 64
 class Row:
     """One line of the report; `target` says the bound as it is read, or `-` where there is none.
 
-    What nothing was measured of has no value, and no target is met by it.
+    What nothing was measured of has no value, and no target is met by it. `met` is None where there is no target.
     """
 
     metric: str
     target: str
     achieved: str
-    met: bool
+    met: bool | None
     value: float | None
 
 
@@ -73,7 +73,7 @@ class Report:
     @property
     def met(self) -> bool:
         """Whether every target was."""
-        return all(row.met for row in self.rows)
+        return all(row.met is not False for row in self.rows)
 
     def as_dict(self) -> dict[str, object]:
         """The report as JSON-like values."""
@@ -178,9 +178,9 @@ def _rows(run: _Replay, seconds: float) -> Iterator[Row]:
     if tiers:
         l1_rate = (stats.l1.hits - run.timed_hits) / summary.requests if summary.requests else 0.0
         told = f"{100 * l1_rate:.2f} % hits, {stats.promotions:,} promotions, {stats.demotions:,} demotions"
-        yield Row("L1 tier", "-", told, True, l1_rate)
+        yield Row("L1 tier", "-", told, None, l1_rate)
     for name, tier in tiers:
-        yield Row(f"{name} tier", "-", _told_of(tier), True, tier.latency.p99 / 1e6)
+        yield Row(f"{name} tier", "-", _told_of(tier), None, tier.latency.p99 / 1e6)
 
 
 def _told_of(tier: TierStats) -> str:
@@ -316,8 +316,7 @@ def _address(number: int, request: Request) -> str:
 
 def _told(error: Exception) -> Exception:
     if isinstance(error, PoolError):
-        reason = error.__cause__ or error
-        return AcgsperfError(f"PostgreSQL cannot be reached: {str(reason) or type(reason).__name__}")
+        return AcgsperfError(f"PostgreSQL cannot be reached: {error}")
     if isinstance(error, _ORIGIN_ERRORS):
         return AcgsperfError(f"PostgreSQL failed: {str(error) or type(error).__name__}")
     return error

@@ -401,6 +401,19 @@ async def test_what_is_no_key_and_no_tag_is_refused_by_every_call(open_cache, l2
         await cache.invalidate_tag(5)
 
 
+async def test_a_cache_says_what_it_is(open_cache, l2):
+    cache = await open_cache(l2, size=7)
+    await cache.set("key", 1)
+    assert repr(cache) == f"<TieredCache 'test', open, L1 with 1 of 7 entries, {l2!r}>"
+    assert "not open" in repr(TieredCache(LRUCache(1), namespace="n"))
+
+
+async def test_a_loader_that_is_no_coroutine_function_is_named(open_cache):
+    cache = await open_cache()
+    with pytest.raises(TypeError, match="a loader must be a coroutine function: it returned int"):
+        await cache.get_or_load("key", lambda key: 1)
+
+
 async def test_a_stale_value_may_be_kept_for_ever(open_cache, l2, clock):
     cache = await open_cache(l2, ttl=1, stale_ttl=float("inf"), soft_timeout=None)
     assert (await cache.set("key", "kept")).l2

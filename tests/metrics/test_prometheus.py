@@ -39,6 +39,13 @@ async def test_a_registry_takes_a_service_once(source):
     registry.register(PerformanceCollector(source, namespace="another"))
 
 
+async def test_what_is_no_service_and_no_label_is_refused(source):
+    with pytest.raises(TypeError, match="source must be a service or None, not <TieredCache"):
+        PerformanceCollector(source.cache)
+    with pytest.raises(TypeError, match="labels must be text, not a=1"):
+        PerformanceCollector(source, labels={"a": 1})
+
+
 async def test_what_the_service_counts_is_exported(source):
     found = samples(PerformanceCollector(source))
     expected = {

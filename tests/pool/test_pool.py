@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import weakref
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -734,6 +735,39 @@ async def test_a_password_is_shown_nowhere(form, caplog):
     with pytest.raises(PoolUnhealthy) as refused:
         await pool.open()
     assert "s3cr3t" not in f"{pool!r} {pool} {refused.value} {pool.stats()} {await pool.health()} {caplog.text}"
+
+
+@pytest.mark.parametrize("password", ["o", "db", "role", "postgres"])
+async def test_a_short_password_does_not_show_by_the_gaps_that_hiding_it_leaves(dsn, password):
+    path = urlsplit(dsn)._replace(path="/nowhere-to-go").geturl()
+    pool = ConnectionPool(path, min_size=1, max_size=1, password=password)
+    with pytest.raises(PoolUnhealthy) as refused:
+        await pool.open()
+    assert 'InvalidCatalogNameError: database "nowhere-to-go" does not exist' in str(refused.value)
+    assert "***" not in str(refused.value)
+
+
+async def test_what_a_client_says_with_the_password_in_it_is_not_shown(dsn):
+    async def init(connection):
+        raise ValueError("cannot do that with s3cr3t")
+
+    pool = ConnectionPool(dsn, min_size=1, max_size=1, password="s3cr3t", init=init)
+    with pytest.raises(PoolUnhealthy, match=r"ValueError: \(not shown, for it holds the password\)$"):
+        await pool.open()
+
+
+@pytest.mark.parametrize(
+    ("address", "where"),
+    [
+        ("postgresql://ann:s3cr3t@localhost:1/db", "localhost:1"),
+        ("postgresql://ann@localhost:1,localhost:2/db", "localhost:1,localhost:2"),
+        ("postgresql:///db?host=/nowhere/at/all", "/nowhere/at/all"),
+    ],
+)
+async def test_an_error_says_where_the_server_was_looked_for(address, where):
+    pool = ConnectionPool(address, min_size=1, max_size=1)
+    with pytest.raises(PoolUnhealthy, match=rf"^pool 'default' cannot reach {where}: "):
+        await pool.open()
 
 
 @pytest.mark.parametrize(

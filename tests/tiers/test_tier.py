@@ -175,6 +175,18 @@ async def test_what_is_too_large_to_be_read_is_counted_as_corrupt(make, tier, en
     await reader.close()
 
 
+async def test_a_server_that_is_away_when_the_tier_opens_is_told_of_once(kind, caplog):
+    url = {"redis": "redis://:s3cr3t@localhost:1", "postgres": "postgresql://ann:s3cr3t@localhost:1/db"}[kind]
+    tier = {"redis": RedisTier, "postgres": PostgresTier}[kind](url)
+    await tier.open("n")
+    assert await tier.get("k") is None
+    await tier.close()
+    (record,) = (record for record in caplog.records if record.name == "acgsperf.tiers")
+    assert "cannot be reached as yet" in record.message
+    assert "localhost" in record.message
+    assert "s3cr3t" not in caplog.text
+
+
 async def test_a_tier_whose_opening_was_cancelled_can_be_opened(private_server, entry):
     tier = {"redis": RedisTier, "postgres": PostgresTier}[private_server.kind](private_server.url, deadline=5)
     private_server.freeze()
