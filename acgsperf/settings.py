@@ -202,7 +202,7 @@ _RULES: Final = {
     ),
     "db_pool_health_check_interval": _POSITIVE,
     "redis_url": _Rule(
-        "a redis://, rediss:// or unix:// URL, with a port from 1 to 65535, a number as database or the path of a socket,"
+        "a redis://, rediss:// or unix:// URL, with a port from 1 to 65535, a number as database, the path of a socket,"
         " and / in a password as %2F",
         _address,
         _checked_redis_url,

@@ -61,12 +61,25 @@ def identity(key: str) -> bytes:
         return key.encode(errors="surrogatepass")
 
 
+def identities(keys: Sequence[str]) -> list[bytes]:
+    """The bytes of keys."""
+    try:
+        return [key.encode() for key in keys]
+    except UnicodeEncodeError:
+        return [identity(key) for key in keys]
+
+
 def address(key: bytes) -> bytes:
     """Where a key is stored: under itself, or its xxh3-128 when it is long.
 
     0xff is in no key's bytes, so that no short key has the address of a long one.
     """
     return key if len(key) <= MAX_KEY_BYTES else b"\xffxxh3:" + xxh3_128_hexdigest(key).encode()
+
+
+def addresses(keys: list[bytes]) -> list[bytes]:
+    """Where keys are stored; the same list where all of them are short."""
+    return keys if max(map(len, keys), default=0) <= MAX_KEY_BYTES else [address(key) for key in keys]
 
 
 def pack_value(value: Any) -> bytes:

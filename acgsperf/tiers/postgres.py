@@ -164,12 +164,6 @@ class PostgresTier(ServerTier):
     def _connection(self) -> "_Connection":
         return _Connection(self)
 
-    async def _ready_pool(self) -> ConnectionPool:
-        if not self._ready:
-            await self._set_up()
-        assert self._pool is not None
-        return self._pool
-
     async def _set_up(self) -> None:
         async with self._setting_up:
             if self._ready:
@@ -206,8 +200,8 @@ class PostgresTier(ServerTier):
         await connection.execute("COMMIT")
 
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
-        identities = [envelope.identity(key) for key in keys]
-        addresses = [envelope.address(key) for key in identities]
+        identities = envelope.identities(keys)
+        addresses = envelope.addresses(identities)
         async with self._connection() as connection:
             rows = await connection.fetch(self._select, self._namespace, _array(addresses), self._max_value_bytes)
         # Not `dict(rows)`, which takes twice as long for asyncpg's records.
@@ -261,8 +255,11 @@ class _Connection:
         self._tier = tier
 
     async def __aenter__(self) -> Any:
-        pool = await self._tier._ready_pool()
-        self._acquire = pool.acquire()
+        tier = self._tier
+        if not tier._ready:
+            await tier._set_up()
+        assert tier._pool is not None
+        self._acquire = tier._pool.acquire()
         self._connection = await self._acquire.__aenter__()
         return self._connection
 

@@ -173,8 +173,8 @@ class RedisTier(ServerTier):
 
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
         prefix = self._prefix
-        identities = [envelope.identity(key) for key in keys]
-        addresses = [prefix + envelope.address(key) for key in identities]
+        identities = envelope.identities(keys)
+        addresses = [prefix + address for address in envelope.addresses(identities)]
         chunks = [addresses[at : at + KEYS_A_COMMAND] for at in range(0, len(addresses), KEYS_A_COMMAND)]
         replies = await self._ask([("MGET", *chunk) for chunk in chunks])
         blobs: list[bytes | None] = replies[0] if len(replies) == 1 else [blob for reply in replies for blob in reply]
