@@ -19,7 +19,7 @@ def checked_redis_url(name: str, url: str) -> str:
         usable = parts.scheme in _REDIS_SCHEMES and "://" in url and (parts.port is None or parts.port > 0)
         # redis-py takes any other path for database 0. A # begins what it never looks at, be it of a password.
         usable = usable and "#" not in url
-        form = r"/.+" if parts.scheme == "unix" else r"/?[0-9]*"
+        form = r"/.+" if parts.scheme == "unix" else r"/?[0-9]*/?"
         usable = usable and re.fullmatch(form, parts.path) is not None
     except ValueError:
         usable = False
@@ -36,6 +36,9 @@ def checked_dsn(name: str, dsn: str) -> str:
     if not isinstance(dsn, str):
         raise TypeError(f"{name} must be a str, not of type {type(dsn).__name__}")
     try:
+        # What stands behind a # is not looked at, be it the rest of a password.
+        if "#" in dsn:
+            raise ValueError("a #")
         parts = urlsplit(dsn)
         options = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
         # asyncpg ends the password at the first @.
@@ -49,11 +52,11 @@ def checked_dsn(name: str, dsn: str) -> str:
                 raise ValueError("no port")
     except ValueError:
         raise ValueError(
-            f"{name} must be a postgresql:// URL with ports from 1 to 65535; a / in a password is written %2F"
+            f"{name} must be a postgresql:// URL with ports from 1 to 65535; a / in a password is written %2F, a # %23"
         ) from None
     if parts.scheme not in {"postgresql", "postgres"}:
         raise ValueError(f"{name} must start with postgresql:// or postgres://")
-    if not _SSL_MODES.issuperset(options.get("sslmode", ())):
+    if not _SSL_MODES.issuperset(mode.replace("_", "-") for mode in options.get("sslmode", ())):
         raise ValueError(f"{name} must have one of these as its sslmode: {', '.join(sorted(_SSL_MODES))}")
     return dsn
 
@@ -89,8 +92,10 @@ def hidden(url: str) -> str:
 def server_of(dsn: str) -> str:
     """Where the server of an address that can be used is: hosts and ports, or the directory of a socket."""
     parts = urlsplit(dsn)
-    # Where there is another @, what follows the last may be the rest of a password.
-    hosts = parts.netloc.rpartition("@")[2] if parts.netloc.count("@") < 2 and "@" not in parts.path else ""
+    # Where there is another @, or one later on, what stands around it may be of a password.
+    user, _, hosts = parts.netloc.rpartition("@")
+    if "@" in user or dsn.count("@") > parts.netloc.count("@"):
+        return "its server"
     return hosts or ", ".join(parse_qs(parts.query).get("host", ())) or "its server"
 
 

@@ -3,15 +3,12 @@
 import inspect
 import uuid
 from collections.abc import Callable
-from types import CellType, CodeType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from acgsperf.fingerprint import fingerprint
 
-__all__ = ["Closures", "key_maker"]
-
-_EMPTY: Final = object()
+__all__ = ["key_maker"]
 
 
 def key_maker(function: Callable[..., Any]) -> Callable[..., str]:
@@ -45,33 +42,3 @@ def key_maker(function: Callable[..., Any]) -> Callable[..., str]:
         return f"{name}:{fingerprint(arguments)}"
 
     return key_of
-
-
-class Closures:
-    """The functions that are cached under their names: two that differ in their closures alone would share results."""
-
-    def __init__(self) -> None:
-        # By name as well, for what a decorator has made of functions has one code for them all.
-        self._closures: WeakKeyDictionary[CodeType, dict[str, list[object]]] = WeakKeyDictionary()
-
-    def check(self, function: Callable[..., Any]) -> None:
-        """Note a function.
-
-        Raises:
-            ValueError: when there is another of the same name and code, with other variables.
-        """
-        held = [_contents(cell) for cell in function.__closure__ or ()]
-        name = f"{function.__module__}.{function.__qualname__}"
-        known = self._closures.setdefault(function.__code__, {}).setdefault(name, held)
-        if any(one is not other for one, other in zip(known, held, strict=True)):
-            raise ValueError(
-                f"{function.__qualname__} is cached already, with other variables around it: `key` must tell them apart"
-            )
-
-
-def _contents(cell: CellType) -> object:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        # Not assigned yet: the function itself, for example.
-        return _EMPTY

@@ -50,7 +50,8 @@ class Supply:
         self.wait_time = LatencyHistogram()
         self.use_time = LatencyHistogram()
         self._dsn = checked_dsn("dsn", dsn)
-        self._where = server_of(dsn)
+        own = [str(connect_options[name]) for name in ("host", "port") if connect_options.get(name)]
+        self._where = ":".join(own) or server_of(dsn)
         connection_class = pooled_class(connect_options.get("connection_class", asyncpg.Connection))
         self._connect_options: dict[str, Any] = {**connect_options, "connection_class": connection_class}
         self._min_size, self._max_size = options.min_size, options.max_size

@@ -5,7 +5,6 @@ import copy
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, Final
 
 from acgsperf.errors import CacheError, LoadCancelledError, LoadError, LoadTimeoutError
@@ -104,8 +103,8 @@ class Flight:
         return self._values.get(key)
 
 
-# The load in whose loader this is.
-_within: ContextVar[Flight | None] = ContextVar("acgsperf_load", default=None)
+# The loads that tasks run, of all caches. What a loader starts in tasks of its own is not known to be waited for.
+_loads: dict[asyncio.Task[Any], Flight] = {}
 
 
 class Flights:
@@ -169,9 +168,10 @@ class Flights:
             endless: those of them that are waited for until they have ended.
 
         Raises:
-            LoadError: for a loader that would wait for its own load.
+            LoadError: in a loader that would wait for its own load.
         """
-        waited, within = tuple(flights), _within.get()
+        waited, task = tuple(flights), asyncio.current_task()
+        within = None if task is None else _loads.get(task)
         linked: tuple[Flight, ...] = ()
         for flight in waited:
             flight.waiters += 1
@@ -215,7 +215,9 @@ class Flights:
                 _log.error("%d loads ignore their cancellation", len(left))
 
     async def _run(self, flight: Flight, load: Callable[[Flight], Coroutine[Any, Any, Mapping[str, Any]]]) -> None:
-        _within.set(flight)
+        task = asyncio.current_task()
+        assert task is not None
+        _loads[task] = flight
         try:
             values = await load(flight)
         except asyncio.CancelledError:
@@ -230,6 +232,8 @@ class Flights:
             if not flight.done.done():
                 flight._values = values
                 self._land(flight)
+        finally:
+            del _loads[task]
 
     def _time_out(self, flight: Flight, seconds: float) -> None:
         self._fail(flight, LoadTimeoutError(f"the load took longer than {seconds:g} s"))
@@ -263,18 +267,25 @@ def _copied(error: BaseException) -> BaseException:
     for copied in (copy.copy, _rebuilt):
         try:
             twin = copied(error)
-            same = type(twin) is type(error) and twin.args == error.args and str(twin) == str(error)
+            if type(twin) is type(error) and twin.args == error.args and str(twin) == str(error):
+                twin.__cause__, twin.__suppress_context__ = error.__cause__, error.__suppress_context__
+                twin.__context__ = error.__context__
+                return twin.with_traceback(error.__traceback__)
         except Exception:
             continue
-        if same:
-            twin.__cause__, twin.__suppress_context__ = error.__cause__, error.__suppress_context__
-            twin.__context__ = error.__context__
-            return twin.with_traceback(error.__traceback__)
     return error
 
 
 def _rebuilt(error: BaseException) -> BaseException:
     # Without `__init__`, which `copy` calls with `args`, and which may take something else.
-    twin = type(error).__new__(type(error), *error.args)
+    kind = type(error)
+    for base in kind.__mro__:
+        if vars(base).get("__slots__") or (_is_builtin(base) and base.__basicsize__ > BaseException.__basicsize__):
+            raise TypeError(f"{kind.__name__} holds more than its __dict__ does")
+    twin = kind.__new__(kind, *error.args)
     twin.__dict__.update(error.__dict__)
     return twin
+
+
+def _is_builtin(kind: type) -> bool:
+    return kind.__module__ == "builtins"

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,16 +45,15 @@ class Staleness:
             _checked("refresh_ahead", share, "between 0 and 1", lambda share: 0 < share < 1)
         self.refresh_ahead = share
 
-    def entry(self, value: Any, ttl: float | None, tags: Sequence[str]) -> Entry:
+    def entry(self, value: Any, ttl: float | None, tags: tuple[str, ...]) -> Entry:
         """A value of this moment; its ttl is shortened by the jitter."""
         now = self.clock()
-        own_tags = checked_tags(tags) if tags else ()
         lifetime = checked_ttl(ttl)
         if lifetime == math.inf:
-            return Entry(value, now, None, None, own_tags)
+            return Entry(value, now, None, None, tags)
         fresh_until = now + lifetime * (1 - self.ttl_jitter * random.random())
         kept_until = fresh_until + self.stale_ttl
-        return Entry(value, now, fresh_until, None if kept_until == math.inf else kept_until, own_tags)
+        return Entry(value, now, fresh_until, None if kept_until == math.inf else kept_until, tags)
 
     def negative(self) -> Entry:
         """That there is none, as of this moment."""
@@ -93,16 +92,17 @@ def checked_ttl(ttl: float | None) -> float:
     return math.inf if ttl is None or checked_ttl_ns(ttl) is None else float(ttl)
 
 
-def checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
+def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Tags: text that has bytes."""
-    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+    own_tags = (tags,) if isinstance(tags, str) else tuple(tags)
+    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in own_tags):
         raise TypeError(f"tags must be a sequence of str, not {tags!r:.100}")
-    for tag in tags:
+    for tag in own_tags:
         try:
             tag.encode()
         except UnicodeEncodeError:
             raise ValueError(f"tags must be text without lone surrogates, not {tag!r:.100}") from None
-    return tuple(tags)
+    return own_tags
 
 
 def _checked(name: str, value: Any, bound: str, holds: Callable[[float], bool]) -> float:

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, overload
 from acgsperf._arguments import checked_bool, checked_namespace
 from acgsperf._behind import Behind
 from acgsperf._cache_types import CacheHealth, TieredStats, Written
-from acgsperf._cached import Closures, key_maker
+from acgsperf._cached import key_maker
 from acgsperf._dispatch import LRUCache
 from acgsperf._loading import Loading
 from acgsperf._local import MISSING, Local
@@ -122,7 +122,6 @@ class TieredCache(Generic[_V]):
         evicted = self._behind.demote if checked_bool("demotion", demotion) else None
         self._local = self._behind.local = Local(l1, staleness, negative_maxsize, evicted)
         self._loading = Loading(self._local, self._behind, staleness, lock)
-        self._closures = Closures()
         self._loop: asyncio.AbstractEventLoop | None = None
         # L1's own method: nothing stands between the caller and the compiled lookup.
         self.get_local = l1.get
@@ -230,7 +229,8 @@ class TieredCache(Generic[_V]):
     ) -> dict[str, Written]:
         """`set` for each item, with one call of each tier."""
         self._require_open()
-        entries = {key: self._entry(key, value, ttl, tags) for key, value in values.items()}
+        own_tags = checked_tags(tags)
+        entries = {key: self._entry(key, value, ttl, own_tags) for key, value in values.items()}
         for key, entry in entries.items():
             self._loading.overtake(key)
             self._local.put(key, entry)
@@ -349,14 +349,15 @@ class TieredCache(Generic[_V]):
         ttl: float | None,
         tags: Sequence[str],
     ) -> dict[str, Any]:
+        own_tags = checked_tags(tags)
         for key in keys:
             # Whoever passes a bad key, ttl or tag hears of it now, and nobody has to wait for it.
-            self._entry(key, None, ttl, tags)
+            self._entry(key, None, ttl, own_tags)
 
         def entry_of(value: Any) -> Entry:
-            return self._entry("", value, ttl, tags)
+            return self._entry("", value, ttl, own_tags)
 
-        return await self._loading.load(keys, loader, entry_of, tuple(tags))
+        return await self._loading.load(keys, loader, entry_of, own_tags)
 
     def cached(
         self,
@@ -377,15 +378,12 @@ class TieredCache(Generic[_V]):
         Raises:
             TypeError: when what is decorated is not a coroutine function. A call raises it, without a `key`, for
                 arguments that are not JSON-like.
-            ValueError: without a `key`, when another function of the same code was decorated, whose closure is another.
         """
 
         def decorate(function: Callable[_P, Coroutine[Any, Any, _R]]) -> Callable[_P, Coroutine[Any, Any, _R]]:
             key_of = key_maker(function)
             if key is not None:
                 key_of = key
-            else:
-                self._closures.check(function)
 
             @functools.wraps(function)
             async def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -471,7 +469,7 @@ class TieredCache(Generic[_V]):
         done = [f"removed {removed} entries that were of no use"] if removed else []
         return (*done, moved) if moved else tuple(done)
 
-    def _entry(self, key: str, value: Any, ttl: float | None, tags: Sequence[str]) -> Entry:
+    def _entry(self, key: str, value: Any, ttl: float | None, tags: tuple[str, ...]) -> Entry:
         _check_key(key)
         return self._staleness.entry(value, self._ttl if ttl is _DEFAULT else ttl, tags)
 

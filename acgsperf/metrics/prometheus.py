@@ -40,6 +40,8 @@ _Value = tuple[tuple[str, ...], float]
 class PerformanceCollector(Collector):
     """Register it with a `prometheus_client` registry; a scrape reads the source, and costs nothing in between.
 
+    A registry refuses a second one with the same namespace and a ValueError, whatever its labels.
+
     A scrape belongs to the event loop of the source, as its caches and pools do: serve it there, for which `exposition`
     and the middleware are.
 

@@ -38,10 +38,14 @@ TAG_TTL_MS: Final = 30 * 24 * 3600 * 1000
 
 _Command = tuple[Any, ...]
 
-# The lock's value is the token and its owner. A token is no less than the clock in microseconds, so that it goes on
-# growing when the server has forgotten the counter.
+# The lock's value is the token and its owner, by whom a repeated command is told. A token is no less than the clock in
+# microseconds, so that it goes on growing when the server has forgotten the counter.
 _LOCK: Final = """
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+local held = redis.call('GET', KEYS[1])
+if held then
+    local token, owner = string.match(held, '^(%d+):(.+)$')
+    return owner == ARGV[2] and tonumber(token) or 0
+end
 local now = redis.call('TIME')
 local token = math.max(tonumber(redis.call('GET', KEYS[2]) or 0) + 1, now[1] * 1000000 + now[2])
 token = string.format('%.0f', token)
@@ -56,6 +60,7 @@ if token and (token == ARGV[1] or owner == ARGV[1]) then return redis.call('DEL'
 return 0
 """
 _GIVE_BACK_EVERY_S: Final = 0.5
+_MOST_UNHEARD: Final = 1_000
 
 
 class RedisTier(ServerTier):
@@ -84,6 +89,9 @@ class RedisTier(ServerTier):
         at = self._factory.connection_kwargs
         self._where = str(at.get("path") or f"{at.get('host', 'localhost')}:{at.get('port', 6379)}")
         self._idle: list[AbstractConnection] = []
+        # Locks whose answer was lost: key and until when to look for them, by owner.
+        self._unheard: dict[str, tuple[str, float]] = {}
+        self._giving_back = False
 
     def __repr__(self) -> str:
         return f"RedisTier({self._where!r})"
@@ -134,24 +142,46 @@ class RedisTier(ServerTier):
         owner = secrets.token_hex(8)
         lifetime_ms = max(1, math.ceil(ttl * 1000))
         command = ("EVAL", _LOCK, 2, self._lock_key(key), self._special("fence"), lifetime_ms, owner)
-        replies: list[Any] | None = None
-        try:
-            replies = await self._guarded(lambda: self._ask([command]))
-        finally:
-            if replies is None and self._loop is not None:
-                self._own(self._give_back(key, owner, ttl))
-        return None if replies is None else int(replies[0])
+        heard = False
 
-    async def _give_back(self, key: str, owner: str, ttl: float) -> None:
-        """Unlock what may have been locked without anybody's hearing of it, now or a little later."""
-        command = ("EVAL", _UNLOCK, 1, self._lock_key(key), owner)
-        until = time.monotonic() + ttl
-        while time.monotonic() < until:
-            if self._may_write(0):
-                replies = await self._guarded(lambda: self._ask([command]))
-                if replies is not None and replies[0]:
-                    return
-            await asyncio.sleep(_GIVE_BACK_EVERY_S)
+        async def ask() -> int:
+            nonlocal heard
+            try:
+                (token,) = await self._ask([command])
+            except ResponseError:
+                heard = True
+                raise
+            heard = True
+            return int(token)
+
+        try:
+            return await self._guarded(ask)
+        finally:
+            if not heard and self._loop is not None and len(self._unheard) < _MOST_UNHEARD:
+                # Nobody knows whether the server has done it, or will.
+                self._unheard[owner] = key, time.monotonic() + 2 * ttl
+                if not self._giving_back:
+                    self._giving_back = True
+                    self._own(self._give_back())
+
+    async def _give_back(self) -> None:
+        """Unlock what was locked without anybody's hearing of it, when the server answers."""
+        try:
+            while self._unheard:
+                asked = list(self._unheard.items())
+                if self._may_write(0):
+                    commands = [("EVAL", _UNLOCK, 1, self._lock_key(key), owner) for owner, (key, _) in asked]
+                    replies = await self._guarded(lambda commands=commands: self._ask(commands, raising=False))  # type: ignore[misc]
+                    for (owner, _), reply in zip(asked, replies or (), strict=False):
+                        if reply == 1:
+                            self._unheard.pop(owner, None)
+                now = time.monotonic()
+                for owner, (_, until) in asked:
+                    if until < now:
+                        self._unheard.pop(owner, None)
+                await asyncio.sleep(_GIVE_BACK_EVERY_S)
+        finally:
+            self._giving_back = False
 
     async def unlock(self, key: str, token: int) -> bool:
         """See `LockingTier`."""
@@ -167,6 +197,10 @@ class RedisTier(ServerTier):
         await self._ask([("PING",)])
 
     async def _stop(self) -> None:
+        self._unheard.clear()
+        await self._drop_idle()
+
+    async def _drop_idle(self) -> None:
         idle, self._idle = self._idle, []
         for connection in idle:
             await connection.disconnect(nowait=True)
@@ -221,7 +255,7 @@ class RedisTier(ServerTier):
                 batch.removed.add(key)
         if refused:
             # Nor is what was there before to be found: to forget takes no memory.
-            await self._ask(refused, raising=False)
+            self._counts["deletes"] += sum(reply == 1 for reply in await self._ask(refused, raising=False))
 
     async def _generations(self, tags: Iterable[str]) -> dict[str, bytes]:
         """The generation of each tag, which gets one where it has none. An invalidation that comes between this and the
@@ -262,8 +296,8 @@ class RedisTier(ServerTier):
                 return await self._exchange(self._idle.pop(), packed, len(commands), raising)
             except RedisConnectionError:
                 # The server went while nothing was asked, and it took the others along. Every command here may be
-                # carried out twice, a lock at worst seems to be held, so this one is asked again.
-                await self._stop()
+                # carried out twice, so this one is asked again.
+                await self._drop_idle()
         return await self._exchange(self._connection(), packed, len(commands), raising)
 
     def _connection(self) -> AbstractConnection:

@@ -116,23 +116,26 @@ class ServerTier(Tier):
         if self._loop is None:
             return
         self._check_use()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=self.deadline)
-        while self._tasks:
+        try:
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=self.deadline)
+            while self._tasks:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+        finally:
+            # Whoever is cancelled here leaves a tier that is closed nevertheless.
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-        # A task that was cancelled before its first step has answered nobody.
-        self._answer(self._gets, self._reads, [])
-        self._gets, self._reads, self._read_scheduled = [], [], False
-        while self._write_queue:
-            self._finish(self._write_queue.popleft())
-        self._loop = None
-        try:
-            await self._stop()
-        finally:
+            # A task that was cancelled before its first step has answered nobody.
+            self._answer(self._gets, self._reads, [])
+            self._gets, self._reads, self._read_scheduled = [], [], False
+            while self._write_queue:
+                self._finish(self._write_queue.popleft())
+            self._loop = None
             for deadline in (self._read_deadline, self._write_deadline, self._call_deadline):
                 deadline.close()
+            await self._stop()
 
     async def get(self, key: str) -> Entry | None:
         try:
@@ -141,7 +144,7 @@ class ServerTier(Tier):
             if not self._gets or get_ident() != self._thread:
                 self._check_use()
             if not isinstance(key, str):
-                raise TypeError(f"a key must be text, not {key!r:.100}")
+                _check_key(key)
             if self._breaker.state is not _CLOSED and not self._may_read(1):
                 return None
             if key in self._writing:
@@ -159,6 +162,8 @@ class ServerTier(Tier):
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         self._check_use()
+        for key in keys:
+            _check_key(key)
         if not keys or not self._may_read(len(keys)):
             return {}
         if not self._writing.keys().isdisjoint(keys):
@@ -171,27 +176,32 @@ class ServerTier(Tier):
     async def set_many(self, entries: Mapping[str, Entry]) -> frozenset[str]:
         self._check_use()
         operations: dict[str, tuple[Entry, bytes] | None] = {}
-        now = time.time()
+        now, expired = time.time(), 0
         for key, entry in entries.items():
+            _check_key(key)
             try:
                 payload = envelope.pack_value(entry.value)
                 size = envelope.size(envelope.identity(key), payload, entry.tags)
             except (TypeError, ValueError, OverflowError, RecursionError):
                 size = self._max_value_bytes + 1
-            if size > self._max_value_bytes or (entry.kept_until is not None and entry.kept_until <= now):
-                self._counts["refused"] += 1
-                # Nor is what was there before to be found any longer.
-                operations[key] = None
+            if entry.kept_until is not None and entry.kept_until <= now:
+                expired += 1
             else:
-                operations[key] = entry, payload
-        if not operations or not self._may_write(len(operations)):
+                # What is refused goes with what was there before, which is not to be found any longer.
+                operations[key] = None if size > self._max_value_bytes else (entry, payload)
+        if not self._may_write(len(operations)):
             return frozenset()
+        self._counts["refused"] += expired + list(operations.values()).count(None)
         batches = self._enqueue(operations)
         await self._done(batches)
-        return frozenset(key for batch in batches for key in batch.stored if key in operations)
+        # A batch may hold what another caller has stored under the key.
+        own = ((batch, key) for batch in batches for key in batch.stored if key in operations)
+        return frozenset(key for batch, key in own if batch.operations[key] is operations[key])
 
     async def delete_many(self, keys: Sequence[str]) -> int | None:
         self._check_use()
+        for key in keys:
+            _check_key(key)
         if not self._may_write(len(keys)):
             return None
         wanted = set(keys)
@@ -402,3 +412,8 @@ class ServerTier(Tier):
 
     async def _all_written(self) -> None:
         await self._done(list(self._write_queue))
+
+
+def _check_key(key: object) -> None:
+    if not isinstance(key, str):
+        raise TypeError(f"a key must be text, not {key!r:.100}")

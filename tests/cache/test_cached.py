@@ -147,24 +147,6 @@ async def test_what_cannot_be_cached_is_a_type_error(open_cache):
         await load()
 
 
-async def test_closures_that_would_share_results_are_refused(open_cache):
-    cache = await open_cache()
-
-    def multiplied_by(factor, **options):
-        @cache.cached(**options)
-        async def multiplied(value):
-            return factor * value
-
-        return multiplied
-
-    assert await multiplied_by(2)(5) == 10
-    with pytest.raises(ValueError, match=r"multiplied is cached already.*`key`"):
-        multiplied_by(3)
-    assert await multiplied_by(3, key=lambda value: f"3 x {value}")(5) == 15
-    # The same again is no other.
-    assert await multiplied_by(2)(6) == 12
-
-
 async def test_what_a_decorator_has_made_of_functions_is_told_apart_by_their_names(open_cache):
     cache = await open_cache()
 

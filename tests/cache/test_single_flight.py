@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import dataclasses
 import sys
 
 import pytest
@@ -154,6 +155,50 @@ class PickyError(Exception):
         super().__init__(one)
 
 
+@dataclasses.dataclass(frozen=True)
+class FrozenError(Exception):
+    """Nothing can be changed about it."""
+
+    code: int
+
+
+class SlottedError(Exception):
+    """Its code is not in its `__dict__`."""
+
+    __slots__ = ("code",)
+
+    def __init__(self, code, words):
+        super().__init__(words)
+        self.code = code
+
+
+class MissingError(ImportError):
+    """Its name is not in its `__dict__`."""
+
+    def __init__(self, name):
+        super().__init__(f"no {name}", name=name)
+
+
+@pytest.mark.parametrize(
+    ("error", "held"),
+    [
+        (FrozenError(3), {"code": 3}),
+        (SlottedError(4, "words"), {"code": 4}),
+        (MissingError("foo"), {"name": "foo", "msg": "no foo"}),
+        (OSError(2, "no file", "here"), {"errno": 2, "filename": "here"}),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), {"reason": "bad", "end": 1}),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+async def test_an_error_keeps_what_it_holds(open_cache, error, held):
+    cache = await open_cache()
+    said = str(error)
+    with pytest.raises(type(error)) as caught:
+        await cache.get_or_load("key", Loader(error=error))
+    assert str(caught.value) == said
+    assert {name: getattr(caught.value, name) for name in held} == held
+
+
 async def test_an_error_says_what_it_said_to_whoever_waits(open_cache):
     cache = await open_cache()
     error = CodeError(5)
@@ -189,6 +234,22 @@ async def test_a_loader_that_waits_for_its_own_load_is_an_error(open_cache):
         await cache.get_or_load("around", there)
     assert len(cache._loading.flights) == len(other._loading.flights) == 0
     assert await cache.get_or_load("key", Loader()) == "loaded"
+
+
+async def test_what_a_loader_starts_and_does_not_wait_for_may_wait_for_its_load(open_cache):
+    cache = await open_cache()
+    started = []
+
+    async def child(key):
+        return f"child of {await cache.get_or_load('parent', parent)}"
+
+    async def parent(key):
+        started.append(asyncio.create_task(cache.get_or_load("child", child)))
+        await asyncio.sleep(0.01)
+        return "parent"
+
+    assert await cache.get_or_load("parent", parent) == "parent"
+    assert await started[0] == "child of parent"
 
 
 async def test_two_loaders_that_wait_for_each_other_are_an_error_for_one(open_cache):

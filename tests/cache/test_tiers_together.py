@@ -414,6 +414,14 @@ async def test_a_loader_that_is_no_coroutine_function_is_named(open_cache):
         await cache.get_or_load("key", lambda key: 1)
 
 
+async def test_tags_may_be_any_iterable(open_cache):
+    cache = await open_cache()
+    await cache.set_many({"a": 1, "b": 2}, tags=(tag for tag in ["t"]))
+    await cache.get_or_load("c", Loader(3), tags=(tag for tag in ["t"]))
+    await cache.invalidate_tag("t")
+    assert await cache.get_many("abc") == {}
+
+
 async def test_a_stale_value_may_be_kept_for_ever(open_cache, l2, clock):
     cache = await open_cache(l2, ttl=1, stale_ttl=float("inf"), soft_timeout=None)
     assert (await cache.set("key", "kept")).l2

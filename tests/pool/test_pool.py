@@ -762,6 +762,7 @@ async def test_what_a_client_says_with_the_password_in_it_is_not_shown(dsn):
         ("postgresql://ann:s3cr3t@localhost:1/db", "localhost:1"),
         ("postgresql://ann@localhost:1,localhost:2/db", "localhost:1,localhost:2"),
         ("postgresql:///db?host=/nowhere/at/all", "/nowhere/at/all"),
+        ("postgresql://ann:1?x=s3cr3t@localhost/db", "its server"),
     ],
 )
 async def test_an_error_says_where_the_server_was_looked_for(address, where):

