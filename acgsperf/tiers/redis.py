@@ -142,22 +142,22 @@ class RedisTier(ServerTier):
         owner = secrets.token_hex(8)
         lifetime_ms = max(1, math.ceil(ttl * 1000))
         command = ("EVAL", _LOCK, 2, self._lock_key(key), self._special("fence"), lifetime_ms, owner)
-        heard = False
+        token: int | None = None
+        refused = False
 
         async def ask() -> int:
-            nonlocal heard
+            nonlocal refused
             try:
-                (token,) = await self._ask([command])
+                return int((await self._ask([command]))[0])
             except ResponseError:
-                heard = True
+                refused = True
                 raise
-            heard = True
-            return int(token)
 
         try:
-            return await self._guarded(ask)
+            token = await self._guarded(ask)
+            return token
         finally:
-            if not heard and self._loop is not None and len(self._unheard) < _MOST_UNHEARD:
+            if token is None and not refused and self._loop is not None and len(self._unheard) < _MOST_UNHEARD:
                 # Nobody knows whether the server has done it, or will.
                 self._unheard[owner] = key, time.monotonic() + 2 * ttl
                 if not self._giving_back:
