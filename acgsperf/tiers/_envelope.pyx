@@ -60,13 +60,11 @@ def unseal_many(blobs, keys, limit, now, /):
                 entry = entry_if_plain(blob, key, time, &opened)
             if not opened:
                 try:
-                    entry, generations = unseal(blob, key, limit)
+                    entry, generations = unseal(blob, key, limit, now)
                 except CorruptEnvelopeError:
                     corrupt += 1
                 else:
-                    if entry.kept_until is not None and entry.kept_until <= now:
-                        entry = None
-                    elif generations:
+                    if generations:
                         tagged.append((at, generations))
         found.append(entry)
         at += 1

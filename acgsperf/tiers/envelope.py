@@ -131,20 +131,18 @@ def unseal_many(
         entry = None
         if blob is not None:
             try:
-                entry, generations = unseal(blob, key, limit)
+                entry, generations = unseal(blob, key, limit, now)
             except CorruptEnvelopeError:
                 corrupt += 1
             else:
-                if entry.kept_until is not None and entry.kept_until <= now:
-                    entry = None
-                elif generations:
+                if generations:
                     tagged.append((at, generations))
         found.append(entry)
     return found, tagged, corrupt
 
 
-def unseal(blob: bytes, key: bytes, limit: int) -> tuple[Entry, Sequence[bytes]]:
-    """The entry in an envelope, and the generations of its tags.
+def unseal(blob: bytes, key: bytes, limit: int, now: float) -> tuple[Entry | None, Sequence[bytes]]:
+    """The entry in an envelope, and the generations of its tags; None, and none, when it is not kept until now.
 
     Raises:
         CorruptEnvelopeError: for anything that `seal` did not make for this key, and more than `limit` bytes.
@@ -167,13 +165,15 @@ def unseal(blob: bytes, key: bytes, limit: int) -> tuple[Entry, Sequence[bytes]]
         ):
             raise CorruptEnvelopeError("not an envelope of this key")
         value = decode(blob[payload_at:])
+        pairs = _decode_tags(blob[tags_at:payload_at]) if tags_size else ()
+        if kept <= now:
+            return None, ()
         if fresh == inf:
             fresh = None
         if kept == inf:
             kept = None
-        if kind == PLAIN and not tags_size:
+        if kind == PLAIN and not pairs:
             return Entry(value, created, fresh, kept), ()
-        pairs = _decode_tags(blob[tags_at:payload_at]) if tags_size else ()
         tags, generations = tuple(tag for tag, _ in pairs), tuple(generation for _, generation in pairs)
         return Entry(value, created, fresh, kept, tags, kind == _NEGATIVE), generations
     except (CorruptEnvelopeError, MemoryError):

@@ -55,12 +55,12 @@ class ServerTier(Tier):
     def __init__(self, *, deadline: float = DEADLINE_S, max_value_bytes: int = MAX_VALUE_BYTES) -> None:
         if not deadline > 0:
             raise ValueError(f"deadline must be more than 0 s, not {deadline!r}")
-        if not 1 <= checked_int("max_value_bytes", max_value_bytes) <= _MOST_VALUE_BYTES:
+        self._max_value_bytes = checked_int("max_value_bytes", max_value_bytes)
+        if not 1 <= self._max_value_bytes <= _MOST_VALUE_BYTES:
             raise ValueError(f"max_value_bytes must be from 1 to {_MOST_VALUE_BYTES}, not {max_value_bytes!r}")
         self.deadline = deadline
         # One for calls that begin in order: a batch begins with its first caller, who may have waited for the last one.
         self._read_deadline, self._write_deadline, self._call_deadline = (Deadline(deadline) for _ in range(3))
-        self._max_value_bytes = int(max_value_bytes)
         self._namespace = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
