@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-SOURCE := setup.py pyproject.toml $(wildcard acgsperf/*.pyx acgsperf/*/*.pyx acgsperf/*.pxd acgsperf/*.h)
+SOURCE := setup.py pyproject.toml $(wildcard acgsperf/*.pyx acgsperf/_native/*.pyx acgsperf/_native/*.pxd acgsperf/_native/*.h)
 
 .PHONY: run test soak test-all lint types bench docs dist clean
 
@@ -25,7 +25,7 @@ lint: $(VENV)/.lint
 
 types: $(VENV)/.lint
 	$(BIN)/mypy
-	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._canonical acgsperf._core acgsperf.tiers._envelope
+	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._native.canonical acgsperf._core acgsperf._native.envelope
 
 bench: $(VENV)/.bench
 	$(BIN)/acgsperf bench

@@ -7,6 +7,7 @@ Environment switches:
 
 import os
 import sys
+from pathlib import Path
 
 from setuptools import Extension, setup
 
@@ -29,10 +30,11 @@ def extensions() -> list[Extension]:
             Extension(
                 f"acgsperf.{name}",
                 [f"acgsperf/{name.replace('.', '/')}.pyx"],
-                depends=["acgsperf/_hdr.pxd", "acgsperf/_platform.h", "acgsperf/_python.pxd", "acgsperf/_table.pxd"],
+                depends=[*map(str, Path("acgsperf/_native").glob("*.pxd")), "acgsperf/_native/platform.h"],
+                include_dirs=["acgsperf/_native"],
                 extra_compile_args=compile_args,
             )
-            for name in ("_canonical", "_core", "tiers._envelope")
+            for name in ("_core", "_native.canonical", "_native.envelope")
         ],
         annotate=debug,
         build_dir="build/cython",

@@ -4,8 +4,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from acgsperf._dispatch import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
-from acgsperf._types import (
+from acgsperf._native.types import (
     CONSTITUTIONAL_HASH,
     CacheStats,
     EvictionReason,
@@ -13,6 +12,7 @@ from acgsperf._types import (
     ValidatorStats,
     Verdict,
 )
+from acgsperf.dispatch import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
 from acgsperf.errors import (
     AcgsperfError,
     CacheError,

@@ -1,10 +1,10 @@
-"""The surface of the compiled core; `_core_py` has the same, in plain Python."""
+"""The surface of the compiled core; `_native.core_py` has the same, in plain Python."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from types import GenericAlias
 from typing import Any, Final, Generic, Self, TypeVar, final, overload
 
-from acgsperf._types import CacheStats, EvictionReason, HistogramSnapshot, ValidatorStats, Verdict
+from acgsperf._native.types import CacheStats, EvictionReason, HistogramSnapshot, ValidatorStats, Verdict
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")

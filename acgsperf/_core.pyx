@@ -17,17 +17,17 @@ from libc.math cimport rint
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
-from acgsperf._hdr cimport (
+from acgsperf._native.hdr cimport (
     Counts, hdr_add, hdr_clamp, hdr_end, hdr_free, hdr_highest, hdr_init, hdr_lowest, hdr_mean, hdr_merge,
     hdr_percentile, hdr_reset, hdr_stddev,
 )
-from acgsperf._python cimport (
+from acgsperf._native.python cimport (
     METH_FASTCALL, PyDescr_NewMethod, PyDict_SetItemString, PyErr_WriteUnraisable, PyList_New, PyList_SET_ITEM,
     PyLong_AsLongLongAndOverflow, PyLong_Check, PyMethodDef, PyObject_CallFunctionObjArgs, PyTypeObject,
     PyType_Modified, PyUnicode_1BYTE_KIND, Py_TPFLAGS_MAPPING, PyUnicode_Check, PyUnicode_CheckExact,
     PyUnicode_DATA, PyUnicode_GET_LENGTH, PyUnicode_KIND, inquiry, traverseproc, visitproc,
 )
-from acgsperf._table cimport (
+from acgsperf._native.table cimport (
     SMALLEST_CAPACITY, Slot, Table, ring_oldest, ring_push, ring_touch, ring_unlink, table_free, table_give_slot,
     table_home, table_index, table_init, table_rebuild, table_take_slot, table_unindex,
 )
@@ -36,21 +36,21 @@ from collections.abc import Mapping, MutableMapping
 from operator import index
 from types import GenericAlias
 
-from acgsperf import _hdr_codec
-from acgsperf._arguments import (
+from acgsperf._native import hdr_codec
+from acgsperf._native.arguments import (
     checked_callable, checked_hashes, checked_interval_ns, checked_maxsize, checked_percent, checked_ttl_ns,
 )
-from acgsperf._hdr_layout import Layout
-from acgsperf._types import (
+from acgsperf._native.hdr_layout import Layout
+from acgsperf._native.types import (
     CONSTITUTIONAL_HASH, CacheStats, EvictionReason, HistogramSnapshot, ValidatorStats, Verdict,
 )
 
-cdef extern from "_platform.h" nogil:
+cdef extern from "platform.h" nogil:
     int64_t acgsperf_monotonic_ns()
     int64_t acgsperf_coarse_ns()
     const int64_t ACGSPERF_COARSE_LAG_NS
 
-cdef extern from "_platform.h":
+cdef extern from "platform.h":
     Py_hash_t acgsperf_hash(object key) except? -1
 
 IMPLEMENTATION = "c"
@@ -1064,7 +1064,7 @@ cdef class LatencyHistogram:
         """The HdrHistogram V2 compressed format, as bytes (other tools expect it in base64)."""
         with cython.critical_section(self):
             counts = self.used_counts()
-        return _hdr_codec.encode(self.lowest_ns, self.highest_ns, self.significant_figures, counts)
+        return hdr_codec.encode(self.lowest_ns, self.highest_ns, self.significant_figures, counts)
 
     @classmethod
     def decode(cls, blob, /):
@@ -1077,7 +1077,7 @@ cdef class LatencyHistogram:
         cdef Py_ssize_t i
         cdef uint64_t times
         cdef LatencyHistogram histogram
-        lowest, highest, figures, used = _hdr_codec.decode(blob)
+        lowest, highest, figures, used = hdr_codec.decode(blob)
         histogram = LatencyHistogram(lowest, highest, figures)
         for i, times in used:
             hdr_add(&histogram.counts, hdr_lowest(&histogram.counts, i), times)

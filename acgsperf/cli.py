@@ -24,7 +24,7 @@ except ImportError as missing:
     print(f"acgsperf: {missing.name} is not installed: pip install 'acgsperf[cli]'", file=sys.stderr)
     raise SystemExit(2) from None
 
-from acgsperf._dispatch import HashValidator
+from acgsperf.dispatch import HashValidator
 from acgsperf.validator import ComplianceValidator
 from acgsperf.workbench import compare as comparison
 from acgsperf.workbench import scrape

@@ -5,6 +5,6 @@ the type of every value does. A list and a tuple are the same array. 0.0 and -0.
 every process and on every machine.
 """
 
-from acgsperf._dispatch import canonical, fingerprint, request_key
+from acgsperf.dispatch import canonical, fingerprint, request_key
 
 __all__ = ["canonical", "fingerprint", "request_key"]

@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, Self
 
-from acgsperf._addresses import checked_dsn, checked_redis_url, hidden, masked
-from acgsperf._arguments import (
+from acgsperf._native.arguments import (
     checked_at_least,
     checked_bool,
     checked_hashes,
@@ -15,7 +14,8 @@ from acgsperf._arguments import (
     checked_positive,
     checked_share,
 )
-from acgsperf._types import CONSTITUTIONAL_HASH
+from acgsperf._native.types import CONSTITUTIONAL_HASH
+from acgsperf.addresses import checked_dsn, checked_redis_url, hidden, masked
 from acgsperf.errors import SettingsError
 
 __all__ = ["HASH_VARIABLE", "Settings"]

@@ -9,11 +9,11 @@ import sys
 import pytest
 
 import acgsperf
-from acgsperf import _dispatch
+from acgsperf import dispatch
 
 NAMES = ["HashValidator", "LRUCache", "LatencyHistogram", "Timer", "canonical", "fingerprint", "unseal_many"]
-COMPILED = ["acgsperf._canonical", "acgsperf._core", "acgsperf.tiers._envelope"]
-TWINS = ["acgsperf._canonical_py", "acgsperf._core_py", "acgsperf.tiers.envelope"]
+COMPILED = ["acgsperf._core", "acgsperf._native.canonical", "acgsperf._native.envelope"]
+TWINS = ["acgsperf._native.canonical_py", "acgsperf._native.core_py", "acgsperf._native.envelope_py"]
 
 
 def said(code, **environment):
@@ -31,8 +31,8 @@ def said(code, **environment):
 
 WHERE = f"""
 import acgsperf
-from acgsperf import _dispatch
-modules = {{getattr(_dispatch, name).__module__ for name in {NAMES!r}}}
+from acgsperf import dispatch
+modules = {{getattr(dispatch, name).__module__ for name in {NAMES!r}}}
 print(json.dumps([acgsperf.IMPLEMENTATION, *sorted(modules)]))
 """
 
@@ -54,7 +54,7 @@ def test_otherwise_the_compiled_modules_run(value):
 
 def test_the_implementation_is_that_of_the_classes_and_functions():
     modules = {"c": COMPILED, "python": TWINS}[acgsperf.IMPLEMENTATION]
-    assert {getattr(_dispatch, name).__module__ for name in NAMES} == set(modules)
+    assert {getattr(dispatch, name).__module__ for name in NAMES} == set(modules)
 
 
 def test_all_is_sorted_complete_and_there():
@@ -64,7 +64,7 @@ def test_all_is_sorted_complete_and_there():
     own = {"TYPE_CHECKING", "import_module", "version"}
     public = {name for name, value in vars(acgsperf).items() if not name.startswith("_") and not _is_module(value)}
     assert public - own == set(values)
-    assert set(_dispatch.__all__) - {"unseal_many"} <= public
+    assert set(dispatch.__all__) - {"unseal_many"} <= public
 
 
 def test_the_version_is_that_of_the_distribution():

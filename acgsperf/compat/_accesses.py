@@ -4,8 +4,8 @@ import time
 from collections import Counter, OrderedDict, deque
 from typing import Final
 
-from acgsperf._dispatch import LRUCache
 from acgsperf.compat._l1 import CacheEntry
+from acgsperf.dispatch import LRUCache
 
 __all__ = ["AccessLog"]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from acgsperf._dispatch import LRUCache
-from acgsperf._types import CONSTITUTIONAL_HASH
+from acgsperf._native.types import CONSTITUTIONAL_HASH
+from acgsperf.dispatch import LRUCache
 
 __all__ = ["CacheEntry", "L1View"]
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import DataError, ResponseError
 
-from acgsperf._dispatch import LRUCache
 from acgsperf.compat._awaiting import settled
+from acgsperf.dispatch import LRUCache
 from acgsperf.tiers.breaker import CircuitBreaker
 from acgsperf.tiers.server import DEADLINE_S
 

@@ -13,14 +13,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from acgsperf._dispatch import LatencyHistogram
-from acgsperf._types import CONSTITUTIONAL_HASH
+from acgsperf._native.types import CONSTITUTIONAL_HASH
 from acgsperf.compat._awaiting import settled
 from acgsperf.compat._counters import percentiles_ms
 from acgsperf.compat._singleton import OnePerProcess
 from acgsperf.compat.ultra_fast_cache import get_ultra_fast_cache
 from acgsperf.compat.ultra_fast_connection_pool import get_pool_manager
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
+from acgsperf.dispatch import LatencyHistogram
 from acgsperf.fingerprint import request_key
 from acgsperf.validator import HASH_FIELD
 

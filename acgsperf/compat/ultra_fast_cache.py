@@ -21,10 +21,9 @@ from redis import asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from acgsperf._addresses import masked
-from acgsperf._dispatch import LRUCache
-from acgsperf._ordering import Ordering
-from acgsperf._types import CONSTITUTIONAL_HASH
+from acgsperf._native.types import CONSTITUTIONAL_HASH
+from acgsperf.addresses import masked
+from acgsperf.cache.ordering import Ordering
 from acgsperf.compat._accesses import AccessLog
 from acgsperf.compat._awaiting import settled
 from acgsperf.compat._cache_metrics import CacheMetrics, LiveCacheMetrics
@@ -33,6 +32,7 @@ from acgsperf.compat._l1 import CacheEntry, L1View
 from acgsperf.compat._plain_redis import WRITTEN, PlainRedis, close_client
 from acgsperf.compat._singleton import OnePerProcess
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
+from acgsperf.dispatch import LRUCache
 
 __all__ = [
     "CACHE_PERFORMANCE_TARGETS",

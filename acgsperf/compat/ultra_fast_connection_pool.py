@@ -17,12 +17,12 @@ from typing import Any, Final
 import asyncpg
 from asyncpg import InterfaceError, Pool
 
-from acgsperf._dispatch import LatencyHistogram
-from acgsperf._types import CONSTITUTIONAL_HASH
+from acgsperf._native.types import CONSTITUTIONAL_HASH
 from acgsperf.compat._awaiting import settled
 from acgsperf.compat._counters import percentiles_ms
 from acgsperf.compat._singleton import OnePerProcess
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
+from acgsperf.dispatch import LatencyHistogram
 
 __all__ = [
     "CONSTITUTIONAL_HASH",

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from xxhash import xxh3_128_hexdigest
 
-from acgsperf._dispatch import HashValidator, LRUCache
-from acgsperf._types import CONSTITUTIONAL_HASH
+from acgsperf._native.types import CONSTITUTIONAL_HASH
 from acgsperf.compat._counters import derived, percentiles_ms, seconds_per_call
+from acgsperf.dispatch import HashValidator, LRUCache
 from acgsperf.fingerprint import fingerprint
 from acgsperf.settings import HASH_VARIABLE
 from acgsperf.validator import ComplianceValidator

@@ -5,7 +5,7 @@ from importlib.metadata import version
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from acgsperf._types import CacheStats
+from acgsperf._native.types import CacheStats
 from acgsperf.metrics.source import MetricsSource, pools_of
 from acgsperf.tiers.base import BreakerState, TierStats
 

@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from acgsperf._dispatch import LatencyHistogram
-from acgsperf._hdr_codec import cumulative
-from acgsperf._types import CacheStats, HistogramSnapshot
+from acgsperf._native.hdr_codec import cumulative
+from acgsperf._native.types import CacheStats, HistogramSnapshot
+from acgsperf.dispatch import LatencyHistogram
 from acgsperf.metrics.source import HttpSource, MetricsSource, pools_of
 from acgsperf.tiers.base import BreakerState, TierStats
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from acgsperf._dispatch import LatencyHistogram
 from acgsperf.cache import TieredCache
+from acgsperf.dispatch import LatencyHistogram
 from acgsperf.pool import ConnectionPool, PoolManager
 from acgsperf.validator import ComplianceValidator
 

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import asyncpg
 from xxhash import xxh3_64_intdigest
 
-from acgsperf._addresses import checked_dsn
+from acgsperf._native import envelope_format as envelope
+from acgsperf.addresses import checked_dsn
 from acgsperf.pool import ConnectionPool
-from acgsperf.tiers import envelope
 from acgsperf.tiers.base import Entry
 from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, WriteBatch
 

@@ -25,10 +25,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from acgsperf._addresses import checked_redis_url
-from acgsperf._deadline import Deadline
-from acgsperf.tiers import envelope
+from acgsperf._native import envelope_format as envelope
+from acgsperf.addresses import checked_redis_url
 from acgsperf.tiers.base import Entry
+from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, WriteBatch
 
 __all__ = ["RedisTier"]

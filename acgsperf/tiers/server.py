@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from threading import get_ident
 from typing import Any, Final, TypeVar
 
-from acgsperf._arguments import checked_int, checked_namespace
-from acgsperf._deadline import Deadline, Wait
-from acgsperf._dispatch import LatencyHistogram, unseal_many
+from acgsperf._native import envelope_format as envelope
+from acgsperf._native.arguments import checked_int, checked_namespace
+from acgsperf.dispatch import LatencyHistogram, unseal_many
 from acgsperf.errors import TierError
-from acgsperf.tiers import envelope
 from acgsperf.tiers.base import BreakerState, Entry, Tier, TierHealth, TierStats
 from acgsperf.tiers.breaker import CircuitBreaker
+from acgsperf.tiers.deadline import Deadline, Wait
 
 DEADLINE_S: Final = 0.25
 MAX_VALUE_BYTES: Final = 1 << 20

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar
 
-from acgsperf._dispatch import LatencyHistogram
+from acgsperf.dispatch import LatencyHistogram
 
 __all__ = ["PerformanceBenchmark"]
 

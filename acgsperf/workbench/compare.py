@@ -26,14 +26,14 @@ from rich.markup import escape
 from rich.table import Table
 from xxhash import xxh3_128_hexdigest
 
-from acgsperf._types import CONSTITUTIONAL_HASH
+from acgsperf._native.types import CONSTITUTIONAL_HASH
 
 Action = Callable[[], object]
 _DISTRIBUTIONS: Final = {
-    "acgsperf._canonical": "acgsperf",
-    "acgsperf._canonical_py": "acgsperf",
+    "acgsperf._native.canonical": "acgsperf",
+    "acgsperf._native.canonical_py": "acgsperf",
     "acgsperf._core": "acgsperf",
-    "acgsperf._core_py": "acgsperf",
+    "acgsperf._native.core_py": "acgsperf",
     "cachebox": "cachebox",
     "cachetools": "cachetools",
     "ddsketch": "ddsketch",
@@ -262,7 +262,7 @@ def _caches(
         modules,
         {
             _OURS: ("acgsperf._core", lambda module: of_set(module.LRUCache(size, _TTL_S))),
-            _TWIN: ("acgsperf._core_py", lambda module: of_set(module.LRUCache(size, _TTL_S))),
+            _TWIN: ("acgsperf._native.core_py", lambda module: of_set(module.LRUCache(size, _TTL_S))),
             "cachetools.TTLCache": ("cachetools", lambda module: of_mapping(module.TTLCache(size, _TTL_S))),
             "cachebox.TTLCache": ("cachebox", lambda module: of_mapping(module.TTLCache(size, _TTL_S))),
             "lru-dict (no TTL)": ("lru", lambda module: of_mapping(module.LRU(size))),
@@ -327,7 +327,7 @@ def _validator_cases(modules: dict[str, ModuleType]) -> Iterator[Case]:
         modules,
         {
             _OURS: ("acgsperf._core", lambda module: module.HashValidator()),
-            _TWIN: ("acgsperf._core_py", lambda module: module.HashValidator()),
+            _TWIN: ("acgsperf._native.core_py", lambda module: module.HashValidator()),
         },
     )
     for name, values in (("validate, valid", valid), ("validate, invalid", invalid)):
@@ -353,7 +353,7 @@ def _histogram_cases(modules: dict[str, ModuleType]) -> Iterator[Case]:
         modules,
         {
             _OURS: ("acgsperf._core", lambda module: module.LatencyHistogram().record),
-            _TWIN: ("acgsperf._core_py", lambda module: module.LatencyHistogram().record),
+            _TWIN: ("acgsperf._native.core_py", lambda module: module.LatencyHistogram().record),
             "hdrh": ("hdrh.histogram", lambda module: module.HdrHistogram(1, 3_600_000_000_000, 3).record_value),
             "ddsketch": ("ddsketch", lambda module: module.DDSketch(0.001).add),
             "prometheus_client": ("prometheus_client", prometheus),
@@ -386,8 +386,8 @@ def _fingerprint_cases(modules: dict[str, ModuleType]) -> Iterator[Case]:
         **_present(
             modules,
             {
-                _OURS: ("acgsperf._canonical", lambda module: module.fingerprint),
-                _TWIN: ("acgsperf._canonical_py", lambda module: module.fingerprint),
+                _OURS: ("acgsperf._native.canonical", lambda module: module.fingerprint),
+                _TWIN: ("acgsperf._native.canonical_py", lambda module: module.fingerprint),
                 "msgspec.json + xxh3": ("msgspec.json", msgspec),
             },
         ),

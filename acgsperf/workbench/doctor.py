@@ -14,9 +14,9 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from acgsperf._dispatch import IMPLEMENTATION
-from acgsperf._workers import Workers
+from acgsperf.dispatch import IMPLEMENTATION
 from acgsperf.errors import AcgsperfError, SettingsError
+from acgsperf.service.workers import Workers
 from acgsperf.settings import Settings
 from acgsperf.workbench.embedded import embedded_servers
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from acgsperf._addresses import checked_dsn, checked_redis_url
+from acgsperf.addresses import checked_dsn, checked_redis_url
 from acgsperf.errors import AcgsperfError
 
 START_TIMEOUT_S: Final = 30.0

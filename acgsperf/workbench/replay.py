@@ -9,10 +9,10 @@ from typing import Any, Final
 
 import asyncpg
 
-from acgsperf._addresses import checked_dsn
-from acgsperf._dispatch import LatencyHistogram, LRUCache
-from acgsperf._types import CONSTITUTIONAL_HASH, HistogramSnapshot
+from acgsperf._native.types import CONSTITUTIONAL_HASH, HistogramSnapshot
+from acgsperf.addresses import checked_dsn
 from acgsperf.cache import TieredCache
+from acgsperf.dispatch import LatencyHistogram, LRUCache
 from acgsperf.errors import AcgsperfError, ComplianceError, PoolError
 from acgsperf.fingerprint import fingerprint, request_key
 from acgsperf.pool import ConnectionPool, PoolManager

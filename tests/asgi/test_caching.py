@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from acgsperf._http_caching import _directives, _seconds
+from acgsperf.asgi.http_caching import _directives, _seconds
 
 FRESH = [("cache-control", "max-age=60")]
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from acgsperf._deadline import Deadline
+from acgsperf.tiers.deadline import Deadline
 
 
 async def test_a_wait_is_ended_silently_when_the_deadline_passes():

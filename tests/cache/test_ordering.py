@@ -2,8 +2,8 @@
 
 import pytest
 
-from acgsperf import _ordering
-from acgsperf._ordering import Ordering
+from acgsperf.cache import ordering as ordering_module
+from acgsperf.cache.ordering import Ordering
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_clearing_overtakes_everything(ordering):
 
 
 def test_memory_is_bounded_and_what_is_forgotten_is_taken_for_overtaken(ordering, monkeypatch):
-    monkeypatch.setattr(_ordering, "_REMEMBERED", 100)
+    monkeypatch.setattr(ordering_module, "_REMEMBERED", 100)
     began_at = ordering.latest
     for i in range(101):
         ordering.overtake(f"key {i}")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from acgsperf import CacheStats
-from acgsperf._promotion import Promotion
+from acgsperf.cache.promotion import Promotion
 
 
 class L1:

@@ -15,36 +15,42 @@ import pytest
 IMPLEMENTATIONS = ["python"] if os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" else ["c", "python"]
 
 
+MODULES = {
+    "core": {"c": "acgsperf._core", "python": "acgsperf._native.core_py"},
+    "canonical": {"c": "acgsperf._native.canonical", "python": "acgsperf._native.canonical_py"},
+    "envelope": {"c": "acgsperf._native.envelope", "python": "acgsperf._native.envelope_py"},
+}
+
+
 def imported(name: str, implementation: str) -> ModuleType:
-    return importlib.import_module(f"acgsperf.{name}" + {"c": "", "python": "_py"}[implementation])
+    return importlib.import_module(MODULES[name][implementation])
 
 
 @pytest.fixture(scope="session", params=IMPLEMENTATIONS)
 def core(request: pytest.FixtureRequest) -> ModuleType:
-    return imported("_core", request.param)
+    return imported("core", request.param)
 
 
 @pytest.fixture(scope="session")
 def twins() -> list[ModuleType]:
     """All implementations at once, to compare what they say."""
-    return [imported("_core", implementation) for implementation in IMPLEMENTATIONS]
+    return [imported("core", implementation) for implementation in IMPLEMENTATIONS]
 
 
 @pytest.fixture(scope="session")
 def readers() -> list[ModuleType]:
-    """Both that read envelopes; the plain one also writes them."""
-    names = {"c": "acgsperf.tiers._envelope", "python": "acgsperf.tiers.envelope"}
-    return [importlib.import_module(names[implementation]) for implementation in IMPLEMENTATIONS]
+    """Both modules that read envelopes."""
+    return [imported("envelope", implementation) for implementation in IMPLEMENTATIONS]
 
 
 @pytest.fixture(scope="session", params=IMPLEMENTATIONS)
 def encoder(request: pytest.FixtureRequest) -> ModuleType:
-    return imported("_canonical", request.param)
+    return imported("canonical", request.param)
 
 
 @pytest.fixture(scope="session")
 def encoders() -> list[ModuleType]:
-    return [imported("_canonical", implementation) for implementation in IMPLEMENTATIONS]
+    return [imported("canonical", implementation) for implementation in IMPLEMENTATIONS]
 
 
 class Clock:

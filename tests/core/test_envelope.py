@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from acgsperf.tiers import Entry, envelope
+from acgsperf._native import envelope_format as envelope
+from acgsperf.tiers import Entry
 
 KEY = b"k"
 NOW = 1_000.0

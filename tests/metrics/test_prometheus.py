@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from acgsperf import LatencyHistogram
-from acgsperf._hdr_codec import cumulative
+from acgsperf._native.hdr_codec import cumulative
 from acgsperf.asgi import PerformanceMiddleware
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition
 

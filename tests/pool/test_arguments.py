@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from acgsperf import ConnectionPool, PoolManager, PoolTimeout
-from acgsperf._addresses import secrets_of
+from acgsperf.addresses import secrets_of
 from acgsperf.tiers.postgres import PostgresTier
 
 SOMEWHERE = "postgresql://localhost/db"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acgsperf import AlertState, Monitor, Reading, Targets
-from acgsperf._tuning import Knob, Outcome, Tuner
+from acgsperf.service.tuning import Knob, Outcome, Tuner
 
 READINGS = 960
 OPTIMIZATIONS = 480

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acgsperf import ComplianceValidator, ConnectionPool, LRUCache, PoolManager, RedisTier, TieredCache
-from acgsperf._optimizer import Optimizer, Outcome
-from acgsperf._traffic import Traffic
+from acgsperf.service.optimizer import Optimizer, Outcome
+from acgsperf.service.traffic import Traffic
 
 
 class Clock:

@@ -12,13 +12,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from acgsperf import CONSTITUTIONAL_HASH, ComplianceError, LatencyHistogram, LRUCache, PoolUnhealthy, ServiceError
-from acgsperf._workers import WorkerReport, Workers
 from acgsperf.cache import TieredCache
 from acgsperf.errors import SettingsError
 from acgsperf.fingerprint import request_key
 from acgsperf.metrics.prometheus import PerformanceCollector
 from acgsperf.pool import PoolManager
 from acgsperf.service import PerformanceService
+from acgsperf.service.workers import WorkerReport, Workers
 from acgsperf.settings import Settings
 from acgsperf.tiers.redis import RedisTier
 
@@ -26,7 +26,7 @@ HASH = CONSTITUTIONAL_HASH
 FORKING = """
 import os, sys, time
 from acgsperf import LatencyHistogram
-from acgsperf._workers import WorkerReport, Workers
+from acgsperf.service.workers import WorkerReport, Workers
 
 workers = Workers(sys.argv[1], 90)
 for _ in range(3):

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from acgsperf._tuning import Action, Knob, Outcome, Tuner
+from acgsperf.service.tuning import Action, Knob, Outcome, Tuner
 
 
 class Setting:

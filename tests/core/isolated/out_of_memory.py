@@ -3,8 +3,10 @@
 import _testcapi
 import sys
 
-from acgsperf import _canonical, _core
-from acgsperf.tiers import Entry, _envelope, envelope
+from acgsperf import _core
+from acgsperf._native import canonical, envelope
+from acgsperf._native.envelope_format import pack_value, seal
+from acgsperf.tiers import Entry
 
 HASH = "cdd01ef066bc6cf2"
 
@@ -125,20 +127,18 @@ def validators():
 
 def requests():
     value = {f"é {key}": {"b": [key], "a": "x" * key} for key in range(100, 0, -1)}
-    expected = _canonical.canonical(value)
+    expected = canonical.canonical(value)
     # A str's bytes for each key, the bytes and the pairs that outgrow the stack, room to sort, and the result.
-    assert with_failures(_canonical.canonical, value) >= 104
-    assert _canonical.canonical(value) == expected
+    assert with_failures(canonical.canonical, value) >= 104
+    assert canonical.canonical(value) == expected
 
 
 def envelopes():
     entries = [Entry(f"value {number}", 1.0, 2.0, None) for number in range(3)]
     keys = [b"key %d" % number for number in range(3)]
-    blobs = [
-        envelope.seal(entry, key, envelope.pack_value(entry.value)) for entry, key in zip(entries, keys, strict=True)
-    ]
-    assert with_failures(_envelope.unseal_many, blobs, keys, 100, 1.0) >= 3
-    assert _envelope.unseal_many(blobs, keys, 100, 1.0) == (entries, [], 0)
+    blobs = [seal(entry, key, pack_value(entry.value)) for entry, key in zip(entries, keys, strict=True)]
+    assert with_failures(envelope.unseal_many, blobs, keys, 100, 1.0) >= 3
+    assert envelope.unseal_many(blobs, keys, 100, 1.0) == (entries, [], 0)
 
 
 for check in (growing, shrinking, evicting, histograms, validators, requests, envelopes):

@@ -1,0 +1,9 @@
+"""The surface of the compiled encoder; `canonical_py` has the same, in plain Python."""
+
+from typing import Final
+
+IMPLEMENTATION: Final = "c"
+
+def canonical(request: object, /) -> bytes: ...
+def fingerprint(request: object, /) -> str: ...
+def request_key(request: object, /) -> str: ...

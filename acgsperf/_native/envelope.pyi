@@ -1,0 +1,12 @@
+"""The surface of the compiled reader of envelopes; `envelope_py` has the same, in plain Python."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from acgsperf._native.entry import Entry
+
+IMPLEMENTATION: Final = "c"
+
+def unseal_many(
+    blobs: Iterable[bytes | None], keys: Iterable[bytes], limit: int, now: float, /
+) -> tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]], int]: ...

@@ -1,0 +1,137 @@
+# cython: language_level=3
+"""The counts of a HdrHistogram: plain C, no Python code runs in here.  `hdr_layout.py` says how they are laid out.
+
+Only slots between those of the smallest and the largest value are looked at, so that pages never written to are never
+read either.
+"""
+
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from libc.math cimport sqrt
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from libc.string cimport memset
+
+cdef extern from "platform.h" nogil:
+    int acgsperf_bit_length(uint64_t value)
+
+
+cdef struct Counts:
+    uint64_t *slots
+    Py_ssize_t length
+    uint64_t mask
+    int unit
+    int half_magnitude
+    uint64_t total
+    int64_t smallest
+    int64_t largest
+
+
+cdef inline bint hdr_init(Counts *counts, Py_ssize_t length, uint64_t mask, int unit, int half_magnitude) noexcept nogil:
+    """False without memory."""
+    counts.length, counts.mask, counts.unit, counts.half_magnitude = length, mask, unit, half_magnitude
+    counts.total, counts.smallest, counts.largest = 0, INT64_MAX, 0
+    counts.slots = <uint64_t *> PyMem_RawCalloc(length, sizeof(uint64_t))
+    return counts.slots != NULL
+
+
+cdef inline void hdr_free(Counts *counts) noexcept nogil:
+    PyMem_RawFree(counts.slots)
+
+
+cdef inline void hdr_reset(Counts *counts) noexcept nogil:
+    memset(counts.slots, 0, counts.length * sizeof(uint64_t))
+    counts.total, counts.smallest, counts.largest = 0, INT64_MAX, 0
+
+
+cdef inline Py_ssize_t hdr_index(const Counts *counts, uint64_t value) noexcept nogil:
+    cdef int bucket = acgsperf_bit_length(value | counts.mask) - counts.unit - counts.half_magnitude - 1
+    return (<Py_ssize_t> bucket << counts.half_magnitude) + <Py_ssize_t> (value >> (bucket + counts.unit))
+
+
+cdef inline int hdr_shift(const Counts *counts, Py_ssize_t i) noexcept nogil:
+    cdef Py_ssize_t bucket = (i >> counts.half_magnitude) - 1
+    return counts.unit + <int> (bucket if bucket > 0 else 0)
+
+
+cdef inline int64_t hdr_lowest(const Counts *counts, Py_ssize_t i) noexcept nogil:
+    cdef Py_ssize_t half = <Py_ssize_t> 1 << counts.half_magnitude
+    return <int64_t> (i if i < 2 * half else (i & (half - 1)) + half) << hdr_shift(counts, i)
+
+
+cdef inline int64_t hdr_highest(const Counts *counts, Py_ssize_t i) noexcept nogil:
+    return hdr_lowest(counts, i) + (<int64_t> 1 << hdr_shift(counts, i)) - 1
+
+
+cdef inline int64_t hdr_median(const Counts *counts, Py_ssize_t i) noexcept nogil:
+    return hdr_lowest(counts, i) + ((<int64_t> 1 << hdr_shift(counts, i)) >> 1)
+
+
+cdef inline Py_ssize_t hdr_first(const Counts *counts) noexcept nogil:
+    return hdr_index(counts, counts.smallest) if counts.total else 0
+
+
+cdef inline Py_ssize_t hdr_end(const Counts *counts) noexcept nogil:
+    return hdr_index(counts, counts.largest) + 1 if counts.total else 0
+
+
+cdef inline int64_t hdr_clamp(const Counts *counts, int64_t value) noexcept nogil:
+    if value < counts.smallest:
+        return counts.smallest
+    return value if value < counts.largest else counts.largest
+
+
+cdef inline void hdr_add(Counts *counts, int64_t value, uint64_t times) noexcept nogil:
+    counts.slots[hdr_index(counts, value)] += times
+    counts.total += times
+    if value < counts.smallest:
+        counts.smallest = value
+    if value > counts.largest:
+        counts.largest = value
+
+
+cdef inline void hdr_merge(Counts *counts, const Counts *other) noexcept nogil:
+    """Add the other's counts by the middle of their slots, which the clamp keeps within what was recorded."""
+    cdef Py_ssize_t i
+    if other.total == 0:
+        return
+    for i in range(hdr_first(other), hdr_end(other)):
+        if other.slots[i]:
+            counts.slots[hdr_index(counts, hdr_clamp(other, hdr_median(other, i)))] += other.slots[i]
+    counts.total += other.total
+    if other.smallest < counts.smallest:
+        counts.smallest = other.smallest
+    if other.largest > counts.largest:
+        counts.largest = other.largest
+
+
+cdef inline double hdr_mean(const Counts *counts) noexcept nogil:
+    cdef double sum = 0
+    cdef Py_ssize_t i
+    for i in range(hdr_first(counts), hdr_end(counts)):
+        if counts.slots[i]:
+            sum += <double> counts.slots[i] * <double> hdr_median(counts, i)
+    return sum / <double> counts.total if counts.total else 0.0
+
+
+cdef inline double hdr_stddev(const Counts *counts) noexcept nogil:
+    cdef double sum = 0, deviation, mean = hdr_mean(counts)
+    cdef Py_ssize_t i
+    for i in range(hdr_first(counts), hdr_end(counts)):
+        if counts.slots[i]:
+            deviation = <double> hdr_median(counts, i) - mean
+            sum += deviation * deviation * <double> counts.slots[i]
+    return sqrt(sum / <double> counts.total) if counts.total else 0.0
+
+
+cdef inline int64_t hdr_percentile(const Counts *counts, double percent) noexcept nogil:
+    cdef uint64_t wanted, seen = 0
+    cdef Py_ssize_t i
+    if counts.total == 0:
+        return 0
+    if percent == 0:
+        return counts.smallest
+    wanted = <uint64_t> (percent / 100 * <double> counts.total + 0.5)
+    for i in range(hdr_first(counts), hdr_end(counts)):
+        seen += counts.slots[i]
+        if seen >= wanted and seen:
+            return hdr_clamp(counts, hdr_highest(counts, i))
+    return counts.largest

@@ -1,0 +1,5 @@
+"""ASGI middleware: the compliance gate, a response cache, latencies by route, and a metrics page."""
+
+from acgsperf.asgi.middleware import PerformanceMiddleware
+
+__all__ = ["PerformanceMiddleware"]

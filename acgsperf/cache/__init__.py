@@ -1,0 +1,6 @@
+"""The tiered cache: L1 in this process, then Redis and PostgreSQL, and one load for all callers that miss."""
+
+from acgsperf.cache.tiered import TieredCache
+from acgsperf.cache.types import CacheHealth, TieredStats, Written
+
+__all__ = ["CacheHealth", "TieredCache", "TieredStats", "Written"]

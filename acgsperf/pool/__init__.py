@@ -1,0 +1,7 @@
+"""PostgreSQL connection pools that recover without help, one or several."""
+
+from acgsperf.pool.connection_pool import ConnectionPool
+from acgsperf.pool.manager import PoolManager
+from acgsperf.pool.options import CloseReason, PoolHealth, PoolOptimization, PoolStats
+
+__all__ = ["CloseReason", "ConnectionPool", "PoolHealth", "PoolManager", "PoolOptimization", "PoolStats"]

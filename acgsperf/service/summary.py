@@ -1,0 +1,132 @@
+"""What a service answers when it is asked how it does."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from acgsperf._native.types import HistogramSnapshot
+from acgsperf.cache.types import CacheHealth, TieredStats
+from acgsperf.dispatch import LatencyHistogram
+from acgsperf.monitor import Alert
+from acgsperf.pool.options import PoolHealth, PoolStats
+from acgsperf.service.workers import WorkerReport
+from acgsperf.settings import Settings
+from acgsperf.validator import ValidatorMetrics
+
+__all__ = ["PerformanceSummary", "ServiceHealth", "summarize"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceHealth:
+    """The servers behind a service, asked just now."""
+
+    cache: CacheHealth
+    pools: Mapping[str, PoolHealth]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every server that there is answered."""
+        return self.cache.ok and all(pool.healthy for pool in self.pools.values())
+
+    def as_dict(self) -> dict[str, object]:
+        """The answers as JSON-like values: what a health endpoint returns."""
+        pools: dict[str, object] = msgspec.to_builtins(self.pools)
+        return {"ok": self.ok, "cache": self.cache.as_dict(), "pools": pools}
+
+
+@dataclass(frozen=True, slots=True)
+class PerformanceSummary:
+    """What a service has done since it was made.
+
+    Attributes:
+        workers: processes whose figures these are; `alerts` and all below are of this process alone.
+        requests: that passed the compliance gate.
+        failed: those of them that ended in an error.
+        violations: requests that did not pass it.
+        success_rate, hit_rate, compliance: shares between 0 and 1; 1.0 while nothing was asked.
+        throughput_rps: requests a second, of the process that has run for longest.
+        latency: of answered requests, in ns: mean and true percentiles.
+        targets: the bounds, by the names of `targets_met`.
+        targets_met: whether each is kept; true while nothing was asked. Throughput is what clients ask for: a service
+            at rest misses no target.
+        alerts: that are raised now.
+        validator, cache, pools: figures of the parts.
+    """
+
+    workers: int
+    requests: int
+    failed: int
+    violations: int
+    success_rate: float
+    hit_rate: float
+    compliance: float
+    throughput_rps: float
+    latency: HistogramSnapshot
+    targets: Mapping[str, float]
+    targets_met: Mapping[str, bool]
+    alerts: tuple[Alert, ...]
+    validator: ValidatorMetrics
+    cache: TieredStats
+    pools: Mapping[str, PoolStats]
+
+    def as_dict(self) -> dict[str, object]:
+        """The summary as JSON-like values."""
+        values: dict[str, object] = msgspec.to_builtins(self)
+        return values
+
+
+def summarize(
+    reports: Sequence[WorkerReport],
+    settings: Settings,
+    *,
+    alerts: Sequence[Alert],
+    validator: ValidatorMetrics,
+    cache: TieredStats,
+    pools: Mapping[str, PoolStats],
+) -> PerformanceSummary:
+    """Add up the reports of one or several processes, and hold them against the targets."""
+    latency_ns = LatencyHistogram()
+    for report in reports:
+        latency_ns.merge(report.latency_ns)
+    failed = sum(report.failed for report in reports)
+    violations = sum(report.violations for report in reports)
+    requests = latency_ns.count + failed
+    missed = sum(report.missed for report in reports)
+    hit_rate = _share(max(requests - missed, 0), requests)
+    compliance = _share(requests, requests + violations)
+    latency = latency_ns.snapshot()
+    targets = {
+        "p50_latency": settings.p50_latency_target_ms,
+        "p95_latency": settings.p95_latency_target_ms,
+        "p99_latency": settings.p99_latency_target_ms,
+        "hit_rate": settings.cache_hit_rate_target,
+        "compliance": 1.0,
+    }
+    return PerformanceSummary(
+        workers=len(reports),
+        requests=requests,
+        failed=failed,
+        violations=violations,
+        success_rate=_share(latency_ns.count, requests),
+        hit_rate=hit_rate,
+        compliance=compliance,
+        throughput_rps=requests / max(max(report.seconds for report in reports), 1e-9),
+        latency=latency,
+        targets=targets | {"throughput_rps": settings.throughput_target_rps},
+        targets_met={
+            "p50_latency": latency.p50 / 1e6 < targets["p50_latency"],
+            "p95_latency": latency.p95 / 1e6 < targets["p95_latency"],
+            "p99_latency": latency.p99 / 1e6 < targets["p99_latency"],
+            "hit_rate": hit_rate >= targets["hit_rate"],
+            "compliance": compliance == 1,
+        },
+        alerts=tuple(alerts),
+        validator=validator,
+        cache=cache,
+        pools=pools,
+    )
+
+
+def _share(some: int, of: int) -> float:
+    return some / of if of else 1.0
