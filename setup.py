@@ -1,7 +1,7 @@
-"""Build the compiled modules.  Everything else about the package is in pyproject.toml.
+"""Builds the compiled modules. Everything else about the package is in pyproject.toml.
 
 Environment switches:
-    ACGSPERF_NO_EXTENSIONS=1  build a pure-Python wheel: the twins run.
+    ACGSPERF_NO_EXTENSIONS=1  builds a pure-Python wheel, in which the pure twins run. PyPy always gets one.
     ACGSPERF_DEBUG=1          C assertions, no optimisation, an annotated HTML page beside each module.
 """
 
@@ -10,21 +10,60 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
+from setuptools.errors import CCompilerError, ExecError, PlatformError
+
+PURE = os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" or sys.implementation.name != "cpython"
+# `acgsperf.dispatch` looks for it: without it, a missing extension is a fault of the installation.
+RECORD = "_native/built_pure.py"
+RECORD_TEXT = '"""Made by a build that was asked for no extensions: the pure twins run, and no warning is due."""\n'
+
+FAILED = """{error}
+
+acgsperf could not build its C extension, because the C compiler failed (see above) or is missing.
+Install a C compiler and the headers of Python, or install the pure-Python version, which is slower:
+
+    ACGSPERF_NO_EXTENSIONS=1 pip install acgsperf
+"""
+
+
+class BuildPython(build_py):
+    """Copies the modules, and records whether the build was asked for no extensions."""
+
+    def run(self) -> None:
+        super().run()
+        folder = Path("acgsperf") if self.editable_mode else Path(self.build_lib, "acgsperf")
+        record = folder / RECORD
+        record.unlink(missing_ok=True)
+        if PURE:
+            record.write_text(RECORD_TEXT)
+
+
+class BuildExtension(build_ext):
+    """Compiles the extension, and says what to do if the compiler fails."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except (CCompilerError, ExecError, PlatformError) as error:
+            raise SystemExit(FAILED.format(error=error)) from error
 
 
 def extensions() -> list[Extension]:
-    if os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1":
+    if PURE:
         return []
     from Cython.Build import cythonize
     from Cython.Compiler import Options
 
     debug = os.environ.get("ACGSPERF_DEBUG") == "1"
-    # Ours to mend, and no reason for a user's build to fail with a newer Cython.
+    # A warning of a newer Cython is no reason for a user's build to fail.
     Options.warning_errors = debug or os.environ.get("CI") == "true"
     if sys.platform == "win32":
         compile_args = ["/Od"] if debug else ["/O2"]
     else:
-        compile_args = ["-O0", "-g", "-UNDEBUG"] if debug else ["-O3", "-fno-semantic-interposition"]
+        # -g0: Python's own flags ask for debug information, which makes a wheel six times as large.
+        compile_args = ["-O0", "-g", "-UNDEBUG"] if debug else ["-O3", "-g0", "-fno-semantic-interposition"]
     modules: list[Extension] = cythonize(
         [
             Extension(
@@ -42,4 +81,4 @@ def extensions() -> list[Extension]:
     return modules
 
 
-setup(ext_modules=extensions())
+setup(ext_modules=extensions(), cmdclass={"build_py": BuildPython, "build_ext": BuildExtension})

@@ -1,7 +1,6 @@
 """A compliance gate, a tiered cache and latency histograms for asyncio services, compiled with Cython."""
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from acgsperf._native.types import (
@@ -101,7 +100,8 @@ __all__ = [
     "request_key",
 ]
 
-# asyncio and the clients of servers take longer to import than all the rest, and who wants the core does without them.
+# asyncio and the clients of servers take longer to import than the rest, and a program that uses only the core needs
+# neither.
 _LATER = {
     "Alert": "acgsperf.monitor",
     "AlertKind": "acgsperf.monitor",
@@ -128,8 +128,10 @@ _LATER = {
 
 
 def __getattr__(name: str) -> object:
-    """What is imported when it is first asked for."""
+    """Import a name when it is first used."""
     if name == "__version__":
+        from importlib.metadata import version  # takes as long to import as the rest of the package
+
         return version("acgsperf")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

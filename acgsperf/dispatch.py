@@ -1,6 +1,10 @@
-"""Picks the compiled modules, or their plain-Python twins: without them, or when ACGSPERF_NO_EXTENSIONS=1 asks."""
+"""Chooses the compiled modules, or their pure-Python twins if the compiled ones are not there or not wanted."""
 
 import os
+import sys
+import warnings
+from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 __all__ = [
@@ -15,21 +19,56 @@ __all__ = [
     "unseal_many",
 ]
 
+
+def _warn(reason: ImportError) -> None:
+    """Warn about a missing extension, unless the build or the interpreter chose the twins."""
+    if sys.implementation.name != "cpython" or find_spec("acgsperf._native.built_pure") is not None:
+        return
+    from pathlib import Path
+
+    folder = Path(__file__).parent.parent
+    if "subinterpreter" in str(reason):
+        remedy = "use the package in the main interpreter"
+    elif (folder / "setup.py").exists():
+        remedy = f"run `{sys.executable} -m pip install -e {folder}`, or start Python in another folder"
+    else:
+        remedy = "reinstall acgsperf from a wheel, or with a C compiler"
+    warnings.warn(
+        f"acgsperf runs its pure-Python twin, which is tens of times slower, because the C extension in {folder} "
+        f"could not be imported: {reason}. To fix this, {remedy}. ACGSPERF_NO_EXTENSIONS=1 in the environment chooses "
+        "the twin without this warning.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+_READER = "acgsperf._native.envelope"
+
 if TYPE_CHECKING:
     from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
     from acgsperf._native.canonical import canonical, fingerprint, request_key
     from acgsperf._native.envelope import unseal_many
-elif os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1":
-    from acgsperf._native.canonical_py import canonical, fingerprint, request_key
-    from acgsperf._native.core_py import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
-    from acgsperf._native.envelope_py import unseal_many
 else:
     # All or none, so that IMPLEMENTATION is true of all.
-    try:
-        from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
-        from acgsperf._native.canonical import canonical, fingerprint, request_key
-        from acgsperf._native.envelope import unseal_many
-    except ImportError:
+    _pure = os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1"
+    if not _pure:
+        try:
+            from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
+            from acgsperf._native.canonical import canonical, fingerprint, request_key
+
+            if find_spec(_READER) is None:
+                raise ModuleNotFoundError(f"No module named {_READER!r}", name=_READER)
+        except ImportError as error:
+            _warn(error)
+            _pure = True
+    if _pure:
         from acgsperf._native.canonical_py import canonical, fingerprint, request_key
         from acgsperf._native.core_py import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
-        from acgsperf._native.envelope_py import unseal_many
+
+    def __getattr__(name: str) -> object:
+        """Import the reader of envelopes when a tier needs it: msgspec, which it uses, takes long to import."""
+        if name != "unseal_many":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        reader = import_module(f"{_READER}_py" if _pure else _READER)
+        globals()[name] = reader.unseal_many
+        return reader.unseal_many

@@ -1,0 +1,148 @@
+"""What pip builds and installs from a clone of the repository, and what `python` then imports."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+WHERE = "import acgsperf, json; print(json.dumps([acgsperf.IMPLEMENTATION, acgsperf.__file__]))"
+COMPILED = {"acgsperf/_core", "acgsperf/_native/canonical", "acgsperf/_native/envelope"}
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1", reason="the environment asks for no extensions"
+)
+
+
+def run(*command, **options):
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ACGSPERF_", "PYTHONPATH"))}
+    environment = clean | options.pop("env", {})
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, **options)
+
+
+def pip(*arguments, **options):
+    return run(sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, **options)
+
+
+def build(source, target, **environment):
+    """Build a wheel with the tools of this environment, and return its path."""
+    built = pip("wheel", "--no-deps", "--no-build-isolation", "-w", str(target), str(source), env=environment)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (wheel,) = target.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def make_clone(tmp_path_factory):
+    """Copies what git holds of the package."""
+
+    def make():
+        clone = tmp_path_factory.mktemp("clone")
+        for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+            shutil.copy(ROOT / name, clone)
+        generated = shutil.ignore_patterns("*.so", "*.c", "*.html", "__pycache__", "built_pure.py")
+        shutil.copytree(ROOT / "acgsperf", clone / "acgsperf", ignore=generated)
+        return clone
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def clone(make_clone):
+    return make_clone()
+
+
+@pytest.fixture(scope="module")
+def wheel(clone, tmp_path_factory):
+    return build(clone, tmp_path_factory.mktemp("compiled"))
+
+
+def test_a_wheel_has_the_compiled_modules_and_no_sources_of_them(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    compiled = {name.split(".")[0] for name in names if Path(name).suffix in (".so", ".pyd")}
+    assert compiled == COMPILED
+    assert {f"{module}.pyi" for module in COMPILED} | {"acgsperf/py.typed"} <= set(names)
+    assert not [name for name in names if Path(name).suffix in (".c", ".pyx", ".pxd", ".h", ".html")]
+    assert "acgsperf/_native/built_pure.py" not in names
+
+
+def test_a_wheel_carries_no_debug_information(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        binaries = [archive.read(name) for name in archive.namelist() if name.endswith(".so")]
+    # The names of an ELF file's sections are text in it.
+    assert binaries
+    assert not [binary for binary in binaries if b".debug_info" in binary]
+
+
+def test_a_wheels_metadata_names_the_project(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("METADATA"))
+        metadata = archive.read(name).decode()
+    for field in ("Project-URL: Documentation,", "Project-URL: Source,", "Project-URL: Changelog,", "Maintainer:"):
+        assert field in metadata
+
+
+@pytest.fixture
+def bare_python(tmp_path_factory):
+    """Runs an interpreter that has the dependencies and build tools of this one, but not the package."""
+    folder = tmp_path_factory.mktemp("venv")
+    made = run(sys.executable, "-m", "venv", "--without-pip", str(folder))
+    assert made.returncode == 0, made.stderr
+    python = str(folder / ("Scripts" if sys.platform == "win32" else "bin") / "python")
+    others = tmp_path_factory.mktemp("others")
+    for site_packages in (Path(path) for path in sys.path if "site-packages" in path):
+        for entry in site_packages.iterdir():
+            if "acgsperf" not in entry.name and not (others / entry.name).exists():
+                (others / entry.name).symlink_to(entry)
+    site = {"PYTHONPATH": str(others)}
+
+    def run_bare(*arguments, **options):
+        return run(python, *arguments, **options | {"env": site | options.get("env", {})})
+
+    return run_bare
+
+
+def test_after_an_editable_install_python_runs_the_compiled_core_in_the_clone_too(clone, wheel, bare_python, tmp_path):
+    # The wheel was built in the same clone, so that nothing is compiled twice.
+    installed = bare_python("-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", str(clone))
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+    for folder in (clone, tmp_path):
+        done = bare_python("-W", "error", "-c", WHERE, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == ["c", str(clone / "acgsperf" / "__init__.py")]
+
+
+def test_a_clone_that_was_not_built_warns_with_the_reason_and_the_remedy(make_clone, bare_python):
+    clone = make_clone()
+    done = bare_python("-c", WHERE, cwd=clone)
+    assert json.loads(done.stdout) == ["python", str(clone / "acgsperf" / "__init__.py")]
+    assert "RuntimeWarning: acgsperf runs its pure-Python twin" in done.stderr
+    assert "No module named 'acgsperf._core'" in done.stderr
+    assert f"-m pip install -e {clone}" in done.stderr
+    quiet = bare_python("-W", "error", "-c", WHERE, cwd=clone, env={"ACGSPERF_NO_EXTENSIONS": "1"})
+    assert (json.loads(quiet.stdout)[0], quiet.stderr) == ("python", "")
+
+
+def test_a_wheel_that_was_built_without_extensions_runs_the_twin_without_a_warning(make_clone, tmp_path):
+    wheel = build(make_clone(), tmp_path / "wheel", ACGSPERF_NO_EXTENSIONS="1")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    installed = pip("install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel))
+    assert installed.returncode == 0, installed.stderr
+    done = run(sys.executable, "-W", "error", "-c", WHERE, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site")})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["python", str(tmp_path / "site" / "acgsperf" / "__init__.py")]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the compiler cannot be replaced by an environment variable")
+def test_a_failing_compiler_names_the_way_without_one(make_clone, tmp_path):
+    done = pip(
+        "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(make_clone()), env={"CC": "false"}
+    )
+    assert done.returncode != 0
+    assert "ACGSPERF_NO_EXTENSIONS=1 pip install acgsperf" in done.stdout + done.stderr
