@@ -12,7 +12,7 @@ run: $(VENV)/.run
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
-# The tests that take minutes, beside their short versions in `make test`.
+# The tests that take minutes. `make test` runs short versions of them.
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m soak
 

@@ -1,4 +1,4 @@
-// Loads Mermaid on pages that have a diagram, from a copy beside this file: dist/mermaid.tiny.js of @mermaid-js/tiny 12.0.0
+// Loads Mermaid on pages that have a diagram, from the copy in this folder, dist/mermaid.tiny.js of @mermaid-js/tiny 12.0.0
 // (MIT, see mermaid.LICENSE).  The theme calls `mermaid.initialize` and `mermaid.render` for each diagram; if there were no
 // `mermaid`, it would load one from an outside host.
 const copy = new URL("mermaid.tiny.js", document.currentScript.src)
