@@ -12,7 +12,7 @@ run: $(VENV)/.run
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
 
-# The tests that take minutes, beside their short versions in `make test`.
+# The tests that take minutes. `make test` runs short versions of them.
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m soak
 
@@ -31,7 +31,8 @@ bench: $(VENV)/.bench
 	$(BIN)/acgsperf bench
 
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build
+	$(BIN)/zensical build --clean --strict
+	$(BIN)/python docs/tools/check_site.py
 
 dist: $(VENV)/.dist
 	rm -rf dist
@@ -39,7 +40,7 @@ dist: $(VENV)/.dist
 	$(BIN)/twine check --strict dist/*
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info acgsperf/*.so acgsperf/*/*.so
+	rm -rf $(VENV) .cache build dist site *.egg-info acgsperf/*.so acgsperf/*/*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -61,7 +62,7 @@ $(VENV)/.bench: $(BIN)/python $(SOURCE)
 	$(BIN)/pip install -q -e '.[bench]'
 	touch $@
 
-$(VENV)/.docs: $(BIN)/python pyproject.toml
+$(VENV)/.docs: $(BIN)/python $(SOURCE)
 	$(BIN)/pip install -q -e '.[docs]'
 	touch $@
 

@@ -1,4 +1,4 @@
-"""Every code block of the README and the documentation runs."""
+"""Every code block of the README and the documentation runs, and every link leads somewhere."""
 
 import os
 import re
@@ -8,23 +8,65 @@ from pathlib import Path
 
 import pytest
 
+import acgsperf
+from acgsperf.workbench.embedded import Servers
+
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+SITE_PAGES = sorted(DOCS.rglob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *SITE_PAGES]
+REPOSITORY = "https://github.com/acgs2/acgsperf"
+FILES_ON_THE_CODE_HOST = f"{REPOSITORY}/blob/main/"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
 
 
 def blocks(page, language):
     return [code for found, code in BLOCK.findall(page.read_text()) if found == language]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def prose(page):
+    """The text without its code blocks."""
+    return BLOCK.sub("", page.read_text())
+
+
+def anchors(page):
+    """The anchors of the headings of a page, as code hosts and the site make them."""
+    titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_python_of_a_page_runs_from_top_to_bottom(page):
     code = "".join(blocks(page, "python"))
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
 
 
+def test_the_example_of_the_readme_shares_one_load_through_redis(servers: Servers):
+    code = blocks(ROOT / "README.md", "python")[0]
+    environment = os.environ | {"REDIS_URL": str(servers.redis_url)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        check=True,
+        timeout=60,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert re.fullmatch(r"1,000 calls, loads: [01]\ndeleted from Redis: True\n", done.stdout)
+    assert done.stderr == ""
+
+
 COMMANDS = [
-    (page.name, line) for page in PAGES for block in blocks(page, "sh") for line in block.splitlines() if line.strip()
+    (name_of(page), line)
+    for page in PAGES
+    for block in blocks(page, "sh")
+    for line in block.splitlines()
+    if line.strip()
 ]
 
 
@@ -32,22 +74,57 @@ COMMANDS = [
 def test_a_command_of_a_page_succeeds(page, command):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(["bash", "-c", command], check=False, timeout=120, env=os.environ | {"PATH": path})
-    # A replay that ran and missed a target has succeeded here: how fast this machine is, is no matter for a test.
+    # A replay that missed a target has run, which is enough here: this test does not judge the speed of the machine.
     assert done.returncode in ({0, 1} if command.startswith("acgsperf replay") else {0})
 
 
 def test_every_block_says_its_language():
-    assert {language for page in PAGES for language, _ in BLOCK.findall(page.read_text())} == {"python", "sh"}
+    for page in PAGES:
+        languages = {language for language, _ in BLOCK.findall(page.read_text())}
+        assert languages <= {"python", "sh", "mermaid", "text"}, name_of(page)
 
 
 def test_links_within_the_repository_lead_somewhere():
     for page in PAGES:
-        for target in re.findall(r"\]\((?!https?://)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+        for written in LINK.findall(prose(page)):
+            link = written.replace(f"{REPOSITORY}#", f"{FILES_ON_THE_CODE_HOST}README.md#")
+            if re.match(r"https?://", link) and not link.startswith(FILES_ON_THE_CODE_HOST):
+                continue
+            start = ROOT if link.startswith(FILES_ON_THE_CODE_HOST) else page.parent
+            target, _, anchor = link.removeprefix(FILES_ON_THE_CODE_HOST).partition("#")
+            path = start / target if target else page
+            assert path.exists(), f"{name_of(page)} links to {link}"
+            if anchor:
+                assert anchor in anchors(path), f"{name_of(page)} links to {link}"
+
+
+def test_links_of_the_readme_work_on_the_package_index():
+    links = LINK.findall(prose(ROOT / "README.md"))
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    listed = re.findall(r"([\w/]+\.md)$", navigation, re.MULTILINE)
+    assert sorted(listed) == [str(page.relative_to(DOCS)) for page in SITE_PAGES]
+
+
+def test_the_reference_lists_every_public_name():
+    pages = (DOCS / "reference").glob("*.md")
+    listed = {name for page in pages for name in re.findall(r"^::: ([\w.]+)$", page.read_text(), re.MULTILINE)}
+    # `acgsperf.fingerprint` is a module too.
+    listed |= {"acgsperf.fingerprint"} if "acgsperf.fingerprint.fingerprint" in listed else set()
+    assert {f"acgsperf.{name}" for name in acgsperf.__all__} - listed == set()
 
 
 def test_every_make_target_that_a_page_names_exists():
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page in PAGES:
         named = set(re.findall(r"`(?:\w+=\S+ )*make ([\w-]+)`", page.read_text()))
-        assert named <= targets, f"{page.name} names {named - targets}"
+        assert named <= targets, f"{name_of(page)} names {named - targets}"
+
+
+def test_the_map_of_the_source_has_every_folder():
+    folders = {path.parent.name for path in (ROOT / "acgsperf").glob("*/__init__.py")}
+    mapped = set(re.findall(r"^\| `(\w+)/`", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE))
+    assert mapped == folders
