@@ -230,7 +230,7 @@ class PerformanceIntegrationService:
                     connection = await pool.acquire_connection()
                     self.metrics.db_connections_acquired += 1
             except Exception as error:
-                _log.warning("pool '%s': no connection; the request continues without one: %s", _DEFAULT_POOL, error)
+                _log.warning("pool %r: no connection; the request continues without one: %s", _DEFAULT_POOL, error)
         try:
             yield
         finally:
@@ -238,7 +238,7 @@ class PerformanceIntegrationService:
                 try:
                     await pool.release_connection(connection)
                 except Exception as error:
-                    _log.warning("pool '%s': connection could not be released: %s", _DEFAULT_POOL, error)
+                    _log.warning("pool %r: connection could not be released: %s", _DEFAULT_POOL, error)
 
     async def _default_pool(self) -> Any:
         try:

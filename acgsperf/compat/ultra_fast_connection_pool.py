@@ -172,7 +172,7 @@ class UltraFastConnectionPool:
         except Exception as error:
             self.metrics.connection_recycling_count += 1
             why = type(error).__name__
-            _log.warning("pool '%s': connection could not be released and was closed: %s", self.pool_name, why)
+            _log.warning("pool %r: connection could not be released and was closed: %s", self.pool_name, why)
 
     async def health_check(self) -> dict[str, Any]:
         """Run `SELECT 1` on the server, and set `is_healthy` by the outcome.
@@ -276,7 +276,7 @@ class UltraFastConnectionPool:
             await open_connections(self.pool, self.min_size, self.acquisition_timeout_s)
         except Exception as error:
             why = type(error).__name__
-            _log.warning("pool '%s': cannot open %d connections: %s", self.pool_name, self.min_size, why)
+            _log.warning("pool %r: cannot open %d connections: %s", self.pool_name, self.min_size, why)
         return self._size() - before
 
     async def close(self) -> None:
@@ -290,7 +290,7 @@ class UltraFastConnectionPool:
                 await maybe_await(pool.close())
         except Exception as error:
             why = type(error).__name__
-            _log.warning("pool '%s': did not close gracefully; terminating its connections: %s", self.pool_name, why)
+            _log.warning("pool %r: did not close gracefully; terminating its connections: %s", self.pool_name, why)
             await maybe_await(pool.terminate())
         finally:
             # Not earlier, because borrowers release their connections while the pool closes.

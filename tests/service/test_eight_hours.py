@@ -42,7 +42,7 @@ def watch_all(readings):
         assert before != alert.state
         assert not math.isnan(alert.limit)
     assert {(a.kind, a.subject) for a in monitor.active} == {k for k, s in states.items() if s is AlertState.RAISED}
-    # An alert needs 3 intervals to clear and 48 to become quiet. If it is raised earlier, it needs twice as long, 5 times.
+    # An alert needs 3 intervals to clear and 48 to become quiet. If raised earlier, that doubles, at most 5 times.
     raised = Counter((alert.kind, alert.subject) for alert in alerts if alert.state is AlertState.RAISED)
     assert all(count <= 6 + READINGS // 52 for count in raised.values())
     return raised
