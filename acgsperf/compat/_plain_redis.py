@@ -148,7 +148,12 @@ class PlainRedis:
             _log.debug("redis: command %s failed", command, exc_info=True)
             if self._breaker.failed():
                 why = type(error).__name__
-                _log.warning("redis: circuit opened after %d failures; skipped for %g s: %s", FAILURES, RECOVERY_S, why)
+                _log.warning(
+                    "redis: circuit opened after %d failures (%s); commands are skipped for %g s",
+                    FAILURES,
+                    why,
+                    RECOVERY_S,
+                )
             return _NO_REPLY
         self._succeeded()
         return reply

@@ -15,7 +15,7 @@ from acgsperf.monitor.alerts import Alert, AlertKind, AlertState, Finding, Hyste
 from acgsperf.monitor.forecast import trend
 from acgsperf.monitor.regression import Baseline
 
-__all__ = ["Alert", "AlertKind", "AlertState", "Monitor", "Reading", "Targets"]
+__all__ = ["Monitor", "Reading", "Targets"]
 
 _log: Final = logging.getLogger("acgsperf.monitor")
 

@@ -11,7 +11,7 @@ from acgsperf.service.traffic import Window
 from acgsperf.service.tuning import Action, Outcome, Tunable, Tuner
 from acgsperf.validator import ComplianceValidator
 
-__all__ = ["Action", "Optimizer", "Outcome"]
+__all__ = ["Optimizer"]
 
 # The mean of fewer requests depends more on which requests they were than on the settings.
 _MIN_REQUESTS: Final = 1_000

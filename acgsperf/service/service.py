@@ -18,15 +18,16 @@ from acgsperf.errors import ComplianceError, ServiceError, SettingsError
 from acgsperf.fingerprint import request_key
 from acgsperf.monitor import Monitor, Reading, Targets
 from acgsperf.pool import PoolManager
-from acgsperf.service.optimizer import Action, Optimizer
+from acgsperf.service.optimizer import Optimizer
 from acgsperf.service.summary import PerformanceSummary, ServiceHealth, summarize
 from acgsperf.service.traffic import Counts, Traffic, Window
+from acgsperf.service.tuning import Action
 from acgsperf.service.workers import WorkerReport, Workers
 from acgsperf.settings import Settings
 from acgsperf.tiers.base import Tier
 from acgsperf.validator import HASH_FIELD, HASH_HEADER, ComplianceValidator
 
-__all__ = ["Handler", "PerformanceService", "PerformanceSummary", "Request", "ServiceHealth"]
+__all__ = ["Handler", "PerformanceService", "Request"]
 
 Request = Mapping[str, Any]
 Handler = Callable[[Request], Awaitable[Any]]
@@ -111,8 +112,8 @@ class PerformanceService:
     async def open(self) -> Self:
         """Open the parts that the service created, and start monitoring and optimisation.
 
-        If Redis, or the PostgreSQL of L3, is not reachable, the service opens without it, and later calls try to
-        connect again.
+        If Redis is not reachable, the service opens without it, and later calls try to connect again. The same holds
+        for PostgreSQL if `db_pool_min_size` is 0.
 
         Raises:
             ServiceError: if the service was opened before, even if that failed.

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acgsperf import ComplianceValidator, ConnectionPool, LRUCache, PoolManager, RedisTier, TieredCache
-from acgsperf.service.optimizer import Optimizer, Outcome
+from acgsperf.service.optimizer import Optimizer
 from acgsperf.service.traffic import Traffic
+from acgsperf.service.tuning import Outcome
 
 
 class Clock:
