@@ -1,4 +1,4 @@
-"""Plain Python that does the work of the replaced modules the way such modules do it, to compare with."""
+"""Plain Python that works like the replaced modules, to compare with."""
 
 import asyncio
 import re
@@ -21,7 +21,7 @@ class PlainValidator:
         self.hits = self.misses = self.validations = 0
         self.seconds = 0.0
 
-    @lru_cache(maxsize=10_000)  # noqa: B019 - as it was
+    @lru_cache(maxsize=10_000)  # noqa: B019 - like the replaced module
     def validate_hash(self, value: str) -> bool:
         started = time.perf_counter()
         self.validations += 1
@@ -138,7 +138,7 @@ class PlainServiceMetrics:
 
 
 class PlainService:
-    """Validates, asks the cache under a key of the sorted items, and adds to a response what it took."""
+    """Validates, looks in the cache with a key made of the sorted items, and adds the response time."""
 
     def __init__(self) -> None:
         self.validator = PlainValidator()

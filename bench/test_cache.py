@@ -1,6 +1,6 @@
-"""An L1 hit of the tiered cache, beside what it cannot do without and the memory backends that one would take instead.
+"""An L1 hit of the tiered cache, compared with its lower bound and with the memory backends of other libraries.
 
-`pytest bench/test_cache.py`, with `acgsperf[bench]`. One call is a thousand awaited hits, in one turn of the loop.
+Run `pytest bench/test_cache.py` with `acgsperf[bench]`. One call is 1,000 awaited hits in one turn of the event loop.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _Calls = Callable[[], Coroutine[Any, Any, None]]
 
 
 async def lru_cache() -> _Calls:
-    """What a hit cannot do without: an empty coroutine awaited, and the compiled lookup."""
+    """The lower bound of a hit: await an empty coroutine, and do the compiled lookup."""
     l1: LRUCache[str, int] = LRUCache(10_000, ttl=3600)
     l1.update((key, 1) for key in KEYS)
     look_up = l1.get

@@ -1,8 +1,8 @@
-"""The drop-in names beside the core that they stand on, and beside plain Python that does the same work as before.
+"""The drop-in modules, compared with the core and with plain Python that works like the replaced modules.
 
-`pytest -s bench/test_compat.py`. One call is a thousand operations. For the bounds the contestants take turns and their
-medians are compared: on a shared machine the clock drifts, but a ratio holds. Hits are recorded in every contestant;
-the drop-in cache works out the times of its accesses when somebody asks, which is measured apart.
+Run `pytest -s bench/test_compat.py`. One call is 1,000 operations. For the bounds, the contestants take turns and their
+medians are compared: the clock of a shared machine drifts, but a ratio stays. Every contestant records its hits. The
+drop-in cache derives the access times when they are read, which has a benchmark of its own.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ _Contestants = dict[str, Callable[[], object]]
 def validators() -> _Contestants:
     core, compat, plain = HashValidator(), UltraFastConstitutionalValidator(), PlainValidator()
 
-    # A loop each, which looks the method up on its object as callers do: the interpreter adapts it to one type.
+    # One loop per contestant, which looks up the method like a caller: the interpreter specialises it for one type.
     def core_calls() -> None:
         for _ in KEYS:
             core.validate(CONSTITUTIONAL_HASH)
@@ -75,7 +75,7 @@ def caches(runner: asyncio.Runner) -> _Contestants:
 
 def services(runner: asyncio.Runner) -> _Contestants:
     compat, plain = PerformanceIntegrationService(), PlainService()
-    # Without Redis: a hit never gets that far.
+    # Without Redis, because an L1 hit does not use it.
     compat.cache = UltraFastMultiTierCache()
     loop = runner.get_loop()
 
@@ -87,7 +87,7 @@ def services(runner: asyncio.Runner) -> _Contestants:
         for request in REQUESTS:
             await plain.process_request(request)
 
-    # The first round misses.
+    # The first round has the misses.
     runner.run(compat_requests())
     runner.run(plain_requests())
     return {
@@ -124,18 +124,18 @@ def test_cached_request(benchmark: BenchmarkFixture, runner: asyncio.Runner, con
 
 
 def test_times_of_accesses(benchmark: BenchmarkFixture) -> None:
-    """What `access_patterns` costs after as many hits of as many keys as it can hold back."""
+    """The cost of `access_patterns` after as many hits as it can hold without a time."""
     cache = UltraFastMultiTierCache()
 
     def fill() -> None:
         cache._unstamped.extend(KEYS * 5)
 
-    benchmark.group = "work out the times of 4,096 accesses of 1,000 keys"
+    benchmark.group = "derive the times of 4,096 accesses of 1,000 keys"
     benchmark.pedantic(lambda: cache.access_patterns, setup=fill, rounds=ROUNDS)
 
 
 def test_the_bounds(runner: asyncio.Runner) -> None:
-    """At most twice the core for a validation; than plain Python 8 times as fast for a hit, 3 times for a request."""
+    """A validation costs at most 2 x the core; a hit is 8 x and a request 3 x as fast as in plain Python."""
     validating, hitting, serving = _medians(validators()), _medians(caches(runner)), _medians(services(runner))
     for name, median in (validating | hitting | serving).items():
         print(f"{name}: {median / len(KEYS):.1f} ns")

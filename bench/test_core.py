@@ -1,6 +1,6 @@
-"""A benchmark for every contestant of every case of `acgsperf bench`, which takes them side by side instead.
+"""One benchmark for each contestant of each case of `acgsperf bench`.
 
-Run with `pytest bench`; `--benchmark-json` keeps the figures, `--benchmark-compare` sets two runs side by side.
+Run `pytest bench`. `--benchmark-json` saves the figures, and `--benchmark-compare` compares two runs.
 """
 
 import pytest
@@ -10,7 +10,7 @@ from acgsperf.workbench.compare import Case, cases, contestants
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise here rather than at import: the caches of the larger cases take seconds to fill."""
+    """Parametrise here and not at import, because filling the caches of the larger cases takes seconds."""
     modules, _ = contestants()
     metafunc.parametrize(
         ("case", "contestant"),
@@ -25,5 +25,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_core(benchmark: BenchmarkFixture, case: Case, contestant: str) -> None:
     benchmark.group = case.name
     benchmark.extra_info["operations"] = case.operations
-    # The clock runs for all the operations of a call: as many rounds as the case has inputs for, and one call in each.
+    # One call per round, and as many rounds as the case has inputs. A call times all its operations.
     benchmark.pedantic(case.contestants[contestant], rounds=case.rounds)

@@ -1,9 +1,9 @@
-"""Acquire and release, uncontended and in a crowd, beside the pools that one would take instead.
+"""Acquire and release, with one caller and with many, compared with the pools of other libraries.
 
-`pytest -s bench/test_pools.py`. Every pool resets the session on release, which is a round trip to the server and most
-of the time; psycopg_pool does it after it returned, so that one caller does not see it, and two hundred do. For the
-ratios the contestants take turns and their medians are compared: on a shared machine the clock drifts, but a ratio
-holds.
+Run `pytest -s bench/test_pools.py`. Every pool resets the session on release, which is a round trip to the server and
+most of the time. psycopg_pool resets after `release` returned: one caller does not notice that, but 200 callers do.
+For the ratios, the contestants take turns and their medians are compared: the clock of a shared machine drifts, but a
+ratio stays.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ def loop():
 def pools(loop):
     async def open_all(stack, dsn):
         async def reset(connection):
-            # What asyncpg sends.
+            # The same statements as asyncpg.
             await connection.execute("SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL")
 
         sizes = {"min_size": 5, "max_size": 10}
@@ -93,7 +93,7 @@ def test_contention(benchmark, loop, pools, contestant):
 
 
 def test_the_medians_of_turns(loop, pools):
-    """Prints the ratio to `asyncpg.Pool`, whose turns alternate with ours; run with `-s`."""
+    """Print the ratio to `asyncpg.Pool`, with alternating turns; run with `-s`."""
     times = {name: [] for name in CONTESTANTS}
 
     async def turns():

@@ -1,7 +1,7 @@
-"""A request that L1 answers, beside an empty coroutine; and what a round of monitoring and of optimisation takes.
+"""A request that L1 answers, compared with an empty coroutine; and the time of a monitoring and an optimisation round.
 
-`pytest bench/test_service.py`, with `acgsperf[bench]`. One call of the first group is a thousand requests, in one turn
-of the loop. The second group's share of a core is its time by its interval: 30 s and 60 s.
+Run `pytest bench/test_service.py` with `acgsperf[bench]`. One call of the first group is 1,000 requests in one turn
+of the event loop. Divide a time of the second group by its interval (30 s and 60 s) to get its share of a core.
 """
 
 import asyncio

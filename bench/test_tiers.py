@@ -1,7 +1,7 @@
-"""Hits of the Redis and PostgreSQL tiers, beside the bare clients and the libraries that one would take instead.
+"""Hits of the Redis and PostgreSQL tiers, compared with the bare clients and with other libraries.
 
-`pytest bench/test_tiers.py`, with `acgsperf[bench]`. One call is 50 callers that each read a key of their own twenty
-times, or one caller that reads a key a thousand times.
+Run `pytest bench/test_tiers.py` with `acgsperf[bench]`. One call is 50 callers that each read their own key 20 times,
+or one caller that reads one key 1,000 times.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ KEYS = [f"key {i}" for i in range(50)]
 VALUE = {"id": 7, "name": "Ada", "tags": ["a", "b", "c"], "text": "x" * 100}
 CALLS = 1_000
 
-# What the others call and leave open is not for us to mend.
+# The other libraries call deprecated functions and leave connections open, which we cannot fix.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -64,7 +64,7 @@ async def redis_py(servers: Servers, stack: AsyncExitStack) -> Get:
 
 
 async def cashews_redis(servers: Servers, stack: AsyncExitStack) -> Get:
-    # It knows unix sockets, but not the scheme that Redis's own clients give them.
+    # cashews supports unix sockets, but not the `unix://` scheme of redis-py.
     register_backend("unix", Redis, pass_uri=True, pickler=PicklerType.DEFAULT)
     cache = cashews.Cache()
     cache.setup(str(servers.redis_url))
@@ -78,7 +78,7 @@ async def aiocache_redis(servers: Servers, stack: AsyncExitStack) -> Get:
     client = redis.asyncio.Redis.from_url(str(servers.redis_url), protocol=2)
     stack.push_async_callback(client.aclose)
     cache = aiocache.RedisCache(serializer=JsonSerializer(), namespace="aiocache")
-    # It connects by host and port alone; the server may be on a unix socket.
+    # aiocache connects by host and port only, but the server may use a unix socket.
     cache.client = client
     for key in KEYS:
         await cache.set(key, VALUE)

@@ -137,9 +137,9 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch, servers: Servers) -> None:
     """As if nobody had asked for this process's cache, pools and service under their former names."""
     monkeypatch.setenv("REDIS_URL", str(servers.redis_url))
     # By name, for the core's tests run where the clients are not.
-    monkeypatch.setattr("acgsperf.compat.ultra_fast_cache._cache.held", None)
-    monkeypatch.setattr("acgsperf.compat.ultra_fast_connection_pool._manager.held", None)
-    monkeypatch.setattr("acgsperf.compat.performance_integration_service._service.held", None)
+    monkeypatch.setattr("acgsperf.compat.ultra_fast_cache._cache.instance", None)
+    monkeypatch.setattr("acgsperf.compat.ultra_fast_connection_pool._manager.instance", None)
+    monkeypatch.setattr("acgsperf.compat.performance_integration_service._service.instance", None)
 
 
 @pytest.fixture

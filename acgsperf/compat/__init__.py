@@ -1,6 +1,6 @@
-"""The surface of the modules that this package replaces: the same names, on the compiled core.
+"""Drop-in replacements for four ACGS-2 modules: the same names, on the compiled core.
 
-Change an import path, or call `install` once before anything imports the former names.
+To use them, change an import path, or call `install` once before anything imports the former names.
 """
 
 import logging
@@ -26,15 +26,16 @@ _log = logging.getLogger(__name__)
 
 
 def install() -> None:
-    """Put the replacements in the place of the replaced modules: the same module objects, under the former names too.
+    """Register the replacements under the former module names.
 
-    Parent packages that exist are imported and kept; those that do not are made. May be called again.
+    Call it before anything imports the former names. The modules are the same objects under both names. Parent packages
+    that exist are imported and kept; missing ones are created. You may call it again.
     """
     modules = {name: import_module(f"{__name__}.{own}") for name, own in _REPLACEMENTS.items()}
     for name, module in modules.items():
         if sys.modules.get(name, module) is not module:
-            _log.warning("%s was imported before it was replaced: what took names from it keeps the former ones", name)
-    # All before any parent is imported, for its own code may import them.
+            _log.warning("%s was imported before install(); modules that imported from it keep the old objects", name)
+    # Before any parent package is imported, because its code may import the replaced modules.
     sys.modules.update(modules)
     for name, module in modules.items():
         parent, _, child = name.rpartition(".")
@@ -42,11 +43,11 @@ def install() -> None:
 
 
 def _package(name: str) -> ModuleType:
-    """A package of this name: the one that can be imported, or a new and empty one."""
+    """Return the package with this name: import it, or create an empty one if it does not exist."""
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        # It is there, and needs something that is not.
+        # The package exists, and something that it imports does not.
         if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
             raise
     parent, _, child = name.rpartition(".")

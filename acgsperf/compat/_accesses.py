@@ -1,4 +1,4 @@
-"""When keys were accessed, in a plain dict of bounded size that callers may read and write."""
+"""The access times of keys, in a plain dict of bounded size that callers may read and write."""
 
 import time
 from collections import Counter, OrderedDict, deque
@@ -9,28 +9,28 @@ from acgsperf.dispatch import LRUCache
 
 __all__ = ["AccessLog"]
 
-KEYS: Final = 10_000
-TIMES_A_KEY: Final = 256
-_UNSTAMPED: Final = 4_096
+MAX_KEYS: Final = 10_000
+MAX_TIMES_PER_KEY: Final = 256
+_MAX_UNSTAMPED: Final = 4_096
 
 
 class AccessLog:
-    """The access times of the 10,000 keys that were accessed last, the latest 256 of each.
+    """The latest 256 access times of each of the 10,000 keys that were accessed last.
 
-    A hit in memory is one append to `unstamped`: reading a clock would cost a third of it. Those hits get their time
-    from `stamp`, which everything calls that takes longer anyway; of hits between two stamps the latest 4,096 count.
+    An L1 hit only appends its key to `unstamped`, because reading a clock would make the hit a third slower. `stamp`
+    gives those accesses their time; slower operations call it. Of the hits between two stamps, the latest 4,096 count.
 
     Args:
-        entries: whose `access_count` and `last_accessed` are kept as well.
+        entries: `stamp` also updates their `access_count` and `last_accessed`.
     """
 
     def __init__(self, entries: LRUCache[str, CacheEntry]) -> None:
-        self.unstamped: deque[str] = deque(maxlen=_UNSTAMPED)
+        self.unstamped: deque[str] = deque(maxlen=_MAX_UNSTAMPED)
         self._entries = entries
         self._times: OrderedDict[str, list[float]] = OrderedDict()
 
     def stamp(self) -> dict[str, list[float]]:
-        """Give every access that has no time yet the present one; key -> wall-clock times, the oldest first."""
+        """Give the accesses without a time the current time; return key -> wall-clock times, the oldest first."""
         if self.unstamped:
             now = time.time()
             counts = Counter(self.unstamped)
@@ -40,12 +40,12 @@ class AccessLog:
         return self._times
 
     def record(self, key: str) -> None:
-        """An access now, after all before it."""
+        """Record an access now."""
         self.unstamped.append(key)
         self.stamp()
 
     def clear(self) -> None:
-        """Forget every access."""
+        """Remove all accesses."""
         self.unstamped.clear()
         self._times.clear()
 
@@ -55,8 +55,8 @@ class AccessLog:
             entry.access_count += count
             entry.last_accessed = now
         times = self._times.setdefault(key, [])
-        times += [now] * min(count, TIMES_A_KEY)
-        del times[:-TIMES_A_KEY]
+        times += [now] * min(count, MAX_TIMES_PER_KEY)
+        del times[:-MAX_TIMES_PER_KEY]
         self._times.move_to_end(key)
-        if len(self._times) > KEYS:
+        if len(self._times) > MAX_KEYS:
             self._times.popitem(last=False)

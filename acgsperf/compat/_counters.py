@@ -1,4 +1,4 @@
-"""Counters under their former names, read from where they are kept."""
+"""Counters under their former names that are derived from figures kept elsewhere."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _CALLS = 200
 
 
 class _Derived:
-    """An attribute that is a figure kept elsewhere; setting it remembers by how much the two differ."""
+    """An attribute whose value is read elsewhere. Setting it stores the difference to that value."""
 
     def __init__(self, read: Callable[[Any], Any]) -> None:
         self._read = read
@@ -31,12 +31,15 @@ class _Derived:
 
 
 def derived(read: Callable[[Any], float]) -> Any:
-    """A counter of a class: `read` takes the instance and returns the figure; the attribute may be set and added to."""
+    """Return a counter attribute for a class body. `read` takes the instance and returns the value.
+
+    Code may set the attribute or add to it; later values continue from there.
+    """
     return _Derived(read)
 
 
 def percentiles_ms(latency: HistogramSnapshot) -> dict[str, float]:
-    """A histogram in the form of the former figures."""
+    """Return the count and the percentiles of a histogram in milliseconds."""
     return {
         "count": latency.count,
         "p50_ms": latency.p50 / 1e6,
@@ -46,9 +49,9 @@ def percentiles_ms(latency: HistogramSnapshot) -> dict[str, float]:
 
 
 def seconds_per_call(function: Callable[[Any], object], argument: object) -> float:
-    """What one call costs now: the best of a few short rounds, a fraction of a millisecond in all.
+    """Measure the seconds that one call takes: the best of a few short rounds, in less than a millisecond.
 
-    For what is too quick to be timed call by call: reading a clock twice takes longer than the call itself.
+    Use it for calls that are too fast to be timed one by one, because reading a clock twice takes longer than the call.
     """
     best = float("inf")
     for _ in range(_ROUNDS):

@@ -1,4 +1,4 @@
-"""The entries of the cache in memory as callers know them, and a mapping over the `LRUCache` that holds them."""
+"""The entries of L1 under their former names, and a mapping over the `LRUCache` that holds them."""
 
 import time
 from collections.abc import Callable, Iterator, MutableMapping
@@ -13,7 +13,7 @@ __all__ = ["CacheEntry", "L1View"]
 
 @dataclass(slots=True)
 class CacheEntry:
-    """A value and when it was stored and used; times are seconds of the wall clock, `ttl` None for never."""
+    """A value, and when it was stored and accessed. Times are wall-clock seconds; `ttl` None means it never expires."""
 
     value: Any
     created_at: float
@@ -24,36 +24,36 @@ class CacheEntry:
     constitutional_hash: str = CONSTITUTIONAL_HASH
 
     def is_expired(self) -> bool:
-        """Whether its time is over."""
+        """Return whether the entry has expired."""
         return self.ttl is not None and time.time() - self.created_at > self.ttl
 
     def touch(self) -> None:
-        """Count an access now."""
+        """Count an access, now."""
         self.last_accessed = time.time()
         self.access_count += 1
 
 
 class L1View(MutableMapping[str, CacheEntry]):
-    """Entries by key, the least recently used first. Looking at them counts nothing and moves nothing.
+    """A mapping of key -> entry, the least recently used first. Reading it is not an access.
 
     Args:
-        entries: where they are.
-        store: puts an entry there under a key, for so many seconds or, with None, for ever.
-        settle: called before an entry is shown, so that its accesses are counted.
+        entries: the L1.
+        store: stores an entry under a key for a number of seconds; with None, it never expires.
+        before_read: called before an entry is returned, so that its accesses are counted.
     """
 
     def __init__(
         self,
         entries: LRUCache[str, CacheEntry],
         store: Callable[[str, CacheEntry, float | None], None],
-        settle: Callable[[], object],
+        before_read: Callable[[], object],
     ) -> None:
         self._entries = entries
         self._store = store
-        self._settle = settle
+        self._before_read = before_read
 
     def __getitem__(self, key: str) -> CacheEntry:
-        self._settle()
+        self._before_read()
         entry = self._entries.peek(key)
         if entry is None:
             raise KeyError(key)
@@ -78,5 +78,5 @@ class L1View(MutableMapping[str, CacheEntry]):
         return f"<L1View of {self._entries!r}>"
 
     def clear(self) -> None:
-        """Remove every entry."""
+        """Remove all entries."""
         self._entries.clear()

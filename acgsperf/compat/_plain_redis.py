@@ -1,4 +1,4 @@
-"""The wire that the cache shares with the module it replaces: bare keys, JSON texts, SETEX and SET, by any client."""
+"""Redis commands in the format of the replaced module: bare keys, JSON texts, SETEX and SET, with any client."""
 
 import asyncio
 import json
@@ -9,154 +9,169 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import DataError, ResponseError
 
-from acgsperf.compat._awaiting import settled
+from acgsperf.compat._maybe_await import maybe_await
 from acgsperf.dispatch import LRUCache
-from acgsperf.tiers.breaker import CircuitBreaker
+from acgsperf.tiers.breaker import FAILURES, RECOVERY_S, CircuitBreaker
 from acgsperf.tiers.server import DEADLINE_S
 
 __all__ = ["PlainRedis", "close_client"]
 
-WRITTEN: Final = 250_000
-_KEYS_A_COMMAND: Final = 1_000
-_AT_ONCE: Final = 50
-_NO_ANSWER: Final = object()
+MAX_WRITTEN: Final = 250_000
+_KEYS_PER_COMMAND: Final = 1_000
+_MAX_CONCURRENT: Final = 50
+_NO_REPLY: Final = object()
 
 _log = logging.getLogger(__name__)
 
 
 class PlainRedis:
-    """Commands to a client, none of which raises: within 250 ms, and none for a while after three in a row failed.
+    """Sends commands to a Redis client. No method raises an error of Redis.
+
+    Each command has a deadline of 250 ms. After 3 failures in a row the circuit opens, and commands are skipped.
 
     Args:
-        client: has `get`, `set`, `setex`, `delete`, `ttl`, `ping` and `close`, as redis-py's asyncio client does; None
-            for no Redis.
-        written: notes the keys that were stored, of which the last 250,000 can be found again.
+        client: has `get`, `set`, `setex`, `delete`, `ttl`, `ping` and `close`, like redis-py's asyncio client. None
+            means there is no Redis.
+        written: records the keys that were stored, so that `clear` can remove them.
     """
 
     def __init__(self, client: Any, written: LRUCache[str, None]) -> None:
         self.client = client
         self._written = written
-        # A client of redis-py's fails when it has more callers than connections, a hundred.
-        self._turn = asyncio.Semaphore(_AT_ONCE)
+        # A redis-py client fails if more callers than its 100 connections use it at the same time.
+        self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
         self._breaker = CircuitBreaker()
 
     async def read(self, key: str) -> Any:
-        """The value of a key; None when it is missing, cannot be read, or is null."""
-        text = await self._ask("get", key)
+        """Return the value of a key; None if the key is missing, cannot be read, or holds null."""
+        text = await self._command("get", key)
         try:
-            return None if text is None or text is _NO_ANSWER else json.loads(text)
+            return None if text is None or text is _NO_REPLY else json.loads(text)
         except (TypeError, ValueError, RecursionError):
-            _log.debug("what Redis holds under a key is no JSON")
+            _log.debug("redis: a value is not JSON; it is read as a miss")
             return None
 
     async def write(self, key: str, value: Any, ttl: float | None) -> bool:
-        """Store a value for so many seconds, rounded up, or for ever; whether Redis took it."""
+        """Store a value for `ttl` seconds, rounded up, or with None forever; return whether Redis stored it."""
         if self.client is None:
             return False
         try:
             text = json.dumps(value)
         except (TypeError, ValueError, RecursionError) as error:
-            _log.warning("a value of type %s cannot be stored in Redis: %s", type(value).__name__, error)
-            # Nor is the one before it to be found there.
+            _log.warning("redis: a value of type %s is not JSON; its key is removed: %s", type(value).__name__, error)
+            # Otherwise other processes would read the previous value.
             await self.delete(key)
             return False
-        # Before it is asked: one that is not heard of may have been stored.
+        # Recorded before the command, because a command without a reply may have stored the value.
         self._written.set(key, None, ttl)
         if ttl is None:
-            reply = await self._ask("set", key, text)
+            reply = await self._command("set", key, text)
         elif _is_redis_py(self.client):
-            reply = await self._ask("execute_command", "SETEX", key, max(1, math.ceil(ttl)), text)
+            reply = await self._command("execute_command", "SETEX", key, max(1, math.ceil(ttl)), text)
         else:
-            reply = await self._ask("setex", key, max(1, math.ceil(ttl)), text)
-        return reply is not _NO_ANSWER
+            reply = await self._command("setex", key, max(1, math.ceil(ttl)), text)
+        return reply is not _NO_REPLY
 
     async def expires_in(self, key: str) -> float:
-        """Seconds for which Redis keeps a key: infinite without an end or a Redis, 0 when it is gone or not told."""
+        """Return the seconds until a key expires in Redis.
+
+        Infinity if the key never expires or there is no Redis; 0 if the key is missing or Redis does not answer.
+        """
         if self.client is None:
             return math.inf
-        left = await self._ask("ttl", key)
-        if left is _NO_ANSWER:
+        remaining = await self._command("ttl", key)
+        if remaining is _NO_REPLY:
             return 0
-        if not isinstance(left, int) or left == -1:
+        if not isinstance(remaining, int) or remaining == -1:
             return math.inf
-        return max(0, left)
+        return max(0, remaining)
 
     async def delete(self, key: str) -> bool | None:
-        """Remove a key; whether Redis had it, None when there is one that does not answer."""
-        reply = await self._ask("delete", key)
-        if reply is _NO_ANSWER:
+        """Remove a key; return whether Redis had it, or None if Redis did not answer."""
+        reply = await self._command("delete", key)
+        if reply is _NO_REPLY:
             return None if self.client is not None else False
         self._written.pop(key, None)
         return bool(reply)
 
     async def clear(self) -> bool:
-        """Remove every key that was noted as written; whether Redis answered, or there is none."""
+        """Remove every recorded key; return False if Redis did not answer."""
         if self.client is None:
             return True
         if forgotten := self._written.stats().evictions:
-            _log.warning("up to %d keys stay in Redis until they expire: too many were stored", forgotten)
+            _log.warning(
+                "redis: only the last %d keys are removed; up to %d older ones stay until they expire",
+                MAX_WRITTEN,
+                forgotten,
+            )
         keys = self._written.keys()
-        for at in range(0, len(keys), _KEYS_A_COMMAND):
-            chunk = keys[at : at + _KEYS_A_COMMAND]
-            if await self._ask("delete", *chunk) is _NO_ANSWER:
+        for at in range(0, len(keys), _KEYS_PER_COMMAND):
+            chunk = keys[at : at + _KEYS_PER_COMMAND]
+            if await self._command("delete", *chunk) is _NO_REPLY:
                 return False
             for key in chunk:
                 self._written.pop(key, None)
         return True
 
     async def answers(self) -> bool:
-        """Whether Redis answers now, asked in any case."""
+        """Ping Redis now, even if the circuit is open; return whether it answered."""
         if self.client is None:
             return False
         try:
             async with asyncio.timeout(DEADLINE_S):
-                await settled(self.client.ping())
+                await maybe_await(self.client.ping())
         except Exception as error:
-            _log.warning("Redis does not answer: %s", type(error).__name__)
+            _log.warning("redis: health check failed: %s", type(error).__name__)
             return False
         self._succeeded()
         return True
 
-    async def _ask(self, command: str, *arguments: Any) -> Any:
+    async def _command(self, command: str, *arguments: Any) -> Any:
         if self.client is None:
-            return _NO_ANSWER
-        async with self._turn:
-            return await self._ask_in_turn(command, *arguments) if self._breaker.allow() else _NO_ANSWER
+            return _NO_REPLY
+        async with self._slots:
+            return await self._send(command, *arguments) if self._breaker.allow() else _NO_REPLY
 
-    async def _ask_in_turn(self, command: str, *arguments: Any) -> Any:
+    async def _send(self, command: str, *arguments: Any) -> Any:
         try:
             async with asyncio.timeout(DEADLINE_S):
-                reply = await settled(getattr(self.client, command)(*arguments))
+                reply = await maybe_await(getattr(self.client, command)(*arguments))
         except ResponseError as error:
-            # The server is well, and would not do this.
-            _log.warning("Redis refused a command: %s", error)
-            reply = _NO_ANSWER
+            # A server that refuses a command is healthy.
+            _log.warning("redis: command %s refused: %s", command, error)
+            reply = _NO_REPLY
         except (DataError, UnicodeError) as error:
-            # A key that cannot be sent is the caller's affair.
-            _log.warning("a command cannot be sent to Redis: %s", error)
-            return _NO_ANSWER
+            # The caller's key is not valid; this says nothing about the server.
+            _log.warning("redis: command %s cannot be sent: %s", command, error)
+            return _NO_REPLY
         except Exception as error:
-            _log.debug("Redis failed", exc_info=True)
+            _log.debug("redis: command %s failed", command, exc_info=True)
             if self._breaker.failed():
-                _log.warning("Redis fails, and is left alone for a while: %s", type(error).__name__)
-            return _NO_ANSWER
+                why = type(error).__name__
+                _log.warning(
+                    "redis: circuit opened after %d failures (%s); commands are skipped for %g s",
+                    FAILURES,
+                    why,
+                    RECOVERY_S,
+                )
+            return _NO_REPLY
         self._succeeded()
         return reply
 
     def _succeeded(self) -> None:
         if self._breaker.succeeded():
-            _log.info("Redis answers again")
+            _log.info("redis: circuit closed; commands are sent again")
 
 
 async def close_client(client: Any) -> None:
-    """Close a client by the name that every version and every stand-in of it has."""
+    """Close a client, by the method that its class or its substitute has."""
     close = client.aclose if _is_redis_py(client) else client.close
     try:
-        await settled(close())
+        await maybe_await(close())
     except Exception as error:
-        _log.warning("the Redis client did not close: %s", type(error).__name__)
+        _log.warning("redis: client did not close: %s", type(error).__name__)
 
 
 def _is_redis_py(client: Any) -> bool:
-    # Which warns when `setex` and `close` are called by these names. Its type tells, for a mock may have its class.
+    # redis-py deprecates `setex` and `close`. Checked by `type`, because a mock may claim to be of the class.
     return issubclass(type(client), Redis)

@@ -1,39 +1,39 @@
-"""What the former modules have one of in a process."""
+"""An object that exists once per process, created at its first use."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 from weakref import WeakKeyDictionary
 
-__all__ = ["OnePerProcess"]
+__all__ = ["ProcessSingleton"]
 
 _T = TypeVar("_T")
 
 
-class OnePerProcess(Generic[_T]):
-    """Made when it is first asked for, and again when the event loop in which that was is closed.
+class ProcessSingleton(Generic[_T]):
+    """Creates an object at its first use, and again if the event loop of that use was closed.
 
     Args:
-        make: makes it.
+        make: creates the object.
     """
 
     def __init__(self, make: Callable[[], Awaitable[_T]]) -> None:
-        self.held: _T | None = None
+        self.instance: _T | None = None
         self._make = make
         self._loop: asyncio.AbstractEventLoop | None = None
-        # One for each loop: a lock for which somebody has waited belongs to his.
+        # One lock per event loop, because a lock that had a waiter belongs to the event loop of that waiter.
         self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     async def get(self) -> _T:
-        """The one."""
+        """Return the object; create it if necessary."""
         loop = asyncio.get_running_loop()
         async with self._locks.setdefault(loop, asyncio.Lock()):
-            if self.held is None or (self._loop is not None and self._loop.is_closed()):
-                self.held = await self._make()
+            if self.instance is None or (self._loop is not None and self._loop.is_closed()):
+                self.instance = await self._make()
                 self._loop = loop
-            return self.held
+            return self.instance
 
-    def forget(self, held: _T) -> None:
-        """Make another one when there is need, if this is the one."""
-        if self.held is held:
-            self.held = None
+    def forget(self, instance: _T) -> None:
+        """Let the next `get` create a new object, if `instance` is the current one."""
+        if self.instance is instance:
+            self.instance = None

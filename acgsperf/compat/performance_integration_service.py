@@ -1,8 +1,7 @@
-"""What `services.shared.performance.performance_integration_service` offered, on the other three replacements.
+"""The surface of `services.shared.performance.performance_integration_service`, on the other three replacements.
 
-Not on `PerformanceService`: its cache writes envelopes, and callers put a validator, a cache or pools of their own, or
-stand-ins for them, in the places of the parts. So each part is called by its former names, and whatever it returns is
-awaited where it can be.
+It does not use `PerformanceService`, because callers replace the validator, the cache or the pools by their own objects
+or by mocks. So this service calls each part by its former names, and awaits what is awaitable.
 """
 
 import asyncio
@@ -14,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from acgsperf._native.types import CONSTITUTIONAL_HASH
-from acgsperf.compat._awaiting import settled
 from acgsperf.compat._counters import percentiles_ms
-from acgsperf.compat._singleton import OnePerProcess
+from acgsperf.compat._maybe_await import maybe_await
+from acgsperf.compat._singleton import ProcessSingleton
 from acgsperf.compat.ultra_fast_cache import get_ultra_fast_cache
 from acgsperf.compat.ultra_fast_connection_pool import get_pool_manager
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
@@ -54,25 +53,12 @@ _clock = time.perf_counter
 _log = logging.getLogger(__name__)
 
 
-class _Timed:
-    """Holds a histogram that is no figure of the metrics: in no copy, comparison or `vars`."""
-
-    __slots__ = ("latency_ns",)
-
-    def __post_init__(self) -> None:
-        self.latency_ns = LatencyHistogram()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.latency_ns = LatencyHistogram()
-
-
 @dataclass
-class PerformanceMetrics(_Timed):
-    """What a service counted; times are in seconds."""
+class PerformanceMetrics:
+    """The counters of a service; times are in seconds."""
+
+    # A slot keeps the histogram out of `vars`, comparisons and copies, which have the former figures only.
+    __slots__ = ("__dict__", "__weakref__", "latency_ns")
 
     total_requests: int = 0
     successful_requests: int = 0
@@ -87,8 +73,18 @@ class PerformanceMetrics(_Timed):
     optimization_runs: int = 0
     last_optimization: float = 0.0
 
+    def __post_init__(self) -> None:
+        self.latency_ns = LatencyHistogram()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.latency_ns = LatencyHistogram()
+
     def add_request(self, response_time: float, success: bool = True) -> None:
-        """Count a request that took so many seconds."""
+        """Count a request that took `response_time` seconds."""
         self.total_requests += 1
         if success:
             self.successful_requests += 1
@@ -105,25 +101,25 @@ class PerformanceMetrics(_Timed):
         self.latency_ns.record(latency_ns)
 
     def get_avg_response_time_ms(self) -> float:
-        """The average response time in milliseconds; 0.0 when there was no request."""
+        """Return the average response time in milliseconds; 0.0 without requests."""
         return self.total_response_time / self.total_requests * 1e3 if self.total_requests else 0.0
 
     def get_success_rate(self) -> float:
-        """Successful requests / all, between 0 and 1; 1.0 when there was none."""
+        """Return successful requests / all requests, between 0 and 1; 1.0 without requests."""
         return self.successful_requests / self.total_requests if self.total_requests else 1.0
 
     def get_cache_hit_rate(self) -> float:
-        """Hits / (hits + misses), between 0 and 1; 0.0 when the cache was not asked."""
+        """Return hits / (hits + misses), between 0 and 1; 0.0 without lookups."""
         asked = self.cache_hits + self.cache_misses
         return self.cache_hits / asked if asked else 0.0
 
 
 class PerformanceIntegrationService:
-    """Answers requests from the cache, or else does the work; looks at itself every 30 s, and tidies up every 60 s.
+    """Answers requests from the cache or a handler. Records metrics every 30 s, and optimizes its parts every 60 s.
 
     Args:
-        handler: a coroutine function that makes the response to a request, a dict, in the place of the default one.
-            Its errors reach the caller, and are counted and not kept.
+        handler: a coroutine function that takes a request and returns the response, a dict. By default, the response of
+            the replaced module. Errors of the handler reach the caller, are counted, and are not cached.
     """
 
     def __init__(self, handler: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]] | None = None) -> None:
@@ -138,48 +134,49 @@ class PerformanceIntegrationService:
         self._running = False
         self._monitoring_task: asyncio.Task[None] | None = None
         self._optimization_task: asyncio.Task[None] | None = None
-        # Requests and their time at the latest record.
+        # The number of requests, and their total time, at the latest record.
         self._recorded = (0, 0.0)
 
     async def initialize(self) -> None:
-        """Take the cache and the pools of this process, and start both loops; nothing while they run.
+        """Use the cache and the pools of this process, and start both loops. Does nothing while they run.
 
         Raises:
-            RuntimeError: when the validator refuses the constitutional hash.
+            RuntimeError: if the validator refuses the constitutional hash.
         """
         if self._running:
             return
-        if not await settled(self.constitutional_validator.validate_hash(self.constitutional_hash)):
+        if not await maybe_await(self.constitutional_validator.validate_hash(self.constitutional_hash)):
             raise RuntimeError(f"Constitutional compliance violation: {self.constitutional_hash} was refused")
-        self.pool_manager = await settled(get_pool_manager())
-        self.cache = await settled(get_ultra_fast_cache())
-        # Somebody else may have started it meanwhile.
+        self.pool_manager = await maybe_await(get_pool_manager())
+        self.cache = await maybe_await(get_ultra_fast_cache())
+        # A concurrent call may have started the loops meanwhile.
         if self._running:
             return
         self._running = True
-        await settled(self._start_background_tasks())
+        await maybe_await(self._start_background_tasks())
 
     async def _start_background_tasks(self) -> None:
         self._monitoring_task = asyncio.create_task(self._monitoring_loop())
         self._optimization_task = asyncio.create_task(self._optimization_loop())
 
     async def process_request(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The response to a request, with `performance` added to it.
+        """Return the response to a request, with `performance` added.
 
         Args:
-            request: its `constitutional_hash` is checked where it has one. What is not JSON-like is not cached. With
-                `database_operation`, a connection of the pool "default" is held for the work where there is that pool.
+            request: its `constitutional_hash` is checked, if it has one. A request that is not JSON-like is not cached.
+                With `database_operation`, the handler runs while a connection of the pool "default" is held, if there
+                is such a pool.
 
         Raises:
-            ValueError: "Constitutional compliance violation", when the validator refuses its hash.
-            TypeError: when the handler returns no dict.
+            ValueError: "Constitutional compliance violation", if the validator refuses the hash.
+            TypeError: if the handler does not return a dict.
             Exception: whatever the handler raises.
         """
         started, metrics = _clock(), self.metrics
         try:
             verdict = self.constitutional_validator.validate_hash(request.get(HASH_FIELD, self.constitutional_hash))
             metrics.constitutional_validations += 1
-            if verdict is not True and not await settled(verdict):
+            if verdict is not True and not await maybe_await(verdict):
                 raise ValueError("Constitutional compliance violation")
             found = None
             try:
@@ -189,7 +186,7 @@ class PerformanceIntegrationService:
             if self.cache is not None and key is not None:
                 found = await self.cache.get(key)
             response: dict[str, Any]
-            # Others may write whatever they like to the same Redis.
+            # Other users of this Redis may have stored a value that is not a dict.
             if cached := isinstance(found, dict):
                 metrics.cache_hits += 1
                 response = found
@@ -201,7 +198,7 @@ class PerformanceIntegrationService:
             raise
         took = _clock() - started
         metrics.add_request(took)
-        # The cache holds the response itself.
+        # L1 holds the response object itself, which must not change.
         response = response.copy()
         response["performance"] = {"response_time_ms": took * 1e3, "cached": cached, "constitutional_validated": True}
         return response
@@ -210,7 +207,7 @@ class PerformanceIntegrationService:
         async with self._database(request):
             response = await (self._work if self.handler is None else self.handler)(request)
         if not isinstance(response, dict):
-            raise TypeError(f"the handler must return a dict, not {type(response).__name__}")
+            raise TypeError(f"handler must return a dict, got {type(response).__name__}")
         if self.cache is not None and key is not None:
             await self.cache.set(key, response, ttl=_RESPONSE_TTL_S)
         return response
@@ -233,7 +230,7 @@ class PerformanceIntegrationService:
                     connection = await pool.acquire_connection()
                     self.metrics.db_connections_acquired += 1
             except Exception as error:
-                _log.warning("no connection for a request, which goes on: %s", error)
+                _log.warning("pool %r: no connection; the request continues without one: %s", _DEFAULT_POOL, error)
         try:
             yield
         finally:
@@ -241,7 +238,7 @@ class PerformanceIntegrationService:
                 try:
                     await pool.release_connection(connection)
                 except Exception as error:
-                    _log.warning("a connection could not be given back: %s", error)
+                    _log.warning("pool %r: connection could not be released: %s", _DEFAULT_POOL, error)
 
     async def _default_pool(self) -> Any:
         try:
@@ -250,7 +247,7 @@ class PerformanceIntegrationService:
             return None
 
     async def get_performance_summary(self) -> dict[str, Any]:
-        """Counters and targets, `response_time_percentiles` beside the average, and the metrics of the parts."""
+        """Return counters, targets, `response_time_percentiles`, and the metrics of the parts."""
         metrics, latency = self.metrics, self.metrics.latency_ns.snapshot()
         average_ms = metrics.get_avg_response_time_ms()
         targets = INTEGRATION_PERFORMANCE_TARGETS
@@ -259,7 +256,7 @@ class PerformanceIntegrationService:
             "response_time_percentiles": percentiles_ms(latency),
             "performance_targets": dict(targets),
             "targets_met": {
-                # The percentile, and the average too, for it may have been set.
+                # The average counts too, because callers may set the counters it comes from.
                 "response_time": max(latency.p99 / 1e6, average_ms) <= targets["p99_latency_ms"],
                 "success_rate": metrics.get_success_rate() >= _SUCCESS_RATE_TARGET,
                 "cache_hit_rate": metrics.get_cache_hit_rate() >= targets["cache_hit_rate_target"],
@@ -281,16 +278,17 @@ class PerformanceIntegrationService:
 
     async def _parts(self) -> dict[str, Any]:
         parts = {}
-        if self.constitutional_validator is not None:
-            parts["constitutional_validator"] = await settled(self.constitutional_validator.get_performance_summary())
+        validator = self.constitutional_validator
+        if validator is not None:
+            parts["constitutional_validator"] = await maybe_await(validator.get_performance_summary())
         if self.cache is not None:
-            parts["cache"] = await settled(self.cache.get_performance_metrics())
+            parts["cache"] = await maybe_await(self.cache.get_performance_metrics())
         if self.pool_manager is not None:
-            parts["connection_pools"] = await settled(self.pool_manager.health_check_all())
+            parts["connection_pools"] = await maybe_await(self.pool_manager.health_check_all())
         return parts
 
     async def _collect_performance_metrics(self) -> dict[str, Any]:
-        """Add a record to the history, whose average is that of the requests since the record before, if any."""
+        """Add a record to the history, and return it. Its average is that of the requests since the last record."""
         count, seconds = self.metrics.total_requests, self.metrics.total_response_time
         since, spent = count - self._recorded[0], seconds - self._recorded[1]
         self._recorded = (count, seconds)
@@ -306,7 +304,7 @@ class PerformanceIntegrationService:
         return record
 
     async def _check_performance_regression(self, current: Mapping[str, Any]) -> None:
-        """Warn when the response time of a record is over 1.5 x the average of the ten before, and the P95 target."""
+        """Warn if the response time of a record is over the P95 target and over 1.5 x the average of the 10 before."""
         history = self.performance_history
         if len(history) < _BASELINE_RECORDS:
             return
@@ -314,10 +312,10 @@ class PerformanceIntegrationService:
         baseline_ms = sum(map(_response_time_ms, earlier)) / len(earlier)
         now_ms = _response_time_ms(current)
         if now_ms > _REGRESSION * baseline_ms and now_ms > INTEGRATION_PERFORMANCE_TARGETS["p95_latency_ms"]:
-            _log.warning("Performance regression detected: %.3f ms on average, after %.3f ms", now_ms, baseline_ms)
+            _log.warning("Performance regression detected: average %.3f ms, before %.3f ms", now_ms, baseline_ms)
 
     async def _run_optimization(self) -> dict[str, Any]:
-        """Let every part optimize itself: `optimizations_applied`, and the answer of each; one that fails is logged."""
+        """Optimize every part, and return `optimizations_applied` and the result of each. A failure is logged."""
         parts = {"constitutional_validator": self.constitutional_validator, "cache": self.cache}
         optimize = {name: part.optimize_performance for name, part in parts.items() if part is not None}
         if self.pool_manager is not None:
@@ -325,9 +323,9 @@ class PerformanceIntegrationService:
         results = {}
         for name, run in optimize.items():
             try:
-                results[name] = await settled(run())
+                results[name] = await maybe_await(run())
             except Exception:
-                _log.exception("the optimization of %s failed", name)
+                _log.exception("service: optimization of %s failed; the other parts are optimized", name)
         self.metrics.optimization_runs += 1
         self.metrics.last_optimization = time.time()
         return {
@@ -339,22 +337,24 @@ class PerformanceIntegrationService:
 
     async def _monitoring_loop(self) -> None:
         while self._running:
-            await asyncio.sleep(INTEGRATION_PERFORMANCE_TARGETS["monitoring_interval_s"])
+            interval_s = INTEGRATION_PERFORMANCE_TARGETS["monitoring_interval_s"]
+            await asyncio.sleep(interval_s)
             try:
                 await self._check_performance_regression(await self._collect_performance_metrics())
             except Exception:
-                _log.exception("monitoring failed")
+                _log.exception("service: monitoring failed; it runs again in %g s", interval_s)
 
     async def _optimization_loop(self) -> None:
         while self._running:
-            await asyncio.sleep(INTEGRATION_PERFORMANCE_TARGETS["optimization_interval_s"])
+            interval_s = INTEGRATION_PERFORMANCE_TARGETS["optimization_interval_s"]
+            await asyncio.sleep(interval_s)
             try:
                 await self._run_optimization()
             except Exception:
-                _log.exception("optimization failed")
+                _log.exception("service: optimization failed; it runs again in %g s", interval_s)
 
     async def close(self) -> None:
-        """Stop both loops, and close the cache and all pools of this process. May be repeated."""
+        """Stop both loops, and close the cache and all pools of this process. You may call it again."""
         self._running = False
         tasks = [task for task in (self._monitoring_task, self._optimization_task) if task is not None]
         for task in tasks:
@@ -374,7 +374,7 @@ def _response_time_ms(record: Mapping[str, Any]) -> float:
 
 
 def _applied(result: object) -> list[str]:
-    """The lines of a part's answer, those of its pools with their names."""
+    """Return what a part applied, one line each; lines of a pool begin with its name."""
     if not isinstance(result, Mapping):
         return []
     pools = result.get("pool_optimizations", {})
@@ -388,11 +388,11 @@ async def _make_service() -> PerformanceIntegrationService:
     return PerformanceIntegrationService()
 
 
-_service: Final = OnePerProcess(_make_service)
+_service: Final = ProcessSingleton(_make_service)
 
 
 async def get_performance_service() -> PerformanceIntegrationService:
-    """The service of this process, initialised; once more, when it was closed."""
+    """Return the initialised service of this process. A closed service is initialised again."""
     service = await _service.get()
     await service.initialize()
     return service

@@ -1,10 +1,10 @@
-"""What `services.shared.performance.ultra_fast_cache` offered, on `LRUCache` and a plain Redis client.
+"""The surface of `services.shared.performance.ultra_fast_cache`, on `LRUCache` and a plain Redis client.
 
-Not on `TieredCache`: its L2 writes envelopes, and this one shares a Redis with processes that still run the replaced
-module. So the wire is theirs: the bare key, a JSON text, SETEX with a TTL and SET without.
+It does not use `TieredCache`, because this cache shares Redis with processes that still run the replaced module. So it
+writes the same format: the bare key, a JSON text, SETEX with a TTL and SET without.
 
-A hit in memory is a lookup in the compiled cache and one append. What else is known about hits is worked out when
-somebody asks for it: counts from the `LRUCache`, times as `AccessLog` and `seconds_per_call` say.
+An L1 hit is a lookup in the compiled cache and one append. The other figures of hits are derived when they are read:
+the counts from the `LRUCache`, the times as `AccessLog` and `CacheActivity` describe.
 """
 
 import asyncio
@@ -14,7 +14,6 @@ import os
 import sys
 import time
 from collections import deque
-from functools import cache as memoised
 from typing import Any, Final
 
 from redis import asyncio as redis
@@ -25,12 +24,11 @@ from acgsperf._native.types import CONSTITUTIONAL_HASH
 from acgsperf.addresses import masked
 from acgsperf.cache.ordering import Ordering
 from acgsperf.compat._accesses import AccessLog
-from acgsperf.compat._awaiting import settled
-from acgsperf.compat._cache_metrics import CacheMetrics, LiveCacheMetrics
-from acgsperf.compat._counters import seconds_per_call
+from acgsperf.compat._cache_metrics import CacheActivity, CacheMetrics, LiveCacheMetrics
 from acgsperf.compat._l1 import CacheEntry, L1View
-from acgsperf.compat._plain_redis import WRITTEN, PlainRedis, close_client
-from acgsperf.compat._singleton import OnePerProcess
+from acgsperf.compat._maybe_await import maybe_await
+from acgsperf.compat._plain_redis import MAX_WRITTEN, PlainRedis, close_client
+from acgsperf.compat._singleton import ProcessSingleton
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
 from acgsperf.dispatch import LRUCache
 
@@ -66,29 +64,24 @@ _TTL_S: Final = {
     "audit": 600,
 }
 _HOUR_S: Final = 3600.0
-_CANDIDATES: Final = 10_000
-_CONNECT_S: Final = 2.0
+_MAX_CANDIDATES: Final = 10_000
+_CONNECT_TIMEOUT_S: Final = 2.0
 
 _log = logging.getLogger(__name__)
 
 
-@memoised
-def _hit_s() -> float:
-    entries: LRUCache[str, int] = LRUCache(1)
-    entries["key"] = 1
-    return seconds_per_call(entries.__getitem__, "key")
-
-
 class UltraFastMultiTierCache:
-    """L1 in memory, an exact LRU with a TTL for each entry, before an L2 in Redis.
+    """A cache with an L1 in memory (an exact LRU with a TTL per entry) and an L2 in Redis.
+
+    Call `initialize` before use, and `close` afterwards.
 
     Args:
-        redis_url: where L2 is.
-        l1_max_size: entries of L1 at most, 1 to 2**30; may be set, and counts from the next store on.
-        constitutional_validator: kept under that name; one of its own when None.
+        redis_url: the Redis server of L2.
+        l1_max_size: the most entries of L1, 1 to 2**30. A new value takes effect at the next store.
+        constitutional_validator: available as the attribute of that name; by default, a new validator.
 
     Raises:
-        TypeError, ValueError: for a bad `l1_max_size`.
+        TypeError, ValueError: if `l1_max_size` is not usable.
     """
 
     def __init__(
@@ -106,19 +99,17 @@ class UltraFastMultiTierCache:
         self._accesses = AccessLog(self._l1)
         self._unstamped = self._accesses.unstamped
         self.l1_cache = L1View(self._l1, self._store_in_l1, self._accesses.stamp)
-        # The times of the last hits in L2, of keys that are not in L1.
-        self.promotion_candidates: LRUCache[str, deque[float]] = LRUCache(_CANDIDATES, _HOUR_S)
-        self._written: LRUCache[str, None] = LRUCache(WRITTEN)
+        # Key -> the times of its latest L2 hits, for keys that are not in L1.
+        self.promotion_candidates: LRUCache[str, deque[float]] = LRUCache(_MAX_CANDIDATES, _HOUR_S)
+        self._written: LRUCache[str, None] = LRUCache(MAX_WRITTEN)
         self._ordering = Ordering()
-        # Lookups in L1 that were not part of a `get`, and the time that `get` spent behind L1.
-        self._helper_lookups = 0
-        self._behind_s = 0.0
-        self._metrics = LiveCacheMetrics(self)
+        self._activity = CacheActivity(self._l1)
+        self._metrics = LiveCacheMetrics(self._activity)
         self.redis_client = None
 
     @property
     def redis_client(self) -> Any:
-        """The client, None without Redis; may be set."""
+        """The Redis client; None without Redis. You may set it."""
         return self._l2.client
 
     @redis_client.setter
@@ -127,7 +118,7 @@ class UltraFastMultiTierCache:
 
     @property
     def metrics(self) -> CacheMetrics:
-        """The counters, which may be set; so may all at once, from another `CacheMetrics`."""
+        """The counters. You may set each of them, or all of them from another `CacheMetrics`."""
         return self._metrics
 
     @metrics.setter
@@ -137,20 +128,20 @@ class UltraFastMultiTierCache:
 
     @property
     def access_patterns(self) -> dict[str, list[float]]:
-        """The times at which each key was accessed lately; bounded as `AccessLog` says."""
+        """Key -> the times of its latest accesses; `AccessLog` describes the bounds."""
         return self._accesses.stamp()
 
     async def initialize(self) -> None:
-        """Connect to Redis, or go on without one, and store the constitutional entry."""
+        """Connect to Redis, and store the constitutional entry. If Redis is not reachable, the cache uses L1 only."""
         client = None
         try:
-            # RESP2, in which a reply is the answer to the command before it, always; no retries behind our back.
-            client = await settled(redis.from_url(self.redis_url, protocol=2, retry=Retry(NoBackoff(), 0)))
-            async with asyncio.timeout(_CONNECT_S):
-                await settled(client.ping())
+            # RESP2 has no push messages, so a reply always belongs to its command. Retries would delay a miss.
+            client = await maybe_await(redis.from_url(self.redis_url, protocol=2, retry=Retry(NoBackoff(), 0)))
+            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
+                await maybe_await(client.ping())
         except Exception as error:
             where, why = masked(str(self.redis_url)), type(error).__name__
-            _log.warning("no Redis at %s for the cache, which goes on in memory alone: %s", where, why)
+            _log.warning("cache: Redis at %s is not reachable; the cache uses L1 only: %s", where, why)
             if client is not None:
                 await close_client(client)
             client = None
@@ -160,7 +151,7 @@ class UltraFastMultiTierCache:
         await self.set(f"constitutional_hash:{CONSTITUTIONAL_HASH}", True, data_type="constitutional")
 
     async def get(self, key: str, data_type: str = "default") -> Any:
-        """The value of a key, None when no tier has it."""
+        """Return the value of a key; None if no tier has it."""
         try:
             entry = self._l1[key]
         except KeyError:
@@ -168,9 +159,9 @@ class UltraFastMultiTierCache:
         else:
             self._unstamped.append(key)
             return entry.value
-        return await self._get_behind_l1(key, data_type)
+        return await self._get_after_l1_miss(key, data_type)
 
-    async def _get_behind_l1(self, key: str, data_type: str) -> Any:
+    async def _get_after_l1_miss(self, key: str, data_type: str) -> Any:
         started = time.perf_counter()
         began_at = self._ordering.latest
         try:
@@ -183,24 +174,27 @@ class UltraFastMultiTierCache:
                 await self._consider_promotion(key, value, data_type)
             return value
         finally:
-            self._behind_s += time.perf_counter() - started
+            self._activity.l1_miss_s += time.perf_counter() - started
 
     async def set(self, key: str, value: Any, ttl: float | None = None, data_type: str = "default") -> bool:
         """Store a value in every tier.
 
         Args:
-            key: as it is in Redis.
-            value: what JSON can write goes to L2, anything to L1.
-            ttl: seconds; that of the data type when None. What has none left is removed instead.
-            data_type: says for how long, as a rule.
+            key: used in Redis without a prefix.
+            value: L1 stores any object; Redis stores values that JSON can encode.
+            ttl: seconds. By default, the TTL of the data type. With 0 or less, the key is deleted.
+            data_type: selects the default TTL.
 
         Returns:
-            True: L1 takes everything, and a Redis that does not is logged.
+            Always True, because L1 stores every value. A failure of Redis is logged.
+
+        Raises:
+            ValueError: if `ttl` is NaN.
         """
         if ttl is None:
             ttl = self._get_optimal_ttl(data_type)
         if math.isnan(ttl):
-            raise ValueError(f"ttl must be a number of seconds, not {ttl!r}")
+            raise ValueError(f"ttl must be a number of seconds, got {ttl!r}")
         if ttl <= 0:
             await self.delete(key)
             return True
@@ -211,7 +205,11 @@ class UltraFastMultiTierCache:
         return True
 
     async def delete(self, key: str) -> bool:
-        """Remove a key from every tier; whether one of them had it, and none may have it still."""
+        """Remove a key from every tier.
+
+        Returns:
+            Whether a tier had the key. False if Redis did not answer, because it may still have the key.
+        """
         with self._ordering.writing([key]):
             self.promotion_candidates.pop(key, None)
             held = self._l1.pop(key, None) is not None
@@ -219,10 +217,12 @@ class UltraFastMultiTierCache:
         return removed is not None and (removed or held)
 
     async def clear_all(self) -> bool:
-        """Empty L1, and remove from Redis what this cache has put there, of which it knows the last 250,000 keys.
+        """Empty L1, and remove the keys that this cache stored in Redis. Keys of other users of Redis stay.
+
+        The cache remembers the last 250,000 keys that it stored; older ones stay in Redis until they expire.
 
         Returns:
-            Whether Redis did so, or there is none.
+            False if Redis did not answer.
         """
         with self._ordering.clearing():
             self._l1.clear()
@@ -231,7 +231,7 @@ class UltraFastMultiTierCache:
             return await self._l2.clear()
 
     async def close(self) -> None:
-        """Close the client and forget L1. Where this is the cache of the process, it is so no longer."""
+        """Close the Redis client and empty L1. `get_ultra_fast_cache` then creates a new cache."""
         _cache.forget(self)
         client, self.redis_client = self.redis_client, None
         self._l1.clear()
@@ -251,7 +251,7 @@ class UltraFastMultiTierCache:
             self._l1.set(key, entry, ttl)
 
     def _get_from_l1(self, key: str) -> Any:
-        self._helper_lookups += 1
+        self._activity.other_lookups += 1
         entry = self._l1.get(key)
         if entry is None:
             return None
@@ -283,9 +283,9 @@ class UltraFastMultiTierCache:
 
     async def _promote(self, key: str, value: Any, data_type: str, times: deque[float]) -> bool:
         began_at = self._ordering.latest
-        # L1 keeps it no longer than Redis does.
+        # L1 must not keep the value longer than Redis.
         ttl = min(self._get_optimal_ttl(data_type), await self._l2.expires_in(key))
-        # A key that was written or deleted meanwhile is no candidate any more, and its value is old.
+        # A write or delete meanwhile removed the key from the candidates, and this value is outdated.
         if (
             not self._ordering.stands(began_at, key)
             or self.promotion_candidates.pop(key, None) is not times
@@ -304,15 +304,8 @@ class UltraFastMultiTierCache:
         times.append(time.time())
         self.promotion_candidates.set(key, times)
 
-    def _gets(self) -> int:
-        looked_up = self._l1.stats()
-        return looked_up.hits + looked_up.misses - self._helper_lookups
-
-    def _access_s(self) -> float:
-        return self._behind_s + self._l1.stats().hits * _hit_s()
-
     def get_performance_metrics(self) -> dict[str, Any]:
-        """Rates, counters and sizes."""
+        """Return rates, counters and sizes."""
         metrics = self._metrics
         hit_rate, access_ms = metrics.get_overall_hit_rate(), metrics.get_avg_access_time_ms()
         return {
@@ -343,10 +336,10 @@ class UltraFastMultiTierCache:
         }
 
     async def optimize_performance(self) -> dict[str, Any]:
-        """Remove expired entries from L1, and put what is asked for often into it if L2 has it.
+        """Remove expired entries from L1, and promote frequent entries from L2 to L1.
 
-        Frequent is what was accessed `promotion_threshold` times within the last hour. Without `prediction_enabled`
-        nothing is put into L1.
+        An entry is frequent if it was accessed `promotion_threshold` times within the last hour. If
+        `prediction_enabled` is False, nothing is promoted.
         """
         applied, recommendations = [], []
         if removed := self._l1.expire():
@@ -356,7 +349,7 @@ class UltraFastMultiTierCache:
         if self._metrics.evictions and len(self._l1) >= self._l1.maxsize:
             recommendations.append("raise l1_max_size: L1 is full and evicts")
         if self.redis_client is None:
-            recommendations.append("start Redis, and call initialize: L1 stands alone")
+            recommendations.append("start Redis and call initialize: the cache uses L1 only")
         return {
             "optimizations_applied": applied,
             "recommendations": recommendations,
@@ -375,7 +368,7 @@ class UltraFastMultiTierCache:
             if key not in self._l1 and sum(at >= since for at in times) >= threshold
         ]
         promoted = 0
-        # The most recent ones, and no more than L1 has room for: promotion must not evict what is in use.
+        # The most recently accessed ones, and only as many as fit: promotion must not evict other entries.
         for key in frequent[::-1][: max(0, self._l1.maxsize - len(self._l1))]:
             times = deque([time.time()])
             self.promotion_candidates.set(key, times)
@@ -386,7 +379,7 @@ class UltraFastMultiTierCache:
         return promoted
 
     async def health_check(self) -> dict[str, Any]:
-        """Whether the tiers answer. L1, in this very process, always does, and serves without L2."""
+        """Return the health of the tiers. Without Redis the cache is healthy, because L1 serves."""
         return {
             "healthy": True,
             "l1_healthy": True,
@@ -403,15 +396,15 @@ def _rate(hits: int, misses: int) -> float:
 
 
 async def get_ultra_fast_cache() -> UltraFastMultiTierCache:
-    """The cache of this process, initialised; its Redis is the one that `REDIS_URL` names, if it names one."""
+    """Return the initialised cache of this process. Its Redis is `REDIS_URL`, by default the former URL."""
     return await _cache.get()
 
 
 async def create_ultra_fast_cache(redis_url: str = _DEFAULT_URL, l1_max_size: int = 100000) -> UltraFastMultiTierCache:
-    """A cache of one's own, initialised."""
+    """Create and initialise a cache."""
     cache = UltraFastMultiTierCache(redis_url, l1_max_size)
     await cache.initialize()
     return cache
 
 
-_cache: Final = OnePerProcess(lambda: create_ultra_fast_cache(os.environ.get("REDIS_URL") or _DEFAULT_URL))
+_cache: Final = ProcessSingleton(lambda: create_ultra_fast_cache(os.environ.get("REDIS_URL") or _DEFAULT_URL))

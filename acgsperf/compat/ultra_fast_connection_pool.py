@@ -1,26 +1,27 @@
-"""What `services.shared.database.ultra_fast_connection_pool` offered, on asyncpg's pool.
+"""The surface of `services.shared.database.ultra_fast_connection_pool`, on asyncpg's pool.
 
-Not on `acgsperf.ConnectionPool`: callers put a pool of asyncpg's, or a stand-in for one, in the place of `pool`, and
-replace `asyncpg.create_pool` here. So asyncpg makes, keeps and lends the connections; what is added is a deadline for
-every wait, a `LatencyHistogram` of the waits, and the counters. Nothing is set in anybody's session. A service that
-is free to change takes `acgsperf.PoolManager`, which recovers by itself, queues fairly and finds leaks.
+It does not use `acgsperf.ConnectionPool`, because callers replace the attribute `pool` by an asyncpg pool or a mock,
+and patch `asyncpg.create_pool` in this module. asyncpg opens, keeps and lends the connections. This module adds a
+deadline to every wait, a `LatencyHistogram` of the waits, and the counters. It changes no session settings.
+
+Use `acgsperf.PoolManager` in new code: it recovers by itself, serves waiters in order, and finds leaks.
 """
 
 import asyncio
-import inspect
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import asyncpg
 from asyncpg import InterfaceError, Pool
 
 from acgsperf._native.types import CONSTITUTIONAL_HASH
-from acgsperf.compat._awaiting import settled
+from acgsperf.compat._asyncpg_pool import is_exhausted, open_connections, ping, pool_size, release
 from acgsperf.compat._counters import percentiles_ms
-from acgsperf.compat._singleton import OnePerProcess
+from acgsperf.compat._maybe_await import maybe_await
+from acgsperf.compat._pool_metrics import ConnectionMetrics
+from acgsperf.compat._singleton import ProcessSingleton
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
 from acgsperf.dispatch import LatencyHistogram
 
@@ -44,44 +45,20 @@ POOL_PERFORMANCE_TARGETS: Final[dict[str, float]] = {
 }
 
 _ACQUISITION_TIMEOUT_S: Final = 5.0
-_HEALTH_TIMEOUT_S: Final = 5.0
-_RELEASE_TIMEOUT_S: Final = 5.0
+_CLOSE_TIMEOUT_S: Final = 10.0
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass
-class ConnectionMetrics:
-    """What a pool counted; times are in seconds, of the acquisitions that succeeded."""
-
-    total_acquisitions: int = 0
-    successful_acquisitions: int = 0
-    failed_acquisitions: int = 0
-    total_acquisition_time: float = 0.0
-    peak_connections: int = 0
-    current_connections: int = 0
-    health_check_failures: int = 0
-    connection_recycling_count: int = 0
-
-    def get_avg_acquisition_time_ms(self) -> float:
-        """The average wait for a connection in milliseconds; 0.0 when there was none."""
-        count = self.successful_acquisitions
-        return self.total_acquisition_time / count * 1e3 if count else 0.0
-
-    def get_success_rate(self) -> float:
-        """Successful acquisitions / all, between 0 and 1; 1.0 when there was none."""
-        return self.successful_acquisitions / self.total_acquisitions if self.total_acquisitions else 1.0
-
-
 class UltraFastConnectionPool:
-    """A pool of asyncpg's under a name, with a deadline of `acquisition_timeout_s` for every wait.
+    """An asyncpg pool with a name, counters, and a deadline for every wait (`acquisition_timeout_s`, 5 s).
 
     Args:
-        pool_name: for messages.
-        dsn: of the PostgreSQL.
-        min_size: connections that are opened at the start.
-        max_size: connections at most.
-        constitutional_validator: has `validate_hash`; one of its own when None.
+        pool_name: used in messages.
+        dsn: the PostgreSQL server.
+        min_size: connections that `initialize` opens.
+        max_size: the most connections.
+        constitutional_validator: an object with `validate_hash`; by default, a new validator.
     """
 
     def __init__(
@@ -106,15 +83,15 @@ class UltraFastConnectionPool:
         self.connection_cache: dict[str, Any] = {}
         self.acquisition_timeout_s = _ACQUISITION_TIMEOUT_S
         self._waits = LatencyHistogram()
-        self._lent: set[int] = set()
+        self._in_use: set[int] = set()
         self._initializing = asyncio.Lock()
 
     async def initialize(self) -> None:
-        """Open `min_size` connections; nothing, when that was done before.
+        """Open `min_size` connections. Does nothing if the pool is already initialized.
 
         Raises:
-            RuntimeError: when the validator refuses the constitutional hash.
-            Exception: whatever kept asyncpg from connecting; the pool is unhealthy then.
+            RuntimeError: if the validator refuses the constitutional hash.
+            Exception: whatever asyncpg raises if it cannot connect. The pool is then unhealthy.
         """
         async with self._initializing:
             if not self.is_initialized:
@@ -122,12 +99,12 @@ class UltraFastConnectionPool:
 
     async def _initialize(self) -> None:
         try:
-            if not await settled(self.constitutional_validator.validate_hash(self.constitutional_hash)):
+            if not await maybe_await(self.constitutional_validator.validate_hash(self.constitutional_hash)):
                 raise RuntimeError(
                     f"Constitutional compliance violation: {self.constitutional_hash} was refused "
                     f"for pool '{self.pool_name}'"
                 )
-            self.pool = await settled(
+            self.pool = await maybe_await(
                 asyncpg.create_pool(
                     self.dsn,
                     min_size=self.min_size,
@@ -138,16 +115,16 @@ class UltraFastConnectionPool:
         except BaseException:
             self.is_healthy = False
             raise
-        self._lent.clear()
+        self._in_use.clear()
         self.metrics.current_connections = 0
         self.is_initialized = self.is_healthy = True
 
     async def acquire_connection(self) -> Any:
-        """A connection, to be given back by `release_connection`.
+        """Acquire a connection. Return it with `release_connection`, in a `finally` block.
 
         Raises:
-            RuntimeError: when the pool is not initialized or is unhealthy, or no connection came in time.
-            Exception: what asyncpg raises when it cannot connect.
+            RuntimeError: if the pool is not initialized or is unhealthy, or no connection became free in time.
+            Exception: whatever asyncpg raises if it cannot connect.
         """
         if self.pool is None or not self.is_initialized:
             raise RuntimeError(f"Pool '{self.pool_name}' is not initialized")
@@ -158,7 +135,7 @@ class UltraFastConnectionPool:
         started = time.perf_counter_ns()
         try:
             async with asyncio.timeout(self.acquisition_timeout_s):
-                connection = await settled(self.pool.acquire())
+                connection = await maybe_await(self.pool.acquire())
         except TimeoutError:
             metrics.failed_acquisitions += 1
             raise RuntimeError(f"Connection acquisition timeout for pool '{self.pool_name}'") from None
@@ -169,45 +146,48 @@ class UltraFastConnectionPool:
         self._waits.record(took_ns)
         metrics.successful_acquisitions += 1
         metrics.total_acquisition_time += took_ns / 1e9
-        self._lent.add(id(connection))
+        self._in_use.add(id(connection))
         metrics.current_connections += 1
         metrics.peak_connections = max(metrics.peak_connections, metrics.current_connections)
         return connection
 
     async def release_connection(self, connection: Any) -> None:
-        """Give a connection back. One whose session is not reset within 5 s is closed, and counted as recycled.
+        """Return a connection to the pool.
+
+        If its session is not reset within 5 s, the connection is closed and counted as recycled.
 
         Raises:
-            asyncpg.InterfaceError: for a connection of another pool.
+            asyncpg.InterfaceError: if the connection belongs to another pool.
         """
         if self.pool is None or connection is None:
             return
-        # Before asyncpg hands it to the next; a second time it is not given back.
-        if id(connection) in self._lent:
-            self._lent.remove(id(connection))
+        # Counted before asyncpg lends the connection to the next borrower. A second release does not count.
+        if id(connection) in self._in_use:
+            self._in_use.remove(id(connection))
             self.metrics.current_connections = max(0, self.metrics.current_connections - 1)
         try:
-            await self._give_back(connection)
+            await release(self.pool, connection)
         except InterfaceError:
             raise
         except Exception as error:
-            self._recycle(type(error).__name__)
-
-    def _recycle(self, why: str) -> None:
-        self.metrics.connection_recycling_count += 1
-        _log.warning("pool %r let go of a connection: %s", self.pool_name, why)
+            self.metrics.connection_recycling_count += 1
+            why = type(error).__name__
+            _log.warning("pool %r: connection could not be released and was closed: %s", self.pool_name, why)
 
     async def health_check(self) -> dict[str, Any]:
-        """Ask the server, and believe it: a pool that was unhealthy serves again when it answers.
+        """Run `SELECT 1` on the server, and set `is_healthy` by the outcome.
 
-        With every connection lent nobody can be asked, and the pool is as healthy as it was.
+        An unhealthy pool serves again after a successful check. If every connection is in use, no check is possible,
+        and `is_healthy` does not change.
         """
         if self.pool is None:
             return self._health(False, {"error": "Pool not initialized"})
         started = time.perf_counter()
-        if not self._is_all_lent():
+        if not self._is_exhausted():
             try:
-                await self._ask_server()
+                # No connection in time says nothing about the server if borrowers hold all of them.
+                if not await ping(self.pool) and not self._is_exhausted():
+                    raise TimeoutError
             except Exception as error:
                 self.is_healthy = False
                 self.metrics.health_check_failures += 1
@@ -224,33 +204,8 @@ class UltraFastConnectionPool:
             },
         )
 
-    async def _ask_server(self) -> None:
-        try:
-            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
-                connection = await settled(self.pool.acquire())
-        except TimeoutError:
-            # To wait for borrowers is no verdict on the server.
-            if self._is_all_lent():
-                return
-            raise
-        try:
-            async with asyncio.timeout(_HEALTH_TIMEOUT_S):
-                await settled(connection.fetchval("SELECT 1"))
-        finally:
-            await self._give_back(connection)
-
-    async def _give_back(self, connection: Any) -> None:
-        try:
-            async with asyncio.timeout(_RELEASE_TIMEOUT_S):
-                await settled(self.pool.release(connection))
-        except TimeoutError:
-            await settled(connection.terminate())
-            raise
-
-    def _is_all_lent(self) -> bool:
-        if isinstance(self.pool, Pool):
-            return self.pool.get_idle_size() == 0 and self.pool.get_size() >= self.pool.get_max_size()
-        return self.metrics.current_connections >= self.max_size
+    def _is_exhausted(self) -> bool:
+        return is_exhausted(self.pool, self.metrics.current_connections, self.max_size)
 
     def _health(self, healthy: bool, details: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -263,14 +218,10 @@ class UltraFastConnectionPool:
         }
 
     def _size(self) -> int:
-        size = self.pool.get_size() if self.pool is not None else 0
-        if inspect.iscoroutine(size):
-            # An AsyncMock in the place of the pool makes everything awaitable; this is not.
-            size.close()
-        return size if isinstance(size, int) else self.metrics.current_connections
+        return pool_size(self.pool, self.metrics.current_connections)
 
     def get_performance_metrics(self) -> dict[str, Any]:
-        """Counters and sizes; `acquisition_percentiles` are those of the successful waits."""
+        """Return counters and sizes; `acquisition_percentiles` are those of successful acquisitions."""
         metrics, waits = self.metrics, self._waits.snapshot()
         average_ms, size = metrics.get_avg_acquisition_time_ms(), self._size()
         return {
@@ -298,16 +249,16 @@ class UltraFastConnectionPool:
         }
 
     async def optimize_performance(self) -> dict[str, Any]:
-        """Open what is missing to `min_size`; recommend what only the owner of the pool should change."""
+        """Open connections up to `min_size`, and recommend changes that only the owner of the pool should make."""
         applied, recommendations = [], []
         if opened := await self._pre_warm_connections():
             applied.append(f"opened {opened} connections")
         if self.metrics.peak_connections > self.max_size * POOL_PERFORMANCE_TARGETS["pool_utilization_target"]:
             recommendations.append(f"raise max_size: {self.metrics.peak_connections} of {self.max_size} were in use")
         if self.metrics.get_avg_acquisition_time_ms() > POOL_PERFORMANCE_TARGETS["connection_acquisition_ms"]:
-            recommendations.append("raise min_size, or hold connections for a shorter time: callers wait")
+            recommendations.append("raise min_size or release connections earlier: callers wait for connections")
         if not self.is_healthy:
-            recommendations.append("look after the server: the pool is unhealthy")
+            recommendations.append("check the server: the pool is unhealthy")
         return {
             "optimizations_applied": applied,
             "recommendations": recommendations,
@@ -316,43 +267,40 @@ class UltraFastConnectionPool:
         }
 
     async def _pre_warm_connections(self) -> int:
-        """Hold as many connections at once as there should be, for asyncpg opens one only when it is needed."""
+        """Open connections up to `min_size`, and return how many were opened."""
         missing = self.min_size - self._size() if self.is_initialized else 0
         if missing <= 0 or self.metrics.current_connections or not isinstance(self.pool, Pool):
             return 0
-        before, lent = self._size(), []
+        before = self._size()
         try:
-            async with asyncio.timeout(self.acquisition_timeout_s):
-                for _ in range(self.min_size):
-                    lent.append(await self.pool.acquire())  # noqa: PERF401 - a time-out must find what there is
+            await open_connections(self.pool, self.min_size, self.acquisition_timeout_s)
         except Exception as error:
-            _log.warning("pool %r cannot open connections: %s", self.pool_name, type(error).__name__)
-        finally:
-            for connection in lent:
-                await self.pool.release(connection)
+            why = type(error).__name__
+            _log.warning("pool %r: cannot open %d connections: %s", self.pool_name, self.min_size, why)
         return self._size() - before
 
     async def close(self) -> None:
-        """Close every connection, when its borrower has given it back or 10 s are over."""
+        """Close all connections. Waits up to 10 s for borrowers, then terminates their connections."""
         pool = self.pool
         self.is_initialized = False
         if pool is None:
             return
         try:
-            async with asyncio.timeout(10):
-                await settled(pool.close())
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await maybe_await(pool.close())
         except Exception as error:
-            _log.warning("pool %r did not close, and is terminated: %s", self.pool_name, type(error).__name__)
-            await settled(pool.terminate())
+            why = type(error).__name__
+            _log.warning("pool %r: did not close gracefully; terminating its connections: %s", self.pool_name, why)
+            await maybe_await(pool.terminate())
         finally:
-            # Until here borrowers could give back what they had.
+            # Not earlier, because borrowers release their connections while the pool closes.
             self.pool = None
-            self._lent.clear()
+            self._in_use.clear()
             self.metrics.current_connections = 0
 
 
 class UltraFastConnectionPoolManager:
-    """Several pools under names, whose health is asked for every 30 s from the first one on."""
+    """Holds pools by name, and checks their health every 30 s once there is a pool."""
 
     def __init__(self) -> None:
         self.pools: dict[str, UltraFastConnectionPool] = {}
@@ -363,11 +311,11 @@ class UltraFastConnectionPoolManager:
     async def create_pool(
         self, name: str, dsn: str, min_size: int = 20, max_size: int = 100
     ) -> UltraFastConnectionPool:
-        """Open a pool under a name.
+        """Open a pool, and register it under a name.
 
         Raises:
-            ValueError: when the name is taken.
-            RuntimeError, Exception: as `UltraFastConnectionPool.initialize`; the name is free again.
+            ValueError: if there is a pool with this name.
+            RuntimeError, Exception: as `UltraFastConnectionPool.initialize`. The name is then not registered.
         """
         if name in self.pools or name in self._opening:
             raise ValueError(f"Pool '{name}' already exists")
@@ -383,17 +331,17 @@ class UltraFastConnectionPoolManager:
         return pool
 
     async def get_pool(self, name: str) -> UltraFastConnectionPool:
-        """The pool of a name.
+        """Return the pool with this name.
 
         Raises:
-            ValueError: when there is none.
+            ValueError: if there is none.
         """
         if name not in self.pools:
             raise ValueError(f"Pool '{name}' not found")
         return self.pools[name]
 
     async def health_check_all(self) -> dict[str, Any]:
-        """The health of every pool, all asked at once."""
+        """Check all pools concurrently, and return their health."""
         pools = dict(self.pools)
         answers = await asyncio.gather(*(pool.health_check() for pool in pools.values()))
         healthy = sum(bool(answer["healthy"]) for answer in answers)
@@ -407,7 +355,7 @@ class UltraFastConnectionPoolManager:
         }
 
     async def optimize_all_pools(self) -> dict[str, Any]:
-        """Optimize every pool, one after the other."""
+        """Optimize all pools, one after the other."""
         results = {name: await pool.optimize_performance() for name, pool in list(self.pools.items())}
         return {
             "pool_optimizations": results,
@@ -417,7 +365,7 @@ class UltraFastConnectionPoolManager:
         }
 
     async def close_all(self) -> None:
-        """Stop watching, and close all pools at once."""
+        """Stop the health checks, and close all pools concurrently."""
         task, self._monitoring_task = self._monitoring_task, None
         if task is not None:
             task.cancel()
@@ -427,27 +375,28 @@ class UltraFastConnectionPoolManager:
 
     async def _monitor(self) -> None:
         while True:
-            await asyncio.sleep(POOL_PERFORMANCE_TARGETS["health_check_interval_s"])
+            interval_s = POOL_PERFORMANCE_TARGETS["health_check_interval_s"]
+            await asyncio.sleep(interval_s)
             try:
                 await self.health_check_all()
             except Exception:
-                _log.exception("the health check of the pools failed")
+                _log.exception("pool manager: health check failed; the next one runs in %g s", interval_s)
 
 
 async def _make_manager() -> UltraFastConnectionPoolManager:
     return UltraFastConnectionPoolManager()
 
 
-_manager: Final = OnePerProcess(_make_manager)
+_manager: Final = ProcessSingleton(_make_manager)
 
 
 async def get_pool_manager() -> UltraFastConnectionPoolManager:
-    """The manager of this process."""
+    """Return the pool manager of this process."""
     return await _manager.get()
 
 
 async def create_ultra_fast_pool(
     name: str, dsn: str, min_size: int = 20, max_size: int = 100
 ) -> UltraFastConnectionPool:
-    """A pool of the manager of this process; see `UltraFastConnectionPoolManager.create_pool`."""
+    """Open a pool of the process's manager; see `UltraFastConnectionPoolManager.create_pool`."""
     return await (await get_pool_manager()).create_pool(name, dsn, min_size, max_size)

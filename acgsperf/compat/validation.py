@@ -1,7 +1,7 @@
-"""What `services.shared.constitutional.validation` offered, on `ComplianceValidator`.
+"""The surface of `services.shared.constitutional.validation`, on `ComplianceValidator`.
 
-A valid hash is checked by the compiled core alone: `validate_hash` is its bound method, and the counters are read from
-it when somebody asks. Only what is refused runs Python code, for the set of known bad values.
+`validate_hash` of a validator is the bound method of the compiled core, so a valid hash runs no Python code. The
+counters are read from the core when they are needed. A refused hash runs Python code that records it as known bad.
 """
 
 import os
@@ -44,34 +44,34 @@ PERFORMANCE_TARGETS: Final[dict[str, float]] = {
     "constitutional_compliance": 1.0,
 }
 
-_CONTEXTS: Final = 50_000
+_MAX_CONTEXTS: Final = 50_000
 _CONTEXT_TTL_S: Final = 3600.0
-_KNOWN_BAD: Final = 50_000
-_LONGEST_KEPT: Final = 64
+_MAX_KNOWN_BAD: Final = 50_000
+_MAX_PLAIN_LENGTH: Final = 64
 
 
-class _KnownBad:
-    """Refused strings, the latest 50,000. Of a long one, which a client may send, a digest is kept."""
+class _KnownBadHashes:
+    """The latest 50,000 refused strings. A long string, which a client may send, is stored as a digest."""
 
     def __init__(self) -> None:
-        self.addresses: LRUCache[str, None] = LRUCache(_KNOWN_BAD)
+        self.entries: LRUCache[str, None] = LRUCache(_MAX_KNOWN_BAD)
 
-    def note(self, value: object) -> None:
-        """Remember a string. Whether it was known is counted by the cache itself; what is no string never is."""
+    def add(self, value: object) -> None:
+        """Add a string; other types are ignored. The `LRUCache` counts whether the string was known."""
         if isinstance(value, str):
-            self.addresses.setdefault(_address(value))
+            self.entries.setdefault(_compact(value))
 
     def __len__(self) -> int:
-        return len(self.addresses)
+        return len(self.entries)
 
     def __contains__(self, value: object) -> bool:
-        return isinstance(value, str) and _address(value) in self.addresses
+        return isinstance(value, str) and _compact(value) in self.entries
 
 
-def _address(value: str) -> str:
-    # A subclass of str may lie in __eq__ and __hash__; its characters do not.
+def _compact(value: str) -> str:
+    # A subclass of str may override __eq__ and __hash__; `str.__str__` returns its real characters.
     text = str.__str__(value)
-    return text if len(text) <= _LONGEST_KEPT else xxh3_128_hexdigest(text.encode("utf-8", "surrogatepass"))
+    return text if len(text) <= _MAX_PLAIN_LENGTH else xxh3_128_hexdigest(text.encode("utf-8", "surrogatepass"))
 
 
 @cache
@@ -80,41 +80,41 @@ def _fast_path_s() -> float:
 
 
 class UltraFastConstitutionalValidator:
-    """Checks constitutional hashes, and counts.
+    """Validates constitutional hashes, and counts the validations.
 
-    The counters may be set. `_total_validation_time` is measured for calls off the fast path, and for the others
-    what such a call costs on this machine: a clock would take longer than they do.
+    You may set the counters. `_total_validation_time` is measured for calls off the fast path. For calls on the fast
+    path it is the number of calls times the cost of one, because reading a clock takes longer than such a call.
     """
 
     def __init__(self) -> None:
-        self._known_bad_hashes = _KnownBad()
-        self._gate = ComplianceValidator(CONSTITUTIONAL_HASH, on_reject=self._known_bad_hashes.note)
+        self._known_bad_hashes = _KnownBadHashes()
+        self._gate = ComplianceValidator(CONSTITUTIONAL_HASH, on_reject=self._known_bad_hashes.add)
         self.constitutional_hash = CONSTITUTIONAL_HASH
         self._known_good_hashes = frozenset(self._gate.expected)
-        self._validation_cache: LRUCache[tuple[str, str], bool] = LRUCache(_CONTEXTS, _CONTEXT_TTL_S)
-        # Valid hashes that went another way than the fast path, and how many there were when it was left.
-        self._slow_hits = 0
-        self._left_fast_path_at: int | None = None
+        self._validation_cache: LRUCache[tuple[str, str], bool] = LRUCache(_MAX_CONTEXTS, _CONTEXT_TTL_S)
+        # Valid hashes validated off the fast path, and the number of valid hashes when it was disabled.
+        self._off_path_hits = 0
+        self._disabled_at: int | None = None
         self._fast_path_enabled = True
 
-    # For callers that match a hash themselves.
+    # For callers that match a hash with the pattern.
     _compiled_hash_pattern: Final = re.compile(r"[0-9a-f]{16}\Z")
 
     _validation_count: int = derived(lambda self: self._gate.verdicts.validations)
-    _cache_hits: int = derived(lambda self: self._valid() + self._known_bad_hashes.addresses.stats().hits)
+    _cache_hits: int = derived(lambda self: self._valid() + self._known_bad_hashes.entries.stats().hits)
     _cache_misses: int = derived(
-        lambda self: self._gate.verdicts.validations - self._valid() - self._known_bad_hashes.addresses.stats().hits
+        lambda self: self._gate.verdicts.validations - self._valid() - self._known_bad_hashes.entries.stats().hits
     )
-    _fast_path_hits: int = derived(lambda self: self._valid() - self._slow_path_hits())
+    _fast_path_hits: int = derived(lambda self: self._valid() - self._all_off_path_hits())
     _batch_validations: int = derived(lambda self: self._gate.batches)
     _total_validation_time: float = derived(lambda self: self._validation_s())
 
     def _valid(self) -> int:
         return self._gate.verdicts.valid
 
-    def _slow_path_hits(self) -> int:
-        since = 0 if self._left_fast_path_at is None else self._valid() - self._left_fast_path_at
-        return self._slow_hits + since
+    def _all_off_path_hits(self) -> int:
+        since = 0 if self._disabled_at is None else self._valid() - self._disabled_at
+        return self._off_path_hits + since
 
     def _validation_s(self) -> float:
         timed = self._gate.metrics().latency
@@ -127,11 +127,11 @@ class UltraFastConstitutionalValidator:
     @_fast_path_enabled.setter
     def _fast_path_enabled(self, enabled: bool) -> None:
         if enabled:
-            self._slow_hits, self._left_fast_path_at = self._slow_path_hits(), None
-        elif self._left_fast_path_at is None:
-            self._left_fast_path_at = self._valid()
+            self._off_path_hits, self._disabled_at = self._all_off_path_hits(), None
+        elif self._disabled_at is None:
+            self._disabled_at = self._valid()
         self._gate.fast_path = bool(enabled)
-        # No frame of Python's between a caller and the core, unless somebody put a method of his own in this place.
+        # Callers get the method of the core without a Python frame, unless a subclass or a patch replaced the method.
         if type(self).validate_hash is _VALIDATE_HASH:
             vars(self)["validate_hash"] = self._gate.validate
 
@@ -144,25 +144,25 @@ class UltraFastConstitutionalValidator:
         self._gate.batch = bool(enabled)
 
     def validate_hash(self, value: object, /) -> bool:
-        """Whether this is the constitutional hash; False for anything else, of whatever type."""
+        """Return whether `value` is the constitutional hash; False for any other value of any type."""
         return self._gate.validate(value)
 
     async def async_validate_hash(self, hash_value: object) -> bool:
-        """`validate_hash`, for callers that await; it never waits."""
+        """Like `validate_hash`, for callers that await. It never blocks."""
         return self.validate_hash(hash_value)
 
     async def batch_validate_hashes(self, hash_values: Iterable[object]) -> list[bool]:
-        """`validate_hash` for each item; more than one are one batch, while batch processing is on."""
+        """Like `validate_hash`, for each item. With batch processing, more than one item count as one batch."""
         values = list(hash_values)
-        # A method of somebody's own in the place of `validate_hash` has the last word.
+        # A method that replaced `validate_hash` must be called for each item.
         if len(values) > 1 and self._batch_processing_enabled and type(self).validate_hash is _VALIDATE_HASH:
             return self._gate.validate_many(values)
         return [self.validate_hash(value) for value in values]
 
     def validate_with_context(self, hash_value: object, context: dict[str, Any]) -> dict[str, Any]:
-        """`valid`, `cached` and the `context` itself; remembered for an hour by hash and context.
+        """Return `valid`, `cached` and the `context` itself. The result is cached for an hour by hash and context.
 
-        A context that is not JSON-like is answered, and not remembered.
+        With a context that is not JSON-like, the result is not cached.
         """
         valid = self.validate_hash(hash_value)
         key = _context_key(hash_value, context)
@@ -172,7 +172,7 @@ class UltraFastConstitutionalValidator:
         return {"valid": valid, "cached": cached, "context": context}
 
     def validate_environment(self) -> dict[str, Any]:
-        """Whether `CONSTITUTIONAL_HASH` is set to the hash, and how validation does."""
+        """Return whether the variable `CONSTITUTIONAL_HASH` holds the hash, and the validation metrics."""
         started = time.perf_counter()
         hash_value = os.environ.get(HASH_VARIABLE, "")
         is_testing = os.environ.get("TESTING", "").strip().lower() in {"1", "true", "yes", "on"}
@@ -197,7 +197,7 @@ class UltraFastConstitutionalValidator:
         }
 
     def get_performance_summary(self) -> dict[str, Any]:
-        """The counters, and which targets they meet."""
+        """Return the counters, and which targets they meet."""
         return {
             "cache_hit_rate": self._hit_rate(),
             "avg_latency_ms": self._average_ms(),
@@ -209,7 +209,7 @@ class UltraFastConstitutionalValidator:
         }
 
     def get_detailed_metrics(self) -> dict[str, Any]:
-        """Counters, sizes and switches; `latency_percentiles` are those of the calls off the fast path."""
+        """Return counters, sizes and switches. `latency_percentiles` are those of calls off the fast path."""
         validations = self._validation_count
         latency = self._gate.metrics().latency
         return {
@@ -239,28 +239,28 @@ class UltraFastConstitutionalValidator:
         }
 
     def reset_metrics(self) -> None:
-        """Set the counters to zero and forget the contexts; what is known to be bad stays known."""
+        """Set the counters to zero, and empty the context cache. Known bad hashes stay known."""
         self._gate.reset_metrics()
-        self._known_bad_hashes.addresses.reset_stats()
+        self._known_bad_hashes.entries.reset_stats()
         self._validation_cache.clear()
-        self._slow_hits = 0
-        if self._left_fast_path_at is not None:
-            self._left_fast_path_at = 0
+        self._off_path_hits = 0
+        if self._disabled_at is not None:
+            self._disabled_at = 0
         self._validation_count = self._cache_hits = self._cache_misses = 0
         self._fast_path_hits = self._batch_validations = 0
         self._total_validation_time = 0.0
 
     def optimize_performance(self) -> dict[str, Any]:
-        """Forget contexts that have expired; recommend what only their owner should change."""
+        """Remove expired contexts, and recommend changes that only the owner of the validator should make."""
         before = len(self._validation_cache)
         removed = self._validation_cache.expire()
         recommendations = []
         if not self._fast_path_enabled:
-            recommendations.append("enable the fast path: every call is timed, at several times its cost")
+            recommendations.append("enable the fast path: without it, timing makes every call several times slower")
         if not self._batch_processing_enabled:
-            recommendations.append("enable batch processing: a batch is validated call by call")
+            recommendations.append("enable batch processing: without it, a batch is validated call by call")
         if self._validation_count and self._hit_rate() < PERFORMANCE_TARGETS["min_cache_hit_rate"]:
-            recommendations.append("find out who sends so many different hashes that are refused")
+            recommendations.append("find the client that sends many different bad hashes")
         return {
             "optimizations_applied": [f"removed {removed} expired of {before} contexts"] if removed else [],
             "recommendations": recommendations,
@@ -277,7 +277,7 @@ class UltraFastConstitutionalValidator:
         return self._total_validation_time / count * 1e3 if count else 0.0
 
     def _meets_p99(self) -> bool:
-        # The percentile of what was timed; the average too, for it may have been set.
+        # The average counts too, because callers may set the counters it comes from.
         latency_ms = max(self._gate.metrics().latency.p99 / 1e6, self._average_ms())
         return latency_ms <= PERFORMANCE_TARGETS["p99_latency_ms"]
 
@@ -298,7 +298,7 @@ def _context_key(hash_value: object, context: object) -> tuple[str, str] | None:
     if not isinstance(hash_value, str):
         return None
     try:
-        return _address(hash_value), fingerprint(context)
+        return _compact(hash_value), fingerprint(context)
     except (TypeError, ValueError):
         return None
 
@@ -307,17 +307,17 @@ _validator = UltraFastConstitutionalValidator()
 
 
 def get_constitutional_validator() -> UltraFastConstitutionalValidator:
-    """The validator of this module, which the functions below use."""
+    """Return the validator that the functions of this module use."""
     return _validator
 
 
 def validate_constitutional_hash(hash_value: object) -> bool:
-    """Whether this is the constitutional hash."""
+    """Return whether `hash_value` is the constitutional hash."""
     return _validator.validate_hash(hash_value)
 
 
 async def async_validate_constitutional_hash(hash_value: object) -> bool:
-    """`validate_constitutional_hash`, for callers that await."""
+    """Like `validate_constitutional_hash`, for callers that await."""
     return await _validator.async_validate_hash(hash_value)
 
 
@@ -332,10 +332,10 @@ def get_performance_metrics() -> dict[str, Any]:
 
 
 def ensure_constitutional_compliance() -> bool:
-    """True when the environment holds the constitutional hash.
+    """Return True if the environment variable `CONSTITUTIONAL_HASH` holds the constitutional hash.
 
     Raises:
-        RuntimeError: names the expected and the found hash.
+        RuntimeError: if it does not; the message names the expected and the found hash.
     """
     environment = _validator.validate_environment()
     if not environment["constitutional_compliance"]:
@@ -347,5 +347,5 @@ def ensure_constitutional_compliance() -> bool:
 
 
 def create_constitutional_headers() -> dict[str, str]:
-    """The headers that tell a client what was verified."""
+    """Return the response headers that tell a client what was verified."""
     return _validator._gate.response_headers()

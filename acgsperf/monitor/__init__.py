@@ -1,4 +1,4 @@
-"""Monitoring: readings in, alerts with hysteresis and forecasts out."""
+"""Monitoring: takes readings, and raises alerts and forecasts with hysteresis."""
 
 from acgsperf.monitor.alerts import Alert, AlertKind, AlertState
 from acgsperf.monitor.monitor import Monitor, Reading, Targets

@@ -1,31 +1,31 @@
-"""Alerts, and the hysteresis that keeps them from flapping."""
+"""Alerts, and the hysteresis that keeps an alert from flapping between raised and cleared."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-_MOST_DOUBLINGS: Final = 5
-# So many times `clear_after` an alert has to stay clear until one doubling is taken back.
-_CALM: Final = 16
+_MAX_DOUBLINGS: Final = 5
+# After this many times `clear_after` intervals without an alert, one doubling is taken back.
+_QUIET_FACTOR: Final = 16
 
 
 class AlertKind(StrEnum):
     """What an alert is about."""
 
     RESPONSE_TIME = "response_time"
-    """A percentile regressed."""
+    """A percentile is over its target and far over its usual value."""
     HIT_RATE = "hit_rate"
     """The hit rate is below its target."""
     POOL_HEALTH = "pool_health"
-    """A pool is not healthy."""
+    """A pool is unhealthy."""
     COMPLIANCE = "compliance"
-    """Requests without an accepted hash."""
+    """Requests had no accepted hash."""
     FORECAST = "forecast"
-    """A figure is on its way to cross its target."""
+    """A trend will cross its target soon."""
 
 
 class AlertState(StrEnum):
-    """Which way an alert went."""
+    """Whether an alert was raised or cleared."""
 
     RAISED = "raised"
     CLEARED = "cleared"
@@ -36,14 +36,14 @@ class Alert:
     """An alert at the moment when it was raised or cleared.
 
     Attributes:
-        kind: what it is about.
-        subject: which one: "p50", "p95", "p99", "hit_rate", "requests" or the name of a pool.
+        kind: what the alert is about.
+        subject: the figure: "p50", "p95", "p99", "hit_rate", "requests" or the name of a pool.
         state: raised or cleared.
-        message: all of it in words.
-        value: what was measured: ms, a share, a number of violations, 1 for an unhealthy pool.
-        limit: what it was compared with, in the same unit.
+        message: the measured value and the limit, in words.
+        value: the measured value: ms, a share, a number of violations, or 1 for an unhealthy pool.
+        limit: the value it was compared with, in the same unit.
         at: the time of the reading.
-        due: of a forecast that was raised, when the target will be crossed, on the same clock.
+        due: for a raised forecast, when the figure will cross its target, on the clock of `at`.
     """
 
     kind: AlertKind
@@ -58,9 +58,14 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one interval says about one subject; between bad and good it is neither.
+    """The judgement of one interval about one subject. Between bad and good, both are False.
 
-    `intervals` is in how many of them a forecast expects its target to be crossed.
+    Attributes:
+        bad: raises the alert.
+        good: counts towards clearing the alert.
+        message: see `Alert`.
+        value, limit: see `Alert`.
+        intervals: of a forecast, how many intervals remain until the figure crosses its target.
     """
 
     bad: bool
@@ -71,47 +76,50 @@ class Finding:
     intervals: float | None = None
 
 
-class Latch:
-    """Whether an alert is raised: at once by a bad interval, cleared by several good ones in a row.
+class Hysteresis:
+    """The state of one alert: one bad interval raises it, `clear_after` good intervals in a row clear it.
 
-    An alert that comes back soon after it was cleared needs twice as many good intervals the next time, up to 32 times
-    as many; each time that it has stayed clear for 16 times `clear_after` takes one doubling back (after the route flap
-    damping of RFC 2439).
+    An alert that is raised again soon after it was cleared needs twice as many good intervals the next time, up to 32
+    times `clear_after`. Every 16 times `clear_after` intervals without the alert take one doubling back. (This follows
+    the route flap damping of RFC 2439.)
+
+    Args:
+        clear_after: good intervals in a row that clear the alert.
     """
 
-    __slots__ = ("_clear_after", "_doublings", "_quiet", "_streak", "raised")
+    __slots__ = ("_clear_after", "_doublings", "_good_in_a_row", "_quiet_intervals", "raised")
 
     def __init__(self, clear_after: int) -> None:
         self.raised = False
         self._clear_after = clear_after
         self._doublings = 0
-        self._streak = 0
-        self._quiet: int | None = None
+        self._good_in_a_row = 0
+        self._quiet_intervals: int | None = None
 
     @property
-    def forgettable(self) -> bool:
-        """Whether a new latch would do the same."""
-        return not self.raised and self._quiet is None
+    def is_initial(self) -> bool:
+        """Whether this object behaves like a new one, so that it can be dropped."""
+        return not self.raised and self._quiet_intervals is None
 
     def update(self, finding: Finding) -> AlertState | None:
-        """Count an interval; what it changed."""
+        """Count an interval, and return the new state if it changed."""
         if not self.raised:
-            return self._while_clear(finding.bad)
-        self._streak = self._streak + 1 if finding.good and not finding.bad else 0
-        if self._streak < self._clear_after << self._doublings:
+            return self._update_cleared(finding.bad)
+        self._good_in_a_row = self._good_in_a_row + 1 if finding.good and not finding.bad else 0
+        if self._good_in_a_row < self._clear_after << self._doublings:
             return None
-        self.raised, self._quiet = False, 0
+        self.raised, self._quiet_intervals = False, 0
         return AlertState.CLEARED
 
-    def _while_clear(self, bad: bool) -> AlertState | None:
+    def _update_cleared(self, bad: bool) -> AlertState | None:
         if bad:
-            if self._quiet is not None:
-                self._doublings = min(self._doublings + 1, _MOST_DOUBLINGS)
-            self.raised, self._streak = True, 0
+            if self._quiet_intervals is not None:
+                self._doublings = min(self._doublings + 1, _MAX_DOUBLINGS)
+            self.raised, self._good_in_a_row = True, 0
             return AlertState.RAISED
-        if self._quiet is not None:
-            self._quiet += 1
-            if self._quiet >= _CALM * self._clear_after:
-                self._quiet = 0 if self._doublings else None
+        if self._quiet_intervals is not None:
+            self._quiet_intervals += 1
+            if self._quiet_intervals >= _QUIET_FACTOR * self._clear_after:
+                self._quiet_intervals = 0 if self._doublings else None
                 self._doublings = max(0, self._doublings - 1)
         return None

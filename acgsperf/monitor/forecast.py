@@ -1,8 +1,8 @@
-"""Where a figure is going: a robust trend, tested for being one.
+"""Finds a robust, statistically significant trend in a series of points.
 
-The slope is the median of the slopes between all pairs of points (Theil 1950, Sen 1968): up to 29 % of the points may
-be anything. Whether there is a trend at all is for the Mann-Kendall test to say (Mann 1945, Kendall 1955), which
-compares ranks only. With n points both take O(n**2); n is 20.
+The slope is the median of the slopes between all pairs of points (Theil 1950, Sen 1968), so up to 29 % of the points
+can be outliers. The Mann-Kendall test (Mann 1945, Kendall 1955) decides whether there is a trend; it compares ranks
+only. With n points both take O(n**2); n is 20.
 """
 
 import math
@@ -12,7 +12,7 @@ from itertools import combinations
 from statistics import median
 from typing import Final, NamedTuple
 
-# Two-sided, one window of noise in a thousand: there is a window for every interval, day and night.
+# Two-sided: 1 window of pure noise in 1,000 is significant. Every interval tests a window, so this must be rare.
 _SIGNIFICANT_Z: Final = 3.29
 
 
@@ -23,7 +23,7 @@ class Trend(NamedTuple):
     slope: float
 
     def crossing(self, target: float) -> float | None:
-        """In how many units of x the line reaches the target; None when it leads away, 0.0 when it is there."""
+        """Return how many units of x remain until the line reaches the target; None if it leads away from it."""
         distance = target - self.level
         if distance == 0:
             return 0.0
@@ -31,9 +31,9 @@ class Trend(NamedTuple):
 
 
 def trend(points: Sequence[tuple[int, float]]) -> Trend | None:
-    """The trend of some points with ascending x; None when there is none that noise or a step could not be.
+    """Return the trend of points with ascending x; None if noise or a single step can explain the points.
 
-    A step makes a slope in one half of the points; a trend makes at least half of its slope in each.
+    A step has its slope in one half of the points. A trend has at least half of its slope in each half.
     """
     slope = _slope(points)
     if slope == 0 or abs(_mann_kendall_z([y for _, y in points])) < _SIGNIFICANT_Z:
@@ -50,7 +50,7 @@ def _slope(points: Sequence[tuple[int, float]]) -> float:
 
 
 def _mann_kendall_z(values: Sequence[float]) -> float:
-    """The statistic in standard deviations, corrected for ties and for continuity."""
+    """Return the test statistic in standard deviations, corrected for ties and for continuity."""
     n = len(values)
     score = sum((later > earlier) - (later < earlier) for earlier, later in combinations(values, 2))
     ties = sum(t * (t - 1) * (2 * t + 5) for t in Counter(values).values())

@@ -1,4 +1,4 @@
-"""The watch over a service: a bounded history of readings, and alerts that do not flap."""
+"""`Monitor`: keeps a bounded history of readings, and raises and clears alerts."""
 
 import inspect
 import logging
@@ -11,38 +11,38 @@ from statistics import median
 from typing import Final
 
 from acgsperf._native.arguments import checked_at_least, checked_positive, checked_share
-from acgsperf.monitor.alerts import Alert, AlertKind, AlertState, Finding, Latch
+from acgsperf.monitor.alerts import Alert, AlertKind, AlertState, Finding, Hysteresis
 from acgsperf.monitor.forecast import trend
 from acgsperf.monitor.regression import Baseline
 
-__all__ = ["Alert", "AlertKind", "AlertState", "Monitor", "Reading", "Targets"]
+__all__ = ["Monitor", "Reading", "Targets"]
 
 _log: Final = logging.getLogger("acgsperf.monitor")
 
 PERCENTILES: Final = ("p50", "p95", "p99")
 HIT_RATE: Final = "hit_rate"
-# A hit rate has recovered when it is above its target by this share of the misses that the target allows.
+# A hit rate is good again if it is above its target by this share of the misses that the target allows.
 _HIT_RATE_MARGIN: Final = 0.1
-# A forecast is over when the crossing is this many times as far away as what raises it.
+# A forecast is good again if the crossing is this many times as far away as the limit that raises it.
 _FORECAST_MARGIN: Final = 1.5
 # With fewer points no trend is significant.
-_LEAST_TREND: Final = 8
+_MIN_TREND_WINDOW: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """The figures of one interval, the last one, and of nothing before it.
+    """The figures of one interval alone, not of the time before it.
 
-    What is None, no finite number, negative or, of a share, above 1 counts as not measured.
+    A latency or hit rate that is None, NaN, infinite or negative counts as not measured; so does a hit rate above 1.
 
     Attributes:
-        at: seconds, on any clock; alerts repeat it, and no verdict depends on it.
-        requests: answered in the interval.
-        errors: of these, those that failed.
+        at: the time in seconds, on any clock. Alerts repeat it; no alert depends on it.
+        requests: requests in the interval that passed the compliance gate.
+        errors: those of them that failed.
         violations: requests without an accepted hash.
         p50_ms, p95_ms, p99_ms: latency; None without requests.
-        hit_rate: of the cache, between 0 and 1; None when it was not asked.
-        unhealthy_pools: names.
+        hit_rate: of the cache, between 0 and 1; None if the cache was not used.
+        unhealthy_pools: the names of the unhealthy pools.
     """
 
     at: float
@@ -58,10 +58,15 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Targets:
-    """What is to be held; no alert is about the throughput, for a quiet service is not ill.
+    """The targets of a service. No alert is raised for the throughput, because an idle service is not a problem.
+
+    Attributes:
+        p50_ms, p95_ms, p99_ms: the highest latency.
+        hit_rate: the lowest hit rate, above 0 and at most 1.
+        throughput_rps: requests per second, for summaries only.
 
     Raises:
-        TypeError, ValueError: names the field.
+        TypeError, ValueError: if a field is not usable; the message names it.
     """
 
     p50_ms: float = 1.0
@@ -77,25 +82,25 @@ class Targets:
 
 
 class Monitor:
-    """Takes a reading an interval, and says what became bad or good by it.
+    """Takes one reading per interval, and raises and clears alerts.
 
-    One thread at a time. A reading costs well under a millisecond, and the memory is bounded by `history`, the windows
-    and the number of pools.
+    It starts no task and reads no clock: call `observe` once per interval. Use it from one thread at a time. `observe`
+    takes well under a millisecond. The memory is bounded by `history`, the windows and the number of pools.
 
     Args:
-        targets: what is to be held.
-        history: readings kept.
-        baseline_window: intervals whose median is what a percentile usually is; also how long a shift has to last to
-            become the usual.
-        warm_up: measured intervals before percentiles and hit rate are judged: a cache starts cold.
-        regression: by which share a percentile has to rise over the usual, 0.5 for 50 %.
-        min_requests: with fewer an interval says nothing of percentiles and hit rate.
+        targets: the values to compare readings with.
+        history: how many readings are kept.
+        baseline_window: the usual value of a percentile is its median over this many intervals. A shift that lasts
+            for as many intervals becomes the usual value.
+        warm_up: measured intervals before percentiles and hit rate are judged, because a cache starts empty.
+        regression: by which share a percentile must rise over its usual value to be bad; 0.5 means 50 %.
+        min_requests: in an interval with fewer requests, percentiles and hit rate are not judged.
         clear_after: good intervals in a row that clear an alert.
-        forecast_intervals: how far ahead a trend is believed.
+        forecast_intervals: a forecast is raised if a trend crosses its target within this many intervals.
         trend_window: measured intervals that a trend is taken from, at least 8.
 
     Raises:
-        TypeError, ValueError: names the argument.
+        TypeError, ValueError: if an argument is not usable; the message names it.
     """
 
     def __init__(
@@ -118,7 +123,7 @@ class Monitor:
         self._min_requests = checked_at_least("min_requests", min_requests, 1)
         self._clear_after = checked_at_least("clear_after", clear_after, 1)
         self._horizon = checked_at_least("forecast_intervals", forecast_intervals, 1)
-        self._trend_window = checked_at_least("trend_window", trend_window, _LEAST_TREND)
+        self._trend_window = checked_at_least("trend_window", trend_window, _MIN_TREND_WINDOW)
         self._history: deque[Reading] = deque(maxlen=checked_at_least("history", history, 1))
         self._interval = 0
         self._rates = 0
@@ -126,33 +131,35 @@ class Monitor:
         self._points: dict[str, deque[tuple[int, float]]] = {
             subject: deque(maxlen=self._trend_window) for subject in (*PERCENTILES, HIT_RATE)
         }
-        self._latches: dict[tuple[AlertKind, str], Latch] = {}
+        self._hysteresis: dict[tuple[AlertKind, str], Hysteresis] = {}
         self._active: dict[tuple[AlertKind, str], Alert] = {}
         self._callbacks: tuple[Callable[[Alert], object], ...] = ()
 
     @property
     def history(self) -> tuple[Reading, ...]:
-        """The readings that are kept, the oldest first."""
+        """The latest readings, the oldest first."""
         return tuple(self._history)
 
     @property
     def active(self) -> tuple[Alert, ...]:
-        """The alerts that are raised and not cleared, the oldest first."""
+        """The alerts that are raised now, the oldest first."""
         return tuple(self._active.values())
 
     def on_alert(self, callback: Callable[[Alert], object]) -> Callable[[], None]:
-        """Call `callback` with every alert, in the order of registration; what it raises is logged.
+        """Call `callback` with every alert that is raised or cleared.
+
+        Callbacks run in the order of registration. An error of a callback is logged and has no other effect.
 
         Returns:
-            What ends the registration; more than once does no harm.
+            A function that unregisters the callback. You may call it more than once.
 
         Raises:
-            TypeError: when it is not callable, or a coroutine function, which nobody would await.
+            TypeError: if `callback` is not callable, or is a coroutine function, because nothing would await it.
         """
         if not callable(callback) or inspect.iscoroutinefunction(callback):
-            raise TypeError(f"callback must be an ordinary callable, not {callback!r}")
+            raise TypeError(f"callback must be a callable that is not a coroutine function, got {callback!r}")
 
-        # Every registration is an entry of its own, also where a callable is registered twice.
+        # A new function per registration: the same callback may be registered twice.
         def entry(alert: Alert) -> None:
             callback(alert)
 
@@ -163,15 +170,15 @@ class Monitor:
         return unregister
 
     def observe(self, reading: Reading) -> tuple[Alert, ...]:
-        """Take the reading of an interval; the alerts that it raised or cleared, told to all before it returns."""
+        """Add the reading of an interval, log and call back the alerts that it raised or cleared, and return them."""
         self._history.append(reading)
         self._interval += 1
-        alerts = (*self._traffic(reading), *self._pools(reading), *self._compliance(reading))
+        alerts = (*self._judge_traffic(reading), *self._judge_pools(reading), *self._judge_compliance(reading))
         for alert in alerts:
-            self._tell(alert)
+            self._notify(alert)
         return alerts
 
-    def _traffic(self, reading: Reading) -> Iterator[Alert]:
+    def _judge_traffic(self, reading: Reading) -> Iterator[Alert]:
         if reading.requests < self._min_requests:
             return
         for subject in PERCENTILES:
@@ -180,7 +187,7 @@ class Monitor:
                 continue
             baseline = self._baselines[subject]
             yield from self._update(AlertKind.RESPONSE_TIME, subject, baseline.judge(value, target), reading)
-            baseline.learn(value, raised=(AlertKind.RESPONSE_TIME, subject) in self._active)
+            baseline.update(value, raised=(AlertKind.RESPONSE_TIME, subject) in self._active)
             yield from self._update(AlertKind.FORECAST, subject, self._forecast(subject, value, target, 1), reading)
         rate, target = _measured(reading.hit_rate), self.targets.hit_rate
         if rate is None or rate > 1:
@@ -192,23 +199,23 @@ class Monitor:
             yield from self._update(AlertKind.HIT_RATE, HIT_RATE, finding, reading)
         yield from self._update(AlertKind.FORECAST, HIT_RATE, self._forecast(HIT_RATE, rate, target, -1), reading)
 
-    def _pools(self, reading: Reading) -> Iterator[Alert]:
-        # Whether anybody asks the service or not: a pool is asked for its health by its own keeper.
-        ill = dict.fromkeys(reading.unhealthy_pools)
-        watched = dict.fromkeys(subject for kind, subject in self._latches if kind is AlertKind.POOL_HEALTH)
-        for name in ill | watched:
-            bad = name in ill
+    def _judge_pools(self, reading: Reading) -> Iterator[Alert]:
+        # Idle intervals count too, because a pool checks its health without requests.
+        unhealthy = dict.fromkeys(reading.unhealthy_pools)
+        known = dict.fromkeys(subject for kind, subject in self._hysteresis if kind is AlertKind.POOL_HEALTH)
+        for name in unhealthy | known:
+            bad = name in unhealthy
             finding = Finding(bad, not bad, "unhealthy" if bad else "healthy", float(bad), 0.0)
             yield from self._update(AlertKind.POOL_HEALTH, name, finding, reading)
 
-    def _compliance(self, reading: Reading) -> Iterator[Alert]:
+    def _judge_compliance(self, reading: Reading) -> Iterator[Alert]:
         found = reading.violations
         if found > 0 or reading.requests > 0:
-            finding = Finding(found > 0, found <= 0, f"{found} without an accepted hash", found, 0)
+            finding = Finding(found > 0, found <= 0, f"{found} requests without an accepted hash", found, 0)
             yield from self._update(AlertKind.COMPLIANCE, "requests", finding, reading)
 
     def _forecast(self, subject: str, value: float, target: float, worse: int) -> Finding | None:
-        """Whether a figure is on its way to its target; `worse` is the sign of the way there."""
+        """Judge whether a figure will cross its target soon; `worse` is 1 if higher is worse, else -1."""
         points = self._points[subject]
         points.append((self._interval, value))
         if len(points) < self._trend_window:
@@ -219,22 +226,22 @@ class Monitor:
         missed = (value - target) * worse > 0 or (level - target) * worse > 0
         bad = ahead is not None and ahead <= self._horizon and not missed
         good = not missed and (ahead is None or ahead > _FORECAST_MARGIN * self._horizon)
-        message = f"the target of {target:g} is not about to be crossed"
+        message = f"no trend crosses the target of {target:g}"
         if bad:
-            message = f"{level:.4g}, and at its present slope across the target of {target:g} in {ahead:.1f} intervals"
+            message = f"{level:.4g}; at its current slope it crosses the target of {target:g} in {ahead:.1f} intervals"
         return Finding(bad, good, message, level, target, ahead)
 
     def _update(self, kind: AlertKind, subject: str, finding: Finding | None, reading: Reading) -> Iterator[Alert]:
         if finding is None:
             return
         key = (kind, subject)
-        latch = self._latches.setdefault(key, Latch(self._clear_after))
-        state = latch.update(finding)
-        if latch.forgettable:
-            del self._latches[key]
+        hysteresis = self._hysteresis.setdefault(key, Hysteresis(self._clear_after))
+        state = hysteresis.update(finding)
+        if hysteresis.is_initial:
+            del self._hysteresis[key]
         if state is None:
             return
-        due = self._due(finding.intervals) if state is AlertState.RAISED else None
+        due = self._crossing_time(finding.intervals) if state is AlertState.RAISED else None
         alert = Alert(kind, subject, state, finding.message, finding.value, finding.limit, reading.at, due)
         if state is AlertState.RAISED:
             self._active[key] = alert
@@ -242,23 +249,23 @@ class Monitor:
             del self._active[key]
         yield alert
 
-    def _due(self, intervals: float | None) -> float | None:
-        """When so many intervals will have passed since the last reading, by how long they were of late."""
+    def _crossing_time(self, intervals: float | None) -> float | None:
+        """Return the time at which this many intervals have passed since the last reading, if the times are known."""
         recent = tuple(self._history)[-self._trend_window :]
-        # The median: a clock that was set in between changes nothing.
+        # The median, so that a clock that was set meanwhile does not matter.
         lengths = [after.at - before.at for before, after in pairwise(recent)]
         return recent[-1].at + intervals * median(lengths) if intervals is not None and lengths else None
 
-    def _tell(self, alert: Alert) -> None:
+    def _notify(self, alert: Alert) -> None:
         level = logging.WARNING if alert.state is AlertState.RAISED else logging.INFO
-        _log.log(level, "%s alert of %s %s: %s", alert.kind, alert.subject, alert.state, alert.message)
+        _log.log(level, "%s alert for %s %s: %s", alert.kind, alert.subject, alert.state, alert.message)
         for callback in self._callbacks:
             try:
                 callback(alert)
             except Exception:
-                _log.exception("a callback failed for the %s alert of %s", alert.kind, alert.subject)
+                _log.exception("%s alert for %s: a callback failed; the other callbacks run", alert.kind, alert.subject)
 
 
 def _measured(value: float | None) -> float | None:
-    """A figure that says something, or None."""
+    """Return the figure; None if it does not count as measured."""
     return value if value is not None and math.isfinite(value) and value >= 0 else None

@@ -1,4 +1,4 @@
-"""The performance service: requests are checked, answered from the cache or by a handler, measured and tuned."""
+"""The performance service: checks requests, answers them from a cache or a handler, and monitors and tunes itself."""
 
 from acgsperf.service.service import Handler, PerformanceService, Request
 from acgsperf.service.summary import PerformanceSummary, ServiceHealth

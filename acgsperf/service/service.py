@@ -1,4 +1,4 @@
-"""The whole, wired together: a request comes in, is checked, and is answered from a tier or by the handler."""
+"""`PerformanceService`: validates a request, answers it from a cache tier or the handler, and records its latency."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from inspect import isawaitable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
+from typing import Any, Final, Literal, Self, overload
 
 from acgsperf._native.arguments import checked_callable
 from acgsperf.addresses import masked
@@ -18,24 +18,23 @@ from acgsperf.errors import ComplianceError, ServiceError, SettingsError
 from acgsperf.fingerprint import request_key
 from acgsperf.monitor import Monitor, Reading, Targets
 from acgsperf.pool import PoolManager
-from acgsperf.service.optimizer import Action, Optimizer
+from acgsperf.service.optimizer import Optimizer
 from acgsperf.service.summary import PerformanceSummary, ServiceHealth, summarize
 from acgsperf.service.traffic import Counts, Traffic, Window
+from acgsperf.service.tuning import Action
 from acgsperf.service.workers import WorkerReport, Workers
 from acgsperf.settings import Settings
+from acgsperf.tiers.base import Tier
 from acgsperf.validator import HASH_FIELD, HASH_HEADER, ComplianceValidator
 
-if TYPE_CHECKING:
-    from acgsperf.tiers.base import Tier
-
-__all__ = ["Handler", "PerformanceService", "PerformanceSummary", "Request", "ServiceHealth"]
+__all__ = ["Handler", "PerformanceService", "Request"]
 
 Request = Mapping[str, Any]
 Handler = Callable[[Request], Awaitable[Any]]
 
 DEFAULT_POOL: Final = "default"
-# More gain nothing, and keep the event loop so busy that on a loaded machine servers seem to miss their deadlines.
-_AT_ONCE: Final = 100
+# More gain nothing. They keep the event loop so busy that, on a loaded machine, servers seem to miss their deadlines.
+_CONCURRENT_REQUESTS: Final = 100
 
 _LONGEST_NS: Final = LatencyHistogram().highest_ns
 _clock_ns: Final = time.perf_counter_ns
@@ -44,28 +43,33 @@ _log: Final = logging.getLogger("acgsperf.service")
 
 
 class PerformanceService:
-    """Answers requests from a tiered cache, or else by a handler, and watches and tunes itself meanwhile.
+    """Answers requests from a tiered cache or a handler, and monitors and tunes itself.
 
-    A request is a JSON-like mapping, and equal requests have one answer. Its compliance hash is checked where it has
-    one, in the field `constitutional_hash` or `X-Constitutional-Hash`; a wrong one never reaches the cache or the
-    handler.
+    Use it as an async context manager, or call `open` and `close`:
 
-    Answers are JSON-like where there is a tier behind L1. What L1 holds is the object itself: nobody may change it.
+        async with PerformanceService(handler=handler) as service:
+            answer = await service.process_request({"action": "read", "id": 7})
 
-    What is given is opened and closed by whoever gives it; what is missing the service makes as the settings say, and
-    opens and closes itself: a cache with an L2 where there is a `redis_url` and an L3 where there is a `database_url`,
-    and a pool manager with the pool `default` where there is a `database_url`.
+    A request is a mapping of JSON-like values; equal requests share one cached answer. If a request has a compliance
+    hash, in the field `constitutional_hash` or `X-Constitutional-Hash`, the service checks it. A request with a wrong
+    hash never reaches the cache or the handler.
+
+    Answers must be JSON-like if the cache has an L2 or an L3. L1 holds the answer object itself: do not change it.
+
+    You open and close the `cache` and the `pools` that you pass. The service creates, opens and closes what you do not
+    pass: a cache (with an L2 if `redis_url` is set, and an L3 if `database_url` is set) and a pool manager (with a pool
+    named `default` if `database_url` is set).
 
     Args:
-        settings: those of the environment, if not given.
-        handler: a coroutine function that computes the answer to a request that no tier can answer. Its errors reach
-            the caller and are not kept.
-        cache: of answers. It is meant to be the service's alone: the hit rate is taken from its counts.
-        pools: watched and tuned with the rest.
+        settings: by default, read from the environment.
+        handler: a coroutine function. It computes the answer to a request that no tier has. Its errors reach the
+            caller and are not cached.
+        cache: holds the answers. Use it for this service only, because the hit rate comes from its counters.
+        pools: monitored and resized by the service.
 
     Raises:
-        SettingsError: when the environment cannot be used, or `redis_url` or `workers_directory` cannot.
-        TypeError: for an argument of the wrong type.
+        SettingsError: if the environment, `redis_url` or `workers_directory` is not usable.
+        TypeError: if an argument has the wrong type.
     """
 
     def __init__(
@@ -77,11 +81,11 @@ class PerformanceService:
         pools: PoolManager | None = None,
     ) -> None:
         if settings is not None and not isinstance(settings, Settings):
-            raise TypeError(f"settings must be Settings or None, not {settings!r:.100}")
+            raise TypeError(f"settings must be Settings or None, got {settings!r:.100}")
         if cache is not None and not isinstance(cache, TieredCache):
-            raise TypeError(f"cache must be a TieredCache or None, not {cache!r:.100}")
+            raise TypeError(f"cache must be a TieredCache or None, got {cache!r:.100}")
         if pools is not None and not isinstance(pools, PoolManager):
-            raise TypeError(f"pools must be a PoolManager or None, not {pools!r:.100}")
+            raise TypeError(f"pools must be a PoolManager or None, got {pools!r:.100}")
         self.settings: Final = settings if settings is not None else Settings.from_environment()
         self.handler = checked_callable("handler", handler)
         self.validator: Final = ComplianceValidator(
@@ -98,7 +102,7 @@ class PerformanceService:
         self.traffic: Final = Traffic(self.cache)
         self._interval = self.traffic.window()
         self._optimizer = Optimizer(self.validator, self.cache, self.pools, self.traffic.window())
-        self._workers = Workers.of(self.settings)
+        self._workers = Workers.from_settings(self.settings)
         self._exits = AsyncExitStack()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -106,16 +110,17 @@ class PerformanceService:
         self._record = self.traffic.latency_ns.record
 
     async def open(self) -> Self:
-        """Open what the service has made, and start monitoring and optimisation.
+        """Open the parts that the service created, and start monitoring and optimisation.
 
-        A Redis that cannot be reached, or a PostgreSQL behind L3, is looked for again by later calls.
+        If Redis is not reachable, the service opens without it, and later calls try to connect again. The same holds
+        for PostgreSQL if `db_pool_min_size` is 0.
 
         Raises:
-            ServiceError: when the service was opened before, if only in vain.
-            PoolUnhealthy, PoolTimeout: when the pool `default` cannot connect.
+            ServiceError: if the service was opened before, even if that failed.
+            PoolUnhealthy, PoolTimeout: if the pool `default` cannot connect.
         """
         if self._loop is not None:
-            raise ServiceError("a service is opened once; after a failure, make a new one")
+            raise ServiceError("a service can be opened only once; create a new one")
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as exits:
             if self._owns_pools:
@@ -139,13 +144,13 @@ class PerformanceService:
         return self
 
     async def close(self) -> None:
-        """Stop watching, and close what the service has made. May be repeated.
+        """Stop monitoring and optimisation, and close the parts that the service created. You may call it again.
 
         Raises:
-            ServiceError: in another event loop than it was opened in.
+            ServiceError: if called in a different event loop than `open`.
         """
         if self._loop is not None and self._loop is not asyncio.get_running_loop():
-            raise ServiceError("a service is closed in the event loop in which it was opened")
+            raise ServiceError("a service must be closed in the event loop in which it was opened")
         for task in self._tasks:
             task.cancel()
         try:
@@ -153,7 +158,9 @@ class PerformanceService:
             if self._workers is not None:
                 self._workers.close()
         except OSError as error:
-            _log.warning("the report to the other workers cannot be removed: %s", error)
+            _log.warning(
+                "service: its report cannot be removed; other workers count it for up to 3 more rounds: %s", error
+            )
         finally:
             await self._exits.aclose()
 
@@ -166,12 +173,15 @@ class PerformanceService:
         await self.close()
 
     async def process_request(self, request: Request) -> Any:
-        """The answer to a request: validate, make its key, look it up, and on a miss ask the handler.
+        """Validate a request, and return its answer from the cache or, on a miss, from the handler.
+
+        Args:
+            request: a mapping of JSON-like values.
 
         Raises:
-            ComplianceError: when its compliance hash is not an accepted one.
-            TypeError, ValueError: when it is not a JSON-like mapping.
-            ServiceError: when no tier can answer it, and there is no handler.
+            ComplianceError: if the request has a compliance hash that is not accepted.
+            TypeError, ValueError: if the request is not a JSON-like mapping.
+            ServiceError: if no tier has the answer, and there is no handler.
             Exception: whatever the handler raises.
         """
         started = _clock_ns()
@@ -182,9 +192,9 @@ class PerformanceService:
         key = request_key(request)
         answer = self._get_local(key, MISSING)
         if answer is MISSING:
-            answer = await self._answer_behind(key, request)
+            answer = await self._answer_l1_miss(key, request)
         elapsed = _clock_ns() - started
-        # A request may take longer than a histogram reaches. A call of `min` would take four times as long as this.
+        # A request may take longer than the histogram can hold. A call of `min` costs four times as much as this `if`.
         if elapsed > _LONGEST_NS:
             elapsed = _LONGEST_NS
         self._record(elapsed)
@@ -197,17 +207,19 @@ class PerformanceService:
     @overload
     async def process_many(self, requests: Iterable[Request], *, return_exceptions: bool) -> list[Any | Exception]: ...
     async def process_many(self, requests: Iterable[Request], *, return_exceptions: bool = False) -> list[Any]:
-        """`process_request` for each, 100 at once: what L1 misses of these travels to each tier together.
+        """Process many requests, 100 at a time, and return their answers in order.
+
+        The L1 misses of each 100 reach each lower tier in one batch.
 
         Args:
             requests: as for `process_request`.
-            return_exceptions: whether an error stands in the place of its answer. Otherwise the first is raised, once
-                all requests have been answered.
+            return_exceptions: if True, the result holds the error in the place of the answer. If False, the first
+                error is raised after all requests are done.
         """
         wanted = list(requests)
         answers: list[Any] = []
-        for at in range(0, len(wanted), _AT_ONCE):
-            some = map(self.process_request, wanted[at : at + _AT_ONCE])
+        for at in range(0, len(wanted), _CONCURRENT_REQUESTS):
+            some = map(self.process_request, wanted[at : at + _CONCURRENT_REQUESTS])
             answers += await asyncio.gather(*some, return_exceptions=True)
         if not return_exceptions:
             for answer in answers:
@@ -221,13 +233,13 @@ class PerformanceService:
                 self.traffic.violations += 1
                 raise ComplianceError(self.validator.expected, request[field])
 
-    async def _answer_behind(self, key: str, request: Request) -> Any:
+    async def _answer_l1_miss(self, key: str, request: Request) -> Any:
         async def load(key: str) -> Any:
             if self.handler is None:
                 raise ServiceError("no tier has the answer, and the service has no handler")
             answer = self.handler(request)
             if not isawaitable(answer):
-                raise TypeError(f"the handler must be a coroutine function: it returned {type(answer).__name__}")
+                raise TypeError(f"handler must be a coroutine function, got one that returned {type(answer).__name__}")
             return await answer
 
         try:
@@ -237,25 +249,25 @@ class PerformanceService:
             raise
 
     def latency(self) -> LatencyHistogram:
-        """How long answered requests took so far, in ns; a copy."""
+        """Return a copy of the latency histogram of all answered requests, in ns."""
         self.traffic.flush()
         latency_ns = LatencyHistogram()
         latency_ns.merge(self.traffic.total.latency_ns)
         return latency_ns
 
     def counts(self) -> Counts:
-        """The counters so far."""
+        """Return the counters since the service was created."""
         return self.traffic.total.counts
 
     async def health(self) -> ServiceHealth:
-        """Ask every server now."""
+        """Ask every server now, and return which of them answered."""
         cache, pools = await asyncio.gather(self.cache.health(), self.pools.health())
         return ServiceHealth(cache, pools)
 
     def observe(self) -> Reading:
-        """End a monitoring interval now: what it was like is added to the history, and alerts are raised and cleared.
+        """End the monitoring interval now: add its reading to the history, and raise and clear alerts.
 
-        Otherwise this happens every `monitoring_interval_s`.
+        An open service does this by itself every `monitoring_interval_s`.
         """
         self.traffic.flush()
         interval = self._interval
@@ -277,26 +289,29 @@ class PerformanceService:
         return reading
 
     def optimize(self) -> tuple[Action, ...]:
-        """One round of optimisation: what it did, and what has become of what the last one did.
+        """Run one optimisation round now.
 
-        Otherwise this happens every `optimization_interval_s`.
+        An open service does this by itself every `optimization_interval_s`.
+
+        Returns:
+            What this round did, and the outcome of the change that the last round made.
         """
         self.traffic.flush()
         return self._optimizer.run()
 
     def get_performance_summary(self, *, workers: bool = False) -> PerformanceSummary:
-        """What the service has done since it was made.
+        """Return the figures since the service was created.
 
         Args:
-            workers: whether the other processes that share `workers_directory` are added.
+            workers: add the other processes that share `workers_directory`.
 
         Raises:
-            ServiceError: when they are asked for, and the settings name no such directory.
+            ServiceError: if `workers` is True and the settings have no `workers_directory`.
         """
         reports = [self._report()]
         if workers:
             if self._workers is None:
-                raise ServiceError("the settings name no workers_directory, where the others could be found")
+                raise ServiceError("workers=True needs the setting workers_directory, got None")
             reports += self._workers.others()
         return summarize(
             reports,
@@ -325,14 +340,14 @@ class PerformanceService:
                 try:
                     work()
                 except Exception:
-                    _log.exception("%s failed", work.__name__)
+                    _log.exception("service: %s failed; it runs again in %g s", work.__name__, seconds)
 
         return asyncio.create_task(repeat(), name=f"acgsperf service: {work.__name__}")
 
 
 def _as_dict(request: object) -> dict[str, Any]:
     if not isinstance(request, Mapping):
-        raise TypeError(f"a request must be a mapping, not {type(request).__name__}")
+        raise TypeError(f"request must be a mapping, got {type(request).__name__}")
     return dict(request)
 
 
@@ -357,21 +372,27 @@ def _targets_of(settings: Settings) -> Targets:
 
 
 def _cache_of(settings: Settings) -> TieredCache[Any]:
-    # Here, so that a service without a server does not need its client.
-    l2: Tier | None = None
-    l3: Tier | None = None
-    if settings.redis_url is not None:
-        from acgsperf.tiers.redis import RedisTier
-
-        try:
-            l2 = RedisTier(settings.redis_url)
-        except ValueError as error:
-            raise SettingsError(
-                "REDIS_URL", masked(settings.redis_url), f"a URL that the client takes ({error})"
-            ) from None
-    if settings.database_url is not None:
-        from acgsperf.tiers.postgres import PostgresTier
-
-        l3 = PostgresTier(settings.database_url, statement_cache_size=settings.db_statement_cache_size)
     l1: LRUCache[str, Any] = LRUCache(settings.l1_cache_size)
-    return TieredCache(l1, l2, l3, namespace=settings.cache_namespace, ttl=settings.l2_ttl_default)
+    return TieredCache(
+        l1, _l2_of(settings), _l3_of(settings), namespace=settings.cache_namespace, ttl=settings.l2_ttl_default
+    )
+
+
+def _l2_of(settings: Settings) -> Tier | None:
+    if settings.redis_url is None:
+        return None
+    # Imported here, so that a service without Redis does not import redis-py.
+    from acgsperf.tiers.redis import RedisTier
+
+    try:
+        return RedisTier(settings.redis_url)
+    except ValueError as error:
+        raise SettingsError("REDIS_URL", masked(settings.redis_url), f"a URL that redis-py accepts ({error})") from None
+
+
+def _l3_of(settings: Settings) -> Tier | None:
+    if settings.database_url is None:
+        return None
+    from acgsperf.tiers.postgres import PostgresTier
+
+    return PostgresTier(settings.database_url, statement_cache_size=settings.db_statement_cache_size)

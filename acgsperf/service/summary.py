@@ -1,4 +1,4 @@
-"""What a service answers when it is asked how it does."""
+"""The summary and the health of a service."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,39 +19,40 @@ __all__ = ["PerformanceSummary", "ServiceHealth", "summarize"]
 
 @dataclass(frozen=True, slots=True)
 class ServiceHealth:
-    """The servers behind a service, asked just now."""
+    """Whether the servers that a service uses answered just now."""
 
     cache: CacheHealth
     pools: Mapping[str, PoolHealth]
 
     @property
     def ok(self) -> bool:
-        """Whether every server that there is answered."""
+        """Whether every configured server answered."""
         return self.cache.ok and all(pool.healthy for pool in self.pools.values())
 
     def as_dict(self) -> dict[str, object]:
-        """The answers as JSON-like values: what a health endpoint returns."""
+        """Return the health as JSON-like values, for a health endpoint."""
         pools: dict[str, object] = msgspec.to_builtins(self.pools)
         return {"ok": self.ok, "cache": self.cache.as_dict(), "pools": pools}
 
 
 @dataclass(frozen=True, slots=True)
 class PerformanceSummary:
-    """What a service has done since it was made.
+    """The figures of a service since it was created.
 
     Attributes:
-        workers: processes whose figures these are; `alerts` and all below are of this process alone.
-        requests: that passed the compliance gate.
+        workers: the number of processes that are added up. `alerts`, `validator`, `cache` and `pools` are always those
+            of this process alone.
+        requests: requests that passed the compliance gate.
         failed: those of them that ended in an error.
-        violations: requests that did not pass it.
-        success_rate, hit_rate, compliance: shares between 0 and 1; 1.0 while nothing was asked.
-        throughput_rps: requests a second, of the process that has run for longest.
+        violations: requests that did not pass the compliance gate.
+        success_rate, hit_rate, compliance: shares between 0 and 1; 1.0 without requests.
+        throughput_rps: all requests, divided by the seconds that the oldest process has run.
         latency: of answered requests, in ns: mean and true percentiles.
-        targets: the bounds, by the names of `targets_met`.
-        targets_met: whether each is kept; true while nothing was asked. Throughput is what clients ask for: a service
-            at rest misses no target.
-        alerts: that are raised now.
-        validator, cache, pools: figures of the parts.
+        targets: the target values, with the names of `targets_met` and `throughput_rps`.
+        targets_met: whether each target is met; True without requests. Throughput is not judged: an idle service does
+            not miss its target.
+        alerts: the alerts that are raised now.
+        validator, cache, pools: the figures of the parts.
     """
 
     workers: int
@@ -71,7 +72,7 @@ class PerformanceSummary:
     pools: Mapping[str, PoolStats]
 
     def as_dict(self) -> dict[str, object]:
-        """The summary as JSON-like values."""
+        """Return the summary as JSON-like values."""
         values: dict[str, object] = msgspec.to_builtins(self)
         return values
 
@@ -85,7 +86,7 @@ def summarize(
     cache: TieredStats,
     pools: Mapping[str, PoolStats],
 ) -> PerformanceSummary:
-    """Add up the reports of one or several processes, and hold them against the targets."""
+    """Add up the reports of one or more processes, and compare the sums with the targets."""
     latency_ns = LatencyHistogram()
     for report in reports:
         latency_ns.merge(report.latency_ns)

@@ -1,26 +1,24 @@
-"""What a service has answered: all of it, and what fell into a window that someone looks at and starts again."""
+"""Records the requests of a service, and adds them up per window: since the start, and since a window was restarted."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from acgsperf.cache import TieredCache
 from acgsperf.dispatch import LatencyHistogram
-
-if TYPE_CHECKING:
-    from acgsperf.cache import TieredCache
 
 __all__ = ["Counts", "Traffic", "Window"]
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counters that only grow.
+    """Counters that never decrease.
 
     Attributes:
-        failed: requests whose answer ended in an error.
+        failed: requests that ended in an error.
         violations: requests with a wrong compliance hash.
-        missed: requests that had to wait for the handler, their own call of it or another's.
+        missed: requests that waited for the handler, whether they called it or shared the call of another request.
     """
 
     failed: int
@@ -32,14 +30,14 @@ class Counts:
 
 
 class Traffic:
-    """Records requests, and adds them up for every window.
+    """Records requests, and adds them to every window.
 
     Args:
-        cache: that answers them.
-        clock: seconds, monotonic.
+        cache: the cache that answers the requests; it counts the misses.
+        clock: monotonic, in seconds.
     """
 
-    def __init__(self, cache: "TieredCache[Any]", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, cache: TieredCache[Any], clock: Callable[[], float] = time.monotonic) -> None:
         self.latency_ns: Final = LatencyHistogram()
         self.failed = 0
         self.violations = 0
@@ -49,24 +47,24 @@ class Traffic:
         self.total: Final = self.window()
 
     def window(self) -> "Window":
-        """A new one, which begins now."""
+        """Return a new window that starts now."""
         window = Window(self)
         self._windows.append(window)
         return window
 
     def counts(self) -> Counts:
-        """The counters now."""
+        """Return the current counters."""
         return Counts(self.failed, self.violations, self._cache.stats().missed)
 
     def flush(self) -> None:
-        """Add what was recorded since the last time to every window."""
+        """Add the latencies recorded since the last flush to every window."""
         for window in self._windows:
             window.latency_ns.merge(self.latency_ns)
         self.latency_ns.reset()
 
 
 class Window:
-    """A stretch of time up to now."""
+    """The requests from one moment until now. Call `Traffic.flush` before you read it."""
 
     def __init__(self, traffic: Traffic) -> None:
         self._traffic = traffic
@@ -74,19 +72,19 @@ class Window:
         self.restart()
 
     def restart(self) -> None:
-        """Begin anew."""
+        """Start the window again now."""
         self.latency_ns.reset()
         self._began_at = self._traffic.clock()
         self._counts = self._traffic.counts()
 
     @property
     def seconds(self) -> float:
-        """How long it has been open."""
+        """Seconds since the window started."""
         return self._traffic.clock() - self._began_at
 
     @property
     def counts(self) -> Counts:
-        """What the counters grew by."""
+        """How much each counter grew in the window."""
         return self._traffic.counts() - self._counts
 
     @property
@@ -95,5 +93,5 @@ class Window:
         return self.latency_ns.count + self.counts.failed
 
     def hit_rate(self) -> float | None:
-        """The share of these that did not have to wait for the handler; None when there were none."""
+        """Return the share of requests that did not wait for the handler; None without requests."""
         return max(0, self.requests - self.counts.missed) / self.requests if self.requests else None

@@ -1,4 +1,4 @@
-"""Settings tuned while a service runs: one change at a time, measured, and undone when it made things worse."""
+"""Tunes settings while a service runs: makes one change, measures it, and undoes it if it made things worse."""
 
 import logging
 import math
@@ -10,7 +10,7 @@ from typing import Final
 
 from acgsperf._native.arguments import checked_at_least, checked_positive
 
-__all__ = ["Action", "Knob", "Outcome", "Tuner"]
+__all__ = ["Action", "Outcome", "Tunable", "Tuner"]
 
 _log: Final = logging.getLogger("acgsperf.service")
 
@@ -18,16 +18,16 @@ _UP: Final = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Knob:
-    """A number that may be changed while the service runs.
+class Tunable:
+    """A numeric setting that may be changed while the service runs.
 
     Attributes:
         name: of the setting.
-        get: its value now.
-        set: change it; what `get` says afterwards is what was set.
-        lower, upper: its bounds, both included.
-        step: how far one change goes, or what is proposed for a value and a direction, 1 up or -1 down. A proposal
-            beyond a bound is the bound.
+        get: returns the current value.
+        set: changes the value. It may round it: `get` returns the value that is in effect.
+        lower, upper: the bounds, both included.
+        step: how far one change goes. Or a function that takes the value and the direction (1 for up, -1 for down) and
+            returns the next value. A value beyond a bound becomes the bound.
     """
 
     name: str
@@ -39,38 +39,48 @@ class Knob:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.lower) and math.isfinite(self.upper) and self.lower <= self.upper):
-            raise ValueError(f"{self.name}: bounds must be finite and in order, not {self.lower!r} and {self.upper!r}")
+            raise ValueError(
+                f"{self.name}: bounds must be finite, and lower at most upper, got {self.lower!r} and {self.upper!r}"
+            )
         if not callable(self.step):
             checked_positive(f"{self.name}: step", self.step)
 
     def proposal(self, value: float, direction: int) -> float | None:
-        """The next value in a direction, within the bounds; None when there is none."""
+        """Return the next value in a direction, within the bounds; None if there is none."""
         if not self.lower <= value <= self.upper:
-            # Somebody else's decision; it is not for the tuner to take it back.
+            # Someone else put the setting outside its bounds on purpose.
             return None
         step = self.step
         proposed = step(value, direction) if callable(step) else value + direction * step
         bounded = min(max(proposed, self.lower), self.upper)
-        # The other way is no proposal, and a NaN neither.
+        # A `step` function may return NaN, or a value in the other direction.
         return bounded if (bounded - value) * direction > 0 else None
 
 
 class Outcome(StrEnum):
-    """What became of a change."""
+    """The outcome of a change."""
 
     APPLIED = "applied"
-    """It was made, and is being measured."""
+    """The change was made; the next interval measures it."""
     KEPT = "kept"
-    """It made nothing worse."""
+    """The change made nothing worse."""
     UNDONE = "undone"
-    """It made things worse."""
-    OVERTAKEN = "overtaken"
-    """Somebody else changed the setting meanwhile, and has the last word."""
+    """The change made things worse and was undone."""
+    SUPERSEDED = "superseded"
+    """Someone else changed the setting meanwhile. Their value stays."""
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """A step of the tuner; an applied change has no `merit_after` yet."""
+    """A step of the tuner: a change that was applied, or the outcome of the change before.
+
+    Attributes:
+        name: of the setting.
+        before, after: its values.
+        merit_before: the figure of merit before the change; higher is better.
+        merit_after: the figure of merit after the change; None for a change that was just applied.
+        outcome: see `Outcome`.
+    """
 
     name: str
     before: float
@@ -81,128 +91,132 @@ class Action:
 
 
 @dataclass(slots=True)
-class _Plan:
-    """A knob, which way it goes next, and after how many more measurements."""
+class _Schedule:
+    """A tunable, the direction of its next change, and how many more measurements it waits for.
 
-    knob: Knob
+    `pause` is how long the next wait is, in measurements.
+    """
+
+    tunable: Tunable
     direction: int = _UP
     pause: int = 1
     wait: int = 0
 
-    def back_off(self, most: int) -> None:
+    def back_off(self, max_pause: int) -> None:
         self.wait = self.pause
-        self.pause = min(2 * self.pause, most)
+        self.pause = min(2 * self.pause, max_pause)
 
 
 class Tuner:
-    """Hill climbing that comes to rest, whatever the merit does.
+    """Hill climbing that changes settings ever more rarely, whatever the figure of merit does.
 
-    A change is judged by the merit of the next interval: it is kept unless that is worse by more than `tolerance`. A
-    knob goes on at once only after a change that made things better, and in the same direction. Whatever else happens
-    (no effect, a change undone, a bound reached) makes it wait, each time twice as long, and no success shortens that.
-    So a knob with k steps between its bounds makes at most k + 1 changes between two pauses, and of pauses there are
-    log2(n) in n intervals, and then one each `max_pause`.
+    The figure of merit of the next interval judges a change: the change is undone if the figure is worse by more than
+    `tolerance`. After a change that made things better, the same setting changes again at once, in the same direction.
+    After everything else (no effect, an undone change, a bound reached) the setting pauses, each time twice as long. A
+    success does not shorten the pause. So a setting with k steps between its bounds changes at most k + 1 times
+    between two pauses; n intervals have about log2(n) pauses, and then one per `max_pause`.
 
     Args:
-        knobs: tried in turn; their names differ.
-        tolerance: the share by which the merit has to change to count as better or worse.
-        max_pause: measured intervals after which a knob is tried again at the latest.
-        history: actions kept.
+        tunables: the settings, tried in turn. Their names must differ.
+        tolerance: the share by which the figure of merit must change to count as better or worse.
+        max_pause: the longest pause, in measured intervals.
+        history: how many actions are kept.
 
     Raises:
-        ValueError: for two knobs of one name, or one whose value is out of its bounds.
-        TypeError, ValueError: names the argument.
+        ValueError: if two settings have the same name, a value is outside its bounds, or an option is out of range.
+        TypeError: if an option has the wrong type.
     """
 
     def __init__(
-        self, knobs: Iterable[Knob], *, tolerance: float = 0.02, max_pause: int = 128, history: int = 1000
+        self, tunables: Iterable[Tunable], *, tolerance: float = 0.02, max_pause: int = 128, history: int = 1000
     ) -> None:
         self._tolerance = checked_positive("tolerance", tolerance)
         self._max_pause = checked_at_least("max_pause", max_pause, 1)
         self._actions: deque[Action] = deque(maxlen=checked_at_least("history", history, 1))
-        self._plans = deque(_Plan(knob) for knob in knobs)
-        names = [plan.knob.name for plan in self._plans]
+        self._schedules = deque(_Schedule(tunable) for tunable in tunables)
+        names = [schedule.tunable.name for schedule in self._schedules]
         if len(set(names)) < len(names):
-            raise ValueError(f"knobs must have different names, not {names}")
-        for plan in self._plans:
-            knob, value = plan.knob, plan.knob.get()
-            if not knob.lower <= value <= knob.upper:
-                raise ValueError(f"{knob.name} must be between {knob.lower} and {knob.upper}, not {value!r}")
-        self._pending: tuple[_Plan, Action] | None = None
+            raise ValueError(f"tunables must have different names, got {names}")
+        for schedule in self._schedules:
+            tunable, value = schedule.tunable, schedule.tunable.get()
+            if not tunable.lower <= value <= tunable.upper:
+                raise ValueError(f"{tunable.name} must be between {tunable.lower} and {tunable.upper}, got {value!r}")
+        self._in_trial: tuple[_Schedule, Action] | None = None
 
     @property
     def actions(self) -> tuple[Action, ...]:
-        """What was done, the oldest first."""
+        """The latest actions, the oldest first."""
         return tuple(self._actions)
 
     def step(self, merit: float | None) -> tuple[Action, ...]:
-        """End an interval: judge the change that it was measured under, then perhaps make another.
+        """End an interval: judge the change in trial, then perhaps make another one.
 
         Args:
-            merit: the figure of the interval, higher is better. None or no finite number when there was nothing to
-                measure: then nothing is judged and nothing changed.
+            merit: the figure of merit of the interval; higher is better. With None, NaN or infinity nothing was
+                measured, and the tuner judges nothing and changes nothing.
 
         Returns:
-            What was done, at most a verdict and a new change.
+            At most one outcome and one new change.
         """
         if merit is None or not math.isfinite(merit):
             return ()
-        for plan in self._plans:
-            plan.wait = max(0, plan.wait - 1)
+        for schedule in self._schedules:
+            schedule.wait = max(0, schedule.wait - 1)
         done = []
-        if self._pending is not None:
-            verdict = self._judge(*self._pending, merit)
+        if self._in_trial is not None:
+            verdict = self._judge(*self._in_trial, merit)
             if verdict is None:
                 return ()
-            self._pending = None
+            self._in_trial = None
             done.append(verdict)
-        # An interval that was measured under what has just been undone is nothing to compare the next one with.
+        # After an undone change, this interval measured a setting that is no longer in effect. The next change needs
+        # another interval to be compared with.
         if not done or done[0].outcome is Outcome.KEPT:
             done += self._change(merit)
         self._actions.extend(done)
         return tuple(done)
 
-    def _judge(self, plan: _Plan, change: Action, merit: float) -> Action | None:
-        """What becomes of a change; None when it cannot be undone now, which the next interval tries again."""
+    def _judge(self, schedule: _Schedule, change: Action, merit: float) -> Action | None:
+        """Return the outcome of a change; None if undoing it failed, which the next interval tries again."""
         margin = self._tolerance * abs(change.merit_before)
         outcome = Outcome.KEPT
-        if plan.knob.get() != change.after:
-            outcome = Outcome.OVERTAKEN
+        if schedule.tunable.get() != change.after:
+            outcome = Outcome.SUPERSEDED
         elif merit < change.merit_before - margin:
-            if not _set(plan.knob, change.before):
+            if not _set(schedule.tunable, change.before):
                 return None
-            plan.direction = -plan.direction
+            schedule.direction = -schedule.direction
             outcome = Outcome.UNDONE
         if outcome is not Outcome.KEPT or merit <= change.merit_before + margin:
-            plan.back_off(self._max_pause)
+            schedule.back_off(self._max_pause)
         return replace(change, merit_after=merit, outcome=outcome)
 
     def _change(self, merit: float) -> list[Action]:
-        """The next change of the first knob that is due, or none."""
-        for plan in self._plans:
-            if plan.wait:
+        """Make the next change of the first setting that does not wait, if there is one."""
+        for schedule in self._schedules:
+            if schedule.wait:
                 continue
-            knob = plan.knob
-            before = knob.get()
-            proposed = knob.proposal(before, plan.direction)
+            tunable = schedule.tunable
+            before = tunable.get()
+            proposed = tunable.proposal(before, schedule.direction)
             if proposed is None:
-                plan.direction = -plan.direction
-            if proposed is None or not _set(knob, proposed) or knob.get() == before:
-                plan.back_off(self._max_pause)
+                schedule.direction = -schedule.direction
+            if proposed is None or not _set(tunable, proposed) or tunable.get() == before:
+                schedule.back_off(self._max_pause)
                 continue
-            change = Action(knob.name, before, knob.get(), merit, None, Outcome.APPLIED)
-            self._pending = plan, change
-            self._plans.remove(plan)
-            self._plans.append(plan)
+            change = Action(tunable.name, before, tunable.get(), merit, None, Outcome.APPLIED)
+            self._in_trial = schedule, change
+            self._schedules.remove(schedule)
+            self._schedules.append(schedule)
             return [change]
         return []
 
 
-def _set(knob: Knob, value: float) -> bool:
-    """Whether a knob took a value; why not is logged."""
+def _set(tunable: Tunable, value: float) -> bool:
+    """Set a value, and return whether that succeeded. A failure is logged."""
     try:
-        knob.set(value)
+        tunable.set(value)
     except Exception:
-        _log.exception("%s cannot be set to %r", knob.name, value)
+        _log.exception("setting '%s': cannot be set to %r; the tuner tries again later", tunable.name, value)
         return False
     return True

@@ -1,4 +1,4 @@
-"""What several processes of one service have done together: each leaves its figures in a directory that they share."""
+"""Adds up the figures of several processes of one service: each process writes a report into a shared directory."""
 
 import math
 import os
@@ -18,18 +18,18 @@ from acgsperf.settings import Settings
 __all__ = ["WorkerReport", "Workers"]
 
 _SUFFIX: Final = ".acgsperf"
-# Reports that a worker may miss before it is taken for dead.
+# A worker that misses this many reports counts as dead.
 _MISSED_REPORTS: Final = 3
 
 
 class WorkerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The figures of one process since it began.
+    """The figures of one process since it started.
 
     Attributes:
         reported_at: seconds since the epoch.
-        seconds: for how long it has run.
+        seconds: how long the process has run.
         failed, violations, missed: as in `Counts`.
-        latency: of its requests, in ns, as HdrHistogram V2.
+        latency: of its requests, in ns, encoded as HdrHistogram V2.
     """
 
     reported_at: float
@@ -40,13 +40,13 @@ class WorkerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     latency: bytes
 
     @property
-    def is_possible(self) -> bool:
-        """Whether a process can have counted this."""
+    def is_valid(self) -> bool:
+        """Whether a real process can have these figures: all are finite and at least 0."""
         return math.isfinite(self.seconds) and min(self.seconds, self.failed, self.violations, self.missed) >= 0
 
     @property
     def latency_ns(self) -> LatencyHistogram:
-        """Its histogram."""
+        """The decoded latency histogram."""
         return LatencyHistogram.decode(self.latency)
 
 
@@ -55,47 +55,47 @@ _decode: Final = msgspec.msgpack.Decoder(WorkerReport).decode
 
 
 class Workers:
-    """The reports of all processes that share a directory on one machine.
+    """Publishes the report of this process, and reads the reports of the other processes on this machine.
 
     Args:
-        directory: made if it is missing.
-        patience: seconds after which one who has not reported again is taken for dead, and its report removed.
+        directory: shared by all processes; created if it is missing.
+        max_age_s: a process whose report is older counts as dead, and its report is removed.
 
     Raises:
-        SettingsError: when the directory cannot be made, or not be written.
+        SettingsError: if the directory cannot be created or written.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], patience: float) -> None:
+    def __init__(self, directory: str | os.PathLike[str], max_age_s: float) -> None:
         self._directory = Path(directory)
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(self._directory, os.W_OK | os.X_OK):
-                raise PermissionError("it cannot be written")
+                raise PermissionError("it is not writable")
         except (OSError, ValueError) as error:
             problem = getattr(error, "strerror", None) or error
-            raise SettingsError("WORKERS_DIRECTORY", str(directory), f"a directory of ours ({problem})") from None
+            raise SettingsError("WORKERS_DIRECTORY", str(directory), f"a writable directory ({problem})") from None
         self._own: Path | None = None
         self._owner = 0
         self._closed = False
-        self._patience = patience
+        self._max_age_s = max_age_s
 
     @classmethod
-    def of(cls, settings: Settings) -> Self | None:
-        """Those that the settings name, if they do."""
+    def from_settings(cls, settings: Settings) -> Self | None:
+        """Return the workers that share `workers_directory`; None if the settings name no directory."""
         if settings.workers_directory is None:
             return None
         return cls(settings.workers_directory, _MISSED_REPORTS * settings.monitoring_interval_s)
 
     def publish(self, report: WorkerReport) -> None:
-        """Leave a report instead of the last one; who reads meanwhile finds one or the other. Once closed, none.
+        """Replace the report of this process atomically. Does nothing after `close`.
 
         Raises:
-            OSError: when the directory cannot be written.
+            OSError: if the directory cannot be written.
         """
         if self._closed:
             return
         if self._own is None or self._owner != os.getpid():
-            # Not before: a server may make its service, and then fork its workers.
+            # Chosen at the first report, because a server may create its service before it forks its workers.
             self._owner = os.getpid()
             self._own = self._directory / f"{self._owner}-{secrets.token_hex(8)}{_SUFFIX}"
         new = self._own.with_suffix(".new")
@@ -103,19 +103,19 @@ class Workers:
         new.replace(self._own)
 
     def others(self) -> Iterator[WorkerReport]:
-        """What the other living processes have reported last; what is not a report is passed over."""
+        """Yield the latest report of each other live process. Files that are not valid reports are skipped."""
         for path in self._directory.glob(f"*{_SUFFIX}"):
-            # It may go while we look, and anyone can leave a file here.
+            # Another process may remove the file while this one reads it, and anyone can write a file here.
             with suppress(OSError, ValueError):
                 report = _decode(path.read_bytes())
                 LatencyHistogram.decode(report.latency)
-                if not abs(time.time() - report.reported_at) <= self._patience:
+                if not abs(time.time() - report.reported_at) <= self._max_age_s:
                     path.unlink()
-                elif path != self._own and report.is_possible:
+                elif path != self._own and report.is_valid:
                     yield report
 
     def close(self) -> None:
-        """Take the own report away."""
+        """Remove the report of this process. Later calls of `publish` do nothing."""
         self._closed = True
         if self._own is not None and self._owner == os.getpid():
             self._own.unlink(missing_ok=True)

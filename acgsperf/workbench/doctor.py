@@ -115,7 +115,7 @@ async def _reached(server: _Server, url: str, settings: Settings) -> Finding:
 
 def _workers(settings: Settings) -> Finding | None:
     try:
-        workers = Workers.of(settings)
+        workers = Workers.from_settings(settings)
     except SettingsError as error:
         return Finding("workers", Severity.ERROR, str(error))
     if workers is None:

@@ -1,4 +1,4 @@
-"""A cache and a pool under their former names, and what stands for the process that still runs the former modules."""
+"""Fixtures: a cache and a pool under their former names, and a process that uses the former modules."""
 
 import json
 import secrets
@@ -11,7 +11,7 @@ from acgsperf.compat.ultra_fast_connection_pool import UltraFastConnectionPool
 
 
 class OldProcess:
-    """Reads and writes with plain redis-py as the former cache does: bare keys, JSON texts, SETEX and SET."""
+    """Reads and writes with redis-py like the former cache: bare keys, JSON texts, SETEX and SET."""
 
     def __init__(self, url):
         self.client = plain_redis.Redis.from_url(url, decode_responses=True)
@@ -43,7 +43,7 @@ def old(servers):
 
 @pytest.fixture
 def key(old):
-    """A name that no other test uses."""
+    """A key prefix that no other test uses."""
     name = f"compat-{secrets.token_hex(6)}"
     yield name
     for found in old.client.scan_iter(f"{name}*"):

@@ -1,4 +1,4 @@
-"""The benchmark by hand, and where it can be had."""
+"""`PerformanceBenchmark`, and its re-export."""
 
 import asyncio
 
@@ -9,11 +9,11 @@ from acgsperf.compat.validation import CONSTITUTIONAL_HASH, UltraFastConstitutio
 from acgsperf.workbench.benchmark import PerformanceBenchmark
 
 
-def test_compat_has_the_same_class():
+def test_compat_re_exports_the_class():
     assert acgsperf.compat.PerformanceBenchmark is PerformanceBenchmark
 
 
-async def test_calls_and_awaitables_are_measured_and_their_results_returned():
+async def test_calls_and_awaitables_are_measured_and_return_their_results():
     benchmark = PerformanceBenchmark()
     assert benchmark.get_statistics() == {}
     assert benchmark.measure(divmod, 7, 2) == (3, 1)
@@ -31,7 +31,7 @@ async def test_calls_and_awaitables_are_measured_and_their_results_returned():
     assert benchmark.get_statistics() == {}
 
 
-async def test_a_wait_is_measured_in_milliseconds_and_so_is_a_failure():
+async def test_a_failing_call_is_measured_too():
     benchmark = PerformanceBenchmark()
     await benchmark.measure_async(asyncio.sleep(0.02))
     assert 19 < benchmark.get_statistics()["max_ms"] < 2_000

@@ -1,4 +1,4 @@
-"""Services written for the former modules, in fresh processes: by `install`, and by files that only re-export."""
+"""Services written for the former modules, in new processes: with `install`, and with files that only re-export."""
 
 import os
 import subprocess
@@ -63,7 +63,7 @@ print("served")
 
 
 def run(folder, code, servers=None):
-    """What a fresh interpreter in a directory prints."""
+    """Run code in a new interpreter, and return its output."""
     (folder / "service.py").write_text(code)
     environment = os.environ | {"CONSTITUTIONAL_HASH": "cdd01ef066bc6cf2"}
     if servers is not None:
@@ -82,7 +82,7 @@ def run(folder, code, servers=None):
 
 
 def package(folder, name):
-    """The file of a module, in regular packages."""
+    """Create the packages of a module, and return the path of its file."""
     *parents, _ = name.split(".")
     for i in range(len(parents)):
         directory = folder.joinpath(*parents[: i + 1])
@@ -91,17 +91,17 @@ def package(folder, name):
     return folder.joinpath(*name.split(".")).with_suffix(".py")
 
 
-def test_a_directory_with_nothing_but_a_call_to_install_serves(tmp_path, servers):
+def test_a_service_runs_after_a_call_of_install(tmp_path, servers):
     assert run(tmp_path, "import acgsperf.compat\nacgsperf.compat.install()\n" + SERVICE, servers) == "served\n"
 
 
-def test_a_directory_of_one_line_re_exports_serves(tmp_path, servers):
+def test_a_service_runs_with_files_that_re_export(tmp_path, servers):
     for name, own in MODULES.items():
         package(tmp_path, name).write_text(f"from acgsperf.compat.{own} import *\n")
     assert run(tmp_path, SERVICE, servers) == "served\n"
 
 
-def test_the_former_names_lead_to_the_same_modules(tmp_path):
+def test_the_former_names_import_the_same_modules(tmp_path):
     code = f"""
 import importlib, acgsperf.compat
 acgsperf.compat.install()
@@ -121,7 +121,7 @@ except ModuleNotFoundError as error:
     assert run(tmp_path, code) == "services.shared.missing\n"
 
 
-def test_patching_by_a_former_name_patches_what_is_used(tmp_path):
+def test_patching_by_a_former_name_patches_the_replacement(tmp_path):
     code = """
 import asyncio, acgsperf.compat
 from unittest.mock import AsyncMock, patch
@@ -155,13 +155,13 @@ print("patched")
 
 
 @pytest.mark.parametrize("regular", [True, False])
-def test_packages_that_exist_are_kept(tmp_path, regular):
+def test_existing_packages_are_kept(tmp_path, regular):
     folder = tmp_path / "services" / "shared" / "performance"
     folder.mkdir(parents=True)
     (folder / "monitoring.py").write_text("kept = True\n")
     (folder / "ultra_fast_cache.py").write_text("raise RuntimeError('the former one')\n")
     if regular:
-        # As packages do that re-export what is in them.
+        # Like a package that re-exports the names of its modules.
         package(tmp_path, "services.shared.performance.x")
         (folder / "__init__.py").write_text("from .ultra_fast_cache import UltraFastMultiTierCache\n")
     code = """
@@ -175,7 +175,7 @@ print(monitoring.kept)
     assert run(tmp_path, code) == "True\n"
 
 
-def test_a_parent_that_fails_to_import_says_so(tmp_path):
+def test_an_import_error_of_a_parent_package_is_raised(tmp_path):
     package(tmp_path, "services.shared.x")
     (tmp_path / "services" / "__init__.py").write_text("import no_such_dependency\n")
     code = """
@@ -188,7 +188,7 @@ except ModuleNotFoundError as error:
     assert run(tmp_path, code) == "no_such_dependency\n"
 
 
-def test_installing_too_late_is_logged(tmp_path):
+def test_install_logs_a_warning_if_a_former_module_was_imported(tmp_path):
     package(tmp_path, "services.shared.constitutional.validation").write_text("former = True\n")
     code = """
 import logging, sys

@@ -1,4 +1,4 @@
-"""The integration service under its former names, on real servers, and with mocks where callers put their own parts."""
+"""The integration service under its former names, on real servers, and with mocks that replace its parts."""
 
 import asyncio
 import copy
@@ -45,7 +45,7 @@ asyncio.run(main())
 
 
 class Handler:
-    """Answers with the request's id, or as it is told."""
+    """Returns `answer`, by default the id of the request, or raises `error`."""
 
     def __init__(self, answer=None, error=None):
         self.asked = 0
@@ -61,7 +61,7 @@ class Handler:
 
 @pytest.fixture
 async def open_service(servers):
-    """Services with a cache in the shared Redis and no loops; what they stored goes with them."""
+    """Creates services with a cache in the shared Redis and without loops. Removes their entries afterwards."""
     caches = []
 
     async def opened(handler=None):
@@ -90,7 +90,7 @@ async def manager():
 
 @pytest.fixture
 def warned(caplog):
-    """The texts of what the module warned of, or logged as an error."""
+    """Returns the messages of the warnings and errors that the module logged."""
     caplog.set_level(logging.WARNING, LOGGER)
     return lambda: [record.getMessage() for record in caplog.records if record.name == LOGGER]
 
@@ -103,7 +103,7 @@ def record(milliseconds):
     return {"integration": {"avg_response_time_ms": milliseconds}}
 
 
-def test_the_constants_are_the_former_ones():
+def test_the_constants_have_the_former_values():
     assert INTEGRATION_PERFORMANCE_TARGETS == {
         "p99_latency_ms": 5.0,
         "p95_latency_ms": 2.0,
@@ -120,7 +120,7 @@ def test_the_constants_are_the_former_ones():
 
 
 def test_the_signatures_are_the_former_ones():
-    # `handler` is new, and may be left out.
+    # `handler` is new and optional.
     assert [p.default for p in inspect.signature(PerformanceIntegrationService).parameters.values()] == [None]
     assert list(inspect.signature(PerformanceIntegrationService.process_request).parameters) == ["self", "request"]
     regression = inspect.signature(PerformanceIntegrationService._check_performance_regression)
@@ -145,7 +145,7 @@ def test_the_signatures_are_the_former_ones():
         assert inspect.iscoroutinefunction(getattr(PerformanceIntegrationService, name))
 
 
-def test_a_fresh_service_has_the_former_attributes():
+def test_a_new_service_has_the_former_attributes():
     service = PerformanceIntegrationService()
     assert service.constitutional_hash == CONSTITUTIONAL_HASH
     assert service.constitutional_validator.validate_hash(CONSTITUTIONAL_HASH)
@@ -155,7 +155,7 @@ def test_a_fresh_service_has_the_former_attributes():
     assert (service._running, service._monitoring_task, service._optimization_task) == (False, None, None)
 
 
-def test_metrics_start_at_nothing():
+def test_new_metrics_are_zero():
     metrics = PerformanceMetrics()
     named = {name: getattr(metrics, name) for name in PerformanceMetrics.__dataclass_fields__}
     assert named == {
@@ -177,7 +177,7 @@ def test_metrics_start_at_nothing():
     assert metrics.get_cache_hit_rate() == 0.0
 
 
-def test_metrics_count_and_divide():
+def test_metrics_compute_averages_and_rates():
     metrics = PerformanceMetrics()
     metrics.add_request(0.002)
     metrics.add_request(0.001, success=True)
@@ -191,7 +191,7 @@ def test_metrics_count_and_divide():
     assert metrics.get_cache_hit_rate() == 0.95
 
 
-def test_metrics_take_any_time():
+def test_metrics_accept_any_response_time_and_can_be_copied():
     metrics = PerformanceMetrics()
     metrics.add_request(0.0)
     metrics.add_request(1e9)
@@ -200,7 +200,7 @@ def test_metrics_take_any_time():
     assert pickle.loads(pickle.dumps(metrics)) == copy.deepcopy(metrics) == metrics
 
 
-async def test_it_starts_with_the_parts_of_this_process(fresh_process):
+async def test_initialize_uses_the_parts_of_this_process(fresh_process):
     service = PerformanceIntegrationService()
     await service.initialize()
     try:
@@ -217,7 +217,7 @@ async def test_it_starts_with_the_parts_of_this_process(fresh_process):
     assert all(task.cancelled() for task in loops)
 
 
-async def test_several_that_start_it_at_once_start_it_once(monkeypatch):
+async def test_concurrent_initialisation_starts_the_loops_once(monkeypatch):
     async def get_cache():
         await asyncio.sleep(0)
         return AsyncMock()
@@ -232,7 +232,7 @@ async def test_several_that_start_it_at_once_start_it_once(monkeypatch):
     assert asyncio.all_tasks() == before
 
 
-async def test_it_does_not_start_when_the_validator_refuses():
+async def test_initialize_fails_if_the_validator_refuses():
     service = PerformanceIntegrationService()
     service.constitutional_validator = Mock()
     service.constitutional_validator.validate_hash.return_value = False
@@ -243,7 +243,7 @@ async def test_it_does_not_start_when_the_validator_refuses():
     assert service._monitoring_task is service._optimization_task is None
 
 
-async def test_the_parts_are_looked_up_when_it_starts():
+async def test_initialize_looks_up_the_parts_at_call_time():
     service, cache, manager = PerformanceIntegrationService(), AsyncMock(), AsyncMock()
     with (
         patch(f"{LOGGER}.get_pool_manager", AsyncMock(return_value=manager)) as get_manager,
@@ -277,7 +277,7 @@ async def test_a_miss_then_a_hit(service, key):
     assert metrics.min_response_time <= metrics.max_response_time < metrics.total_response_time
 
 
-async def test_a_request_without_an_id_is_unknown(service, key):
+async def test_a_request_without_an_id_gets_the_id_unknown(service, key):
     assert (await service.process_request({"type": key}))["request_id"] == "unknown"
 
 
@@ -287,7 +287,7 @@ async def test_different_requests_have_different_answers(service, key):
         assert not (await service.process_request(other))["performance"]["cached"]
 
 
-async def test_an_answer_is_kept_for_300_s(service, old, key):
+async def test_a_response_is_cached_for_300_s(service, old, key):
     request = {"id": key}
     response = await service.process_request(request)
     assert 295 <= old.ttl(request_key(request)) <= 300
@@ -295,7 +295,7 @@ async def test_an_answer_is_kept_for_300_s(service, old, key):
     assert service.cache.l1_cache[request_key(request)].ttl == 300
 
 
-async def test_another_service_hits_what_one_stored(open_service, key):
+async def test_another_service_hits_the_cached_response(open_service, key):
     one, other = await open_service(), await open_service(Handler())
     first = await one.process_request({"id": key})
     second = await other.process_request({"id": key})
@@ -304,10 +304,10 @@ async def test_another_service_hits_what_one_stored(open_service, key):
     assert (other.handler.asked, other.metrics.cache_hits, other.cache.metrics.l2_hits) == (0, 1, 1)
 
 
-async def test_another_process_hits_what_one_stored(service, servers, key):
+async def test_another_process_hits_the_cached_response(service, servers, key):
     request = {"id": key, "type": "api_call"}
     first = await service.process_request(request)
-    # Another salt for `hash` than whatever this process has.
+    # A different salt for `hash` than in this process.
     environment = os.environ | {"REDIS_URL": servers.redis_url, "PYTHONHASHSEED": "7"}
     done = subprocess.run(  # noqa: ASYNC221 - nothing else waits
         [sys.executable, "-W", "error", "-c", ANOTHER_PROCESS, json.dumps(request)],
@@ -323,10 +323,10 @@ async def test_another_process_hits_what_one_stored(service, servers, key):
     assert second["performance"]["cached"] is True
 
 
-@pytest.mark.parametrize("stand_in", [Mock, AsyncMock])
-async def test_a_request_that_the_validator_refuses_is_no_request(stand_in, open_service, key):
+@pytest.mark.parametrize("kind", [Mock, AsyncMock])
+async def test_a_refused_request_does_not_reach_the_handler(kind, open_service, key):
     service = await open_service(Handler())
-    service.constitutional_validator = stand_in()
+    service.constitutional_validator = kind()
     service.constitutional_validator.validate_hash.return_value = False
     with pytest.raises(ValueError, match="Constitutional compliance violation"):
         await service.process_request({"id": key})
@@ -346,7 +346,7 @@ async def test_a_request_with_a_wrong_hash_is_refused(service, key, wrong):
     assert response["performance"]["constitutional_validated"] is True
 
 
-async def test_a_connection_of_the_default_pool_is_held_for_the_work(open_service, manager, dsn, key):
+async def test_a_connection_of_the_default_pool_is_held_while_the_handler_runs(open_service, manager, dsn, key):
     in_use = []
 
     async def handler(request):
@@ -361,13 +361,13 @@ async def test_a_connection_of_the_default_pool_is_held_for_the_work(open_servic
     await service.process_request({"id": key, "n": 0, "database_operation": True})
     await service.process_request({"id": key, "database_operation": False})
     await service.process_request({"id": key})
-    # The third was a hit, and the last two asked for none.
+    # The third request was a hit, and the last two have no `database_operation`.
     assert in_use == [1, 1, 0, 0]
     assert service.metrics.db_connections_acquired == pool.metrics.successful_acquisitions == 2
     assert pool.metrics.current_connections == 0
 
 
-async def test_without_a_default_pool_a_request_goes_on(service, manager, dsn, key, warned):
+async def test_without_a_default_pool_a_request_succeeds(service, manager, dsn, key, warned):
     await service.process_request({"id": key, "n": 0, "database_operation": True})
     service.pool_manager = manager
     await manager.create_pool("other", dsn, 1, 1)
@@ -377,7 +377,7 @@ async def test_without_a_default_pool_a_request_goes_on(service, manager, dsn, k
     assert warned() == []
 
 
-async def test_a_database_that_is_gone_is_logged_and_the_request_goes_on(service, manager, victim, key, warned):
+async def test_without_a_database_a_request_succeeds_and_a_warning_is_logged(service, manager, victim, key, warned):
     service.pool_manager = manager
     pool = await manager.create_pool("default", victim.dsn, 1, 1)
     connection, lost = await pool.acquire_connection(), asyncio.Event()
@@ -391,14 +391,14 @@ async def test_a_database_that_is_gone_is_logged_and_the_request_goes_on(service
         assert response["processed"] is True
         assert (service.metrics.successful_requests, service.metrics.db_connections_acquired) == (1, 0)
         (line,) = warned()
-        assert line.startswith("no connection for a request, which goes on: ")
+        assert line.startswith("pool 'default': no connection; the request continues without one: ")
     finally:
         victim.start()
     await service.process_request({"id": key, "again": True, "database_operation": True})
     assert service.metrics.db_connections_acquired == 1
 
 
-async def test_a_database_that_goes_during_the_work_is_no_failure_of_the_request(open_service, manager, victim, key):
+async def test_a_request_succeeds_if_the_database_stops_while_the_handler_runs(open_service, manager, victim, key):
     async def handler(request):
         victim.kill()
         return {"answer": 42}
@@ -413,7 +413,7 @@ async def test_a_database_that_goes_during_the_work_is_no_failure_of_the_request
     assert pool.metrics.current_connections == 0
 
 
-async def test_a_connection_that_cannot_be_given_back_is_logged(open_service, key, warned):
+async def test_a_connection_that_cannot_be_released_is_logged(open_service, key, warned):
     service = await open_service()
     pool = AsyncMock()
     pool.release_connection.side_effect = OSError("torn")
@@ -421,10 +421,10 @@ async def test_a_connection_that_cannot_be_given_back_is_logged(open_service, ke
     assert (await service.process_request({"id": key, "database_operation": True}))["processed"] is True
     service.pool_manager.get_pool.assert_awaited_once_with("default")
     pool.release_connection.assert_awaited_once_with(pool.acquire_connection.return_value)
-    assert warned() == ["a connection could not be given back: torn"]
+    assert warned() == ["pool 'default': connection could not be released: torn"]
 
 
-async def test_a_connection_is_given_back_when_the_handler_raises(open_service, manager, dsn, key):
+async def test_a_connection_is_released_if_the_handler_raises(open_service, manager, dsn, key):
     service = await open_service(Handler(error=LookupError("none")))
     service.pool_manager = manager
     pool = await manager.create_pool("default", dsn, 1, 1)
@@ -434,7 +434,7 @@ async def test_a_connection_is_given_back_when_the_handler_raises(open_service, 
     assert (pool.metrics.successful_acquisitions, pool.metrics.current_connections) == (2, 0)
 
 
-async def test_a_connection_is_given_back_when_the_request_is_cancelled(open_service, manager, dsn, key):
+async def test_a_connection_is_released_if_the_request_is_cancelled(open_service, manager, dsn, key):
     working = asyncio.Event()
 
     async def handler(request):
@@ -455,7 +455,7 @@ async def test_a_connection_is_given_back_when_the_request_is_cancelled(open_ser
     await pool.release_connection(await pool.acquire_connection())
 
 
-async def test_what_the_cache_holds_never_has_performance(open_service, old, key):
+async def test_a_cached_response_never_has_performance(open_service, old, key):
     answer = {"answer": 42, "nested": {"list": [1]}}
     service = await open_service(Handler(answer))
     request = {"id": key}
@@ -468,7 +468,7 @@ async def test_what_the_cache_holds_never_has_performance(open_service, old, key
     assert without_performance(await service.process_request(request)) == expected
 
 
-async def test_the_errors_of_a_handler_pass_and_are_not_kept(open_service, key):
+async def test_an_error_of_the_handler_reaches_the_caller_and_is_not_cached(open_service, key):
     handler = Handler(error=ZeroDivisionError("by nothing"))
     service = await open_service(handler)
     with pytest.raises(ZeroDivisionError, match="by nothing"):
@@ -482,7 +482,7 @@ async def test_the_errors_of_a_handler_pass_and_are_not_kept(open_service, key):
 @pytest.mark.parametrize("answer", [[1], "text", 7, False])
 async def test_a_handler_must_return_a_dict(open_service, key, answer):
     service = await open_service(Handler(answer))
-    with pytest.raises(TypeError, match=f"must return a dict, not {type(answer).__name__}"):
+    with pytest.raises(TypeError, match=f"handler must return a dict, got {type(answer).__name__}"):
         await service.process_request({"id": key})
     assert service.metrics.failed_requests == 1
     assert request_key({"id": key}) not in service.cache.l1_cache
@@ -500,7 +500,7 @@ async def test_a_request_that_is_not_json_like_is_answered_and_not_cached(open_s
 
 
 @pytest.mark.parametrize("foreign", [[1, 2], "text", 7, True, None])
-async def test_what_is_no_dict_under_its_key_is_a_miss(service, old, key, foreign):
+async def test_a_cached_value_that_is_not_a_dict_is_a_miss(service, old, key, foreign):
     request = {"id": key}
     old.write(request_key(request), foreign, 60)
     response = await service.process_request(request)
@@ -508,14 +508,14 @@ async def test_what_is_no_dict_under_its_key_is_a_miss(service, old, key, foreig
     assert old.read(request_key(request)) == without_performance(response)
 
 
-async def test_without_a_cache_every_request_is_worked_on():
+async def test_without_a_cache_every_request_is_a_miss():
     service = PerformanceIntegrationService(Handler())
     for _ in range(2):
         assert not (await service.process_request({"id": 1}))["performance"]["cached"]
     assert (service.handler.asked, service.metrics.cache_misses) == (2, 2)
 
 
-async def test_a_mock_stands_in_for_the_cache():
+async def test_a_mock_may_replace_the_cache():
     service = PerformanceIntegrationService()
     service.cache = AsyncMock()
     service.cache.get.return_value = None
@@ -561,7 +561,7 @@ async def test_the_summary_has_every_key(service, manager, dsn, key):
     json.dumps(summary)
 
 
-async def test_the_summary_leaves_out_parts_that_are_not_there():
+async def test_the_summary_omits_missing_parts():
     service = PerformanceIntegrationService()
     service.constitutional_validator = None
     summary = await service.get_performance_summary()
@@ -580,7 +580,7 @@ async def test_the_summary_leaves_out_parts_that_are_not_there():
         ({"cache_hits": 94, "cache_misses": 6}, (True, True, False)),
     ],
 )
-async def test_the_targets_are_those_of_counters_set_by_hand(counters, met):
+async def test_the_summary_uses_counters_that_were_set(counters, met):
     service = PerformanceIntegrationService()
     service.metrics.total_requests = service.metrics.successful_requests = 100
     for name, value in counters.items():
@@ -588,7 +588,7 @@ async def test_the_targets_are_those_of_counters_set_by_hand(counters, met):
     assert tuple((await service.get_performance_summary())["targets_met"].values()) == met
 
 
-async def test_a_slow_hundredth_misses_the_target_that_the_average_meets():
+async def test_one_slow_percent_misses_the_target_although_the_average_meets_it():
     service = PerformanceIntegrationService()
     for i in range(100):
         service.metrics.add_request(0.02 if i < 2 else 0.001)
@@ -598,7 +598,7 @@ async def test_a_slow_hundredth_misses_the_target_that_the_average_meets():
     assert summary["targets_met"]["response_time"] is False
 
 
-async def test_mocks_stand_in_for_every_part():
+async def test_mocks_may_replace_every_part():
     service = PerformanceIntegrationService()
     service.cache, service.pool_manager, service.constitutional_validator = AsyncMock(), AsyncMock(), Mock()
     service.cache.get_performance_metrics = Mock(return_value={"cache": 1})
@@ -642,7 +642,7 @@ async def test_a_record_has_the_average_of_its_interval():
         for _ in range(100 if milliseconds is not None else 0):
             service.metrics.add_request(milliseconds / 1e3)
         averages.append((await service._collect_performance_metrics())["integration"]["avg_response_time_ms"])
-    # Where there was no request, all there ever were count.
+    # Without requests in the interval, the average is that of all requests.
     assert averages == pytest.approx([1, 1, 9, 11 / 3])
     service.metrics = PerformanceMetrics()
     service.metrics.add_request(0.002)
@@ -674,17 +674,17 @@ async def test_every_part_is_optimized(service, manager, dsn):
     assert (await service.get_performance_summary())["integration_metrics"]["optimization_runs"] == 2
 
 
-async def test_a_part_that_cannot_be_optimized_does_not_keep_the_others_from_it(service, manager, warned):
+async def test_the_other_parts_are_optimized_if_one_fails(service, manager, warned):
     service.pool_manager = manager
     with patch.object(service.cache, "optimize_performance", AsyncMock(side_effect=OSError("torn"))):
         result = await service._run_optimization()
     assert {"constitutional_validator", "connection_pools"} <= set(result)
     assert "cache" not in result
     assert service.metrics.optimization_runs == 1
-    assert warned() == ["the optimization of cache failed"]
+    assert warned() == ["service: optimization of cache failed; the other parts are optimized"]
 
 
-async def test_without_parts_there_is_nothing_to_optimize():
+async def test_optimization_without_parts_applies_nothing():
     service = PerformanceIntegrationService()
     service.constitutional_validator = None
     assert (await service._run_optimization())["optimizations_applied"] == []
@@ -697,17 +697,17 @@ async def test_without_parts_there_is_nothing_to_optimize():
         ([2.0] * 10, 3.1, True),
         ([2.0] * 9, 3.1, False),
         ([2.0] * 10, 2.9, False),
-        # Slower than it was, and still within the target.
+        # Slower than before, and still within the target.
         ([1.0] * 10, 1.9, False),
         ([1.0] * 10, 2.1, True),
-        # Only the ten latest count.
+        # Only the latest ten records count.
         ([90.0] * 50 + [1.0] * 10, 9.0, True),
         ([1.0] * 50 + [90.0] * 10, 9.0, False),
         ([], 100.0, False),
         ([0.0] * 10, 2.1, True),
     ],
 )
-async def test_a_regression_is_a_warning(history, now, warns, warned):
+async def test_a_regression_is_logged_as_a_warning(history, now, warns, warned):
     service = PerformanceIntegrationService()
     service.performance_history = [record(milliseconds) for milliseconds in history]
     await service._check_performance_regression(record(now))
@@ -718,25 +718,25 @@ async def test_a_record_is_not_compared_with_itself(warned):
     service = PerformanceIntegrationService()
     current = record(15.2)
     service.performance_history = [*(record(10.0) for _ in range(9)), current]
-    # With itself among them, the average would be 10.52.
+    # If the record itself counted, the average would be 10.52.
     await service._check_performance_regression(current)
-    assert warned() == ["Performance regression detected: 15.200 ms on average, after 10.000 ms"]
+    assert warned() == ["Performance regression detected: average 15.200 ms, before 10.000 ms"]
 
 
-async def test_records_may_be_one_and_the_same_object(warned):
+async def test_the_same_record_may_be_in_the_history_many_times(warned):
     service = PerformanceIntegrationService()
     service.performance_history = [record(10.0)] * 10
     await service._check_performance_regression(service.performance_history[-1])
     assert warned() == []
 
 
-async def test_a_record_without_a_time_is_no_failure():
+async def test_a_record_without_a_response_time_is_accepted():
     service = PerformanceIntegrationService()
     service.performance_history = [{}] * 10
     await service._check_performance_regression({"integration": {}})
 
 
-async def test_monitoring_goes_on_after_a_round_that_failed(monkeypatch, warned):
+async def test_monitoring_continues_after_a_failed_round(monkeypatch, warned):
     monkeypatch.setitem(INTEGRATION_PERFORMANCE_TARGETS, "monitoring_interval_s", 0.001)
     service, checked = PerformanceIntegrationService(), asyncio.Event()
     service.constitutional_validator = Mock()
@@ -755,10 +755,10 @@ async def test_monitoring_goes_on_after_a_round_that_failed(monkeypatch, warned)
         await service._monitoring_loop()
     assert checked.is_set()
     assert service.performance_history == rounds
-    assert warned() == ["monitoring failed"]
+    assert warned() == ["service: monitoring failed; it runs again in 0.001 s"]
 
 
-async def test_optimization_goes_on_after_a_round_that_failed(monkeypatch, warned):
+async def test_optimization_continues_after_a_failed_round(monkeypatch, warned):
     monkeypatch.setitem(INTEGRATION_PERFORMANCE_TARGETS, "optimization_interval_s", 0.001)
     service, run = PerformanceIntegrationService(), PerformanceIntegrationService._run_optimization
     rounds = []
@@ -775,7 +775,7 @@ async def test_optimization_goes_on_after_a_round_that_failed(monkeypatch, warne
     async with asyncio.timeout(10):
         await service._optimization_loop()
     assert (len(rounds), service.metrics.optimization_runs) == (3, 2)
-    assert warned() == ["optimization failed"]
+    assert warned() == ["service: optimization failed; it runs again in 0.001 s"]
 
 
 async def test_both_loops_run_by_themselves(fresh_process, monkeypatch):
@@ -794,7 +794,7 @@ async def test_both_loops_run_by_themselves(fresh_process, monkeypatch):
     assert service._optimization_task.done()
 
 
-async def test_it_closes_its_parts_and_may_be_closed_again(fresh_process, dsn):
+async def test_close_closes_the_parts_and_may_be_repeated(fresh_process, dsn):
     service = PerformanceIntegrationService()
     await service.initialize()
     pool = await service.pool_manager.create_pool("default", dsn, 1, 1)
@@ -807,7 +807,7 @@ async def test_it_closes_its_parts_and_may_be_closed_again(fresh_process, dsn):
         assert (service.pool_manager.pools, pool.is_initialized) == ({}, False)
 
 
-async def test_it_closes_the_cache_and_then_the_pools():
+async def test_close_closes_the_cache_and_then_the_pools():
     service, parts = PerformanceIntegrationService(), Mock()
     service.cache, service.pool_manager = AsyncMock(), AsyncMock()
     parts.attach_mock(service.cache.close, "cache")
@@ -822,11 +822,11 @@ async def test_it_closes_the_cache_and_then_the_pools():
     assert service.pool_manager.close_all.await_count == 2
 
 
-async def test_a_service_that_was_never_started_closes():
+async def test_a_service_that_was_never_initialised_can_be_closed():
     await PerformanceIntegrationService().close()
 
 
-async def test_one_service_a_process_initialised(fresh_process):
+async def test_a_process_has_one_initialised_service(fresh_process):
     services = await asyncio.gather(*(get_performance_service() for _ in range(5)))
     (service,) = {id(service): service for service in services}.values()
     assert service._running is True
@@ -839,7 +839,7 @@ async def test_one_service_a_process_initialised(fresh_process):
     await again.close()
 
 
-def test_a_process_may_have_one_loop_after_another_whether_or_not_it_closes_the_service(fresh_process):
+def test_a_process_may_use_one_event_loop_after_another_with_or_without_closing_the_service(fresh_process):
     async def serve(closed):
         services = await asyncio.gather(*(get_performance_service() for _ in range(5)))
         await services[0].process_request({"id": "loops"})
@@ -850,14 +850,14 @@ def test_a_process_may_have_one_loop_after_another_whether_or_not_it_closes_the_
             await services[0].close()
 
     with warnings.catch_warnings():
-        # Of what is left open.
+        # Objects left open raise a ResourceWarning.
         warnings.simplefilter("ignore", ResourceWarning)
         for closed in (True, False, True):
             asyncio.run(serve(closed))
         gc.collect()
 
 
-async def test_a_service_that_did_not_start_may_be_asked_for_again(fresh_process):
+async def test_get_performance_service_can_be_called_again_after_a_failure(fresh_process):
     with (
         patch.object(module, "get_ultra_fast_cache", AsyncMock(side_effect=OSError("torn"))),
         pytest.raises(OSError, match="torn"),

@@ -1,4 +1,4 @@
-"""The snippets of the former system's specification, a test a section; only imports and addresses are added."""
+"""The snippets of the former system's specification, one test per section. Only imports and addresses are added."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The pool and its manager under their former names, on a real PostgreSQL and with mocks in the place of asyncpg."""
+"""The pool and its manager under their former names, on a real PostgreSQL and with mocks of asyncpg."""
 
 import asyncio
 import inspect
@@ -8,7 +8,7 @@ from unittest.mock import AsyncMock, MagicMock, Mock, patch
 import asyncpg
 import pytest
 
-from acgsperf.compat import ultra_fast_connection_pool
+from acgsperf.compat import _asyncpg_pool, ultra_fast_connection_pool
 from acgsperf.compat.ultra_fast_connection_pool import (
     CONSTITUTIONAL_HASH,
     POOL_PERFORMANCE_TARGETS,
@@ -30,14 +30,14 @@ async def manager():
 
 
 def mocked(pool=None):
-    """A pool that was initialised, with a mock in the place of asyncpg's."""
+    """An initialised pool with a mock instead of an asyncpg pool."""
     mocked = UltraFastConnectionPool("orders", "postgresql://unused", 2, 3)
     mocked.pool = pool or AsyncMock()
     mocked.is_initialized = True
     return mocked
 
 
-def test_the_constants_are_the_former_ones():
+def test_the_constants_have_the_former_values():
     assert POOL_PERFORMANCE_TARGETS == {
         "connection_acquisition_ms": 1.0,
         "pool_utilization_target": 0.8,
@@ -74,7 +74,7 @@ def test_the_signatures_are_the_former_ones():
         assert inspect.iscoroutinefunction(getattr(UltraFastConnectionPool, name))
 
 
-def test_a_fresh_pool_has_the_former_attributes():
+def test_a_new_pool_has_the_former_attributes():
     pool = UltraFastConnectionPool("orders", "postgresql://there", 2, 3)
     assert (pool.pool_name, pool.dsn, pool.min_size, pool.max_size) == ("orders", "postgresql://there", 2, 3)
     assert (pool.pool, pool.is_initialized, pool.is_healthy, pool.fast_path_enabled) == (None, False, True, True)
@@ -85,7 +85,7 @@ def test_a_fresh_pool_has_the_former_attributes():
     assert vars(pool.metrics) == dict.fromkeys(vars(ConnectionMetrics()), 0)
 
 
-def test_metrics_count_and_divide():
+def test_metrics_compute_averages_and_rates():
     metrics = ConnectionMetrics()
     assert (metrics.get_avg_acquisition_time_ms(), metrics.get_success_rate()) == (0.0, 1.0)
     metrics.total_acquisitions, metrics.successful_acquisitions, metrics.failed_acquisitions = 10, 8, 2
@@ -110,7 +110,7 @@ async def test_it_works_on_a_real_server(pool):
     assert 0 < pool.metrics.get_avg_acquisition_time_ms() < 1_000
 
 
-async def test_no_setting_of_a_session_is_changed(pool, dsn):
+async def test_the_pool_changes_no_session_setting(pool, dsn):
     plain = await asyncpg.connect(dsn)
     pooled = await pool.acquire_connection()
     settings = "SELECT name, setting FROM pg_settings WHERE name <> 'application_name' ORDER BY name"
@@ -120,7 +120,7 @@ async def test_no_setting_of_a_session_is_changed(pool, dsn):
     await plain.close()
 
 
-async def test_a_wait_that_is_too_long_fails_and_is_counted(pool):
+async def test_an_acquisition_that_times_out_fails_and_is_counted(pool):
     several = [await pool.acquire_connection() for _ in range(3)]
     pool.acquisition_timeout_s = 0.02
     with pytest.raises(RuntimeError, match=r"^Connection acquisition timeout for pool 'orders'$"):
@@ -133,7 +133,7 @@ async def test_a_wait_that_is_too_long_fails_and_is_counted(pool):
     await pool.release_connection(await pool.acquire_connection())
 
 
-async def test_a_wait_of_more_than_a_millisecond_is_served(pool):
+async def test_an_acquisition_may_wait_longer_than_a_millisecond(pool):
     several = [await pool.acquire_connection() for _ in range(3)]
     waiting = asyncio.create_task(pool.acquire_connection())
     await asyncio.wait([waiting], timeout=0.02)
@@ -147,7 +147,7 @@ async def test_a_wait_of_more_than_a_millisecond_is_served(pool):
         await pool.release_connection(connection)
 
 
-async def test_a_cancelled_wait_loses_no_connection(pool):
+async def test_a_cancelled_acquisition_loses_no_connection(pool):
     several = [await pool.acquire_connection() for _ in range(3)]
     waiting = [asyncio.create_task(pool.acquire_connection()) for _ in range(5)]
     await asyncio.sleep(0)
@@ -161,7 +161,7 @@ async def test_a_cancelled_wait_loses_no_connection(pool):
         await pool.release_connection(connection)
 
 
-async def test_a_pool_that_is_not_open_lends_nothing():
+async def test_a_pool_that_is_not_initialised_refuses_callers():
     pool = UltraFastConnectionPool("orders", NOWHERE, 1, 1)
     with pytest.raises(RuntimeError, match="not initialized"):
         await pool.acquire_connection()
@@ -175,7 +175,7 @@ async def test_a_pool_that_is_not_open_lends_nothing():
     await pool.close()
 
 
-async def test_an_unhealthy_pool_lends_nothing_until_a_check_finds_it_well(pool):
+async def test_an_unhealthy_pool_refuses_callers_until_a_check_succeeds(pool):
     pool.is_healthy = False
     with pytest.raises(RuntimeError, match="is unhealthy"):
         await pool.acquire_connection()
@@ -204,14 +204,14 @@ async def test_the_health_has_every_key(pool):
     assert "error" not in health
 
 
-async def test_a_busy_pool_is_no_sick_pool(pool):
+async def test_a_pool_with_all_connections_in_use_stays_healthy(pool):
     several = [await pool.acquire_connection() for _ in range(3)]
     assert (await asyncio.wait_for(pool.health_check(), 2))["healthy"] is True
     for connection in several:
         await pool.release_connection(connection)
 
 
-async def test_a_connection_that_died_is_replaced(pool, dsn):
+async def test_a_broken_connection_is_replaced(pool, dsn):
     victim = await pool.acquire_connection()
     admin = await asyncpg.connect(dsn)
     closed = asyncio.Event()
@@ -227,7 +227,7 @@ async def test_a_connection_that_died_is_replaced(pool, dsn):
     await admin.close()
 
 
-async def test_a_stranger_is_not_taken_for_one_of_ours(pool, dsn):
+async def test_releasing_a_foreign_connection_is_an_error(pool, dsn):
     stranger = await asyncpg.connect(dsn)
     with pytest.raises(asyncpg.InterfaceError):
         await pool.release_connection(stranger)
@@ -235,8 +235,8 @@ async def test_a_stranger_is_not_taken_for_one_of_ours(pool, dsn):
 
 
 async def test_the_metrics_have_every_key(pool):
-    told = pool.get_performance_metrics()
-    assert told["performance_summary"] == {
+    report = pool.get_performance_metrics()
+    assert report["performance_summary"] == {
         "avg_acquisition_time_ms": 0.0,
         "success_rate": 1.0,
         "total_acquisitions": 0,
@@ -244,18 +244,18 @@ async def test_the_metrics_have_every_key(pool):
         "peak_connections": 0,
         "meets_acquisition_target": True,
     }
-    assert told["pool_status"] == {
+    assert report["pool_status"] == {
         "pool_size": 2,
         "min_size": 2,
         "max_size": 3,
         "is_healthy": True,
         "is_initialized": True,
     }
-    assert told["optimization_status"] == {"fast_path_enabled": True, "pre_warmed": True}
-    assert told["constitutional_hash"] == CONSTITUTIONAL_HASH
+    assert report["optimization_status"] == {"fast_path_enabled": True, "pre_warmed": True}
+    assert report["constitutional_hash"] == CONSTITUTIONAL_HASH
 
 
-async def test_optimizing_opens_what_is_missing(pool):
+async def test_optimizing_opens_missing_connections(pool):
     for _ in range(2):
         await pool.pool.expire_connections()
         connection = await pool.acquire_connection()
@@ -276,7 +276,7 @@ async def test_initializing_twice_opens_one_pool(pool):
 
 
 @pytest.mark.parametrize("kind", [Mock, AsyncMock])
-async def test_a_validator_that_refuses_keeps_the_pool_shut(kind):
+async def test_initialize_fails_if_the_validator_refuses(kind):
     validator = kind()
     validator.validate_hash.return_value = False
     pool = UltraFastConnectionPool("orders", NOWHERE, constitutional_validator=validator)
@@ -346,21 +346,21 @@ async def test_a_release_that_fails_is_counted_as_recycled():
     assert (pool.metrics.current_connections, pool.metrics.connection_recycling_count) == (0, 1)
 
 
-async def test_a_pool_that_does_not_close_is_terminated():
+async def test_a_pool_that_does_not_close_gracefully_is_terminated():
     pool = mocked(MagicMock())
     pool.pool.close.side_effect = OSError("gone")
-    held = pool.pool
+    inner = pool.pool
     await pool.close()
-    held.terminate.assert_called_once_with()
+    inner.terminate.assert_called_once_with()
 
 
-async def test_the_size_of_a_mock_is_used_where_it_has_one():
+async def test_the_size_of_a_mocked_pool_is_used_if_it_has_one():
     pool = mocked()
     pool.pool.get_size = Mock(return_value=7)
     assert pool.get_performance_metrics()["pool_status"]["pool_size"] == 7
 
 
-async def test_a_manager_keeps_pools_by_name(manager, dsn):
+async def test_a_manager_holds_pools_by_name(manager, dsn):
     assert manager.constitutional_hash == CONSTITUTIONAL_HASH
     assert manager.pools == {}
     assert manager._monitoring_task is None
@@ -387,17 +387,17 @@ async def test_a_manager_keeps_pools_by_name(manager, dsn):
     assert manager.pools == {}
 
 
-async def test_a_name_can_be_taken_once_by_two_at_the_same_time(manager, dsn):
+async def test_of_two_concurrent_pools_with_one_name_one_is_created(manager, dsn):
     made = await asyncio.gather(*(manager.create_pool("orders", dsn, 1, 1) for _ in range(2)), return_exceptions=True)
     assert sorted(type(outcome).__name__ for outcome in made) == ["UltraFastConnectionPool", "ValueError"]
 
 
-async def test_an_empty_manager_is_well(manager):
+async def test_a_manager_without_pools_is_healthy(manager):
     health = await manager.health_check_all()
     assert (health["overall_healthy"], health["pools"], health["total_pools"]) == (True, {}, 0)
 
 
-async def test_the_monitoring_asks_every_pool(manager, dsn, monkeypatch):
+async def test_monitoring_continues_after_a_failed_check(manager, dsn, monkeypatch):
     monkeypatch.setitem(POOL_PERFORMANCE_TARGETS, "health_check_interval_s", 0.01)
     asked = asyncio.Event()
     answers = iter([RuntimeError("once"), None])
@@ -413,8 +413,8 @@ async def test_the_monitoring_asks_every_pool(manager, dsn, monkeypatch):
     await asyncio.wait_for(asked.wait(), 10)
 
 
-async def test_one_manager_a_process(monkeypatch, dsn):
-    monkeypatch.setattr(ultra_fast_connection_pool._manager, "held", None)
+async def test_a_process_has_one_manager(monkeypatch, dsn):
+    monkeypatch.setattr(ultra_fast_connection_pool._manager, "instance", None)
     manager = await get_pool_manager()
     assert manager is await get_pool_manager()
     pool = await create_ultra_fast_pool(name="api_pool", dsn=dsn, min_size=1, max_size=2)
@@ -422,7 +422,7 @@ async def test_one_manager_a_process(monkeypatch, dsn):
     await manager.close_all()
 
 
-async def test_closing_lets_borrowers_give_back_what_they_have(dsn):
+async def test_close_waits_for_borrowers(dsn):
     pool = UltraFastConnectionPool("orders", dsn, 1, 2)
     await pool.initialize()
     connection = await pool.acquire_connection()
@@ -437,7 +437,7 @@ async def test_closing_lets_borrowers_give_back_what_they_have(dsn):
     assert (pool.pool, pool.metrics.current_connections) == (None, 0)
 
 
-async def test_initialising_at_once_makes_one_pool(dsn):
+async def test_concurrent_initialisation_creates_one_pool(dsn):
     pool = UltraFastConnectionPool("orders", dsn, 2, 2)
     with patch.object(asyncpg, "create_pool", wraps=asyncpg.create_pool) as create:
         await asyncio.gather(*(pool.initialize() for _ in range(3)))
@@ -445,10 +445,10 @@ async def test_initialising_at_once_makes_one_pool(dsn):
     await pool.close()
 
 
-async def test_waiting_for_borrowers_is_no_verdict_on_the_server(pool, monkeypatch):
-    monkeypatch.setattr(ultra_fast_connection_pool, "_HEALTH_TIMEOUT_S", 0.1)
+async def test_a_check_that_waits_for_borrowers_keeps_the_pool_healthy(pool, monkeypatch):
+    monkeypatch.setattr(_asyncpg_pool, "HEALTH_TIMEOUT_S", 0.1)
     lent = [await pool.acquire_connection() for _ in range(3)]
-    # As callers do that release twice, or go to asyncpg's pool themselves.
+    # This happens if callers release twice, or use the asyncpg pool directly.
     pool.metrics.current_connections = 0
     assert (await pool.health_check())["healthy"] is True
     for connection in lent:
@@ -458,8 +458,8 @@ async def test_waiting_for_borrowers_is_no_verdict_on_the_server(pool, monkeypat
     assert (await pool.health_check())["healthy"] is True
 
 
-async def test_a_release_does_not_wait_for_a_server_that_says_nothing(victim, monkeypatch):
-    monkeypatch.setattr(ultra_fast_connection_pool, "_RELEASE_TIMEOUT_S", 0.1)
+async def test_a_release_does_not_wait_for_a_silent_server(victim, monkeypatch):
+    monkeypatch.setattr(_asyncpg_pool, "RELEASE_TIMEOUT_S", 0.1)
     pool = UltraFastConnectionPool("orders", victim.dsn, 1, 1)
     await pool.initialize()
     connection = await pool.acquire_connection()
@@ -475,7 +475,7 @@ async def test_a_release_does_not_wait_for_a_server_that_says_nothing(victim, mo
     await pool.close()
 
 
-async def test_a_connection_that_goes_from_one_borrower_to_the_next_is_counted_once(pool):
+async def test_a_connection_handed_to_the_next_borrower_is_counted_once(pool):
     async def borrow():
         connection = await pool.acquire_connection()
         await connection.execute("SELECT pg_sleep(0.002)")

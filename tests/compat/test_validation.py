@@ -1,4 +1,4 @@
-"""The validator under its former names: what it answers, counts and tells."""
+"""The validator under its former names: results, counters and reports."""
 
 import inspect
 import os
@@ -35,7 +35,7 @@ def counts(validator):
     return validator._validation_count, validator._cache_hits, validator._cache_misses, validator._fast_path_hits
 
 
-def test_the_constants_are_the_former_ones():
+def test_the_constants_have_the_former_values():
     assert CONSTITUTIONAL_HASH == "cdd01ef066bc6cf2"
     assert PERFORMANCE_TARGETS == {
         "p99_latency_ms": 5.0,
@@ -49,7 +49,7 @@ def test_the_constants_are_the_former_ones():
     assert ConstitutionalValidator is UltraFastConstitutionalValidator
 
 
-def test_a_star_import_brings_every_public_name():
+def test_a_star_import_imports_every_public_name():
     names = {}
     exec("from acgsperf.compat.validation import *", names)
     assert set(names) - {"__builtins__"} == {
@@ -67,7 +67,7 @@ def test_a_star_import_brings_every_public_name():
     }
 
 
-def test_a_fresh_validator_has_counted_nothing_and_knows_the_hash(validator):
+def test_a_new_validator_has_zero_counters_and_knows_the_hash(validator):
     assert all(getattr(validator, name) == 0 for name in COUNTERS)
     assert validator.constitutional_hash == CONSTITUTIONAL_HASH
     assert CONSTITUTIONAL_HASH in validator._known_good_hashes
@@ -90,40 +90,40 @@ def test_every_call_counts_and_a_bad_hash_misses_once(validator):
 
 
 @pytest.mark.parametrize("value", [None, 7, b"cdd01ef066bc6cf2", [], {}, object()])
-def test_what_is_no_string_is_refused_and_remembered_nowhere(validator, value):
+def test_a_value_that_is_not_a_string_is_refused_and_not_stored(validator, value):
     assert validator.validate_hash(value) is False
     assert validator.validate_hash(value) is False
     assert counts(validator) == (2, 0, 2, 0)
     assert value not in validator._known_bad_hashes
 
 
-def test_long_strings_are_known_again_and_take_no_room(validator):
+def test_long_bad_strings_are_recognised_and_take_little_memory(validator):
     long, other = "x" * 1_000_000, "x" * 999_999 + "y"
     assert not validator.validate_hash(long)
     assert not validator.validate_hash(long)
     assert not validator.validate_hash(other)
     assert counts(validator)[1:3] == (1, 2)
     assert long in validator._known_bad_hashes
-    assert all(len(kept) < 100 for kept in validator._known_bad_hashes.addresses)
+    assert all(len(kept) < 100 for kept in validator._known_bad_hashes.entries)
 
 
-def test_lone_surrogates_are_refused_like_any_text(validator):
+def test_lone_surrogates_are_refused_like_any_other_text(validator):
     assert validator.validate_hash("\ud800" * 100) is False
     assert "\ud800" * 100 in validator._known_bad_hashes
 
 
-def test_what_clients_send_fills_no_memory(validator):
-    validator._known_bad_hashes.addresses.resize(100)
+def test_values_sent_by_clients_take_bounded_memory(validator):
+    validator._known_bad_hashes.entries.resize(100)
     validator._validation_cache.resize(100)
     for i in range(1_000):
         validator.validate_with_context(f"{i:016x}", {"i": i})
     assert len(validator._known_bad_hashes) == len(validator._validation_cache) == 100
     fresh = UltraFastConstitutionalValidator()
-    assert fresh._known_bad_hashes.addresses.maxsize == fresh._validation_cache.maxsize == 50_000
+    assert fresh._known_bad_hashes.entries.maxsize == fresh._validation_cache.maxsize == 50_000
 
 
 @pytest.mark.parametrize("name", COUNTERS)
-def test_a_counter_may_be_set_and_goes_on_from_there(validator, name):
+def test_a_counter_may_be_set_and_continues_from_there(validator, name):
     setattr(validator, name, 100)
     assert getattr(validator, name) == 100
     validator.validate_hash(CONSTITUTIONAL_HASH)
@@ -132,7 +132,7 @@ def test_a_counter_may_be_set_and_goes_on_from_there(validator, name):
     assert (getattr(validator, name) > 100) is (name != "_batch_validations")
 
 
-def test_off_the_fast_path_the_answers_stay_and_the_calls_are_timed(validator):
+def test_off_the_fast_path_results_are_the_same_and_calls_are_timed(validator):
     validator.validate_hash(CONSTITUTIONAL_HASH)
     validator._fast_path_enabled = False
     assert validator.validate_hash(CONSTITUTIONAL_HASH)
@@ -146,7 +146,7 @@ def test_off_the_fast_path_the_answers_stay_and_the_calls_are_timed(validator):
     assert counts(validator) == (4, 3, 1, 2)
 
 
-async def test_a_batch_is_counted_once_and_each_item_as_one(validator):
+async def test_a_batch_counts_as_one_batch_and_one_validation_per_item(validator):
     assert await validator.batch_validate_hashes([CONSTITUTIONAL_HASH, BAD, None, BAD]) == [True, False, False, False]
     assert counts(validator) == (4, 2, 2, 1)
     assert validator._batch_validations == 1
@@ -159,14 +159,14 @@ async def test_a_batch_is_counted_once_and_each_item_as_one(validator):
     assert validator._validation_count == 7
 
 
-async def test_the_awaited_call_is_the_same_call(validator):
+async def test_the_async_method_gives_the_same_results(validator):
     assert await validator.async_validate_hash(CONSTITUTIONAL_HASH) is True
     assert await validator.async_validate_hash(BAD) is False
     assert validator._validation_count == 2
 
 
 @pytest.mark.parametrize("value", [CONSTITUTIONAL_HASH, BAD, "not a hash"])
-def test_a_context_is_remembered_with_its_hash(validator, value):
+def test_a_result_is_cached_by_hash_and_context(validator, value):
     context = {"tenant": "acme", "roles": ["a", "b"]}
     first = validator.validate_with_context(value, context)
     again = validator.validate_with_context(value, {"roles": ["a", "b"], "tenant": "acme"})
@@ -180,7 +180,7 @@ def test_a_context_is_remembered_with_its_hash(validator, value):
 
 
 @pytest.mark.parametrize("context", [{"when": object()}, {"x": float("nan")}, {(1, 2): 3}])
-def test_a_context_beyond_json_is_answered_and_not_remembered(validator, context):
+def test_a_result_with_a_context_that_is_not_json_like_is_not_cached(validator, context):
     for _ in range(2):
         assert validator.validate_with_context(CONSTITUTIONAL_HASH, context) == {
             "valid": True,
@@ -197,7 +197,7 @@ def test_a_context_beyond_json_is_answered_and_not_remembered(validator, context
         ({"CONSTITUTIONAL_HASH": BAD, "TESTING": "0"}, False, BAD, False),
     ],
 )
-def test_the_environment_is_checked_and_reported(validator, variables, compliant, found, testing):
+def test_validate_environment_reports_every_key(validator, variables, compliant, found, testing):
     with patch.dict(os.environ, variables):
         for name in {"CONSTITUTIONAL_HASH", "TESTING"} - set(variables):
             os.environ.pop(name, None)
@@ -232,7 +232,7 @@ def test_the_environment_is_checked_and_reported(validator, variables, compliant
     assert abs(report["timestamp"] - time.time()) < 60
 
 
-def test_the_summary_follows_counters_that_were_set(validator):
+def test_the_summary_uses_counters_that_were_set(validator):
     validator._cache_hits, validator._cache_misses = 94, 6
     validator._validation_count, validator._total_validation_time = 100, 1.0
     summary = validator.get_performance_summary()
@@ -250,7 +250,7 @@ def test_the_summary_follows_counters_that_were_set(validator):
     assert PERFORMANCE_TARGETS
 
 
-def test_the_average_on_the_fast_path_is_what_a_call_costs(validator):
+def test_the_average_on_the_fast_path_is_the_measured_cost_of_a_call(validator):
     assert validator.get_performance_summary()["avg_latency_ms"] == 0.0
     for _ in range(1_000):
         validator.validate_hash(CONSTITUTIONAL_HASH)
@@ -285,7 +285,7 @@ def test_the_detailed_metrics_have_every_key(validator):
 
 
 @pytest.mark.parametrize("fast_path", [True, False])
-def test_a_reset_clears_counters_and_contexts(validator, fast_path):
+def test_reset_clears_counters_and_contexts(validator, fast_path):
     validator._fast_path_enabled = fast_path
     validator.validate_with_context(BAD, {})
     validator.validate_hash(CONSTITUTIONAL_HASH)
@@ -299,7 +299,7 @@ def test_a_reset_clears_counters_and_contexts(validator, fast_path):
     assert counts(validator) == (1, 1, 0, 1)
 
 
-def test_optimizing_removes_expired_contexts_and_leaves_switches_to_their_owner(validator):
+def test_optimizing_removes_expired_contexts_and_changes_no_switch(validator):
     validator._validation_cache.set(("h", "c"), True, 1e-9)
     validator._fast_path_enabled = False
     validator._batch_processing_enabled = False
@@ -312,7 +312,7 @@ def test_optimizing_removes_expired_contexts_and_leaves_switches_to_their_owner(
     assert validator.optimize_performance()["optimizations_applied"] == []
 
 
-def test_a_method_of_ones_own_is_called():
+def test_an_overridden_or_patched_method_is_called():
     class Lenient(UltraFastConstitutionalValidator):
         def validate_hash(self, value):
             return value == "mine" or super().validate_hash(value)
@@ -329,7 +329,7 @@ def test_a_method_of_ones_own_is_called():
     assert not validator.validate_hash(BAD)
 
 
-async def test_the_functions_share_one_validator():
+async def test_the_module_functions_share_one_validator():
     validator = validation.get_constitutional_validator()
     assert validator is validation.get_constitutional_validator()
     validator.reset_metrics()
@@ -340,7 +340,7 @@ async def test_the_functions_share_one_validator():
     assert inspect.iscoroutinefunction(validation.async_validate_constitutional_hash)
 
 
-def test_compliance_of_the_environment_is_required(monkeypatch):
+def test_ensure_compliance_raises_without_the_right_hash(monkeypatch):
     monkeypatch.setenv("CONSTITUTIONAL_HASH", CONSTITUTIONAL_HASH)
     assert validation.ensure_constitutional_compliance() is True
     monkeypatch.setenv("CONSTITUTIONAL_HASH", BAD)
@@ -351,7 +351,7 @@ def test_compliance_of_the_environment_is_required(monkeypatch):
         validation.ensure_constitutional_compliance()
 
 
-def test_the_headers_are_the_former_ones():
+def test_the_headers_have_the_former_values():
     assert validation.create_constitutional_headers() == {
         "X-Constitutional-Hash": CONSTITUTIONAL_HASH,
         "X-Constitutional-Compliance": "verified",
@@ -359,7 +359,7 @@ def test_the_headers_are_the_former_ones():
     }
 
 
-async def test_a_batch_asks_whoever_has_overridden_the_check():
+async def test_a_batch_calls_an_overridden_method():
     class Strict(UltraFastConstitutionalValidator):
         def validate_hash(self, value):
             return False
@@ -367,7 +367,7 @@ async def test_a_batch_asks_whoever_has_overridden_the_check():
     assert await Strict().batch_validate_hashes([CONSTITUTIONAL_HASH] * 2) == [False, False]
 
 
-def test_a_found_hash_is_named_whole(monkeypatch):
+def test_the_error_shows_the_whole_found_hash(monkeypatch):
     monkeypatch.setenv("CONSTITUTIONAL_HASH", "f" * 64)
     with pytest.raises(RuntimeError, match="f" * 64):
         validation.ensure_constitutional_compliance()

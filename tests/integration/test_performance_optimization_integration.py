@@ -1,4 +1,4 @@
-"""The former system whole: service, Redis and PostgreSQL, monitored, optimized, and without its Redis."""
+"""The whole former system: service, Redis and PostgreSQL, with monitoring, optimization, and a Redis that stops."""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("fresh_process")
 
 
 class Accounts:
-    """A handler that asks PostgreSQL, and takes as long as it is told."""
+    """A handler that queries PostgreSQL after a delay."""
 
     def __init__(self):
         self.service = None
@@ -45,7 +45,7 @@ def accounts():
 
 @pytest.fixture
 def tag():
-    """A name of this test's own, for its requests and for its sessions in PostgreSQL."""
+    """A unique name for the requests of this test and for its sessions in PostgreSQL."""
     return f"integration-{secrets.token_hex(6)}"
 
 
@@ -63,7 +63,7 @@ async def service(accounts, servers, tag):
 
 @pytest.fixture
 async def observer(servers):
-    """A session of PostgreSQL that belongs to no pool."""
+    """A PostgreSQL session that does not belong to a pool."""
     connection = await asyncpg.connect(servers.database_url)
     yield connection
     await connection.close()
@@ -74,7 +74,7 @@ async def sessions(observer, tag):
 
 
 async def until(condition):
-    """Asks again and again until it is so."""
+    """Poll until the condition is true."""
     async with asyncio.timeout(10):
         while True:
             if await condition():
@@ -82,7 +82,7 @@ async def until(condition):
             await asyncio.sleep(0.005)
 
 
-async def test_a_request_goes_through_every_part(service, servers, tag):
+async def test_a_request_uses_every_part(service, servers, tag):
     request = {"id": tag, "account": 7, "database_operation": True}
     first, second = [await service.process_request(request) for _ in range(2)]
     assert first["balance"] == second["balance"] == 700
@@ -90,7 +90,7 @@ async def test_a_request_goes_through_every_part(service, servers, tag):
     async with redis.asyncio.from_url(servers.redis_url, decode_responses=True) as client:
         assert await client.get(request_key(request)) == '{"balance": 700}'
     pool = await service.pool_manager.get_pool("default")
-    # One was held by the service, one was taken by the handler.
+    # The service held one connection, and the handler acquired another.
     assert (pool.metrics.total_acquisitions, pool.metrics.peak_connections) == (2, 2)
     summary = await service.get_performance_summary()
     assert summary["cache"]["cache_statistics"]["l1_hits"] == 1
@@ -99,7 +99,7 @@ async def test_a_request_goes_through_every_part(service, servers, tag):
     assert summary["targets_met"]["success_rate"] is True
 
 
-async def test_many_requests_at_once_share_four_connections(service, observer, tag):
+async def test_concurrent_requests_share_four_connections(service, observer, tag):
     requests = [{"id": tag, "account": i} for i in range(100)]
     responses = await asyncio.gather(*map(service.process_request, requests))
     assert [response["balance"] for response in responses] == [100 * i for i in range(100)]
@@ -109,7 +109,7 @@ async def test_many_requests_at_once_share_four_connections(service, observer, t
     assert await sessions(observer, tag) == 4
 
 
-async def test_optimization_fills_the_pool_and_promotes_what_is_asked_for(service, servers, observer, tag):
+async def test_optimization_fills_the_pool_and_promotes_frequent_entries(service, servers, observer, tag):
     pool = await service.pool_manager.get_pool("default")
     assert await sessions(observer, tag) == 2
     pool.min_size = 4
@@ -127,7 +127,7 @@ async def test_optimization_fills_the_pool_and_promotes_what_is_asked_for(servic
     await other.close()
 
 
-async def test_monitoring_records_what_happens_and_optimization_runs(monkeypatch, tag):
+async def test_monitoring_records_metrics_and_optimization_runs(monkeypatch, tag):
     for name in ["monitoring_interval_s", "optimization_interval_s"]:
         monkeypatch.setitem(INTEGRATION_PERFORMANCE_TARGETS, name, 0.001)
     service = await get_performance_service()
@@ -149,7 +149,7 @@ async def test_monitoring_records_what_happens_and_optimization_runs(monkeypatch
     assert len(history) == recorded
 
 
-async def test_a_handler_that_gets_slow_is_a_regression(service, accounts, tag, caplog):
+async def test_a_handler_that_becomes_slow_is_a_regression(service, accounts, tag, caplog):
     caplog.set_level(logging.WARNING)
 
     async def interval(number):
@@ -157,7 +157,7 @@ async def test_a_handler_that_gets_slow_is_a_regression(service, accounts, tag, 
         await asyncio.gather(*map(service.process_request, requests))
         await service._check_performance_regression(await service._collect_performance_metrics())
 
-    # Slow enough that a busy machine does not make it half as slow again.
+    # Slow enough that a busy machine does not add another half to it.
     accounts.delay_s = 0.02
     for number in range(10):
         await interval(number)
@@ -170,7 +170,7 @@ async def test_a_handler_that_gets_slow_is_a_regression(service, accounts, tag, 
     assert averages[-1] > 1.5 * max(averages[:-1])
 
 
-async def test_the_service_goes_on_when_redis_stops(accounts, servers, monkeypatch, tag):
+async def test_the_service_continues_when_redis_stops(accounts, servers, monkeypatch, tag):
     monkeypatch.delenv("REDIS_URL")
     with embedded_servers(postgres=False) as private:
         monkeypatch.setenv("REDIS_URL", private.redis_url)
@@ -181,7 +181,7 @@ async def test_the_service_goes_on_when_redis_stops(accounts, servers, monkeypat
         assert (await service.cache.health_check())["l2_healthy"] is True
         async with redis.asyncio.from_url(private.redis_url) as client:
             await client.shutdown(nosave=True)
-        # What is in memory is a hit, and the rest is worked on; both as fast as a refused connection is.
+        # Entries in L1 are hits, and other requests are misses. Both are as fast as a refused connection.
         kept = await service.process_request({"id": tag, "account": 1})
         others = [await service.process_request({"id": tag, "account": i}) for i in range(2, 12)]
         again = [await service.process_request({"id": tag, "account": i}) for i in range(2, 12)]
@@ -197,7 +197,7 @@ async def test_the_service_goes_on_when_redis_stops(accounts, servers, monkeypat
     await service.close()
 
 
-async def test_at_the_end_no_connection_is_left(service, observer, tag):
+async def test_close_leaves_no_connection_open(service, observer, tag):
     pools = dict(service.pool_manager.pools)
     assert await sessions(observer, tag) == 2
     await service.process_request({"id": tag, "account": 1, "database_operation": True})

@@ -1,4 +1,4 @@
-"""Trends: found where there is one, and in nothing else."""
+"""A trend is found in a drift, and not in noise, steps or spikes."""
 
 import math
 import random
@@ -14,7 +14,7 @@ def points(values):
     return list(enumerate(values))
 
 
-def test_a_straight_line_is_its_own_trend():
+def test_the_trend_of_a_straight_line_is_the_line():
     line = trend(points(1.0 + 0.25 * i for i in range(20)))
     assert line == Trend(5.75, 0.25)
     assert line.crossing(6.75) == 4.0
@@ -22,7 +22,7 @@ def test_a_straight_line_is_its_own_trend():
     assert line.crossing(5.0) is None
 
 
-def test_gaps_between_points_count():
+def test_gaps_between_points_change_the_slope():
     line = trend([(3 * i, 10.0 - i) for i in range(20)])
     assert line.slope == pytest.approx(-1 / 3)
     assert line.crossing(-11.0) == pytest.approx(6.0)
@@ -38,7 +38,7 @@ def test_outliers_do_not_move_a_trend():
 
 @pytest.mark.parametrize("at", range(1, 20))
 @pytest.mark.parametrize("noise", [0.0, 0.001])
-def test_a_step_is_no_trend(at, noise):
+def test_a_step_is_not_a_trend(at, noise):
     generator = random.Random(at)
     assert trend(points((1.0 if i < at else 2.0) + generator.gauss(0, noise) for i in range(20))) is None
 
@@ -54,11 +54,11 @@ def test_a_step_is_no_trend(at, noise):
     ],
     ids=["constant", "alternating", "spike", "spikes", "valley"],
 )
-def test_what_goes_nowhere_has_no_trend(values):
+def test_values_without_a_direction_have_no_trend(values):
     assert trend(points(values)) is None
 
 
-def test_noise_has_hardly_ever_a_trend_and_a_drift_out_of_it_has():
+def test_noise_almost_never_has_a_trend_and_a_noisy_drift_almost_always_has():
     generator = random.Random(7)
     noise = [trend(points(generator.lognormvariate(0, 1) for _ in range(20))) for _ in range(1000)]
     assert sum(found is not None for found in noise) <= 3
@@ -68,7 +68,7 @@ def test_noise_has_hardly_ever_a_trend_and_a_drift_out_of_it_has():
 
 @settings(deadline=None)
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False, min_value=0), min_size=8, max_size=20))
-def test_no_numbers_break_it_and_turned_around_they_say_the_opposite(values):
+def test_negated_values_have_the_negated_trend(values):
     found = trend(points(values))
     mirrored = trend(points(-value for value in values))
     assert (found is None) == (mirrored is None)

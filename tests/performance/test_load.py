@@ -1,4 +1,4 @@
-"""The whole service under its former names, on Redis and PostgreSQL, asked by many at once for what is popular."""
+"""The whole service under its former names, on Redis and PostgreSQL, under concurrent load with popular requests."""
 
 import asyncio
 import secrets
@@ -13,7 +13,7 @@ from acgsperf.workbench.traces import zipf_trace
 
 TASKS = 64
 ROUNDS = 3
-# Requests per second where the load is no more than some times what the service must bear.
+# Requests per second: four times the target throughput, and less than the service can do.
 PACE = 4_000
 
 
@@ -24,7 +24,7 @@ async def service(service, servers):
 
 
 def popular(requests, distinct):
-    """Requests with ids of a Zipf distribution, which no run before has asked for."""
+    """Return requests whose ids have a Zipf distribution. No earlier run used these ids."""
     run = secrets.token_hex(6)
     return [
         {"id": f"load-{run}-{drawn['key']}", "type": "api_call", "database_operation": True}
@@ -33,13 +33,13 @@ def popular(requests, distinct):
 
 
 async def send(service, requests, pace=None):
-    """What 64 tasks get that take turns, as fast as they are answered or at a pace: answers, statistics, seconds."""
+    """Send requests from 64 tasks, at full speed or at a pace; return answers, statistics and seconds."""
     benchmark, answers, waiting = PerformanceBenchmark(), [], iter(enumerate(requests))
     began = time.perf_counter()
 
     async def ask():
         for number, request in waiting:
-            # Whoever serves sockets lets the loop turn between two requests.
+            # A server that reads sockets yields to the event loop between two requests.
             await asyncio.sleep(0 if pace is None else began + number / pace - time.perf_counter())
             answers.append(await benchmark.measure_async(service.process_request(request)))
 
@@ -50,7 +50,7 @@ async def send(service, requests, pace=None):
 
 
 def compliance(answers):
-    """The share of answers to valid requests."""
+    """Return the share of answers that were validated."""
     return sum(
         answer["performance"]["constitutional_validated"] and answer["constitutional_hash"] == CONSTITUTIONAL_HASH
         for answer in answers
@@ -72,12 +72,12 @@ async def test_load_is_served_at_the_target_throughput(service):
 
 
 async def test_load_at_a_pace_is_served_within_the_target_latencies(service):
-    # A client of Redis opens its connections when they are first needed, which takes tens of milliseconds for 64.
+    # The Redis client opens connections when it first needs them. For 64, that takes tens of milliseconds.
     await send(service, popular(1_000, distinct=200))
     rounds = []
     for _ in range(ROUNDS):
-        # Fewer than one in a hundred are new: a process that shares its cores with others is kept waiting while a
-        # request waits for a server, and what that adds to a miss is none of ours.
+        # Fewer than 1 % of the requests miss. On a shared machine a miss waits for other processes too, which says
+        # nothing about the service.
         answers, statistics, seconds = await send(service, popular(6_000, distinct=50), PACE)
         assert compliance(answers) == INTEGRATION_PERFORMANCE_TARGETS["constitutional_compliance"]
         assert len(answers) / seconds > INTEGRATION_PERFORMANCE_TARGETS["min_throughput_rps"]
@@ -89,7 +89,7 @@ async def test_load_at_a_pace_is_served_within_the_target_latencies(service):
     assert service.metrics.get_cache_hit_rate() > INTEGRATION_PERFORMANCE_TARGETS["cache_hit_rate_target"]
 
 
-async def test_load_with_wrong_hashes_among_it_is_told_apart(service):
+async def test_requests_with_wrong_hashes_are_refused_under_load(service):
     answered, refused = [], []
 
     async def ask(number, request):

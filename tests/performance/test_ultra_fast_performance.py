@@ -1,6 +1,7 @@
-"""The targets of the former system, part by part under the former names, on real servers.
+"""The performance targets of the former system, for each part under its former name, on real servers.
 
-Limits are the specification's. Other work on the machine only ever adds to a time, so the best of a few rounds counts.
+The limits come from the specification. Other work on the machine makes a measurement longer, never shorter, so the best
+of a few rounds counts.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from acgsperf.compat.validation import CONSTITUTIONAL_HASH, PERFORMANCE_TARGETS,
 
 ROUNDS = 3
 CALLS = 1_000
-# An access is a round trip and the reading of a value. Where the trip alone takes the target, this is the limit.
+# An access is a round trip plus decoding. If the round trip alone takes as long as the target, this is the limit.
 L2_PER_ROUND_TRIP = 2.0
 
 
@@ -36,7 +37,7 @@ async def pool(servers):
 
 @pytest.fixture
 async def caches(servers):
-    """One that stores, and one that finds what it stored in Redis."""
+    """Two caches: one stores values, and the other finds them in Redis."""
     caches = [await create_ultra_fast_cache(servers.redis_url) for _ in range(2)]
     yield caches
     for cache in caches:
@@ -45,7 +46,7 @@ async def caches(servers):
 
 
 def best(statistics):
-    """The lowest of each figure."""
+    """Return the lowest value of each figure."""
     return {name: min(figures[name] for figures in statistics) for name in statistics[0]}
 
 
@@ -66,7 +67,7 @@ async def test_a_validation_meets_its_target(validator):
     assert (await best_of_rounds(validate))["p99_ms"] < PERFORMANCE_TARGETS["validation_latency_ms"]
 
 
-async def test_an_awaited_validation_meets_its_target(validator):
+async def test_an_async_validation_meets_its_target(validator):
     async def validate(benchmark):
         for _ in range(CALLS):
             assert await benchmark.measure_async(validator.async_validate_hash(CONSTITUTIONAL_HASH))
@@ -74,7 +75,7 @@ async def test_an_awaited_validation_meets_its_target(validator):
     assert (await best_of_rounds(validate))["p99_ms"] < PERFORMANCE_TARGETS["validation_latency_ms"]
 
 
-async def test_a_refusal_meets_the_target_of_a_validation(validator):
+async def test_a_refused_validation_meets_its_target(validator):
     numbers = itertools.count()
 
     async def validate(benchmark):
@@ -102,7 +103,7 @@ async def test_validations_are_hits_on_the_fast_path(validator):
     assert summary["meets_validation_target"]
 
 
-async def test_an_access_of_l1_meets_its_target(caches):
+async def test_an_l1_access_meets_its_target(caches):
     cache = caches[0]
     keys = [f"l1-{secrets.token_hex(6)}" for _ in range(100)]
     for key in keys:
@@ -117,7 +118,7 @@ async def test_an_access_of_l1_meets_its_target(caches):
     assert cache.get_performance_metrics()["performance_summary"]["meets_access_time_target"]
 
 
-async def test_an_access_of_l2_meets_its_target(caches, servers):
+async def test_an_l2_access_meets_its_target(caches, servers):
     storing, cache = caches
     accesses, round_trips = [], []
     async with redis.asyncio.from_url(servers.redis_url) as bare:
@@ -126,7 +127,7 @@ async def test_an_access_of_l2_meets_its_target(caches, servers):
             access, round_trip = PerformanceBenchmark(), PerformanceBenchmark()
             for key in keys:
                 await storing.set(key, {"allow": True}, data_type="policy")
-            # In turns, so that whatever slows the machine slows both.
+            # In turns, so that other work on the machine slows both.
             for key in keys:
                 assert await round_trip.measure_async(bare.get(key)) == b'{"allow": true}'
                 assert await access.measure_async(cache.get(key)) == {"allow": True}
@@ -137,7 +138,7 @@ async def test_an_access_of_l2_meets_its_target(caches, servers):
     assert best(accesses)["median_ms"] < limit_ms
 
 
-async def test_what_is_asked_for_often_is_found(caches):
+async def test_popular_keys_meet_the_hit_rate_target(caches):
     storing, cache = caches
     keys = [f"hits-{secrets.token_hex(6)}" for _ in range(20)]
     for key in keys:
@@ -163,7 +164,7 @@ async def test_an_acquisition_meets_its_target(pool):
 
 async def test_a_request_meets_the_targets(service):
     async def process(benchmark):
-        # One in forty is new.
+        # One request in 40 is new.
         new = [f"performance-{secrets.token_hex(6)}" for _ in range(25)]
         for i in range(CALLS):
             request = {"id": new[i % 25], "type": "api_call"}
@@ -178,7 +179,7 @@ async def test_a_request_meets_the_targets(service):
     assert summary["targets_met"] == {"response_time": True, "success_rate": True, "cache_hit_rate": True}
 
 
-async def test_a_request_that_misses_is_within_the_latency_targets(service, servers):
+async def test_a_request_that_misses_meets_the_latency_targets(service, servers):
     pool = await service.pool_manager.create_pool("default", servers.database_url, 2, 4)
 
     async def process(benchmark):
@@ -188,7 +189,7 @@ async def test_a_request_that_misses_is_within_the_latency_targets(service, serv
             assert not response["performance"]["cached"]
 
     figures = await best_of_rounds(process)
-    # All of these are misses, of which the targets allow for one in twenty.
+    # All requests are misses. The targets expect at most 1 miss in 20 requests.
     assert figures["p95_ms"] < INTEGRATION_PERFORMANCE_TARGETS["p99_latency_ms"]
     assert figures["median_ms"] < INTEGRATION_PERFORMANCE_TARGETS["p50_latency_ms"]
     assert service.metrics.db_connections_acquired == pool.metrics.successful_acquisitions == ROUNDS * 200

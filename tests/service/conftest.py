@@ -1,4 +1,4 @@
-"""Services over every mix of tiers, with settings that no environment changes."""
+"""Fixtures: services over every combination of tiers, with settings that do not depend on the environment."""
 
 import secrets
 from contextlib import AsyncExitStack, suppress
@@ -11,7 +11,7 @@ from acgsperf.settings import Settings
 
 
 class Handler:
-    """Answers with the request, and remembers what it was asked."""
+    """Answers with the id of the request, and records the requests."""
 
     def __init__(self):
         self.asked = []
@@ -35,14 +35,14 @@ def tiers(request):
 
 
 async def clear(service):
-    # A test may have closed it.
+    # The test may have closed the service.
     with suppress(CacheError):
         await service.cache.clear()
 
 
 @pytest.fixture
 async def open_service(servers, handler):
-    """Opens services; what they keep in a server goes with them."""
+    """Opens services. Afterwards it closes them, and removes their entries from the servers."""
     async with AsyncExitStack() as stack:
 
         async def opened(tiers="l1", **changes):

@@ -1,4 +1,4 @@
-"""What a round of optimisation does to the parts of a service."""
+"""One optimisation round, and its effect on the parts of a service."""
 
 import asyncio
 
@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acgsperf import ComplianceValidator, ConnectionPool, LRUCache, PoolManager, RedisTier, TieredCache
-from acgsperf.service.optimizer import Optimizer, Outcome
+from acgsperf.service.optimizer import Optimizer
 from acgsperf.service.traffic import Traffic
+from acgsperf.service.tuning import Outcome
 
 
 class Clock:
@@ -28,12 +29,12 @@ def busy(traffic, mean_ns, requests=1_000):
     traffic.flush()
 
 
-async def test_a_round_without_anything_to_do_does_nothing():
+async def test_a_round_with_nothing_to_do_returns_no_actions():
     optimizer, _ = optimizer_of(TieredCache(LRUCache(10), namespace="test"))
     assert optimizer.run() == ()
 
 
-async def test_what_has_expired_is_removed_and_counted():
+async def test_expired_contexts_and_entries_are_removed_and_counted():
     clock = Clock()
     validator = ComplianceValidator(context_ttl=10, clock=clock)
     async with TieredCache(LRUCache(10, clock=clock), namespace="test", ttl=10, clock=clock) as cache:
@@ -45,7 +46,7 @@ async def test_what_has_expired_is_removed_and_counted():
     assert done == {"validator contexts": (1, 0), "cache entries in this process": (5, 0)}
 
 
-async def test_a_pool_gets_the_size_that_its_demand_asks_for(servers):
+async def test_a_pool_is_resized_to_its_demand(servers):
     async with PoolManager() as pools:
         pool: ConnectionPool = await pools.create("main", servers.database_url, min_size=1, max_size=10)
         optimizer, _ = optimizer_of(TieredCache(LRUCache(10), namespace="test"), pools)
@@ -70,7 +71,7 @@ async def test_a_change_that_makes_requests_slower_is_undone(servers):
     assert cache.promotion_threshold == 3
 
 
-async def test_with_too_few_requests_nothing_is_tried_and_their_time_adds_up(servers):
+async def test_rounds_with_too_few_requests_add_up_to_one_measurement(servers):
     cache = TieredCache(LRUCache(10), RedisTier(servers.redis_url), namespace="test")
     optimizer, traffic = optimizer_of(cache)
     busy(traffic, 1_000, requests=600)
@@ -79,7 +80,7 @@ async def test_with_too_few_requests_nothing_is_tried_and_their_time_adds_up(ser
     assert [action.outcome for action in optimizer.run()] == [Outcome.APPLIED]
 
 
-async def test_an_l1_alone_has_no_threshold_to_move():
+async def test_a_cache_without_lower_tiers_has_no_promotion_threshold_to_tune():
     cache = TieredCache(LRUCache(10), namespace="test")
     optimizer, traffic = optimizer_of(cache)
     for mean_ns in (1_000, 900, 800, 700):
@@ -90,7 +91,7 @@ async def test_an_l1_alone_has_no_threshold_to_move():
 
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(1, 10**9), min_size=480, max_size=480))
-def test_in_eight_hours_of_hostile_traffic_settings_stay_in_bounds_and_come_to_rest(means_ns):
+def test_in_eight_hours_of_adversarial_traffic_settings_stay_in_bounds_and_change_ever_more_rarely(means_ns):
     async def run():
         cache = TieredCache(LRUCache(10), RedisTier("redis://localhost:1"), namespace="test")
         optimizer, traffic = optimizer_of(cache)
@@ -103,7 +104,7 @@ def test_in_eight_hours_of_hostile_traffic_settings_stay_in_bounds_and_come_to_r
         return changes
 
     changes = asyncio.run(run())
-    assert len(changes) == len(set(changes)), "one change a round"
-    # Pauses double up to 128 rounds, and between two of them a knob goes no further than from one bound to the other.
+    assert len(changes) == len(set(changes)), "one change per round"
+    # Pauses double up to 128 rounds. Between two pauses a setting moves from one bound to the other at most.
     assert len(changes) <= 180
     assert sum(round_ >= 240 for round_ in changes) <= 60

@@ -1,4 +1,4 @@
-"""`PerformanceService`, over real servers where it has tiers behind L1."""
+"""`PerformanceService`, with real servers for its lower tiers."""
 
 import asyncio
 import logging
@@ -36,10 +36,10 @@ for _ in range(3):
 for _ in range(3):
     assert os.wait()[1] == 0
 """
-IMPOSSIBLE = msgspec.msgpack.encode(WorkerReport(time.time(), 1.0, -5, 0, -3, LatencyHistogram().encode()))
+INVALID_REPORT = msgspec.msgpack.encode(WorkerReport(time.time(), 1.0, -5, 0, -3, LatencyHistogram().encode()))
 
 
-async def test_with_any_tiers_equal_requests_have_one_answer(open_service, handler, tiers):
+async def test_equal_requests_share_one_answer_with_any_tiers(open_service, handler, tiers):
     service = await open_service(tiers)
     first = await service.process_request({"id": 1, "type": "call"})
     again = await service.process_request({"type": "call", "id": 1})
@@ -47,7 +47,7 @@ async def test_with_any_tiers_equal_requests_have_one_answer(open_service, handl
     assert handler.asked == [{"id": 1, "type": "call"}]
 
 
-async def test_another_process_finds_the_answer_behind_l1(open_service, handler):
+async def test_another_process_finds_the_answer_in_l2(open_service, handler):
     first = await open_service("l1,l2", cache_namespace="test-shared")
     await first.process_request({"id": 1})
     await first.close()
@@ -57,7 +57,7 @@ async def test_another_process_finds_the_answer_behind_l1(open_service, handler)
     assert second.get_performance_summary().hit_rate == 1
 
 
-async def test_requests_that_are_not_equal_have_answers_of_their_own(open_service, handler):
+async def test_different_requests_have_different_answers(open_service, handler):
     service = await open_service()
     requests = [{"id": 1}, {"id": 1.0}, {"id": True}, {"id": "1"}, {"id": [1]}, {}, {1: "id"}, {"id": "x" * 500}]
     requests.append({"id": "x" * 500, "n": 1})
@@ -65,7 +65,7 @@ async def test_requests_that_are_not_equal_have_answers_of_their_own(open_servic
     assert handler.asked == requests
 
 
-async def test_concurrent_equal_requests_ask_the_handler_once(open_service, handler):
+async def test_concurrent_equal_requests_call_the_handler_once(open_service, handler):
     service = await open_service()
     answers = await asyncio.gather(*(service.process_request({"id": 1}) for _ in range(100)))
     assert answers == [{"answer": 1}] * 100
@@ -77,7 +77,7 @@ async def test_concurrent_equal_requests_ask_the_handler_once(open_service, hand
 
 @pytest.mark.parametrize("field", ["constitutional_hash", "X-Constitutional-Hash"])
 @pytest.mark.parametrize("wrong", ["", "0" * 16, HASH.upper(), HASH + " ", None, 7, [HASH]])
-async def test_a_wrong_hash_is_a_violation_that_the_handler_never_sees(open_service, handler, field, wrong):
+async def test_a_request_with_a_wrong_hash_never_reaches_the_handler(open_service, handler, field, wrong):
     service = await open_service()
     with pytest.raises(ComplianceError) as caught:
         await service.process_request({"id": 1, field: wrong})
@@ -87,14 +87,14 @@ async def test_a_wrong_hash_is_a_violation_that_the_handler_never_sees(open_serv
     assert handler.asked == []
 
 
-async def test_both_hashes_of_a_request_are_checked(open_service):
+async def test_both_hash_fields_of_a_request_are_checked(open_service):
     service = await open_service()
     await service.process_request({"constitutional_hash": HASH, "X-Constitutional-Hash": HASH})
     with pytest.raises(ComplianceError):
         await service.process_request({"constitutional_hash": HASH, "X-Constitutional-Hash": "0" * 16})
 
 
-async def test_a_cached_answer_does_not_let_a_violation_through(open_service, handler):
+async def test_a_violation_is_refused_although_the_answer_is_cached(open_service, handler):
     service = await open_service()
     await service.process_request({"id": 1, "constitutional_hash": HASH})
     with pytest.raises(ComplianceError):
@@ -108,7 +108,7 @@ async def test_during_a_rotation_both_hashes_are_accepted(open_service):
     assert service.get_performance_summary().compliance == 1
 
 
-async def test_an_error_of_the_handler_reaches_the_caller_and_is_not_kept(open_service, handler, tiers):
+async def test_an_error_of_the_handler_reaches_the_caller_and_is_not_cached(open_service, handler, tiers):
     service = await open_service(tiers)
     handler.error = LookupError("no such thing")
     for _ in range(2):
@@ -121,7 +121,7 @@ async def test_an_error_of_the_handler_reaches_the_caller_and_is_not_kept(open_s
     assert summary.success_rate == pytest.approx(1 / 3)
 
 
-async def test_a_cancelled_request_leaves_nothing_behind(open_service):
+async def test_a_cancelled_request_leaves_no_task_and_is_not_counted(open_service):
     service = await open_service()
     begun, never = asyncio.Event(), asyncio.Event()
 
@@ -143,25 +143,25 @@ async def test_a_cancelled_request_leaves_nothing_behind(open_service):
 
 
 @pytest.mark.parametrize("request_", [None, 7, "text", [("id", 1)], b"{}"])
-async def test_what_is_no_mapping_is_refused(open_service, request_):
+async def test_a_request_that_is_not_a_mapping_is_refused(open_service, request_):
     service = await open_service()
-    with pytest.raises(TypeError, match="a request must be a mapping, not"):
+    with pytest.raises(TypeError, match="request must be a mapping, got"):
         await service.process_request(request_)
 
 
-async def test_what_is_not_json_like_is_refused_by_name(open_service):
+async def test_an_error_names_the_field_that_is_not_json_like(open_service):
     service = await open_service()
     with pytest.raises(TypeError, match=r"^\$\.ids must be a JSON-like value, not set"):
         await service.process_request({"ids": {1, 2}})
 
 
-async def test_without_a_handler_only_the_tiers_answer():
+async def test_a_miss_without_a_handler_is_an_error():
     async with PerformanceService(Settings()) as service:
         with pytest.raises(ServiceError, match="no handler"):
             await service.process_request({"id": 1})
 
 
-async def test_many_requests_travel_together(open_service, handler):
+async def test_process_many_answers_in_order(open_service, handler):
     service = await open_service("l1,l2")
     requests = [{"id": number} for number in range(500)]
     assert await service.process_many(requests) == [{"answer": number} for number in range(500)]
@@ -169,7 +169,7 @@ async def test_many_requests_travel_together(open_service, handler):
     assert len(handler.asked) == 500
 
 
-async def test_of_many_requests_the_first_error_is_raised_once_all_are_answered(open_service, handler):
+async def test_process_many_raises_the_first_error_after_all_requests_are_done(open_service, handler):
     service = await open_service()
     requests = [{"id": 1}, {"constitutional_hash": "bad"}, {"id": 2}, {"id": {3}}]
     with pytest.raises(ComplianceError):
@@ -181,19 +181,19 @@ async def test_of_many_requests_the_first_error_is_raised_once_all_are_answered(
     assert isinstance(answers[3], TypeError)
 
 
-async def test_what_is_given_is_left_open(handler):
+async def test_a_cache_and_pools_that_were_passed_stay_open(handler):
     async with TieredCache(LRUCache(10), namespace="given") as cache, PoolManager() as pools:
         async with PerformanceService(Settings(), handler=handler, cache=cache, pools=pools) as service:
             await service.process_request({"id": 1})
-        assert await cache.get_or_load("key", handler_of_one) == 1
+        assert await cache.get_or_load("key", load_one) == 1
         assert pools.names() == []
 
 
-async def handler_of_one(key):
+async def load_one(key):
     return 1
 
 
-async def test_the_service_opens_and_closes_what_it_makes(open_service):
+async def test_the_service_opens_and_closes_the_parts_it_creates(open_service):
     service = await open_service("l1,l3")
     assert service.pools.names() == ["default"]
     async with service.pools.get("default").acquire() as connection:
@@ -206,13 +206,13 @@ async def test_the_service_opens_and_closes_what_it_makes(open_service):
     assert service.pools.names() == []
 
 
-async def test_a_service_is_opened_once(open_service):
+async def test_a_service_can_be_opened_only_once(open_service):
     service = await open_service()
-    with pytest.raises(ServiceError, match="opened once"):
+    with pytest.raises(ServiceError, match="opened only once"):
         await service.open()
 
 
-async def test_a_database_that_cannot_be_reached_is_an_error_at_once_and_nothing_stays_open():
+async def test_open_fails_at_once_without_the_database_and_leaves_nothing_open():
     before = asyncio.all_tasks()
     service = PerformanceService(Settings(database_url="postgresql://nobody@localhost:1/nothing"))
     with pytest.raises(PoolUnhealthy):
@@ -221,13 +221,13 @@ async def test_a_database_that_cannot_be_reached_is_an_error_at_once_and_nothing
     assert asyncio.all_tasks() == before
 
 
-async def test_a_redis_that_cannot_be_reached_costs_no_request(handler):
+async def test_requests_succeed_without_redis(handler):
     async with PerformanceService(Settings(redis_url="unix:///nowhere/redis.sock"), handler=handler) as service:
         assert await service.process_request({"id": 1}) == {"answer": 1}
         assert not (await service.health()).ok
 
 
-async def test_the_summary_has_true_percentiles_beside_the_averages(open_service):
+async def test_the_summary_has_true_percentiles_and_the_mean(open_service):
     service = await open_service()
     pace = iter([0.0] * 97 + [0.02] * 3)
 
@@ -247,7 +247,7 @@ async def test_the_summary_has_true_percentiles_beside_the_averages(open_service
     assert summary.targets["p99_latency"] == 5.0
 
 
-async def test_a_summary_of_nothing_meets_every_target(open_service):
+async def test_a_summary_without_requests_meets_every_target(open_service):
     service = await open_service()
     summary = service.get_performance_summary()
     assert all(summary.targets_met.values())
@@ -263,7 +263,7 @@ async def test_the_summary_is_json_like(open_service, tiers):
     assert json.loads(json.dumps(service.get_performance_summary().as_dict()))["requests"] == 1
 
 
-async def test_workers_add_up(open_service, tmp_path):
+async def test_a_summary_adds_up_all_workers(open_service, tmp_path):
     first, second = [await open_service(workers_directory=str(tmp_path)) for _ in range(2)]
     for number in range(10):
         await first.process_request({"id": number})
@@ -279,7 +279,7 @@ async def test_workers_add_up(open_service, tmp_path):
     assert first.get_performance_summary(workers=True).workers == 1
 
 
-async def test_a_cancelled_miss_is_no_miss(open_service):
+async def test_a_cancelled_miss_is_not_counted(open_service):
     service = await open_service()
     for _ in range(10):
         await service.process_request({"id": 1})
@@ -297,12 +297,12 @@ async def test_a_cancelled_miss_is_no_miss(open_service):
     assert service.get_performance_summary().hit_rate == 0.9
 
 
-async def test_a_refresh_that_another_process_was_faster_with_leaves_the_count_of_misses(servers):
+async def test_a_refresh_answered_by_another_process_is_not_a_miss(servers):
     options = {"namespace": f"test-{secrets.token_hex(8)}", "ttl": 0.4, "refresh_ahead": 0.01}
     tiers = [RedisTier(servers.redis_url) for _ in range(2)]
     caches = [TieredCache(LRUCache(10), tier, **options) for tier in tiers]
     async with caches[0] as ours, caches[1] as theirs:
-        async with PerformanceService(Settings(), handler=answer_of_one, cache=ours) as service:
+        async with PerformanceService(Settings(), handler=answer_one, cache=ours) as service:
             await service.process_request({"id": 1})
             for _ in range(5):
                 await asyncio.sleep(0.01)
@@ -312,19 +312,19 @@ async def test_a_refresh_that_another_process_was_faster_with_leaves_the_count_o
         await ours.clear()
 
 
-async def answer_of_one(request):
+async def answer_one(request):
     return 1
 
 
-async def test_a_failed_opening_is_not_repeated():
+async def test_a_service_whose_open_failed_cannot_be_opened_again():
     service = PerformanceService(Settings(database_url="postgresql://nobody@localhost:1/nothing"))
     with pytest.raises(PoolUnhealthy):
         await service.open()
-    with pytest.raises(ServiceError, match="make a new one"):
+    with pytest.raises(ServiceError, match="create a new one"):
         await service.open()
 
 
-async def test_a_report_that_cannot_be_removed_keeps_nothing_open(open_service, tmp_path):
+async def test_close_closes_everything_if_the_report_cannot_be_removed(open_service, tmp_path):
     directory = tmp_path / "workers"
     service = await open_service("l1,l3", workers_directory=str(directory))
     service.observe()
@@ -336,7 +336,7 @@ async def test_a_report_that_cannot_be_removed_keeps_nothing_open(open_service, 
     assert service.pools.names() == []
 
 
-async def test_after_closing_nothing_is_reported(open_service, tmp_path):
+async def test_a_closed_service_publishes_no_report(open_service, tmp_path):
     service = await open_service(workers_directory=str(tmp_path))
     await service.close()
     service.observe()
@@ -344,9 +344,9 @@ async def test_after_closing_nothing_is_reported(open_service, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["no directory", "no directory/workers", "\0"])
-def test_a_directory_of_workers_that_cannot_be_is_a_bad_setting(tmp_path, where):
+def test_an_unusable_workers_directory_is_a_settings_error(tmp_path, where):
     (tmp_path / "no directory").touch()
-    with pytest.raises(SettingsError, match="WORKERS_DIRECTORY must be a directory of ours"):
+    with pytest.raises(SettingsError, match="WORKERS_DIRECTORY must be a writable directory"):
         PerformanceService(Settings(workers_directory=f"{tmp_path}/{where}"))
 
 
@@ -364,20 +364,20 @@ def test_an_argument_of_the_wrong_type_is_named(arguments, message):
         PerformanceService(**{"settings": Settings()} | arguments)
 
 
-async def test_a_handler_that_is_no_coroutine_function_is_told_so():
+async def test_a_handler_that_is_not_a_coroutine_function_is_a_type_error():
     async with PerformanceService(Settings(), handler=dict) as service:
-        with pytest.raises(TypeError, match="must be a coroutine function: it returned dict"):
+        with pytest.raises(TypeError, match="handler must be a coroutine function, got one that returned dict"):
             await service.process_request({"id": 1})
 
 
 @pytest.mark.parametrize("url", ["redis://localhost/0?foo=bar", "unix:///tmp/s?ssl_ca_certs=/x&password=hunter2"])
-def test_an_option_of_a_redis_url_that_nobody_knows_is_a_bad_setting(url):
-    with pytest.raises(SettingsError, match="REDIS_URL must be a URL that the client takes") as refused:
+def test_an_unknown_option_in_the_redis_url_is_a_settings_error(url):
+    with pytest.raises(SettingsError, match="REDIS_URL must be a URL that redis-py accepts") as refused:
         PerformanceService(Settings(redis_url=url))
     assert "hunter2" not in str(refused.value)
 
 
-async def test_more_requests_at_once_than_an_event_loop_can_bear_meet_no_deadline(open_service):
+async def test_thousands_of_requests_in_one_call_miss_no_deadline(open_service):
     service = await open_service("l1,l2,l3")
     answers = await service.process_many({"id": i} for i in range(6_000))
     assert [answer["answer"] for answer in answers] == list(range(6_000))
@@ -385,7 +385,7 @@ async def test_more_requests_at_once_than_an_event_loop_can_bear_meet_no_deadlin
     assert (stats.deadlines, stats.l2.errors, stats.l3.errors) == (0, {}, {})
 
 
-async def test_requests_that_cannot_all_be_made_are_none(open_service, handler):
+async def test_process_many_processes_nothing_if_its_iterable_fails(open_service, handler):
     def broken():
         yield {"id": 1}
         raise KeyError("torn")
@@ -396,7 +396,7 @@ async def test_requests_that_cannot_all_be_made_are_none(open_service, handler):
     assert handler.asked == []
 
 
-def test_a_service_is_closed_where_it_was_opened():
+def test_a_service_must_be_closed_in_its_own_event_loop():
     service = PerformanceService(Settings())
     with asyncio.Runner() as one, asyncio.Runner() as other:
         one.run(service.open())
@@ -405,22 +405,22 @@ def test_a_service_is_closed_where_it_was_opened():
         one.run(service.close())
 
 
-def test_workers_that_are_forked_report_each_for_itself(tmp_path):
-    # In a process of its own: this one may have threads, and then must not fork.
+def test_each_forked_worker_publishes_its_own_report(tmp_path):
+    # In a new process, because this one may have threads, and a process with threads must not fork.
     subprocess.run([sys.executable, "-c", FORKING, str(tmp_path)], check=True, timeout=60)
     assert [other.failed for other in Workers(tmp_path, 90).others()] == [10, 10, 10]
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"", b"garbage", msgspec.msgpack.encode(WorkerReport(9e9, 1.0, 0, 0, 0, b"?")), IMPOSSIBLE]
+    "garbage", [b"", b"garbage", msgspec.msgpack.encode(WorkerReport(9e9, 1.0, 0, 0, 0, b"?")), INVALID_REPORT]
 )
-async def test_what_is_no_report_is_passed_over(open_service, tmp_path, garbage):
+async def test_a_file_that_is_not_a_valid_report_is_skipped(open_service, tmp_path, garbage):
     service = await open_service(workers_directory=str(tmp_path))
     (tmp_path / "1-stranger.acgsperf").write_bytes(garbage)
     assert service.get_performance_summary(workers=True).workers == 1
 
 
-async def test_a_worker_that_reports_no_more_is_taken_for_dead(open_service, tmp_path):
+async def test_a_worker_with_an_old_report_counts_as_dead(open_service, tmp_path):
     service = await open_service(workers_directory=str(tmp_path))
     await service.process_request({"id": 1})
     service.observe()
@@ -432,13 +432,13 @@ async def test_a_worker_that_reports_no_more_is_taken_for_dead(open_service, tmp
     assert not dead.exists()
 
 
-async def test_without_a_directory_there_are_no_other_workers(open_service):
+async def test_adding_workers_without_a_directory_is_an_error(open_service):
     service = await open_service()
     with pytest.raises(ServiceError, match="workers_directory"):
         service.get_performance_summary(workers=True)
 
 
-async def test_an_interval_is_read_and_begun_anew(open_service, handler):
+async def test_observe_reads_the_interval_and_starts_a_new_one(open_service, handler):
     service = await open_service()
     for number in (1, 1, 2):
         await service.process_request({"id": number})
@@ -457,7 +457,7 @@ async def test_an_interval_is_read_and_begun_anew(open_service, handler):
     assert service.get_performance_summary().requests == 4
 
 
-async def test_the_loops_observe_and_optimise_by_themselves(open_service, caplog):
+async def test_an_open_service_observes_and_optimises_by_itself(open_service, caplog):
     service = await open_service(monitoring_interval_s=0.01, optimization_interval_s=0.01)
     async with asyncio.timeout(5):
         while len(service.monitor.history) < 3:  # noqa: ASYNC110
@@ -465,7 +465,7 @@ async def test_the_loops_observe_and_optimise_by_themselves(open_service, caplog
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-async def test_the_exporters_read_a_service(open_service):
+async def test_the_prometheus_exporter_reads_a_service(open_service):
     service = await open_service("l1,l2,l3")
     await service.process_many([{"id": 1}, {"id": 2}])
     await service.process_request({"id": 1})

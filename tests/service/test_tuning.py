@@ -1,15 +1,15 @@
-"""The tuner: one change at a time, kept or undone by what it did, and rest in the end."""
+"""The tuner makes one change at a time, keeps or undoes it by its effect, and changes ever more rarely."""
 
 import math
 from itertools import pairwise
 
 import pytest
 
-from acgsperf.service.tuning import Action, Knob, Outcome, Tuner
+from acgsperf.service.tuning import Action, Outcome, Tunable, Tuner
 
 
 class Setting:
-    """A setting of a real object, with what was ever set."""
+    """A setting of a real object. It records every value that was set."""
 
     def __init__(self, value=5):
         self.value = value
@@ -22,17 +22,17 @@ class Setting:
         self.value = value
         self.values.append(value)
 
-    def knob(self, name="size", lower=0, upper=10, step=1):
-        return Knob(name=name, get=lambda: self.value, set=self.set, lower=lower, upper=upper, step=step)
+    def tunable(self, name="size", lower=0, upper=10, step=1):
+        return Tunable(name=name, get=lambda: self.value, set=self.set, lower=lower, upper=upper, step=step)
 
 
 def outcomes(actions):
     return [(action.name, action.outcome) for action in actions]
 
 
-def test_a_change_that_made_things_better_is_kept_and_the_next_follows_at_once():
+def test_a_change_that_helps_is_kept_and_the_next_change_follows_at_once():
     setting = Setting()
-    tuner = Tuner([setting.knob()])
+    tuner = Tuner([setting.tunable()])
     assert tuner.step(1.0) == (Action("size", 5, 6, 1.0, None, Outcome.APPLIED),)
     assert tuner.step(1.5) == (
         Action("size", 5, 6, 1.0, 1.5, Outcome.KEPT),
@@ -41,33 +41,33 @@ def test_a_change_that_made_things_better_is_kept_and_the_next_follows_at_once()
     assert setting.value == 7
 
 
-def test_a_change_that_made_things_worse_is_undone_and_the_other_way_is_tried_after_a_pause():
+def test_a_change_that_hurts_is_undone_and_the_other_direction_is_tried_after_a_pause():
     setting = Setting()
-    tuner = Tuner([setting.knob()])
+    tuner = Tuner([setting.tunable()])
     tuner.step(1.0)
     assert tuner.step(0.9) == (Action("size", 5, 6, 1.0, 0.9, Outcome.UNDONE),)
     assert setting.value == 5
     assert tuner.step(1.0) == (Action("size", 5, 4, 1.0, None, Outcome.APPLIED),)
 
 
-def test_a_change_without_effect_is_kept_and_each_pause_is_twice_as_long():
+def test_a_change_without_effect_is_kept_and_the_pause_doubles():
     setting = Setting(0)
-    tuner = Tuner([setting.knob(upper=100)])
+    tuner = Tuner([setting.tunable(upper=100)])
     applied = [i for i in range(200) for action in tuner.step(1.0) if action.outcome is Outcome.APPLIED]
     assert [b - a for a, b in pairwise(applied)] == [2, 3, 5, 9, 17, 33, 65]
     assert setting.value == len(applied)
 
 
-def test_the_pause_has_an_end():
-    tuner = Tuner([Setting(0).knob(upper=100)], max_pause=4)
+def test_a_pause_is_never_longer_than_max_pause():
+    tuner = Tuner([Setting(0).tunable(upper=100)], max_pause=4)
     applied = [i for i in range(40) for action in tuner.step(1.0) if action.outcome is Outcome.APPLIED]
     assert {b - a for a, b in pairwise(applied[3:])} == {5}
 
 
 @pytest.mark.parametrize("merit", [None, math.nan, math.inf, -math.inf])
-def test_an_interval_without_a_merit_judges_nothing_and_changes_nothing(merit):
+def test_an_interval_without_a_measurement_judges_and_changes_nothing(merit):
     setting = Setting()
-    tuner = Tuner([setting.knob()])
+    tuner = Tuner([setting.tunable()])
     assert tuner.step(merit) == ()
     tuner.step(1.0)
     assert [tuner.step(merit) for _ in range(5)] == [()] * 5
@@ -77,38 +77,38 @@ def test_an_interval_without_a_merit_judges_nothing_and_changes_nothing(merit):
 
 @pytest.mark.parametrize("start", range(11))
 @pytest.mark.parametrize("best", [0, 3, 10])
-def test_it_climbs_to_the_best_setting_and_stays_near_it(start, best):
+def test_the_tuner_finds_the_best_value_and_stays_near_it(start, best):
     setting = Setting(start)
-    tuner = Tuner([setting.knob()], tolerance=0.001)
+    tuner = Tuner([setting.tunable()], tolerance=0.001)
     for _ in range(480):
         tuner.step(100.0 - (setting.value - best) ** 2)
     assert abs(setting.value - best) <= 1
     assert len(tuner.actions) < 80
 
 
-def test_negative_merits_are_compared_the_right_way():
+def test_a_less_negative_merit_is_better():
     setting = Setting()
-    tuner = Tuner([setting.knob()])
+    tuner = Tuner([setting.tunable()])
     tuner.step(-10.0)
     assert outcomes(tuner.step(-12.0)) == [("size", Outcome.UNDONE)]
     tuner.step(-10.0)
     assert outcomes(tuner.step(-8.0))[0] == ("size", Outcome.KEPT)
 
 
-def test_knobs_take_turns_and_one_change_is_under_way():
+def test_settings_take_turns_and_only_one_change_is_in_trial():
     settings = [Setting() for _ in range(3)]
-    tuner = Tuner([setting.knob(name) for setting, name in zip(settings, "abc", strict=True)])
+    tuner = Tuner([setting.tunable(name) for setting, name in zip(settings, "abc", strict=True)])
     names = [action.name for i in range(4) for action in tuner.step(1.0 + i) if action.outcome is Outcome.APPLIED]
     assert names == ["a", "b", "c", "a"]
-    under_way = 0
+    in_trial = 0
     for action in tuner.actions:
-        under_way += 1 if action.outcome is Outcome.APPLIED else -1
-        assert under_way in (0, 1)
+        in_trial += 1 if action.outcome is Outcome.APPLIED else -1
+        assert in_trial in (0, 1)
 
 
-def test_a_proposal_beyond_a_bound_is_the_bound():
+def test_a_proposal_beyond_a_bound_becomes_the_bound():
     setting = Setting(5)
-    tuner = Tuner([setting.knob(lower=1, upper=12, step=lambda value, direction: value * 2**direction)])
+    tuner = Tuner([setting.tunable(lower=1, upper=12, step=lambda value, direction: value * 2**direction)])
     for i in range(100):
         tuner.step(1.0 + i)
     assert set(setting.values) >= {10, 12}
@@ -117,25 +117,25 @@ def test_a_proposal_beyond_a_bound_is_the_bound():
 
 
 @pytest.mark.parametrize("proposed", [math.nan, 5, 4, -math.inf])
-def test_a_proposal_that_leads_nowhere_is_none(proposed):
-    knob = Setting(5).knob(step=lambda value, direction: proposed)
-    assert knob.proposal(5, 1) is None
+def test_a_proposal_in_the_wrong_direction_is_none(proposed):
+    tunable = Setting(5).tunable(step=lambda value, direction: proposed)
+    assert tunable.proposal(5, 1) is None
 
 
-def test_a_setting_with_no_room_is_left_alone():
+def test_a_setting_with_equal_bounds_never_changes():
     setting = Setting(5)
-    tuner = Tuner([setting.knob(lower=5, upper=5)])
+    tuner = Tuner([setting.tunable(lower=5, upper=5)])
     for i in range(50):
         assert tuner.step(1.0 + i) == ()
     assert setting.values == []
 
 
-def test_somebody_elses_change_has_the_last_word():
+def test_a_change_by_someone_else_supersedes_the_change_in_trial():
     setting = Setting()
-    tuner = Tuner([setting.knob()])
+    tuner = Tuner([setting.tunable()])
     tuner.step(1.0)
     setting.value = 9
-    assert outcomes(tuner.step(0.1)) == [("size", Outcome.OVERTAKEN)]
+    assert outcomes(tuner.step(0.1)) == [("size", Outcome.SUPERSEDED)]
     assert setting.value == 9
     setting.value = 99
     for _ in range(50):
@@ -143,20 +143,20 @@ def test_somebody_elses_change_has_the_last_word():
     assert setting.value == 99
 
 
-def test_a_setting_that_cannot_be_changed_is_logged_and_stands_back(caplog):
+def test_a_setting_that_cannot_be_changed_is_logged_and_backs_off(caplog):
     broken, sound = Setting(), Setting()
     broken.broken = True
-    tuner = Tuner([broken.knob("broken"), sound.knob("sound")])
+    tuner = Tuner([broken.tunable("broken"), sound.tunable("sound")])
     assert outcomes(tuner.step(1.0)) == [("sound", Outcome.APPLIED)]
-    assert "broken cannot be set to 6" in caplog.text
+    assert "setting 'broken': cannot be set to 6" in caplog.text
     for i in range(100):
         tuner.step(2.0 + i)
     assert sum("cannot be set" in record.getMessage() for record in caplog.records) < 10
 
 
-def test_an_undo_that_fails_is_tried_again():
+def test_an_undo_that_fails_is_tried_again_in_the_next_interval():
     setting = Setting()
-    tuner = Tuner([setting.knob()])
+    tuner = Tuner([setting.tunable()])
     tuner.step(1.0)
     setting.broken = True
     assert tuner.step(0.5) == ()
@@ -165,7 +165,7 @@ def test_an_undo_that_fails_is_tried_again():
     assert setting.value == 5
 
 
-def test_what_the_setting_makes_of_a_value_is_what_is_reported():
+def test_the_reported_value_is_the_one_in_effect():
     kept = []
     value = [4]
 
@@ -173,12 +173,12 @@ def test_what_the_setting_makes_of_a_value_is_what_is_reported():
         value[0] = int(wanted) // 2 * 2
         kept.append(value[0])
 
-    knob = Knob(name="even", get=lambda: value[0], set=set_even, lower=0, upper=10, step=3)
-    assert Tuner([knob]).step(1.0) == (Action("even", 4, 6, 1.0, None, Outcome.APPLIED),)
+    tunable = Tunable(name="even", get=lambda: value[0], set=set_even, lower=0, upper=10, step=3)
+    assert Tuner([tunable]).step(1.0) == (Action("even", 4, 6, 1.0, None, Outcome.APPLIED),)
 
 
-def test_the_actions_are_bounded():
-    tuner = Tuner([Setting(0).knob(upper=10_000)], history=5)
+def test_the_action_history_is_bounded():
+    tuner = Tuner([Setting(0).tunable(upper=10_000)], history=5)
     for i in range(100):
         tuner.step(1.1**i)
     assert len(tuner.actions) == 5
@@ -188,16 +188,16 @@ def test_the_actions_are_bounded():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Tuner([Setting().knob(), Setting().knob()]), "different names"),
-        (lambda: Tuner([Setting(11).knob()]), "size must be between 0 and 10, not 11"),
+        (lambda: Tuner([Setting().tunable(), Setting().tunable()]), "different names"),
+        (lambda: Tuner([Setting(11).tunable()]), "size must be between 0 and 10, got 11"),
         (lambda: Tuner([], tolerance=0), "tolerance must be"),
         (lambda: Tuner([], max_pause=0), "max_pause must be"),
         (lambda: Tuner([], history=0), "history must be"),
-        (lambda: Setting().knob(lower=3, upper=2), "bounds must be finite and in order"),
-        (lambda: Setting().knob(upper=math.inf), "bounds must be finite and in order"),
-        (lambda: Setting().knob(step=0), "size: step must be"),
+        (lambda: Setting().tunable(lower=3, upper=2), "bounds must be finite"),
+        (lambda: Setting().tunable(upper=math.inf), "bounds must be finite"),
+        (lambda: Setting().tunable(step=0), "size: step must be"),
     ],
 )
-def test_what_cannot_be_used_is_named(make, message):
+def test_an_invalid_argument_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()

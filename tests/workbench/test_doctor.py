@@ -61,7 +61,7 @@ async def test_a_directory_of_workers_is_looked_at(environ, tmp_path):
     (tmp_path / "file").touch()
     found = await findings(**environ | {"WORKERS_DIRECTORY": f"{tmp_path}/file"})
     assert found["workers"].severity is Severity.ERROR
-    assert found["workers"].detail.startswith("WORKERS_DIRECTORY must be a directory of ours (")
+    assert found["workers"].detail.startswith("WORKERS_DIRECTORY must be a writable directory (")
     assert found["Redis"].severity is Severity.OK
 
 
