@@ -79,7 +79,7 @@ def _counted(name: str, before: int, after: int) -> Iterator[Action]:
 
 def _knobs(cache: "TieredCache[Any]") -> Iterator[Knob]:
     low, high = _THRESHOLDS
-    if cache.has_tiers_behind and cache.promotion_threshold <= high:
+    if cache.has_lower_tiers and cache.promotion_threshold <= high:
         yield Knob(
             name="promotion_threshold",
             get=lambda: cache.promotion_threshold,

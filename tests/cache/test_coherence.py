@@ -132,6 +132,6 @@ async def test_at_rest_no_tier_holds_an_older_value_than_was_written_last(open_c
         for tier in (l2, l3):
             if key in tier:
                 assert tier[key].value == origin.versions[key]
-    assert not cache._behind.ordering._keys.under_way
+    assert not cache._lower_tiers.ordering._keys.in_flight
     assert cache.stats().loading == 0
-    assert set(cache._local._entries) >= set(cache._local.l1.keys())
+    assert set(cache._l1._entries) >= set(cache._l1.lru.keys())

@@ -32,7 +32,7 @@ async def test_what_was_stored_just_before_the_lock_came_is_not_loaded_again(two
     task = asyncio.create_task(two[1].get_or_load("key", loader))
     await settle()
     # The read has found nothing yet has not answered; another process loads, stores and is done.
-    l2.store["test", "key"] = two[0]._entry("key", "theirs", 60, ())
+    l2.store["test", "key"] = two[0]._staleness.entry("theirs", 60, ())
     l2.gate.set()
     assert await task == "theirs"
     assert loader.calls == 0

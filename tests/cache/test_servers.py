@@ -120,19 +120,19 @@ async def test_what_one_process_sets_another_gets(open_on, value):
 async def test_what_redis_has_lost_comes_back_from_postgres(open_on):
     one, other = await open_on(), await open_on()
     await one.set_many({str(i): i for i in range(100)})
-    await one._behind.l2.clear()
+    await one._lower_tiers.l2.clear()
     assert await other.get_many([str(i) for i in range(100)]) == {str(i): i for i in range(100)}
     await other.close()
-    assert len(await one._behind.l2.get_many([str(i) for i in range(100)])) == 100
+    assert len(await one._lower_tiers.l2.get_many([str(i) for i in range(100)])) == 100
 
 
 async def test_what_l1_evicts_goes_back_to_a_redis_that_lost_it(open_on):
     cache = await open_on(size=10)
     await cache.set_many({str(i): i for i in range(10)})
-    await cache._behind.l2.delete_many(["0", "1"])
+    await cache._lower_tiers.l2.delete_many(["0", "1"])
     await cache.set_many({f"more {i}": i for i in range(10)})
     await until(lambda: asyncio.sleep(0, cache.stats().demotions == 2))
-    assert (await cache._behind.l2.get("0")).value == 0
+    assert (await cache._lower_tiers.l2.get("0")).value == 0
 
 
 async def test_ten_thousand_callers_make_one_load(open_on):

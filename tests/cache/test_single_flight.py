@@ -280,6 +280,7 @@ async def test_a_load_that_is_cancelled_from_inside_is_an_error_and_no_cancellat
     loader.gate.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results] == [LoadCancelledError] * 3
+    assert str(results[0]) == "the loader cancelled the load of 'key'"
     assert not any(task.cancelled() for task in tasks)
 
 
@@ -288,6 +289,7 @@ async def test_a_load_that_hangs_ends_at_the_hard_timeout(open_cache):
     loader = Loader(gate_open=False)
     results = await asyncio.gather(*(cache.get_or_load("key", loader) for _ in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [LoadTimeoutError] * 3
+    assert str(results[0]) == "the load of 'key' took longer than hard_timeout (0.02 s)"
     assert isinstance(results[0], TimeoutError)
     assert (loader.calls, loader.cancelled) == (1, 1)
     assert cache.stats().load_timeouts == 1
@@ -322,6 +324,32 @@ async def test_closing_the_cache_ends_its_loads_with_an_error_and_no_task_is_lef
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results] == [CacheError] * 2
     assert loader.cancelled == 1
+
+
+async def test_closing_the_cache_logs_the_loads_that_ignore_their_cancellation(open_cache, monkeypatch, caplog):
+    monkeypatch.setattr("acgsperf.cache.tiered._CLOSE_GRACE_S", 0.01)
+    cache = await open_cache()
+    release, ended = asyncio.Event(), asyncio.Event()
+
+    async def deaf(key):
+        try:
+            await release.wait()
+        except asyncio.CancelledError:
+            await release.wait()
+        ended.set()
+
+    task = asyncio.create_task(cache.get_or_load("key", deaf))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await cache.close()
+    with pytest.raises(CacheError, match=r"^cache 'test' was closed during the load of 'key'$"):
+        await task
+    assert caplog.messages == [
+        "cache 'test': 1 loads ignored their cancellation for 0.01 s; closing without waiting for them"
+    ]
+    release.set()
+    await ended.wait()
+    await asyncio.sleep(0)
 
 
 async def test_a_cache_that_is_closed_while_a_caller_reads_the_tiers_begins_no_load(open_cache, l2, settle):
