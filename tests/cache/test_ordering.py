@@ -1,4 +1,4 @@
-"""Which reads a write overtakes."""
+"""`Ordering`: which reads a write supersedes."""
 
 import pytest
 
@@ -11,12 +11,12 @@ def ordering():
     return Ordering()
 
 
-def test_a_read_stands_where_nothing_is_written(ordering):
+def test_a_read_without_a_concurrent_write_is_current(ordering):
     ordering.supersede("a")
     assert ordering.is_current(ordering.latest, "a", ("t",))
 
 
-def test_a_write_overtakes_what_was_being_read_when_it_ended(ordering):
+def test_a_write_supersedes_the_reads_in_flight_when_it_ends(ordering):
     before = ordering.latest
     with ordering.writing(["a", "b", "a"]):
         during = ordering.latest
@@ -29,7 +29,7 @@ def test_a_write_overtakes_what_was_being_read_when_it_ended(ordering):
     assert ordering.is_current(ordering.latest, "a", ())
 
 
-def test_of_two_writes_the_later_end_counts(ordering):
+def test_of_two_concurrent_writes_the_one_that_ends_last_counts(ordering):
     with ordering.writing(["a"]):
         with ordering.writing(["a"]):
             pass
@@ -38,14 +38,14 @@ def test_of_two_writes_the_later_end_counts(ordering):
     assert not ordering.is_current(began_at, "a", ())
 
 
-def test_a_load_overtakes_at_once(ordering):
+def test_a_load_supersedes_reads_immediately(ordering):
     began_at = ordering.latest
     ordering.supersede("a")
     assert not ordering.is_current(began_at, "a", ())
     assert ordering.is_current(began_at, "b", ())
 
 
-def test_an_invalidation_overtakes_entries_with_the_tag(ordering):
+def test_an_invalidation_supersedes_reads_of_entries_with_the_tag(ordering):
     before = ordering.latest
     with ordering.invalidating("t"):
         during = ordering.latest
@@ -55,7 +55,7 @@ def test_an_invalidation_overtakes_entries_with_the_tag(ordering):
     assert ordering.is_current(ordering.latest, "a", ("t",))
 
 
-def test_clearing_overtakes_everything(ordering):
+def test_clearing_supersedes_every_read(ordering):
     before = ordering.latest
     with ordering.clearing():
         assert not ordering.is_current(ordering.latest, "a", ())
@@ -65,7 +65,7 @@ def test_clearing_overtakes_everything(ordering):
     assert ordering.is_current(ordering.latest, "a", ())
 
 
-def test_memory_is_bounded_and_what_is_forgotten_is_taken_for_overtaken(ordering, monkeypatch):
+def test_memory_is_bounded_and_forgotten_writes_supersede_every_read(ordering, monkeypatch):
     monkeypatch.setattr(ordering_module, "_MAX_REMEMBERED", 100)
     began_at = ordering.latest
     for i in range(101):
