@@ -1,28 +1,75 @@
-"""The keys of cached functions."""
+"""`TieredCache.cached`: a decorator that caches what a coroutine function returns."""
 
+import functools
 import inspect
 import uuid
-from collections.abc import Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 from weakref import WeakKeyDictionary
 
 from acgsperf.fingerprint import fingerprint
 
-__all__ = ["key_maker"]
+__all__ = ["cached_function", "key_maker"]
+
+_R = TypeVar("_R")
+_P = ParamSpec("_P")
+
+
+class _GetOrLoad(Protocol):
+    def __call__(
+        self, key: str, loader: Callable[[str], Awaitable[Any]], *, ttl: float | None, tags: Sequence[str]
+    ) -> Awaitable[Any]: ...
+
+
+def cached_function(
+    get_or_load: _GetOrLoad,
+    function: Callable[_P, Coroutine[Any, Any, _R]],
+    *,
+    key: Callable[_P, str] | None,
+    ttl: float | None,
+    tags: Sequence[str] | Callable[_P, Sequence[str]],
+) -> Callable[_P, Coroutine[Any, Any, _R]]:
+    """Return a coroutine function that calls `function` through `get_or_load`.
+
+    Args:
+        get_or_load: that of a cache.
+        function: the function to cache.
+        key: makes the key of a call from its arguments; None for `key_maker(function)`.
+        ttl: passed to `get_or_load`.
+        tags: the tags of every result, or a function that makes them from the arguments.
+
+    Raises:
+        TypeError: if `function` is not a coroutine function.
+    """
+    key_of = key_maker(function)
+    if key is not None:
+        key_of = key
+
+    @functools.wraps(function)
+    async def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        async def load(key: str) -> Any:
+            return await function(*args, **kwargs)
+
+        own_tags = tags(*args, **kwargs) if callable(tags) else tags
+        result: Any = await get_or_load(key_of(*args, **kwargs), load, ttl=ttl, tags=own_tags)
+        return result  # type: ignore[no-any-return]
+
+    return call
 
 
 def key_maker(function: Callable[..., Any]) -> Callable[..., str]:
-    """A function that makes the key of a call: the function's name and the fingerprint of its arguments.
+    """Return a function that makes the key of a call: the function's name and the fingerprint of its arguments.
 
-    Calls that bind the same arguments have the same key, however they are written. A method's `self` counts as what
-    it is equal to in this process, for nobody can say what it would be in another; a class counts by its name.
+    Calls that bind the same arguments have the same key, whether they pass them by position or by name. For a method,
+    instances that are equal share a key, in this process only: there is no way to tell whether they would be equal in
+    another. A class counts by its name.
 
     Raises:
-        TypeError: when `function` is not a coroutine function. The key of a call raises it for arguments that are not
-            JSON-like, and for a `self` that cannot be hashed or weakly referenced.
+        TypeError: if `function` is not a coroutine function. The returned function raises it for arguments that are not
+            JSON-like, and for a `self` that is not hashable or cannot be weakly referenced.
     """
     if not inspect.iscoroutinefunction(function):
-        raise TypeError(f"only coroutine functions can be cached, not {function!r}")
+        raise TypeError(f"cached() needs a coroutine function, got {function!r}")
     signature = inspect.signature(function)
     name: Final = f"{function.__module__}.{function.__qualname__}"
     first = next(iter(signature.parameters), None)

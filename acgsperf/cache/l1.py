@@ -1,168 +1,222 @@
-"""What a tiered cache holds in this process: L1 with the bare values, and beside it what L1 cannot say of them."""
+"""What a tiered cache holds in this process: L1, the stale store and the negative entries."""
 
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Generic, TypeVar
 
 from msgspec.structs import replace
 
+from acgsperf._native.arguments import checked_maxsize
 from acgsperf._native.types import EvictionReason
 from acgsperf.cache.staleness import Staleness
 from acgsperf.dispatch import LRUCache
 from acgsperf.tiers.base import Entry
 
-__all__ = ["MISSING", "Local"]
+__all__ = ["L1", "MISSING"]
 
 _V = TypeVar("_V")
 
 MISSING: Final[Any] = object()
 
 
-class Local(Generic[_V]):
-    """L1 and its companions.
+class L1(Generic[_V]):
+    """An `LRUCache` of bare values, and two side caches for the entries that it cannot hold.
 
-    L1 holds the bare value of an entry until the entry is due, so that a hit is nothing but `LRUCache.get`. What has
-    left L1 by its time and is still of use, fresh or stale, stands on the shelf. Negative entries have a cache of their
-    own: asking for what does not exist pushes nothing out that does.
+    The `LRUCache` holds the value of an entry until the entry is due for refresh, so that a hit costs no more than
+    `LRUCache.get`. Then the entry moves to the stale store, where it stays while it may be served, fresh or stale.
+    Negative entries have a cache of their own, so that requests for keys without a value evict no value.
 
     Args:
-        l1: belongs to this object from now on; an `on_evict` that it has is called as before.
-        staleness: the times of entries.
+        lru: belongs to this object from now on. Its `on_evict` is still called.
+        staleness: decides about the times of entries.
         negative_maxsize: the most negative entries.
-        evicted: called with key and entry when L1 evicts one that is fresh, to make room; None for nobody.
+        on_evict_fresh: called with key and entry when a fresh entry is evicted to make room; None for no call.
+
+    Attributes:
+        lru: the `LRUCache`.
+        negative_hits: how often `in_side_caches` found a negative entry.
 
     Raises:
-        ValueError: when the L1 belongs to another cache.
+        ValueError: if `lru` belongs to another cache, or `negative_maxsize` is out of range.
     """
 
     def __init__(
         self,
-        l1: "LRUCache[str, _V]",
+        lru: "LRUCache[str, _V]",
         staleness: Staleness,
         negative_maxsize: int,
-        evicted: Callable[[str, Entry], object] | None,
+        on_evict_fresh: Callable[[str, Entry], object] | None,
     ) -> None:
-        if isinstance(getattr(l1.on_evict, "__self__", None), Local):
+        if isinstance(getattr(lru.on_evict, "__self__", None), L1):
             raise ValueError("l1 must not belong to another TieredCache")
-        # L1's own coarse clock is the faster one; a clock that was given is meant for everything.
-        clock = self.clock = None if staleness.clock is time.time else staleness.clock
-        self.l1 = l1
+        self.lru = lru
         self._staleness = staleness
-        self._evicted = evicted
+        self._on_evict_fresh = on_evict_fresh
+        # The entry of each value in the LRUCache.
         self._entries: dict[str, Entry] = {}
-        self._shelf: LRUCache[str, Entry] = LRUCache(l1.maxsize, clock=clock, on_evict=self._left_shelf)
-        self._negatives: LRUCache[str, Entry] = LRUCache(negative_maxsize, clock=clock)
-        self._tagged: dict[str, set[str]] = {}
-        self._told = l1.on_evict
-        l1.on_evict = self._left_l1
+        self._stale_store: LRUCache[str, Entry] = LRUCache(
+            lru.maxsize, clock=staleness.lru_clock, on_evict=self._on_stale_store_evict
+        )
+        self._negatives: LRUCache[str, Entry] = LRUCache(
+            checked_maxsize(negative_maxsize, "negative_maxsize"), clock=staleness.lru_clock
+        )
+        self._tags = _TagIndex()
+        self.negative_hits = 0
+        self._users_on_evict = lru.on_evict
+        lru.on_evict = self._on_lru_evict
 
     def put(self, key: str, entry: Entry) -> None:
-        """Hold an entry, in L1 until it is due."""
+        """Store an entry: in the `LRUCache` until it is due for refresh, or else in the side cache where it belongs."""
         if entry.negative:
-            self.drop(key)
-            left = self._staleness.until_dropped(entry)
-            if left > 0:
-                self._negatives.set(key, entry, ttl=left)
+            self.remove(key)
+            remaining = self._staleness.seconds_until_removal(entry)
+            if remaining > 0:
+                self._negatives.set(key, entry, ttl=remaining)
             return
-        left = self._staleness.until_due(entry)
-        if left <= 0:
-            self.drop(key)
-            self._tag(key, entry)
-            self._put_on_shelf(key, entry)
+        remaining = self._staleness.seconds_until_refresh(entry)
+        if remaining <= 0:
+            self.remove(key)
+            self._tags.add(key, entry)
+            self._put_in_stale_store(key, entry)
             return
-        if self.l1.ttl is not None:
-            left = min(left, self.l1.ttl)
-        # An older value whose time is over leaves L1 by this, and goes to the shelf; hence the order.
-        self.l1.set(key, entry.value, left)
+        if self.lru.ttl is not None:
+            remaining = min(remaining, self.lru.ttl)
+        # If an older value has expired, this call moves it to the stale store. It has to come before the pop below.
+        self.lru.set(key, entry.value, remaining)
         self._negatives.pop(key, None)
-        self._untag(key, self._shelf.pop(key, None))
-        self._untag(key, self._entries.get(key))
+        self._tags.discard(key, self._stale_store.pop(key, None))
+        self._tags.discard(key, self._entries.get(key))
         self._entries[key] = entry
-        self._tag(key, entry)
+        self._tags.add(key, entry)
 
-    def beside(self, key: str) -> Entry | None:
-        """What is kept of a key that L1 does not have: negative, stale, or fresh and due."""
-        return self._shelf.get(key) or self._negatives.get(key)
+    def get_many(self, keys: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+        """Return the values that the `LRUCache` has, and the keys that it misses. Repeated keys count once."""
+        values: dict[str, Any] = {}
+        missed = []
+        get = self.lru.get
+        for key in dict.fromkeys(keys):
+            value: Any = get(key, MISSING)
+            if value is MISSING:
+                missed.append(key)
+            else:
+                values[key] = value
+        return values, missed
+
+    def in_side_caches(self, key: str) -> Entry | None:
+        """Return the entry of a key that the `LRUCache` misses: negative, stale, or fresh and due for refresh."""
+        entry = self._side_entry(key)
+        if entry is not None and entry.negative:
+            self.negative_hits += 1
+        return entry
+
+    def peek(self, key: str) -> Any:
+        """Return the fresh value of a key from any cache of this process, without counting a hit; else `MISSING`."""
+        value: Any = self.lru.peek(key, MISSING)
+        if value is MISSING:
+            entry = self._side_entry(key)
+            if entry is not None and self._staleness.is_fresh(entry):
+                return entry.value
+        return value
+
+    def _side_entry(self, key: str) -> Entry | None:
+        return self._stale_store.get(key) or self._negatives.get(key)
 
     @property
     def has_room_for_negatives(self) -> bool:
-        """Whether one more pushes none out."""
+        """Whether one more negative entry evicts no other."""
         return len(self._negatives) < self._negatives.maxsize
 
-    def drop(self, key: str) -> None:
-        """Forget a key."""
-        self.l1.pop(key, None)
+    def remove(self, key: str) -> None:
+        """Remove a key."""
+        self.lru.pop(key, None)
         self._negatives.pop(key, None)
-        self._untag(key, self._entries.pop(key, None))
-        self._untag(key, self._shelf.pop(key, None))
+        self._tags.discard(key, self._entries.pop(key, None))
+        self._tags.discard(key, self._stale_store.pop(key, None))
 
-    def drop_tag(self, tag: str) -> int:
-        """Forget every entry with a tag; how many they were."""
-        keys = list(self._tagged.get(tag, ()))
-        for key in keys:
-            self.drop(key)
-        return len(keys)
+    def remove_tag(self, tag: str) -> None:
+        """Remove every entry with a tag."""
+        for key in self._tags.keys(tag):
+            self.remove(key)
 
     def clear(self) -> None:
-        """Forget everything."""
-        for held in (self.l1, self._entries, self._shelf, self._negatives, self._tagged):
-            held.clear()
+        """Remove everything."""
+        for cache in (self.lru, self._entries, self._stale_store, self._negatives, self._tags):
+            cache.clear()
 
-    def expire(self) -> int:
-        """Remove what is of no use any more; how many entries were. O(n)."""
-        before = len(self._shelf) + len(self.l1) + len(self._negatives)
-        self.l1.expire()
-        self._shelf.expire()
+    def remove_unservable(self) -> int:
+        """Remove the entries that may not be served any more, and return how many they were. O(n)."""
+        before = self._size()
+        # What expires here and may still be served moves to the stale store.
+        self.lru.expire()
+        self._stale_store.expire()
         self._negatives.expire()
-        return before - len(self._shelf) - len(self.l1) - len(self._negatives)
+        return before - self._size()
 
     @property
     def stale_count(self) -> int:
-        """Entries on the shelf."""
-        return len(self._shelf)
+        """The number of entries in the stale store."""
+        return len(self._stale_store)
 
     @property
     def negative_count(self) -> int:
-        """Negative entries."""
+        """The number of negative entries."""
         return len(self._negatives)
 
-    def _left_l1(self, key: str, value: _V, reason: EvictionReason) -> None:
+    def _size(self) -> int:
+        return len(self.lru) + len(self._stale_store) + len(self._negatives)
+
+    def _on_lru_evict(self, key: str, value: _V, reason: EvictionReason) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
             if reason is EvictionReason.EXPIRED:
-                self._put_on_shelf(key, entry)
+                self._put_in_stale_store(key, entry)
             else:
-                self._untag(key, entry)
-                if self._evicted is not None and self._staleness.is_fresh(entry):
-                    self._evicted(key, entry)
-        if self._told is not None:
-            self._told(key, value, reason)
+                self._tags.discard(key, entry)
+                if self._on_evict_fresh is not None and self._staleness.is_fresh(entry):
+                    self._on_evict_fresh(key, entry)
+        if self._users_on_evict is not None:
+            self._users_on_evict(key, value, reason)
 
-    def _put_on_shelf(self, key: str, entry: Entry) -> None:
-        if self.l1.ttl is not None and self._staleness.is_fresh(entry):
-            # A ttl of L1's own says how long this process may go without asking the others.
+    def _put_in_stale_store(self, key: str, entry: Entry) -> None:
+        if self.lru.ttl is not None and self._staleness.is_fresh(entry):
+            # The LRUCache's own ttl limits how long this process may serve a value without asking the lower tiers.
             if self._staleness.stale_ttl == 0:
-                self._untag(key, entry)
+                self._tags.discard(key, entry)
                 return
             entry = replace(entry, fresh_until=self._staleness.clock())
-        left = self._staleness.until_dropped(entry)
-        if left > 0:
-            self._shelf.set(key, entry, ttl=left)
+        remaining = self._staleness.seconds_until_removal(entry)
+        if remaining > 0:
+            self._stale_store.set(key, entry, ttl=remaining)
         else:
-            self._untag(key, entry)
+            self._tags.discard(key, entry)
 
-    def _left_shelf(self, key: str, entry: Entry, reason: EvictionReason) -> None:
-        self._untag(key, entry)
+    def _on_stale_store_evict(self, key: str, entry: Entry, reason: EvictionReason) -> None:
+        self._tags.discard(key, entry)
 
-    def _tag(self, key: str, entry: Entry) -> None:
+
+class _TagIndex:
+    """The keys of each tag."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, set[str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def keys(self, tag: str) -> list[str]:
+        return list(self._keys.get(tag, ()))
+
+    def add(self, key: str, entry: Entry) -> None:
         for tag in entry.tags:
-            self._tagged.setdefault(tag, set()).add(key)
+            self._keys.setdefault(tag, set()).add(key)
 
-    def _untag(self, key: str, entry: Entry | None) -> None:
+    def discard(self, key: str, entry: Entry | None) -> None:
         tags: Iterable[str] = entry.tags if entry is not None else ()
         for tag in tags:
-            keys = self._tagged.get(tag)
+            keys = self._keys.get(tag)
             if keys is not None:
                 keys.discard(key)
                 if not keys:
-                    del self._tagged[tag]
+                    del self._keys[tag]
+
+    def clear(self) -> None:
+        self._keys.clear()

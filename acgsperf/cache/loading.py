@@ -1,11 +1,14 @@
-"""What a miss costs and who pays for it: single flight, stale values meanwhile, loads behind the caller's back."""
+"""`get_or_load` after a miss in L1: join or start a load, and serve a stale value where the options allow it."""
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
-from acgsperf.cache.l1 import MISSING, Local
-from acgsperf.cache.lower_tiers import Behind
+from acgsperf.cache.l1 import L1, MISSING
+from acgsperf.cache.lookup import Lookup
+from acgsperf.cache.lower_tiers import LowerTiers
 from acgsperf.cache.process_lock import ProcessLock
 from acgsperf.cache.single_flight import Flight, Flights
 from acgsperf.cache.staleness import Staleness
@@ -13,39 +16,100 @@ from acgsperf.dispatch import LRUCache
 from acgsperf.errors import LoadTimeoutError
 from acgsperf.tiers.base import Entry
 
-__all__ = ["Loading"]
+__all__ = ["Loading", "Source"]
 
-_LoaderOfMany = Callable[[list[str]], Awaitable[Mapping[str, Any]]]
+
+class Source:
+    """Where the values of a call come from on a miss, and how they are stored.
+
+    Args:
+        loader: called with the missing keys; returns the values that it has.
+        ttl: of the entries, in seconds; None for no expiration.
+        tags: of the entries.
+    """
+
+    __slots__ = ("loader", "tags", "ttl")
+
+    def __init__(
+        self,
+        loader: Callable[[list[str]], Awaitable[Mapping[str, Any]]],
+        ttl: float | None,
+        tags: tuple[str, ...],
+    ) -> None:
+        self.loader = loader
+        self.ttl = ttl
+        self.tags = tags
+
+    @classmethod
+    def of_one(
+        cls, key: str, loader: Callable[[str], Awaitable[Any]], ttl: float | None, tags: tuple[str, ...]
+    ) -> "Source":
+        """Return the source for a loader that is called with one key."""
+
+        async def load(keys: list[str]) -> dict[str, Any]:
+            value = loader(key)
+            if not inspect.isawaitable(value):
+                raise TypeError(f"loader must be a coroutine function, but it returned {type(value).__name__}")
+            return {key: await value}
+
+        return cls(load, ttl, tags)
 
 
 class _Found:
-    """What one call has for its keys so far: values to give, and entries that are due or stale.
+    """What one call has found for its keys so far.
 
     Args:
-        began_at: the number of the latest write when it began.
+        began_at: the number of the latest write when the call began.
+
+    Attributes:
+        values: the values to return.
+        due: the fresh entries that are due for refresh.
+        stale: the stale entries.
+        held: the keys whose entry came from this process.
     """
 
-    __slots__ = ("began_at", "due", "stale", "values")
+    __slots__ = ("began_at", "due", "held", "stale", "values")
 
     def __init__(self, began_at: int) -> None:
         self.began_at = began_at
         self.values: dict[str, Any] = {}
         self.due: dict[str, Entry] = {}
         self.stale: dict[str, Entry] = {}
+        self.held: set[str] = set()
 
 
 class Loading:
-    """`get_or_load` and `get_or_load_many`, after L1 has missed."""
+    """Answers `get_or_load` and `get_or_load_many` when the `LRUCache` of L1 has missed.
 
-    def __init__(self, local: Local[Any], behind: Behind, staleness: Staleness, lock: ProcessLock | None) -> None:
-        self._local = local
-        self._behind = behind
+    Args:
+        namespace: names the cache in messages.
+        l1: gets what was loaded.
+        lower_tiers: get what was loaded.
+        lookup: reads the lower tiers before the loader is called.
+        staleness: decides which entries may be served, and how long a caller waits.
+        lock: lets one process at a time load a key; None for no lock.
+
+    Attributes:
+        flights: the loads in flight.
+    """
+
+    def __init__(
+        self,
+        namespace: str,
+        l1: L1[Any],
+        lower_tiers: LowerTiers,
+        lookup: Lookup,
+        staleness: Staleness,
+        lock: ProcessLock | None,
+    ) -> None:
+        self._l1 = l1
+        self._lower_tiers = lower_tiers
+        self._lookup = lookup
         self._staleness = staleness
         self._lock = lock
-        self.flights: Final = Flights(staleness.hard_timeout, self._failed)
-        clock = local.clock
-        # Keys whose load failed a moment ago; there for those that a stale value can be given for.
-        self._failures: LRUCache[str, bool] = LRUCache(local.l1.maxsize, clock=clock)
+        self.flights: Final = Flights(namespace, staleness.hard_timeout, self._on_failure)
+        # The keys whose load failed less than `retry_after` ago, and that have a stale value to serve.
+        self._failures: LRUCache[str, bool] = LRUCache(l1.lru.maxsize, clock=staleness.lru_clock)
         self.loads = 0
         self.load_errors = 0
         self.load_timeouts = 0
@@ -53,38 +117,25 @@ class Loading:
         self.missed = 0
         self.refreshes = 0
         self.stale_served = 0
-        self.negative_hits = 0
 
-    def held(self, key: str) -> Entry | None:
-        """What is kept beside L1: negative, stale, or fresh and due."""
-        entry = self._local.beside(key)
-        if entry is not None and entry.negative:
-            self.negative_hits += 1
-        return entry
-
-    def overtake(self, key: str) -> None:
-        """A write of a key."""
+    def supersede(self, key: str) -> None:
+        """Supersede the load of a key by a write, and forget that the last one failed."""
         self._failures.pop(key, None)
-        self.flights.overtake(key)
+        self.flights.supersede(key)
 
-    async def load(
-        self, keys: Sequence[str], loader: _LoaderOfMany, entry_of: Callable[[Any], Entry], tags: tuple[str, ...]
-    ) -> dict[str, Any]:
-        """The values of keys that L1 has missed.
-
-        Args:
-            keys: different ones.
-            loader: called with those that are to be loaded.
-            entry_of: makes the entry of a loaded value.
-            tags: of these entries.
-        """
-        found = _Found(self._behind.ordering.latest)
-        unknown = self._look_beside(keys, found)
-        held = {*found.due, *found.stale}
+    async def load(self, keys: Sequence[str], source: Source) -> dict[str, Any]:
+        """Return the values of distinct keys that the `LRUCache` has missed."""
+        found = _Found(self._lower_tiers.ordering.latest)
+        unknown = self._look_in_this_process(keys, found)
         if unknown:
-            self._take_in(await self._read(unknown), unknown, found)
-        # Nothing is awaited from here on until the load is known to all.
-        waits = self._join_or_begin(keys, found, held, loader, entry_of, tags)
+            for key, entry in (await self._read(unknown)).items():
+                self._classify(key, entry, found)
+            for key in unknown:
+                # Another caller may have loaded the key meanwhile.
+                if key not in found.values and (value := self._l1.peek(key)) is not MISSING:
+                    found.values[key] = value
+        # From here there is no await until the new load is registered: no other caller can start the same one.
+        waits = self._join_or_start(keys, found, source)
         if waits:
             await self._wait(waits, found.stale)
             self._collect(waits, found)
@@ -94,49 +145,41 @@ class Loading:
                 found.values[key] = entry.value
         return {key: found.values[key] for key in keys}
 
-    def _look_beside(self, keys: Sequence[str], found: _Found) -> list[str]:
-        """Sort in what this process has; the keys that it knows nothing of, and that are not being loaded."""
+    def _look_in_this_process(self, keys: Sequence[str], found: _Found) -> list[str]:
+        """Classify the entries that this process has, and return the keys to look for in the lower tiers."""
         unknown = []
         for key in keys:
-            entry = self.held(key)
+            entry = self._l1.in_side_caches(key)
             flight = self.flights.get(key)
             if entry is None and flight is not None:
                 entry = flight.stale.get(key)
             if entry is not None:
-                self._sort(key, entry, found)
+                self._classify(key, entry, found)
             elif flight is None:
                 unknown.append(key)
+        found.held = {*found.due, *found.stale}
         return unknown
 
-    def _take_in(self, read: Mapping[str, Entry], keys: Sequence[str], found: _Found) -> None:
-        """Sort in what the tiers had of some keys, and what has come to L1 meanwhile."""
-        for key, entry in read.items():
-            self._sort(key, entry, found)
-        for key in keys:
-            if key not in found.values:
-                # Another caller's load may have landed meanwhile.
-                self._look_again(key, found.values)
+    def _classify(self, key: str, entry: Entry, found: _Found) -> None:
+        if not self._staleness.is_fresh(entry):
+            found.stale[key] = entry
+            return
+        found.values[key] = entry.value
+        if self._staleness.is_due_for_refresh(entry):
+            found.due[key] = entry
 
-    def _join_or_begin(
-        self,
-        keys: Sequence[str],
-        found: _Found,
-        held: set[str],
-        loader: _LoaderOfMany,
-        entry_of: Callable[[Any], Entry],
-        tags: tuple[str, ...],
-    ) -> dict[Flight, list[str]]:
-        """Find or start a flight for every key that needs one; those to wait for, with their keys."""
-        wanted = [key for key in keys if key not in found.values and not self._is_put_off(key, found.stale)]
+    def _join_or_start(self, keys: Sequence[str], found: _Found, source: Source) -> dict[Flight, list[str]]:
+        """Find or start a load for every key that needs one, and return those to wait for, with their keys."""
+        missing = [key for key in keys if key not in found.values and not self._retries_later(key, found.stale)]
         refreshed = [key for key in found.due if self.flights.get(key) is None and key not in self._failures]
-        joined = {key: flight for key in wanted if (flight := self.flights.get(key)) is not None}
-        begun = [key for key in wanted if key not in joined] + refreshed
-        own = self._begin(begun, self._for_others(found), held, loader, entry_of, tags) if begun else None
+        joined = {key: flight for key in missing if (flight := self.flights.get(key)) is not None}
+        started = [key for key in missing if key not in joined] + refreshed
+        own = self._start(started, found, source) if started else None
         if own is not None and refreshed:
             own.detached = True
             self.refreshes += len(refreshed)
         waits: dict[Flight, list[str]] = {}
-        for key in wanted:
+        for key in missing:
             flight = joined.get(key, own)
             assert flight is not None
             if key in found.stale and self._staleness.soft_timeout == 0:
@@ -147,155 +190,124 @@ class Loading:
                 self.joined += flight is not own
         return waits
 
-    def _for_others(self, found: _Found) -> dict[str, Entry]:
-        """What those who come later may be given meanwhile: nothing that a write has overtaken."""
-        return {
-            key: entry
-            for key, entry in {**found.due, **found.stale}.items()
-            if self._behind.ordering.stands(found.began_at, key, entry.tags)
-        }
-
-    def _collect(self, waits: Mapping[Flight, Sequence[str]], found: _Found) -> None:
-        """Take what was waited for; its error, unless there is a stale value."""
-        for flight, keys in waits.items():
-            for key in keys:
-                if key not in found.stale or (flight.done.done() and not flight.failed):
-                    self.missed += key in flight.asked
-                    found.values[key] = flight.result(key)
-
-    def _sort(self, key: str, entry: Entry, found: _Found) -> None:
-        if not self._staleness.is_fresh(entry):
-            found.stale[key] = entry
-            return
-        found.values[key] = entry.value
-        if self._staleness.is_due(entry):
-            found.due[key] = entry
-
-    def _look_again(self, key: str, values: dict[str, Any]) -> None:
-        value: Any = self._local.l1.peek(key, MISSING)
-        if value is not MISSING:
-            values[key] = value
-        elif (entry := self._local.beside(key)) is not None and self._staleness.is_fresh(entry):
-            values[key] = entry.value
-
-    def _is_put_off(self, key: str, stale: Mapping[str, Entry]) -> bool:
+    def _retries_later(self, key: str, stale: Mapping[str, Entry]) -> bool:
         return key in stale and key in self._failures and self.flights.get(key) is None
+
+    def _start(self, keys: Sequence[str], found: _Found, source: Source) -> Flight:
+        # Callers that join the load may get these entries meanwhile, so none that a write has superseded.
+        candidates = {**found.due, **found.stale}
+        servable = {
+            key: entry
+            for key in keys
+            if (entry := candidates.get(key)) is not None
+            and self._lower_tiers.ordering.is_current(found.began_at, key, entry.tags)
+        }
+        held = [key for key in keys if key in found.held]
+        return self.flights.start(keys, partial(self._run, keys, held, source), source.tags, servable)
+
+    async def _run(self, keys: Sequence[str], held: Sequence[str], source: Source, flight: Flight) -> Mapping[str, Any]:
+        """Load keys that are not in flight. The lower tiers are read first for those that this process has held."""
+        values: dict[str, Any] = {}
+        # Another process may have loaded them since.
+        if held:
+            for key, entry in (await self._read(held)).items():
+                if not self._staleness.is_due_for_refresh(entry):
+                    values[key] = self._keep_in_l1(flight, key, entry)
+        missing = [key for key in keys if key not in values]
+        if self._lock is not None and len(missing) == 1:
+            return values | await self._load_locked(self._lock, flight, missing[0], source)
+        if missing:
+            entries = await self._call_loader(flight, missing, source)
+            values |= {key: self._keep(flight, key, entry) for key, entry in entries.items()}
+        return values
+
+    async def _load_locked(self, lock: ProcessLock, flight: Flight, key: str, source: Source) -> dict[str, Any]:
+        """Load a key that no other process is loading, or return what another process has just loaded."""
+        async with lock.acquire(key, self._read_not_due) as attempt:
+            if attempt.entry is not None:
+                return {key: self._keep_in_l1(flight, key, attempt.entry)}
+            entry = (await self._call_loader(flight, [key], source)).get(key)
+            if entry is None:
+                return {}
+            if attempt.lock_expired:
+                newer = await self._read_not_due(key)
+                if newer is not None:
+                    return {key: self._keep_in_l1(flight, key, newer)}
+            if key in flight.keys and self._may_be_shared(entry):
+                self._keep_in_l1(flight, key, entry)
+                # Wait before the lock is released. Otherwise the next holder would not find the entry.
+                await self._lower_tiers.put_and_wait(key, entry)
+                return {key: entry.value}
+            return {key: self._keep_in_l1(flight, key, entry)}
 
     async def _read(self, keys: Sequence[str]) -> dict[str, Entry]:
         if len(keys) > 1:
-            return await self._behind.read_many(keys)
-        entry = await self._behind.read(keys[0])
+            return await self._lookup.read_many(keys)
+        entry = await self._lookup.read(keys[0])
         return {} if entry is None else {keys[0]: entry}
 
-    def _begin(
-        self,
-        keys: Sequence[str],
-        entries: Mapping[str, Entry],
-        held: set[str],
-        loader: _LoaderOfMany,
-        entry_of: Callable[[Any], Entry],
-        tags: tuple[str, ...],
-    ) -> Flight:
-        """One flight for keys that are not being loaded yet; `entries` are what may be given meanwhile."""
+    async def _read_not_due(self, key: str) -> Entry | None:
+        """Return the entry of a key from the lower tiers, unless it is due for refresh."""
+        entry = await self._lookup.read(key)
+        return None if entry is None or self._staleness.is_due_for_refresh(entry) else entry
 
-        async def load(flight: Flight) -> dict[str, Any]:
-            values: dict[str, Any] = {}
-            # What this process has kept may have been loaded by another since.
-            kept = [key for key in keys if key in held]
-            if kept:
-                for key, entry in (await self._read(kept)).items():
-                    if not self._staleness.is_due(entry):
-                        values[key] = self._take(flight, key, entry)
-            asked = [key for key in keys if key not in values]
-            if self._lock is not None and len(asked) == 1:
-                return values | await self._load_alone(self._lock, flight, asked[0], loader, entry_of)
-            if asked:
-                entries = await self._ask(flight, asked, loader, entry_of)
-                values |= {key: self._keep(flight, key, entry) for key, entry in entries.items()}
-            return values
-
-        return self.flights.start(keys, load, tags, {key: entries[key] for key in keys if key in entries})
-
-    async def _ask(
-        self, flight: Flight, keys: list[str], loader: _LoaderOfMany, entry_of: Callable[[Any], Entry]
-    ) -> dict[str, Entry]:
-        """What the loader has for keys; those that it does not have are left out, unless that is remembered."""
+    async def _call_loader(self, flight: Flight, keys: list[str], source: Source) -> dict[str, Entry]:
+        """Return entries for what the loader returns; with a `negative_ttl`, for the keys that it lacks, too."""
         self.loads += 1
-        flight.asked.update(keys)
-        loaded = await loader(keys)
+        flight.loader_keys.update(keys)
+        loaded = await source.loader(keys)
         if not isinstance(loaded, Mapping):
-            raise TypeError(f"a loader of many must return a mapping, not {type(loaded).__name__}")
+            raise TypeError(f"loader must return a mapping of keys to values, got {type(loaded).__name__}")
         entries = {}
         for key in keys:
             if loaded.get(key) is None and self._staleness.negative_ttl is not None:
-                entries[key] = self._staleness.negative()
+                entries[key] = self._staleness.negative_entry()
             elif key in loaded:
-                entries[key] = entry_of(loaded[key])
+                entries[key] = self._staleness.entry(loaded[key], source.ttl, source.tags)
         return entries
 
-    async def _load_alone(
-        self,
-        lock: ProcessLock,
-        flight: Flight,
-        key: str,
-        loader: _LoaderOfMany,
-        entry_of: Callable[[Any], Entry],
-    ) -> dict[str, Any]:
-        """What no other process loads at the same time, or what one has just loaded."""
-        async with lock.turn(key, self._look_behind) as turn:
-            if turn.entry is not None:
-                return {key: self._take(flight, key, turn.entry)}
-            entry = (await self._ask(flight, [key], loader, entry_of)).get(key)
-            if entry is None:
-                return {}
-            if turn.is_over:
-                newer = await self._look_behind(key)
-                if newer is not None:
-                    return {key: self._take(flight, key, newer)}
-            if key in flight.keys and self._shares(entry):
-                self._take(flight, key, entry)
-                # Before the lock is given back, or the next who holds it finds nothing.
-                await self._behind.put_and_wait(key, entry)
-                return {key: entry.value}
-            return {key: self._take(flight, key, entry)}
-
-    async def _look_behind(self, key: str) -> Entry | None:
-        entry = await self._behind.read(key)
-        return None if entry is None or self._staleness.is_due(entry) else entry
-
-    def _shares(self, entry: Entry) -> bool:
-        # Of negative entries the tiers have no more than the processes can hold: strangers choose their keys.
-        return not entry.negative or self._local.has_room_for_negatives
-
     def _keep(self, flight: Flight, key: str, entry: Entry) -> Any:
-        """An entry that was loaded goes to every tier, unless a write has overtaken the load."""
-        if key in flight.keys and self._shares(entry):
-            self._behind.put(key, entry)
-        return self._take(flight, key, entry)
+        """Store a loaded entry in every tier, unless a write has superseded the load. Return its value."""
+        if key in flight.keys and self._may_be_shared(entry):
+            self._lower_tiers.put(key, entry)
+        return self._keep_in_l1(flight, key, entry)
 
-    def _take(self, flight: Flight, key: str, entry: Entry) -> Any:
-        """An entry goes to L1, under the same condition."""
+    def _keep_in_l1(self, flight: Flight, key: str, entry: Entry) -> Any:
+        """Store an entry in L1, unless a write has superseded the load. Return its value."""
         if key in flight.keys:
             self._failures.pop(key, None)
-            self._local.put(key, entry)
+            self._l1.put(key, entry)
         return entry.value
 
+    def _may_be_shared(self, entry: Entry) -> bool:
+        # Clients choose the keys of negative entries: without a limit they could fill the lower tiers.
+        return not entry.negative or self._l1.has_room_for_negatives
+
     async def _wait(self, waits: Mapping[Flight, Sequence[str]], stale: Mapping[str, Entry]) -> None:
-        hurried = [flight for flight, keys in waits.items() if all(key in stale for key in keys)]
-        patient = [flight for flight in waits if flight not in hurried]
-        endless = [*patient, *hurried] if self._staleness.soft_timeout is None else patient
-        with self.flights.waiting(waits, endless):
-            # Unlike an await, neither a time-out nor a cancellation here reaches what is waited for.
-            if patient:
-                await asyncio.wait([flight.done for flight in patient])
-            if hurried:
-                await asyncio.wait([flight.done for flight in hurried], timeout=self._staleness.soft_timeout)
-            for flight in hurried:
+        """Wait until the loads end; at most for the soft timeout if every key of a load has a stale value."""
+        limited = [flight for flight, keys in waits.items() if all(key in stale for key in keys)]
+        unlimited = [flight for flight in waits if flight not in limited]
+        until_done = [*unlimited, *limited] if self._staleness.soft_timeout is None else unlimited
+        with self.flights.waiting(waits, until_done):
+            # `asyncio.wait`, because its timeout and its cancellation do not cancel the load.
+            if unlimited:
+                await asyncio.wait([flight.done for flight in unlimited])
+            if limited:
+                await asyncio.wait([flight.done for flight in limited], timeout=self._staleness.soft_timeout)
+            for flight in limited:
                 if not flight.done.done():
                     flight.detached = True
                     self.refreshes += 1
 
-    def _failed(self, flight: Flight, error: BaseException) -> None:
+    def _collect(self, waits: Mapping[Flight, Sequence[str]], found: _Found) -> None:
+        """Add the loaded values. Raises the error of a load, unless there is a stale value."""
+        for flight, keys in waits.items():
+            for key in keys:
+                if key not in found.stale or (flight.done.done() and not flight.failed):
+                    self.missed += key in flight.loader_keys
+                    found.values[key] = flight.result(key)
+
+    def _on_failure(self, flight: Flight, error: BaseException) -> None:
         self.load_errors += 1
         self.load_timeouts += isinstance(error, LoadTimeoutError)
         if self._staleness.retry_after > 0:

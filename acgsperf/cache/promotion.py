@@ -1,4 +1,4 @@
-"""When a key that is found behind L1 has earned its place in it."""
+"""Decides when a key that is found in a lower tier is promoted to L1."""
 
 from typing import Final
 
@@ -9,17 +9,17 @@ __all__ = ["Promotion"]
 
 LOWEST: Final = 1
 HIGHEST: Final = 10
-# Below these, a change of the hit rate says nothing.
-_ENOUGH_REQUESTS: Final = 1_000
-_NOTICEABLE: Final = 0.005
+# With fewer requests, or a smaller change, the hit rate may have changed by chance.
+_MIN_REQUESTS: Final = 1_000
+_MIN_RATE_CHANGE: Final = 0.005
 
 
 class Promotion:
-    """Counts hits behind L1, and promotes a key at the threshold.
+    """Counts the hits of each key in the lower tiers, and promotes a key at the threshold.
 
     Args:
-        threshold: the hit at which a key is promoted, 1 for the first.
-        counters: keys that are counted; the one not seen for longest is forgotten.
+        threshold: the hit at which a key is promoted; 1 promotes at the first.
+        counters: the most keys that are counted; the least recently hit key is forgotten first.
     """
 
     def __init__(self, threshold: int, counters: int) -> None:
@@ -31,15 +31,15 @@ class Promotion:
         self._rate: float | None = None
 
     def set_threshold(self, threshold: int) -> None:
-        """Move it; keys keep the hits that they have."""
+        """Change the threshold. The hits counted so far stay."""
         if isinstance(threshold, bool) or not isinstance(threshold, int):
-            raise TypeError(f"promotion_threshold must be an integer, not {threshold!r}")
+            raise TypeError(f"promotion_threshold must be an integer, got {threshold!r}")
         if threshold < LOWEST:
-            raise ValueError(f"promotion_threshold must be at least {LOWEST}, not {threshold!r}")
+            raise ValueError(f"promotion_threshold must be at least {LOWEST}, got {threshold!r}")
         self.threshold = threshold
 
-    def earned(self, key: str) -> bool:
-        """Count a hit; whether it is the one that promotes the key."""
+    def count_hit(self, key: str) -> bool:
+        """Count a hit, and return whether the key is to be promoted now."""
         hits = self._hits.get(key, 0) + 1
         if hits >= self.threshold:
             self._hits.pop(key, 0)
@@ -48,25 +48,28 @@ class Promotion:
         return False
 
     def forget(self, key: str) -> None:
-        """Count from zero again."""
+        """Reset the count of a key."""
         self._hits.pop(key, 0)
 
     def clear(self) -> None:
-        """Count every key from zero again."""
+        """Reset the count of every key."""
         self._hits.clear()
 
     def adapt(self, l1: CacheStats) -> str | None:
-        """Move the threshold by one, by what L1 gained since the last move; says how and why, None for no move.
+        """Move the threshold by one, judged by L1's hit rate since the last move.
 
-        While L1 evicts nothing, room costs nothing: down. Otherwise by hill climbing on L1's hit rate: as long as it
-        rises, on in the same direction; when it falls, back.
+        While L1 evicts nothing it has room, and the threshold falls. Otherwise this is hill climbing: while the hit
+        rate rises, the threshold moves on in the same direction; when the rate falls, it moves back.
+
+        Returns:
+            How it moved and why, or None if it did not move.
         """
         before, self._before = self._before, l1
         if before is None or l1.hits < before.hits or l1.misses < before.misses:
             self._rate = None
             return None
         hits, requests = l1.hits - before.hits, l1.hits + l1.misses - before.hits - before.misses
-        if requests < _ENOUGH_REQUESTS:
+        if requests < _MIN_REQUESTS:
             self._before = before
             return None
         rate, last = hits / requests, self._rate
@@ -74,10 +77,10 @@ class Promotion:
         if l1.evictions == before.evictions:
             return self._move(-1, "L1 has room")
         if last is None:
-            return self._move(self._step, f"to see what it does to an L1 hit rate of {rate:.1%}")
-        if rate >= last + _NOTICEABLE:
+            return self._move(self._step, f"trial, at an L1 hit rate of {rate:.1%}")
+        if rate >= last + _MIN_RATE_CHANGE:
             return self._move(self._step, f"the L1 hit rate rose from {last:.1%} to {rate:.1%}")
-        if rate <= last - _NOTICEABLE:
+        if rate <= last - _MIN_RATE_CHANGE:
             self._step = -self._step
             return self._move(self._step, f"the L1 hit rate fell from {last:.1%} to {rate:.1%}")
         return None

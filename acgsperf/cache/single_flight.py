@@ -1,4 +1,4 @@
-"""One load for all who want the same key at the same time, whoever of them leaves."""
+"""Single flight: concurrent callers of a key share one load, and cancelling one caller does not affect the others."""
 
 import asyncio
 import copy
@@ -16,118 +16,132 @@ _log: Final = logging.getLogger("acgsperf.cache")
 
 
 class Flight:
-    """A load under way, of one key or of several, and those who wait for it.
+    """A load of one or several keys that is in flight, and what its callers need to know of it.
 
     Attributes:
-        keys: those whose value is still wanted: no write has overtaken the load.
-        tags: of the entries that it will make.
-        asked: those that the loader was called for.
-        stale: what may be given meanwhile.
-        done: resolved when the load has ended, however it did.
-        detached: whether the load goes on when nobody waits.
+        keys: the keys whose value will be stored. A write of a key during the load removes it.
+        tags: the tags of the entries that the load makes.
+        loader_keys: the keys that the loader was called with.
+        stale: the entries that may be served meanwhile.
+        done: resolved when the load has ended, with or without success.
+        detached: whether the load continues when no caller waits for it.
     """
 
     __slots__ = (
+        "_dependencies",
         "_error",
         "_task",
         "_timer",
         "_values",
-        "_waits_for",
-        "asked",
+        "_wanted",
         "detached",
         "done",
         "keys",
+        "loader_keys",
         "stale",
         "tags",
         "waiters",
     )
 
     def __init__(self, keys: Iterable[str], tags: tuple[str, ...], stale: Mapping[str, Entry]) -> None:
-        self.keys = set(keys)
-        self.asked: set[str] = set()
+        self._wanted: Final = tuple(keys)
+        self.keys = set(self._wanted)
+        self.loader_keys: set[str] = set()
         self.tags = tags
         self.stale = stale
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.detached = False
         self.waiters = 0
-        # Loads of other keys, and of other caches too; one as often as it is waited for.
-        self._waits_for: list[Flight] = []
+        # The loads, of this cache or of others, that the loader waits for; one entry for each of its waits.
+        self._dependencies: list[Flight] = []
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._values: Mapping[str, Any] = {}
         self._error: BaseException | None = None
+
+    def __str__(self) -> str:
+        """The load, for messages."""
+        return f"load of {', '.join(map(repr, self._wanted)):.100}"
 
     @property
     def failed(self) -> bool:
         """Whether the load has ended without a value."""
         return self._error is not None
 
-    def begin_to_wait(self, flights: Iterable["Flight"]) -> "tuple[Flight, ...]":
-        """Its loader waits for other loads from now on, which are returned.
+    def add_dependencies(self, flights: Iterable["Flight"]) -> "tuple[Flight, ...]":
+        """Record that the loader waits for other loads, and return these.
 
         Raises:
-            LoadError: when one of them does not end before this one has.
+            LoadError: if one of them cannot end before this load does.
         """
         flights = tuple(flights)
-        if any(flight._needs(self) for flight in flights):
-            keys = ", ".join(sorted(map(repr, self.keys or self.asked)))
-            raise LoadError(f"the load of {keys:.100} would wait for itself")
-        self._waits_for += flights
+        if any(flight._depends_on(self) for flight in flights):
+            raise LoadError(f"the {self} would wait for itself")
+        self._dependencies += flights
         return flights
 
-    def end_to_wait(self, flights: Iterable["Flight"]) -> None:
-        """Its loader does not wait for them any more."""
+    def remove_dependencies(self, flights: Iterable["Flight"]) -> None:
+        """Record that the loader does not wait for these loads any more."""
         for flight in flights:
-            self._waits_for.remove(flight)
+            self._dependencies.remove(flight)
 
-    def _needs(self, other: "Flight") -> bool:
-        seen, ahead = {self}, [self]
-        while ahead:
-            flight = ahead.pop()
+    def _depends_on(self, other: "Flight") -> bool:
+        seen, queue = {self}, [self]
+        while queue:
+            flight = queue.pop()
             if flight is other:
                 return True
-            new = [following for following in flight._waits_for if following not in seen]
+            new = [dependency for dependency in flight._dependencies if dependency not in seen]
             seen.update(new)
-            ahead += new
+            queue += new
         return False
 
     def result(self, key: str) -> Any:
-        """What was loaded for a key; None when the loader has none.
+        """Return the loaded value of a key, None if the loader had none.
 
         Raises:
-            The loader's error, each caller's a copy where it can be copied: raised once for each who waits, one object
-            would collect all their tracebacks.
+            The loader's error. Each caller gets a copy, if the error can be copied. Otherwise one object would collect
+            the tracebacks of all callers.
         """
         if self._error is not None:
-            raise _copied(self._error)
+            raise _copy_of(self._error)
         return self._values.get(key)
 
 
-# The loads that tasks run, of all caches. What a loader starts in tasks of its own is not known to be waited for.
+# The loads that tasks run, of all caches. A task that a loader starts is not recorded here: the loader may or may not
+# wait for it.
 _loads: dict[asyncio.Task[Any], Flight] = {}
 
 
 class Flights:
-    """The loads of a cache: at most one for each key, in tasks that are owned here.
+    """The loads of a cache: at most one for each key. Owns the tasks that run them.
 
     Args:
-        hard_timeout: seconds that a load may take, None for no limit.
-        failed: called with a flight whose load has failed, and the error.
+        namespace: names the cache in messages.
+        hard_timeout: the most seconds that a load may take, None for no limit.
+        on_failure: called with the flight and the error when a load fails.
 
     Attributes:
-        closed: whether no load may begin; true until the cache is opened.
+        closed: whether no load may start. True until the cache is opened.
     """
 
-    def __init__(self, hard_timeout: float | None, failed: Callable[[Flight, BaseException], object]) -> None:
+    def __init__(
+        self, namespace: str, hard_timeout: float | None, on_failure: Callable[[Flight, BaseException], object]
+    ) -> None:
         self.closed = True
+        self._namespace = namespace
         self._hard_timeout = hard_timeout
-        self._failed = failed
+        self._on_failure = on_failure
         self._flights: dict[str, Flight] = {}
-        # Those that were overtaken as well.
+        # Superseded loads are here, too.
         self._running: dict[asyncio.Task[None], Flight] = {}
 
+    def open(self) -> None:
+        """Allow loads from now on."""
+        self.closed = False
+
     def get(self, key: str) -> Flight | None:
-        """The load of a key that is under way, if there is one."""
+        """Return the load of a key that is in flight, if there is one."""
         return self._flights.get(key)
 
     def __len__(self) -> int:
@@ -140,79 +154,89 @@ class Flights:
         tags: tuple[str, ...],
         stale: Mapping[str, Entry],
     ) -> Flight:
-        """Begin a load of keys that are not being loaded, in the context of the caller.
+        """Start a load of keys that are not in flight, in the context of the caller.
 
         Raises:
-            CacheError: when the cache was closed since the caller came.
+            CacheError: if the cache was closed since the call of the cache began.
         """
         if self.closed:
-            raise CacheError("the cache was closed before the load")
+            raise CacheError(f"cache {self._namespace!r} was closed before the load started")
         flight = Flight(keys, tags, stale)
         for key in flight.keys:
             self._flights[key] = flight
         if self._hard_timeout is not None:
             loop = asyncio.get_running_loop()
             flight._timer = loop.call_later(self._hard_timeout, self._time_out, flight, self._hard_timeout)
-        # With an eager task factory the load may have ended when this returns.
+        # With an eager task factory the load may have ended when this call returns.
         task = flight._task = asyncio.create_task(self._run(flight, load))
         self._running[task] = flight
         task.add_done_callback(self._running.pop)
         return flight
 
     @contextmanager
-    def waiting(self, flights: Iterable[Flight], endless: Iterable[Flight]) -> Iterator[None]:
-        """The time in which a caller waits; a load that its last waiter leaves, and not detached, is cancelled.
+    def waiting(self, flights: Iterable[Flight], until_done: Iterable[Flight]) -> Iterator[None]:
+        """Return a context for the time in which a caller waits for loads.
+
+        When the last caller of a load leaves, the load is cancelled unless it is detached.
 
         Args:
-            flights: what is waited for.
-            endless: those of them that are waited for until they have ended.
+            flights: the loads that the caller waits for.
+            until_done: those of them that the caller waits for without a time limit.
 
         Raises:
-            LoadError: in a loader that would wait for its own load.
+            LoadError: if the caller is a loader that would wait for its own load.
         """
         waited, task = tuple(flights), asyncio.current_task()
-        within = None if task is None else _loads.get(task)
-        linked: tuple[Flight, ...] = ()
+        callers_load = None if task is None else _loads.get(task)
+        dependencies: tuple[Flight, ...] = ()
         for flight in waited:
             flight.waiters += 1
         try:
-            if within is not None:
-                linked = within.begin_to_wait(endless)
+            if callers_load is not None:
+                dependencies = callers_load.add_dependencies(until_done)
             yield
         finally:
-            if within is not None:
-                within.end_to_wait(linked)
+            if callers_load is not None:
+                callers_load.remove_dependencies(dependencies)
             for flight in waited:
                 flight.waiters -= 1
                 if not flight.waiters and not flight.detached and not flight.done.done():
-                    self._abandon(flight, LoadCancelledError("nobody waits for the load"))
+                    self._cancel(flight, LoadCancelledError(f"the {flight} was cancelled: no caller waits for it"))
 
-    def overtake(self, key: str) -> None:
-        """A write of a key: those who wait get what they waited for, but it is not kept, and nobody joins them."""
+    def supersede(self, key: str) -> None:
+        """Supersede the load of a key by a write.
+
+        The callers that wait for the load get its value, but no tier stores it, and no further caller joins the load.
+        """
         flight = self._flights.pop(key, None)
         if flight is not None:
             flight.keys.discard(key)
 
-    def overtake_tag(self, tag: str) -> None:
-        """The same for every load whose entries would have a tag."""
+    def supersede_tag(self, tag: str) -> None:
+        """Supersede every load whose entries would have a tag."""
         for key in [key for key, flight in self._flights.items() if tag in flight.tags]:
-            self.overtake(key)
+            self.supersede(key)
 
-    def overtake_all(self) -> None:
-        """The same for every load."""
+    def supersede_all(self) -> None:
+        """Supersede every load."""
         for key in list(self._flights):
-            self.overtake(key)
+            self.supersede(key)
 
-    async def close(self, grace: float) -> None:
-        """Cancel the loads and wait for their tasks; who waits for one gets a `CacheError`."""
+    async def close(self, grace_s: float) -> None:
+        """Cancel the loads, and wait for their tasks at most `grace_s` seconds. Their callers get a `CacheError`."""
         self.closed = True
         for flight in self._running.values():
-            self._abandon(flight, CacheError("the cache was closed during the load"))
+            self._cancel(flight, CacheError(f"cache {self._namespace!r} was closed during the {flight}"))
         tasks = self._running.keys() - {asyncio.current_task()}
         if tasks:
-            _, left = await asyncio.wait(tasks, timeout=grace)
-            if left:
-                _log.error("%d loads ignore their cancellation", len(left))
+            _, pending = await asyncio.wait(tasks, timeout=grace_s)
+            if pending:
+                _log.error(
+                    "cache %r: %d loads ignored their cancellation for %g s; closing without waiting for them",
+                    self._namespace,
+                    len(pending),
+                    grace_s,
+                )
 
     async def _run(self, flight: Flight, load: Callable[[Flight], Coroutine[Any, Any, Mapping[str, Any]]]) -> None:
         task = asyncio.current_task()
@@ -221,8 +245,8 @@ class Flights:
         try:
             values = await load(flight)
         except asyncio.CancelledError:
-            # Unless the load was abandoned, and has its outcome, this comes from inside.
-            self._fail(flight, LoadCancelledError("the load was cancelled from inside"))
+            # If this class has cancelled the task, the flight is done already. Otherwise the loader was the cause.
+            self._fail(flight, LoadCancelledError(f"the loader cancelled the {flight}"))
         except Exception as error:
             self._fail(flight, error)
         except BaseException as error:
@@ -231,42 +255,42 @@ class Flights:
         else:
             if not flight.done.done():
                 flight._values = values
-                self._land(flight)
+                self._finish(flight)
         finally:
             del _loads[task]
 
     def _time_out(self, flight: Flight, seconds: float) -> None:
-        self._fail(flight, LoadTimeoutError(f"the load took longer than {seconds:g} s"))
-        self._abandon(flight, None)
+        self._fail(flight, LoadTimeoutError(f"the {flight} took longer than hard_timeout ({seconds:g} s)"))
+        self._cancel(flight, None)
 
     def _fail(self, flight: Flight, error: BaseException) -> None:
         if not flight.done.done():
-            self._failed(flight, error)
+            self._on_failure(flight, error)
             flight._error = error
-            self._land(flight)
+            self._finish(flight)
 
-    def _abandon(self, flight: Flight, error: BaseException | None) -> None:
+    def _cancel(self, flight: Flight, error: BaseException | None) -> None:
         if not flight.done.done():
             flight._error = error
-            self._land(flight)
+            self._finish(flight)
         if flight._task is not None:
             flight._task.cancel()
 
-    def _land(self, flight: Flight) -> None:
+    def _finish(self, flight: Flight) -> None:
         for key in flight.keys:
             del self._flights[key]
-        # What an abandoned load still comes up with is not kept.
+        # If a cancelled load still returns values, they are not stored.
         flight.keys.clear()
         if flight._timer is not None:
             flight._timer.cancel()
         flight.done.set_result(None)
 
 
-def _copied(error: BaseException) -> BaseException:
-    """A copy that says the same; the error itself where none can be made."""
-    for copied in (copy.copy, _rebuilt):
+def _copy_of(error: BaseException) -> BaseException:
+    """Return a copy with the same message, or the error itself if it cannot be copied."""
+    for make in (copy.copy, _rebuilt):
         try:
-            twin = copied(error)
+            twin = make(error)
             if type(twin) is type(error) and twin.args == error.args and str(twin) == str(error):
                 twin.__cause__, twin.__suppress_context__ = error.__cause__, error.__suppress_context__
                 twin.__context__ = error.__context__
@@ -277,11 +301,11 @@ def _copied(error: BaseException) -> BaseException:
 
 
 def _rebuilt(error: BaseException) -> BaseException:
-    # Without `__init__`, which `copy` calls with `args`, and which may take something else.
+    # `copy.copy` calls `__init__` with `args`, but an `__init__` may take other arguments. This does not call it.
     kind = type(error)
     for base in kind.__mro__:
         if vars(base).get("__slots__") or (_is_builtin(base) and base.__basicsize__ > BaseException.__basicsize__):
-            raise TypeError(f"{kind.__name__} holds more than its __dict__ does")
+            raise TypeError(f"{kind.__name__} has state outside its __dict__")
     twin = kind.__new__(kind, *error.args)
     twin.__dict__.update(error.__dict__)
     return twin

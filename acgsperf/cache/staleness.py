@@ -1,12 +1,13 @@
-"""How long an entry is fresh, stale and kept, and what a load may cost those who wait for it."""
+"""Decides whether an entry is fresh, due for refresh or stale, and for how long it may be served."""
 
 import math
 import random
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from acgsperf._native.arguments import checked_ttl_ns
+from acgsperf.cache.arguments import checked_number, checked_ttl
 from acgsperf.tiers.base import Entry
 
 __all__ = ["Staleness"]
@@ -14,7 +15,10 @@ __all__ = ["Staleness"]
 
 @dataclass(slots=True, kw_only=True)
 class Staleness:
-    """The times of a cache, all in seconds; `TieredCache` says what each means. Only `refresh_ahead` may be changed."""
+    """The time-related options of a cache, in seconds, and the decisions that follow from them.
+
+    `TieredCache` documents each option. Only `refresh_ahead` may change later.
+    """
 
     clock: Callable[[], float]
     ttl: float | None
@@ -32,21 +36,26 @@ class Staleness:
         checked_ttl(self.ttl)
         for name in ("hard_timeout", "negative_ttl", "deadline", "lock_ttl"):
             if getattr(self, name) is not None:
-                _checked(name, getattr(self, name), "positive", lambda seconds: seconds > 0)
+                checked_number(name, getattr(self, name), "greater than 0", lambda seconds: seconds > 0)
         for name in ("stale_ttl", "soft_timeout", "retry_after"):
             if getattr(self, name) is not None:
-                _checked(name, getattr(self, name), "at least 0", lambda seconds: seconds >= 0)
-        _checked("ttl_jitter", self.ttl_jitter, "at least 0 and below 1", lambda share: 0 <= share < 1)
+                checked_number(name, getattr(self, name), "at least 0", lambda seconds: seconds >= 0)
+        checked_number("ttl_jitter", self.ttl_jitter, "at least 0 and less than 1", lambda share: 0 <= share < 1)
         self.set_refresh_ahead(self.refresh_ahead)
 
+    @property
+    def lru_clock(self) -> Callable[[], float] | None:
+        """The clock for an `LRUCache`: None for its own coarse clock, which is faster, unless the user gave one."""
+        return None if self.clock is time.time else self.clock
+
     def set_refresh_ahead(self, share: float | None) -> None:
-        """Change the refresh point, for entries from now on and for those behind L1."""
+        """Change the refresh point. Entries that L1 already holds keep their old one."""
         if share is not None:
-            _checked("refresh_ahead", share, "between 0 and 1", lambda share: 0 < share < 1)
+            checked_number("refresh_ahead", share, "greater than 0 and less than 1", lambda share: 0 < share < 1)
         self.refresh_ahead = share
 
     def entry(self, value: Any, ttl: float | None, tags: tuple[str, ...]) -> Entry:
-        """A value of this moment; its ttl is shortened by the jitter."""
+        """Return an entry that is fresh from now on; the jitter shortens its ttl."""
         now = self.clock()
         lifetime = checked_ttl(ttl)
         if lifetime == math.inf:
@@ -55,22 +64,22 @@ class Staleness:
         kept_until = fresh_until + self.stale_ttl
         return Entry(value, now, fresh_until, None if kept_until == math.inf else kept_until, tags)
 
-    def negative(self) -> Entry:
-        """That there is none, as of this moment."""
+    def negative_entry(self) -> Entry:
+        """Return an entry that says that the key has no value, as of now."""
         now = self.clock()
         until = now + (self.negative_ttl or 0)
         return Entry(None, now, until, until, negative=True)
 
     def is_fresh(self, entry: Entry) -> bool:
-        """Whether an entry may be given to anyone."""
+        """Whether any caller may get the entry."""
         return entry.fresh_until is None or self.clock() < entry.fresh_until
 
-    def is_due(self, entry: Entry) -> bool:
-        """Whether an entry is to be loaded again: it is stale, or has passed its refresh point."""
-        return self.until_due(entry) <= 0
+    def is_due_for_refresh(self, entry: Entry) -> bool:
+        """Whether the key should be loaded again: its entry is stale, or past its refresh point."""
+        return self.seconds_until_refresh(entry) <= 0
 
-    def until_due(self, entry: Entry) -> float:
-        """Seconds until an entry is to be loaded again; negative when it is."""
+    def seconds_until_refresh(self, entry: Entry) -> float:
+        """The seconds until the entry is due for refresh; 0 or negative if it is due."""
         if entry.fresh_until is None:
             return math.inf
         until = entry.fresh_until
@@ -78,36 +87,6 @@ class Staleness:
             until = entry.created_at + (until - entry.created_at) * self.refresh_ahead
         return until - self.clock()
 
-    def until_stale(self, entry: Entry) -> float:
-        """Seconds for which an entry is fresh; negative when it is not."""
-        return math.inf if entry.fresh_until is None else entry.fresh_until - self.clock()
-
-    def until_dropped(self, entry: Entry) -> float:
-        """Seconds for which an entry is of any use; negative when it is of none."""
+    def seconds_until_removal(self, entry: Entry) -> float:
+        """The seconds until the entry may not be served any more, not even stale; 0 or negative if that has passed."""
         return math.inf if entry.kept_until is None else entry.kept_until - self.clock()
-
-
-def checked_ttl(ttl: float | None) -> float:
-    """A time to live; infinity for None."""
-    return math.inf if ttl is None or checked_ttl_ns(ttl) is None else float(ttl)
-
-
-def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
-    """Tags: text that has bytes."""
-    own_tags = (tags,) if isinstance(tags, str) else tuple(tags)
-    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in own_tags):
-        raise TypeError(f"tags must be a sequence of str, not {tags!r:.100}")
-    for tag in own_tags:
-        try:
-            tag.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"tags must be text without lone surrogates, not {tag!r:.100}") from None
-    return own_tags
-
-
-def _checked(name: str, value: Any, bound: str, holds: Callable[[float], bool]) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, not {value!r}")
-    if not holds(value):
-        raise ValueError(f"{name} must be {bound}, not {value!r}")
-    return value

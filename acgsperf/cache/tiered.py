@@ -1,25 +1,27 @@
-"""The tiered cache: L1 in this process, Redis and Postgres behind it, and one load for all who miss."""
+"""`TieredCache`, the public face of the tiered cache: L1 in this process, then L2 and L3, then a loader."""
 
 import asyncio
-import functools
-import inspect
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, overload
 
 from acgsperf._native.arguments import checked_bool, checked_namespace
-from acgsperf.cache.decorator import key_maker
-from acgsperf.cache.l1 import MISSING, Local
-from acgsperf.cache.loading import Loading
-from acgsperf.cache.lower_tiers import Behind
+from acgsperf.cache.arguments import checked_key, checked_tags, checked_ttl
+from acgsperf.cache.decorator import cached_function
+from acgsperf.cache.l1 import L1, MISSING
+from acgsperf.cache.loading import Loading, Source
+from acgsperf.cache.lookup import Lookup
+from acgsperf.cache.lower_tiers import LowerTiers
 from acgsperf.cache.process_lock import ProcessLock
 from acgsperf.cache.promotion import Promotion
-from acgsperf.cache.staleness import Staleness, checked_tags
+from acgsperf.cache.staleness import Staleness
+from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats, Written
+from acgsperf.cache.writes import Writes
 from acgsperf.dispatch import LRUCache
 from acgsperf.errors import CacheError
-from acgsperf.tiers.base import Entry, LockingTier, Tier
+from acgsperf.tiers.base import Entry, Tier
 
 __all__ = ["CacheHealth", "TieredCache", "TieredStats", "Written"]
 
@@ -29,45 +31,55 @@ _R = TypeVar("_R")
 _P = ParamSpec("_P")
 
 _CLOSE_GRACE_S: Final = 5.0
-# The cache's own ttl, where a call gives none: None means never.
+# Stands for the cache's own ttl when a call passes none: None means that a value does not expire.
 _DEFAULT: Final[Any] = object()
 
 
 class TieredCache(Generic[_V]):
-    """L1, L2 and L3 as one cache; any of L2 and L3 may be absent.
+    """L1, L2 and L3 as one cache. L2 and L3 are the lower tiers; either may be absent.
 
-    Keys are text. Values are JSON-like or bytes where there is a tier behind L1. What L1 holds is the object itself:
-    whoever changes it changes it for all. A stored None, 0, False, "" or [] is a hit.
+    Open the cache before use, with `async with` or `open`. It belongs to the event loop that opened it, and must be
+    used in the thread of that loop.
 
-    A cache belongs to the event loop that opened it, and is used in its thread. Times are in seconds.
+    Keys are str. With a lower tier, values must be JSON-like or bytes. A stored None, 0, False, "" or [] is a hit.
+
+    Warning: L1 returns the stored object itself, not a copy. Do not change it: every later caller would get the change.
 
     Args:
-        l1: belongs to this cache from now on. A ttl of its own is the longest that this process goes without asking
-            the tiers behind it.
-        l2, l3: the tiers behind, L2 the faster one; opened and closed with the cache.
-        namespace: whose keys these are; caches with different ones share nothing.
-        ttl: how long a value is fresh, None for ever.
-        ttl_jitter: the share of the ttl by which it is shortened at random, so that what was stored together is not
-            loaded together.
-        stale_ttl: how much longer a value is kept, to be given when a load is slow or fails.
-        soft_timeout: how long a caller waits for a load before a stale value is given, while the load goes on behind.
-            0 gives it at once (stale while revalidate); None only when the load fails (stale if error).
-        hard_timeout: how long a load may take, None for no limit.
-        refresh_ahead: the share of the ttl after which a hit of `get_or_load` begins a load behind; a service that
-            optimizes itself moves it between 0.8 and None.
-        negative_ttl: how long it is remembered that a loader returned None; None when that is a value like any other.
-        negative_maxsize: how many of these are remembered.
-        promotion_threshold: the hit behind L1 at which a value is taken into it; `optimize` moves it.
-        demotion: whether a fresh entry that L1 evicts goes back to an L2 that has lost it. An L2 has also lost what
-            another process has deleted or invalidated, and this brings it back until it is due.
-        deadline: for a read of L2 and L3 together.
-        retry_after: how long a load that failed is not tried again while a stale value can be given.
-        lock_ttl: with it, a process that loads a key for `get_or_load` holds a lock in L2, and others wait for what it
-            stores, both for at most this long. None lets each process load once.
-        clock: the time in seconds since the epoch; L1 has a clock of its own, which should be the same.
+        l1: an `LRUCache`, which belongs to this cache from now on. If it has a ttl of its own, this process serves a
+            value for at most that time before it asks the lower tiers again.
+        l2: the faster of the lower tiers. The cache opens and closes it. None (default) for no L2.
+        l3: the slower of the lower tiers. The cache opens and closes it. None (default) for no L3.
+        namespace: separates the keys of this cache from those of other caches on the same servers. 1 to 100 printable
+            characters.
+        ttl: the seconds for which a value is fresh, 3600 by default; None for no limit.
+        ttl_jitter: the share of the ttl by which it is shortened at random, so that values stored together do not
+            expire together. 0 by default; less than 1.
+        stale_ttl: the seconds for which an expired value is kept, to be served when a load is slow or fails. 0 by
+            default.
+        soft_timeout: the seconds that a caller waits for a load if there is a stale value. Then it gets the stale
+            value, and the load continues in the background. 0 (default) serves the stale value at once
+            (stale-while-revalidate), None only if the load fails (stale-if-error).
+        hard_timeout: the seconds that a load may take, None (default) for no limit.
+        refresh_ahead: the share of the ttl after which a hit of `get_or_load` starts a load in the background. Greater
+            than 0 and less than 1; None (default) for never. A `PerformanceService` moves it between 0.8 and None.
+        negative_ttl: the seconds for which the cache remembers that a loader returned None. With None (default), None
+            is a value like any other.
+        negative_maxsize: the most keys remembered that way, 10,000 by default.
+        promotion_threshold: the hit in the lower tiers at which a value is copied to L1, 3 by default. `optimize`
+            moves it.
+        demotion: whether a fresh value that L1 evicts is written to L2 if L2 has lost it. True by default. Warning: if
+            another process has deleted the value, L2 does not have it either, and demotion restores it until it
+            expires. Pass False if processes delete or invalidate what others hold.
+        deadline: the seconds after which a read of L2 and L3 together is a miss, 0.25 by default.
+        retry_after: the seconds for which a failed load is not retried if there is a stale value, 1 by default.
+        lock_ttl: the seconds for which a process that loads a key for `get_or_load` holds a lock in L2. Other processes
+            wait for its value, also for at most this time. With None (default), each process loads for itself.
+        clock: returns the time in seconds since the epoch, `time.time` by default. Pass the same clock to L1.
 
     Raises:
-        TypeError, ValueError: for an argument out of bounds, and for an L1 that belongs to another cache.
+        TypeError: if an argument has the wrong type, or `lock_ttl` is given and `l2` cannot lock.
+        ValueError: if an argument is out of range, or `l1` belongs to another cache.
     """
 
     def __init__(
@@ -93,12 +105,8 @@ class TieredCache(Generic[_V]):
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not isinstance(l1, LRUCache):
-            raise TypeError(f"l1 must be an LRUCache, not {l1!r:.100}")
-        for name, tier in (("l2", l2), ("l3", l3)):
-            if tier is not None and not isinstance(tier, Tier):
-                raise TypeError(f"{name} must be a Tier or None, not of type {type(tier).__name__}")
+            raise TypeError(f"l1 must be an LRUCache, got {type(l1).__name__}")
         self.namespace: Final = checked_namespace("namespace", namespace)
-        self._ttl = ttl
         staleness = self._staleness = Staleness(
             clock=clock,
             ttl=ttl,
@@ -112,48 +120,54 @@ class TieredCache(Generic[_V]):
             deadline=deadline,
             lock_ttl=lock_ttl,
         )
-        lock = None
-        if lock_ttl is not None:
-            if not isinstance(l2, LockingTier):
-                raise TypeError(f"lock_ttl needs an l2 that can lock, not {l2!r}")
-            lock = ProcessLock(l2, lock_ttl)
         self._promotion = Promotion(promotion_threshold, l1.maxsize)
-        self._behind = Behind(l2, l3, staleness, self._promotion)
-        evicted = self._behind.demote if checked_bool("demotion", demotion) else None
-        self._local = self._behind.local = Local(l1, staleness, negative_maxsize, evicted)
-        self._loading = Loading(self._local, self._behind, staleness, lock)
+        self._lower_tiers = LowerTiers(l2, l3)
+        lock = None if lock_ttl is None else ProcessLock(l2, lock_ttl)
+        demote = self._lower_tiers.demote if checked_bool("demotion", demotion) else None
+        self._l1 = L1(l1, staleness, negative_maxsize, demote)
+        self._lookup = Lookup(self._l1, self._lower_tiers, staleness, self._promotion)
+        self._loading = Loading(namespace, self._l1, self._lower_tiers, self._lookup, staleness, lock)
+        self._writes = Writes(self._l1, self._lower_tiers, self._loading, self._promotion)
         self._loop: asyncio.AbstractEventLoop | None = None
-        # L1's own method: nothing stands between the caller and the compiled lookup.
+        # The method of the LRUCache itself: there is no Python call between the caller and the compiled lookup.
         self.get_local = l1.get
 
     def __repr__(self) -> str:
-        """The namespace, the state and the tiers; nothing of a password."""
-        l1, behind = self._local.l1, [tier for tier in (self._behind.l2, self._behind.l3) if tier is not None]
-        tiers = ", ".join([f"L1 with {len(l1)} of {l1.maxsize} entries", *map(repr, behind)])
+        """The namespace, the state and the tiers, without passwords."""
+        lru = self._l1.lru
+        tiers = ", ".join([f"L1 with {len(lru)} of {lru.maxsize} entries", *map(repr, self._lower_tiers.tiers)])
         return f"<TieredCache {self.namespace!r}, {'open' if self._loop is not None else 'not open'}, {tiers}>"
 
     async def open(self) -> Self:
         """Open the tiers, in the running event loop.
 
         Raises:
-            CacheError: when the cache is open.
-            TierError: when a tier is.
+            CacheError: if the cache is open already.
+            TierError: if a tier is open already.
         """
         if self._loop is not None:
-            raise CacheError("the cache is open")
-        await self._behind.open(self.namespace)
+            raise CacheError(f"cache {self.namespace!r} is already open")
+        await self._lower_tiers.open(self.namespace)
+        self._lookup.open()
         self._loop = asyncio.get_running_loop()
-        self._loading.flights.closed = False
+        self._loading.flights.open()
         return self
 
     async def close(self) -> None:
-        """Cancel the loads, write what is queued, wait for every task, and close the tiers. May be repeated."""
+        """Cancel the loads, write what is queued, and close the tiers.
+
+        Callers that wait for a load get a `CacheError`. A loader that ignores its cancellation is abandoned after 5 s.
+        To close a cache twice does nothing.
+        """
         if self._loop is None:
             return
         self._require_open()
         self._loop = None
-        await self._loading.flights.close(_CLOSE_GRACE_S)
-        await self._behind.close()
+        try:
+            await self._loading.flights.close(_CLOSE_GRACE_S)
+            await self._lower_tiers.close()
+        finally:
+            self._lookup.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -168,109 +182,87 @@ class TieredCache(Generic[_V]):
     @overload
     async def get(self, key: str, default: _V | _D) -> _V | _D: ...
     async def get(self, key: str, default: Any = None) -> Any:
-        """The fresh value of a key, from the first tier that has one; `default` for a miss.
+        """Return the fresh value of a key from the first tier that has one, or `default`.
 
-        What fails behind L1 is a miss, within the deadline.
+        A lower tier that fails, or does not answer within the deadline, is a miss.
         """
-        # Without a default of its own the lookup is the fastest; what a None means is looked at apart.
+        # The lookup is fastest without a default. A None is either a miss or a stored None.
         value = self.get_local(key)
-        if value is not None:
+        if value is not None or self._l1.lru.peek(key, MISSING) is None:
             return value
-        return await self._get_behind(key, default)
-
-    async def _get_behind(self, key: str, default: Any) -> Any:
-        if self._local.l1.peek(key, MISSING) is None:
-            return None
         self._require_open()
-        _check_key(key)
-        entry = self._loading.held(key)
-        if entry is None or not self._staleness.is_fresh(entry):
-            entry = await self._behind.read(key)
-        if entry is None or entry.negative or not self._staleness.is_fresh(entry):
-            return default
-        return entry.value
+        checked_key(key)
+        return await self._lookup.get(key, default)
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, _V]:
-        """The fresh values of those keys that have one, with one call of each tier."""
-        found: dict[str, Any] = {}
-        wanted = []
-        for key in dict.fromkeys(keys):
-            value = self.get_local(key, MISSING)
-            if value is MISSING:
-                entry = self._loading.held(key)
-                if entry is None or not self._staleness.is_fresh(entry):
-                    wanted.append(key)
-                elif not entry.negative:
-                    found[key] = entry.value
-            else:
-                found[key] = value
-        if wanted:
+        """Return the fresh values of those keys that have one, with one call of each tier."""
+        found, missed = self._l1.get_many(keys)
+        if missed:
             self._require_open()
-            for key in wanted:
-                _check_key(key)
-            for key, entry in (await self._behind.read_many(wanted)).items():
-                if not entry.negative and self._staleness.is_fresh(entry):
-                    found[key] = entry.value
+            for key in missed:
+                checked_key(key)
+            found |= await self._lookup.get_many(missed)
         return found
 
     async def set(self, key: str, value: _V, ttl: float | None = _DEFAULT, *, tags: Sequence[str] = ()) -> Written:
-        """Store a value in every tier; a load under way does not overwrite it.
+        """Store a value in every tier. A load in flight does not overwrite it.
+
+        Warning: other processes are not notified. Their L1 serves an older value until it expires.
 
         Args:
-            key: text.
-            value: as the class says.
-            ttl: instead of the cache's own; None for ever.
-            tags: what `invalidate_tag` finds it by.
+            key: any str.
+            value: JSON-like or bytes; without lower tiers, any object.
+            ttl: the seconds for which the value is fresh; by default the cache's own ttl; None for no limit.
+            tags: labels that `invalidate_tag` finds the value by.
 
         Returns:
-            Which tiers took it.
+            Which tiers accepted the value. A tier that did not may serve an older value later.
+
+        Raises:
+            CacheError: if the cache is not open, or is open in another event loop.
+            TypeError: if the key, the ttl or a tag has the wrong type.
+            ValueError: if the ttl is not greater than 0, or a tag cannot be encoded as UTF-8.
         """
-        return (await self.set_many({key: value}, ttl, tags=tags))[key]
+        return (await self._writes.set_many(self._entries({key: value}, ttl, tags)))[key]
 
     async def set_many(
         self, values: Mapping[str, _V], ttl: float | None = _DEFAULT, *, tags: Sequence[str] = ()
     ) -> dict[str, Written]:
-        """`set` for each item, with one call of each tier."""
-        self._require_open()
-        own_tags = checked_tags(tags)
-        entries = {key: self._entry(key, value, ttl, own_tags) for key, value in values.items()}
-        for key, entry in entries.items():
-            self._loading.overtake(key)
-            self._local.put(key, entry)
-        l2, l3 = await self._behind.store(entries)
-        return {
-            key: Written(True, None if l2 is None else key in l2, None if l3 is None else key in l3) for key in entries
-        }
+        """`set` each item, with one call of each tier."""
+        return await self._writes.set_many(self._entries(values, ttl, tags))
 
     async def delete(self, key: str) -> Written:
-        """Forget a key in every tier; which of them have. A load under way does not bring it back."""
+        """Remove a key from every tier, and return which tiers did so. A load in flight does not restore it.
+
+        Warning: other processes are not notified. Their L1 serves the value until it expires, and their demotion may
+        restore it in L2 (see `demotion`).
+        """
         return await self.delete_many((key,))
 
     async def delete_many(self, keys: Iterable[str]) -> Written:
-        """`delete` for each key, with one call of each tier; which tiers have forgotten them all."""
+        """`delete` each key, with one call of each tier, and return which tiers removed them all."""
         self._require_open()
         keys = tuple(dict.fromkeys(keys))
         for key in keys:
-            _check_key(key)
-        for key in keys:
-            self._loading.overtake(key)
-            self._local.drop(key)
-        return Written(True, *await self._behind.remove(keys))
+            checked_key(key)
+        return await self._writes.delete_many(keys)
 
     async def invalidate_tag(self, tag: str) -> Written:
-        """Forget every entry with a tag; which tiers have. Other processes' L1 keep theirs until they are due."""
+        """Remove every entry with a tag from every tier, and return which tiers did so.
+
+        Warning: other processes are not notified, as with `delete`.
+        """
         self._require_open()
         checked_tags((tag,))
-        self._loading.flights.overtake_tag(tag)
-        self._local.drop_tag(tag)
-        return Written(True, *await self._behind.invalidate_tag(tag))
+        return await self._writes.invalidate_tag(tag)
 
     async def clear(self) -> Written:
-        """Forget the whole namespace, and no other; which tiers have."""
+        """Remove every entry of this cache's namespace from every tier, and return which tiers did so.
+
+        Warning: other processes are not notified, as with `delete`.
+        """
         self._require_open()
-        self._loading.flights.overtake_all()
-        self._local.clear()
-        return Written(True, *await self._behind.clear())
+        return await self._writes.clear()
 
     async def get_or_load(
         self,
@@ -280,32 +272,32 @@ class TieredCache(Generic[_V]):
         ttl: float | None = _DEFAULT,
         tags: Sequence[str] = (),
     ) -> _V:
-        """The value of a key: from a tier, or else from the loader, which then goes to every tier.
+        """Return the value of a key from the first tier that has it, or else call the loader and store its value.
 
-        Callers who want the same key at the same time share one load. Cancelling one of them does nothing to the
-        others; the load is cancelled when the last has left. Each gets the loader's error, which is not kept.
+        Concurrent callers of a key share one load. Cancelling one of them does not affect the others; the load is
+        cancelled when its last caller leaves. If the loader fails, each caller gets its error, and nothing is stored.
 
         Args:
-            key: text.
-            loader: a coroutine function that is called with the key.
-            ttl, tags: as for `set`.
+            key: any str.
+            loader: a coroutine function that takes the key and returns the value.
+            ttl: as for `set`.
+            tags: as for `set`.
 
         Raises:
-            LoadTimeoutError: when the load took longer than `hard_timeout`, and nothing stale can be given.
-            LoadCancelledError: when the load was cancelled from inside.
-            LoadError: when the load would wait for itself.
-            CacheError: when the cache is not open, or was closed during the load.
-            TypeError: when `loader` is no coroutine function.
+            LoadTimeoutError: if the load takes longer than `hard_timeout`, and there is no stale value.
+            LoadCancelledError: if the loader cancels its own load.
+            LoadError: if the load would wait for itself.
+            CacheError: if the cache is not open, or is closed during the load.
+            TypeError: if `loader` is not a coroutine function, or as for `set`.
+            ValueError: as for `set`.
         """
         value: Any = self.get_local(key, MISSING)
         if value is not MISSING:
             return value  # type: ignore[no-any-return]
         self._require_open()
-
-        async def load(keys: Sequence[str]) -> dict[str, _V]:
-            return {key: await _awaitable(loader(key)) for key in keys}
-
-        loaded: _V = (await self._load((key,), load, ttl, tags))[key]
+        checked_key(key)
+        source = Source.of_one(key, loader, self._ttl(ttl), checked_tags(tags))
+        loaded: _V = (await self._loading.load((key,), source))[key]
         return loaded
 
     async def get_or_load_many(
@@ -316,51 +308,31 @@ class TieredCache(Generic[_V]):
         ttl: float | None = _DEFAULT,
         tags: Sequence[str] = (),
     ) -> dict[str, _V | None]:
-        """`get_or_load` for each key: one call of each tier, and one of the loader for what is missing.
+        """`get_or_load` each key, with one call of each tier, and one call of the loader for what is missing.
 
-        A key that another caller is loading is waited for and not asked for again.
+        If another caller is loading a key, this call waits for that load, and does not pass the key to its loader.
+        `lock_ttl` has no effect here.
 
         Args:
-            keys: text.
-            loader: a coroutine function that is called with a list of keys and returns a mapping.
-            ttl, tags: as for `set`.
+            keys: any str.
+            loader: a coroutine function that takes a list of keys and returns a mapping of keys to values.
+            ttl: as for `set`.
+            tags: as for `set`.
 
         Returns:
-            A value for every key; None for those that the mapping lacks.
+            A value for every key, None for those that the mapping lacks.
 
         Raises:
-            As `get_or_load`, for the first key that has neither been loaded nor a stale value.
+            Exception: as for `get_or_load`, if a key has neither a loaded nor a stale value.
         """
-        values: dict[str, Any] = {}
-        wanted = []
         keys = list(dict.fromkeys(keys))
-        for key in keys:
-            value: Any = self.get_local(key, MISSING)
-            if value is MISSING:
-                wanted.append(key)
-            else:
-                values[key] = value
-        if wanted:
+        values, missed = self._l1.get_many(keys)
+        if missed:
             self._require_open()
-            values |= await self._load(wanted, loader, ttl, tags)
+            for key in missed:
+                checked_key(key)
+            values |= await self._loading.load(missed, Source(loader, self._ttl(ttl), checked_tags(tags)))
         return {key: values[key] for key in keys}
-
-    async def _load(
-        self,
-        keys: Sequence[str],
-        loader: Callable[[list[str]], Awaitable[Mapping[str, Any]]],
-        ttl: float | None,
-        tags: Sequence[str],
-    ) -> dict[str, Any]:
-        own_tags = checked_tags(tags)
-        for key in keys:
-            # Whoever passes a bad key, ttl or tag hears of it now, and nobody has to wait for it.
-            self._entry(key, None, ttl, own_tags)
-
-        def entry_of(value: Any) -> Entry:
-            return self._entry("", value, ttl, own_tags)
-
-        return await self._loading.load(keys, loader, entry_of, own_tags)
 
     def cached(
         self,
@@ -369,74 +341,40 @@ class TieredCache(Generic[_V]):
         ttl: float | None = _DEFAULT,
         tags: Sequence[str] | Callable[_P, Sequence[str]] = (),
     ) -> Callable[[Callable[_P, Coroutine[Any, Any, _R]]], Callable[_P, Coroutine[Any, Any, _R]]]:
-        """Decorates a coroutine function or method: what it returns for the same arguments is kept.
+        """Decorate a coroutine function or method: calls with the same arguments share one cached result.
+
+        Warning: without a `key`, functions with the same module and qualified name share their results. A function that
+        is defined several times, as in a loop or a factory, needs a `key`.
 
         Args:
-            key: makes the key of a call from its arguments, `self` included. Otherwise it is the function's name and
-                the `fingerprint` of its arguments; instances that are not equal have results of their own, which no
-                other process finds.
+            key: makes the key of a call from its arguments, `self` included. By default the key is the function's name
+                and the `fingerprint` of its arguments. Then instances that are not equal do not share results, and no
+                other process finds the results of a method.
             ttl: as for `set`.
-            tags: the tags of a result, or a function of the arguments that makes them.
+            tags: the tags of every result, or a function that makes them from the arguments.
 
         Raises:
-            TypeError: when what is decorated is not a coroutine function. A call raises it, without a `key`, for
+            TypeError: if the decorated object is not a coroutine function. Without a `key`, a call raises it for
                 arguments that are not JSON-like.
         """
 
         def decorate(function: Callable[_P, Coroutine[Any, Any, _R]]) -> Callable[_P, Coroutine[Any, Any, _R]]:
-            key_of = key_maker(function)
-            if key is not None:
-                key_of = key
-
-            @functools.wraps(function)
-            async def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-                async def load(key: str) -> Any:
-                    return await function(*args, **kwargs)
-
-                own_tags = tags(*args, **kwargs) if callable(tags) else tags
-                result: Any = await self.get_or_load(key_of(*args, **kwargs), load, ttl=ttl, tags=own_tags)
-                return result  # type: ignore[no-any-return]
-
-            return call
+            return cached_function(self.get_or_load, function, key=key, ttl=ttl, tags=tags)
 
         return decorate
 
     def stats(self) -> TieredStats:
-        """The counts so far."""
-        loading, behind = self._loading, self._behind
-        return TieredStats(
-            l1=self._local.l1.stats(),
-            l2=None if behind.l2 is None else behind.l2.stats(),
-            l3=None if behind.l3 is None else behind.l3.stats(),
-            loads=loading.loads,
-            load_errors=loading.load_errors,
-            load_timeouts=loading.load_timeouts,
-            missed=loading.missed,
-            joined=loading.joined,
-            refreshes=loading.refreshes,
-            stale_served=loading.stale_served,
-            negative_hits=loading.negative_hits,
-            promotions=behind.promotions,
-            promotion_threshold=self._promotion.threshold,
-            demotions=sum(queue.demoted for queue in behind.queues),
-            write_backs=sum(queue.written for queue in behind.queues),
-            dropped=sum(queue.dropped + queue.refused for queue in behind.queues),
-            deadlines=behind.deadlines,
-            stale_entries=self._local.stale_count,
-            negative_entries=self._local.negative_count,
-            loading=len(loading.flights),
-        )
+        """Return the counts so far."""
+        return collect_stats(self._l1, self._lower_tiers, self._lookup, self._loading, self._promotion)
 
     async def health(self) -> CacheHealth:
-        """Ask the servers now."""
+        """Ask the servers of the lower tiers now, and return their answers."""
         self._require_open()
-        tiers = [tier for tier in (self._behind.l2, self._behind.l3) if tier is not None]
-        answers = iter(await asyncio.gather(*(tier.health() for tier in tiers)))
-        return CacheHealth(*(None if tier is None else next(answers) for tier in (self._behind.l2, self._behind.l3)))
+        return CacheHealth(*await self._lower_tiers.health())
 
     @property
     def promotion_threshold(self) -> int:
-        """The hit behind L1 at which a value is taken into it; may be moved at any time."""
+        """The hit in the lower tiers at which a value is copied to L1. May be changed at any time."""
         return self._promotion.threshold
 
     @promotion_threshold.setter
@@ -445,7 +383,10 @@ class TieredCache(Generic[_V]):
 
     @property
     def refresh_ahead(self) -> float | None:
-        """The share of the ttl after which a hit begins a load behind, None for never; a change is for new entries."""
+        """The share of the ttl after which a hit starts a load in the background, None for never.
+
+        May be changed at any time. Entries that L1 already holds keep their old refresh point.
+        """
         return self._staleness.refresh_ahead
 
     @refresh_ahead.setter
@@ -453,42 +394,41 @@ class TieredCache(Generic[_V]):
         self._staleness.set_refresh_ahead(share)
 
     @property
-    def has_tiers_behind(self) -> bool:
+    def has_lower_tiers(self) -> bool:
         """Whether there is an L2 or an L3."""
-        return bool(self._behind.queues)
+        return bool(self._lower_tiers.tiers)
 
     def expire(self) -> int:
-        """Remove from this process what is of no use any more; how many entries were. O(n)."""
-        return self._local.expire()
+        """Remove the entries of this process that may not be served any more, and return their number. O(n)."""
+        return self._l1.remove_unservable()
 
     def optimize(self) -> tuple[str, ...]:
-        """Remove what is of no use, and move the promotion threshold by what it gains.
+        """`expire`, and move the promotion threshold by what the L1 hit rate gains from it.
 
         Returns:
-            What was done, in words; nothing when nothing was.
+            What was done, in words; empty if nothing was.
         """
         removed = self.expire()
-        moved = self._promotion.adapt(self._local.l1.stats())
-        done = [f"removed {removed} entries that were of no use"] if removed else []
+        moved = self._promotion.adapt(self._l1.lru.stats())
+        done = [f"removed {removed} expired entries"] if removed else []
         return (*done, moved) if moved else tuple(done)
 
-    def _entry(self, key: str, value: Any, ttl: float | None, tags: tuple[str, ...]) -> Entry:
-        _check_key(key)
-        return self._staleness.entry(value, self._ttl if ttl is _DEFAULT else ttl, tags)
+    def _entries(self, values: Mapping[str, _V], ttl: float | None, tags: Sequence[str]) -> dict[str, Entry]:
+        self._require_open()
+        own_ttl, own_tags = self._ttl(ttl), checked_tags(tags)
+        for key in values:
+            checked_key(key)
+        return {key: self._staleness.entry(value, own_ttl, own_tags) for key, value in values.items()}
+
+    def _ttl(self, ttl: float | None) -> float | None:
+        # The ttl of a call is checked before a load starts, so that no other caller gets the error.
+        if ttl is _DEFAULT:
+            return self._staleness.ttl
+        checked_ttl(ttl)
+        return ttl
 
     def _require_open(self) -> None:
         if self._loop is not asyncio.get_running_loop():
-            raise CacheError(
-                "the cache is not open" if self._loop is None else "the cache is open in another event loop"
-            )
-
-
-def _check_key(key: object) -> None:
-    if not isinstance(key, str):
-        raise TypeError(f"key must be text, not {key!r:.100}")
-
-
-def _awaitable(found: Any) -> Awaitable[Any]:
-    if not inspect.isawaitable(found):
-        raise TypeError(f"a loader must be a coroutine function: it returned {type(found).__name__}")
-    return found
+            if self._loop is None:
+                raise CacheError(f"cache {self.namespace!r} is not open; use `async with` or await open() first")
+            raise CacheError(f"cache {self.namespace!r} is open in another event loop")

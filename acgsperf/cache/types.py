@@ -1,4 +1,4 @@
-"""Plain values that a tiered cache answers with."""
+"""The values that a tiered cache returns about itself."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,13 @@ __all__ = ["CacheHealth", "TieredStats", "Written"]
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Which tiers took a write or carried out a removal; None for a tier that the cache does not have."""
+    """Which tiers accepted a write, or carried out a removal.
+
+    Attributes:
+        l1: True.
+        l2: whether L2 did; None if the cache has no L2.
+        l3: whether L3 did; None if the cache has no L3.
+    """
 
     l1: bool
     l2: bool | None
@@ -20,51 +26,57 @@ class Written:
 
     @property
     def everywhere(self) -> bool:
-        """Whether every tier that there is did."""
+        """Whether every tier that the cache has did."""
         return self.l1 and self.l2 is not False and self.l3 is not False
 
 
 @dataclass(frozen=True, slots=True)
 class CacheHealth:
-    """The servers behind a cache, asked just now; None for a tier that it does not have."""
+    """What the servers of the lower tiers have just answered.
+
+    Attributes:
+        l2: the health of L2; None if the cache has no L2.
+        l3: the health of L3; None if the cache has no L3.
+    """
 
     l2: TierHealth | None
     l3: TierHealth | None
 
     @property
     def ok(self) -> bool:
-        """Whether every server that there is answered."""
+        """Whether every server answered."""
         return all(tier is None or tier.ok for tier in (self.l2, self.l3))
 
     def as_dict(self) -> dict[str, object]:
-        """The answers as JSON-like values."""
+        """Return the answers as JSON-like values."""
         values: dict[str, object] = msgspec.to_builtins(self)
         return {"ok": self.ok, **values}
 
 
 @dataclass(frozen=True, slots=True)
 class TieredStats:
-    """Counts since a cache was made.
+    """Counts since the cache was made.
 
     Attributes:
-        l1: L1's own; what is fresh but past its refresh point is a miss there.
-        l2, l3: the tiers' own; None for a tier that the cache does not have.
-        loads: loader calls that were begun, for one key or for many.
-        load_errors: those that failed; time-outs are among them.
-        load_timeouts: those that the hard time-out ended.
-        missed: values, or errors, that a caller has waited for a loader for: its own call of it or another's.
-        joined: waits for a load that another caller had begun.
-        refreshes: loads begun behind a caller who was answered with what was fresh or stale.
-        stale_served: values given though they were stale.
-        negative_hits: times that a key was known to have no value.
-        promotions: entries taken into L1 for their hits behind it.
-        promotion_threshold: how many of those it takes at present.
-        demotions: entries that L1 evicted, that L2 had lost, and that were given back to it.
-        write_backs: other entries that the tiers took with nobody waiting: what was loaded, and L3 hits for L2.
-        dropped: entries written with nobody waiting that a tier does not have: its queue was full, or it did not take
-            them.
-        deadlines: reads of the tiers that the total deadline ended.
-        stale_entries, negative_entries: how many L1's companions hold now; some may be of no use any more.
+        l1: the counts of L1's `LRUCache`. A value that is fresh but due for refresh is a miss there.
+        l2: the counts of L2; None if the cache has no L2.
+        l3: the counts of L3; None if the cache has no L3.
+        loads: loader calls, each for one key or for many.
+        load_errors: loader calls that failed, timeouts included.
+        load_timeouts: loader calls that the hard timeout ended.
+        missed: values or errors for which a caller waited for a loader, be it its own or another caller's.
+        joined: times that a caller joined the load of another caller.
+        refreshes: loads that ran in the background, while callers got a fresh or stale value.
+        stale_served: stale values that callers got.
+        negative_hits: times that a negative entry answered a call.
+        promotions: entries promoted to L1, because of their hits in lower tiers.
+        promotion_threshold: the hit at which an entry is promoted now.
+        demotions: entries evicted from L1 that were written to L2, because L2 had lost them.
+        write_backs: other entries that were written in the background: loaded values, and L3 hits to L2.
+        dropped: background writes that were lost: the queue of the tier was full, or the tier did not accept them.
+        deadlines: reads of the lower tiers that the deadline ended.
+        stale_entries: entries in the stale store now, including those that may not be served any more.
+        negative_entries: negative entries now, including those that have expired.
         loading: keys that are being loaded now.
     """
 

@@ -1,4 +1,4 @@
-"""Entries on their way to a tier that nobody waits for: what was loaded, found further behind, or evicted from L1."""
+"""Write-behind: queues entries for a tier, and writes them in batches while no caller waits."""
 
 import asyncio
 from itertools import islice
@@ -8,16 +8,22 @@ from acgsperf.tiers.base import Entry, Tier
 
 __all__ = ["WriteBehind"]
 
-_QUEUE: Final = 10_000
+_MAX_QUEUED: Final = 10_000
 _BATCH: Final = 500
-_PATIENCE_TURNS: Final = 8
+_BATCHING_ITERATIONS: Final = 8
 
 
 class WriteBehind:
-    """A bounded queue before a tier, and the task that empties it, some hundred entries a round trip.
+    """A bounded queue of entries for one tier, and the task that writes them, up to 500 in a round trip.
 
-    What does not fit is dropped and counted. A later write of the same key takes an entry out again, so that the older
-    one does not arrive after it.
+    An entry that does not fit is dropped and counted. A later write of the same key removes the queued entry, so that
+    the older value cannot arrive after the newer one.
+
+    Attributes:
+        written: the entries that the tier accepted.
+        demoted: the entries evicted from L1 that were written, because the tier had lost them.
+        dropped: the entries that did not fit into the queue.
+        refused: the entries that the tier did not accept.
     """
 
     def __init__(self, tier: Tier) -> None:
@@ -39,43 +45,43 @@ class WriteBehind:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Write what is queued, and wait for the task."""
+        """Write what is queued, and wait until the task has ended."""
         self._closing = True
         self._wake.set()
         if self._task is not None:
             await self._task
 
     def put(self, key: str, entry: Entry) -> None:
-        """Queue an entry, unless a newer one waits there."""
-        waiting = self._writes.get(key)
-        if waiting is not None and waiting.created_at > entry.created_at:
+        """Queue an entry, unless a newer one is queued."""
+        queued = self._writes.get(key)
+        if queued is not None and queued.created_at > entry.created_at:
             return
         self._demotions.pop(key, None)
         self._queue(self._writes, key, entry)
 
     def demote(self, key: str, entry: Entry) -> None:
-        """Queue an entry that is to be written only if the tier no longer has the key."""
+        """Queue an entry that is written only if the tier no longer has the key."""
         if key not in self._writes:
             self._queue(self._demotions, key, entry)
 
-    def overtake(self, key: str) -> None:
-        """A write of a key."""
+    def supersede(self, key: str) -> None:
+        """Remove the queued entry of a key, because of a later write."""
         self._writes.pop(key, None)
         self._demotions.pop(key, None)
 
-    def overtake_tag(self, tag: str) -> None:
-        """The same for every entry with a tag."""
+    def supersede_tag(self, tag: str) -> None:
+        """Remove every queued entry with a tag."""
         for queue in (self._writes, self._demotions):
             for key in [key for key, entry in queue.items() if tag in entry.tags]:
                 del queue[key]
 
-    def overtake_all(self) -> None:
-        """The same for every entry."""
+    def supersede_all(self) -> None:
+        """Remove every queued entry."""
         self._writes.clear()
         self._demotions.clear()
 
     def _queue(self, queue: dict[str, Entry], key: str, entry: Entry) -> None:
-        if len(queue) >= _QUEUE and key not in queue:
+        if len(queue) >= _MAX_QUEUED and key not in queue:
             self.dropped += 1
             return
         queue[key] = entry
@@ -85,8 +91,8 @@ class WriteBehind:
         while True:
             await self._wake.wait()
             if not self._closing and len(self._writes) < _BATCH:
-                # Nobody waits, and some turns of patience make one round trip of many.
-                for _ in range(_PATIENCE_TURNS):
+                # No caller waits, and a few iterations of the event loop collect a larger batch.
+                for _ in range(_BATCHING_ITERATIONS):
                     await asyncio.sleep(0)
             self._wake.clear()
             await self._write()
@@ -97,30 +103,24 @@ class WriteBehind:
                 return
 
     async def _write(self) -> None:
-        batch = _take(self._writes)
-        # Nothing is awaited between taking the batch and the tier's having it: a later write cannot get in between.
+        batch = {key: self._writes.pop(key) for key in list(islice(self._writes, _BATCH))}
+        # There is no await between removing the batch and calling the tier: no later write can get in between.
         if batch:
             stored = await self._tier.set_many(batch)
             self.written += len(stored)
             self.refused += len(batch) - len(stored)
 
     async def _demote(self) -> None:
-        keys = list(islice(self._demotions, _BATCH))
-        if not keys:
+        batch = {key: self._demotions[key] for key in islice(self._demotions, _BATCH)}
+        if not batch:
             return
-        asked = {key: self._demotions[key] for key in keys}
-        present = await self._tier.get_many(keys)
+        present = await self._tier.get_many(list(batch))
         lost = {}
-        for key, entry in asked.items():
-            # What was written or evicted again meanwhile is not this entry any more.
+        for key, entry in batch.items():
+            # A key that was written or evicted again meanwhile has another entry, or none.
             if self._demotions.get(key) is entry:
                 del self._demotions[key]
                 if key not in present:
                     lost[key] = entry
         if lost:
             self.demoted += len(await self._tier.set_many(lost))
-
-
-def _take(queue: dict[str, Entry]) -> dict[str, Entry]:
-    keys = list(islice(queue, _BATCH))
-    return {key: queue.pop(key) for key in keys}

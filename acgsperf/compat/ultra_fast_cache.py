@@ -169,7 +169,7 @@ class UltraFastMultiTierCache:
             if value is None:
                 self._accesses.record(key)
                 self._metrics.l3_misses += 1
-            elif self._ordering.stands(began_at, key):
+            elif self._ordering.is_current(began_at, key):
                 self._update_access_patterns(key)
                 await self._consider_promotion(key, value, data_type)
             return value
@@ -287,7 +287,7 @@ class UltraFastMultiTierCache:
         ttl = min(self._get_optimal_ttl(data_type), await self._l2.expires_in(key))
         # A write or delete meanwhile removed the key from the candidates, and this value is outdated.
         if (
-            not self._ordering.stands(began_at, key)
+            not self._ordering.is_current(began_at, key)
             or self.promotion_candidates.pop(key, None) is not times
             or ttl <= 0
         ):
@@ -374,7 +374,7 @@ class UltraFastMultiTierCache:
             self.promotion_candidates.set(key, times)
             began_at = self._ordering.latest
             value = await self._l2.read(key)
-            stands = value is not None and self._ordering.stands(began_at, key)
+            stands = value is not None and self._ordering.is_current(began_at, key)
             promoted += stands and await self._promote(key, value, "default", times)
         return promoted
 

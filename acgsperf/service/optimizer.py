@@ -80,7 +80,7 @@ def _removal(name: str, before: int, after: int) -> Iterator[Action]:
 
 def _tunables(cache: TieredCache[Any]) -> Iterator[Tunable]:
     low, high = _PROMOTION_THRESHOLDS
-    if cache.has_tiers_behind and cache.promotion_threshold <= high:
+    if cache.has_lower_tiers and cache.promotion_threshold <= high:
         yield Tunable(
             name="promotion_threshold",
             get=lambda: cache.promotion_threshold,

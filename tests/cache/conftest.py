@@ -1,4 +1,4 @@
-"""A clock that a test moves, and caches that leave nothing behind."""
+"""Fixtures: a clock that the test advances, tiers in memory, and caches that must leave no task running."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -11,7 +11,7 @@ from acgsperf.cache import TieredCache
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that moves only when a test advances it."""
 
     def __init__(self):
         self.now = 1_000.0
@@ -40,7 +40,7 @@ def l3(clock):
 
 @pytest.fixture
 async def open_cache(clock):
-    """Opens caches with an L1 of 100 entries; closes them, and looks for tasks that they have left."""
+    """Open caches with an L1 of 100 entries; close them after the test, and check that no task is left."""
     before = asyncio.all_tasks()
     async with AsyncExitStack() as stack:
 
@@ -55,10 +55,10 @@ async def open_cache(clock):
 
 @pytest.fixture
 def settle():
-    """Lets everything run that does not wait for something."""
+    """Let every task run until it waits for something."""
 
-    async def turns():
+    async def iterations():
         for _ in range(50):
             await asyncio.sleep(0)
 
-    return turns
+    return iterations

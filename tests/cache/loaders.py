@@ -1,10 +1,10 @@
-"""Loaders that count, wait and fail as a test says."""
+"""A loader that counts its calls, and waits or fails if the test wants it to."""
 
 import asyncio
 
 
 class Loader:
-    """Returns `value`, or raises `error`, once `gate` is open."""
+    """Return `value`, or raise `error`, once `gate` is open."""
 
     def __init__(self, value="loaded", *, error=None, gate_open=True):
         self.value = value

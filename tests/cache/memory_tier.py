@@ -1,4 +1,4 @@
-"""A tier in this process: it keeps the contract, and a test decides when it answers."""
+"""A tier in memory that keeps the contract of `Tier`. The test decides when it answers."""
 
 import asyncio
 import time
@@ -10,8 +10,7 @@ from acgsperf.tiers import BreakerState, Tier, TierHealth, TierStats
 class MemoryTier(Tier):
     """Entries in a dictionary, by namespace.
 
-    While `gate` is closed, answers wait for it; while `up` is false, everything is a miss at once. `calls` says what
-    was asked.
+    Answers wait while `gate` is closed. While `up` is false, every call fails at once. `calls` lists the calls.
     """
 
     def __init__(self, name, clock=time.time, store=None):
@@ -45,7 +44,7 @@ class MemoryTier(Tier):
     async def _answer(self, kind, keys):
         self.calls.append((kind, tuple(keys)))
         if not self.up:
-            # As with an open breaker, the answer is there at once.
+            # As with an open circuit breaker, the answer does not wait.
             return
         await asyncio.sleep(0)
         await self.gate.wait()
@@ -58,7 +57,7 @@ class MemoryTier(Tier):
 
     async def _got(self, kind, keys):
         assert self.namespace is not None
-        # Found before the answer travels, as with a server: a write that comes meanwhile does not change it.
+        # Read before the answer is sent, as a server does: a later write does not change the answer.
         found = {key: self.store.get((self.namespace, key)) for key in keys if self.up}
         await self._answer(kind, keys)
         now = self.clock()

@@ -1,4 +1,4 @@
-"""Whatever happens at the same time: at rest, no tier holds an older value than the last that was written."""
+"""Concurrent calls: when all have ended, no tier holds a value older than the last one written."""
 
 import asyncio
 import random
@@ -11,7 +11,7 @@ KEYS = ["a", "b", "c"]
 
 
 class SlowTier(MemoryTier):
-    """Answers after a random number of turns of the loop."""
+    """Answer after a random number of iterations of the event loop."""
 
     def __init__(self, name, clock, chance):
         super().__init__(name, clock)
@@ -23,7 +23,7 @@ class SlowTier(MemoryTier):
 
 
 class Origin:
-    """Counts up with each write; a load reads it somewhere in its time."""
+    """A source of values whose version grows with each write; a load reads it at a random moment."""
 
     def __init__(self, chance):
         self.chance = chance
@@ -44,7 +44,7 @@ class Origin:
 
 
 async def act(cache, origin, clock, chance):
-    """One random step of one caller."""
+    """Make one random call."""
     key = chance.choice(KEYS)
     kind = chance.randrange(10)
     if kind == 0:
@@ -71,7 +71,7 @@ async def act(cache, origin, clock, chance):
 
 @pytest.mark.parametrize("write", ["set", "delete", "clear", "invalidate_tag"])
 @pytest.mark.parametrize("stale_ttl", [0, 60])
-async def test_who_comes_after_a_write_is_not_given_what_a_read_before_it_found(
+async def test_a_caller_after_a_write_does_not_get_what_an_earlier_read_found(
     open_cache, l2, clock, settle, write, stale_ttl
 ):
     await (await open_cache(l2, ttl=60)).set("a", "old", tags=["t"])
@@ -106,10 +106,10 @@ async def test_who_comes_after_a_write_is_not_given_what_a_read_before_it_found(
 
 
 @pytest.mark.parametrize("seed", range(40))
-async def test_at_rest_no_tier_holds_an_older_value_than_was_written_last(open_cache, clock, settle, seed):
+async def test_when_all_calls_have_ended_no_tier_holds_a_superseded_value(open_cache, clock, settle, seed):
     chance = random.Random(seed)
     l2, l3 = SlowTier("l2", clock, chance), SlowTier("l3", clock, chance)
-    # An L1 of two for three keys evicts, and demotes, all the time.
+    # An L1 of two entries for three keys evicts and demotes constantly.
     cache = await open_cache(
         l2, l3, size=2, ttl=60, stale_ttl=30, promotion_threshold=1, refresh_ahead=0.5, retry_after=0, negative_ttl=9
     )
@@ -132,6 +132,6 @@ async def test_at_rest_no_tier_holds_an_older_value_than_was_written_last(open_c
         for tier in (l2, l3):
             if key in tier:
                 assert tier[key].value == origin.versions[key]
-    assert not cache._behind.ordering._keys.under_way
+    assert not cache._lower_tiers.ordering._keys.in_flight
     assert cache.stats().loading == 0
-    assert set(cache._local._entries) >= set(cache._local.l1.keys())
+    assert set(cache._l1._entries) >= set(cache._l1.lru.keys())

@@ -1,4 +1,4 @@
-"""One timer for many waits."""
+"""`Deadline`: one timer for many waits."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from acgsperf.tiers.deadline import Deadline
 
 
-async def test_a_wait_is_ended_silently_when_the_deadline_passes():
+async def test_a_wait_ends_without_an_error_when_the_deadline_passes():
     deadline = Deadline(0.01)
     with deadline.wait() as wait:
         await asyncio.Event().wait()
@@ -15,7 +15,7 @@ async def test_a_wait_is_ended_silently_when_the_deadline_passes():
     assert asyncio.current_task().cancelling() == 0
 
 
-async def test_a_wait_that_is_over_in_time_is_left_alone():
+async def test_a_wait_that_ends_in_time_is_not_cancelled():
     deadline = Deadline(0.01)
     with deadline.wait() as wait:
         await asyncio.sleep(0)
@@ -24,7 +24,7 @@ async def test_a_wait_that_is_over_in_time_is_left_alone():
     deadline.close()
 
 
-async def test_waits_that_begin_later_end_later():
+async def test_waits_that_start_later_end_later():
     deadline = Deadline(0.02)
     ended = []
 
@@ -38,7 +38,7 @@ async def test_waits_that_begin_later_end_later():
     assert ended == ["early", "late"]
 
 
-async def test_a_cancellation_from_elsewhere_goes_on():
+async def test_a_cancellation_by_someone_else_propagates():
     deadline = Deadline(60)
 
     async def waiting():
@@ -53,7 +53,7 @@ async def test_a_cancellation_from_elsewhere_goes_on():
     deadline.close()
 
 
-async def test_a_cancellation_in_the_turn_of_the_deadline_goes_on():
+async def test_a_cancellation_together_with_the_deadline_propagates():
     deadline = Deadline(0.01)
 
     async def waiting():
@@ -61,7 +61,7 @@ async def test_a_cancellation_in_the_turn_of_the_deadline_goes_on():
             try:
                 await asyncio.Event().wait()
             finally:
-                # The deadline has cut the wait short; now somebody cancels the task as well.
+                # The deadline has ended the wait; now the task is cancelled, too.
                 asyncio.current_task().cancel()
         return wait
 
@@ -69,14 +69,14 @@ async def test_a_cancellation_in_the_turn_of_the_deadline_goes_on():
         await asyncio.create_task(waiting())
 
 
-async def test_an_error_goes_on():
+async def test_an_error_propagates():
     deadline = Deadline(60)
     with pytest.raises(KeyError), deadline.wait():
         raise KeyError("gone")
     deadline.close()
 
 
-async def test_after_closing_it_may_be_used_again():
+async def test_a_closed_deadline_can_be_used_again():
     deadline = Deadline(0.01)
     with deadline.wait():
         pass

@@ -1,4 +1,4 @@
-"""Which reads a write overtakes."""
+"""`Ordering`: which reads a write supersedes."""
 
 import pytest
 
@@ -11,66 +11,66 @@ def ordering():
     return Ordering()
 
 
-def test_a_read_stands_where_nothing_is_written(ordering):
-    ordering.overtake("a")
-    assert ordering.stands(ordering.latest, "a", ("t",))
+def test_a_read_without_a_concurrent_write_is_current(ordering):
+    ordering.supersede("a")
+    assert ordering.is_current(ordering.latest, "a", ("t",))
 
 
-def test_a_write_overtakes_what_was_being_read_when_it_ended(ordering):
+def test_a_write_supersedes_the_reads_in_flight_when_it_ends(ordering):
     before = ordering.latest
     with ordering.writing(["a", "b", "a"]):
         during = ordering.latest
-        assert not ordering.stands(before, "a", ())
-        assert not ordering.stands(during, "b", ())
-        assert ordering.stands(during, "c", ())
-    assert not ordering.stands(during, "a", ())
-    assert not ordering.stands(during, "b", ())
-    assert ordering.stands(before, "c", ())
-    assert ordering.stands(ordering.latest, "a", ())
+        assert not ordering.is_current(before, "a", ())
+        assert not ordering.is_current(during, "b", ())
+        assert ordering.is_current(during, "c", ())
+    assert not ordering.is_current(during, "a", ())
+    assert not ordering.is_current(during, "b", ())
+    assert ordering.is_current(before, "c", ())
+    assert ordering.is_current(ordering.latest, "a", ())
 
 
-def test_of_two_writes_the_later_end_counts(ordering):
+def test_of_two_concurrent_writes_the_one_that_ends_last_counts(ordering):
     with ordering.writing(["a"]):
         with ordering.writing(["a"]):
             pass
-        assert not ordering.stands(ordering.latest, "a", ())
+        assert not ordering.is_current(ordering.latest, "a", ())
         began_at = ordering.latest
-    assert not ordering.stands(began_at, "a", ())
+    assert not ordering.is_current(began_at, "a", ())
 
 
-def test_a_load_overtakes_at_once(ordering):
+def test_a_load_supersedes_reads_immediately(ordering):
     began_at = ordering.latest
-    ordering.overtake("a")
-    assert not ordering.stands(began_at, "a", ())
-    assert ordering.stands(began_at, "b", ())
+    ordering.supersede("a")
+    assert not ordering.is_current(began_at, "a", ())
+    assert ordering.is_current(began_at, "b", ())
 
 
-def test_an_invalidation_overtakes_entries_with_the_tag(ordering):
+def test_an_invalidation_supersedes_reads_of_entries_with_the_tag(ordering):
     before = ordering.latest
     with ordering.invalidating("t"):
         during = ordering.latest
-        assert not ordering.stands(before, "a", ("s", "t"))
-    assert not ordering.stands(during, "a", ("t",))
-    assert ordering.stands(before, "a", ("s",))
-    assert ordering.stands(ordering.latest, "a", ("t",))
+        assert not ordering.is_current(before, "a", ("s", "t"))
+    assert not ordering.is_current(during, "a", ("t",))
+    assert ordering.is_current(before, "a", ("s",))
+    assert ordering.is_current(ordering.latest, "a", ("t",))
 
 
-def test_clearing_overtakes_everything(ordering):
+def test_clearing_supersedes_every_read(ordering):
     before = ordering.latest
     with ordering.clearing():
-        assert not ordering.stands(ordering.latest, "a", ())
+        assert not ordering.is_current(ordering.latest, "a", ())
         during = ordering.latest
-    assert not ordering.stands(before, "a", ())
-    assert not ordering.stands(during, "b", ())
-    assert ordering.stands(ordering.latest, "a", ())
+    assert not ordering.is_current(before, "a", ())
+    assert not ordering.is_current(during, "b", ())
+    assert ordering.is_current(ordering.latest, "a", ())
 
 
-def test_memory_is_bounded_and_what_is_forgotten_is_taken_for_overtaken(ordering, monkeypatch):
-    monkeypatch.setattr(ordering_module, "_REMEMBERED", 100)
+def test_memory_is_bounded_and_forgotten_writes_supersede_every_read(ordering, monkeypatch):
+    monkeypatch.setattr(ordering_module, "_MAX_REMEMBERED", 100)
     began_at = ordering.latest
     for i in range(101):
-        ordering.overtake(f"key {i}")
-        assert not ordering.stands(began_at, "key 0", ())
-    assert not ordering.stands(began_at, "another", ())
-    assert ordering.stands(ordering.latest, "key 0", ())
+        ordering.supersede(f"key {i}")
+        assert not ordering.is_current(began_at, "key 0", ())
+    assert not ordering.is_current(began_at, "another", ())
+    assert ordering.is_current(ordering.latest, "key 0", ())
     assert not ordering._keys.last

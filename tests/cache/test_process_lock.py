@@ -1,4 +1,4 @@
-"""One load for several processes: here, several caches on one tier."""
+"""Single flight between processes, here between several caches on one tier."""
 
 import asyncio
 
@@ -26,20 +26,20 @@ async def test_two_processes_load_once(two, l2):
     assert l2.locks == {}
 
 
-async def test_what_was_stored_just_before_the_lock_came_is_not_loaded_again(two, l2, settle):
+async def test_a_value_stored_just_before_the_lock_was_acquired_is_not_loaded_again(two, l2, settle):
     loader = Loader("mine")
     l2.gate.clear()
     task = asyncio.create_task(two[1].get_or_load("key", loader))
     await settle()
-    # The read has found nothing yet has not answered; another process loads, stores and is done.
-    l2.store["test", "key"] = two[0]._entry("key", "theirs", 60, ())
+    # The read has found nothing, but has not returned. Meanwhile another process loads and stores the value.
+    l2.store["test", "key"] = two[0]._staleness.entry("theirs", 60, ())
     l2.gate.set()
     assert await task == "theirs"
     assert loader.calls == 0
     assert l2.locks == {}
 
 
-async def test_a_load_that_fails_gives_the_lock_back_and_the_next_process_loads(two, l2):
+async def test_a_failed_load_releases_the_lock_and_the_next_process_loads(two, l2):
     failing = Loader(error=OSError("down"), gate_open=False)
     first = asyncio.create_task(two[0].get_or_load("key", failing))
     await failing.began.wait()
@@ -52,7 +52,7 @@ async def test_a_load_that_fails_gives_the_lock_back_and_the_next_process_loads(
     assert l2.locks == {}
 
 
-async def test_a_load_that_is_cancelled_gives_the_lock_back(two, l2, settle):
+async def test_a_cancelled_load_releases_the_lock(two, l2, settle):
     loader = Loader(gate_open=False)
     task = asyncio.create_task(two[0].get_or_load("key", loader))
     await loader.began.wait()
@@ -62,18 +62,18 @@ async def test_a_load_that_is_cancelled_gives_the_lock_back(two, l2, settle):
     assert l2.locks == {}
 
 
-async def test_without_an_answer_from_the_tier_a_process_loads_without_a_lock(two, l2):
+async def test_if_the_tier_does_not_answer_a_process_loads_without_a_lock(two, l2):
     l2.up = False
     assert await two[0].get_or_load("key", Loader()) == "loaded"
 
 
-async def test_a_lock_that_nobody_gives_back_is_waited_for_no_longer_than_its_ttl(open_cache, l2):
+async def test_the_wait_for_a_lock_that_is_never_released_ends_after_its_ttl(open_cache, l2):
     cache = await open_cache(l2, lock_ttl=0.03)
     l2.locks["test", "key"] = (1, float("inf"))
     assert await cache.get_or_load("key", Loader()) == "loaded"
 
 
-async def test_a_load_that_outlives_its_lock_gives_way_to_what_was_stored_since(open_cache, l2):
+async def test_a_load_that_outlives_its_lock_returns_the_value_stored_since(open_cache, l2):
     cache = await open_cache(l2, lock_ttl=0.01)
     other = await open_cache(l2)
     loader = Loader("old", gate_open=False)
@@ -86,7 +86,7 @@ async def test_a_load_that_outlives_its_lock_gives_way_to_what_was_stored_since(
     assert l2["key"].value == "new"
 
 
-async def test_a_set_during_a_load_under_the_lock_wins(two, l2):
+async def test_a_set_during_a_locked_load_wins(two, l2):
     loader = Loader("old", gate_open=False)
     task = asyncio.create_task(two[0].get_or_load("key", loader))
     await loader.began.wait()
@@ -96,7 +96,7 @@ async def test_a_set_during_a_load_under_the_lock_wins(two, l2):
     assert (two[0].get_local("key"), l2["key"].value) == ("new", "new")
 
 
-async def test_the_hard_timeout_holds_for_the_wait_for_the_lock(open_cache, l2):
+async def test_the_hard_timeout_includes_the_wait_for_the_lock(open_cache, l2):
     cache = await open_cache(l2, lock_ttl=30, hard_timeout=0.03)
     l2.locks["test", "key"] = (1, float("inf"))
     with pytest.raises(LoadTimeoutError):

@@ -1,4 +1,4 @@
-"""How the threshold of promotion moves."""
+"""How the promotion threshold moves."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from acgsperf.cache.promotion import Promotion
 
 
 class L1:
-    """Counters of an L1 that grow."""
+    """The growing counters of an L1."""
 
     def __init__(self):
         self.stats = CacheStats(0, 0, 0, 0, 0, 0, 0, 100)
@@ -35,21 +35,21 @@ def promotion(l1):
 
 
 def test_while_l1_has_room_the_threshold_falls_to_one(promotion, l1):
-    said = [promotion.adapt(l1.pass_time(hits=900, misses=100)) for _ in range(3)]
+    moves = [promotion.adapt(l1.pass_time(hits=900, misses=100)) for _ in range(3)]
     assert promotion.threshold == 1
-    assert said == [
+    assert moves == [
         "promotion threshold from 3 to 2: L1 has room",
         "promotion threshold from 2 to 1: L1 has room",
         None,
     ]
 
 
-def test_too_few_requests_say_nothing_and_add_up(promotion, l1):
+def test_requests_add_up_until_there_are_enough_to_judge(promotion, l1):
     assert promotion.adapt(l1.pass_time(hits=600, misses=0)) is None
     assert promotion.adapt(l1.pass_time(hits=600, misses=0)) is not None
 
 
-def test_the_threshold_goes_on_while_the_hit_rate_rises_and_turns_when_it_falls(promotion, l1):
+def test_the_threshold_keeps_its_direction_while_the_hit_rate_rises_and_reverses_when_it_falls(promotion, l1):
     def rate(hits):
         promotion.adapt(l1.pass_time(hits=hits, misses=1000 - hits, evictions=10))
         return promotion.threshold
@@ -65,7 +65,7 @@ def test_the_threshold_stays_within_its_bounds(promotion, l1):
     assert seen == set(range(1, 11))
 
 
-def test_after_a_reset_of_the_counters_it_begins_anew(promotion, l1):
+def test_a_reset_of_the_counters_restarts_the_comparison(promotion, l1):
     promotion.adapt(l1.pass_time(hits=900, misses=100, evictions=10))
     l1.stats = CacheStats(0, 0, 0, 0, 0, 0, 0, 100)
     assert promotion.adapt(l1.stats) is None

@@ -1,4 +1,4 @@
-"""The whole cache on a real Redis and PostgreSQL, which are frozen, killed and started again."""
+"""The cache with a real Redis and PostgreSQL, which the tests freeze, kill and restart."""
 
 import asyncio
 import logging
@@ -30,11 +30,11 @@ def namespace():
 
 @pytest.fixture
 async def open_on(servers, namespace):
-    """Opens caches on the servers that all tests share."""
+    """Open caches on the servers that all tests share."""
     caches = []
 
     async def opened(*, size=1_000, redis_url=None, deadline=10, tier_deadline=5, **options):
-        # A machine that is busy with other tests may take its time, where the deadline is not what is tested.
+        # Long deadlines, because the machine may be busy; tests of the deadline pass shorter ones.
         cache = TieredCache(
             LRUCache(size),
             RedisTier(redis_url or servers.redis_url, deadline=tier_deadline),
@@ -46,7 +46,7 @@ async def open_on(servers, namespace):
 
     yield opened
     for cache in caches:
-        # One that its test has closed is opened for this.
+        # If the test has closed the cache, reopen it to clear it.
         await cache.close()
         async with cache:
             await cache.clear()
@@ -60,12 +60,12 @@ async def until(ask):
             await asyncio.sleep(0.02)
 
 
-async def takes_all(cache):
+async def all_tiers_accept(cache):
     return (await cache.set("probe", 1)).everywhere
 
 
 class PrivateRedis:
-    """A Redis that a test may freeze, kill and start again, at the same place."""
+    """A Redis that a test can freeze, kill and restart at the same address."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -97,7 +97,7 @@ class PrivateRedis:
 
 @pytest.fixture
 def private_redis():
-    # Short, for a unix socket's path has about a hundred characters.
+    # A short path, because the path of a Unix socket has at most about 100 characters.
     folder = Path(tempfile.mkdtemp(prefix="acgs-"))
     server = PrivateRedis(folder)
     yield server
@@ -106,7 +106,7 @@ def private_redis():
 
 
 @pytest.mark.parametrize("value", [None, 0, False, "", [], {"a": [1, 2.5, "ä"]}, b"\x00\xff"], ids=repr)
-async def test_what_one_process_sets_another_gets(open_on, value):
+async def test_a_value_set_by_one_process_is_read_by_another(open_on, value):
     one, other = await open_on(), await open_on()
     assert await one.set("key", value, tags=["t"]) == Written(True, True, True)
     assert await other.get("key", "missing") == value
@@ -117,25 +117,25 @@ async def test_what_one_process_sets_another_gets(open_on, value):
     assert await other.get("key", "missing") == "missing"
 
 
-async def test_what_redis_has_lost_comes_back_from_postgres(open_on):
+async def test_values_that_redis_has_lost_are_restored_from_postgres(open_on):
     one, other = await open_on(), await open_on()
     await one.set_many({str(i): i for i in range(100)})
-    await one._behind.l2.clear()
+    await one._lower_tiers.l2.clear()
     assert await other.get_many([str(i) for i in range(100)]) == {str(i): i for i in range(100)}
     await other.close()
-    assert len(await one._behind.l2.get_many([str(i) for i in range(100)])) == 100
+    assert len(await one._lower_tiers.l2.get_many([str(i) for i in range(100)])) == 100
 
 
-async def test_what_l1_evicts_goes_back_to_a_redis_that_lost_it(open_on):
+async def test_entries_evicted_from_l1_are_written_to_a_redis_that_lost_them(open_on):
     cache = await open_on(size=10)
     await cache.set_many({str(i): i for i in range(10)})
-    await cache._behind.l2.delete_many(["0", "1"])
+    await cache._lower_tiers.l2.delete_many(["0", "1"])
     await cache.set_many({f"more {i}": i for i in range(10)})
     await until(lambda: asyncio.sleep(0, cache.stats().demotions == 2))
-    assert (await cache._behind.l2.get("0")).value == 0
+    assert (await cache._lower_tiers.l2.get("0")).value == 0
 
 
-async def test_ten_thousand_callers_make_one_load(open_on):
+async def test_ten_thousand_concurrent_callers_share_one_load_on_real_servers(open_on):
     cache = await open_on()
     loader = Loader([1, 2])
     assert await asyncio.gather(*(cache.get_or_load("key", loader) for _ in range(10_000))) == [[1, 2]] * 10_000
@@ -153,7 +153,7 @@ async def test_processes_that_share_a_redis_lock_load_once(open_on):
     assert loader.calls == 1
 
 
-async def test_a_namespace_within_another_is_left_alone_by_clear(open_on, namespace):
+async def test_clear_does_not_touch_a_namespace_with_the_same_prefix(open_on, namespace):
     outer, inner = await open_on(), await open_on(namespace=f"{namespace}:b")
     await outer.set("b:key", 1)
     await inner.set("key", 2)
@@ -162,11 +162,11 @@ async def test_a_namespace_within_another_is_left_alone_by_clear(open_on, namesp
     assert await outer.get("b:key") is None
 
 
-async def test_while_redis_is_frozen_callers_are_answered_and_l1_is_not_touched(open_on, private_redis):
+async def test_while_redis_is_frozen_reads_are_misses_and_l1_still_serves(open_on, private_redis):
     cache = await open_on(redis_url=private_redis.url, deadline=0.1, tier_deadline=0.25)
     await cache.set("here", 1)
     private_redis.freeze()
-    # The clock of the loop says when; a busy machine may take longer, but nowhere near as long as the server.
+    # A busy machine may take longer than the deadline, but far less than this.
     async with asyncio.timeout(5):
         assert await asyncio.gather(*(cache.get(f"key {i}", "missed") for i in range(100))) == ["missed"] * 100
         assert await cache.get_or_load("key", Loader()) == "loaded"
@@ -176,13 +176,13 @@ async def test_while_redis_is_frozen_callers_are_answered_and_l1_is_not_touched(
 
 
 @pytest.mark.parametrize("frozen", ["redis", "postgres", "both"])
-async def test_frozen_servers_keep_no_caller_50_ms_beyond_the_deadline(
+async def test_frozen_servers_delay_no_caller_by_more_than_the_deadline_and_50_ms(
     private_redis, victim, namespace, stopwatch, frozen
 ):
     servers = {"redis": [private_redis], "postgres": [victim], "both": [private_redis, victim]}[frozen]
     tiers = RedisTier(private_redis.url, deadline=0.25), PostgresTier(victim.dsn, deadline=0.25)
     async with TieredCache(LRUCache(1_000), *tiers, namespace=namespace, deadline=0.25) as cache:
-        await until(lambda: takes_all(cache))
+        await until(lambda: all_tiers_accept(cache))
         await cache.set("here", 1)
         for server in servers:
             server.freeze()
@@ -208,7 +208,7 @@ async def test_frozen_servers_keep_no_caller_50_ms_beyond_the_deadline(
         await cache.clear()
 
 
-async def test_redis_is_killed_and_started_again_and_no_request_is_lost(open_on, private_redis):
+async def test_no_request_is_lost_when_redis_is_killed_and_restarted(open_on, private_redis):
     cache = await open_on(redis_url=private_redis.url, size=10, deadline=5, tier_deadline=0.25)
     answered = 0
 
@@ -228,20 +228,20 @@ async def test_redis_is_killed_and_started_again_and_no_request_is_lost(open_on,
 
     await asyncio.gather(*(caller(number) for number in range(10)))
     assert answered == 3_000
-    await until(lambda: takes_all(cache))
+    await until(lambda: all_tiers_accept(cache))
 
 
-async def test_a_cache_opens_while_redis_is_down_and_finds_it_later(open_on, private_redis):
+async def test_a_cache_opens_while_redis_is_down_and_uses_it_once_it_is_up(open_on, private_redis):
     private_redis.kill()
     cache = await open_on(redis_url=private_redis.url, tier_deadline=0.25)
     assert (await cache.set("key", 1)).l2 is False
     assert not (await cache.health()).ok
     private_redis.start()
-    await until(lambda: takes_all(cache))
+    await until(lambda: all_tiers_accept(cache))
     assert (await cache.health()).ok
 
 
-async def test_a_replay_loses_no_request_when_redis_is_killed_and_started_again(servers, private_redis):
+async def test_a_replay_loses_no_request_when_redis_is_killed_and_restarted(servers, private_redis):
     done = 0
 
     def advanced(more):
@@ -260,28 +260,28 @@ async def test_a_replay_loses_no_request_when_redis_is_killed_and_started_again(
     assert "failed calls" in next(row.achieved for row in report.rows if row.metric == "L2 tier")
 
 
-async def test_a_replay_loses_no_request_when_postgres_is_killed_and_started_again(servers, victim, caplog):
-    # It holds L3 and the origin: while it is away there is what L1 and Redis have, and the rest waits.
+async def test_a_replay_loses_no_request_when_postgres_is_killed_and_restarted(servers, victim, caplog):
+    # PostgreSQL holds L3 and the origin. While it is down, L1 and Redis serve what they have; other requests wait.
     caplog.set_level(logging.INFO, "acgsperf.tiers")
     done = 0
     outage = None
 
-    def words():
+    def levels():
         return [record.levelname for record in caplog.records if record.name == "acgsperf.tiers"]
 
-    async def be_away():
+    async def outage_of_postgres():
         await asyncio.to_thread(victim.kill)
-        # L3 is left alone.
-        await until(lambda: asyncio.sleep(0, words() == ["WARNING"]))
+        # The circuit breaker of L3 has opened.
+        await until(lambda: asyncio.sleep(0, levels() == ["WARNING"]))
         await asyncio.to_thread(victim.start)
 
     def advanced(more):
         nonlocal done, outage
         done += more
         if done >= 5_000 and outage is None:
-            outage = asyncio.create_task(be_away())
-        if outage is not None and outage.done() and words() == ["WARNING"]:
-            # There are requests left when L3 is tried again, however fast they are answered.
+            outage = asyncio.create_task(outage_of_postgres())
+        if outage is not None and outage.done() and levels() == ["WARNING"]:
+            # Slow the replay down, so that requests remain when the circuit breaker tries L3 again.
             time.sleep(0.02)
 
     trace = zipf_trace(30_000, distinct=15_000)
@@ -291,8 +291,8 @@ async def test_a_replay_loses_no_request_when_postgres_is_killed_and_started_aga
     await outage
     assert (report.requests, done) == (30_000, 30_000)
     assert "failed calls" in next(row.achieved for row in report.rows if row.metric == "L3 tier")
-    # And it is back.
-    assert words() == ["WARNING", "INFO"]
+    # The circuit breaker has closed again.
+    assert levels() == ["WARNING", "INFO"]
     rest = await asyncpg.connect(victim.dsn)
     try:
         assert await rest.fetchval("SELECT count(*) FROM pg_tables WHERE tablename LIKE 'acgsperf_replay%'") == 0

@@ -1,4 +1,4 @@
-"""One load for all, whoever leaves and however it ends."""
+"""Single flight: one load for concurrent callers, whichever of them is cancelled and however the load ends."""
 
 import asyncio
 import contextvars
@@ -17,7 +17,7 @@ async def waiters(cache, loader, number):
     return tasks
 
 
-async def test_ten_thousand_callers_make_one_load(open_cache):
+async def test_ten_thousand_concurrent_callers_share_one_load(open_cache):
     cache = await open_cache()
     loader = Loader()
     assert await asyncio.gather(*(cache.get_or_load("key", loader) for _ in range(10_000))) == ["loaded"] * 10_000
@@ -26,14 +26,14 @@ async def test_ten_thousand_callers_make_one_load(open_cache):
     assert cache.stats().joined == 9_999
 
 
-async def test_ten_thousand_callers_with_tiers_behind_make_one_load(open_cache, l2, l3):
+async def test_ten_thousand_concurrent_callers_share_one_load_with_lower_tiers(open_cache, l2, l3):
     cache = await open_cache(l2, l3)
     loader = Loader()
     assert await asyncio.gather(*(cache.get_or_load("key", loader) for _ in range(10_000))) == ["loaded"] * 10_000
     assert loader.calls == 1
 
 
-async def test_different_keys_are_loaded_side_by_side(open_cache, settle):
+async def test_different_keys_are_loaded_concurrently(open_cache, settle):
     cache = await open_cache()
     loader = Loader(gate_open=False)
     tasks = [asyncio.create_task(cache.get_or_load(key, loader)) for key in "abc"]
@@ -44,7 +44,7 @@ async def test_different_keys_are_loaded_side_by_side(open_cache, settle):
 
 
 @pytest.mark.parametrize("leaving", [0, 2, 4], ids=["first", "middle", "last"])
-async def test_a_caller_who_is_cancelled_takes_nobody_along(open_cache, leaving):
+async def test_cancelling_one_caller_does_not_affect_the_others(open_cache, leaving):
     cache = await open_cache()
     loader = Loader(gate_open=False)
     tasks = await waiters(cache, loader, 5)
@@ -75,7 +75,7 @@ async def test_the_load_is_cancelled_when_its_last_waiter_leaves(open_cache, set
     assert await cache.get_or_load("key", Loader("again")) == "again"
 
 
-async def test_a_caller_who_comes_while_an_abandoned_load_still_ends_gets_one_of_its_own(open_cache):
+async def test_a_caller_that_arrives_while_a_cancelled_load_still_ends_starts_a_new_load(open_cache):
     cache = await open_cache()
 
     async def stubborn(key):
@@ -95,20 +95,20 @@ async def test_a_caller_who_comes_while_an_abandoned_load_still_ends_gets_one_of
     assert cache.get_local("key") == "mine"
 
 
-@pytest.mark.parametrize("turns", range(5))
-async def test_a_caller_who_is_cancelled_in_the_turn_of_the_answer_takes_nobody_along(open_cache, turns):
+@pytest.mark.parametrize("iterations", range(5))
+async def test_cancelling_one_caller_while_the_load_ends_does_not_affect_the_others(open_cache, iterations):
     cache = await open_cache()
     loader = Loader(gate_open=False)
     tasks = await waiters(cache, loader, 3)
     loader.gate.set()
-    for _ in range(turns):
+    for _ in range(iterations):
         await asyncio.sleep(0)
     tasks[0].cancel()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert results[1:] == ["loaded"] * 2
 
 
-async def test_an_error_reaches_every_waiter_and_is_not_kept(open_cache):
+async def test_every_waiter_gets_the_error_and_it_is_not_cached(open_cache):
     cache = await open_cache()
     loader = Loader(error=KeyError("gone"), gate_open=False)
     tasks = await waiters(cache, loader, 100)
@@ -119,7 +119,7 @@ async def test_an_error_reaches_every_waiter_and_is_not_kept(open_cache):
     assert cache.stats().load_errors == 1
 
 
-async def test_waiters_raise_errors_of_their_own_with_the_loaders_traceback(open_cache):
+async def test_each_waiter_raises_its_own_copy_of_the_error_with_the_loaders_traceback(open_cache):
     cache = await open_cache()
     loader = Loader(error=KeyError("gone"), gate_open=False)
     tasks = await waiters(cache, loader, 100)
@@ -138,7 +138,7 @@ async def test_waiters_raise_errors_of_their_own_with_the_loaders_traceback(open
 
 
 class CodeError(Exception):
-    """Takes something else than what it tells its base."""
+    """Its `__init__` takes other arguments than its base class."""
 
     def __init__(self, code):
         super().__init__(f"failed with {code}")
@@ -146,7 +146,7 @@ class CodeError(Exception):
 
 
 class PickyError(Exception):
-    """Nothing makes one from its `args`."""
+    """It cannot be made from its `args`."""
 
     def __new__(cls, one, two):
         return super().__new__(cls, one)
@@ -157,13 +157,13 @@ class PickyError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class FrozenError(Exception):
-    """Nothing can be changed about it."""
+    """Its attributes cannot be set."""
 
     code: int
 
 
 class SlottedError(Exception):
-    """Its code is not in its `__dict__`."""
+    """Its `code` is not in its `__dict__`."""
 
     __slots__ = ("code",)
 
@@ -173,7 +173,7 @@ class SlottedError(Exception):
 
 
 class MissingError(ImportError):
-    """Its name is not in its `__dict__`."""
+    """Its `name` is not in its `__dict__`."""
 
     def __init__(self, name):
         super().__init__(f"no {name}", name=name)
@@ -190,16 +190,16 @@ class MissingError(ImportError):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-async def test_an_error_keeps_what_it_holds(open_cache, error, held):
+async def test_an_error_keeps_its_attributes(open_cache, error, held):
     cache = await open_cache()
-    said = str(error)
+    message = str(error)
     with pytest.raises(type(error)) as caught:
         await cache.get_or_load("key", Loader(error=error))
-    assert str(caught.value) == said
+    assert str(caught.value) == message
     assert {name: getattr(caught.value, name) for name in held} == held
 
 
-async def test_an_error_says_what_it_said_to_whoever_waits(open_cache):
+async def test_a_copied_error_has_the_same_message(open_cache):
     cache = await open_cache()
     error = CodeError(5)
     with pytest.raises(CodeError, match=r"^failed with 5$") as caught:
@@ -208,14 +208,14 @@ async def test_an_error_says_what_it_said_to_whoever_waits(open_cache):
     assert caught.value is not error
 
 
-async def test_an_error_that_cannot_be_copied_is_raised_itself(open_cache):
+async def test_an_error_that_cannot_be_copied_is_raised_as_it_is(open_cache):
     cache = await open_cache()
     error = PickyError(1, 2)
     tasks = [asyncio.create_task(cache.get_or_load("key", Loader(error=error))) for _ in range(3)]
     assert await asyncio.gather(*tasks, return_exceptions=True) == [error] * 3
 
 
-async def test_a_loader_that_waits_for_its_own_load_is_an_error(open_cache):
+async def test_a_loader_that_waits_for_its_own_load_gets_an_error(open_cache):
     cache, other = await open_cache(), await open_cache()
 
     async def own(key):
@@ -236,7 +236,7 @@ async def test_a_loader_that_waits_for_its_own_load_is_an_error(open_cache):
     assert await cache.get_or_load("key", Loader()) == "loaded"
 
 
-async def test_what_a_loader_starts_and_does_not_wait_for_may_wait_for_its_load(open_cache):
+async def test_a_task_that_a_loader_does_not_wait_for_may_wait_for_its_load(open_cache):
     cache = await open_cache()
     started = []
 
@@ -252,7 +252,7 @@ async def test_what_a_loader_starts_and_does_not_wait_for_may_wait_for_its_load(
     assert await started[0] == "child of parent"
 
 
-async def test_two_loaders_that_wait_for_each_other_are_an_error_for_one(open_cache):
+async def test_two_loaders_that_wait_for_each_other_get_an_error(open_cache):
     cache = await open_cache()
 
     async def crosswise(key):
@@ -264,7 +264,7 @@ async def test_two_loaders_that_wait_for_each_other_are_an_error_for_one(open_ca
     assert {type(error) for error in errors} == {LoadError}
 
 
-async def test_a_loader_may_load_other_keys_the_same_one_twice_at_once(open_cache):
+async def test_a_loader_may_load_another_key_several_times_concurrently(open_cache):
     cache = await open_cache()
 
     async def sum_of(key):
@@ -273,32 +273,34 @@ async def test_a_loader_may_load_other_keys_the_same_one_twice_at_once(open_cach
     assert await asyncio.gather(*(cache.get_or_load(f"sum {i % 2}", sum_of) for i in range(4))) == [6] * 4
 
 
-async def test_a_load_that_is_cancelled_from_inside_is_an_error_and_no_cancellation(open_cache):
+async def test_a_loader_that_cancels_itself_does_not_cancel_its_callers(open_cache):
     cache = await open_cache()
     loader = Loader(error=asyncio.CancelledError(), gate_open=False)
     tasks = await waiters(cache, loader, 3)
     loader.gate.set()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [type(result) for result in results] == [LoadCancelledError] * 3
+    assert str(results[0]) == "the loader cancelled the load of 'key'"
     assert not any(task.cancelled() for task in tasks)
 
 
-async def test_a_load_that_hangs_ends_at_the_hard_timeout(open_cache):
+async def test_a_hanging_load_ends_at_the_hard_timeout(open_cache):
     cache = await open_cache(hard_timeout=0.02)
     loader = Loader(gate_open=False)
     results = await asyncio.gather(*(cache.get_or_load("key", loader) for _ in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [LoadTimeoutError] * 3
+    assert str(results[0]) == "the load of 'key' took longer than hard_timeout (0.02 s)"
     assert isinstance(results[0], TimeoutError)
     assert (loader.calls, loader.cancelled) == (1, 1)
     assert cache.stats().load_timeouts == 1
     assert await cache.get_or_load("key", Loader()) == "loaded"
 
 
-async def test_a_load_that_ignores_its_cancellation_does_not_hold_its_waiters(open_cache):
+async def test_a_load_that_ignores_its_cancellation_does_not_block_its_waiters(open_cache):
     cache = await open_cache(hard_timeout=0.01)
     release = asyncio.Event()
 
-    async def deaf(key):
+    async def ignoring(key):
         while not release.is_set():
             try:
                 await release.wait()
@@ -307,14 +309,14 @@ async def test_a_load_that_ignores_its_cancellation_does_not_hold_its_waiters(op
         return "late"
 
     with pytest.raises(LoadTimeoutError):
-        await cache.get_or_load("key", deaf)
+        await cache.get_or_load("key", ignoring)
     release.set()
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert cache.get_local("key") is None
 
 
-async def test_closing_the_cache_ends_its_loads_with_an_error_and_no_task_is_left(open_cache):
+async def test_closing_the_cache_cancels_its_loads_and_its_callers_get_an_error(open_cache):
     cache = await open_cache()
     loader = Loader(gate_open=False)
     tasks = await waiters(cache, loader, 2)
@@ -324,7 +326,33 @@ async def test_closing_the_cache_ends_its_loads_with_an_error_and_no_task_is_lef
     assert loader.cancelled == 1
 
 
-async def test_a_cache_that_is_closed_while_a_caller_reads_the_tiers_begins_no_load(open_cache, l2, settle):
+async def test_closing_the_cache_logs_the_loads_that_ignore_their_cancellation(open_cache, monkeypatch, caplog):
+    monkeypatch.setattr("acgsperf.cache.tiered._CLOSE_GRACE_S", 0.01)
+    cache = await open_cache()
+    release, ended = asyncio.Event(), asyncio.Event()
+
+    async def ignoring(key):
+        try:
+            await release.wait()
+        except asyncio.CancelledError:
+            await release.wait()
+        ended.set()
+
+    task = asyncio.create_task(cache.get_or_load("key", ignoring))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await cache.close()
+    with pytest.raises(CacheError, match=r"^cache 'test' was closed during the load of 'key'$"):
+        await task
+    assert caplog.messages == [
+        "cache 'test': 1 loads ignored their cancellation for 0.01 s; closing without waiting for them"
+    ]
+    release.set()
+    await ended.wait()
+    await asyncio.sleep(0)
+
+
+async def test_a_cache_that_is_closed_while_a_caller_reads_the_tiers_starts_no_load(open_cache, l2, settle):
     cache = await open_cache(l2)
     l2.gate.clear()
     loader = Loader()
@@ -339,7 +367,7 @@ async def test_a_cache_that_is_closed_while_a_caller_reads_the_tiers_begins_no_l
     assert loader.calls == 0
 
 
-async def test_a_load_runs_in_the_context_of_the_caller_who_began_it(open_cache):
+async def test_a_load_runs_in_the_context_of_the_caller_that_started_it(open_cache):
     who = contextvars.ContextVar("who")
     cache = await open_cache()
 
@@ -393,7 +421,7 @@ async def test_a_set_during_a_load_wins(open_cache, l2, l3, settle):
 
 
 @pytest.mark.parametrize("how", ["delete", "tag", "clear"])
-async def test_a_removal_during_a_load_wins_and_later_callers_load_again(open_cache, l2, l3, settle, how):
+async def test_a_removal_during_a_load_wins_and_later_callers_start_a_new_load(open_cache, l2, l3, settle, how):
     cache = await open_cache(l2, l3)
     loader = Loader("old", gate_open=False)
     task = asyncio.create_task(cache.get_or_load("key", loader, tags=["t"]))
@@ -409,7 +437,7 @@ async def test_a_removal_during_a_load_wins_and_later_callers_load_again(open_ca
     assert (l2["key"].value, l3["key"].value) == ("new", "new")
 
 
-async def test_a_loader_that_is_no_coroutine_function_is_a_type_error(open_cache):
+async def test_a_loader_that_returns_no_awaitable_raises_a_type_error(open_cache):
     cache = await open_cache()
     with pytest.raises(TypeError):
         await cache.get_or_load("key", lambda key: "plain")

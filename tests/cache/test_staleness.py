@@ -1,4 +1,4 @@
-"""What a caller gets while an entry is fresh, due, stale and gone."""
+"""What a caller gets for an entry that is fresh, due for refresh, stale or removed."""
 
 import asyncio
 import math
@@ -11,7 +11,7 @@ from acgsperf.cache import TieredCache
 from acgsperf.errors import LoadTimeoutError
 
 
-async def test_a_value_is_fresh_until_its_ttl_is_over(open_cache, clock):
+async def test_a_value_is_fresh_until_its_ttl_has_passed(open_cache, clock):
     cache = await open_cache(ttl=60)
     await cache.set("key", 1)
     await cache.set("short", 1, ttl=10)
@@ -24,7 +24,7 @@ async def test_a_value_is_fresh_until_its_ttl_is_over(open_cache, clock):
     assert cache.get_local("forever") == 1
 
 
-async def test_a_stale_value_is_given_at_once_and_loaded_behind(open_cache, clock, settle):
+async def test_a_stale_value_is_served_at_once_while_a_load_runs_in_the_background(open_cache, clock, settle):
     cache = await open_cache(ttl=60, stale_ttl=30)
     loader = Loader("new", gate_open=False)
     await cache.set("key", "old")
@@ -50,14 +50,14 @@ async def test_a_stale_value_is_a_miss_for_get(open_cache, clock, l2):
     assert cache.get_local("key") is None
 
 
-async def test_what_is_past_its_stale_time_is_gone(open_cache, clock):
+async def test_a_value_is_not_served_after_its_stale_ttl(open_cache, clock):
     cache = await open_cache(ttl=60, stale_ttl=30)
     await cache.set("key", "old")
     clock.advance(90)
     assert await cache.get_or_load("key", Loader("new")) == "new"
 
 
-async def test_a_stale_value_from_a_tier_behind_is_given_too(open_cache, clock, l2, settle):
+async def test_a_stale_value_from_a_lower_tier_is_served_too(open_cache, clock, l2, settle):
     writer = await open_cache(l2, ttl=60, stale_ttl=30)
     await writer.set("key", "old")
     clock.advance(60)
@@ -67,7 +67,7 @@ async def test_a_stale_value_from_a_tier_behind_is_given_too(open_cache, clock, 
     assert await reader.get_or_load("key", Loader("newer")) == "new"
 
 
-async def test_the_soft_timeout_gives_what_is_stale_and_the_load_goes_on(open_cache, clock, settle):
+async def test_after_the_soft_timeout_the_stale_value_is_served_and_the_load_continues(open_cache, clock, settle):
     cache = await open_cache(ttl=60, stale_ttl=30, soft_timeout=0.01)
     loader = Loader("new", gate_open=False)
     await cache.set("key", "old")
@@ -79,14 +79,14 @@ async def test_the_soft_timeout_gives_what_is_stale_and_the_load_goes_on(open_ca
     assert cache.get_local("key") == "new"
 
 
-async def test_a_load_within_the_soft_timeout_gives_the_new_value(open_cache, clock):
+async def test_a_load_within_the_soft_timeout_returns_the_new_value(open_cache, clock):
     cache = await open_cache(ttl=60, stale_ttl=30, soft_timeout=10)
     await cache.set("key", "old")
     clock.advance(60)
     assert await cache.get_or_load("key", Loader("new")) == "new"
 
 
-async def test_without_anything_stale_the_soft_timeout_does_not_matter(open_cache, settle):
+async def test_without_a_stale_value_the_soft_timeout_has_no_effect(open_cache, settle):
     cache = await open_cache(ttl=60, stale_ttl=30, soft_timeout=0)
     loader = Loader("new", gate_open=False)
     task = asyncio.create_task(cache.get_or_load("key", loader))
@@ -96,9 +96,7 @@ async def test_without_anything_stale_the_soft_timeout_does_not_matter(open_cach
     assert await task == "new"
 
 
-async def test_a_caller_who_leaves_while_something_stale_is_given_to_others_does_not_end_the_load(
-    open_cache, clock, settle
-):
+async def test_a_background_load_continues_when_its_caller_has_left(open_cache, clock, settle):
     cache = await open_cache(ttl=60, stale_ttl=30, soft_timeout=0)
     loader = Loader("new", gate_open=False)
     await cache.set("key", "old")
@@ -111,7 +109,7 @@ async def test_a_caller_who_leaves_while_something_stale_is_given_to_others_does
     assert (loader.cancelled, cache.get_local("key")) == (0, "new")
 
 
-async def test_a_load_that_fails_gives_what_is_stale(open_cache, clock):
+async def test_after_a_failed_load_the_stale_value_is_served(open_cache, clock):
     cache = await open_cache(ttl=60, stale_ttl=30, soft_timeout=None)
     await cache.set("key", "old")
     clock.advance(60)
@@ -120,7 +118,7 @@ async def test_a_load_that_fails_gives_what_is_stale(open_cache, clock):
     assert (stats.load_errors, stats.stale_served) == (1, 1)
 
 
-async def test_a_load_past_the_hard_timeout_gives_what_is_stale(open_cache, clock):
+async def test_after_the_hard_timeout_the_stale_value_is_served(open_cache, clock):
     cache = await open_cache(ttl=60, stale_ttl=30, soft_timeout=None, hard_timeout=0.01)
     await cache.set("key", "old")
     clock.advance(60)
@@ -130,7 +128,7 @@ async def test_a_load_past_the_hard_timeout_gives_what_is_stale(open_cache, cloc
         await cache.get_or_load("key", Loader(gate_open=False))
 
 
-async def test_a_failed_load_is_not_tried_again_for_a_while_if_something_stale_can_be_given(open_cache, clock, settle):
+async def test_with_a_stale_value_a_failed_load_is_not_retried_before_retry_after(open_cache, clock, settle):
     cache = await open_cache(ttl=60, stale_ttl=30, retry_after=5)
     failing = Loader(error=OSError("down"))
     await cache.set("key", "old")
@@ -145,7 +143,7 @@ async def test_a_failed_load_is_not_tried_again_for_a_while_if_something_stale_c
     assert cache.get_local("key") == "new"
 
 
-async def test_a_failed_load_with_nothing_stale_is_tried_again_at_once(open_cache):
+async def test_without_a_stale_value_a_failed_load_is_retried_at_once(open_cache):
     cache = await open_cache(retry_after=5)
     failing = Loader(error=OSError("down"))
     for _ in range(3):
@@ -154,7 +152,7 @@ async def test_a_failed_load_with_nothing_stale_is_tried_again_at_once(open_cach
     assert failing.calls == 3
 
 
-async def test_past_the_refresh_point_a_hit_begins_a_load_behind(open_cache, clock, settle):
+async def test_past_the_refresh_point_a_hit_starts_a_load_in_the_background(open_cache, clock, settle):
     cache = await open_cache(ttl=100, refresh_ahead=0.8)
     loader = Loader("new", gate_open=False)
     await cache.set("key", "old")
@@ -178,7 +176,7 @@ async def test_past_the_refresh_point_a_hit_begins_a_load_behind(open_cache, clo
     assert cache.stats().stale_served == 0
 
 
-async def test_a_load_ahead_that_fails_is_tried_again_after_a_while(open_cache, clock, settle):
+async def test_a_failed_refresh_is_not_retried_before_retry_after(open_cache, clock, settle):
     cache = await open_cache(ttl=100, refresh_ahead=0.8, retry_after=5)
     await cache.set("key", "old")
     clock.advance(80)
@@ -193,7 +191,7 @@ async def test_a_load_ahead_that_fails_is_tried_again_after_a_while(open_cache, 
     assert cache.get_local("key") == "new"
 
 
-async def test_a_load_behind_takes_what_another_process_has_loaded_since(open_cache, clock, l2, settle):
+async def test_a_background_load_uses_what_another_process_has_loaded_since(open_cache, clock, l2, settle):
     cache = await open_cache(l2, ttl=60, stale_ttl=30)
     other = await open_cache(l2, ttl=60, stale_ttl=30)
     await cache.set("key", "old")
@@ -213,7 +211,7 @@ async def test_jitter_shortens_a_ttl_by_at_most_its_share(open_cache, l2):
     assert len(lives) > 100
 
 
-async def test_a_ttl_of_l1_is_how_long_the_tiers_behind_are_not_asked(open_cache, clock, l2):
+async def test_a_ttl_of_l1_limits_how_long_the_lower_tiers_are_not_asked(open_cache, clock, l2):
     cache = await open_cache(l2, l1_ttl=10, ttl=100, promotion_threshold=1)
     await cache.set("key", "old")
     l2.store["test", "key"] = type(l2["key"])("theirs", clock(), clock() + 100, clock() + 100)
@@ -223,7 +221,7 @@ async def test_a_ttl_of_l1_is_how_long_the_tiers_behind_are_not_asked(open_cache
     assert await cache.get_or_load("key", Loader()) == "theirs"
 
 
-async def test_that_there_is_none_is_remembered_for_a_while(open_cache, clock):
+async def test_a_key_without_a_value_is_remembered_for_the_negative_ttl(open_cache, clock):
     cache = await open_cache(negative_ttl=5)
     nothing = Loader(None)
     for _ in range(3):
@@ -235,7 +233,7 @@ async def test_that_there_is_none_is_remembered_for_a_while(open_cache, clock):
     assert await cache.get_or_load("key", Loader("now")) == "now"
 
 
-async def test_that_there_is_none_is_known_to_other_processes(open_cache, l2, settle):
+async def test_negative_entries_are_shared_with_other_processes(open_cache, l2, settle):
     cache = await open_cache(l2, negative_ttl=5)
     assert await cache.get_or_load("key", Loader(None)) is None
     await settle()
@@ -246,7 +244,7 @@ async def test_that_there_is_none_is_known_to_other_processes(open_cache, l2, se
     assert loader.calls == 0
 
 
-async def test_a_set_ends_the_negative_entry(open_cache):
+async def test_a_set_replaces_a_negative_entry(open_cache):
     cache = await open_cache(negative_ttl=5)
     await cache.get_or_load("key", Loader(None))
     await cache.set("key", None)
@@ -257,7 +255,7 @@ async def test_a_set_ends_the_negative_entry(open_cache):
     assert await cache.get_or_load("key", Loader("now")) == "now"
 
 
-async def test_negative_entries_are_bounded_in_number_and_push_no_value_out(open_cache, l2, settle):
+async def test_negative_entries_are_bounded_and_evict_no_value(open_cache, l2, settle):
     cache = await open_cache(l2, size=10, negative_ttl=5, negative_maxsize=20)
     await cache.set_many({str(i): i for i in range(10)})
     for i in range(100):
@@ -297,21 +295,21 @@ async def test_without_a_negative_ttl_none_is_a_value(open_cache, clock):
         ("retry_after", True, TypeError),
     ],
 )
-def test_an_option_out_of_bounds_is_named(option, value, error):
-    with pytest.raises(error, match="maxsize" if option == "negative_maxsize" else option):
+def test_the_error_for_an_option_out_of_range_names_it(option, value, error):
+    with pytest.raises(error, match=f"^{option} must be"):
         TieredCache(LRUCache(1), namespace="test", **{option: value})
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (({},), {}, "l1 must be an LRUCache"),
-        ((LRUCache(1), "redis://localhost"), {}, "l2 must be a Tier or None, not of type str"),
-        ((LRUCache(1), None, 5), {}, "l3 must be a Tier or None, not of type int"),
+        (({},), {}, "l1 must be an LRUCache, got dict"),
+        ((LRUCache(1), "redis://localhost"), {}, "l2 must be a Tier or None, got str"),
+        ((LRUCache(1), None, 5), {}, "l3 must be a Tier or None, got int"),
         ((LRUCache(1),), {"namespace": None}, "namespace must be a str"),
         ((LRUCache(1),), {"namespace": ""}, "namespace must be 1 to 100"),
     ],
 )
-def test_a_part_of_the_wrong_type_is_named(arguments, options, message):
+def test_the_error_for_an_invalid_l1_tier_or_namespace_names_it(arguments, options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         TieredCache(*arguments, **{"namespace": "test"} | options)

@@ -1,4 +1,4 @@
-"""The decorator."""
+"""`TieredCache.cached`."""
 
 import asyncio
 import functools
@@ -7,24 +7,24 @@ import inspect
 import pytest
 
 
-async def test_a_function_runs_once_for_equal_arguments_however_they_are_written(open_cache):
+async def test_calls_with_equal_arguments_run_the_function_once(open_cache):
     cache = await open_cache()
     calls = []
 
     @cache.cached()
     async def add(a, b=2, *, c=3):
-        """Adds."""
+        """Add numbers."""
         calls.append((a, b, c))
         return a + b + c
 
     assert [await add(1), await add(a=1), await add(1, 2), await add(1, c=3, b=2)] == [6] * 4
     assert await add(1, 3) == 7
     assert calls == [(1, 2, 3), (1, 3, 3)]
-    assert (add.__name__, add.__doc__) == ("add", "Adds.")
+    assert (add.__name__, add.__doc__) == ("add", "Add numbers.")
     assert inspect.iscoroutinefunction(add)
 
 
-async def test_functions_share_nothing_and_types_of_arguments_differ(open_cache):
+async def test_different_functions_and_argument_types_have_different_keys(open_cache):
     cache = await open_cache()
 
     @cache.cached()
@@ -38,7 +38,7 @@ async def test_functions_share_nothing_and_types_of_arguments_differ(open_cache)
     assert [await one(1), await two(1), await one("1"), await one(True)] == ["one 1", "two 1", "one '1'", "one True"]
 
 
-async def test_concurrent_calls_run_once(open_cache):
+async def test_concurrent_calls_run_the_function_once(open_cache):
     cache = await open_cache()
     calls = 0
 
@@ -53,7 +53,7 @@ async def test_concurrent_calls_run_once(open_cache):
     assert calls == 1
 
 
-async def test_a_result_of_none_is_kept(open_cache):
+async def test_a_result_of_none_is_cached(open_cache):
     cache = await open_cache()
     calls = []
 
@@ -65,7 +65,7 @@ async def test_a_result_of_none_is_kept(open_cache):
     assert calls == [1]
 
 
-async def test_a_key_a_ttl_and_tags_of_ones_own(open_cache, clock):
+async def test_key_ttl_and_tags_can_be_given(open_cache, clock):
     cache = await open_cache()
     calls = []
 
@@ -85,7 +85,7 @@ async def test_a_key_a_ttl_and_tags_of_ones_own(open_cache, clock):
     assert calls == [1, 1, 1, 2]
 
 
-async def test_instances_have_results_of_their_own_unless_they_are_equal(open_cache):
+async def test_instances_that_are_not_equal_do_not_share_results(open_cache):
     cache = await open_cache()
 
     class Tenant:
@@ -117,7 +117,7 @@ async def test_instances_have_results_of_their_own_unless_they_are_equal(open_ca
     assert [await Tenant.kind(1), await Other.kind(1), await a.plain(1)] == ["Tenant 1", "Other 1", "plain 1"]
 
 
-async def test_a_key_of_a_method_gets_self(open_cache):
+async def test_the_key_function_of_a_method_gets_self(open_cache):
     cache = await open_cache()
 
     class Tenant:
@@ -132,7 +132,7 @@ async def test_a_key_of_a_method_gets_self(open_cache):
     assert cache.get_local("a:1") == "a 1"
 
 
-async def test_what_cannot_be_cached_is_a_type_error(open_cache):
+async def test_functions_and_arguments_that_cannot_be_cached_raise_a_type_error(open_cache):
     cache = await open_cache()
     with pytest.raises(TypeError, match="coroutine function"):
         cache.cached()(lambda: 1)
@@ -147,7 +147,7 @@ async def test_what_cannot_be_cached_is_a_type_error(open_cache):
         await load()
 
 
-async def test_what_a_decorator_has_made_of_functions_is_told_apart_by_their_names(open_cache):
+async def test_functions_with_the_same_decorator_have_different_keys(open_cache):
     cache = await open_cache()
 
     def decorated(function):

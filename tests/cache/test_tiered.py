@@ -1,4 +1,4 @@
-"""L1, L2 and L3 as one: what is read where, what moves up, what moves down, and what writes do to that."""
+"""`TieredCache` over L1, L2 and L3: reads, promotion, demotion, writes and their order."""
 
 import asyncio
 import math
@@ -21,17 +21,17 @@ async def test_a_falsy_value_is_a_hit_in_every_tier(open_cache, l2, l3, settle, 
     assert writer.get_local("key", default) == value
     assert await writer.get("key", default) == value
     assert await writer.get_or_load("key", loader) == value
-    behind_l2 = await open_cache(l2, l3)
-    assert await behind_l2.get("key", default) == value
-    assert await behind_l2.get_many(["key"]) == {"key": value}
-    assert await behind_l2.get_or_load("key", loader) == value
-    assert await behind_l2.get_or_load_many(["key"], loader) == {"key": value}
+    reader = await open_cache(l2, l3)
+    assert await reader.get("key", default) == value
+    assert await reader.get_many(["key"]) == {"key": value}
+    assert await reader.get_or_load("key", loader) == value
+    assert await reader.get_or_load_many(["key"], loader) == {"key": value}
     l2.lose("key")
-    assert await behind_l2.get("key", default) == value
+    assert await reader.get("key", default) == value
     assert loader.calls == 0
 
 
-async def test_a_load_goes_to_every_tier(open_cache, l2, l3, settle):
+async def test_a_loaded_value_is_stored_in_every_tier(open_cache, l2, l3, settle):
     cache = await open_cache(l2, l3, ttl=60, stale_ttl=30)
     assert await cache.get_or_load("key", Loader(), tags=["t"]) == "loaded"
     await settle()
@@ -44,14 +44,14 @@ async def test_a_load_goes_to_every_tier(open_cache, l2, l3, settle):
 
 
 @pytest.mark.parametrize("ttl", [math.inf, 1e300, 1e10])
-async def test_a_ttl_beyond_every_clock_is_none(open_cache, l2, l3, ttl):
+async def test_a_ttl_too_large_for_the_clock_means_no_expiration(open_cache, l2, l3, ttl):
     cache = await open_cache(l2, l3)
     assert await cache.set("key", 1, ttl) == Written(l1=True, l2=True, l3=True)
     assert (l2["key"].fresh_until, l2["key"].kept_until, l3["key"].fresh_until) == (None, None, None)
     assert cache.get_local("key") == 1
 
 
-async def test_tiers_are_read_in_order_and_no_further_than_the_first_hit(open_cache, l2, l3):
+async def test_tiers_are_read_in_order_down_to_the_first_hit(open_cache, l2, l3):
     cache = await open_cache(l2, l3, promotion_threshold=100)
     await cache.get("none")
     assert (l2.asked("get"), l3.asked("get")) == ([("none",)], [("none",)])
@@ -70,7 +70,7 @@ async def test_an_l3_hit_is_written_back_to_l2(open_cache, l2, l3, settle):
     assert [l2[key] for key in "abc"] == [l3[key] for key in "abc"]
 
 
-async def test_what_is_stale_in_l2_and_fresh_in_l3_is_taken_from_l3(open_cache, clock, l2, l3, settle):
+async def test_a_fresh_value_in_l3_is_preferred_to_a_stale_one_in_l2(open_cache, clock, l2, l3, settle):
     cache = await open_cache(l2, l3, ttl=60, stale_ttl=60)
     await cache.set("key", "old")
     clock.advance(60)
@@ -81,7 +81,7 @@ async def test_what_is_stale_in_l2_and_fresh_in_l3_is_taken_from_l3(open_cache, 
     assert l2["key"].value == "new"
 
 
-async def test_the_third_hit_in_l2_takes_a_value_to_l1(open_cache, l2):
+async def test_the_third_hit_in_l2_promotes_a_value_to_l1(open_cache, l2):
     await (await open_cache(l2)).set("key", 1)
     cache = await open_cache(l2)
     for hits in range(1, 4):
@@ -92,7 +92,7 @@ async def test_the_third_hit_in_l2_takes_a_value_to_l1(open_cache, l2):
     assert cache.stats().promotions == 1
 
 
-async def test_hits_of_many_and_of_loads_count_for_promotion(open_cache, l2):
+async def test_hits_of_get_many_and_get_or_load_count_for_promotion(open_cache, l2):
     await (await open_cache(l2)).set("key", 1)
     cache = await open_cache(l2)
     await cache.get_many(["key"])
@@ -113,7 +113,7 @@ async def test_a_promoted_value_expires_when_the_original_does(open_cache, clock
     assert cache.get_local("key") is None
 
 
-async def test_counters_of_promotion_are_bounded(open_cache, l2):
+async def test_the_number_of_promotion_counters_is_bounded(open_cache, l2):
     await (await open_cache(l2, size=1000)).set_many({str(i): i for i in range(1000)})
     cache = await open_cache(l2, size=10)
     for _ in range(5):
@@ -122,7 +122,7 @@ async def test_counters_of_promotion_are_bounded(open_cache, l2):
     assert cache.stats().promotions == 0
 
 
-async def test_what_l1_evicts_while_fresh_goes_back_to_l2_if_l2_has_lost_it(open_cache, l2, settle):
+async def test_a_fresh_entry_evicted_from_l1_is_written_to_l2_if_l2_has_lost_it(open_cache, l2, settle):
     cache = await open_cache(l2, size=2)
     for key in "ab":
         await cache.set(key, key, tags=["t"])
@@ -134,7 +134,7 @@ async def test_what_l1_evicts_while_fresh_goes_back_to_l2_if_l2_has_lost_it(open
     assert cache.stats().demotions == 1
 
 
-async def test_what_l1_evicts_when_it_is_not_fresh_is_let_go(open_cache, clock, l2, settle):
+async def test_an_expired_entry_evicted_from_l1_is_not_written_to_l2(open_cache, clock, l2, settle):
     cache = await open_cache(l2, size=1, ttl=60)
     await cache.set("key", 1)
     l2.lose("key")
@@ -145,7 +145,7 @@ async def test_what_l1_evicts_when_it_is_not_fresh_is_let_go(open_cache, clock, 
     assert cache.stats().demotions == 0
 
 
-async def test_without_demotion_nothing_that_l1_evicts_comes_back(open_cache, l2, settle):
+async def test_without_demotion_an_evicted_entry_is_not_written_to_l2(open_cache, l2, settle):
     cache = await open_cache(l2, size=2, demotion=False)
     other = await open_cache(l2)
     await cache.set_many({"a": 1, "b": 2})
@@ -156,7 +156,7 @@ async def test_without_demotion_nothing_that_l1_evicts_comes_back(open_cache, l2
     assert cache.stats().demotions == 0
 
 
-async def test_a_delete_overtakes_a_demotion(open_cache, l2, settle):
+async def test_a_delete_supersedes_a_demotion(open_cache, l2, settle):
     cache = await open_cache(l2, size=1)
     await cache.set("key", 1)
     l2.lose("key")
@@ -173,7 +173,7 @@ async def test_a_delete_overtakes_a_demotion(open_cache, l2, settle):
 
 
 @pytest.mark.parametrize("how", ["set", "delete", "tag", "clear"])
-async def test_a_write_overtakes_a_read_of_the_tiers(open_cache, l2, l3, settle, how):
+async def test_a_write_supersedes_a_read_of_the_lower_tiers(open_cache, l2, l3, settle, how):
     await (await open_cache(l2, l3)).set("key", "old", tags=["t"])
     cache = await open_cache(l2, l3, promotion_threshold=1)
     l2.gate.clear()
@@ -197,10 +197,10 @@ async def test_a_write_overtakes_a_read_of_the_tiers(open_cache, l2, l3, settle,
     assert await (await open_cache(l2, l3)).get("key") == expected
 
 
-async def test_a_read_that_begins_during_a_delete_does_not_bring_the_value_back(open_cache, l2, l3, settle):
+async def test_a_read_that_starts_during_a_delete_does_not_restore_the_value(open_cache, l2, l3, settle):
     cache = await open_cache(l2, l3, promotion_threshold=1)
     await (await open_cache(l2, l3)).set("key", "old")
-    # L2 is down, and answers at once; the deletion reaches L3 a turn later.
+    # L2 is down and answers at once. The deletion reaches L3 one iteration of the event loop later.
     l2.up = False
     removal = asyncio.create_task(cache.delete("key"))
     await asyncio.sleep(0)
@@ -210,7 +210,7 @@ async def test_a_read_that_begins_during_a_delete_does_not_bring_the_value_back(
     assert await cache.get("key") is None
 
 
-async def test_a_set_and_a_later_read_by_the_same_caller_are_in_order(open_cache, l2, l3):
+async def test_a_read_returns_what_the_same_caller_has_set_before(open_cache, l2, l3):
     cache = await open_cache(l2, l3, size=1)
     for i in range(20):
         await cache.set("key", i)
@@ -218,7 +218,7 @@ async def test_a_set_and_a_later_read_by_the_same_caller_are_in_order(open_cache
         assert await cache.get("key") == i
 
 
-async def test_set_says_which_tiers_took_the_value(open_cache, l2, l3):
+async def test_set_returns_which_tiers_accepted_the_value(open_cache, l2, l3):
     cache = await open_cache(l2, l3)
     assert await cache.set("key", 1) == Written(True, True, True)
     l3.up = False
@@ -240,7 +240,7 @@ async def test_set_many_and_delete_many_are_one_call_of_each_tier(open_cache, l2
     assert await cache.get_many(["a", "b"]) == {}
 
 
-async def test_tags_forget_their_entries_in_every_tier(open_cache, l2, l3):
+async def test_invalidating_a_tag_removes_its_entries_from_every_tier(open_cache, l2, l3):
     cache = await open_cache(l2, l3)
     await cache.set("a", 1, tags=["red"])
     await cache.set("b", 2, tags=["red", "blue"])
@@ -252,7 +252,7 @@ async def test_tags_forget_their_entries_in_every_tier(open_cache, l2, l3):
     assert await cache.get_many("abc") == {}
 
 
-async def test_tags_find_what_is_stale_and_what_was_promoted(open_cache, clock, l2, settle):
+async def test_invalidating_a_tag_removes_stale_and_promoted_entries(open_cache, clock, l2, settle):
     cache = await open_cache(l2, ttl=60, stale_ttl=60, promotion_threshold=1)
     await (await open_cache(l2, ttl=100)).set("promoted", 1, tags=["t"])
     await cache.get("promoted")
@@ -262,21 +262,21 @@ async def test_tags_find_what_is_stale_and_what_was_promoted(open_cache, clock, 
     await cache.invalidate_tag("t")
     assert cache.get_local("promoted") is None
     assert await cache.get_or_load("stale", Loader("new")) == "new"
-    # The caches share their tiers, which the first to close takes along.
+    # The caches share their tiers, and the first cache that closes closes them: let the queued writes end before.
     await settle()
 
 
-async def test_tags_of_entries_that_have_left_take_no_memory(open_cache, clock):
+async def test_tags_of_removed_entries_take_no_memory(open_cache, clock):
     cache = await open_cache(size=10, ttl=60, stale_ttl=60)
     for i in range(1000):
         await cache.set(str(i), i, tags=[f"tag {i}"])
-    assert len(cache._local._tagged) == 10
+    assert len(cache._l1._tags) == 10
     clock.advance(120)
     cache.optimize()
-    assert not cache._local._tagged
+    assert not cache._l1._tags
 
 
-async def test_a_tag_has_to_be_in_a_sequence(open_cache):
+async def test_a_single_str_as_tags_raises_a_type_error(open_cache):
     cache = await open_cache()
     with pytest.raises(TypeError, match="tags"):
         await cache.set("key", 1, tags="red")
@@ -295,14 +295,14 @@ async def test_namespaces_share_nothing(open_cache, l2, one, other):
     assert list(l2.store) == [(other, "key")]
 
 
-def test_an_l1_belongs_to_one_cache():
+def test_an_l1_of_another_cache_is_rejected():
     l1 = LRUCache(10)
     TieredCache(l1, namespace="a")
     with pytest.raises(ValueError, match="l1"):
         TieredCache(l1, namespace="b")
 
 
-async def test_an_on_evict_of_l1s_own_is_called_as_before():
+async def test_the_on_evict_of_l1_is_still_called():
     evicted = []
     l1 = LRUCache(1, on_evict=lambda *event: evicted.append(event))
     async with TieredCache(l1, namespace="test") as cache:
@@ -321,11 +321,11 @@ async def test_get_many_asks_each_tier_once_for_what_is_missing(open_cache, l2, 
     assert await cache.get_many(["one", "two", "three", "none", "two"]) == {"one": 1, "two": 2, "three": 3}
     assert l2.asked("get_many") == [("two", "three", "none")]
     assert l3.asked("get_many") == [("three", "none")]
-    # The caches share their tiers, which the first to close takes along.
+    # The caches share their tiers, and the first cache that closes closes them: let the queued writes end before.
     await settle()
 
 
-async def test_a_tier_that_hangs_is_a_miss_after_the_deadline(open_cache, l2, l3):
+async def test_a_hanging_tier_is_a_miss_after_the_deadline(open_cache, l2, l3):
     cache = await open_cache(l2, l3, deadline=0.01)
     await cache.set("here", 1)
     l2.gate.clear()
@@ -337,50 +337,50 @@ async def test_a_tier_that_hangs_is_a_miss_after_the_deadline(open_cache, l2, l3
     l2.gate.set()
 
 
-async def test_a_tier_that_ends_its_calls_by_itself_counts_as_the_deadline_does(open_cache, l2):
+async def test_a_tier_that_limits_its_calls_by_itself_counts_as_a_deadline(open_cache, l2):
     l2.deadline = 0.01
     cache = await open_cache(l2, deadline=0.01)
 
-    async def in_vain(*keys):
+    async def unanswered(*keys):
         await asyncio.sleep(0.02)
 
-    l2._answer, l2.up = in_vain, False
+    l2._answer, l2.up = unanswered, False
     assert await cache.get("key", "missed") == "missed"
     assert await cache.get_many(["key"]) == {}
     assert cache.stats().deadlines == 2
 
 
-async def test_what_waits_for_a_tier_gives_way_to_newer_entries_only(open_cache, l2, l3, settle, clock):
+async def test_a_queued_write_is_replaced_by_newer_entries_only(open_cache, l2, l3, settle, clock):
     cache = await open_cache(l2, l3)
     await (await open_cache(None, l3)).set("key", "old")
     clock.advance(1)
-    queue = cache._behind.queues[0]
-    queue.put("key", cache._entry("key", "new", 60, ()))
+    queue = cache._lower_tiers.queues[0]
+    queue.put("key", cache._staleness.entry("new", 60, ()))
     assert await cache.get("key") == "old"
     await settle()
     assert l2["key"].value == "new"
 
 
-async def test_a_cache_that_is_not_open_says_so(l2):
+async def test_using_a_cache_that_is_not_open_raises_a_cache_error(l2):
     cache = TieredCache(LRUCache(10), l2, namespace="test")
     for call in (cache.get("key"), cache.set("key", 1), cache.get_or_load("key", Loader()), cache.clear()):
-        with pytest.raises(CacheError, match="not open"):
+        with pytest.raises(CacheError, match=r"^cache 'test' is not open;"):
             await call
     await cache.close()
 
 
-async def test_a_cache_opens_again_and_closes_twice(l2):
+async def test_a_cache_can_be_reopened_and_closed_twice(l2):
     cache = TieredCache(LRUCache(10), l2, namespace="test")
     for _ in range(2):
         async with cache:
-            with pytest.raises(CacheError, match="open"):
+            with pytest.raises(CacheError, match=r"^cache 'test' is already open$"):
                 await cache.open()
             await cache.set("key", 1)
         await cache.close()
     assert cache.get_local("key") == 1
 
 
-async def test_what_is_no_key_and_no_tag_is_refused_by_every_call(open_cache, l2, l3):
+async def test_every_call_rejects_invalid_keys_and_tags(open_cache, l2, l3):
     cache = await open_cache(l2, l3)
     for call in (
         lambda: cache.get(5),
@@ -390,27 +390,27 @@ async def test_what_is_no_key_and_no_tag_is_refused_by_every_call(open_cache, l2
         lambda: cache.delete_many(["good", b"key"]),
         lambda: cache.get_or_load(5, None),
     ):
-        with pytest.raises(TypeError, match=r"key must be text, not (5|b'key')"):
+        with pytest.raises(TypeError, match=r"key must be a str, got (5|b'key')"):
             await call()
     for tags in (["a", b"x"], "text"):
         with pytest.raises(TypeError, match="tags must be a sequence of str"):
             await cache.set("key", 1, tags=tags)
-    with pytest.raises(ValueError, match=r"without lone surrogates, not '\\ud800'"):
+    with pytest.raises(ValueError, match=r"must not contain lone surrogates, got '\\ud800'"):
         await cache.set("key", 1, tags=["\ud800"])
     with pytest.raises(TypeError, match="tags must be"):
         await cache.invalidate_tag(5)
 
 
-async def test_a_cache_says_what_it_is(open_cache, l2):
+async def test_repr_shows_the_namespace_the_state_and_the_tiers(open_cache, l2):
     cache = await open_cache(l2, size=7)
     await cache.set("key", 1)
     assert repr(cache) == f"<TieredCache 'test', open, L1 with 1 of 7 entries, {l2!r}>"
     assert "not open" in repr(TieredCache(LRUCache(1), namespace="n"))
 
 
-async def test_a_loader_that_is_no_coroutine_function_is_named(open_cache):
+async def test_the_error_for_a_loader_that_returns_no_awaitable_says_what_it_returned(open_cache):
     cache = await open_cache()
-    with pytest.raises(TypeError, match="a loader must be a coroutine function: it returned int"):
+    with pytest.raises(TypeError, match="loader must be a coroutine function, but it returned int"):
         await cache.get_or_load("key", lambda key: 1)
 
 
@@ -422,14 +422,14 @@ async def test_tags_may_be_any_iterable(open_cache):
     assert await cache.get_many("abc") == {}
 
 
-async def test_a_stale_value_may_be_kept_for_ever(open_cache, l2, clock):
+async def test_a_stale_value_can_be_kept_forever(open_cache, l2, clock):
     cache = await open_cache(l2, ttl=1, stale_ttl=float("inf"), soft_timeout=None)
     assert (await cache.set("key", "kept")).l2
     clock.advance(1e9)
     assert await cache.get_or_load("key", Loader(error=OSError())) == "kept"
 
 
-def test_a_cache_that_is_open_in_another_loop_says_so():
+def test_using_a_cache_in_another_event_loop_raises_a_cache_error():
     cache = TieredCache(LRUCache(10), namespace="test")
     with asyncio.Runner() as first:
         first.run(cache.open())
@@ -438,13 +438,13 @@ def test_a_cache_that_is_open_in_another_loop_says_so():
             with pytest.raises(CacheError, match="another event loop"):
                 await cache.get("key")
 
-        # A runner of its own thread, for two do not nest.
+        # A second loop in the same thread, while the first does not run.
         with asyncio.Runner() as second:
             second.run(elsewhere())
         first.run(cache.close())
 
 
-async def test_when_a_tier_does_not_open_those_that_did_are_closed(l2, l3):
+async def test_if_a_tier_does_not_open_those_already_open_are_closed(l2, l3):
     async def refuse(namespace):
         raise RuntimeError("no")
 
@@ -455,14 +455,14 @@ async def test_when_a_tier_does_not_open_those_that_did_are_closed(l2, l3):
     assert l2.namespace is None
 
 
-async def test_closing_writes_what_is_queued(open_cache, l2, l3):
+async def test_closing_writes_the_queued_entries(open_cache, l2, l3):
     cache = await open_cache(l2, l3)
     await cache.get_or_load_many([str(i) for i in range(1500)], many({str(i): i for i in range(1500)}))
     await cache.close()
     assert len(l2.store) == len(l3.store) == 1500
 
 
-async def test_a_queue_is_bounded_and_counts_what_it_drops(open_cache, l2):
+async def test_the_write_behind_queue_is_bounded_and_counts_dropped_entries(open_cache, l2):
     cache = await open_cache(l2, size=20_000)
     keys = [str(i) for i in range(12_000)]
     await cache.get_or_load_many(keys, many(dict.fromkeys(keys, 1)))
@@ -471,7 +471,7 @@ async def test_a_queue_is_bounded_and_counts_what_it_drops(open_cache, l2):
     assert cache.stats().dropped == 2_000
 
 
-async def test_health_is_that_of_the_servers(open_cache, l2, l3):
+async def test_health_reports_each_server(open_cache, l2, l3):
     cache = await open_cache(l2, l3)
     assert (await cache.health()).ok
     l3.up = False
@@ -480,13 +480,13 @@ async def test_health_is_that_of_the_servers(open_cache, l2, l3):
     assert (await (await open_cache()).health()).ok
 
 
-async def test_optimize_removes_what_is_of_no_use_and_says_so(open_cache, clock):
+async def test_optimize_removes_expired_entries_and_reports_it(open_cache, clock):
     cache = await open_cache(ttl=60, negative_ttl=5)
     await cache.set_many({"a": 1, "b": 2})
     await cache.get_or_load("none", Loader(None))
     assert cache.optimize() == ()
     clock.advance(60)
-    assert cache.optimize() == ("removed 3 entries that were of no use",)
+    assert cache.optimize() == ("removed 3 expired entries",)
     assert cache.stats().l1.size == 0
 
 
@@ -510,7 +510,7 @@ class Recorder:
         return {key: self.values[key] for key in keys if key in self.values}
 
 
-async def test_get_or_load_many_is_one_call_of_the_loader_for_what_is_missing(open_cache, l2, l3, settle):
+async def test_get_or_load_many_calls_the_loader_once_for_the_missing_keys(open_cache, l2, l3, settle):
     cache = await open_cache(l2, l3)
     await (await open_cache(l2, None)).set("b", "two")
     await cache.set("a", "one")
@@ -524,11 +524,11 @@ async def test_get_or_load_many_is_one_call_of_the_loader_for_what_is_missing(op
     assert loader.asked == [["d", "c"]]
     assert cache.get_local("c") == 3
     assert cache.stats().loads == 1
-    # The caches share their tiers, which the first to close takes along.
+    # The caches share their tiers, and the first cache that closes closes them: let the queued writes end before.
     await settle()
 
 
-async def test_get_or_load_many_waits_for_what_others_are_loading(open_cache, settle):
+async def test_get_or_load_many_waits_for_keys_that_other_callers_are_loading(open_cache, settle):
     cache = await open_cache()
     single = Loader("single", gate_open=False)
     first = asyncio.create_task(cache.get_or_load("a", single))
@@ -547,7 +547,7 @@ async def test_get_or_load_many_waits_for_what_others_are_loading(open_cache, se
     assert (loader.asked, single.calls) == ([["b", "c"]], 1)
 
 
-async def test_a_caller_of_many_who_is_cancelled_takes_nobody_along(open_cache, settle):
+async def test_cancelling_get_or_load_many_does_not_affect_other_callers(open_cache, settle):
     cache = await open_cache()
     gate = asyncio.Event()
     loader = Recorder({"a": 1, "b": 2}, gate=gate)
@@ -562,7 +562,7 @@ async def test_a_caller_of_many_who_is_cancelled_takes_nobody_along(open_cache, 
     assert first.cancelled()
 
 
-async def test_what_a_loader_of_many_does_not_return_is_none_and_not_kept(open_cache):
+async def test_keys_that_the_loader_of_many_does_not_return_are_none_and_not_cached(open_cache):
     cache = await open_cache()
     loader = Recorder({"a": 1})
     for _ in range(2):
@@ -570,7 +570,7 @@ async def test_what_a_loader_of_many_does_not_return_is_none_and_not_kept(open_c
     assert loader.asked == [["a", "b"], ["b"]]
 
 
-async def test_what_a_loader_of_many_does_not_return_is_remembered_with_a_negative_ttl(open_cache):
+async def test_with_a_negative_ttl_keys_that_the_loader_of_many_does_not_return_are_remembered(open_cache):
     cache = await open_cache(negative_ttl=5)
     loader = Recorder({"a": 1})
     for _ in range(2):
@@ -578,7 +578,7 @@ async def test_what_a_loader_of_many_does_not_return_is_remembered_with_a_negati
     assert loader.asked == [["a", "b"]]
 
 
-async def test_an_error_of_a_loader_of_many_fails_the_call_unless_all_is_there(open_cache, clock):
+async def test_an_error_of_the_loader_of_many_is_raised_unless_every_key_has_a_stale_value(open_cache, clock):
     cache = await open_cache(ttl=60, stale_ttl=60, soft_timeout=None)
     await cache.set_many({"a": 1, "b": 2})
     clock.advance(60)
@@ -587,7 +587,7 @@ async def test_an_error_of_a_loader_of_many_fails_the_call_unless_all_is_there(o
         await cache.get_or_load_many("abc", Loader(error=OSError("down")))
 
 
-async def test_stale_values_of_many_are_given_at_once_beside_what_is_loaded(open_cache, clock, settle):
+async def test_get_or_load_many_returns_stale_values_together_with_loaded_ones(open_cache, clock, settle):
     cache = await open_cache(ttl=60, stale_ttl=60)
     await cache.set("a", "old")
     clock.advance(60)
@@ -597,14 +597,14 @@ async def test_stale_values_of_many_are_given_at_once_beside_what_is_loaded(open
     assert (cache.get_local("a"), loader.asked) == ("new", [["a", "b"]])
 
 
-async def test_a_loader_of_many_has_to_return_a_mapping(open_cache):
+async def test_a_loader_of_many_that_returns_no_mapping_raises_a_type_error(open_cache):
     cache = await open_cache()
     with pytest.raises(TypeError, match="mapping"):
         await cache.get_or_load_many("ab", Loader(["a", "b"]))
 
 
-async def test_a_key_has_to_be_text(open_cache):
+async def test_a_key_that_is_no_str_raises_a_type_error(open_cache):
     cache = await open_cache()
     for call in (cache.set(b"key", 1), cache.get_or_load(1, Loader()), cache.get_or_load_many([1], Loader())):
-        with pytest.raises(TypeError, match="key must be text"):
+        with pytest.raises(TypeError, match="key must be a str"):
             await call

@@ -1,0 +1,46 @@
+"""Checks of the arguments of a tiered cache: one check and one message for each kind of argument."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from acgsperf._native.arguments import checked_ttl_ns
+
+__all__ = ["checked_key", "checked_number", "checked_tags", "checked_ttl"]
+
+
+def checked_key(key: object) -> None:
+    """Raise TypeError unless the key is a str."""
+    if not isinstance(key, str):
+        raise TypeError(f"key must be a str, got {key!r:.100}")
+
+
+def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
+    """Return the tags as a tuple.
+
+    Raises:
+        TypeError: if `tags` is a single str, or an item is not a str.
+        ValueError: if an item cannot be encoded as UTF-8.
+    """
+    checked = (tags,) if isinstance(tags, str) else tuple(tags)
+    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in checked):
+        raise TypeError(f"tags must be a sequence of str, got {tags!r:.100}")
+    for tag in checked:
+        try:
+            tag.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"tags must not contain lone surrogates, got {tag!r:.100}") from None
+    return checked
+
+
+def checked_ttl(ttl: float | None) -> float:
+    """Return a time to live in seconds, infinity for None."""
+    return math.inf if ttl is None or checked_ttl_ns(ttl) is None else float(ttl)
+
+
+def checked_number(name: str, value: Any, rule: str, holds: Callable[[float], bool]) -> None:
+    """Raise TypeError unless an option is a number, and ValueError unless it keeps the rule."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not holds(value):
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
