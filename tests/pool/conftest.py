@@ -1,4 +1,4 @@
-"""A PostgreSQL to borrow from, and a clock."""
+"""A PostgreSQL server for the tests of the pool, a clock, and a record of the connections that a pool opens."""
 
 import asyncio
 
@@ -7,14 +7,14 @@ import pytest
 
 
 async def until(condition, seconds=10.0):
-    """Return when something that the pool does in the background has happened."""
+    """Return when the condition is true; the pool works in the background meanwhile."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test advances."""
 
     def __init__(self):
         self.now = 1_000.0
@@ -24,6 +24,22 @@ class Clock:
 
     def advance(self, seconds):
         self.now += seconds
+
+
+class Opened(list):
+    """The connections that a pool has opened: pass it as `init`."""
+
+    async def __call__(self, connection):
+        self.append(connection)
+
+    def pids(self):
+        """The server's processes of the connections that are open."""
+        return [connection.get_server_pid() for connection in self if not connection.is_closed()]
+
+
+@pytest.fixture
+def opened():
+    return Opened()
 
 
 @pytest.fixture(name="until")
