@@ -22,6 +22,7 @@ _ADDITIONAL_RESET: Final = "\nRESET SESSION AUTHORIZATION;\nDISCARD TEMP;\nDISCA
 _POLL: Final = getattr(select, "poll", None)
 # ReadyForQuery outside of a transaction: the end of every reply to a session that may be lent.
 _READY: Final = b"Z\0\0\0\5I"
+_END: Final = len(_READY)
 
 
 class _ThoroughReset:
@@ -64,7 +65,8 @@ class _Listener(asyncio.Protocol):
         self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
 
     def data_received(self, data: bytes) -> None:
-        self.last = data[-len(_READY) :]
+        # A reply may come in pieces that are shorter than its end.
+        self.last = data[-_END:] if len(data) >= _END else (self.last + data)[-_END:]
         self._data_received(data)
 
 
