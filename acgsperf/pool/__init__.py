@@ -1,4 +1,4 @@
-"""PostgreSQL connection pools that recover without help, one or several."""
+"""PostgreSQL connection pools that recover by themselves: one pool, or several under names."""
 
 from acgsperf.pool.connection_pool import ConnectionPool
 from acgsperf.pool.manager import PoolManager

@@ -1,35 +1,36 @@
-"""What `ConnectionPool.acquire` returns, and the choice of a replica for those who only read."""
+"""What `ConnectionPool.acquire` returns, and the choice of a replica for readers."""
 
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from acgsperf.errors import PoolClosed, PoolError, PoolSaturated, PoolTimeout, PoolUnhealthy
+from acgsperf.pool.lender import Lender
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Generator, Sequence
+    from collections.abc import Coroutine, Generator
 
-    from acgsperf.pool.connection_pool import ConnectionPool
-    from acgsperf.pool.slot import Lease, Place
+    from acgsperf.pool.slot import CallStack, Lease
 
 __all__ = ["Acquire"]
 
-# Of the time-out; the rest is for the primary.
+# The share of the timeout that a reader waits for a replica. The rest is for the primary.
 _REPLICA_SHARE: Final = 0.5
 
 
 class Acquire:
-    """What `acquire` returns: to be awaited, or entered."""
+    """The result of `ConnectionPool.acquire`: await it, or use it with `async with`."""
 
-    __slots__ = ("_entered", "_lease", "_place", "_pool", "_readonly", "_timeout")
+    __slots__ = ("_borrower", "_entered", "_lease", "_lender", "_readonly", "_timeout")
 
-    def __init__(self, pool: "ConnectionPool", timeout: float, readonly: bool, place: "Place | None") -> None:
-        self._pool = pool
+    def __init__(self, lender: Lender, timeout: float, readonly: bool, borrower: "CallStack | None") -> None:
+        self._lender = lender
         self._timeout = timeout
         self._readonly = readonly
-        self._place = place
+        self._borrower = borrower
         self._lease: Lease | None = None
         self._entered = False
 
@@ -37,22 +38,22 @@ class Acquire:
         return self._take().__await__()
 
     def _take(self) -> "Coroutine[Any, Any, Lease]":
-        replica = _better_replica(self._pool.replicas) if self._readonly else None
+        replica = _better_replica(self._lender.replicas) if self._readonly else None
         if replica is None:
-            return self._pool._take(self._timeout, self._place)
+            return self._lender.take(self._timeout, self._borrower)
         return self._take_from(replica)
 
-    async def _take_from(self, replica: "ConnectionPool") -> "Lease":
+    async def _take_from(self, replica: Lender) -> "Lease":
         start = time.monotonic()
         try:
-            return await replica._take(self._timeout * _REPLICA_SHARE, self._place)
+            return await replica.take(self._timeout * _REPLICA_SHARE, self._borrower)
         except (PoolTimeout, PoolUnhealthy, PoolSaturated, PoolClosed):
-            left = self._timeout - (time.monotonic() - start)
-            return await self._pool._take(max(left, 0.0), self._place)
+            remaining = self._timeout - (time.monotonic() - start)
+            return await self._lender.take(max(remaining, 0.0), self._borrower)
 
     async def __aenter__(self) -> "Lease":
         if self._entered:
-            raise PoolError("this context has been entered; every one needs an acquire of its own")
+            raise PoolError("this context has been entered already; call acquire() once for each `async with`")
         self._entered = True
         try:
             self._lease = lease = await self._take()
@@ -66,15 +67,15 @@ class Acquire:
     ) -> None:
         lease, self._lease, self._entered = self._lease, None, False
         assert lease is not None
-        task = self._pool._take_back(lease)
-        # One who ran out of time, or was cancelled, does not wait for a server that may not answer.
+        task = self._lender.take_back(lease)
+        # A caller whose deadline passed, or that was cancelled, does not wait for a server that may not answer.
         if task is not None and not isinstance(error, TimeoutError | asyncio.CancelledError):
             await asyncio.wait((task,))
 
 
-def _better_replica(replicas: "Sequence[ConnectionPool]") -> "ConnectionPool | None":
-    healthy = [replica for replica in replicas if replica._open and replica.healthy]
-    # The power of two choices: nearly as good as the best of all, and no herd runs to the one that looked best.
+def _better_replica(replicas: Sequence[Lender]) -> Lender | None:
+    healthy = [replica for replica in replicas if replica.available]
+    # The power of two choices: nearly as good as the best of all, without a herd that runs to the best one.
     two = random.sample(healthy, min(2, len(healthy)))
-    known = all(replica._recent_use_s for replica in two)
-    return min(two, key=lambda replica: replica._load(known), default=None)
+    known = all(replica.recent_use_s for replica in two)
+    return min(two, key=lambda replica: replica.load(known), default=None)

@@ -1,7 +1,10 @@
 """A PostgreSQL connection pool that recovers by itself.
 
-The pool holds asyncpg connections itself rather than over `asyncpg.Pool`, whose queue of holders can be given neither
-fairness towards waiters nor a check before a connection is handed out.
+`ConnectionPool` is made of parts. A `Lender` serves callers, who wait in a `WaitQueue`. A `Supply` brings connections,
+which are in an `Inventory`. Both use the `Lifecycle` of the pool and the `ServerHealth` of its server.
+
+The pool uses asyncpg's connections but not `asyncpg.Pool`, whose queue of holders is not fair to waiting callers and
+has no place for a check before a connection is lent.
 """
 
 import asyncio
@@ -10,12 +13,17 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from acgsperf._native.arguments import checked_int, checked_seconds
+from acgsperf._native.arguments import checked_int, checked_seconds, checked_str
 from acgsperf.addresses import checked_dsn
 from acgsperf.errors import PoolClosed, PoolError, PoolTimeout
 from acgsperf.pool.acquire import Acquire
+from acgsperf.pool.connector import Connector
+from acgsperf.pool.health import ServerHealth
+from acgsperf.pool.health_check import HealthCheck
+from acgsperf.pool.lender import Lender
+from acgsperf.pool.lifecycle import Lifecycle
 from acgsperf.pool.options import (
     TARGET_UTILIZATION,
     CloseReason,
@@ -25,46 +33,56 @@ from acgsperf.pool.options import (
     PoolStats,
     checked_sizes,
 )
-from acgsperf.pool.slot import Slot, describe_place, place_of_caller, slot_of
-from acgsperf.pool.supply import HEALTH_TICKET, Supply, nanoseconds
+from acgsperf.pool.slot import call_stack
+from acgsperf.pool.supply import Supply
+from acgsperf.pool.tasks import BackgroundTasks
+from acgsperf.pool.waiters import SizeWaiters, WaitQueue
 
 if TYPE_CHECKING:
-    from acgsperf.pool.slot import Connection, Lease, Place
+    from acgsperf.pool.slot import Connection, Lease
 
 _log = logging.getLogger("acgsperf.pool")
-_LATENCY_HALF_LIFE_S: Final = 10.0
-_MOST_SUSPECTED: Final = 4.0
 
 
-class ConnectionPool(Supply):
+class ConnectionPool:
     """A bounded set of PostgreSQL connections that many tasks of one event loop share.
 
+    Use it with `async with`, or call `open` and `close`. `acquire` lends a connection.
+
     Args:
-        dsn: where the server is, as asyncpg and libpq write it.
-        min_size: connections that `open` waits for, and that are kept.
-        max_size: the most that are open at any time.
-        name: how the pool calls itself in logs and errors.
-        replicas: servers that `acquire(readonly=True)` may use; each gets a pool with the same options.
-        timeout: seconds that `acquire` waits for a connection, unless it is told otherwise.
-        max_waiting: callers that may wait at once for others to give a connection back; None for no bound.
-        check_after: a connection idle for this many seconds is tested before it is handed out.
-        check_timeout: seconds in which it has to answer.
-        max_lifetime: no connection older than this many seconds is handed out; most are replaced up to 10 % earlier, at
-            random, and not all at once.
-        max_idle: seconds after which a connection that nobody needed is closed, down to the size that is kept.
-        leak_threshold: a connection lent for longer than this many seconds is reported once; None for never.
-        reset: whether a session is made like new between borrowers. Without, only an open transaction is rolled back.
+        dsn: the address of the server, in the form that asyncpg and libpq read.
+        min_size: the number of connections that `open` waits for and the pool keeps.
+        max_size: the highest number of open connections.
+        name: the name of the pool in log lines and errors.
+        replicas: the DSNs of servers that `acquire(readonly=True)` may use. Each gets a pool with the same options.
+        timeout: seconds that `acquire` waits for a connection if it is called without a timeout.
+        max_waiting: how many callers may wait for borrowers to return a connection; None for no limit.
+        check_after: a connection that was idle for this many seconds is checked before it is lent.
+        check_timeout: seconds within which the server has to answer the check.
+        max_lifetime: a connection older than this many seconds is not lent. Most are replaced up to 10 % earlier, at
+            random, so that not all are replaced at once.
+        max_idle: seconds after which an idle connection is closed if the pool has more than it keeps.
+        leak_threshold: seconds after which a lease is reported as a leak, once; None for never.
+        reset: whether a session is reset between borrowers. If not, only an open transaction is rolled back.
         reset_timeout: seconds that a reset may take.
-        connect_timeout: seconds that a connection attempt may take, `init` not included.
-        close_timeout: seconds that a connection may take to say goodbye.
-        init: called with each new connection, for type codecs and the like; has `connect_timeout` of its own.
-        housekeeping_interval: seconds between two rounds of `maintain`.
-        clock: seconds for ages and idle times, `time.monotonic` or a replacement; deadlines are the event loop's.
-        connect_options: anything else is for `asyncpg.connect`: `command_timeout`, `server_settings`, `ssl`, ... A
-            `connection_class` is subclassed, for its reset to be as thorough; one without a reset query stays so.
+        connect_timeout: seconds that a connection attempt may take, without `init`.
+        close_timeout: seconds that closing a connection gracefully may take.
+        init: called with each new connection, for example to set type codecs. It may take `connect_timeout` seconds.
+        housekeeping_interval: seconds between two calls of `maintain`.
+        clock: returns seconds, for ages and idle times: `time.monotonic` or a replacement. Deadlines use the clock of
+            the event loop.
+        connect_options: other keyword arguments for `asyncpg.connect`: `command_timeout`, `server_settings`, `ssl`, ...
+            A `connection_class` is subclassed so that its reset is as thorough, unless it has no reset query.
+
+    Attributes:
+        name: the name of the pool.
+        options: the options of the pool.
+        wait_time: a `LatencyHistogram` of how long callers waited for a connection.
+        use_time: a `LatencyHistogram` of how long borrowers kept a connection.
 
     Raises:
-        ValueError: for sizes or times that make no sense, or a DSN that cannot be used; the message does not repeat it.
+        ValueError: for sizes or times that are out of range, or a DSN that cannot be used. The message does not
+            contain the DSN.
         TypeError: for an argument of the wrong type, or an option that neither the pool nor `asyncpg.connect` has.
     """
 
@@ -110,42 +128,57 @@ class ConnectionPool(Supply):
             housekeeping_interval=housekeeping_interval,
             clock=clock,
         )
-        super().__init__(name, dsn, options, connect_options)
+        self.name = checked_str("name", name)
+        self.options = options
+        connector = Connector(dsn, options, connect_options)
         if isinstance(replicas, str | bytes | bytearray) or not isinstance(replicas, Sequence):
-            raise TypeError(f"replicas must be a sequence of DSNs, not of type {type(replicas).__name__}")
+            raise TypeError(f"replicas must be a sequence of DSNs, got one of type {type(replicas).__name__}")
         for number, replica in enumerate(replicas):
             checked_dsn(f"replicas[{number}]", replica)
-        self._housekeeper: asyncio.Task[None] | None = None
-        self._leaks = 0
-        self._replicas = tuple(
+        self._replicas: tuple[ConnectionPool, ...] = tuple(
             ConnectionPool(replica, name=f"{name}/replica-{number}", **options.as_keywords(), **connect_options)
             for number, replica in enumerate(replicas, 1)
         )
+        self._lifecycle = lifecycle = Lifecycle(name)
+        self._health = health = ServerHealth(name, connector)
+        self._waiters = waiters = WaitQueue(name, options.max_waiting)
+        self._size_waiters = SizeWaiters()
+        self._tasks = BackgroundTasks()
+        self._housekeeper: asyncio.Task[None] | None = None
+        self._supply = supply = Supply(lifecycle, connector, health, waiters, self._size_waiters, self._tasks, options)
+        self._inventory = supply.inventory
+        lenders = [replica._lender for replica in self._replicas]
+        self._lender: Lender = Lender(lifecycle, health, waiters, supply, options, lenders)
+        self._health_check = HealthCheck(lifecycle, health, supply, self._lender, options)
+        self.wait_time = self._lender.wait_time
+        self.use_time = self._lender.use_time
 
     def __repr__(self) -> str:
-        """The name, the state and the figures; nothing of the address."""
-        state = "closed" if self._closed else "new" if not self._open else "open" if self.healthy else "unhealthy"
-        return f"<ConnectionPool {self.name!r}, {state}, {self._in_use} of {len(self._slots)} in use>"
+        """Return the name, the state and the numbers of connections; nothing of the address."""
+        lifecycle, inventory = self._lifecycle, self._inventory
+        opened = "open" if self.healthy else "unhealthy"
+        state = "closed" if lifecycle.closed else opened if lifecycle.is_open else "new"
+        return f"<ConnectionPool {self.name!r}, {state}, {inventory.in_use} of {len(inventory.slots)} in use>"
 
     @property
     def min_size(self) -> int:
-        """Connections that are always kept."""
-        return self._min_size
+        """The number of connections that the pool always keeps."""
+        return self._supply.min_size
 
     @property
     def max_size(self) -> int:
-        """Connections that may be open at once."""
-        return self._max_size
+        """The highest number of open connections."""
+        return self._supply.max_size
 
     @property
     def healthy(self) -> bool:
-        """Whether the server could be reached when the pool last needed it; an unhealthy pool refuses callers."""
-        return self._error is None
+        """Whether the server could be reached when the pool last needed it. An unhealthy pool refuses callers."""
+        return self._health.error is None
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed, for good."""
-        return self._closed
+        """Whether the pool was closed. A closed pool cannot be opened again."""
+        return self._lifecycle.closed
 
     @property
     def replicas(self) -> "tuple[ConnectionPool, ...]":
@@ -153,40 +186,39 @@ class ConnectionPool(Supply):
         return self._replicas
 
     async def open(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109
-        """Connect `min_size` times and start housekeeping.
+        """Open `min_size` connections and start housekeeping.
 
-        A replica that cannot be reached is no error: its pool goes on trying.
+        A replica that cannot be reached is no error: its pool keeps trying.
 
         Raises:
-            PoolUnhealthy: when the server refuses three attempts in a row; the pool is closed then.
-            PoolTimeout: when the connections are not there within `timeout` seconds.
-            PoolClosed: when it was opened or closed before.
-            TypeError, ValueError: for a timeout that is none.
+            PoolUnhealthy: if the server refuses three attempts in a row; the pool is closed then.
+            PoolTimeout: if the connections are not open within `timeout` seconds; the pool is closed then.
+            PoolClosed: if the pool was opened or closed before.
+            TypeError, ValueError: if the timeout is not a number of seconds, 0 or more; the pool can still be opened.
         """
         timeout = checked_seconds("timeout", timeout, zero=True)
-        if self._open or self._closed:
-            raise PoolClosed(f"pool {self.name!r} is opened once")
+        if self._lifecycle.is_open or self._lifecycle.closed:
+            raise PoolClosed(f"pool {self.name!r} was opened before; a pool can be opened only once")
         self._start()
         try:
             await asyncio.gather(
-                self.warm(self._min_size, timeout), *(replica._open_as_replica(timeout) for replica in self._replicas)
+                self.warm(self.min_size, timeout), *(replica._open_as_replica(timeout) for replica in self._replicas)
             )
         except BaseException:
             await self.close(0)
             raise
 
     def _start(self) -> None:
-        self._open = True
-        self._loop = asyncio.get_running_loop()
-        self._housekeeper = asyncio.create_task(self._keep_house(), name=f"acgsperf pool {self.name}")
+        self._lifecycle.start()
+        self._housekeeper = self._tasks.start(self._keep_house(), name=f"acgsperf pool {self.name}")
 
     async def _open_as_replica(self, timeout: float) -> None:  # noqa: ASYNC109
         self._start()
         try:
-            await self.warm(max(self._min_size, 1), min(timeout, self.options.connect_timeout))
+            await self.warm(max(self.min_size, 1), min(timeout, self.options.connect_timeout))
         except PoolError as error:
-            if self._error is None and not self._slots:
-                self._fail(error)
+            if self.healthy and not self._inventory.slots:
+                self._supply.mark_unhealthy(error)
 
     async def __aenter__(self) -> Self:
         """Open the pool."""
@@ -196,117 +228,108 @@ class ConnectionPool(Supply):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the pool; when leaving with an error, without waiting for its borrowers."""
+        """Close the pool. After an error, it does not wait for borrowers."""
         await self.close(10.0 if error is None else 0.0)
 
     def acquire(self, timeout: float | None = None, *, readonly: bool = False) -> Acquire:
-        """A connection: `async with pool.acquire() as connection`, or `await pool.acquire()` and `release`.
+        """Borrow a connection: `async with pool.acquire() as connection`, or `await pool.acquire()` and `release`.
 
-        First come, first served. An idle connection is lent without a turn of the event loop.
+        Callers are served in the order in which they came. An idle connection is lent without a turn of the event loop.
 
         Args:
-            timeout: seconds to wait for one, 0 or more; None means the pool's own `timeout`, not for ever. 0 takes what
-                can be lent without a question to the server.
-            readonly: whether a replica will do: the better of two healthy ones taken at random, by requests in flight
-                and recent latency. The primary serves when there is none, and when it has none for half the time-out.
+            timeout: seconds to wait for a connection, 0 or more; None for the `timeout` of the pool. With 0, only a
+                connection that needs no check is lent.
+            readonly: whether a replica may serve the caller. The pool picks two healthy replicas at random and takes
+                the better one, by requests in flight and recent latency. The primary serves the caller if no replica
+                is healthy, or if the replica has no connection for half the timeout.
 
         Raises:
-            PoolTimeout: when none became free in time.
-            PoolSaturated: at once, when `max_waiting` callers wait for others to give one back.
+            PoolTimeout: if no connection became free in time.
+            PoolSaturated: at once, if `max_waiting` callers wait for borrowers to return a connection.
             PoolUnhealthy: at once, while the server cannot be reached.
-            PoolClosed: when the pool is not open.
-            PoolError: in another event loop, or in a process that was forked since.
-            TypeError, ValueError: at once, for a timeout that is none.
+            PoolClosed: if the pool is not open.
+            PoolError: in another event loop, or in a process that was forked since the pool was opened.
+            TypeError, ValueError: at once, if the timeout is not a number of seconds, 0 or more.
         """
         timeout = self.options.timeout if timeout is None else checked_seconds("timeout", timeout, zero=True)
-        place = place_of_caller(1) if self.options.leak_threshold is not None else None
-        return Acquire(self, timeout, readonly, place)
+        borrower = call_stack(1) if self.options.leak_threshold is not None else None
+        return Acquire(self._lender, timeout, readonly, borrower)
 
     async def release(self, connection: "Lease") -> None:
-        """Give a connection back, and return when its session is reset or `reset_timeout` has passed.
+        """Return a connection; ends when its session is reset or `reset_timeout` has passed.
 
-        Cancelling does not hurt: the reset goes on. A connection that was released, or has been closed, is ignored.
+        If the caller is cancelled, the reset goes on in the background. A connection that was released before, or was
+        closed, is ignored.
 
         Raises:
-            ValueError: for a connection that is not from this pool.
+            ValueError: if the connection is not from this pool.
         """
-        task = self._take_back(connection)
+        task = self._lender.take_back(connection)
         if task is not None:
-            # Not a shield: when the pool is closed and the reset is cancelled, this caller is not.
+            # Not a shield: if the pool is closed and the reset is cancelled, this caller is not.
             await asyncio.wait((task,))
 
     async def warm(self, n: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109
-        """Return when at least `n` connections are open; those beyond the kept size stay for `max_idle`.
+        """Return when at least `n` connections are open. Those that are too many are closed after `max_idle`.
 
         Raises:
-            ValueError: when `n` is negative or more than `max_size`.
-            TypeError: when `n` is no integer, or `timeout` no number.
-            PoolTimeout: when they are not open within `timeout` seconds.
+            ValueError: if `n` is negative or more than `max_size`.
+            TypeError: if `n` is not an integer, or `timeout` not a number.
+            PoolTimeout: if they are not open within `timeout` seconds.
             PoolUnhealthy, PoolClosed: as `acquire`.
         """
         n, timeout = checked_int("n", n), checked_seconds("timeout", timeout, zero=True)
-        if n < 0:
-            raise ValueError(f"n must be at least 0, not {n}")
-        if n > self._max_size:
-            raise ValueError(f"cannot warm {n} connections of at most {self._max_size}")
-        self._refuse_unless_open()
-        if len(self._slots) >= n:
+        if not 0 <= n <= self.max_size:
+            raise ValueError(f"n must be from 0 to max_size, which is {self.max_size}, got {n}")
+        self._lifecycle.refuse_unless_open()
+        if not self.healthy:
+            raise self._health.unhealthy()
+        if len(self._inventory.slots) >= n:
             return
-        warmer: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._warmers[warmer] = n
-        self._supply()
         try:
-            async with asyncio.timeout(timeout):
-                await warmer
+            await self._size_waiters.wait(n, timeout, begin=self._supply.replenish)
         except TimeoutError:
-            text = f"pool {self.name!r}: {n} connections were not open in {timeout} s"
-            raise PoolTimeout(text) from self._last_failure
-        finally:
-            del self._warmers[warmer]
+            size = len(self._inventory.slots)
+            text = f"pool {self.name!r}: only {size} of {n} connections were open after {timeout} s"
+            raise PoolTimeout(text) from self._health.last_failure
 
     def resize(self, min_size: int, max_size: int) -> None:
         """Change the bounds at once.
 
-        Surplus idle connections are closed, lent ones when they come back; missing ones are opened in the background.
+        Surplus idle connections are closed now, lent ones when they come back. Missing ones are opened in the
+        background.
 
         Raises:
-            ValueError: for sizes that make no sense.
-            TypeError: for sizes that are no integers.
+            ValueError: unless 0 <= min_size <= max_size and max_size >= 1.
+            TypeError: if a size is not an integer.
         """
         min_size, max_size = checked_sizes(min_size, max_size)
-        self._refuse_elsewhere()
-        # What nobody has raised above the old minimum goes down with it.
-        target = min_size if self._target_size == self._min_size else self._target_size
-        self._min_size, self._max_size = min_size, max_size
-        self._target_size = min(max(target, min_size), max_size)
-        self._close_surplus(max_size)
-        self._supply()
+        self._lifecycle.refuse_elsewhere()
+        self._supply.resize(min_size, max_size)
 
     def drain(self) -> None:
-        """Replace every connection, idle ones now and lent ones when they come back: after a failover, for example."""
-        self._refuse_elsewhere()
-        self._generation += 1
-        while self._idle:
-            self._retire(self._idle.popleft(), CloseReason.DRAINED)
-        self._supply()
+        """Replace every connection, for example after a failover: idle ones now, lent ones when they come back."""
+        self._lifecycle.refuse_elsewhere()
+        self._supply.drain()
 
     def stats(self) -> PoolStats:
-        """The figures of the pool now, its replicas' not included."""
+        """Return the state and the counters of the pool, without its replicas."""
+        supply, inventory = self._supply, self._inventory
         return PoolStats(
-            size=len(self._slots),
-            idle=len(self._idle),
-            in_use=self._in_use,
-            waiting=len(self._waiters),
-            connecting=self._connecting,
-            min_size=self._min_size,
-            max_size=self._max_size,
-            target_size=self._target_size,
-            opened=self._opened,
-            closed={reason: self._closed_by[reason] for reason in CloseReason},
-            failed_connects=self._failed_connects,
-            timeouts=self._timeouts,
-            saturations=self._saturations,
-            leaks=self._leaks,
+            size=len(inventory.slots),
+            idle=len(inventory.idle),
+            in_use=inventory.in_use,
+            waiting=len(self._waiters.waiting),
+            connecting=supply.connecting,
+            min_size=supply.min_size,
+            max_size=supply.max_size,
+            target_size=supply.target_size,
+            opened=supply.opened,
+            closed={reason: inventory.closed_by[reason] for reason in CloseReason},
+            failed_connects=self._health.failed_connects,
+            timeouts=self._waiters.timeouts,
+            saturations=self._waiters.saturations,
+            leaks=self._lender.leaks,
             wait=self.wait_time.snapshot(),
             use=self.use_time.snapshot(),
         )
@@ -314,178 +337,42 @@ class ConnectionPool(Supply):
     async def health(self) -> PoolHealth:
         """Ask the server with an idle connection, within `check_timeout`, or with a new one, within `connect_timeout`.
 
-        A pool that has neither, or whose server is full, is as healthy as it was. One that gets no answer closes its
-        idle connections and refuses callers until it can connect again, which it goes on trying by itself.
+        If the pool has neither, or the server has no room for another session, the pool is as healthy as before. If the
+        server does not answer, the pool closes its idle connections and refuses callers until it can connect again. It
+        keeps trying by itself.
         """
-        self._refuse_elsewhere()
-        if not self._open:
-            return PoolHealth(False, error=f"pool {self.name!r} is not open")
-        start = self._clock()
-        if self._error is None and self._idle:
-            if await self._ask_with_idle():
-                return PoolHealth(True, nanoseconds(self._clock() - start))
-            if self._error is None and not self._has_lent():
-                self._fail(TimeoutError(f"no answer within {self.options.check_timeout} s"))
-        if self._open and self._error is None and self._room > 0:
-            opened = self._opened
-            await asyncio.wait((self._start_connecting(),))
-            if self._opened > opened:
-                return PoolHealth(True, nanoseconds(self._clock() - start))
-            if not self._open:
-                return PoolHealth(False, error=f"pool {self.name!r} is not open")
-            # A server that refuses answers at least; of one that says nothing the connections are silent too.
-            if isinstance(self._last_failure, TimeoutError):
-                self._fail(self._last_failure)
-            elif self._last_failure is not None and not self._has_live():
-                return PoolHealth(False, error=self._describe(self._last_failure))
-        return PoolHealth(True) if self._error is None else PoolHealth(False, error=self._describe(self._error))
-
-    async def _ask_with_idle(self) -> bool:
-        # As the first of those who wait, and not counted among those whose time ran out.
-        slot = None
-        try:
-            async with asyncio.timeout(self.options.check_timeout):
-                slot = await self._wait(HEALTH_TICKET, math.inf, math.inf)
-                # What a borrower has just given back was not asked.
-                await slot.connection.execute("SELECT 1")
-        except PoolError:
-            return False
-        except BaseException as error:
-            if slot is not None:
-                self._drop(slot, CloseReason.CHECK_FAILED)
-                self._supply()
-            if isinstance(error, Exception):
-                return False
-            raise
-        self._give(slot)
-        return True
-
-    def _has_lent(self) -> bool:
-        return any(slot.lease is not None and not slot.connection.is_closed() for slot in self._slots)
+        self._lifecycle.refuse_elsewhere()
+        return await self._health_check.run()
 
     def optimize(self) -> PoolOptimization:
-        """Keep as many connections as make recent demand 80 % of them, between `min_size` and `max_size`.
+        """Adapt the size of the pool to recent demand, between `min_size` and `max_size`.
 
-        Demand is the most that was in use and waited for at once since the last call. What is missing is opened in the
-        background, surplus idle connections are closed.
+        Demand is the highest number of connections in use and waiting callers at once since the last call. The pool
+        keeps so many connections that demand is 80 % of them. Missing ones are opened in the background, surplus idle
+        ones are closed.
         """
-        self._refuse_elsewhere()
-        if not self._open:
-            return PoolOptimization(0, 0.0, self._target_size, self._target_size, 0, 0)
-        demand = max(self._peak, self._demand)
-        self._peak = self._demand
-        old = self._target_size
-        wanted = math.ceil(demand / TARGET_UTILIZATION)
-        self._target_size = min(max(wanted, self._min_size), self._max_size)
-        size = len(self._slots)
-        closed = self._close_surplus(self._target_size)
-        self._supply()
-        missing = max(0, self._target_size - size)
-        return PoolOptimization(demand, demand / max(old, 1), old, self._target_size, missing, closed)
+        self._lifecycle.refuse_elsewhere()
+        supply = self._supply
+        old = supply.target_size
+        if not self._lifecycle.is_open:
+            return PoolOptimization(0, 0.0, old, old, 0, 0)
+        demand = self._lender.restart_peak()
+        size = len(self._inventory.slots)
+        closed = supply.aim_at(math.ceil(demand / TARGET_UTILIZATION))
+        missing = max(0, supply.target_size - size)
+        return PoolOptimization(demand, demand / max(old, 1), old, supply.target_size, missing, closed)
 
     def maintain(self) -> None:
-        """One round of housekeeping, which otherwise happens every `housekeeping_interval`.
+        """Do one round of housekeeping. The pool does it every `housekeeping_interval`.
 
         Replaces connections that are lost or near the end of their lifetime, closes those that nobody needs, reports
-        leaks and opens what is missing.
+        leaks and opens missing connections.
         """
-        self._refuse_elsewhere()
-        now = self._clock()
-        for slot in self._slots:
-            slot.ageing = now >= slot.retires_at
-        self._ageing = sum(slot.ageing for slot in self._slots)
-        for slot in list(self._idle):
-            if slot.connection.is_closed():
-                self._idle.remove(slot)
-                self._drop(slot, CloseReason.LOST)
-            elif now >= slot.expires_at or (slot.ageing and self._has_successors()):
-                self._idle.remove(slot)
-                self._retire(slot, CloseReason.LIFETIME)
-        unused_since = now - self.options.max_idle
-        kept = self._target_size + self._ageing
-        while len(self._slots) > kept and self._idle and self._idle[0].idle_since <= unused_since:
-            self._retire(self._idle.popleft(), CloseReason.IDLE)
-        if self.options.leak_threshold is not None:
-            for slot in self._slots:
-                if slot.lease is not None and not slot.reported and now - slot.taken_at >= self.options.leak_threshold:
-                    self._report_leak(slot, now)
-        self._supply()
-
-    async def close(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109
-        """Refuse new callers, wait for connections to come back, and close them.
-
-        Waiting callers get `PoolClosed`. What is still lent after `timeout` seconds is terminated. Closing twice is
-        fine.
-
-        Raises:
-            TypeError, ValueError: for a timeout that is none; the pool goes on.
-        """
-        timeout = checked_seconds("timeout", timeout, zero=True)
-        self._refuse_elsewhere()
-        was_open, self._open, self._closed = self._open, False, True
-        self._refuse_waiters(lambda: PoolClosed(f"pool {self.name!r} is closed"))
-        if self._retry is not None:
-            self._retry.cancel()
-        if was_open and self._housekeeper is not None:
-            self._housekeeper.cancel()
-            self._tasks.add(self._housekeeper)
-        while self._idle:
-            self._retire(self._idle.popleft(), CloseReason.CLOSED)
-        try:
-            async with asyncio.timeout(timeout), asyncio.TaskGroup() as group:
-                for replica in self._replicas:
-                    group.create_task(replica.close(timeout))
-                while self._slots or self._leaving:
-                    self._emptied.clear()
-                    await self._emptied.wait()
-        except TimeoutError:
-            if self._slots:
-                _log.warning("pool %s: closed with %d connections still in use", self.name, len(self._slots))
-        finally:
-            for slot in list(self._slots):
-                self._drop(slot, CloseReason.CLOSED)
-            for slot in self._leaving:
-                slot.connection.terminate()
-            self._leaving.clear()
-            tasks = list(self._tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self._tasks.clear()
-
-    async def _take(self, timeout: float, place: "Place | None") -> "Lease":  # noqa: ASYNC109
-        self._refuse_unless_open()
-        start = self._clock()
-        # Whoever waits comes first, even if something is idle.
-        slot = None if self._waiters else self._pop_fresh(start)
-        if slot is None:
-            ticket = self._take_ticket()
-            slot = await self._wait(ticket, timeout, timeout)
-            while (closed := slot.connection.is_closed()) or not slot.is_quiet():
-                # The server ended it in the turn between being handed over and arriving here.
-                if closed:
-                    self._drop(slot, CloseReason.LOST)
-                else:
-                    self._start_check(slot)
-                self._refuse_unless_open()
-                slot = await self._wait(ticket, max(timeout - (self._clock() - start), 0.0), timeout)
-        now = self._clock()
-        self.wait_time.record(nanoseconds(now - start))
-        lent = self._in_use - self._checks
-        if lent > self._peak:
-            self._peak = lent
-        if lent == 1:
-            self._progress_at = now
-        return slot.lend(now, place)
-
-    def _take_back(self, lease: "Lease") -> "asyncio.Task[None] | None":
-        slot = slot_of(lease)
-        self._refuse_elsewhere()
-        if slot is None or (slot.owner is not self and slot.owner not in self._replicas):
-            raise ValueError(f"{lease!r} is not from pool {self.name!r}")
-        owner = slot.owner
-        assert isinstance(owner, ConnectionPool)
-        return owner._end_lease(slot) if slot.lease is lease else None
+        self._lifecycle.refuse_elsewhere()
+        now = self.options.clock()
+        self._supply.retire_old(now)
+        self._lender.report_leaks(now)
+        self._supply.replenish()
 
     async def _keep_house(self) -> None:
         while True:
@@ -493,26 +380,36 @@ class ConnectionPool(Supply):
             try:
                 self.maintain()
             except Exception:
-                _log.exception("pool %s: housekeeping failed", self.name)
+                interval = self.options.housekeeping_interval
+                _log.exception("pool %r: housekeeping failed; trying again in %g s", self.name, interval)
 
-    def _report_leak(self, slot: Slot, now: float) -> None:
-        slot.reported = True
-        self._leaks += 1
-        _log.warning(
-            "pool %s: a connection has been in use for %.1f s; it was acquired at\n%s",
-            self.name,
-            now - slot.taken_at,
-            describe_place(slot.place),
-        )
+    async def close(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109
+        """Refuse new callers, wait for borrowers to return their connections, and close them.
 
-    def _load(self, latency_known: bool) -> float:
-        """What one more reader would meet here, to compare replicas by: requests in flight times latency."""
-        requests = self._in_use + len(self._waiters) + 1
-        if not latency_known:
-            return requests
-        age_s = self._clock() - self._progress_at
-        if self._in_use:
-            # One that gives nothing back any more may be slower than it was, or has lent one connection for long.
-            return requests * max(self._recent_use_s, min(age_s, _MOST_SUSPECTED * self._recent_use_s))
-        # What is remembered fades, or a replica that was slow once would never be asked again.
-        return requests * self._recent_use_s * math.exp2(-age_s / _LATENCY_HALF_LIFE_S)
+        Waiting callers get `PoolClosed`. Connections that are still lent after `timeout` seconds are terminated. A pool
+        may be closed twice.
+
+        Raises:
+            TypeError, ValueError: if the timeout is not a number of seconds, 0 or more; the pool stays open.
+        """
+        timeout = checked_seconds("timeout", timeout, zero=True)
+        self._lifecycle.refuse_elsewhere()
+        self._lifecycle.stop()
+        self._supply.refuse_all(lambda: PoolClosed(f"pool {self.name!r} is closed"))
+        self._health.cancel_retry()
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+        self._inventory.retire_idle(CloseReason.CLOSED)
+        try:
+            async with asyncio.timeout(timeout), asyncio.TaskGroup() as group:
+                for replica in self._replicas:
+                    group.create_task(replica.close(timeout))
+                await self._inventory.wait_until_empty()
+        except TimeoutError:
+            if lent := len(self._inventory.slots):
+                _log.warning(
+                    "pool %r: %d connections were still in use after %g s; closing them", self.name, lent, timeout
+                )
+        finally:
+            self._inventory.terminate_all()
+            await self._tasks.cancel_all()

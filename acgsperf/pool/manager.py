@@ -1,4 +1,4 @@
-"""PostgreSQL connection pools that recover by themselves, one or several."""
+"""Several connection pools under names."""
 
 import asyncio
 import logging
@@ -9,15 +9,15 @@ from typing import Any, Final, Self
 from acgsperf._native.arguments import checked_seconds, checked_str
 from acgsperf.errors import PoolClosed, PoolExists, PoolNotFound
 from acgsperf.pool.connection_pool import ConnectionPool
-from acgsperf.pool.options import CloseReason, PoolHealth, PoolOptimization, PoolStats
+from acgsperf.pool.options import PoolHealth, PoolOptimization
 
-__all__ = ["CloseReason", "ConnectionPool", "PoolHealth", "PoolManager", "PoolOptimization", "PoolStats"]
+__all__ = ["PoolManager"]
 
 _log: Final = logging.getLogger("acgsperf.pool")
 
 
 class PoolManager:
-    """Several pools under names, watched by one task; use it with `async with`, or call `close`.
+    """Several pools under names. One task checks their health. Use it with `async with`, or call `close`.
 
     Args:
         interval: seconds between two health checks of all pools.
@@ -31,33 +31,33 @@ class PoolManager:
         self._closed = False
 
     async def __aenter__(self) -> Self:
-        """The manager itself; monitoring starts with the first pool."""
+        """Return the manager. Health checks start with the first pool."""
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close all pools; when leaving with an error, without waiting for their borrowers."""
+        """Close all pools. After an error, it does not wait for borrowers."""
         await self.close(10.0 if error is None else 0.0)
 
     async def create(self, name: str, dsn: str, **options: Any) -> ConnectionPool:
-        """Open a pool under a name; `options` are those of `ConnectionPool`.
+        """Open a pool under a name. `options` are those of `ConnectionPool`.
 
         Raises:
-            PoolExists: when the name is taken, or that of a replica is, by a pool that is not closed.
-            PoolClosed: when the manager is closed.
-            TypeError: when the name is no str.
-            TypeError, ValueError, PoolUnhealthy, PoolTimeout: as `ConnectionPool` and its `open`; the name is free
+            PoolExists: if an open pool or replica has the name, or the name of one of the new replicas.
+            PoolClosed: if the manager is closed.
+            TypeError: if the name is not a str.
+            TypeError, ValueError, PoolUnhealthy, PoolTimeout: as `ConnectionPool` and its `open`. The name is free
                 again.
         """
         checked_str("name", name)
         if self._closed:
             raise PoolClosed("the pool manager is closed")
         pool = ConnectionPool(dsn, name=name, **options)
-        taken = {member.name for member in _members((*self._open_pools().values(), *self._opening.values()))}
+        names = {member.name for member in _members((*self._open_pools().values(), *self._opening.values()))}
         for member in _members((pool,)):
-            if member.name in taken:
-                raise PoolExists(f"there is a pool named {member.name!r} already")
+            if member.name in names:
+                raise PoolExists(f"a pool named {member.name!r} exists already")
         self._opening[name] = pool
         try:
             await pool.open()
@@ -65,48 +65,51 @@ class PoolManager:
             del self._opening[name]
         if self._closed:
             await pool.close(0)
-            raise PoolClosed("the pool manager was closed meanwhile")
+            raise PoolClosed(f"the pool manager was closed while pool {name!r} was opened")
         self._pools[name] = pool
         if self._monitor is None:
             self._monitor = asyncio.create_task(self._watch(), name="acgsperf pool manager")
         return pool
 
     def get(self, name: str) -> ConnectionPool:
-        """The pool of a name.
+        """Return the pool of a name.
 
         Raises:
-            PoolNotFound: when there is none.
+            PoolNotFound: if there is no open pool of this name.
         """
         pool = self._pools.get(name)
         if pool is None or pool.closed:
-            raise PoolNotFound(f"there is no pool named {name!r}")
+            raise PoolNotFound(f"there is no open pool named {name!r}")
         return pool
 
     def names(self) -> list[str]:
-        """The names of the open pools, the oldest first."""
+        """Return the names of the open pools, oldest first."""
         return list(self._open_pools())
 
     def _open_pools(self) -> dict[str, ConnectionPool]:
-        # Their users may have closed some.
+        # The application may have closed some of them.
         self._pools = {name: pool for name, pool in self._pools.items() if not pool.closed}
         return self._pools
 
     async def health(self) -> dict[str, PoolHealth]:
-        """The health of every pool and replica now, all asked at once."""
+        """Check all pools and replicas concurrently; returns the results by name."""
         pools = _members(self._open_pools().values())
         answers = await asyncio.gather(*(pool.health() for pool in pools))
         return {pool.name: answer for pool, answer in zip(pools, answers, strict=True)}
 
     def optimize(self) -> dict[str, PoolOptimization]:
-        """Fit every pool and replica to its recent demand, and tell what was done."""
+        """Adapt the size of every pool and replica to its recent demand; returns what was done, by name."""
         pools = _members(self._open_pools().values())
         return {pool.name: pool.optimize() for pool in pools}
 
     async def close(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109
-        """Stop watching, and close all pools at once as `ConnectionPool.close` does; one that is being opened too.
+        """Stop the health checks, and close all pools concurrently, those that are being opened too.
+
+        Args:
+            timeout: seconds to wait for borrowers, as for `ConnectionPool.close`.
 
         Raises:
-            TypeError, ValueError: for a timeout that is none; the manager goes on.
+            TypeError, ValueError: if the timeout is not a number of seconds, 0 or more; the pools stay open.
         """
         timeout = checked_seconds("timeout", timeout, zero=True)
         self._closed = True
@@ -122,9 +125,9 @@ class PoolManager:
             try:
                 await self.health()
             except Exception:
-                _log.exception("the health check of the pools failed")
+                _log.exception("pool manager: the health check failed; trying again in %g s", self._interval)
 
 
 def _members(pools: Iterable[ConnectionPool]) -> list[ConnectionPool]:
-    """The pools, each with its replicas."""
+    """Return the pools, each followed by its replicas."""
     return [member for pool in pools for member in (pool, *pool.replicas)]

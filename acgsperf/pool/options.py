@@ -1,4 +1,4 @@
-"""What a pool tells: plain values, without a word to the server."""
+"""The options of a pool, and the values that describe its state."""
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -26,29 +26,29 @@ _TIMES: Final = (
 
 
 class CloseReason(StrEnum):
-    """Why a pool let go of a connection."""
+    """Why a connection left the pool."""
 
     LOST = "lost"
     """The server, the network or the borrower closed it."""
     CHECK_FAILED = "check_failed"
-    """It did not answer the check before it was handed out."""
+    """It did not answer a check."""
     RESET_FAILED = "reset_failed"
-    """Its session could not be reset in time."""
+    """Its session could not be reset within `reset_timeout`."""
     LIFETIME = "lifetime"
     """It was older than `max_lifetime`."""
     IDLE = "idle"
-    """Nobody needed it for `max_idle`."""
+    """It was idle for `max_idle`, and the pool had more connections than it keeps."""
     SHRUNK = "shrunk"
     """`resize` or `optimize` made the pool smaller."""
     DRAINED = "drained"
-    """`drain` asked for new ones."""
+    """`drain` replaced it."""
     CLOSED = "closed"
     """The pool was closed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolOptions:
-    """The options of a `ConnectionPool`, which documents them, with their defaults; checked."""
+    """The options of a `ConnectionPool`, checked. `ConnectionPool` documents them."""
 
     min_size: int = 20
     max_size: int = 100
@@ -76,25 +76,38 @@ class PoolOptions:
         if self.max_waiting is not None:
             checked["max_waiting"] = most = checked_int("max_waiting", self.max_waiting)
             if most < 0:
-                raise ValueError(f"max_waiting must be None or at least 0, not {most}")
+                raise ValueError(f"max_waiting must be None or at least 0, got {most}")
         checked_bool("reset", self.reset)
         checked_callable("init", self.init)
         if not callable(self.clock):
-            raise TypeError(f"clock must be callable, not {self.clock!r}")
+            raise TypeError(f"clock must be callable, got {self.clock!r}")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
     def as_keywords(self) -> dict[str, Any]:
-        """The options as the keyword arguments that make another pool like this."""
+        """Return the options as keyword arguments for another pool."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """A pool at one moment, and its counters since it was opened.
+    """The state of a pool now, and its counters since it was opened.
 
-    `in_use` counts whatever is open and not idle: lent, being checked or being reset. `wait` and `use` are in ns: what
-    callers waited for a connection, and how long they kept it.
+    Attributes:
+        size: open connections.
+        idle: connections that can be lent.
+        in_use: open connections that are lent, being checked or being reset.
+        waiting: callers that wait for a connection.
+        connecting: connection attempts in flight.
+        target_size: the number of connections that the pool keeps, between `min_size` and `max_size`.
+        opened: connections opened.
+        closed: connections closed, by reason.
+        failed_connects: connection attempts that failed.
+        timeouts: callers that got a `PoolTimeout`.
+        saturations: callers that got a `PoolSaturated`.
+        leaks: leases that were reported as leaks.
+        wait: how long callers waited for a connection, in ns.
+        use: how long borrowers kept it, in ns.
     """
 
     size: int
@@ -116,13 +129,19 @@ class PoolStats:
 
     @property
     def utilization(self) -> float:
-        """The share of `max_size` that is in use, between 0 and 1; more only while a pool shrinks."""
+        """The share of `max_size` that is in use, from 0 to 1. It is above 1 only while the pool shrinks."""
         return self.in_use / self.max_size
 
 
 @dataclass(frozen=True, slots=True)
 class PoolHealth:
-    """The answer of a pool's health check; `latency_ns` is None when nothing was free to ask the server with."""
+    """The result of a pool's health check.
+
+    Attributes:
+        healthy: whether the pool accepts callers.
+        latency_ns: how long the server took to answer; None if it was not asked, because no connection was free.
+        error: why the pool is unhealthy.
+    """
 
     healthy: bool
     latency_ns: int | None = None
@@ -133,8 +152,13 @@ class PoolHealth:
 class PoolOptimization:
     """What `optimize` found and did.
 
-    `demand` is the most that was in use and waited for at once since the last time, `utilization` that demand as a
-    share of the connections kept then.
+    Attributes:
+        demand: the highest number of connections in use and waiting callers at once since the last call.
+        utilization: `demand` divided by `old_target_size`.
+        old_target_size: the number of connections that the pool kept before.
+        target_size: the number that it keeps from now on.
+        opened: connections that it opens in the background.
+        closed: idle connections that it closes.
     """
 
     demand: int
@@ -146,8 +170,10 @@ class PoolOptimization:
 
 
 def checked_sizes(min_size: int, max_size: int) -> tuple[int, int]:
-    """Bounds that make sense."""
+    """Return the bounds of a pool as integers, checked."""
     least, most = checked_int("min_size", min_size), checked_int("max_size", max_size)
     if not 0 <= least <= most or most < 1:
-        raise ValueError(f"sizes must be 0 <= min_size <= max_size and max_size >= 1, not {least} and {most}")
+        raise ValueError(
+            f"sizes must be 0 <= min_size <= max_size and max_size >= 1, got min_size={least}, max_size={most}"
+        )
     return least, most

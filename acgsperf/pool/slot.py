@@ -1,4 +1,4 @@
-"""One connection of a pool: its age, its borrower, and how to see that it is alive without asking the server."""
+"""One connection of a pool: its age, its lease, and whether it is alive, found out without asking the server."""
 
 import asyncio
 import select
@@ -15,31 +15,32 @@ if TYPE_CHECKING:
 
     Lease = PoolConnectionProxy[asyncpg.Record]
     Connection = asyncpg.Connection[asyncpg.Record]
-    Place = list[tuple[CodeType, int]]
+    CallStack = list[tuple[CodeType, int]]
 
 _FRAMES: Final = 8
-_RESET_THE_REST: Final = "\nRESET SESSION AUTHORIZATION;\nDISCARD TEMP;\nDISCARD SEQUENCES;"
+_ADDITIONAL_RESET: Final = "\nRESET SESSION AUTHORIZATION;\nDISCARD TEMP;\nDISCARD SEQUENCES;"
 _POLL: Final = getattr(select, "poll", None)
-# ReadyForQuery, outside of a transaction: the end of every answer to a session that may be lent.
+# ReadyForQuery outside of a transaction: the end of every reply to a session that may be lent.
 _READY: Final = b"Z\0\0\0\5I"
+_END: Final = len(_READY)
 
 
 class _ThoroughReset:
-    """A connection whose reset also undoes what RESET ALL leaves: the role, temporary tables, sequence values."""
+    """A connection whose reset also undoes what RESET ALL does not: the role, temporary tables, sequence values."""
 
     __slots__ = ()
 
     def get_reset_query(self) -> str:
-        """The query that makes a session look new, prepared statements excepted."""
+        """Return the query that resets a session, prepared statements excepted."""
         query: str = super().get_reset_query()  # type: ignore[misc]
-        # Not every server that speaks the protocol is a PostgreSQL: one that knows these knows the rest.
-        return query + _RESET_THE_REST if "CLOSE ALL" in query and "RESET ALL" in query else query
+        # A server that is not PostgreSQL may not know these. One that knows CLOSE ALL and RESET ALL does.
+        return query + _ADDITIONAL_RESET if "CLOSE ALL" in query and "RESET ALL" in query else query
 
 
 def pooled_class(base: "type[Connection]") -> "type[Connection]":
-    """The class of a pool's connections, made from one of asyncpg's or a user's."""
+    """Return the class for a pool's connections: a subclass of asyncpg's class or of a user's subclass."""
     if not (isinstance(base, type) and issubclass(base, asyncpg.Connection)):
-        raise TypeError(f"connection_class must be a subclass of asyncpg.Connection, not {base!r}")
+        raise TypeError(f"connection_class must be a subclass of asyncpg.Connection, got {base!r}")
     body = {"__slots__": (), "__module__": base.__module__, "__doc__": base.__doc__}
     return cast(
         "type[Connection]", new_class(base.__name__, (_ThoroughReset, base), exec_body=lambda ns: ns.update(body))
@@ -47,10 +48,10 @@ def pooled_class(base: "type[Connection]") -> "type[Connection]":
 
 
 class _Listener(asyncio.Protocol):
-    """Stands between a transport and asyncpg's protocol, and remembers how the last that the server said ended.
+    """Stands between a transport and asyncpg's protocol, and remembers the last bytes that the server sent.
 
-    A server that ends a session says why, and hangs up a moment later. In between asyncpg has read the first, and calls
-    the connection open.
+    A server that ends a session sends an error, and closes the socket a moment later. Between the two, asyncpg has read
+    the error and still calls the connection open.
     """
 
     __slots__ = ("_data_received", "connection_lost", "eof_received", "last", "pause_writing", "resume_writing")
@@ -64,40 +65,53 @@ class _Listener(asyncio.Protocol):
         self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
 
     def data_received(self, data: bytes) -> None:
-        self.last = data[-len(_READY) :]
+        # A reply may come in pieces that are shorter than its end.
+        self.last = data[-_END:] if len(data) >= _END else (self.last + data)[-_END:]
         self._data_received(data)
 
 
 class Slot:
-    """A connection that a pool owns, and its lease while somebody has it."""
+    """A connection that a pool owns, and its lease while it is lent.
+
+    Attributes:
+        owner: the `Supply` that the connection belongs to.
+        generation: the generation of connections that it belongs to; `drain` begins a new one.
+        idle_since: when it became idle.
+        lent_at: when it was lent last.
+        retires_at: when the pool begins to open a successor.
+        expires_at: when it must not be lent any more.
+        ageing: whether housekeeping found it past `retires_at`.
+        lease: what the borrower has; None if it is not lent.
+        borrower: the call stack that acquired it, if leaks are looked for.
+        leak_reported: whether this lease was reported as a leak.
+    """
 
     __slots__ = (
         "_listener",
         "_poll",
         "ageing",
+        "borrower",
         "connection",
         "expires_at",
         "generation",
         "idle_since",
+        "leak_reported",
         "lease",
+        "lent_at",
         "owner",
-        "place",
-        "reported",
         "retires_at",
-        "taken_at",
     )
 
     def __init__(self, owner: object, connection: "Connection", generation: int, now: float) -> None:
         self.owner = owner
         self.connection = connection
         self.generation = generation
-        self.idle_since = self.taken_at = now
+        self.idle_since = self.lent_at = now
         self.retires_at = self.expires_at = float("inf")
-        # Whether it is known to be past `retires_at`.
         self.ageing = False
         self.lease: Lease | None = None
-        self.place: Place | None = None
-        self.reported = False
+        self.borrower: CallStack | None = None
+        self.leak_reported = False
         self._listener: _Listener | None = None
         self._poll: Callable[[int], list[Any]] | None = None
         transport = getattr(connection, "_transport", None)
@@ -114,11 +128,11 @@ class Slot:
             self._poll = poll.poll
 
     def is_quiet(self) -> bool:
-        """Whether the last that an idle connection got is the end of an answer.
+        """Return whether an idle connection received nothing since the end of the last reply.
 
-        What comes after it is mostly a farewell; it may be a notice or a notification. Costs half a microsecond: the
-        event loop has passed on what came before its last turn, and the socket holds what has come since. True where it
-        cannot be told.
+        What it received is usually the error that ends a session; it may be a notice or a notification. True where
+        the platform cannot tell. Costs half a microsecond: the event loop has passed on what came before its last turn,
+        and the socket holds what has come since.
         """
         if self._listener is not None and self._listener.last != _READY:
             return False
@@ -126,19 +140,19 @@ class Slot:
 
     @property
     def _pool(self) -> Any:
-        # asyncpg tells the pool, which it looks for here, when the schema is not what its caches say.
+        # If the schema no longer matches asyncpg's caches, asyncpg tells the pool, which it looks for here.
         return self.owner
 
     def is_cancelling(self) -> bool:
-        """Whether asyncpg has asked the server to give up a query, and has not heard of it yet."""
+        """Return whether asyncpg has asked the server to cancel a query and has no reply yet."""
         return bool(self.connection._protocol._is_cancelling())  # type: ignore[attr-defined]
 
-    def lend(self, now: float, place: "Place | None") -> "Lease":
-        """Make a lease; after its release asyncpg refuses to use it."""
-        self.taken_at = now
-        self.place = place
-        self.reported = False
-        # The holder is what asyncpg's own pool looks at; for us it leads from a lease back to the slot.
+    def lend(self, now: float, borrower: "CallStack | None") -> "Lease":
+        """Make a lease. After its release asyncpg refuses to use it."""
+        self.lent_at = now
+        self.borrower = borrower
+        self.leak_reported = False
+        # asyncpg's own pool calls the first argument the holder. Here it leads from a lease back to the slot.
         self.lease = PoolConnectionProxy(cast("Any", self), self.connection)
         return self.lease
 
@@ -146,27 +160,30 @@ class Slot:
         """Invalidate the lease, and the statements, cursors and transactions that were made through it."""
         lease, self.lease = self.lease, None
         if lease is not None:
-            self.place = None
+            self.borrower = None
             lease._detach()  # type: ignore[attr-defined]
             self.connection._on_release()  # type: ignore[attr-defined]
 
 
 def slot_of(lease: "Lease") -> Slot | None:
-    """The slot that a lease was made from; None for a connection from elsewhere."""
+    """Return the slot that a lease was made from; None for a connection from elsewhere."""
     holder = getattr(lease, "_holder", None) if isinstance(lease, PoolConnectionProxy) else None
     return holder if isinstance(holder, Slot) else None
 
 
-def place_of_caller(depth: int) -> "Place":
-    """Where the code `depth` calls up is, innermost first: code and line only, for frames would keep locals alive."""
+def call_stack(depth: int) -> "CallStack":
+    """Return code and line of the frames from `depth` calls up, innermost first.
+
+    Frames themselves would keep the borrower's local variables alive.
+    """
     frame = sys._getframe(depth + 1)
-    place = [(frame.f_code, frame.f_lineno)]
-    while len(place) < _FRAMES and frame.f_back is not None:
+    stack = [(frame.f_code, frame.f_lineno)]
+    while len(stack) < _FRAMES and frame.f_back is not None:
         frame = frame.f_back
-        place.append((frame.f_code, frame.f_lineno))
-    return place
+        stack.append((frame.f_code, frame.f_lineno))
+    return stack
 
 
-def describe_place(place: "Place | None") -> str:
-    """A place as text, one frame a line."""
-    return "\n".join(f"  {code.co_filename}:{line} in {code.co_qualname}" for code, line in place or ())
+def describe_stack(stack: "CallStack | None") -> str:
+    """Return a call stack as text, one frame a line."""
+    return "\n".join(f"  {code.co_filename}:{line} in {code.co_qualname}" for code, line in stack or ())

@@ -1,20 +1,22 @@
-"""A PostgreSQL to borrow from, and a clock."""
+"""A PostgreSQL server for the tests of the pool, a clock, and a record of the connections that a pool opens."""
 
 import asyncio
+from contextlib import suppress
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import pytest
 
 
 async def until(condition, seconds=10.0):
-    """Return when something that the pool does in the background has happened."""
+    """Return when the condition is true; the pool works in the background meanwhile."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test advances."""
 
     def __init__(self):
         self.now = 1_000.0
@@ -24,6 +26,120 @@ class Clock:
 
     def advance(self, seconds):
         self.now += seconds
+
+
+class Opened(list):
+    """The connections that a pool has opened: pass it as `init`."""
+
+    async def __call__(self, connection):
+        self.append(connection)
+
+    def pids(self):
+        """The server's processes of the connections that are open."""
+        return [connection.get_server_pid() for connection in self if not connection.is_closed()]
+
+
+async def whole(data, write):
+    """Pass a reply on as it came."""
+    await write(data)
+
+
+class Proxy:
+    """Stands between a pool and its server, and misbehaves as a test says.
+
+    Attributes:
+        dsn: the address of the proxy.
+        relay: passes what the server sent on to the pool.
+        accepted: connections that it has accepted.
+        refusing: whether it accepts connections and closes them at once.
+        silent: whether it accepts connections and says nothing.
+    """
+
+    def __init__(self, dsn):
+        self._dsn = dsn
+        self.relay = whole
+        self.accepted = 0
+        self.refusing = self.silent = False
+        self._tasks = set()
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        parts = urlsplit(self._dsn)
+        user = parts.netloc.rpartition("@")[0] or "postgres:"
+        self.dsn = f"postgresql://{user}@{self.address}{parts.path}"
+        return self
+
+    async def __aexit__(self, *error):
+        self._server.close()
+        self.hang_up()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def hang_up(self):
+        """Close all connections."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _connect(self):
+        parts = urlsplit(self._dsn)
+        [folder] = parse_qs(parts.query).get("host", [None])
+        if folder is None:
+            return await asyncio.open_connection(parts.hostname, parts.port or 5432)
+        return await asyncio.open_unix_connection(f"{folder}/.s.PGSQL.5432")
+
+    async def _serve(self, reader, writer):
+        self.accepted += 1
+        task = asyncio.current_task()
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        writers = [writer]
+        try:
+            if self.silent:
+                await reader.read()
+            elif not self.refusing:
+                server, to_server = await self._connect()
+                writers.append(to_server)
+                await self._pass_on(reader, writer, server, to_server)
+        except (asyncio.CancelledError, OSError):
+            pass
+        finally:
+            for each in writers:
+                each.transport.abort()
+
+    async def _pass_on(self, reader, writer, server, to_server):
+        async def write(data):
+            writer.write(data)
+            # The pool runs in the same event loop: it has read the data before the proxy writes more.
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+        async def requests():
+            while data := await reader.read(65_536):
+                to_server.write(data)
+
+        async def replies():
+            while data := await server.read(65_536):
+                await self.relay(data, write)
+
+        both = [asyncio.ensure_future(requests()), asyncio.ensure_future(replies())]
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for one in both:
+                one.cancel()
+            with suppress(asyncio.CancelledError, OSError):
+                await asyncio.gather(*both)
+
+
+@pytest.fixture
+async def proxy(dsn):
+    async with Proxy(dsn) as running:
+        yield running
+
+
+@pytest.fixture
+def opened():
+    return Opened()
 
 
 @pytest.fixture(name="until")

@@ -8,6 +8,7 @@ import pytest
 
 from acgsperf import ConnectionPool, PoolManager, PoolTimeout
 from acgsperf.addresses import secrets_of
+from acgsperf.pool.supply import Supply
 from acgsperf.tiers.postgres import PostgresTier
 
 SOMEWHERE = "postgresql://localhost/db"
@@ -30,7 +31,7 @@ BAD_DSNS = [
 @pytest.mark.parametrize(
     ("seconds", "kind"), [("x", TypeError), (True, TypeError), (-1, ValueError), (NAN, ValueError)]
 )
-async def test_a_timeout_that_is_none_costs_no_connection(dsn, seconds, kind):
+async def test_a_bad_timeout_is_refused_before_a_connection_is_taken(dsn, seconds, kind):
     async with ConnectionPool(dsn, min_size=1, max_size=1, timeout=0.01) as pool:
         async with pool.acquire():
             with pytest.raises(kind, match=r"timeout must be a number of seconds that is at least 0, not"):
@@ -47,7 +48,7 @@ async def test_a_timeout_that_is_none_costs_no_connection(dsn, seconds, kind):
 @pytest.mark.parametrize(
     ("seconds", "kind"), [("x", TypeError), (None, TypeError), (True, TypeError), (-1, ValueError), (NAN, ValueError)]
 )
-async def test_what_is_closed_with_a_timeout_that_is_none_stays_open(dsn, seconds, kind):
+async def test_a_bad_timeout_for_close_leaves_the_pool_open(dsn, seconds, kind):
     async with PoolManager() as manager:
         pool = await manager.create("app", dsn, min_size=1, max_size=1)
         async with pool.acquire():
@@ -69,7 +70,7 @@ class Shouting(asyncpg.Connection):
 
 
 class Unreset(asyncpg.Connection):
-    """One whose user does without a reset, which PgBouncer does for some."""
+    """A connection class without a reset, as some users of PgBouncer need it."""
 
     def get_reset_query(self):
         return ""
@@ -95,14 +96,14 @@ async def test_a_connection_class_may_do_without_a_reset(dsn):
 
 @pytest.mark.parametrize("connection_class", [None, "Connection", int, Shouting.shout])
 def test_a_connection_class_is_one_of_asyncpg(connection_class):
-    with pytest.raises(TypeError, match=r"connection_class must be a subclass of asyncpg\.Connection, not"):
+    with pytest.raises(TypeError, match=r"connection_class must be a subclass of asyncpg\.Connection, got"):
         ConnectionPool(SOMEWHERE, connection_class=connection_class)
 
 
-async def test_a_waiter_is_forgotten_when_supplying_fails(dsn, monkeypatch):
+async def test_a_waiter_leaves_the_queue_if_replenishing_fails(dsn, monkeypatch):
     async with ConnectionPool(dsn, min_size=1, max_size=1) as pool, pool.acquire():
         with monkeypatch.context() as patch:
-            patch.setattr(pool, "_supply", lambda: 1 / 0)
+            patch.setattr(Supply, "replenish", lambda _: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 await pool.acquire(1)
         assert pool.stats().waiting == 0
@@ -141,7 +142,7 @@ def test_a_bad_dsn_is_refused_and_not_repeated(bad, kind):
         "postgresql://%2Ftmp%2Fsocket/db",
     ],
 )
-def test_any_dsn_that_asyncpg_can_read_is_taken(good):
+def test_any_dsn_that_asyncpg_can_read_is_accepted(good):
     ConnectionPool(good, replicas=(good,))
 
 
@@ -161,7 +162,7 @@ async def test_sizes_are_integers(dsn, sizes):
 
 @pytest.mark.parametrize("replicas", ["postgresql://u:secret@h/x", b"postgresql://h", 3, None, {SOMEWHERE}])
 def test_replicas_are_a_sequence(replicas):
-    with pytest.raises(TypeError, match="replicas must be a sequence of DSNs, not of type") as refused:
+    with pytest.raises(TypeError, match="replicas must be a sequence of DSNs, got one of type") as refused:
         ConnectionPool(SOMEWHERE, replicas=replicas)
     assert "secret" not in str(refused.value)
 
@@ -208,7 +209,7 @@ def test_numbers_of_any_kind_are_seconds():
 
 
 @pytest.mark.parametrize(("n", "kind"), [("x", TypeError), (1.5, TypeError), (True, TypeError), (-1, ValueError)])
-async def test_connections_to_warm_are_counted(dsn, n, kind):
+async def test_the_number_of_connections_to_warm_is_an_integer_that_is_not_negative(dsn, n, kind):
     async with ConnectionPool(dsn, min_size=1, max_size=3) as pool:
         with pytest.raises(kind, match="n must be"):
             await pool.warm(n)

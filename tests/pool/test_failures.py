@@ -10,15 +10,15 @@ import pytest
 
 from acgsperf import CloseReason, ConnectionPool, PoolError, PoolTimeout, PoolUnhealthy
 
-# Whatever a caller may see while its server dies: the pool's own errors, and asyncpg's on the connection it held. The
-# internal one is asyncpg's too, when the server says goodbye between the preparation of a statement and its execution.
+# What a caller may see while its server dies: the pool's own errors, and asyncpg's on the connection that it held.
+# asyncpg raises its internal error if the server ends the session between preparing a statement and executing it.
 TYPED = (PoolError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 TERMINATE = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = $1"
 
 
 class Load:
-    """Callers that borrow and query all the time, and what they met."""
+    """Callers that borrow and query all the time, and the errors that they got."""
 
     def __init__(self, pool, callers, timeout):
         self.pool = pool
@@ -47,7 +47,7 @@ class Load:
 
 
 @pytest.mark.parametrize("down_for", [pytest.param(0.5), pytest.param(5.0, marks=pytest.mark.soak)])
-async def test_a_server_that_is_killed_and_started_again_serves_everybody_within_two_seconds(victim, down_for, until):
+async def test_a_server_that_is_killed_and_started_again_serves_all_callers_within_two_seconds(victim, down_for, until):
     async with ConnectionPool(victim.dsn, min_size=5, max_size=10) as pool:
         load = Load(pool, callers=20, timeout=1.0)
         await until(lambda: load.answers > 100)
@@ -72,7 +72,7 @@ async def test_a_server_that_is_killed_and_started_again_serves_everybody_within
 
 
 @pytest.mark.parametrize("reset", [True, False])
-async def test_a_frozen_server_keeps_nobody_beyond_the_deadline_and_gives_its_slots_back(victim, until, reset):
+async def test_no_caller_of_a_frozen_server_waits_past_its_deadline_and_all_slots_become_free(victim, until, reset):
     async with ConnectionPool(
         victim.dsn,
         min_size=2,
@@ -112,7 +112,7 @@ async def test_a_waiter_takes_whatever_comes_first_a_checked_connection_or_a_new
     async with ConnectionPool(victim.dsn, min_size=1, max_size=2, check_after=1.0, clock=clock) as pool:
         victim.freeze_postmaster()
         try:
-            # The new one does not come, for nobody answers the door; the old one is asked, and answers.
+            # No new connection can be opened. The old one is checked, and answers.
             warming = asyncio.create_task(pool.warm(2))
             await until(lambda: pool.stats().connecting == 1)
             clock.advance(1.0)
@@ -151,7 +151,7 @@ async def test_a_health_check_finds_a_frozen_server_and_the_pool_comes_back_by_i
 
 
 class Elsewhere:
-    """A session in a thread of its own: while it is used, the event loop of the test stands still."""
+    """A session in a thread of its own. While it is used, the event loop of the test does not run."""
 
     def __init__(self, dsn):
         self._loop = asyncio.new_event_loop()
@@ -179,11 +179,11 @@ def elsewhere(dsn):
     session.close()
 
 
-def wait_for_farewells(slots):
-    """Return when the server has told each of these connections that it is over; the event loop gets no turn."""
-    for slot in slots:
+def wait_until_readable(connections):
+    """Return when the server has sent something to each of these connections; the event loop gets no turn."""
+    for connection in connections:
         poll = select.poll()
-        poll.register(slot.connection._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        poll.register(connection._transport.get_extra_info("socket").fileno(), select.POLLIN)
         assert poll.poll(5_000)
 
 
@@ -194,52 +194,51 @@ async def ask(pool):
 
 @pytest.mark.parametrize("reset", [True, False])
 @pytest.mark.parametrize("size", [1, 4])
-async def test_no_caller_notices_that_the_server_has_ended_idle_connections(dsn, elsewhere, until, size, reset):
+async def test_no_caller_notices_that_the_server_has_ended_idle_connections(dsn, elsewhere, until, opened, size, reset):
     options = {"min_size": size, "max_size": size, "reset": reset, "server_settings": {"application_name": "doomed"}}
-    async with ConnectionPool(dsn, **options) as pool:
+    async with ConnectionPool(dsn, init=opened, **options) as pool:
         for i in range(100):
             await until(lambda: pool.stats().idle == size)
-            # Sessions of the last round may be on their way out.
+            # Sessions of the last round may not have ended yet.
             assert elsewhere.fetchval(TERMINATE, "doomed") >= size
-            wait_for_farewells(pool._idle)
-            # From a farewell that nobody has read to a connection that is known to be closed.
+            wait_until_readable([connection for connection in opened if not connection.is_closed()])
+            # From an error that nobody has read to a connection that is known to be closed.
             for _ in range(i % 5):
                 await asyncio.sleep(0)
             assert await asyncio.gather(*(ask(pool) for _ in range(size + 1))) == [1] * (size + 1)
         assert pool.stats().opened >= 100 * size
 
 
-async def test_a_farewell_between_two_borrowers_is_no_error_for_the_second(dsn, elsewhere, until):
-    options = {"min_size": 1, "max_size": 1, "server_settings": {"application_name": "passed on"}}
-    async with ConnectionPool(dsn, **options) as pool:
+async def test_a_session_that_ends_between_two_borrowers_is_no_error_for_the_second(dsn, elsewhere, until, opened):
+    options = {"min_size": 1, "max_size": 1, "reset": False, "server_settings": {"application_name": "passed on"}}
+    async with ConnectionPool(dsn, init=opened, **options) as pool:
         for i in range(50):
             first = await pool.acquire()
             second = asyncio.create_task(ask(pool))
             await until(lambda: pool.stats().waiting == 1)
-            [slot] = pool._slots
-            slot.end_lease()
-            # Handed over as a release does it, and ended before the waiter gets its turn.
-            pool._give(slot)
+            # Without a reset, a release hands the connection over at once. It ends before the waiting caller runs.
+            await pool.release(first)
             assert elsewhere.fetchval(TERMINATE, "passed on") >= 1
-            wait_for_farewells([slot])
+            wait_until_readable([opened[-1]])
             for _ in range(i % 2):
                 await asyncio.sleep(0)
             assert await second == 1
-            await pool.release(first)
         assert pool.stats().in_use == 0
 
 
-async def test_a_connection_that_was_told_something_else_while_idle_is_kept(dsn, admin, until):
-    async with ConnectionPool(
-        dsn, min_size=1, max_size=1, reset=False, init=lambda connection: connection.execute("LISTEN news")
-    ) as pool:
-        [slot] = pool._slots
-        for _ in range(3):
-            assert slot.is_quiet()
-            await admin.execute("NOTIFY news, 'the last word, that is not'")
-            await until(lambda: not slot.is_quiet())
+async def test_a_connection_that_got_a_notification_while_idle_is_kept(dsn, elsewhere, opened):
+    async def init(connection):
+        await opened(connection)
+        await connection.execute("LISTEN news")
+
+    async with ConnectionPool(dsn, min_size=1, max_size=1, reset=False, init=init) as pool:
+        for turns in range(4):
+            elsewhere.fetchval("SELECT pg_notify('news', '')")
+            wait_until_readable(opened)
+            for _ in range(turns):
+                await asyncio.sleep(0)
             assert await ask(pool) == 1
-        assert pool._slots == {slot}
+        assert pool.stats().opened == 1
 
 
 async def test_a_server_that_is_full_is_a_typed_error_until_there_is_room(victim):
@@ -257,7 +256,7 @@ async def test_a_server_that_is_full_is_a_typed_error_until_there_is_room(victim
             await until_acquired(pool)
             with pytest.raises(PoolTimeout, match="TooManyConnectionsError"):
                 async with pool.acquire():
-                    # One is all that the server allows; who already has it can go on.
+                    # The server has room for one session, which its borrower can use.
                     await pool.acquire(timeout=0.5)
             attempts = pool.stats().failed_connects
             assert 2 <= attempts <= 12
@@ -271,7 +270,7 @@ async def test_a_server_that_is_full_is_a_typed_error_until_there_is_room(victim
 
 
 async def until_acquired(pool):
-    """The server takes a moment to notice who left."""
+    """Return when a connection can be acquired: the server takes a moment to notice that others have disconnected."""
     async with asyncio.timeout(5):
         while True:
             try:

@@ -1,4 +1,4 @@
-"""What a pool lends, keeps, replaces and counts."""
+"""Lending, keeping, replacing and counting connections."""
 
 import asyncio
 import gc
@@ -49,7 +49,7 @@ async def test_a_connection_can_be_acquired_and_released_by_hand_and_releasing_t
         assert pool.stats().idle == 1
 
 
-async def test_a_connection_that_was_given_back_cannot_be_used_nor_what_was_made_with_it(dsn):
+async def test_a_released_connection_cannot_be_used_nor_can_a_statement_made_with_it(dsn):
     async with ConnectionPool(dsn, min_size=1, max_size=1) as pool:
         async with pool.acquire() as connection:
             statement = await connection.prepare("SELECT 1")
@@ -99,7 +99,7 @@ async def test_the_slowest_of_two_hundred_callers_waits_at_most_twice_as_long_as
             round_trips.append(time.monotonic() - taken)
 
         await asyncio.gather(*(call(0.002) for _ in range(200)))
-        # Nineteen others come before the last on each connection, each with its work and its reset.
+        # On each connection, nineteen other callers are served before the last one, each with a reset.
         assert max(waits) <= 2 * 19 * (sum(round_trips) / len(round_trips))
 
 
@@ -122,7 +122,7 @@ async def test_an_acquire_ends_within_fifty_milliseconds_of_its_timeout_under_lo
             await pool.release(connection)
 
 
-async def test_a_pool_time_out_is_a_time_out_error(dsn):
+async def test_a_pool_timeout_is_a_timeout_error(dsn):
     async with ConnectionPool(dsn, min_size=1, max_size=1, timeout=0.01) as pool, pool.acquire():
         with pytest.raises(TimeoutError):
             await pool.acquire()
@@ -141,7 +141,7 @@ async def test_no_more_than_max_waiting_callers_wait(dsn):
             await pool.release(await task)
 
 
-async def test_who_waits_for_a_check_or_a_new_connection_is_not_counted_as_waiting(dsn, clock):
+async def test_callers_that_wait_for_a_check_or_a_new_connection_do_not_count_for_max_waiting(dsn, clock):
     async def borrow(pool):
         async with pool.acquire(timeout=10) as connection:
             return await connection.fetchval("SELECT 1")
@@ -208,7 +208,7 @@ async def test_a_connection_that_arrives_in_the_turn_of_a_cancellation_goes_to_t
         held = await pool.acquire()
         first, second = asyncio.ensure_future(pool.acquire()), asyncio.ensure_future(pool.acquire())
         await asyncio.sleep(0)
-        # The release gives the connection to the first, which is cancelled before it wakes up.
+        # The release hands the connection to the first caller, which is cancelled before it runs.
         await pool.release(held)
         first.cancel()
         connection = await asyncio.wait_for(second, 5)
@@ -217,15 +217,14 @@ async def test_a_connection_that_arrives_in_the_turn_of_a_cancellation_goes_to_t
         assert pool.stats().in_use == 0
 
 
-async def test_a_connection_that_is_lost_while_it_is_handed_over_is_not_lent(dsn):
-    async with ConnectionPool(dsn, min_size=1, max_size=1, reset=False) as pool:
+async def test_a_connection_that_is_lost_while_it_is_handed_over_is_not_lent(dsn, opened):
+    async with ConnectionPool(dsn, min_size=1, max_size=1, reset=False, init=opened) as pool:
         held = await pool.acquire()
         waiting = asyncio.ensure_future(pool.acquire(timeout=5))
         await asyncio.sleep(0)
-        [slot] = pool._slots
-        # The release gives the connection to the one who waits, which wakes up only in the next turn.
+        # The release hands the connection to the waiting caller, which runs only in the next turn of the event loop.
         await pool.release(held)
-        slot.connection.terminate()
+        opened[0].terminate()
         connection = await waiting
         assert await connection.fetchval("SELECT 1") == 1
         await pool.release(connection)
@@ -288,7 +287,7 @@ async def test_a_table_that_is_changed_breaks_no_prepared_statement(dsn, admin):
 
 @pytest.mark.parametrize("reset", [True, False])
 async def test_a_transaction_left_open_is_rolled_back(dsn, admin, reset):
-    # asyncpg tells the event loop's exception handler of a transaction that nobody manages: rightly so.
+    # asyncpg reports a transaction that it does not manage to the exception handler of the event loop.
     asyncio.get_running_loop().set_exception_handler(lambda _, context: None)
     await admin.execute("DROP TABLE IF EXISTS pool_open_transaction; CREATE TABLE pool_open_transaction (id int)")
     async with ConnectionPool(dsn, min_size=1, max_size=1, reset=reset) as pool:
@@ -355,7 +354,7 @@ async def test_a_connection_is_replaced_before_its_lifetime_ends_and_never_lent_
         assert pool.stats().closed[CloseReason.LIFETIME] == 0
         clock.advance(5.0)
         pool.maintain()
-        # The jitter has spread them over the last tenth: by now some may have gone, not all need have.
+        # Jitter spreads the replacements over the last tenth. Some connections may have been replaced by now.
         clock.advance(6.0)
         async with pool.acquire() as connection:
             assert await connection.fetchval("SELECT 1") == 1
@@ -364,30 +363,39 @@ async def test_a_connection_is_replaced_before_its_lifetime_ends_and_never_lent_
         assert pool.stats().opened == 8
 
 
-async def test_lifetimes_end_at_different_times(dsn):
-    async with ConnectionPool(dsn, min_size=4, max_size=4, max_lifetime=100.0) as pool:
-        ends = {slot.expires_at - slot.retires_at for slot in pool._slots}
-        assert len(ends) == 4
-        assert 0 <= min(ends) <= max(ends) <= 10
+async def test_lifetimes_end_at_different_times_within_their_last_tenth(dsn, clock, until):
+    options = {"max_lifetime": 100.0, "max_idle": 1e9, "check_after": 1e9, "housekeeping_interval": 3600}
+    async with ConnectionPool(dsn, min_size=4, max_size=4, clock=clock, **options) as pool:
+        clock.advance(90.0)
+        replaced = []
+        for _ in range(100):
+            pool.maintain()
+            await until(lambda: pool.stats().size == 4)
+            replaced.append(pool.stats().closed[CloseReason.LIFETIME])
+            clock.advance(0.1)
+        assert replaced[0] == 0
+        assert replaced[-1] >= 3
+        assert len(set(replaced)) >= 3
 
 
-async def test_an_old_connection_serves_until_its_successor_is_there(dsn, clock, until):
+async def test_an_old_connection_serves_until_its_successor_is_there(dsn, clock, until, opened):
     slow = asyncio.Event()
     slow.set()
 
     async def init(connection):
         await slow.wait()
+        await opened(connection)
 
     options = {"max_lifetime": 100.0, "check_after": 1e9, "housekeeping_interval": 3600, "init": init, "clock": clock}
     async with ConnectionPool(dsn, min_size=2, max_size=4, **options) as pool:
-        old = {slot.connection.get_server_pid() for slot in pool._slots}
+        old = set(opened.pids())
         slow.clear()
         clock.advance(99.99)
         lent = await pool.acquire()
         for _ in range(2):
             pool.maintain()
             await asyncio.sleep(0)
-        # One that is lent is replaced as well, and may be lent again until then.
+        # A lent connection is replaced as well, and may be lent again until its successor is open.
         assert (pool.stats().size, pool.stats().connecting) == (2, 2)
         await pool.release(lent)
         for _ in range(3):
@@ -400,12 +408,12 @@ async def test_an_old_connection_serves_until_its_successor_is_there(dsn, clock,
         await until(lambda: pool.stats().size == 2)
         pool.maintain()
         assert (pool.stats().size, pool.stats().connecting, pool.stats().opened) == (2, 0, 4)
-        assert old.isdisjoint(slot.connection.get_server_pid() for slot in pool._slots)
+        await until(lambda: old.isdisjoint(opened.pids()))
 
 
-async def test_connections_that_say_goodbye_count_until_they_have_gone(victim, until):
-    async with ConnectionPool(victim.dsn, min_size=2, max_size=2, close_timeout=0.4) as pool:
-        victim.freeze_sessions(*(slot.connection.get_server_pid() for slot in pool._slots))
+async def test_connections_count_until_they_are_closed_gracefully(victim, until, opened):
+    async with ConnectionPool(victim.dsn, min_size=2, max_size=2, close_timeout=0.4, init=opened) as pool:
+        victim.freeze_sessions(*opened.pids())
         pool.drain()
         with pytest.raises(PoolTimeout):
             await pool.acquire(timeout=0.1)
@@ -437,7 +445,7 @@ async def test_connections_that_nobody_needs_are_closed_down_to_min_size(dsn, cl
         assert pool.stats().closed[CloseReason.IDLE] == 3
 
 
-async def test_a_borrower_who_keeps_a_connection_is_reported_once_with_where_it_was_acquired(dsn, clock, caplog):
+async def test_a_connection_that_is_kept_too_long_is_reported_once_with_where_it_was_acquired(dsn, clock, caplog):
     options = {"leak_threshold": 30.0, "housekeeping_interval": 3600, "clock": clock}
     async with ConnectionPool(dsn, min_size=1, max_size=2, **options) as pool:
 
@@ -476,7 +484,7 @@ async def test_a_pool_is_resized_while_it_is_used(dsn, until):
             pool.resize(2, 1)
 
 
-async def test_a_lower_minimum_is_what_is_kept(dsn, clock):
+async def test_a_lower_minimum_lowers_the_size_that_is_kept(dsn, clock):
     async with ConnectionPool(dsn, min_size=4, max_size=8, housekeeping_interval=3600, clock=clock) as pool:
         pool.resize(1, 8)
         clock.advance(601.0)
@@ -484,7 +492,7 @@ async def test_a_lower_minimum_is_what_is_kept(dsn, clock):
         assert (pool.stats().size, pool.stats().target_size) == (1, 1)
 
 
-async def test_draining_replaces_every_connection_lent_ones_when_they_come_back(dsn, until):
+async def test_draining_replaces_every_connection_including_lent_ones_when_they_come_back(dsn, until):
     async with ConnectionPool(dsn, min_size=3, max_size=3) as pool:
         connection = await pool.acquire()
         old = connection.get_server_pid()
@@ -513,7 +521,7 @@ async def test_optimize_follows_demand_within_bounds_and_says_what_it_did(dsn, u
         assert pool.stats().size == 2
 
 
-async def test_a_check_is_no_second_caller_for_optimize_and_its_bound_holds(dsn, clock):
+async def test_a_check_does_not_count_as_demand_and_the_bounds_of_optimize_hold(dsn, clock):
     async with ConnectionPool(dsn, min_size=4, max_size=5, clock=clock) as pool:
         clock.advance(1.0)
         held = await asyncio.gather(*(asyncio.ensure_future(pool.acquire()) for _ in range(3)))
@@ -526,7 +534,7 @@ async def test_a_check_is_no_second_caller_for_optimize_and_its_bound_holds(dsn,
     assert pool.optimize() == PoolOptimization(0, 0.0, 5, 5, 0, 0)
 
 
-async def test_another_event_loop_is_refused_and_harms_nobody(dsn):
+async def test_another_event_loop_is_refused_without_effect_on_the_pool(dsn):
     async with ConnectionPool(dsn, min_size=1, max_size=1) as pool:
         lease = await pool.acquire()
 
@@ -567,7 +575,7 @@ async def main():
         await use(pool)
         child = os.fork()
         if child == 0:
-            # A new loop, as a worker has one: what was running belongs to the parent.
+            # A new loop, as in a worker: the running one belongs to the parent.
             asyncio.events._set_running_loop(None)
             os._exit(asyncio.new_event_loop().run_until_complete(refused(pool)))
         assert os.waitpid(child, 0)[1] == 0
@@ -606,8 +614,8 @@ async def test_a_pool_that_was_made_smaller_lets_callers_wait(dsn):
             await pool.release(lease)
 
 
-async def test_those_whose_connections_ended_as_they_got_them_wait_in_their_old_order(dsn, admin):
-    options = {"min_size": 4, "max_size": 4, "server_settings": {"application_name": "reordered"}}
+async def test_callers_whose_connections_were_lost_at_once_wait_in_their_old_order(dsn, opened):
+    options = {"min_size": 4, "max_size": 4, "reset": False, "init": opened}
     served = []
 
     async def borrow(pool, number):
@@ -618,14 +626,12 @@ async def test_those_whose_connections_ended_as_they_got_them_wait_in_their_old_
         leases = [await pool.acquire() for _ in range(4)]
         callers = [asyncio.create_task(borrow(pool, number)) for number in range(6)]
         await asyncio.sleep(0.01)
-        for slot in list(pool._slots):
-            # Handed over in one turn, and closed before any of them has run.
-            slot.end_lease()
-            pool._give(slot)
-            slot.connection.terminate()
-        await asyncio.gather(*callers)
         for lease in leases:
+            # Without a reset, a release hands the connection over at once. All are closed before a caller runs.
             await pool.release(lease)
+        for connection in list(opened):
+            connection.terminate()
+        await asyncio.gather(*callers)
     assert served == list(range(6))
 
 
@@ -633,7 +639,7 @@ async def test_a_context_is_entered_once_at_a_time(dsn):
     async with ConnectionPool(dsn, min_size=2, max_size=2) as pool:
         context = pool.acquire()
         async with context:
-            with pytest.raises(PoolError, match="an acquire of its own"):
+            with pytest.raises(PoolError, match="call acquire"):
                 await context.__aenter__()
         async with context as connection:
             assert await connection.fetchval("SELECT 1") == 1
@@ -650,7 +656,7 @@ async def test_a_context_is_entered_once_at_a_time(dsn):
 
 
 @pytest.mark.parametrize("error", [TimeoutError, asyncio.CancelledError])
-async def test_who_ran_out_of_time_does_not_wait_for_the_reset(victim, error):
+async def test_a_caller_whose_deadline_passed_does_not_wait_for_the_reset(victim, error):
     async with ConnectionPool(victim.dsn, min_size=1, max_size=1) as pool:
         start = time.monotonic()
         context = pool.acquire()
@@ -673,7 +679,7 @@ async def test_statistics_count_what_happened(dsn):
             assert pool.stats().wait.max > 1_000_000 / 100
 
 
-async def test_a_closed_pool_refuses_callers_and_those_who_wait(dsn):
+async def test_a_closed_pool_refuses_new_and_waiting_callers(dsn):
     pool = ConnectionPool(dsn, min_size=1, max_size=1)
     with pytest.raises(PoolClosed, match="not open"):
         await pool.acquire()
@@ -695,7 +701,7 @@ async def test_a_closed_pool_refuses_callers_and_those_who_wait(dsn):
         await pool.open()
 
 
-async def test_closing_waits_for_borrowers_no_longer_than_it_is_told(dsn):
+async def test_closing_waits_for_borrowers_until_its_timeout(dsn):
     pool = ConnectionPool(dsn, min_size=1, max_size=1, name="impatient")
     await pool.open()
     connection = await pool.acquire()
@@ -720,7 +726,7 @@ async def test_a_pool_that_was_closed_is_not_kept_alive(dsn):
         pass
     reference = weakref.ref(pool)
     del pool
-    # The last callbacks of its tasks have their turn.
+    # The last callbacks of its tasks run.
     await asyncio.sleep(0)
     gc.collect()
     assert reference() is None
@@ -738,7 +744,7 @@ async def test_a_password_is_shown_nowhere(form, caplog):
 
 
 @pytest.mark.parametrize("password", ["o", "db", "role", "postgres"])
-async def test_a_short_password_does_not_show_by_the_gaps_that_hiding_it_leaves(dsn, password):
+async def test_a_short_password_is_not_revealed_by_hiding_it_in_a_message_of_the_server(dsn, password):
     path = urlsplit(dsn)._replace(path="/nowhere-to-go").geturl()
     pool = ConnectionPool(path, min_size=1, max_size=1, password=password)
     with pytest.raises(PoolUnhealthy) as refused:
@@ -747,12 +753,12 @@ async def test_a_short_password_does_not_show_by_the_gaps_that_hiding_it_leaves(
     assert "***" not in str(refused.value)
 
 
-async def test_what_a_client_says_with_the_password_in_it_is_not_shown(dsn):
+async def test_the_text_of_an_error_that_contains_the_password_is_not_shown(dsn):
     async def init(connection):
         raise ValueError("cannot do that with s3cr3t")
 
     pool = ConnectionPool(dsn, min_size=1, max_size=1, password="s3cr3t", init=init)
-    with pytest.raises(PoolUnhealthy, match=r"ValueError: \(not shown, for it holds the password\)$"):
+    with pytest.raises(PoolUnhealthy, match=r"ValueError: \(not shown because it contains the password\)$"):
         await pool.open()
 
 
@@ -765,7 +771,7 @@ async def test_what_a_client_says_with_the_password_in_it_is_not_shown(dsn):
         ("postgresql://ann:1?x=s3cr3t@localhost/db", "its server"),
     ],
 )
-async def test_an_error_says_where_the_server_was_looked_for(address, where):
+async def test_an_error_names_the_address_of_the_server(address, where):
     pool = ConnectionPool(address, min_size=1, max_size=1)
     with pytest.raises(PoolUnhealthy, match=rf"^pool 'default' cannot reach {where}: "):
         await pool.open()
@@ -783,7 +789,7 @@ async def test_an_error_says_where_the_server_was_looked_for(address, where):
         {"connect_timeout": float("nan")},
     ],
 )
-def test_options_that_make_no_sense_are_refused(options):
+def test_options_that_are_out_of_range_are_refused(options):
     with pytest.raises(ValueError, match=r"must be"):
         ConnectionPool("postgresql://", **options)
 

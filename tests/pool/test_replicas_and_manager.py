@@ -10,7 +10,7 @@ from acgsperf import ConnectionPool, PoolClosed, PoolExists, PoolManager, PoolNo
 NOWHERE = "postgresql:///postgres?host=/nonexistent"
 
 
-async def test_only_those_who_do_not_write_are_sent_to_replicas(dsn):
+async def test_only_readers_are_sent_to_replicas(dsn):
     async with ConnectionPool(dsn, min_size=1, max_size=2, replicas=[dsn, dsn]) as pool:
         async with pool.acquire(), pool.acquire(readonly=True) as reader:
             assert await reader.fetchval("SELECT 1") == 1
@@ -27,7 +27,7 @@ async def test_readers_go_to_the_replica_with_less_to_do(dsn):
             await pool.release(reader)
 
 
-async def test_readers_avoid_the_slower_replica_until_that_is_long_ago(dsn, clock):
+async def test_readers_avoid_the_slower_replica_for_some_time(dsn, clock):
     async with ConnectionPool(dsn, min_size=2, max_size=10, replicas=[dsn, dsn], check_after=1e9, clock=clock) as pool:
         one, other = await pool.acquire(readonly=True), await pool.acquire(readonly=True)
         clock.advance(0.001)
@@ -55,7 +55,7 @@ async def test_readers_go_to_the_primary_while_no_replica_is_healthy(dsn, caplog
             assert pool.stats().in_use == 1
 
 
-async def test_a_reader_finds_the_primary_when_its_replica_is_saturated(dsn):
+async def test_a_reader_gets_the_primary_if_its_replica_is_saturated(dsn):
     async with (
         ConnectionPool(dsn, min_size=1, max_size=1, max_waiting=0, replicas=[dsn]) as pool,
         pool.acquire(readonly=True),
@@ -131,7 +131,7 @@ async def test_a_name_is_free_again_when_its_pool_could_not_be_opened(dsn):
         await manager.create("app", dsn, min_size=1)
 
 
-async def test_a_name_is_taken_while_its_pool_is_being_opened(dsn):
+async def test_a_name_is_in_use_while_its_pool_is_being_opened(dsn):
     async with PoolManager() as manager:
         opening = asyncio.create_task(manager.create("app", dsn, min_size=1))
         await asyncio.sleep(0)
@@ -184,7 +184,7 @@ async def test_one_long_lease_does_not_starve_its_replica(dsn, clock):
         kept = await held.acquire()
         clock.advance(600)
         readers = [await pool.acquire(readonly=True) for _ in range(12)]
-        # What it has lent for long counts four times, and no more.
+        # A replica with a long lease counts as at most four times slower.
         assert 2 <= held.stats().in_use <= 4
         assert other.stats().in_use == 13 - held.stats().in_use
         for lease in (kept, *readers):

@@ -1,4 +1,4 @@
-"""Sessions that say nothing, on a server that is otherwise well."""
+"""Sessions that do not answer, on a server that works otherwise."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ async def pid_of(connection):
 
 
 async def pids_of(pool, n):
-    """The sessions of a pool's n connections."""
+    """Return the process ids of the sessions of a pool's n connections."""
     leases = [await pool.acquire() for _ in range(n)]
     pids = [await pid_of(lease) for lease in leases]
     for lease in leases:
@@ -21,7 +21,7 @@ async def pids_of(pool, n):
     return pids
 
 
-async def test_callers_get_new_connections_beside_checks_that_nobody_answers(victim, clock):
+async def test_callers_get_new_connections_while_checks_are_not_answered(victim, clock):
     async with ConnectionPool(victim.dsn, min_size=1, max_size=20, clock=clock) as pool:
         await pool.warm(8)
         victim.freeze_sessions(*await pids_of(pool, 8))
@@ -29,7 +29,7 @@ async def test_callers_get_new_connections_beside_checks_that_nobody_answers(vic
         start = time.monotonic()
         async with pool.acquire(timeout=5) as connection:
             assert await connection.fetchval("SELECT 1") == 1
-        # Not one after the other, which would take eight times `check_timeout`.
+        # The checks do not run one after the other. That would take eight times `check_timeout`.
         assert time.monotonic() - start < 1.5
         victim.thaw()
 
@@ -38,7 +38,7 @@ async def test_one_silent_session_does_not_make_a_pool_unhealthy(victim, clock, 
     options = {"min_size": 4, "max_size": 5, "check_timeout": 0.5, "clock": clock}
     async with ConnectionPool(victim.dsn, **options) as pool:
         pids = await pids_of(pool, 4)
-        # The last one in is asked first.
+        # The connection that became idle last is checked first.
         victim.freeze_sessions(pids[-1])
         clock.advance(1)
 
@@ -55,7 +55,7 @@ async def test_one_silent_session_does_not_make_a_pool_unhealthy(victim, clock, 
         victim.thaw()
 
 
-async def test_a_pool_that_lends_all_it_has_asks_with_a_new_connection_where_there_is_room(victim):
+async def test_a_pool_without_idle_connections_is_checked_with_a_new_one_if_there_is_room(victim):
     options = {"min_size": 1, "max_size": 2, "check_timeout": 0.2, "connect_timeout": 0.2}
     async with ConnectionPool(victim.dsn, **options) as pool, pool.acquire():
         assert (await pool.health()).latency_ns > 0
@@ -81,7 +81,7 @@ async def test_a_server_that_has_no_room_for_another_session_is_healthy(dsn, adm
     await admin.execute("DROP ROLE limited")
 
 
-async def test_a_connection_that_takes_its_time_to_be_made_is_no_silence(dsn):
+async def test_a_connection_that_is_opened_slowly_does_not_make_the_pool_unhealthy(dsn):
     async def init(connection):
         await asyncio.sleep(0.3)
 
@@ -90,7 +90,7 @@ async def test_a_connection_that_takes_its_time_to_be_made_is_no_silence(dsn):
         assert (await pool.health()).latency_ns > 200_000_000
 
 
-async def test_closing_ends_a_health_check_and_what_it_has_begun(dsn):
+async def test_closing_ends_a_health_check_and_its_connection_attempt(dsn):
     begun, go_on = asyncio.Event(), asyncio.Event()
     go_on.set()
 
@@ -113,7 +113,7 @@ async def test_closing_ends_a_health_check_and_what_it_has_begun(dsn):
     assert asyncio.all_tasks() == before
 
 
-async def test_health_asks_what_a_borrower_has_just_given_back(victim, clock):
+async def test_a_health_check_asks_a_connection_that_was_just_released(victim, clock):
     options = {"min_size": 2, "max_size": 2, "check_timeout": 0.3, "reset": False, "clock": clock}
     async with ConnectionPool(victim.dsn, **options) as pool:
         lent = await pool.acquire()
@@ -126,7 +126,7 @@ async def test_health_asks_what_a_borrower_has_just_given_back(victim, clock):
         victim.thaw()
 
 
-async def test_health_is_no_demand_and_no_caller_whose_time_ran_out(victim, clock):
+async def test_a_health_check_counts_neither_as_demand_nor_as_a_timeout(victim, clock):
     options = {"min_size": 1, "max_size": 4, "check_timeout": 0.1, "connect_timeout": 0.2, "clock": clock}
     async with ConnectionPool(victim.dsn, **options) as pool:
         clock.advance(1)
@@ -186,7 +186,7 @@ async def test_a_release_is_not_cancelled_by_closing_the_pool(victim):
     victim.thaw()
 
 
-async def test_opening_waits_for_a_silent_replica_no_longer_than_it_is_told(victim, dsn):
+async def test_opening_waits_for_a_silent_replica_until_its_timeout(victim, dsn):
     victim.freeze()
     pool = ConnectionPool(dsn, min_size=1, max_size=1, replicas=[victim.dsn])
     start = time.monotonic()
@@ -208,7 +208,7 @@ async def test_a_reader_whose_replica_is_silent_gets_the_primary_in_time(victim,
         victim.thaw()
 
 
-async def test_a_replica_that_gives_nothing_back_is_avoided_the_longer_the_more(dsn, clock):
+async def test_a_replica_whose_connections_do_not_come_back_is_avoided(dsn, clock):
     options = {"min_size": 0, "max_size": 20, "clock": clock}
     async with ConnectionPool(dsn, replicas=[dsn, dsn], **options) as pool:
         hung, busy = pool.replicas
@@ -227,7 +227,7 @@ async def test_a_replica_that_gives_nothing_back_is_avoided_the_longer_the_more(
             await hung.release(lease)
 
 
-async def test_a_time_out_says_what_was_asked_for(victim, clock):
+async def test_a_timeout_names_the_seconds_that_the_caller_asked_for(victim, clock):
     async with ConnectionPool(victim.dsn, min_size=1, max_size=1, clock=clock) as pool, pool.acquire():
         with pytest.raises(PoolTimeout, match=r"no connection within 0\.02 s"):
             await pool.acquire(timeout=0.02)

@@ -1,0 +1,212 @@
+"""Lending the connections of a pool: waiting for one, leases, and how long callers wait for and use connections."""
+
+import asyncio
+import logging
+import math
+from typing import TYPE_CHECKING, Final
+
+from acgsperf.dispatch import LatencyHistogram
+from acgsperf.errors import PoolTimeout
+from acgsperf.pool.health import ServerHealth
+from acgsperf.pool.lifecycle import Lifecycle
+from acgsperf.pool.options import PoolOptions
+from acgsperf.pool.slot import Slot, describe_stack, slot_of
+from acgsperf.pool.supply import Supply
+from acgsperf.pool.waiters import WaitQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from acgsperf.pool.slot import CallStack, Lease
+
+_log = logging.getLogger("acgsperf.pool")
+_LATENCY_WEIGHT: Final = 0.2
+_LATENCY_HALF_LIFE_S: Final = 10.0
+# A replica that returns nothing counts as at most so many times slower than it was.
+_MOST_SUSPECTED: Final = 4.0
+# The highest value that a histogram records.
+_LONGEST_NS: Final = LatencyHistogram().highest_ns
+
+
+class Lender:
+    """Lends the connections of one server to callers, and takes them back.
+
+    An idle connection is lent without a turn of the event loop. Otherwise the caller joins the queue, and the supply
+    hands it a connection.
+
+    Attributes:
+        replicas: the lenders of the replicas, whose leases `take_back` accepts as well.
+        wait_time: how long callers waited for a connection.
+        use_time: how long they kept it.
+        recent_use_s: how long the last ones kept it: a moving average; 0 before the first.
+        leaks: leases that were reported as leaks.
+    """
+
+    def __init__(
+        self,
+        lifecycle: Lifecycle,
+        health: ServerHealth,
+        waiters: WaitQueue,
+        supply: Supply,
+        options: PoolOptions,
+        replicas: "Sequence[Lender]",
+    ) -> None:
+        self._lifecycle = lifecycle
+        self._health = health
+        self._waiters = waiters
+        self._supply = supply
+        self._inventory = supply.inventory
+        self._leak_threshold = options.leak_threshold
+        self._clock = options.clock
+        self.replicas = tuple(replicas)
+        self.wait_time = LatencyHistogram()
+        self.use_time = LatencyHistogram()
+        self.recent_use_s = 0.0
+        self.leaks = 0
+        self._peak = 0
+        # When the last lease ended, or when the first of the current ones began if none has ended since.
+        self._progress_at = 0.0
+
+    @property
+    def available(self) -> bool:
+        """Whether the pool is open and its server can be reached."""
+        return self._lifecycle.is_open and self._health.error is None
+
+    async def take(self, timeout: float, borrower: "CallStack | None") -> "Lease":  # noqa: ASYNC109
+        """Return a lease; raises as `ConnectionPool.acquire`."""
+        self._lifecycle.refuse_unless_open()
+        if self._health.error is not None:
+            raise self._health.unhealthy()
+        start = self._clock()
+        # Waiting callers come first, even if a connection is idle.
+        slot = None if self._waiters.waiting else self._supply.take_idle(start)
+        if slot is None:
+            slot = await self._take_in_turn(start, timeout)
+        now = self._clock()
+        self.wait_time.record(nanoseconds(now - start))
+        lent = self._inventory.in_use - self._supply.checks
+        if lent > self._peak:
+            self._peak = lent
+        if lent == 1:
+            self._progress_at = now
+        return slot.lend(now, borrower)
+
+    async def _take_in_turn(self, start: float, timeout: float) -> Slot:  # noqa: ASYNC109
+        ticket = self._waiters.take_ticket(self._supply.arriving)
+        self._peak = max(self._peak, self._demand + 1)
+        slot = await self.wait(ticket, timeout, timeout)
+        # The server may have ended the session between the hand-over and this turn of the event loop.
+        while slot.connection.is_closed() or not slot.is_quiet():
+            self._supply.recheck(slot)
+            self._lifecycle.refuse_unless_open()
+            if self._health.error is not None:
+                raise self._health.unhealthy()
+            slot = await self.wait(ticket, max(timeout - (self._clock() - start), 0.0), timeout)
+        return slot
+
+    async def wait(self, ticket: int, remaining: float, timeout: float) -> Slot:  # noqa: ASYNC109
+        """Wait for the supply to hand over a connection.
+
+        Args:
+            ticket: the place in the queue.
+            remaining: seconds to wait; infinity for no limit.
+            timeout: seconds that the caller asked for, for the message.
+        """
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Slot] = loop.create_future()
+        timer = None
+        if remaining < math.inf:
+            timer = loop.call_later(remaining, self._waiters.time_out, waiter, lambda: self._timed_out(timeout))
+        try:
+            self._waiters.add(waiter, ticket)
+            self._supply.replenish()
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                # The connection arrived in the turn of the event loop in which the caller was cancelled.
+                self._supply.offer(waiter.result())
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self._waiters.remove(waiter)
+
+    def _timed_out(self, timeout: float) -> PoolTimeout:
+        in_use, size = self._inventory.in_use, len(self._inventory.slots)
+        text = f"pool {self._lifecycle.name!r}: no connection within {timeout} s; {in_use} of {size} in use"
+        failure = self._health.last_failure
+        if failure is not None:
+            text += f", no more can be opened: {self._health.describe(failure)}"
+        error = PoolTimeout(text)
+        error.__cause__ = failure
+        return error
+
+    def take_back(self, lease: "Lease") -> "asyncio.Task[None] | None":
+        """End a lease, and return the task that resets its connection, if one does.
+
+        A lease that has ended is ignored.
+
+        Raises:
+            ValueError: for a connection that neither this pool nor one of its replicas lent.
+            PoolError: in another event loop or process.
+        """
+        slot = slot_of(lease)
+        self._lifecycle.refuse_elsewhere()
+        if slot is None or slot.owner is not self._supply:
+            for replica in self.replicas:
+                if slot is not None and slot.owner is replica._supply:
+                    return replica.take_back(lease)
+            raise ValueError(f"{lease!r} is not from pool {self._lifecycle.name!r}")
+        if slot.lease is not lease:
+            return None
+        slot.end_lease()
+        self._progress_at = now = self._clock()
+        used_ns = nanoseconds(now - slot.lent_at)
+        self.use_time.record(used_ns)
+        self.recent_use_s += _LATENCY_WEIGHT * (used_ns / 1e9 - self.recent_use_s)
+        return self._supply.put_back(slot, now)
+
+    @property
+    def _demand(self) -> int:
+        """Callers that have a connection or wait for one."""
+        return self._inventory.in_use - self._supply.checks + len(self._waiters.waiting)
+
+    def restart_peak(self) -> int:
+        """Return the highest demand since the last call, and begin to look for the next peak."""
+        demand = self._demand
+        peak, self._peak = max(self._peak, demand), demand
+        return peak
+
+    def report_leaks(self, now: float) -> None:
+        """Log each lease that is older than `leak_threshold`, once."""
+        if self._leak_threshold is None:
+            return
+        for slot in self._inventory.slots:
+            used_s = now - slot.lent_at
+            if slot.lease is not None and not slot.leak_reported and used_s >= self._leak_threshold:
+                slot.leak_reported = True
+                self.leaks += 1
+                _log.warning(
+                    "pool %r: possible leak: a connection has been in use for %.1f s; it was acquired at\n%s",
+                    self._lifecycle.name,
+                    used_s,
+                    describe_stack(slot.borrower),
+                )
+
+    def load(self, latency_known: bool) -> float:
+        """Return what one more reader would wait for here: requests in flight, times latency if it is known."""
+        in_use = self._inventory.in_use
+        requests = in_use + len(self._waiters.waiting) + 1
+        if not latency_known:
+            return requests
+        age_s = self._clock() - self._progress_at
+        if in_use:
+            # A server that returns nothing any more may have become slower, or has lent one connection for long.
+            return requests * max(self.recent_use_s, min(age_s, _MOST_SUSPECTED * self.recent_use_s))
+        # The latency fades. Otherwise a replica that was slow once would never be asked again.
+        return requests * self.recent_use_s * math.exp2(-age_s / _LATENCY_HALF_LIFE_S)
+
+
+def nanoseconds(seconds: float) -> int:
+    """Return a time as a number of nanoseconds that a histogram can record."""
+    return min(max(int(seconds * 1e9), 0), _LONGEST_NS)
