@@ -141,7 +141,7 @@ async def test_a_lock_that_a_frozen_server_takes_later_is_given_back(private_ser
 async def test_a_lock_that_the_server_refuses_is_not_looked_for(private_tier):
     await private_tier._ask([("CONFIG", "SET", "maxmemory", "1")])
     assert await private_tier.lock("k", 60) is None
-    assert private_tier._unheard == {}
+    assert private_tier._unknown_locks == {}
 
 
 async def test_a_lock_that_was_asked_for_twice_is_had_once(tier):
