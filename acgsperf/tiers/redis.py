@@ -15,20 +15,20 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
-from hiredis import pack_command
-from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import AbstractConnection, parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from acgsperf._native import envelope_format as envelope
-from acgsperf.addresses import checked_redis_url
 from acgsperf.tiers.base import Entry
 from acgsperf.tiers.deadline import Deadline
+from acgsperf.tiers.redis_connections import (
+    MAX_LIFETIME_S,
+    Command,
+    Credentials,
+    RedisConnections,
+    raise_errors,
+)
 from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier
 from acgsperf.tiers.write_batches import WriteBatch
 
@@ -36,8 +36,6 @@ __all__ = ["RedisTier"]
 
 KEYS_A_COMMAND: Final = 1_000
 TAG_TTL_MS: Final = 30 * 24 * 3600 * 1000
-
-_Command = tuple[Any, ...]
 
 # The value of a lock is its token and its owner; by the owner, the script recognizes a repeated command. A token is at
 # least the clock in microseconds, so that tokens keep growing even if the server has lost the counter.
@@ -71,6 +69,11 @@ class RedisTier(ServerTier):
         url: `redis://`, `rediss://` (certificate and host name are checked) or `unix://`.
         deadline: seconds after which a call returns, even if the server does not answer.
         max_value_bytes: larger envelopes are neither stored nor read.
+        max_connections: most connections open at the same time; callers wait for one in order. None for the URL's
+            `max_connections`, or 10.
+        max_lifetime: seconds after which a connection is replaced; most are replaced up to 10 % earlier.
+        credentials: called for each new connection; returns, or awaits, a password, or a user name and a password. Use
+            it for tokens that expire. The URL must not contain a user name or password then.
 
     Raises:
         ValueError: if the URL is not valid. The message does not repeat it, because it may contain a password.
@@ -78,18 +81,21 @@ class RedisTier(ServerTier):
 
     name = "redis"
 
-    def __init__(self, url: str, *, deadline: float = DEADLINE_S, max_value_bytes: int = MAX_VALUE_BYTES) -> None:
-        checked_redis_url("the Redis URL", url)
-        try:
-            self._factory = _factory_of(url)
-            # Checks the options of the URL; it does not connect.
-            self._connection()
-        except Exception as error:
-            raise ValueError(f"the Redis URL has an option that is not valid: {type(error).__name__}") from None
-        at = self._factory.connection_kwargs
-        where = str(at.get("path") or f"{at.get('host', 'localhost')}:{at.get('port', 6379)}")
-        super().__init__(where, deadline=deadline, max_value_bytes=max_value_bytes)
-        self._idle: list[AbstractConnection] = []
+    def __init__(
+        self,
+        url: str,
+        *,
+        deadline: float = DEADLINE_S,
+        max_value_bytes: int = MAX_VALUE_BYTES,
+        max_connections: int | None = None,
+        max_lifetime: float = MAX_LIFETIME_S,
+        credentials: Credentials | None = None,
+    ) -> None:
+        self._connections = RedisConnections(
+            url, max_connections=max_connections, max_lifetime=max_lifetime, credentials=credentials
+        )
+        super().__init__(self._connections.where, deadline=deadline, max_value_bytes=max_value_bytes)
+        self._ask = self._connections.ask
         # Locks whose reply was lost, by owner: the key, and how long to try to release them.
         self._unknown_locks: dict[str, tuple[str, float]] = {}
         self._releasing = False
@@ -105,7 +111,7 @@ class RedisTier(ServerTier):
         command = ("SET", self._tag_key(tag), secrets.token_bytes(8), "PX", TAG_TTL_MS)
         # A deadline of its own, because this call began before calls that are already in flight.
         wait = Deadline(self.deadline).wait(started)
-        replies = await self._calls.run(lambda: self._ask([command]), wait)
+        replies = await self._calls.run(lambda: self._ask([command], raise_errors), wait)
         # The number of entries that carried the old generation is unknown.
         return None if replies is None else 0
 
@@ -121,7 +127,7 @@ class RedisTier(ServerTier):
         cleared, cursor = 0, b"0"
         while True:
             scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", KEYS_A_COMMAND)
-            scanned = await self._calls.run(lambda scan=scan: self._ask([scan]))  # type: ignore[misc]
+            scanned = await self._calls.run(lambda scan=scan: self._ask([scan], raise_errors))  # type: ignore[misc]
             if scanned is None:
                 return None
             cursor, keys = scanned[0]
@@ -129,7 +135,7 @@ class RedisTier(ServerTier):
             doomed = entries + [key for key in keys if key.startswith(ours[1])]
             if doomed:
                 unlink = ("UNLINK", *doomed)
-                if await self._calls.run(lambda unlink=unlink: self._ask([unlink])) is None:  # type: ignore[misc]
+                if await self._calls.run(lambda unlink=unlink: self._ask([unlink], raise_errors)) is None:  # type: ignore[misc]
                     return None
                 cleared += len(entries)
             if cursor == b"0":
@@ -149,7 +155,7 @@ class RedisTier(ServerTier):
         async def ask() -> int:
             nonlocal refused
             try:
-                return int((await self._ask([command]))[0])
+                return int((await self._ask([command], raise_errors))[0])
             except ResponseError:
                 refused = True
                 raise
@@ -177,7 +183,7 @@ class RedisTier(ServerTier):
                 asked = list(self._unknown_locks.items())
                 if self._calls.allow(0):
                     commands = [("EVAL", _UNLOCK, 1, self._lock_key(key), owner) for owner, (key, _) in asked]
-                    replies = await self._calls.run(lambda commands=commands: self._ask(commands, raising=False))  # type: ignore[misc]
+                    replies = await self._calls.run(lambda commands=commands: self._ask(commands, list))  # type: ignore[misc]
                     for (owner, _), reply in zip(asked, replies or (), strict=False):
                         if reply == 1:
                             self._unknown_locks.pop(owner, None)
@@ -193,30 +199,32 @@ class RedisTier(ServerTier):
         """See `LockingTier`."""
         self._check_use()
         command = ("EVAL", _UNLOCK, 1, self._lock_key(key), token)
-        return bool(self._calls.allow(1) and (await self._calls.run(lambda: self._ask([command])) or [0])[0])
+        if not self._calls.allow(1):
+            return False
+        replies = await self._calls.run(lambda: self._ask([command], raise_errors))
+        return replies is not None and bool(replies[0])
 
     async def _start(self) -> None:
         # Colons in a namespace are escaped, so that no key of `a` is a key of `a:b`. Keys that are not entries have a %
         # in place of the colon; no escape sequence looks like that.
         escaped = self._namespace.replace("%", "%25").replace(":", "%3A").encode()
         self._prefix = escaped + b":"
-        await self._ask([("PING",)])
+        self._connections.open()
+        await self._ask([("PING",)], raise_errors)
 
     async def _stop(self) -> None:
         self._unknown_locks.clear()
-        await self._drop_idle()
+        self._connections.close()
 
-    async def _drop_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await connection.disconnect(nowait=True)
+    def _timed_out(self) -> None:
+        self._connections.close_idle()
 
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
         prefix = self._prefix
         identities = envelope.identities(keys)
         addresses = [prefix + address for address in envelope.addresses(identities)]
         chunks = [addresses[at : at + KEYS_A_COMMAND] for at in range(0, len(addresses), KEYS_A_COMMAND)]
-        replies = await self._ask([("MGET", *chunk) for chunk in chunks])
+        replies = await self._ask([("MGET", *chunk) for chunk in chunks], raise_errors)
         blobs: list[bytes | None] = replies[0] if len(replies) == 1 else [blob for reply in replies for blob in reply]
         found, tagged = self._unseal(blobs, identities)
         if tagged:
@@ -225,7 +233,7 @@ class RedisTier(ServerTier):
 
     async def _drop_invalidated(self, found: list[Entry | None], tagged: list[tuple[int, Sequence[bytes]]]) -> None:
         tags = list({tag for i, _ in tagged if (entry := found[i]) for tag in entry.tags})
-        (replies,) = await self._ask([("MGET", *map(self._tag_key, tags))])
+        (replies,) = await self._ask([("MGET", *map(self._tag_key, tags))], raise_errors)
         current = dict(zip(tags, replies, strict=True))
         for i, generations in tagged:
             entry = found[i]
@@ -237,18 +245,18 @@ class RedisTier(ServerTier):
         deletes = [key for key, operation in batch.operations.items() if operation is None]
         generations = await self._generations({tag for entry, _ in sets.values() for tag in entry.tags}) if sets else {}
         now = time.time()
-        commands: list[_Command] = []
+        commands: list[Command] = []
         for key, (entry, payload) in sets.items():
             identity = envelope.identity(key)
             blob = envelope.seal(entry, identity, payload, [generations[tag] for tag in entry.tags])
-            command: _Command = ("SET", self._prefix + envelope.address(identity), blob)
+            command: Command = ("SET", self._prefix + envelope.address(identity), blob)
             if entry.kept_until is not None and entry.kept_until < math.inf:
                 command += ("PX", max(1, math.ceil((entry.kept_until - now) * 1000)))
             commands.append(command)
         commands += [("UNLINK", self._prefix + envelope.address(envelope.identity(key))) for key in deletes]
-        replies = await self._ask(commands, raising=False)
+        replies = await self._ask(commands, list)
         batch.removed = set()
-        refused: list[_Command] = []
+        refused: list[Command] = []
         for key, reply in zip([*sets, *deletes], replies, strict=True):
             if isinstance(reply, Exception):
                 # The server answers, so reads continue; the refused entry is not stored.
@@ -261,7 +269,7 @@ class RedisTier(ServerTier):
                 batch.removed.add(key)
         if refused:
             # The former value is deleted as well, because it is out of date. Deleting needs no memory.
-            self._deletes += sum(reply == 1 for reply in await self._ask(refused, raising=False))
+            self._deletes += sum(reply == 1 for reply in await self._ask(refused, list))
 
     async def _generations(self, tags: Iterable[str]) -> dict[str, bytes]:
         """Returns the generation of each tag, and creates those that are missing.
@@ -269,17 +277,17 @@ class RedisTier(ServerTier):
         If a tag is invalidated between this and the write, the written entry is a miss.
         """
         tags = list(tags)
-        commands: list[_Command] = []
+        commands: list[Command] = []
         for key in map(self._tag_key, tags):
-            new: _Command = ("SET", key, secrets.token_bytes(8), "NX", "PX", TAG_TTL_MS)
+            new: Command = ("SET", key, secrets.token_bytes(8), "NX", "PX", TAG_TTL_MS)
             commands += [new, ("PEXPIRE", key, TAG_TTL_MS), ("GET", key)]
-        replies = await self._ask(commands, raising=False) if commands else []
+        replies = await self._ask(commands, list) if commands else []
         # If the server has no memory for a generation, the entry gets one that is stored nowhere, and is a miss.
         found = (reply if isinstance(reply, bytes) else secrets.token_bytes(8) for reply in replies[2::3])
         return dict(zip(tags, found, strict=True))
 
     async def _describe(self) -> str:
-        replies = await self._ask([("INFO", "server")])
+        replies = await self._ask([("INFO", "server")], raise_errors)
         version = re.search(rb"redis_version:(\S+)", replies[0])
         return f"Redis {version[1].decode() if version else ''} at {self._where}"
 
@@ -291,62 +299,3 @@ class RedisTier(ServerTier):
 
     def _lock_key(self, key: str) -> bytes:
         return self._special("lock") + envelope.address(envelope.identity(key))
-
-    async def _ask(self, commands: Sequence[_Command], *, raising: bool = True) -> list[Any]:
-        """Sends commands together and returns their replies.
-
-        Raises:
-            redis.RedisError, OSError: for the first error among the replies, if `raising`; for a lost connection.
-        """
-        packed = b"".join([pack_command(command) for command in commands])
-        if self._idle:
-            try:
-                return await self._exchange(self._idle.pop(), packed, len(commands), raising)
-            except RedisConnectionError:
-                # The server closed the connection while it was idle, and probably the others too. Every command that
-                # the tier sends may be carried out twice, so these are sent again.
-                await self._drop_idle()
-        return await self._exchange(self._connection(), packed, len(commands), raising)
-
-    def _connection(self) -> AbstractConnection:
-        connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
-        return connection
-
-    async def _exchange(self, connection: AbstractConnection, packed: bytes, count: int, raising: bool) -> list[Any]:
-        replies: list[Any] = []
-        try:
-            if not connection.is_connected:
-                await connection.connect()  # type: ignore[no-untyped-call]
-            await connection.send_packed_command(packed, check_health=False)
-            for _ in range(count):
-                try:
-                    replies.append(await connection.read_response())
-                except ResponseError as error:
-                    replies.append(error)
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        self._idle.append(connection)
-        if raising:
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
-        return replies
-
-
-def _factory_of(url: str) -> ConnectionPool:
-    """Returns a factory of connections. Its pool is not used: the pool's checks cost as much as a command."""
-    options: dict[str, Any] = dict(parse_url(url))
-    if url.startswith("rediss:"):
-        options.setdefault("ssl_check_hostname", True)
-    options |= {
-        "protocol": 2,
-        "retry": Retry(NoBackoff(), 0),
-        "retry_on_timeout": False,
-        "decode_responses": False,
-        "health_check_interval": 0,
-        # The tier's deadline covers connecting, sending and reading together.
-        "socket_timeout": None,
-        "socket_connect_timeout": None,
-    }
-    return ConnectionPool(**options)

@@ -50,7 +50,7 @@ class ServerTier(Tier):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._refused = self._deletes = self._corrupt = 0
-        self._calls = ServerCalls(self.name, deadline)
+        self._calls = ServerCalls(self.name, deadline, self._timed_out)
         self._breaker = self._calls.breaker
         self._reads = ReadBatches(self._calls, self._fetch, deadline)
         self._writes = WriteBatches(self._calls, self._write, deadline)
@@ -75,6 +75,9 @@ class ServerTier(Tier):
     @abstractmethod
     async def _describe(self) -> str:
         """Asks the server for its product and version."""
+
+    def _timed_out(self) -> None:
+        """Called when the deadline has ended a call: other connections may be dead as well."""
 
     async def open(self, namespace: str) -> None:
         if self._loop is not None:

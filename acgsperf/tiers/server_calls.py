@@ -21,6 +21,7 @@ class ServerCalls:
     Args:
         tier: name of the tier, for log lines.
         deadline: seconds after which a call ends.
+        timed_out: called when the deadline has ended a call.
 
     Attributes:
         breaker: decides whether calls go to the server.
@@ -29,13 +30,14 @@ class ServerCalls:
         tasks: tasks in flight; `ServerTier.close` ends them.
     """
 
-    def __init__(self, tier: str, deadline: float) -> None:
+    def __init__(self, tier: str, deadline: float, timed_out: Callable[[], None]) -> None:
         self.breaker: Final = CircuitBreaker()
         self.errors: Final[Counter[str]] = Counter()
         self.skipped = 0
         self.tasks: Final[set[asyncio.Task[None]]] = set()
         self._tier = tier
         self._label = f"{tier} tier"
+        self._timed_out = timed_out
         self._deadline_s = deadline
         self._deadline = Deadline(deadline)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -73,6 +75,7 @@ class ServerCalls:
             with wait:
                 result = await call()
             if wait.passed:
+                self._timed_out()
                 raise TimeoutError(f"no answer within {self._deadline_s:g} s")
         except Exception as error:
             kind = type(error).__name__

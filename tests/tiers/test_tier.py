@@ -425,7 +425,7 @@ async def test_a_server_that_goes_on_failing_is_left_alone_and_logged_once(
 async def test_garbage_is_a_miss_and_counted(tier, servers, namespace, entry, garbage):
     await tier.set("k", entry())
     if tier.name == "redis":
-        await tier._ask([("SET", tier._prefix + b"k", garbage)])
+        await tier._ask([("SET", tier._prefix + b"k", garbage)], list)
     else:
         async with tier._connection() as connection:
             await connection.execute("UPDATE acgsperf_cache SET value = $2 WHERE namespace = $1", namespace, garbage)
