@@ -1,4 +1,4 @@
-"""ASGI middleware: the compliance gate, a response cache, latencies by route, and a metrics page."""
+"""ASGI middleware: compliance gate, response cache, latencies by route, and a metrics page."""
 
 from acgsperf.asgi.middleware import PerformanceMiddleware
 

@@ -1,4 +1,4 @@
-"""A shared HTTP cache over a `TieredCache`: what may be stored and what may be given, by RFC 9111."""
+"""A shared HTTP cache in a `TieredCache`: which responses may be stored and served, by RFC 9111."""
 
 import hashlib
 import math
@@ -19,12 +19,12 @@ __all__ = ["CacheableRequest", "Recording", "ResponseCache", "Stored"]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
-# RFC 9110, 15.1, without 206, for ranges are not put together here.
+# RFC 9110, 15.1, without 206, because partial responses are not combined here.
 _CACHEABLE: Final = frozenset({200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501})
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 # RFC 9110, 15.4.5.
 _IN_NOT_MODIFIED: Final = frozenset({b"cache-control", b"content-location", b"date", b"etag", b"expires", b"vary"})
-# RFC 9111, 3.1; Age is made anew.
+# RFC 9111, 3.1; Age is computed for each response.
 _NOT_STORED: Final = frozenset(
     {
         b"age",
@@ -46,18 +46,18 @@ _FORMAT: Final = 1
 
 
 class Reach(IntEnum):
-    """Whom a stored response may be given to; each includes those before it."""
+    """Which requests a stored response may answer; each level includes those before it."""
 
     ANONYMOUS = 0
-    """Requests without cookies or credentials: the response said nothing of caching."""
+    """Requests without cookies or credentials: the response has no lifetime of its own."""
     SHARED = 1
-    """Requests with cookies too: it said how long it is fresh."""
+    """Also requests with cookies: the response has a lifetime."""
     PUBLIC = 2
-    """Requests with `Authorization` too: it said `public`."""
+    """Also requests with `Authorization`: the response is `public`."""
 
 
 class Stored(NamedTuple):
-    """A response as it lies in the cache; JSON-like but for its bytes, so that tiers take it."""
+    """A response in the cache: JSON-like values and bytes, so that tiers can store it."""
 
     format: int
     status: int
@@ -69,26 +69,26 @@ class Stored(NamedTuple):
     reach: int
     route: str
 
-    def is_tagged(self, if_none_match: str) -> bool:
-        """Whether its entity tag is among those of `If-None-Match`, by the weak comparison."""
+    def matches_etag(self, if_none_match: str) -> bool:
+        """Returns whether its entity tag is in `If-None-Match`, by weak comparison."""
         etag = _joined(self.headers, b"etag")
         tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
         return etag is not None and ("*" in tags or etag.removeprefix("W/") in tags)
 
     def headers_at(self, now: float, *, not_modified: bool = False) -> list[tuple[bytes, bytes]]:
-        """Its headers with its age, those of a 304 alone if that is wanted."""
+        """Returns its headers and its age; with `not_modified` only the headers of a 304."""
         headers = [
             (name, value) for name, value in self.headers if not not_modified or name.lower() in _IN_NOT_MODIFIED
         ]
         return [*headers, (b"age", str(int(self.age(now))).encode())]
 
     def age(self, now: float) -> float:
-        """Seconds since its origin made it."""
+        """Returns the seconds since the origin created it."""
         return self.initial_age + max(now - self.stored_at, 0.0)
 
 
 class CacheableRequest:
-    """What the cache asks of a request that it may answer."""
+    """A request that the cache may answer."""
 
     __slots__ = ("headers", "if_none_match", "max_age", "outdated", "reach", "root", "tag", "uses_stored")
 
@@ -96,10 +96,10 @@ class CacheableRequest:
         self.root = root
         self.tag = tag
         self.headers = headers
-        # Whether its URI was invalidated since the application was asked, whose answer may be older than that.
+        # Set if its URI is invalidated while the application computes the response, which may then be out of date.
         self.outdated = False
         names = {name for name, _ in headers}
-        # RFC 9111, 5.4: Pragma is read where there is no Cache-Control.
+        # RFC 9111, 5.4: Pragma counts only without Cache-Control.
         pragma = b"cache-control" not in names and "no-cache" in _directives(_joined(headers, b"pragma"))
         self.uses_stored = "no-cache" not in directives and not pragma
         self.max_age = _seconds(directives["max-age"]) if "max-age" in directives else None
@@ -110,7 +110,7 @@ class CacheableRequest:
 
 
 class Recording:
-    """A response on its way to a client; its pieces are kept while it may still be stored."""
+    """A response that is being sent. Its body is collected as long as it may be stored."""
 
     __slots__ = (
         "_declared",
@@ -141,7 +141,7 @@ class Recording:
         self._size = 0
 
     def begin(self, status: int, headers: Headers, ttl: float | None, now: float) -> None:
-        """Decide by status and headers; `ttl` is for those that say nothing of how long they are fresh."""
+        """Decides by status and headers whether it may be stored; `ttl` applies to responses without a lifetime."""
         directives = _directives(_joined(headers, b"cache-control"))
         names = {name.lower() for name, _ in headers}
         if (
@@ -167,7 +167,7 @@ class Recording:
         self._status, self._headers = status, headers
 
     def add(self, piece: bytes) -> None:
-        """One more piece of the body; too many, and all are forgotten."""
+        """Adds a part of the body. If the body gets too large, the response is not stored."""
         if not self.storable:
             return
         self._size += len(piece)
@@ -177,12 +177,12 @@ class Recording:
             self._pieces.append(bytes(piece))
 
     def give_up(self) -> None:
-        """This response is not stored."""
+        """Drops the body; the response is not stored."""
         self.storable = False
         self._pieces.clear()
 
     def finished(self, now: float, route: str) -> Stored | None:
-        """The whole response, if it may be stored."""
+        """Returns the complete response; None if it may not be stored."""
         if not self.storable or self._declared not in {None, self._size}:
             return None
         connection = _joined(self._headers, b"connection") or ""
@@ -201,14 +201,14 @@ class Recording:
 
 
 class ResponseCache:
-    """Responses to GET in a `TieredCache`, found by scheme, host, path, query, and what they vary on.
+    """Stores responses to GET in a `TieredCache`, by scheme, host, path, query and the headers they vary on.
 
     Args:
-        cache: as it is opened by its owner; others may use it too.
-        ttl: seconds for which a response is fresh that does not say so itself; None stores none of these.
-        vary: request headers by which every response differs, whether or not it says so.
+        cache: a cache that its owner opens and closes; others may use it too.
+        ttl: seconds for which a response without a lifetime of its own is fresh; None: such responses are not stored.
+        vary: request headers on which every response depends, in addition to its `Vary` header.
         max_body_bytes: larger bodies are not stored.
-        clock: the time in seconds since the epoch.
+        clock: returns seconds since the epoch.
     """
 
     def __init__(
@@ -221,17 +221,17 @@ class ResponseCache:
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not isinstance(cache, TieredCache):
-            raise TypeError(f"cache must be a TieredCache or None, not {cache!r:.100}")
+            raise TypeError(f"cache must be a TieredCache or None, got {cache!r:.100}")
         self.cache = cache
         self.max_body_bytes = max_body_bytes
         self.clock = clock
         self._ttl = ttl
         self._vary = tuple(sorted({name.lower() for name in vary}))
         self.hits = self.misses = self.bypassed = self.stored = 0
-        self._under_way: dict[str, set[CacheableRequest]] = {}
+        self._in_flight: dict[str, set[CacheableRequest]] = {}
 
     def request(self, scope: Mapping[str, Any]) -> CacheableRequest | None:
-        """A request that the cache may answer; None for another one."""
+        """Returns the request of a scope; None if the cache must not answer it."""
         headers: Headers = scope["headers"]
         names = {name for name, _ in headers}
         directives = _directives(_joined(headers, b"cache-control")) if b"cache-control" in names else {}
@@ -250,7 +250,7 @@ class ResponseCache:
         return CacheableRequest(root, tag, headers, directives)
 
     async def find(self, request: CacheableRequest) -> Stored | None:
-        """The stored response that answers a request."""
+        """Returns the stored response that answers a request; None for a miss."""
         found = _stored(await self._lookup(request)) if request.uses_stored else None
         if found is not None and request.reach <= found.reach:
             age = found.age(self.clock())
@@ -268,25 +268,25 @@ class ResponseCache:
         return await self.cache.get(_varied(request.root, varying, request.headers))
 
     @contextmanager
-    def asking(self, request: CacheableRequest) -> Iterator[None]:
-        """While the application is asked what no stored response answers."""
-        under_way = self._under_way.setdefault(request.tag, set())
-        under_way.add(request)
+    def loading(self, request: CacheableRequest) -> Iterator[None]:
+        """Wraps a call of the application for a request that no stored response answers."""
+        in_flight = self._in_flight.setdefault(request.tag, set())
+        in_flight.add(request)
         try:
             yield
         finally:
-            under_way.discard(request)
-            if not under_way:
-                self._under_way.pop(request.tag, None)
+            in_flight.discard(request)
+            if not in_flight:
+                self._in_flight.pop(request.tag, None)
 
     def record(self, request: CacheableRequest, status: int, headers: Headers) -> Recording:
-        """Begin with the status and the headers of what answers a request."""
+        """Starts recording a response with its status and headers."""
         recording = Recording(request, self.max_body_bytes)
         recording.begin(status, headers, self._ttl, self.clock())
         return recording
 
     async def store(self, recording: Recording, route: str) -> None:
-        """Keep a response that has gone out whole."""
+        """Stores a response that has been sent completely."""
         request = recording.request
         response = recording.finished(self.clock(), route)
         if response is None or request.outdated:
@@ -299,15 +299,15 @@ class ResponseCache:
         self.stored += 1
 
     async def invalidate(self, scope: Mapping[str, Any]) -> None:
-        """Forget what is stored for the URI of an unsafe request that succeeded (RFC 9111, 4.4)."""
+        """Deletes what is stored for the URI of an unsafe request that succeeded (RFC 9111, 4.4)."""
         if scope["method"] not in _SAFE and len(tag := _uri(scope)) <= _MAX_KEY:
-            for request in self._under_way.get(tag, ()):
+            for request in self._in_flight.get(tag, ()):
                 request.outdated = True
             await self.cache.invalidate_tag(tag)
 
 
 def _uri(scope: Mapping[str, Any]) -> str:
-    # Without the path as it was sent, what it was decoded to must not be taken for a query.
+    # Without `raw_path`, the decoded path is quoted again, so that no part of it can be read as a query.
     path = scope.get("raw_path") or quote(scope["path"], errors="surrogateescape").encode()
     host = _joined(scope["headers"], b"host") or ""
     uri = f"http:{scope.get('scheme', 'http')}://{host.lower()}{path.decode('latin-1')}"
@@ -316,7 +316,7 @@ def _uri(scope: Mapping[str, Any]) -> str:
 
 
 def _varied(key: str, names: Sequence[str], headers: Headers) -> str:
-    # What a client sends is of any length, and may be a secret: its digest stands in the key.
+    # The key contains a digest, because a header may have any length and may be a secret.
     digest = hashlib.sha256()
     for name in names:
         value = _joined(headers, name.encode("latin-1"))
@@ -325,14 +325,14 @@ def _varied(key: str, names: Sequence[str], headers: Headers) -> str:
 
 
 def _varying(value: object) -> Sequence[str] | None:
-    """The names in the entry that says what the variants of a URI differ by."""
+    """Returns the header names in an entry that lists what the variants of a URI depend on; None for others."""
     return value[1] if isinstance(value, list | tuple) and len(value) == 2 and value[0] == _FORMAT else None
 
 
 def _stored(value: object) -> Stored | None:
     if isinstance(value, Stored) or value is None:
         return value
-    # A tier gives lists. What another has put there, or another version of this, is a miss.
+    # A tier returns lists. A value of another user, or of another version of this format, is a miss.
     try:
         found = convert(value, Stored)
     except ValidationError:
@@ -341,13 +341,13 @@ def _stored(value: object) -> Stored | None:
 
 
 def _joined(headers: Headers, wanted: bytes) -> str | None:
-    """The value of a header, or of several as one list."""
+    """Returns the value of a header; several headers are joined by commas."""
     found = [value for name, value in headers if name.lower() == wanted]
     return b", ".join(found).decode("latin-1") if found else None
 
 
 def _directives(value: str | None) -> dict[str, str | None]:
-    """The directives of `Cache-Control`, of each the first."""
+    """Returns the directives of `Cache-Control`; of a repeated one, the first."""
     found: dict[str, str | None] = {}
     for name, quoted, token in _DIRECTIVE.findall(value or ""):
         found.setdefault(name.lower(), quoted or token or None)
@@ -355,14 +355,14 @@ def _directives(value: str | None) -> dict[str, str | None]:
 
 
 def _seconds(value: str | None) -> int:
-    """What is no number of seconds counts as none: the response is stale."""
+    """Returns a number of seconds; 0, which means stale, if the value is not a number."""
     if value is None or not (value.isascii() and value.isdecimal()):
         return 0
     return min(int(value[:12]), _MAX_SECONDS)
 
 
 def _lifetime(directives: Mapping[str, str | None], headers: Headers, now: float) -> int | None:
-    """For how many seconds a response says that it is fresh; None when it does not."""
+    """Returns for how many seconds a response is fresh by its own headers; None if they do not say."""
     for directive in ("s-maxage", "max-age"):
         if directive in directives:
             return _seconds(directives[directive])

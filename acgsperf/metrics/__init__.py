@@ -1,4 +1,4 @@
-"""What a service tells Prometheus and OpenTelemetry; each exporter is a module that needs an extra of its own."""
+"""Metrics of a service for Prometheus and OpenTelemetry. Each exporter is a module that needs an extra of its own."""
 
 from acgsperf.metrics.source import HttpCounts, HttpSource, MetricsSource, RequestCounts
 

@@ -1,4 +1,4 @@
-"""Metrics for OpenTelemetry, by its semantic conventions for database clients; read when they are collected."""
+"""Metrics for OpenTelemetry, by its semantic conventions for database clients. They are read at each collection."""
 
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
@@ -16,7 +16,7 @@ except ImportError as missing:
 
 __all__ = ["Instrumentation", "instrument"]
 
-# As in `opentelemetry.semconv`, a beta that would be one more dependency for seven names; a test compares them.
+# Copied from `opentelemetry.semconv`, a beta that would be another dependency for seven names. A test compares them.
 _POOL: Final = "db.client.connection.pool.name"
 _STATE: Final = "db.client.connection.state"
 _TIER: Final = "acgsperf.cache.tier"
@@ -32,21 +32,21 @@ _Read = Callable[[MetricsSource], _Values]
 
 
 class Instrumentation:
-    """What `instrument` has begun; after `close` it reports nothing and holds nothing."""
+    """A running report, returned by `instrument`. After `close` it reports nothing and holds no reference."""
 
-    def __init__(self, seat: "_Seat", source: MetricsSource) -> None:
-        self._seat = seat
+    def __init__(self, seat: "_Instruments", source: MetricsSource) -> None:
+        self._instruments = seat
         self._source: MetricsSource | None = source
         seat.source = source
 
     def close(self) -> None:
-        """Report nothing more and let go of the source. May be repeated."""
+        """Stops reporting and releases the source. May be called again."""
         if self._source is not None:
-            self._source = self._seat.source = None
+            self._source = self._instruments.source = None
 
 
-class _Seat:
-    """The instruments of a provider, which keeps them for good, and the service that they speak of now."""
+class _Instruments:
+    """The instruments of a provider, which keeps them forever, and the service that they report now."""
 
     def __init__(self, provider: MeterProvider) -> None:
         self.source: MetricsSource | None = None
@@ -67,30 +67,30 @@ class _Seat:
         return observe
 
 
-_seats: Final[WeakKeyDictionary[MeterProvider, _Seat]] = WeakKeyDictionary()
+_instruments_of: Final[WeakKeyDictionary[MeterProvider, _Instruments]] = WeakKeyDictionary()
 
 
 def instrument(source: MetricsSource, meter_provider: MeterProvider | None = None) -> Instrumentation:
-    """Report a service's figures at every collection.
+    """Reports the metrics of a service at every collection.
 
-    A reader that collects in a thread of its own reads plain counters there: each is exact, and nothing waits.
+    A reader may collect in a thread of its own: it reads plain counters, each exact, without locks.
 
     Args:
-        source: the service; one at a time for a provider.
-        meter_provider: the global one when None.
+        source: the service; a provider reports one at a time.
+        meter_provider: None for the global one.
 
     Returns:
         An object with `close()`.
 
     Raises:
-        ValueError: when the provider reports a service already.
+        ValueError: if the provider already reports a service.
     """
     provider = meter_provider or get_meter_provider()
-    seat = _seats.get(provider)
+    seat = _instruments_of.get(provider)
     if seat is None:
-        seat = _seats[provider] = _Seat(provider)
+        seat = _instruments_of[provider] = _Instruments(provider)
     if seat.source is not None:
-        raise ValueError("the meter provider reports a service already; close that instrumentation first")
+        raise ValueError("the meter provider already reports a service; close that instrumentation first")
     return Instrumentation(seat, source)
 
 
@@ -176,22 +176,40 @@ def _validations(source: MetricsSource) -> _Values:
 
 _INSTRUMENTS: Final[tuple[tuple[str, str, str, str, _Read], ...]] = (
     ("db.client.connection.count", "updowncounter", "{connection}", "Connections, by state.", _connections),
-    ("db.client.connection.idle.min", "updowncounter", "{connection}", "Least kept.", _of_pools("min_size")),
-    ("db.client.connection.max", "updowncounter", "{connection}", "Most allowed.", _of_pools("max_size")),
-    ("db.client.connection.pending_requests", "updowncounter", "{request}", "Waiters.", _of_pools("waiting")),
-    ("db.client.connection.timeouts", "counter", "{timeout}", "Waits that took too long.", _of_pools("timeouts")),
-    ("acgsperf.cache.requests", "counter", "{key}", "Keys asked for, by tier and result.", _lookups),
+    (
+        "db.client.connection.idle.min",
+        "updowncounter",
+        "{connection}",
+        "Fewest connections kept.",
+        _of_pools("min_size"),
+    ),
+    ("db.client.connection.max", "updowncounter", "{connection}", "Most connections allowed.", _of_pools("max_size")),
+    (
+        "db.client.connection.pending_requests",
+        "updowncounter",
+        "{request}",
+        "Waiting callers.",
+        _of_pools("waiting"),
+    ),
+    ("db.client.connection.timeouts", "counter", "{timeout}", "Waits that timed out.", _of_pools("timeouts")),
+    ("acgsperf.cache.requests", "counter", "{key}", "Keys read, by tier and result.", _lookups),
     ("acgsperf.cache.entries", "updowncounter", "{entry}", "Entries in L1.", _of_l1("size")),
-    ("acgsperf.cache.max_entries", "updowncounter", "{entry}", "The most that L1 holds.", _of_l1("maxsize")),
-    ("acgsperf.cache.evictions", "counter", "{entry}", "Entries that L1 let go of.", _evictions),
-    ("acgsperf.cache.promotions", "counter", "{entry}", "Entries taken into L1.", _of_cache("promotions")),
+    ("acgsperf.cache.max_entries", "updowncounter", "{entry}", "Most entries that L1 holds.", _of_l1("maxsize")),
+    ("acgsperf.cache.evictions", "counter", "{entry}", "Entries that L1 evicted or expired.", _evictions),
+    ("acgsperf.cache.promotions", "counter", "{entry}", "Entries promoted to L1.", _of_cache("promotions")),
     ("acgsperf.cache.loads", "counter", "{load}", "Loader calls.", _of_cache("loads")),
     ("acgsperf.cache.load_errors", "counter", "{load}", "Loader calls that failed.", _of_cache("load_errors")),
-    ("acgsperf.cache.deadlines", "counter", "{read}", "Reads that the deadline ended.", _of_cache("deadlines")),
-    ("acgsperf.cache.errors", "counter", "{call}", "Calls of a server that failed.", _errors),
-    ("acgsperf.cache.breaker.open", "gauge", "1", "1 while a tier's server is not asked.", _open_breakers),
+    ("acgsperf.cache.deadlines", "counter", "{read}", "Reads ended by the deadline.", _of_cache("deadlines")),
+    ("acgsperf.cache.errors", "counter", "{call}", "Failed calls to a server.", _errors),
+    ("acgsperf.cache.breaker.open", "gauge", "1", "1 while calls skip the tier.", _open_breakers),
     ("acgsperf.requests", "counter", "{request}", "Requests, by outcome.", _requests),
     ("acgsperf.request.misses", "counter", "{request}", "Requests that no tier could answer.", _misses),
-    ("acgsperf.request.duration.quantile", "gauge", "s", "Percentiles of requests since the start.", _durations),
-    ("acgsperf.compliance.validations", "counter", "{hash}", "Hashes looked at, by verdict.", _validations),
+    (
+        "acgsperf.request.duration.quantile",
+        "gauge",
+        "s",
+        "Percentiles since the start.",
+        _durations,
+    ),
+    ("acgsperf.compliance.validations", "counter", "{hash}", "Hashes checked, by verdict.", _validations),
 )

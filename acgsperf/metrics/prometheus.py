@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, read from the service when they are asked for: nothing is counted twice."""
+"""Metrics for Prometheus. They are read from the service at each scrape, so nothing is counted twice."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ except ImportError as missing:
 
 __all__ = ["BUCKETS_S", "PerformanceCollector", "exposition"]
 
-# From an L1 hit to a request that has hung; the targets of 1, 2 and 5 ms are bounds themselves.
+# From an L1 hit to a request that hangs. The targets of 1, 2 and 5 ms are bounds of buckets.
 BUCKETS_S: Final = (
     *(1e-6, 5e-6, 25e-6, 1e-4, 25e-5, 5e-4),
     *(1e-3, 2e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -38,23 +38,23 @@ _Value = tuple[tuple[str, ...], float]
 
 
 class PerformanceCollector(Collector):
-    """Register it with a `prometheus_client` registry; a scrape reads the source, and costs nothing in between.
+    """Exports the metrics of a service to a `prometheus_client` registry. Metrics are read at each scrape.
 
-    A registry refuses a second one with the same namespace and a ValueError, whatever its labels.
+    A registry refuses a second collector with the same namespace with a ValueError, even if its labels differ.
 
-    A scrape belongs to the event loop of the source, as its caches and pools do: serve it there, for which `exposition`
-    and the middleware are.
+    A scrape must run in the event loop of the source, like its caches and pools: serve the metrics page with
+    `exposition` and `PerformanceMiddleware`.
 
     Args:
-        source: the service; None for a middleware alone.
-        http: a middleware whose routes are exported too.
-        namespace: what the names of the metrics begin with.
+        source: the service; None to export only a middleware.
+        http: a middleware whose routes are exported as well.
+        namespace: prefix of all metric names.
         labels: constant labels of every metric.
-        buckets_s: the bounds of the histograms, in seconds, ascending.
+        buckets_s: bounds of the histograms, in seconds, ascending.
 
     Raises:
-        TypeError: for a source that is no service, and for a label that is no text.
-        ValueError: for a name that Prometheus does not accept, and for bounds that are not positive and ascending.
+        TypeError: if the source is not a service, or a label is not a str.
+        ValueError: if Prometheus does not accept a name, or if the bounds are not positive and ascending.
     """
 
     def __init__(
@@ -69,15 +69,15 @@ class PerformanceCollector(Collector):
         constants = dict(labels or {})
         for name, value in constants.items():
             if not isinstance(value, str):
-                raise TypeError(f"labels must be text, not {name}={value!r:.100}")
+                raise TypeError(f"labels must be a str, got {name}={value!r:.100}")
         if source is not None and not isinstance(source, MetricsSource):
-            raise TypeError(f"source must be a service or None, not {source!r:.100}")
+            raise TypeError(f"source must be a service or None, got {source!r:.100}")
         for name in (namespace, *constants):
             if not _NAME.fullmatch(name) or name.startswith("__"):
-                raise ValueError(f"namespace and labels must be names of letters, digits and _, not {name!r}")
+                raise ValueError(f"namespace and label names must be letters, digits and _, got {name!r}")
         bounds_ns = [round(bound * 1e9) for bound in buckets_s]
         if bounds_ns != sorted(set(bounds_ns)) or not all(bound > 0 for bound in bounds_ns):
-            raise ValueError(f"buckets_s must be positive and ascending, not {buckets_s!r}")
+            raise ValueError(f"buckets_s must be positive and ascending, got {buckets_s!r}")
         self._source = source
         self._http = http
         self._namespace = namespace
@@ -86,7 +86,7 @@ class PerformanceCollector(Collector):
         self._bound_names = [f"{bound:g}" for bound in buckets_s]
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric, as it is now."""
+        """Yields every metric with its current value."""
         if self._source is not None:
             yield from self._requests(self._source)
             yield from self._compliance(self._source)
@@ -96,16 +96,16 @@ class PerformanceCollector(Collector):
             yield from self._routes(self._http)
 
     def describe(self) -> Iterator[Metric]:
-        """What `collect` says: a registry refuses a second collector whose metrics have the same names."""
+        """Yields the same metrics as `collect`, so that a registry refuses a second collector with the same names."""
         return self.collect()
 
     def _requests(self, source: MetricsSource) -> Iterator[Metric]:
         counts = source.counts()
         latency = source.latency()
         yield self._counter("requests", "Requests answered.", latency.count)
-        yield self._counter("request_errors", "Requests whose handler raised.", counts.failed)
-        yield self._counter("request_misses", "Requests that no tier had an answer to.", counts.missed)
-        yield self._histogram("request_duration_seconds", "How long requests took that were answered.", [((), latency)])
+        yield self._counter("request_errors", "Requests whose handler raised an error.", counts.failed)
+        yield self._counter("request_misses", "Requests that no tier could answer.", counts.missed)
+        yield self._histogram("request_duration_seconds", "Duration of answered requests.", [((), latency)])
 
     def _compliance(self, source: MetricsSource) -> Iterator[Metric]:
         violations = source.counts().violations
@@ -113,7 +113,7 @@ class PerformanceCollector(Collector):
         verdicts = source.validator.metrics().verdicts
         yield self._counter(
             "compliance_validations",
-            "Hashes looked at, by verdict.",
+            "Hashes checked, by verdict.",
             [
                 (("valid",), verdicts.valid),
                 (("mismatch",), verdicts.mismatched),
@@ -125,45 +125,53 @@ class PerformanceCollector(Collector):
     def _cache(self, source: MetricsSource) -> Iterator[Metric]:
         stats = source.cache.stats()
         l1 = stats.l1
-        behind = [((name,), tier) for name, tier in (("l2", stats.l2), ("l3", stats.l3)) if tier is not None]
-        tiers: list[tuple[tuple[str, ...], CacheStats | TierStats]] = [(("l1",), l1), *behind]
+        lower_tiers = [((name,), tier) for name, tier in (("l2", stats.l2), ("l3", stats.l3)) if tier is not None]
+        tiers: list[tuple[tuple[str, ...], CacheStats | TierStats]] = [(("l1",), l1), *lower_tiers]
         tier = ("tier",)
         yield self._counter("cache_hits", "Keys found.", [(name, it.hits) for name, it in tiers], tier)
         yield self._counter("cache_misses", "Keys not found.", [(name, it.misses) for name, it in tiers], tier)
         yield self._gauge("cache_entries", "Entries in L1.", l1.size)
-        yield self._gauge("cache_max_entries", "The most entries that L1 holds.", l1.maxsize)
+        yield self._gauge("cache_max_entries", "Most entries that L1 holds.", l1.maxsize)
         yield self._counter(
             "cache_evictions",
-            "Entries that L1 let go of.",
+            "Entries that L1 evicted or expired.",
             [(("size",), l1.evictions), (("expired",), l1.expirations)],
             ("reason",),
         )
-        yield self._counter("cache_promotions", "Entries taken into L1 for their hits behind it.", stats.promotions)
-        yield self._counter("cache_demotions", "Evicted entries that were given back to L2.", stats.demotions)
+        yield self._counter("cache_promotions", "Entries promoted to L1 after hits in a lower tier.", stats.promotions)
+        yield self._counter("cache_demotions", "Entries evicted from L1 and written back to L2.", stats.demotions)
         yield self._counter("cache_loads", "Loader calls.", stats.loads)
         yield self._counter("cache_load_errors", "Loader calls that failed.", stats.load_errors)
-        yield self._counter("cache_load_joins", "Waits for a load that another had begun.", stats.joined)
-        yield self._counter("cache_stale_served", "Values given though they were stale.", stats.stale_served)
-        yield self._counter("cache_deadlines", "Reads behind L1 that the deadline ended.", stats.deadlines)
-        yield self._counter("cache_dropped_writes", "Entries written behind that a tier did not take.", stats.dropped)
-        yield self._gauge("cache_loading", "Keys being loaded.", stats.loading)
-        if not behind:
+        yield self._counter("cache_load_joins", "Calls that joined a load already in flight.", stats.joined)
+        yield self._counter("cache_stale_served", "Stale values served.", stats.stale_served)
+        yield self._counter("cache_deadlines", "Reads of lower tiers ended by the deadline.", stats.deadlines)
+        yield self._counter("cache_dropped_writes", "Queued writes that a tier did not store.", stats.dropped)
+        yield self._gauge("cache_loading", "Keys whose load is in flight.", stats.loading)
+        if not lower_tiers:
             return
         yield self._counter(
-            "cache_skipped", "Keys not asked for: open breaker.", [(n, t.skipped) for n, t in behind], tier
+            "cache_skipped",
+            "Keys that skipped the tier: open breaker.",
+            [(n, t.skipped) for n, t in lower_tiers],
+            tier,
         )
-        yield self._counter("cache_timeouts", "Calls that took too long.", [(n, t.timeouts) for n, t in behind], tier)
         yield self._counter(
-            "cache_errors", "Calls that failed.", [(name, sum(it.errors.values())) for name, it in behind], tier
+            "cache_timeouts", "Calls ended by the deadline.", [(n, t.timeouts) for n, t in lower_tiers], tier
+        )
+        yield self._counter(
+            "cache_errors", "Failed calls.", [(name, sum(it.errors.values())) for name, it in lower_tiers], tier
         )
         yield self._gauge(
             "cache_breaker_state",
-            "1 for the state that the circuit breaker is in.",
-            [((*name, state.value), float(it.breaker is state)) for name, it in behind for state in BreakerState],
+            "1 for the current state of the circuit breaker.",
+            [((*name, state.value), float(it.breaker is state)) for name, it in lower_tiers for state in BreakerState],
             ("tier", "state"),
         )
         yield self._summary(
-            "cache_access_seconds", "How long keys took.", [(name, it.latency) for name, it in behind], tier
+            "cache_access_seconds",
+            "Duration of reads, for each key.",
+            [(name, it.latency) for name, it in lower_tiers],
+            tier,
         )
 
     def _pools(self, source: MetricsSource) -> Iterator[Metric]:
@@ -177,41 +185,43 @@ class PerformanceCollector(Collector):
             return [(name, getattr(it, attribute)) for name, it in stats]
 
         yield self._gauge("pool_connections", "Open connections.", each("size"), pool)
-        yield self._gauge("pool_idle_connections", "Connections that nobody uses.", each("idle"), pool)
-        yield self._gauge("pool_used_connections", "Connections lent, checked or reset.", each("in_use"), pool)
-        yield self._gauge("pool_min_connections", "The least connections kept.", each("min_size"), pool)
-        yield self._gauge("pool_max_connections", "The most connections.", each("max_size"), pool)
-        yield self._gauge("pool_waiting_requests", "Callers that wait for a connection.", each("waiting"), pool)
+        yield self._gauge("pool_idle_connections", "Idle connections.", each("idle"), pool)
+        yield self._gauge(
+            "pool_used_connections", "Connections in use, in a check or in a reset.", each("in_use"), pool
+        )
+        yield self._gauge("pool_min_connections", "Fewest connections kept open.", each("min_size"), pool)
+        yield self._gauge("pool_max_connections", "Most connections allowed.", each("max_size"), pool)
+        yield self._gauge("pool_waiting_requests", "Callers waiting for a connection.", each("waiting"), pool)
         healthy = [((it.name,), float(it.healthy)) for it in pools]
         yield self._gauge("pool_healthy", "1 when the server answers.", healthy, pool)
-        yield self._counter("pool_timeouts", "Callers that waited too long.", each("timeouts"), pool)
-        yield self._counter("pool_saturations", "Callers refused by the bound on waiters.", each("saturations"), pool)
-        yield self._counter("pool_connect_errors", "Attempts to connect that failed.", each("failed_connects"), pool)
+        yield self._counter("pool_timeouts", "Callers whose wait timed out.", each("timeouts"), pool)
+        yield self._counter("pool_saturations", "Callers refused: too many were waiting.", each("saturations"), pool)
+        yield self._counter("pool_connect_errors", "Failed attempts to connect.", each("failed_connects"), pool)
         yield self._counter("pool_opened_connections", "Connections opened.", each("opened"), pool)
         yield self._counter(
             "pool_closed_connections",
-            "Connections let go of, by reason.",
+            "Connections closed, by reason.",
             [((*name, reason), count) for name, it in stats for reason, count in it.closed.items()],
             ("pool", "reason"),
         )
         waits = [((it.name,), it.wait_time) for it in pools]
-        yield self._histogram("pool_wait_seconds", "How long callers waited for a connection.", waits, pool)
+        yield self._histogram("pool_wait_seconds", "Time that callers waited for a connection.", waits, pool)
         uses = [((it.name,), it.use_time) for it in pools]
-        yield self._histogram("pool_use_seconds", "How long callers kept a connection.", uses, pool)
+        yield self._histogram("pool_use_seconds", "Time that callers kept a connection.", uses, pool)
 
     def _routes(self, http: HttpSource) -> Iterator[Metric]:
         counts = http.counts()
         yield self._counter("http_refused", "Requests refused for their constitutional hash.", counts.refused)
         yield self._counter(
             "http_cache_requests",
-            "What the response cache did with requests.",
+            "Requests seen by the response cache, by result.",
             [(("hit",), counts.hits), (("miss",), counts.misses), (("bypass",), counts.bypassed)],
             ("result",),
         )
-        yield self._counter("http_cache_stores", "Responses put into the response cache.", counts.stored)
+        yield self._counter("http_cache_stores", "Responses stored in the response cache.", counts.stored)
         yield self._histogram(
             "http_request_duration_seconds",
-            "How long responses took, by route.",
+            "Duration of responses, by route.",
             [((route,), latency) for route, latency in http.routes().items()],
             ("route",),
         )
@@ -250,7 +260,7 @@ class PerformanceCollector(Collector):
     def _summary(
         self, name: str, text: str, values: Iterable[tuple[tuple[str, ...], HistogramSnapshot]], labels: tuple[str, ...]
     ) -> Metric:
-        """For what there is only a snapshot of."""
+        """Returns a summary, for latencies of which there is only a snapshot."""
         metric = self._family(SummaryMetricFamily, name, text, labels)
         for own, latency in values:
             constants = dict(zip((*self._label_names, *labels), (*self._label_values, *own), strict=True))
@@ -262,5 +272,5 @@ class PerformanceCollector(Collector):
 
 
 def exposition(registry: CollectorRegistry) -> Callable[[], tuple[str, bytes]]:
-    """What `PerformanceMiddleware(metrics=...)` calls: the content type and the text of all metrics of a registry."""
+    """Returns a function for `PerformanceMiddleware(metrics=...)` that renders all metrics of a registry."""
     return lambda: (CONTENT_TYPE_LATEST, generate_latest(registry))

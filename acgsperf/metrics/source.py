@@ -1,4 +1,4 @@
-"""What the exporters read, and no more: a service, and a middleware in front of it."""
+"""What the exporters read: a service, and a middleware in front of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ __all__ = ["HttpCounts", "HttpSource", "MetricsSource", "RequestCounts", "pools_
 
 
 class RequestCounts(Protocol):
-    """Counts of a service since it was made; none ever falls."""
+    """Counts of a service since it was created; they never decrease."""
 
     @property
     def failed(self) -> int:
@@ -25,12 +25,12 @@ class RequestCounts(Protocol):
 
     @property
     def missed(self) -> int:
-        """Requests that no tier had an answer to."""
+        """Requests that no tier could answer."""
 
 
 @runtime_checkable
 class MetricsSource(Protocol):
-    """A service that can be watched; `PerformanceService` is one."""
+    """A service whose metrics can be exported; `PerformanceService` is one."""
 
     @property
     def cache(self) -> TieredCache[Any]:
@@ -45,22 +45,22 @@ class MetricsSource(Protocol):
         """Its compliance gate."""
 
     def latency(self) -> LatencyHistogram:
-        """How long the requests that were answered took, in ns; a copy."""
+        """Returns a copy of the latencies of answered requests, in ns."""
 
     def counts(self) -> RequestCounts:
-        """What became of the others."""
+        """Returns the counts of the other requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpCounts:
-    """Counts of a middleware since it was made.
+    """Counts of a middleware since it was created.
 
     Attributes:
         refused: requests that the compliance gate refused.
         hits: requests answered from the response cache.
-        misses: those that it might have answered and could not.
-        bypassed: those that it may not answer, by their method or their headers.
-        stored: responses put into it.
+        misses: requests that the response cache could have answered, but had no response for.
+        bypassed: requests that the response cache must not answer, because of their method or headers.
+        stored: responses stored in the response cache.
     """
 
     refused: int
@@ -71,16 +71,16 @@ class HttpCounts:
 
 
 class HttpSource(Protocol):
-    """A middleware that can be watched; `PerformanceMiddleware` is one."""
+    """A middleware whose metrics can be exported; `PerformanceMiddleware` is one."""
 
     def routes(self) -> Mapping[str, LatencyHistogram]:
-        """How long responses took, in ns, by route."""
+        """Returns the latencies of responses by route, in ns."""
 
     def counts(self) -> HttpCounts:
-        """The counts so far."""
+        """Returns the counts so far."""
 
 
 def pools_of(source: MetricsSource) -> list[ConnectionPool]:
-    """The open pools and their replicas, each with a name of its own."""
+    """Returns the open pools and their replicas; each has a unique name."""
     pools = [source.pools.get(name) for name in source.pools.names()]
     return [member for pool in pools for member in (pool, *pool.replicas)]

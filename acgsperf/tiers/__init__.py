@@ -1,6 +1,6 @@
-"""What lies behind the L1 cache: tiers that keep entries in a server, and the contract that they share.
+"""Tiers below the L1 cache: caches in a server that processes share, and the contract that they have in common.
 
-`RedisTier` and `PostgresTier` are in modules of their own, which import their drivers.
+`RedisTier` and `PostgresTier` have modules of their own, which import their drivers.
 """
 
 from acgsperf.tiers.base import BreakerState, Entry, LockingTier, Tier, TierHealth, TierStats

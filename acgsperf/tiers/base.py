@@ -1,4 +1,4 @@
-"""The contract of a tier: what a cache may ask of it, and what it gets when the server behind it does not answer."""
+"""The contract of a tier: what a cache asks of it, and what it returns when its server does not answer."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ __all__ = ["BreakerState", "Entry", "LockingTier", "Tier", "TierHealth", "TierSt
 
 
 class BreakerState(Enum):
-    """CLOSED: the server is asked. OPEN: it is not. HALF_OPEN: one call finds out whether it is back."""
+    """CLOSED: calls go to the server. OPEN: calls skip it. HALF_OPEN: one call tests whether it answers again."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -23,13 +23,14 @@ class BreakerState(Enum):
 
 
 class TierHealth(Struct, frozen=True):
-    """Whether a server answered just now.
+    """The result of asking a server whether it answers.
 
     Attributes:
-        ok: it did, and correctly.
-        latency_ns: how long that took, or how long it was waited for.
-        breaker: the state of the circuit breaker, which this question passes by but informs.
-        detail: the server and its version, or what went wrong; never a password.
+        ok: whether the server gave a correct answer.
+        latency_ns: time until the answer, or until the wait for it ended.
+        breaker: state of the circuit breaker after this check. The check ignores an open breaker, and its result
+            counts for the breaker.
+        detail: the server and its version, or the error; never a password.
     """
 
     ok: bool
@@ -39,20 +40,20 @@ class TierHealth(Struct, frozen=True):
 
 
 class TierStats(Struct, frozen=True):
-    """Counts since the tier was made.
+    """Counts since the tier was created.
 
     Attributes:
-        hits, misses: keys asked for; a key that the server could not be asked for is a miss.
-        stores: entries that the server took.
-        refused: entries that were not stored though the server could be asked: too large, not serialisable, already
-            expired, or the server was out of memory.
-        deletes: entries that went by `delete_many`, or because what was to replace them was refused.
-        skipped: keys that the server was not asked for, or entries not sent, because the breaker was open.
-        timeouts: calls that the deadline ended.
-        errors: calls that failed, by kind; time-outs are among them.
-        corrupt: entries that did not parse, or that were another key's.
-        breaker: the state of the circuit breaker.
-        latency: how long accesses took, one value a key.
+        hits, misses: keys read. A key that could not be read from the server counts as a miss.
+        stores: entries that the server stored.
+        refused: entries that were not stored although the server answered: too large, not serializable, already
+            expired, or refused by the server.
+        deletes: entries removed by `delete_many`, or because the value that replaced them was refused.
+        skipped: keys and entries that were not sent to the server because the breaker was open.
+        timeouts: calls ended by the deadline.
+        errors: failed calls and refused commands, by kind; includes timeouts.
+        corrupt: stored values that could not be parsed, or that belonged to another key.
+        breaker: state of the circuit breaker.
+        latency: duration of reads, one value for each key.
     """
 
     hits: int
@@ -69,24 +70,25 @@ class TierStats(Struct, frozen=True):
 
     @property
     def hit_rate(self) -> float:
-        """Hits per key asked for; 0.0 before the first."""
+        """Hits divided by keys read; 0.0 before the first read."""
         asked = self.hits + self.misses
         return self.hits / asked if asked else 0.0
 
 
 class Tier(ABC):
-    """A cache behind L1, shared by processes.
+    """A cache below L1, shared by processes.
 
-    No method fails because of a server: what cannot be read is a miss, what cannot be written is not stored, and both
-    are counted. Each is answered within the tier's deadline, but `clear` and `invalidate_tag` may have one for each
-    thousand entries. A method raises `TierError` when the tier is not open or belongs to another event loop or process.
+    No method raises because of the server: a key that cannot be read is a miss, an entry that cannot be written is not
+    stored, and both are counted. Each call returns within the tier's deadline; `clear` and `invalidate_tag` may need
+    one deadline for each thousand entries. A method raises `TierError` if the tier is not open, or if it belongs to
+    another event loop or process.
 
-    Calls made in the same turn of the event loop travel together. Of two calls for the same key, the later one finds
-    what the earlier one did, awaited or not.
+    Calls made in the same turn of the event loop are sent together. Of two calls for the same key, the later one sees
+    the effect of the earlier one, even if nobody awaited that one yet.
 
     Attributes:
         name: for messages.
-        deadline: seconds after which a call is answered; infinite where nothing ends it.
+        deadline: seconds after which a call returns; infinite if there is no limit.
     """
 
     name: str
@@ -94,75 +96,84 @@ class Tier(ABC):
 
     @abstractmethod
     async def open(self, namespace: str) -> None:
-        """Binds the tier to the running event loop. A server that is down is looked for again by later calls.
+        """Binds the tier to the running event loop. If the server is down, later calls try to reach it again.
 
         Args:
-            namespace: whose keys these are; 1 to 100 printable characters. No other namespace's are ever touched.
+            namespace: prefix of all keys of this tier, 1 to 100 printable characters. Keys of other namespaces are
+                never changed.
 
         Raises:
-            TierError: when it is open.
-            ValueError: for a namespace that cannot be used.
+            TierError: if the tier is already open.
+            ValueError: if the namespace is not valid.
         """
 
     @abstractmethod
     async def close(self) -> None:
-        """Waits for what is under way, at most for the deadline, and gives back the connections. May be repeated."""
+        """Waits for calls in flight, at most for the deadline, and closes the connections. May be called again."""
 
     @abstractmethod
     async def get(self, key: str) -> Entry | None:
-        """The entry of a key, fresh or stale; None for a miss."""
+        """Returns the entry of a key, fresh or stale; None for a miss."""
 
     @abstractmethod
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """The entries of those keys that have one, in one round trip."""
+        """Returns the entries of all keys that have one, in one round trip."""
 
     @abstractmethod
     async def set(self, key: str, entry: Entry) -> bool:
-        """Stores an entry; True once the server has acknowledged it."""
+        """Stores an entry. Returns True once the server has acknowledged it."""
 
     @abstractmethod
     async def set_many(self, entries: Mapping[str, Entry]) -> frozenset[str]:
-        """Stores entries in one round trip; the keys that the server acknowledged.
+        """Stores entries in one round trip. Returns the keys that the server acknowledged.
 
-        What is refused for itself, or for want of memory, leaves nothing under its key.
+        If an entry is refused because of its content, or because the server has no memory left, its key has no entry
+        afterwards.
         """
 
     @abstractmethod
     async def delete_many(self, keys: Sequence[str]) -> int | None:
-        """Forgets keys; how many had an entry. None when the server could not be asked."""
+        """Deletes keys. Returns how many had an entry; None if the server did not answer."""
 
     @abstractmethod
     async def invalidate_tag(self, tag: str) -> int | None:
-        """Forgets every entry with a tag; how many are known to have gone, which may be fewer than have.
+        """Deletes every entry that has a tag.
 
-        An entry that is set while this runs is either forgotten or written after it. None when the server could not be
-        asked, or not to the end.
+        An entry that is set during this call is either deleted or written after it.
+
+        Returns:
+            How many entries are known to be deleted, which may be fewer than were; None if the server did not answer,
+            or not until the end.
         """
 
     @abstractmethod
     async def clear(self) -> int | None:
-        """Forgets the namespace, in steps that each have the deadline; how many entries went. None as above."""
+        """Deletes all entries of the namespace, in steps. The deadline applies to each step.
+
+        Returns:
+            How many entries were deleted; None if the server did not answer, or not until the end.
+        """
 
     @abstractmethod
     async def health(self) -> TierHealth:
-        """Asks the server now, whatever the breaker says."""
+        """Asks the server now, even if the breaker is open."""
 
     @abstractmethod
     def stats(self) -> TierStats:
-        """The counts so far, and the latency of accesses."""
+        """Returns the counts so far and the latency of reads."""
 
 
 @runtime_checkable
 class LockingTier(Protocol):
-    """A tier that can also say which process does something: for single flight between processes."""
+    """A tier that also has locks, for single flight between processes."""
 
     async def lock(self, key: str, ttl: float) -> int | None:
         """Takes the lock of a key, for at most `ttl` seconds.
 
         Returns:
-            A fencing token, greater than every earlier one of the namespace; 0 when another holds the lock; None when
-            the tier could not be asked.
+            A fencing token, greater than every earlier one of the namespace; 0 if another owner holds the lock; None
+            if the server did not answer.
         """
 
     async def unlock(self, key: str, token: int) -> bool:
-        """Gives a lock back; False when it was not held under this token any more, or the tier could not be asked."""
+        """Releases a lock. Returns False if it was no longer held under this token, or if the server did not answer."""

@@ -1,4 +1,4 @@
-"""A circuit breaker: a server that fails again and again is left alone for a while."""
+"""A circuit breaker: after several failures in a row, calls skip the server for a while."""
 
 import time
 from collections.abc import Callable
@@ -12,15 +12,20 @@ MAX_RECOVERY_S: Final = 30.0
 
 
 class CircuitBreaker:
-    """Opens after some failures in a row; then lets one call through every so often, and closes when one succeeds.
+    """Opens after several failures in a row, then allows one attempt at a time, and closes when an attempt succeeds.
 
     Args:
-        failures: how many in a row open it.
-        recovery_s: how long it stays open at first; twice as long after each failed attempt, to 30 s at most.
-        clock: seconds, monotonic.
+        failures: number of failures in a row that opens it.
+        recovery_s: time until the first attempt; doubled after each failed attempt, up to 30 s.
+        clock: returns monotonic seconds.
+
+    Attributes:
+        state: closed, open or half-open.
+        failures_in_a_row: failures since the last success.
+        recovery_s: time from a failure to the next attempt.
     """
 
-    __slots__ = ("_clock", "_failures", "_first_recovery_s", "_in_a_row", "_recovery_s", "_retry_at", "state")
+    __slots__ = ("_clock", "_failures", "_first_recovery_s", "_retry_at", "failures_in_a_row", "recovery_s", "state")
 
     def __init__(
         self,
@@ -30,41 +35,41 @@ class CircuitBreaker:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.state = BreakerState.CLOSED
+        self.failures_in_a_row = 0
+        self.recovery_s = self._first_recovery_s = recovery_s
         self._failures = failures
-        self._first_recovery_s = self._recovery_s = recovery_s
         self._clock = clock
-        self._in_a_row = 0
         self._retry_at = 0.0
 
     def allow(self) -> bool:
-        """Whether a call may be made now. One that may while the breaker is not closed is the attempt."""
+        """Returns whether a call may be made now. A call allowed while the breaker is not closed is the attempt."""
         if self.state is BreakerState.CLOSED:
             return True
         now = self._clock()
         if now < self._retry_at:
             return False
-        # An attempt whose outcome nobody reports is replaced by another after the same time.
+        # If nobody reports the outcome of an attempt, another one is allowed after the same time.
         self.state = BreakerState.HALF_OPEN
-        self._retry_at = now + self._recovery_s
+        self._retry_at = now + self.recovery_s
         return True
 
     def succeeded(self) -> bool:
-        """Reports a call that the server answered; True when that closed the breaker."""
-        self._in_a_row = 0
+        """Reports that the server answered a call. Returns True if that closed the breaker."""
+        self.failures_in_a_row = 0
         if self.state is BreakerState.CLOSED:
             return False
         self.state = BreakerState.CLOSED
-        self._recovery_s = self._first_recovery_s
+        self.recovery_s = self._first_recovery_s
         return True
 
     def failed(self) -> bool:
-        """Reports a call that failed; True when that opened the breaker from closed."""
-        self._in_a_row += 1
+        """Reports that a call failed. Returns True if that opened the breaker from closed."""
+        self.failures_in_a_row += 1
         if self.state is BreakerState.HALF_OPEN:
-            self._recovery_s = min(2 * self._recovery_s, MAX_RECOVERY_S)
-        elif self.state is BreakerState.OPEN or self._in_a_row < self._failures:
+            self.recovery_s = min(2 * self.recovery_s, MAX_RECOVERY_S)
+        elif self.state is BreakerState.OPEN or self.failures_in_a_row < self._failures:
             return False
         opened = self.state is BreakerState.CLOSED
         self.state = BreakerState.OPEN
-        self._retry_at = self._clock() + self._recovery_s
+        self._retry_at = self._clock() + self.recovery_s
         return opened

@@ -1,4 +1,4 @@
-"""One deadline for many short waits: a timer for all of them, where `asyncio.timeout` makes one for each."""
+"""One deadline for many short waits. It uses one timer for all of them; `asyncio.timeout` creates one for each."""
 
 import asyncio
 from types import TracebackType
@@ -10,8 +10,8 @@ __all__ = ["Deadline", "Wait"]
 class Deadline:
     """Ends waits that take longer than `seconds`.
 
-    All may take equally long, so that the first that began is the first to end, and one timer goes from each to the
-    next. Waits that begin in another order, some of them in the past, need a deadline of their own.
+    All waits have the same length, so the one that began first ends first, and one timer moves from each to the next.
+    A wait that began much earlier than those already registered needs a `Deadline` of its own.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -20,15 +20,15 @@ class Deadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def wait(self, began_at: float | None = None) -> "Wait":
-        """A context for one wait, in the current task; it ends silently, and says whether it was ended.
+        """Returns a context manager for one wait in the current task. It ends silently; `passed` says why it ended.
 
         Args:
-            began_at: the loop's time, if not now.
+            began_at: when the wait began, in the event loop's time; None for now.
         """
         return Wait(self, began_at)
 
     def close(self) -> None:
-        """Give back the timer, when there are no more waits in this event loop."""
+        """Cancels the timer. Call it when there are no more waits in this event loop."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -38,26 +38,26 @@ class Deadline:
         wait.until = (loop.time() if wait.began_at is None else wait.began_at) + self._seconds
         self._waits[wait] = None
         if self._timer is None:
-            self._timer = loop.call_at(wait.until, self._pass)
+            self._timer = loop.call_at(wait.until, self._expire)
 
     def _end(self, wait: "Wait") -> None:
         self._waits.pop(wait, None)
 
-    def _pass(self) -> None:
+    def _expire(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
         while self._waits:
             first = next(iter(self._waits))
             if first.until > now:
-                self._timer = loop.call_at(first.until, self._pass)
+                self._timer = loop.call_at(first.until, self._expire)
                 return
             del self._waits[first]
-            first.cut_short()
+            first.expire()
 
 
 class Wait:
-    """One wait; `passed` says whether the deadline ended it. Cancellation from elsewhere is told apart and goes on."""
+    """One wait. `passed` says whether the deadline ended it. Cancellation from elsewhere propagates."""
 
     __slots__ = ("_cancelling", "_deadline", "_task", "began_at", "passed", "until")
 
@@ -75,8 +75,8 @@ class Wait:
         self._deadline._begin(self)
         return self
 
-    def cut_short(self) -> None:
-        """The deadline has passed."""
+    def expire(self) -> None:
+        """Ends the wait because its deadline has passed."""
         self.passed = True
         self._task.cancel()
 
@@ -84,5 +84,5 @@ class Wait:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self._deadline._end(self)
-        # As in asyncio.timeout: what is left of cancellations beyond our own is not ours to swallow.
+        # As in asyncio.timeout: if the task was cancelled by somebody else as well, that cancellation must propagate.
         return self.passed and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError

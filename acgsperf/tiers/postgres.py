@@ -1,8 +1,9 @@
-"""L3: entries in a table of PostgreSQL, over a pool of its own whose sessions are not reset.
+"""L3: entries in a PostgreSQL table, over a connection pool of the tier's own.
 
-A reset after each use takes half of the throughput, and is for callers who change a session; nobody but this module
-ever sees these. An entry is one row: its envelope, when it expires, and the xxh3-64 of its tags, by which a GIN index
-finds them; two tags with one hash cost a miss. A write is acknowledged after its commit.
+The pool does not reset sessions after use: a reset halves the throughput, and only this module uses these sessions.
+An entry is one row: its envelope, its expiry time, and the xxh3-64 hashes of its tags, which have a GIN index. If two
+tags have the same hash, invalidating one also deletes the entries of the other. A write is acknowledged after its
+commit.
 """
 
 import asyncio
@@ -21,7 +22,8 @@ from acgsperf._native import envelope_format as envelope
 from acgsperf.addresses import checked_dsn
 from acgsperf.pool import ConnectionPool
 from acgsperf.tiers.base import Entry
-from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, WriteBatch
+from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier
+from acgsperf.tiers.write_batches import WriteBatch
 
 __all__ = ["PostgresTier"]
 
@@ -30,7 +32,7 @@ ROWS_A_STATEMENT: Final = 1_000
 EXPIRY_INTERVAL_S: Final = 60.0
 MAX_CONNECTIONS: Final = 6
 
-# The version is in the table's comment, where a dump keeps it.
+# The schema version is in the table's comment, so that a dump keeps it.
 _COMMENT: Final = "acgsperf cache, schema {version}"
 _CREATE: Final = """
 CREATE TABLE IF NOT EXISTS {table} (
@@ -45,13 +47,13 @@ CREATE INDEX IF NOT EXISTS {table}_expires_at ON {table} (expires_at) WHERE expi
 CREATE INDEX IF NOT EXISTS {table}_tags ON {table} USING gin (tags) WHERE tags <> '{{}}';
 COMMENT ON TABLE {table} IS '{comment}';
 """
-# The keys are text, for asyncpg takes longer to look at the items of an array than the server to read them: once, in a
-# sub-select, for a filter would read them again for each row. What is too large to be read comes back empty.
+# The keys travel as one text, because asyncpg needs longer to encode an array than the server to parse its text. A
+# sub-select parses it once; a filter would parse it again for each row. Values that are too large come back empty.
 _SELECT: Final = """
 SELECT key, CASE WHEN octet_length(value) <= $3 THEN value ELSE '' END
 FROM {table} WHERE namespace = $1 AND key = ANY((SELECT $2::text::bytea[])::bytea[])
 """
-# In order of keys, so that two processes which write the same keys wait for one another rather than for ever.
+# Ordered by key, so that two processes that write the same keys wait for each other and never deadlock.
 _UPSERT: Final = """
 INSERT INTO {table} (namespace, key, value, expires_at, tags)
 SELECT $1, key, value, expires_at, tags::bigint[]
@@ -75,18 +77,20 @@ DELETE FROM {table} USING doomed WHERE {table}.namespace = doomed.namespace AND 
 
 
 class PostgresTier(ServerTier):
-    """Entries in a PostgreSQL that processes share. The table and its indexes are made by the tier.
+    """Keeps entries in a PostgreSQL table that processes share. The tier creates the table and its indexes.
 
     Args:
-        dsn: as asyncpg takes it.
-        table: its name: small letters, digits and underscores.
-        deadline: seconds after which a caller is answered, whatever the server does.
+        dsn: `postgresql://` URL, as asyncpg accepts it.
+        table: name of the table: lower-case letters, digits and underscores.
+        deadline: seconds after which a call returns, even if the server does not answer.
         max_value_bytes: larger envelopes are neither stored nor read.
-        statement_cache_size: 0 behind PgBouncer in transaction mode.
+        statement_cache_size: number of prepared statements for each connection; must be 0 for PgBouncer in transaction
+            mode.
         expiry_interval: seconds between two searches for expired rows.
 
     Raises:
-        ValueError: for a table name or a DSN that cannot be used; the message does not repeat a DSN.
+        ValueError: if the table name or the DSN is not valid. The message does not repeat the DSN, because it may
+            contain a password.
     """
 
     name = "postgres"
@@ -101,11 +105,11 @@ class PostgresTier(ServerTier):
         statement_cache_size: int = 100,
         expiry_interval: float = EXPIRY_INTERVAL_S,
     ) -> None:
-        super().__init__(deadline=deadline, max_value_bytes=max_value_bytes)
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,49}", table):
-            raise ValueError(f"table must be 1 to 50 small letters, digits and underscores, not {table!r:.80}")
+            raise ValueError(f"table must be 1 to 50 lower-case letters, digits and underscores, got {table!r:.80}")
         parts = urlsplit(checked_dsn("the DSN", dsn))
-        self._where = f"{parts.hostname or 'a unix socket'}{parts.path}"
+        where = f"{parts.hostname or 'a unix socket'}{parts.path}"
+        super().__init__(where, deadline=deadline, max_value_bytes=max_value_bytes)
         self._dsn = dsn
         self._table = table
         self._statement_cache_size = statement_cache_size
@@ -126,12 +130,12 @@ class PostgresTier(ServerTier):
 
     async def _delete_all(self, condition: str, *arguments: object) -> int | None:
         self._check_use()
-        if not self._may_write(1):
+        if not self._calls.allow(1):
             return None
-        await self._all_written()
+        await self._writes.wait_for_all()
         deleted = 0
         while True:
-            some = await self._guarded(lambda: self._delete_some(condition, self._namespace, *arguments))
+            some = await self._calls.run(lambda: self._delete_some(condition, self._namespace, *arguments))
             if some is None:
                 return None
             deleted += some
@@ -145,18 +149,18 @@ class PostgresTier(ServerTier):
         return int(status.rpartition(" ")[2])
 
     async def _start(self) -> None:
-        self._own(self._expire())
+        self._calls.start(self._expire())
         async with self._connection():
             pass
 
     async def _stop(self) -> None:
         pool, self._pool, self._ready = self._pool, None, False
         if pool is not None:
-            # What was under way has ended or was cancelled; a server that hangs is not waited for.
+            # All calls have ended or were cancelled; closing must not wait for a server that hangs.
             await pool.close(0)
 
     async def close(self) -> None:
-        for task in self._tasks:
+        for task in self._calls.tasks:
             if task.get_name() == "expiry":
                 task.cancel()
         await super().close()
@@ -181,20 +185,20 @@ class PostgresTier(ServerTier):
                 self._pool = pool
             async with self._pool.acquire() as connection:
                 try:
-                    await self._make_table(connection)
+                    await self._create_table(connection)
                 except BaseException:
-                    # Before anything else is waited for: a server that hangs would not hear of a rollback.
+                    # Without a rollback: a server that hangs would not answer it.
                     connection.terminate()
                     raise
             self._ready = True
 
-    async def _make_table(self, connection: Any) -> None:
+    async def _create_table(self, connection: Any) -> None:
         comment = _COMMENT.format(version=SCHEMA_VERSION)
         await connection.execute("BEGIN")
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _tag_hash(f"schema {self._table}"))
         found = await connection.fetchval("SELECT obj_description(to_regclass($1), 'pg_class')", self._table)
         if found is not None and found != comment:
-            raise RuntimeError(f"table {self._table} is {found!r}, not {comment!r}")
+            raise RuntimeError(f"table {self._table} must have the comment {comment!r}, got {found!r}")
         if found is None:
             await connection.execute(_CREATE.format(table=self._table, comment=comment))
         await connection.execute("COMMIT")
@@ -204,7 +208,7 @@ class PostgresTier(ServerTier):
         addresses = envelope.addresses(identities)
         async with self._connection() as connection:
             rows = await connection.fetch(self._select, self._namespace, _array(addresses), self._max_value_bytes)
-        # Not `dict(rows)`, which takes twice as long for asyncpg's records.
+        # `dict(rows)` takes twice as long for asyncpg's records.
         blobs = {address: blob for address, blob in rows}  # noqa: C416
         found, _ = self._unseal(map(blobs.get, addresses), identities)
         return found
@@ -221,8 +225,8 @@ class PostgresTier(ServerTier):
                 entry, payload = operation
                 tags = "{" + ",".join(str(_tag_hash(tag)) for tag in entry.tags) + "}"
                 rows.append((address, envelope.seal(entry, identity, payload), entry.kept_until, tags))
-        # Each is a transaction of its own: what is acknowledged has been committed, and the one holds no lock while the
-        # other waits for one, where two processes could wait for each other.
+        # Two transactions: each is committed when it is acknowledged, and the first holds no row lock while the second
+        # waits for one, so that two processes cannot deadlock.
         async with self._connection() as connection:
             gone = await connection.fetch(self._delete, self._namespace, list(deletes)) if deletes else []
             batch.removed = {deletes[row[0]] for row in gone}
@@ -239,15 +243,15 @@ class PostgresTier(ServerTier):
         if task is not None:
             task.set_name("expiry")
         while True:
-            # Not all processes at once.
+            # With jitter, so that processes do not search at the same time.
             await asyncio.sleep(self._expiry_interval * uniform(0.8, 1.2))
             deleted: int | None = ROWS_A_STATEMENT
-            while deleted == ROWS_A_STATEMENT and self._may_write(0):
-                deleted = await self._guarded(lambda: self._delete_some("expires_at < $1", time.time()))
+            while deleted == ROWS_A_STATEMENT and self._calls.allow(0):
+                deleted = await self._calls.run(lambda: self._delete_some("expires_at < $1", time.time()))
 
 
 class _Connection:
-    """A connection to a server that has the table. One whose use did not end well is closed."""
+    """Borrows a connection to a server that has the table. If its use fails, the connection is closed."""
 
     __slots__ = ("_acquire", "_connection", "_tier")
 
@@ -267,7 +271,7 @@ class _Connection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, asyncpg.UndefinedTableError):
-            # Somebody has dropped the table; the next call makes it again.
+            # The table was dropped; the next call creates it again.
             self._tier._ready = False
         elif error is not None and not isinstance(error, asyncpg.PostgresError):
             self._connection.terminate()
@@ -275,10 +279,10 @@ class _Connection:
 
 
 def _array(addresses: Sequence[bytes]) -> str:
-    """A bytea[] of at least one item, as text."""
+    """Returns a bytea[] of at least one item as text."""
     return '{"\\\\x' + '","\\\\x'.join(map(bytes.hex, addresses)) + '"}'
 
 
 def _tag_hash(tag: str) -> int:
-    """A bigint."""
+    """Returns the hash of a tag as a bigint."""
     return xxh3_64_intdigest(envelope.identity(tag)) - (1 << 63)

@@ -1,12 +1,12 @@
 """L2: entries in Redis, over redis-py's connections.
 
-RESP2 on purpose: a reply belongs to the command before it, and the server never pushes anything in between. redis-py
-retries nothing. A connection carries one batch at a time, and one whose batch did not end well is closed, so that a
-late reply is never taken for the answer to something else.
+The tier uses RESP2: every reply belongs to the command before it, and the server never pushes anything in between.
+redis-py's retries are off. A connection carries one batch at a time. If a batch does not end well, its connection is
+closed, so that a late reply can never be read as the answer to something else.
 
-A tag is a generation: a random token in a key of its own, copied into each entry of that tag. Invalidation replaces the
-token, in constant time; an entry with another token is a miss. A token that the server evicts makes misses, never stale
-hits. Entries with tags cost a second round trip for the batch, those without cost nothing.
+Each tag has a generation: a random token in a key of its own, copied into each entry with that tag. Invalidation
+replaces the token, in constant time; an entry with another token is a miss. If the server evicts a token, its entries
+become misses, never stale hits. Entries with tags cost a second round trip for the batch; entries without cost nothing.
 """
 
 import asyncio
@@ -15,31 +15,30 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
-from hiredis import pack_command
-from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import AbstractConnection, parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from acgsperf._native import envelope_format as envelope
-from acgsperf.addresses import checked_redis_url
 from acgsperf.tiers.base import Entry
 from acgsperf.tiers.deadline import Deadline
-from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, WriteBatch
+from acgsperf.tiers.redis_connections import (
+    MAX_LIFETIME_S,
+    Command,
+    Credentials,
+    RedisConnections,
+    raise_errors,
+)
+from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier
+from acgsperf.tiers.write_batches import WriteBatch
 
 __all__ = ["RedisTier"]
 
 KEYS_A_COMMAND: Final = 1_000
 TAG_TTL_MS: Final = 30 * 24 * 3600 * 1000
 
-_Command = tuple[Any, ...]
-
-# The lock's value is the token and its owner, by whom a repeated command is told. A token is no less than the clock in
-# microseconds, so that it goes on growing when the server has forgotten the counter.
+# The value of a lock is its token and its owner; by the owner, the script recognizes a repeated command. A token is at
+# least the clock in microseconds, so that tokens keep growing even if the server has lost the counter.
 _LOCK: Final = """
 local held = redis.call('GET', KEYS[1])
 if held then
@@ -53,74 +52,82 @@ redis.call('SET', KEYS[2], token)
 redis.call('SET', KEYS[1], token .. ':' .. ARGV[2], 'PX', ARGV[1])
 return tonumber(token)
 """
-# By its token or its owner.
+# Releases by token or by owner.
 _UNLOCK: Final = """
 local token, owner = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+):(.+)$')
 if token and (token == ARGV[1] or owner == ARGV[1]) then return redis.call('DEL', KEYS[1]) end
 return 0
 """
-_GIVE_BACK_EVERY_S: Final = 0.5
-_MOST_UNHEARD: Final = 1_000
+_RELEASE_EVERY_S: Final = 0.5
+_MAX_UNKNOWN_LOCKS: Final = 1_000
 
 
 class RedisTier(ServerTier):
-    """Entries in a Redis that processes share.
+    """Keeps entries in a Redis server that processes share.
 
     Args:
         url: `redis://`, `rediss://` (certificate and host name are checked) or `unix://`.
-        deadline: seconds after which a caller is answered, whatever the server does.
+        deadline: seconds after which a call returns, even if the server does not answer.
         max_value_bytes: larger envelopes are neither stored nor read.
+        max_connections: most connections open at the same time; callers wait for one in order. None for the URL's
+            `max_connections`, or 10.
+        max_lifetime: seconds after which a connection is replaced; most are replaced up to 10 % earlier.
+        credentials: called for each new connection; returns, or awaits, a password, or a user name and a password. Use
+            it for tokens that expire. The URL must not contain a user name or password then.
 
     Raises:
-        ValueError: for a URL that cannot be used; the message does not repeat it, for it may hold a password.
+        ValueError: if the URL is not valid. The message does not repeat it, because it may contain a password.
     """
 
     name = "redis"
 
-    def __init__(self, url: str, *, deadline: float = DEADLINE_S, max_value_bytes: int = MAX_VALUE_BYTES) -> None:
-        super().__init__(deadline=deadline, max_value_bytes=max_value_bytes)
-        checked_redis_url("the Redis URL", url)
-        try:
-            self._factory = _factory_of(url)
-            # Connects to nothing yet, and knows the options that a URL may have.
-            self._connection()
-        except Exception as error:
-            raise ValueError(f"the Redis URL has an option that cannot be used: {type(error).__name__}") from None
-        at = self._factory.connection_kwargs
-        self._where = str(at.get("path") or f"{at.get('host', 'localhost')}:{at.get('port', 6379)}")
-        self._idle: list[AbstractConnection] = []
-        # Locks whose answer was lost: key and until when to look for them, by owner.
-        self._unheard: dict[str, tuple[str, float]] = {}
-        self._giving_back = False
+    def __init__(
+        self,
+        url: str,
+        *,
+        deadline: float = DEADLINE_S,
+        max_value_bytes: int = MAX_VALUE_BYTES,
+        max_connections: int | None = None,
+        max_lifetime: float = MAX_LIFETIME_S,
+        credentials: Credentials | None = None,
+    ) -> None:
+        self._connections = RedisConnections(
+            url, max_connections=max_connections, max_lifetime=max_lifetime, credentials=credentials
+        )
+        super().__init__(self._connections.where, deadline=deadline, max_value_bytes=max_value_bytes)
+        self._ask = self._connections.ask
+        # Locks whose reply was lost, by owner: the key, and how long to try to release them.
+        self._unknown_locks: dict[str, tuple[str, float]] = {}
+        self._releasing = False
 
     def __repr__(self) -> str:
         return f"RedisTier({self._where!r})"
 
     async def invalidate_tag(self, tag: str) -> int | None:
         started = self._check_use().time()
-        if not self._may_write(1):
+        if not self._calls.allow(1):
             return None
-        await self._all_written()
+        await self._writes.wait_for_all()
         command = ("SET", self._tag_key(tag), secrets.token_bytes(8), "PX", TAG_TTL_MS)
-        # Of its own: it began before calls that are under way.
+        # A deadline of its own, because this call began before calls that are already in flight.
         wait = Deadline(self.deadline).wait(started)
-        replies = await self._guarded(lambda: self._ask([command]), wait)
-        # Which entries carried the old generation is known to nobody.
+        replies = await self._calls.run(lambda: self._ask([command], raise_errors), wait)
+        # The number of entries that carried the old generation is unknown.
         return None if replies is None else 0
 
     async def clear(self) -> int | None:
-        """See `Tier`. By SCAN and UNLINK, a thousand keys at a time: memory comes back, and no read pays for it."""
+        """Deletes all entries of the namespace by SCAN and UNLINK, a thousand keys at a time; see `Tier`."""
         self._check_use()
-        if not self._may_write(1):
+        if not self._calls.allow(1):
             return None
-        await self._all_written()
-        # The pattern narrows the scan; what is ours is told by the exact beginning.
+        await self._writes.wait_for_all()
+        # The pattern narrows the scan; the exact prefix decides which keys are ours.
         pattern = re.sub(rb"([*?\[\]\\^-])", rb"\\\1", self._prefix[:-1]) + b"[:%]*"
         ours = (self._prefix, self._special("tag"))
         cleared, cursor = 0, b"0"
         while True:
             scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", KEYS_A_COMMAND)
-            scanned = await self._guarded(lambda scan=scan: self._ask([scan]))  # type: ignore[misc]
+            scanned = await self._calls.run(lambda scan=scan: self._ask([scan], raise_errors))  # type: ignore[misc]
             if scanned is None:
                 return None
             cursor, keys = scanned[0]
@@ -128,7 +135,7 @@ class RedisTier(ServerTier):
             doomed = entries + [key for key in keys if key.startswith(ours[1])]
             if doomed:
                 unlink = ("UNLINK", *doomed)
-                if await self._guarded(lambda unlink=unlink: self._ask([unlink])) is None:  # type: ignore[misc]
+                if await self._calls.run(lambda unlink=unlink: self._ask([unlink], raise_errors)) is None:  # type: ignore[misc]
                     return None
                 cleared += len(entries)
             if cursor == b"0":
@@ -137,7 +144,7 @@ class RedisTier(ServerTier):
     async def lock(self, key: str, ttl: float) -> int | None:
         """See `LockingTier`."""
         self._check_use()
-        if not self._may_write(1):
+        if not self._calls.allow(1):
             return None
         owner = secrets.token_hex(8)
         lifetime_ms = max(1, math.ceil(ttl * 1000))
@@ -148,69 +155,76 @@ class RedisTier(ServerTier):
         async def ask() -> int:
             nonlocal refused
             try:
-                return int((await self._ask([command]))[0])
+                return int((await self._ask([command], raise_errors))[0])
             except ResponseError:
                 refused = True
                 raise
 
         try:
-            token = await self._guarded(ask)
+            token = await self._calls.run(ask)
             return token
         finally:
-            if token is None and not refused and self._loop is not None and len(self._unheard) < _MOST_UNHEARD:
-                # Nobody knows whether the server has done it, or will.
-                self._unheard[owner] = key, time.monotonic() + 2 * ttl
-                if not self._giving_back:
-                    self._giving_back = True
-                    self._own(self._give_back())
+            if (
+                token is None
+                and not refused
+                and self._loop is not None
+                and len(self._unknown_locks) < _MAX_UNKNOWN_LOCKS
+            ):
+                # The server may have taken the lock, or may still do so.
+                self._unknown_locks[owner] = key, time.monotonic() + 2 * ttl
+                if not self._releasing:
+                    self._releasing = True
+                    self._calls.start(self._release_unknown_locks())
 
-    async def _give_back(self) -> None:
-        """Unlock what was locked without anybody's hearing of it, when the server answers."""
+    async def _release_unknown_locks(self) -> None:
+        """Releases locks that the server took although the reply was lost, once it answers again."""
         try:
-            while self._unheard:
-                asked = list(self._unheard.items())
-                if self._may_write(0):
+            while self._unknown_locks:
+                asked = list(self._unknown_locks.items())
+                if self._calls.allow(0):
                     commands = [("EVAL", _UNLOCK, 1, self._lock_key(key), owner) for owner, (key, _) in asked]
-                    replies = await self._guarded(lambda commands=commands: self._ask(commands, raising=False))  # type: ignore[misc]
+                    replies = await self._calls.run(lambda commands=commands: self._ask(commands, list))  # type: ignore[misc]
                     for (owner, _), reply in zip(asked, replies or (), strict=False):
                         if reply == 1:
-                            self._unheard.pop(owner, None)
+                            self._unknown_locks.pop(owner, None)
                 now = time.monotonic()
                 for owner, (_, until) in asked:
                     if until < now:
-                        self._unheard.pop(owner, None)
-                await asyncio.sleep(_GIVE_BACK_EVERY_S)
+                        self._unknown_locks.pop(owner, None)
+                await asyncio.sleep(_RELEASE_EVERY_S)
         finally:
-            self._giving_back = False
+            self._releasing = False
 
     async def unlock(self, key: str, token: int) -> bool:
         """See `LockingTier`."""
         self._check_use()
         command = ("EVAL", _UNLOCK, 1, self._lock_key(key), token)
-        return bool(self._may_write(1) and (await self._guarded(lambda: self._ask([command])) or [0])[0])
+        if not self._calls.allow(1):
+            return False
+        replies = await self._calls.run(lambda: self._ask([command], raise_errors))
+        return replies is not None and bool(replies[0])
 
     async def _start(self) -> None:
-        # A namespace has no colon of its own in it, so that no key of `a` is one of `a:b`; and what is no entry has a
-        # % where an entry has its colon, which no escape looks like.
+        # Colons in a namespace are escaped, so that no key of `a` is a key of `a:b`. Keys that are not entries have a %
+        # in place of the colon; no escape sequence looks like that.
         escaped = self._namespace.replace("%", "%25").replace(":", "%3A").encode()
         self._prefix = escaped + b":"
-        await self._ask([("PING",)])
+        self._connections.open()
+        await self._ask([("PING",)], raise_errors)
 
     async def _stop(self) -> None:
-        self._unheard.clear()
-        await self._drop_idle()
+        self._unknown_locks.clear()
+        self._connections.close()
 
-    async def _drop_idle(self) -> None:
-        idle, self._idle = self._idle, []
-        for connection in idle:
-            await connection.disconnect(nowait=True)
+    def _timed_out(self) -> None:
+        self._connections.close_idle()
 
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
         prefix = self._prefix
         identities = envelope.identities(keys)
         addresses = [prefix + address for address in envelope.addresses(identities)]
         chunks = [addresses[at : at + KEYS_A_COMMAND] for at in range(0, len(addresses), KEYS_A_COMMAND)]
-        replies = await self._ask([("MGET", *chunk) for chunk in chunks])
+        replies = await self._ask([("MGET", *chunk) for chunk in chunks], raise_errors)
         blobs: list[bytes | None] = replies[0] if len(replies) == 1 else [blob for reply in replies for blob in reply]
         found, tagged = self._unseal(blobs, identities)
         if tagged:
@@ -219,7 +233,7 @@ class RedisTier(ServerTier):
 
     async def _drop_invalidated(self, found: list[Entry | None], tagged: list[tuple[int, Sequence[bytes]]]) -> None:
         tags = list({tag for i, _ in tagged if (entry := found[i]) for tag in entry.tags})
-        (replies,) = await self._ask([("MGET", *map(self._tag_key, tags))])
+        (replies,) = await self._ask([("MGET", *map(self._tag_key, tags))], raise_errors)
         current = dict(zip(tags, replies, strict=True))
         for i, generations in tagged:
             entry = found[i]
@@ -231,47 +245,49 @@ class RedisTier(ServerTier):
         deletes = [key for key, operation in batch.operations.items() if operation is None]
         generations = await self._generations({tag for entry, _ in sets.values() for tag in entry.tags}) if sets else {}
         now = time.time()
-        commands: list[_Command] = []
+        commands: list[Command] = []
         for key, (entry, payload) in sets.items():
             identity = envelope.identity(key)
             blob = envelope.seal(entry, identity, payload, [generations[tag] for tag in entry.tags])
-            command: _Command = ("SET", self._prefix + envelope.address(identity), blob)
+            command: Command = ("SET", self._prefix + envelope.address(identity), blob)
             if entry.kept_until is not None and entry.kept_until < math.inf:
                 command += ("PX", max(1, math.ceil((entry.kept_until - now) * 1000)))
             commands.append(command)
         commands += [("UNLINK", self._prefix + envelope.address(envelope.identity(key))) for key in deletes]
-        replies = await self._ask(commands, raising=False)
+        replies = await self._ask(commands, list)
         batch.removed = set()
-        refused: list[_Command] = []
+        refused: list[Command] = []
         for key, reply in zip([*sets, *deletes], replies, strict=True):
             if isinstance(reply, Exception):
-                # The server answers, and reads go on; what it would not take is not stored.
-                self._errors[type(reply).__name__] += 1
-                self._counts["refused"] += key in sets
+                # The server answers, so reads continue; the refused entry is not stored.
+                self._calls.errors[type(reply).__name__] += 1
+                self._refused += key in sets
                 refused.append(("UNLINK", self._prefix + envelope.address(envelope.identity(key))))
             elif key in sets:
                 batch.stored.add(key)
             elif reply:
                 batch.removed.add(key)
         if refused:
-            # Nor is what was there before to be found: to forget takes no memory.
-            self._counts["deletes"] += sum(reply == 1 for reply in await self._ask(refused, raising=False))
+            # The former value is deleted as well, because it is out of date. Deleting needs no memory.
+            self._deletes += sum(reply == 1 for reply in await self._ask(refused, list))
 
     async def _generations(self, tags: Iterable[str]) -> dict[str, bytes]:
-        """The generation of each tag, which gets one where it has none. An invalidation that comes between this and the
-        write makes what is written a miss."""
+        """Returns the generation of each tag, and creates those that are missing.
+
+        If a tag is invalidated between this and the write, the written entry is a miss.
+        """
         tags = list(tags)
-        commands: list[_Command] = []
+        commands: list[Command] = []
         for key in map(self._tag_key, tags):
-            new: _Command = ("SET", key, secrets.token_bytes(8), "NX", "PX", TAG_TTL_MS)
+            new: Command = ("SET", key, secrets.token_bytes(8), "NX", "PX", TAG_TTL_MS)
             commands += [new, ("PEXPIRE", key, TAG_TTL_MS), ("GET", key)]
-        replies = await self._ask(commands, raising=False) if commands else []
-        # Without memory for a generation the entry is stored under none, and is a miss.
+        replies = await self._ask(commands, list) if commands else []
+        # If the server has no memory for a generation, the entry gets one that is stored nowhere, and is a miss.
         found = (reply if isinstance(reply, bytes) else secrets.token_bytes(8) for reply in replies[2::3])
         return dict(zip(tags, found, strict=True))
 
     async def _describe(self) -> str:
-        replies = await self._ask([("INFO", "server")])
+        replies = await self._ask([("INFO", "server")], raise_errors)
         version = re.search(rb"redis_version:(\S+)", replies[0])
         return f"Redis {version[1].decode() if version else ''} at {self._where}"
 
@@ -283,62 +299,3 @@ class RedisTier(ServerTier):
 
     def _lock_key(self, key: str) -> bytes:
         return self._special("lock") + envelope.address(envelope.identity(key))
-
-    async def _ask(self, commands: Sequence[_Command], *, raising: bool = True) -> list[Any]:
-        """The replies to commands that travel together.
-
-        Raises:
-            redis.RedisError, OSError: for the first error among the replies, if `raising`; for a lost connection.
-        """
-        packed = b"".join([pack_command(command) for command in commands])
-        if self._idle:
-            try:
-                return await self._exchange(self._idle.pop(), packed, len(commands), raising)
-            except RedisConnectionError:
-                # The server went while nothing was asked, and it took the others along. Every command here may be
-                # carried out twice, so this one is asked again.
-                await self._drop_idle()
-        return await self._exchange(self._connection(), packed, len(commands), raising)
-
-    def _connection(self) -> AbstractConnection:
-        connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
-        return connection
-
-    async def _exchange(self, connection: AbstractConnection, packed: bytes, count: int, raising: bool) -> list[Any]:
-        replies: list[Any] = []
-        try:
-            if not connection.is_connected:
-                await connection.connect()  # type: ignore[no-untyped-call]
-            await connection.send_packed_command(packed, check_health=False)
-            for _ in range(count):
-                try:
-                    replies.append(await connection.read_response())
-                except ResponseError as error:
-                    replies.append(error)
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        self._idle.append(connection)
-        if raising:
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
-        return replies
-
-
-def _factory_of(url: str) -> ConnectionPool:
-    """What makes connections; it is not asked to keep them, for its guards cost as much as a command."""
-    options: dict[str, Any] = dict(parse_url(url))
-    if url.startswith("rediss:"):
-        options.setdefault("ssl_check_hostname", True)
-    options |= {
-        "protocol": 2,
-        "retry": Retry(NoBackoff(), 0),
-        "retry_on_timeout": False,
-        "decode_responses": False,
-        "health_check_interval": 0,
-        # The tier's own deadline covers connecting, sending and reading together.
-        "socket_timeout": None,
-        "socket_connect_timeout": None,
-    }
-    return ConnectionPool(**options)

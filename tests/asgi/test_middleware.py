@@ -149,7 +149,7 @@ async def test_other_scopes_pass_through_untouched(validator, kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"require_hash": True}, "require_hash needs a validator"),
+        ({"require_hash": True}, "require_hash=True needs a validator"),
         ({"vary": "accept"}, "vary must be an iterable"),
         ({"ttl": 0}, "ttl must be a positive"),
         ({"ttl": "soon"}, "ttl must be a positive"),

@@ -59,7 +59,7 @@ async def test_what_the_service_counts_is_reported(source, reader, provider):
 
 async def test_after_close_nothing_is_reported_until_it_is_begun_again(source, reader, provider):
     created = instrument(source, provider)
-    with pytest.raises(ValueError, match="reports a service already"):
+    with pytest.raises(ValueError, match="already reports a service"):
         instrument(source, provider)
     created.close()
     assert collected(reader) == {}

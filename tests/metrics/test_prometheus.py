@@ -40,9 +40,9 @@ async def test_a_registry_takes_a_service_once(source):
 
 
 async def test_what_is_no_service_and_no_label_is_refused(source):
-    with pytest.raises(TypeError, match="source must be a service or None, not <TieredCache"):
+    with pytest.raises(TypeError, match="source must be a service or None, got <TieredCache"):
         PerformanceCollector(source.cache)
-    with pytest.raises(TypeError, match="labels must be text, not a=1"):
+    with pytest.raises(TypeError, match="labels must be a str, got a=1"):
         PerformanceCollector(source, labels={"a": 1})
 
 

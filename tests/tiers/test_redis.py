@@ -20,7 +20,7 @@ def kind():
 
 async def test_a_server_without_memory_refuses_writes_and_goes_on_reading(private_tier, entry):
     assert await private_tier.set("k", entry())
-    await private_tier._ask([("CONFIG", "SET", "maxmemory", "1")])
+    await private_tier._ask([("CONFIG", "SET", "maxmemory", "1")], list)
     assert not await private_tier.set("other", entry())
     assert (await private_tier.get("k")).value == "v"
     stats = private_tier.stats()
@@ -30,7 +30,7 @@ async def test_a_server_without_memory_refuses_writes_and_goes_on_reading(privat
 
 async def test_a_write_that_is_refused_for_lack_of_memory_leaves_nothing_of_the_former_value(private_tier, entry):
     await private_tier.set_many({"k": entry("former"), "other": entry()})
-    await private_tier._ask([("CONFIG", "SET", "maxmemory", "1")])
+    await private_tier._ask([("CONFIG", "SET", "maxmemory", "1")], list)
     assert not await private_tier.set("k", entry("new"))
     assert set(await private_tier.get_many(["k", "other"])) == {"other"}
 
@@ -69,7 +69,7 @@ async def test_a_server_that_was_killed_and_started_again_is_used_again(
 
 async def test_an_evicted_generation_makes_misses_and_no_stale_hits(tier, entry):
     await tier.set("k", entry(tags=("x",)))
-    await tier._ask([("DEL", tier._tag_key("x"))])
+    await tier._ask([("DEL", tier._tag_key("x"))], list)
     assert await tier.get("k") is None
     await tier.set("other", entry(tags=("x",)))
     assert await tier.get("k") is None
@@ -77,7 +77,7 @@ async def test_an_evicted_generation_makes_misses_and_no_stale_hits(tier, entry)
 
 async def test_an_entry_is_kept_by_the_server_until_its_time(tier, entry):
     await tier.set_many({"k": entry(kept=60), "ever": entry(kept=None)})
-    left, ever = await tier._ask([("PTTL", tier._prefix + b"k"), ("PTTL", tier._prefix + b"ever")])
+    left, ever = await tier._ask([("PTTL", tier._prefix + b"k"), ("PTTL", tier._prefix + b"ever")], list)
     assert 59_000 < left <= 60_000
     assert ever == -1
 
@@ -98,7 +98,7 @@ async def test_a_lock_is_held_by_one_and_its_tokens_grow(tier):
 
 async def test_tokens_grow_though_the_server_forgot_the_last_one(tier):
     first = await tier.lock("a", 60)
-    await tier._ask([("DEL", tier._special("fence"))])
+    await tier._ask([("DEL", tier._special("fence"))], list)
     assert await tier.lock("b", 60) > first
 
 
@@ -139,15 +139,15 @@ async def test_a_lock_that_a_frozen_server_takes_later_is_given_back(private_ser
 
 
 async def test_a_lock_that_the_server_refuses_is_not_looked_for(private_tier):
-    await private_tier._ask([("CONFIG", "SET", "maxmemory", "1")])
+    await private_tier._ask([("CONFIG", "SET", "maxmemory", "1")], list)
     assert await private_tier.lock("k", 60) is None
-    assert private_tier._unheard == {}
+    assert private_tier._unknown_locks == {}
 
 
 async def test_a_lock_that_was_asked_for_twice_is_had_once(tier):
     owner = "owner"
     command = ("EVAL", _LOCK, 2, tier._lock_key("k"), tier._special("fence"), 60_000, owner)
-    first, second = await tier._ask([command, command])
+    first, second = await tier._ask([command, command], list)
     assert first == second > 0
     assert await tier.lock("k", 60) == 0
     assert await tier.unlock("k", first)
@@ -173,14 +173,14 @@ def test_an_error_about_a_url_does_not_repeat_the_password(url):
 def test_a_tier_does_not_show_its_password_and_checks_the_host_name():
     tier = RedisTier("rediss://user:pass-word@cache.example:6380/1")
     assert repr(tier) == "RedisTier('cache.example:6380')"
-    context = tier._connection().ssl_context
+    context = tier._connections.new().ssl_context
     assert context.check_hostname
     assert context.cert_reqs.name == "CERT_REQUIRED"
 
 
 async def test_options_of_a_url_do_not_bring_back_retries_or_another_protocol(servers, namespace):
     tier = RedisTier("redis://localhost?protocol=3&socket_timeout=9&retry_on_timeout=yes&decode_responses=1")
-    connection = tier._connection()
+    connection = tier._connections.new()
     assert connection.protocol == 2
     assert connection.retry.get_retries() == 0
     assert connection.socket_timeout is None
@@ -194,4 +194,4 @@ async def test_closing_leaves_no_connection_behind(servers, namespace, entry):
     await tier.clear()
     await tier.close()
     gc.collect()
-    assert tier._idle == []
+    assert tier._connections._idle == []

@@ -1,0 +1,124 @@
+"""Reads of the same turn of the event loop travel to the server as one batch."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from acgsperf.dispatch import LatencyHistogram
+from acgsperf.tiers.base import Entry
+from acgsperf.tiers.deadline import Deadline
+from acgsperf.tiers.server_calls import ServerCalls
+
+__all__ = ["ReadBatches"]
+
+MAX_READS_IN_FLIGHT: Final = 4
+
+_Get = tuple[asyncio.Future[Entry | None], str]
+_GetMany = tuple[asyncio.Future[dict[str, Entry]], Sequence[str]]
+
+
+class ReadBatches:
+    """Collects keys until the event loop's next turn and reads them together; at most four batches are in flight.
+
+    Args:
+        calls: makes the calls.
+        fetch: returns the entries of keys, in order.
+        deadline: seconds after which a read is answered, counted from the first key of its batch.
+
+    Attributes:
+        hits, misses: keys read so far.
+        latency: duration of reads, one value for each key.
+        waiting: reads of single keys that have not been sent.
+    """
+
+    def __init__(
+        self, calls: ServerCalls, fetch: Callable[[Sequence[str]], Awaitable[list[Entry | None]]], deadline: float
+    ) -> None:
+        self.hits = self.misses = 0
+        self.latency: Final = LatencyHistogram()
+        self.waiting: list[_Get] = []
+        self._waiting_many: list[_GetMany] = []
+        self._calls = calls
+        self._fetch = fetch
+        # All batches share this one: they begin in order.
+        self._deadline = Deadline(deadline)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started_at = 0.0
+        self._in_flight = 0
+        self._scheduled = False
+
+    def open(self) -> None:
+        """Binds to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+
+    def close(self) -> None:
+        """Answers all waiting reads with a miss. Call it when no task is in flight."""
+        # A task that was cancelled before its first step has answered nobody.
+        self._answer(self.waiting, self._waiting_many, [])
+        self.waiting, self._waiting_many, self._scheduled = [], [], False
+        self._deadline.close()
+        self._loop = None
+
+    def get(self, key: str) -> asyncio.Future[Entry | None]:
+        """Reads one key."""
+        # `loop.create_future` does the same with one more call for each key.
+        future: asyncio.Future[Entry | None] = asyncio.Future(loop=self._loop)
+        self.waiting.append((future, key))
+        if not self._scheduled:
+            self._schedule()
+        return future
+
+    def get_many(self, keys: Sequence[str]) -> asyncio.Future[dict[str, Entry]]:
+        """Reads several keys."""
+        future: asyncio.Future[dict[str, Entry]] = asyncio.Future(loop=self._loop)
+        self._waiting_many.append((future, keys))
+        if not self._scheduled:
+            self._schedule()
+        return future
+
+    def _schedule(self) -> None:
+        assert self._loop is not None
+        if len(self.waiting) + len(self._waiting_many) == 1:
+            self._started_at = self._loop.time()
+        if self._in_flight < MAX_READS_IN_FLIGHT:
+            self._scheduled = True
+            self._calls.start(self._read())
+
+    async def _read(self) -> None:
+        self._scheduled = False
+        gets, self.waiting = self.waiting, []
+        reads, self._waiting_many = self._waiting_many, []
+        started = self._started_at
+        started_ns = time.perf_counter_ns()
+        keys = [key for _, key in gets]
+        for _, more in reads:
+            keys += more
+        entries: list[Entry | None] | None = None
+        self._in_flight += 1
+        try:
+            entries = await self._calls.run(lambda: self._fetch(keys), self._deadline.wait(started))
+        finally:
+            self._in_flight -= 1
+            self.latency.record_many([time.perf_counter_ns() - started_ns] * len(keys))
+            self._answer(gets, reads, entries or [])
+            if (self.waiting or self._waiting_many) and not self._scheduled:
+                self._scheduled = True
+                self._calls.start(self._read())
+
+    def _answer(self, gets: Sequence[_Get], reads: Sequence[_GetMany], found: list[Entry | None]) -> None:
+        """Gives each caller the entries of its keys, in order; a miss for each key without one."""
+        asked = len(gets) + sum(len(keys) for _, keys in reads)
+        found += [None] * (asked - len(found))
+        hits = asked - found.count(None)
+        self.hits += hits
+        self.misses += asked - hits
+        for (future, _), entry in zip(gets, found, strict=False):
+            if not future.done():
+                future.set_result(entry)
+        at = len(gets)
+        for answer, keys in reads:
+            pairs = zip(keys, found[at : at + len(keys)], strict=True)
+            at += len(keys)
+            if not answer.done():
+                answer.set_result({key: entry for key, entry in pairs if entry is not None})

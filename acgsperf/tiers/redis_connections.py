@@ -1,0 +1,330 @@
+"""Connections to one Redis server, shared by everything in a tier that talks to it."""
+
+import asyncio
+import inspect
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from hiredis import pack_command
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+
+from acgsperf._native.arguments import checked_at_least, checked_callable, checked_seconds
+from acgsperf.addresses import checked_redis_url
+from acgsperf.tiers.redis_parser import CheckedParser
+
+__all__ = ["Command", "Credentials", "RedisConnections", "UnexpectedReplyError", "raise_errors"]
+
+MAX_CONNECTIONS: Final = 10
+MAX_LIFETIME_S: Final = 3600.0
+# Idle connections that are not closed, and how long the others may be idle.
+KEPT_IDLE: Final = 2
+MAX_IDLE_S: Final = 4.0
+
+Command = tuple[Any, ...]
+Credentials = Callable[[], "tuple[str, str] | str | Awaitable[tuple[str, str] | str]"]
+_T = TypeVar("_T")
+
+
+class UnexpectedReplyError(RedisError):
+    """A reply that cannot belong to its command. Its connection is closed.
+
+    Args:
+        message: what is wrong.
+        usable: what the caller gets if a new connection gives the same reply; None if nothing in it can be used.
+    """
+
+    def __init__(self, message: str, usable: Any = None) -> None:
+        super().__init__(message)
+        self.usable = usable
+
+
+class _Connection:
+    """A connection and its times."""
+
+    __slots__ = ("expires_at", "idle_since", "redis")
+
+    def __init__(self, redis: AbstractConnection, expires_at: float) -> None:
+        self.redis = redis
+        self.expires_at = expires_at
+        self.idle_since = 0.0
+
+    @property
+    def parser(self) -> CheckedParser:
+        return self.redis._parser  # type: ignore[return-value]
+
+    def is_usable(self, now: float) -> bool:
+        """Returns whether an idle connection may carry commands."""
+        return now < self.expires_at and self.redis.is_connected and not self.parser.has_unread_data
+
+    def close(self) -> None:
+        """Closes it at once. A server that hangs must not keep it open, so nothing is flushed."""
+        writer = self.redis._writer
+        if writer is not None:
+            writer.transport.abort()
+        self.parser.on_disconnect()  # type: ignore[no-untyped-call]
+        self.redis._close()  # type: ignore[no-untyped-call]
+
+
+class RedisConnections:
+    """Sends commands over a bounded number of connections.
+
+    A connection carries the commands of one caller at a time. It is used again only if every reply was read and
+    belonged to its command. If all connections are in use, callers wait in order.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`.
+        max_connections: most connections open at the same time; None for the URL's `max_connections`, or 10.
+        max_lifetime: seconds after which a connection is replaced; most are replaced up to 10 % earlier.
+        credentials: called for each new connection; returns, or awaits, a password, or a user name and a password.
+
+    Attributes:
+        where: address of the server, for messages; without a password.
+
+    Raises:
+        ValueError: if the URL or a number is not valid. The message does not repeat the URL.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_connections: int | None = None,
+        max_lifetime: float = MAX_LIFETIME_S,
+        credentials: Credentials | None = None,
+    ) -> None:
+        checked_redis_url("the Redis URL", url)
+        self._max_lifetime = checked_seconds("max_lifetime", max_lifetime)
+        checked_callable("credentials", credentials)
+        try:
+            options: dict[str, Any] = dict(parse_url(url))
+            in_url = options.pop("max_connections", None)
+            if credentials is not None and ("username" in options or "password" in options):
+                raise _ContradictionError
+            self._factory = _factory(url, options, credentials)
+            # Checks the options of the URL; it does not connect.
+            self.new()
+        except _ContradictionError:
+            raise ValueError("the Redis URL must not contain a user name or password if credentials is given") from None
+        except Exception as error:
+            raise ValueError(f"the Redis URL has an option that is not valid: {type(error).__name__}") from None
+        if max_connections is None:
+            max_connections = MAX_CONNECTIONS if in_url is None else in_url
+        self._max_connections = checked_at_least("max_connections", max_connections, 1)
+        at = self._factory.connection_kwargs
+        self.where: Final = str(at.get("path") or f"{at.get('host', 'localhost')}:{at.get('port', 6379)}")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # Connections in use or idle.
+        self._size = 0
+        self._idle: list[_Connection] = []
+        # Each waiter gets an idle connection, or None if it may open one.
+        self._waiters: deque[asyncio.Future[_Connection | None]] = deque()
+        self._reaper: asyncio.TimerHandle | None = None
+
+    def open(self) -> None:
+        """Binds to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+
+    def close(self) -> None:
+        """Closes idle connections now, and those in use when their commands have ended."""
+        self._loop = None
+        if self._reaper is not None:
+            self._reaper.cancel()
+            self._reaper = None
+        self.close_idle()
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_exception(RedisConnectionError("the tier was closed"))
+
+    def close_idle(self) -> None:
+        """Closes all idle connections, because the server is known to have lost some."""
+        idle, self._idle = self._idle, []
+        self._size -= len(idle)
+        for connection in idle:
+            connection.close()
+
+    def new(self) -> AbstractConnection:
+        """Returns a connection that is not connected."""
+        connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
+        return connection
+
+    async def ask(self, commands: Sequence[Command], read: Callable[[list[Any]], _T]) -> _T:
+        """Sends commands together and returns what `read` makes of their replies.
+
+        If a reused connection was closed by the server, or gives unexpected replies, the commands are sent once more
+        over a new connection. The server may therefore carry them out twice.
+
+        Args:
+            commands: the commands.
+            read: gets the replies, in order; error replies are exceptions among them. It may raise the error of a
+                command, or `UnexpectedReplyError`.
+
+        Raises:
+            redis.RedisError, OSError: what `read` raises, or if the server cannot be reached.
+        """
+        packed = b"".join([pack_command(command) for command in commands])
+        connection = self._pop_idle()
+        if connection is None:
+            if self._size < self._max_connections:
+                self._size += 1
+            else:
+                connection = await self._wait()
+        try:
+            if connection is not None:
+                try:
+                    return await self._exchange(connection, packed, len(commands), read)
+                except (RedisConnectionError, UnexpectedReplyError):
+                    # The other idle connections are probably in the same state.
+                    self.close_idle()
+            connection = _Connection(self.new(), self._expiry())
+            return await self._exchange(connection, packed, len(commands), read)
+        except UnexpectedReplyError as error:
+            if error.usable is None:
+                raise
+            return error.usable  # type: ignore[no-any-return]
+        finally:
+            self._release(connection)
+
+    def _expiry(self) -> float:
+        assert self._loop is not None
+        return self._loop.time() + self._max_lifetime * random.uniform(0.9, 1.0)
+
+    def _pop_idle(self) -> _Connection | None:
+        if self._loop is None:
+            raise RedisConnectionError("the tier was closed")
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable(self._loop.time()):
+                return connection
+            self._size -= 1
+            connection.close()
+        return None
+
+    async def _wait(self) -> _Connection | None:
+        assert self._loop is not None
+        waiter: asyncio.Future[_Connection | None] = self._loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            # Cancelled after it got its turn: the next waiter gets it.
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._release(waiter.result())
+            raise
+
+    def _release(self, connection: _Connection | None) -> None:
+        """Gives a connection, or the permission to open one, to the next waiter."""
+        usable = connection if connection is not None and connection.redis.is_connected else None
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(usable)
+                return
+        if usable is None or self._loop is None:
+            self._size -= 1
+            if usable is not None:
+                usable.close()
+            return
+        usable.idle_since = self._loop.time()
+        self._idle.append(usable)
+        if self._reaper is None and len(self._idle) > KEPT_IDLE:
+            self._reaper = self._loop.call_later(MAX_IDLE_S, self._close_unused)
+
+    def _close_unused(self) -> None:
+        """Closes connections that have been idle for long. The oldest come first, because the newest is used first."""
+        self._reaper = None
+        if self._loop is None:
+            return
+        idle, since = self._idle, self._loop.time() - MAX_IDLE_S
+        while len(idle) > KEPT_IDLE and idle[0].idle_since <= since:
+            self._size -= 1
+            idle.pop(0).close()
+        if len(idle) > KEPT_IDLE:
+            self._reaper = self._loop.call_at(idle[0].idle_since + MAX_IDLE_S, self._close_unused)
+
+    async def _connect(self, redis: AbstractConnection) -> None:
+        try:
+            await redis.connect()  # type: ignore[no-untyped-call]
+        except ResponseError as error:
+            # Not the refusal of one command: no command can be sent.
+            raise RedisConnectionError(f"the server refused the connection: {error}") from error
+
+    async def _exchange(
+        self, connection: _Connection, packed: bytes, count: int, read: Callable[[list[Any]], _T]
+    ) -> _T:
+        redis, parser = connection.redis, connection.parser
+        try:
+            if not redis.is_connected:
+                await self._connect(redis)
+            await redis.send_packed_command(packed, check_health=False)
+            return read(await parser.read_replies(count))
+        except ResponseError:
+            # The server has refused a command; all replies have been read.
+            raise
+        except BaseException:
+            connection.close()
+            raise
+
+
+def raise_errors(replies: list[Any]) -> list[Any]:
+    """Returns replies; raises the first error among them."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+class _ContradictionError(Exception):
+    """The URL and the options contradict each other."""
+
+
+class _Provider(CredentialProvider):
+    """Passes a callable to redis-py."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        raise NotImplementedError
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        try:
+            found = self._credentials()
+            if inspect.isawaitable(found):
+                found = await found
+        except Exception as error:
+            # Without its text, which may contain a secret.
+            raise RedisConnectionError(f"credentials raised {type(error).__name__}") from error
+        if isinstance(found, str):
+            return (found,)
+        if isinstance(found, tuple) and list(map(type, found)) == [str, str]:
+            return found
+        raise RedisConnectionError(f"credentials must return a str or two, got {type(found).__name__}")
+
+
+def _factory(url: str, options: dict[str, Any], credentials: Credentials | None) -> ConnectionPool:
+    """Returns a factory of connections. Its pool is not used: the pool's checks cost as much as a command."""
+    if url.startswith("rediss:"):
+        options.setdefault("ssl_check_hostname", True)
+    if credentials is not None:
+        options["credential_provider"] = _Provider(credentials)
+    options |= {
+        "protocol": 2,
+        "parser_class": CheckedParser,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_timeout": False,
+        "decode_responses": False,
+        "health_check_interval": 0,
+        # The tier's deadline covers connecting, sending and reading together.
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+    }
+    return ConnectionPool(**options)

@@ -1,0 +1,118 @@
+"""Reads replies of a Redis server: hiredis, and a check of lengths before hiredis sees them."""
+
+import re
+from typing import Any, Final
+
+from redis._parsers.hiredis import NOT_ENOUGH_DATA, _AsyncHiredisParser
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse
+
+__all__ = ["CheckedParser"]
+
+# No reply that a tier asks for has as many items. hiredis allocates an array as soon as it has read its length. At 500
+# million items, releasing that array blocks the event loop for a second.
+_TOO_MANY: Final = 1_000_000
+_MAYBE_TOO_MANY: Final = re.compile(rb"\*\d{7}")
+_LONGEST_MATCH: Final = 8
+_LENGTHS_CHECKED_EVERY_BYTES: Final = 16 << 20
+
+
+class CheckedParser(_AsyncHiredisParser):
+    """redis-py's parser, which refuses an array that is too long before memory is allocated for it."""
+
+    _stream: Any
+    _reader: Any
+
+    def __init__(self, socket_read_size: int) -> None:
+        super().__init__(socket_read_size)
+        self._lengths = _Lengths()
+
+    def on_connect(self, connection: Any) -> None:
+        super().on_connect(connection)  # type: ignore[no-untyped-call]
+        self._lengths = _Lengths()
+
+    @property
+    def has_unread_data(self) -> bool:
+        """Whether there is data that no reader has asked for, or the server has closed the connection."""
+        stream = self._stream
+        return bool(stream._buffer) or self._reader.has_data() or stream.at_eof()
+
+    async def read_replies(self, count: int) -> list[Any]:
+        """Returns the next replies; an error reply is an exception among them.
+
+        Raises:
+            redis.ConnectionError: if the connection is lost, or the server refuses all commands.
+            redis.InvalidResponse: if the data is not a reply, or announces an array that is too long.
+        """
+        replies: list[Any] = []
+        gets = self._reader.gets
+        while len(replies) < count:
+            reply = gets()
+            if reply is NOT_ENOUGH_DATA:
+                try:
+                    await self.read_from_socket()
+                except OSError as error:
+                    raise RedisConnectionError(f"connection lost: {error}") from error
+            elif isinstance(reply, RedisConnectionError):
+                raise reply
+            else:
+                replies.append(reply)
+        # All data so far belongs to replies that have been read, or is left over.
+        self._lengths.clear()
+        return replies
+
+    async def read_from_socket(self) -> bool:
+        data = await self._stream.read(self._read_size)
+        if not data:
+            raise RedisConnectionError("connection closed by the server")
+        self._lengths.check(data)
+        self._reader.feed(data)
+        return True
+
+
+class _Lengths:
+    """Looks for arrays that are too long.
+
+    A search for a long number finds most replies harmless. Only if it matches, or if the data gets large, the data is
+    split into replies, because a value may contain anything.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[bytes] = []
+        self._size = 0
+        self._end = b""
+        # Bytes of a value, and its line end, that are still to come.
+        self._skip = 0
+
+    def clear(self) -> None:
+        """Forgets the data so far, because it consisted of complete replies."""
+        self._pending.clear()
+        self._size = self._skip = 0
+        self._end = b""
+
+    def check(self, data: bytes) -> None:
+        self._pending.append(data)
+        self._size += len(data)
+        suspicious = _MAYBE_TOO_MANY.search(data) or _MAYBE_TOO_MANY.search(self._end + data[:_LONGEST_MATCH])
+        self._end = data[-_LONGEST_MATCH:]
+        if suspicious or self._size > _LENGTHS_CHECKED_EVERY_BYTES:
+            self._split()
+
+    def _split(self) -> None:
+        data = b"".join(self._pending)
+        at = self._skip
+        while at < len(data):
+            end = data.find(b"\r\n", at)
+            if end < 0:
+                break
+            kind, number = data[at : at + 1], data[at + 1 : end]
+            at = end + 2
+            if kind in b"*$" and number.isdigit():
+                if kind == b"*" and int(number) >= _TOO_MANY:
+                    raise InvalidResponse(f"array of {number.decode()} items, expected at most {_TOO_MANY}")
+                if kind == b"$":
+                    at += int(number) + 2
+        rest = data[at:]
+        self._pending = [rest] if rest else []
+        self._size = len(rest)
+        self._skip = max(at - len(data), 0)

@@ -1,0 +1,106 @@
+"""Calls to the server of a tier: each has a deadline and reports to the circuit breaker; none raises."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+from acgsperf.tiers.breaker import CircuitBreaker
+from acgsperf.tiers.deadline import Deadline, Wait
+
+__all__ = ["ServerCalls"]
+
+_log: Final = logging.getLogger("acgsperf.tiers")
+_T = TypeVar("_T")
+
+
+class ServerCalls:
+    """Runs calls to one server, and owns the tasks that make them.
+
+    Args:
+        tier: name of the tier, for log lines.
+        deadline: seconds after which a call ends.
+        timed_out: called when the deadline has ended a call.
+
+    Attributes:
+        breaker: decides whether calls go to the server.
+        errors: failed calls, by kind.
+        skipped: keys and entries that were not sent because the breaker was open.
+        tasks: tasks in flight; `ServerTier.close` ends them.
+    """
+
+    def __init__(self, tier: str, deadline: float, timed_out: Callable[[], None]) -> None:
+        self.breaker: Final = CircuitBreaker()
+        self.errors: Final[Counter[str]] = Counter()
+        self.skipped = 0
+        self.tasks: Final[set[asyncio.Task[None]]] = set()
+        self._tier = tier
+        self._label = f"{tier} tier"
+        self._timed_out = timed_out
+        self._deadline_s = deadline
+        self._deadline = Deadline(deadline)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def open(self, namespace: str) -> None:
+        """Binds to the running event loop."""
+        self._label = f"{self._tier} tier {namespace!r}"
+        self._loop = asyncio.get_running_loop()
+
+    def close(self) -> None:
+        """Releases the event loop. Call it when no call is in flight."""
+        self._loop = None
+        self._deadline.close()
+
+    def allow(self, keys: int) -> bool:
+        """Returns whether a call for some keys may go to the server; counts them as skipped if not."""
+        if self.breaker.allow():
+            return True
+        self.skipped += keys
+        return False
+
+    async def run(
+        self, call: Callable[[], Awaitable[_T]], wait: Wait | None = None, problems: list[str] | None = None
+    ) -> _T | None:
+        """Returns the result of a call; None if it fails or its deadline passes.
+
+        Args:
+            call: makes the call.
+            wait: its deadline; None for one that begins now.
+            problems: receives the error message.
+        """
+        if wait is None:
+            wait = self._deadline.wait()
+        try:
+            with wait:
+                result = await call()
+            if wait.passed:
+                self._timed_out()
+                raise TimeoutError(f"no answer within {self._deadline_s:g} s")
+        except Exception as error:
+            kind = type(error).__name__
+            self.errors[kind] += 1
+            problem = f"{kind}: {error}" if str(error) else kind
+            if problems is not None:
+                problems.append(problem)
+            breaker = self.breaker
+            if breaker.failed():
+                _log.warning(
+                    "%s: circuit opened after %d failures (%s); calls skip this tier for %g s",
+                    *(self._label, breaker.failures_in_a_row, problem, breaker.recovery_s),
+                )
+            return None
+        if self.breaker.succeeded():
+            _log.info("%s: circuit closed; the server answers again", self._label)
+        return result
+
+    def cannot_reach(self, server: str, problem: str) -> None:
+        """Logs that the server did not answer when the tier opened."""
+        _log.warning("%s: cannot reach %s (%s); later calls try again", self._label, server, problem)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs a coroutine in a task that is owned here."""
+        # A task created directly starts in the next turn, even if the loop has an eager task factory.
+        task = asyncio.Task(work, loop=self._loop)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)

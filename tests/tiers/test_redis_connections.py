@@ -1,0 +1,204 @@
+"""The connections of a Redis tier: how many there are, how old they get, and who may open them."""
+
+import asyncio
+import time
+
+import pytest
+import redis.asyncio
+from proxy import Proxy
+
+from acgsperf.tiers import redis_connections
+from acgsperf.tiers.redis import RedisTier
+
+
+@pytest.fixture
+def kind():
+    return "redis"
+
+
+@pytest.fixture
+async def admin(private_server):
+    """Another program's connection to the server."""
+    async with redis.asyncio.Redis.from_url(private_server.url, protocol=2) as client:
+        yield client
+
+
+@pytest.fixture
+async def open_tier(private_server):
+    opened = []
+
+    async def open_one(url=None, **options):
+        tier = RedisTier(url or private_server.url, **{"deadline": 5, **options})
+        opened.append(tier)
+        await tier.open("n")
+        return tier
+
+    yield open_one
+    for tier in opened:
+        await tier.close()
+
+
+async def clients(admin):
+    return len(await admin.client_list()) - 1
+
+
+async def wait_until(condition):
+    async with asyncio.timeout(10):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
+async def test_all_calls_share_a_bounded_number_of_connections(open_tier, admin, entry):
+    tier = await open_tier(max_connections=3)
+    before = (await admin.info("stats"))["total_connections_received"]
+    locks, *_ = await asyncio.gather(
+        asyncio.gather(*(tier.lock(f"k{i}", 5) for i in range(100))),
+        asyncio.gather(*(tier.invalidate_tag(f"t{i}") for i in range(100))),
+        asyncio.gather(*(tier.health() for _ in range(100))),
+        asyncio.gather(*(tier.clear() for _ in range(20))),
+        asyncio.gather(*(tier.set(f"k{i}", entry(tags=("t",))) for i in range(100))),
+    )
+    assert all(locks)
+    assert all(await asyncio.gather(*(tier.unlock(f"k{i}", token) for i, token in enumerate(locks))))
+    assert (await admin.info("stats"))["total_connections_received"] - before <= 3
+    assert tier.stats().errors == {}
+
+
+async def test_idle_connections_are_closed_but_a_few(open_tier, admin, monkeypatch):
+    tier = await open_tier(max_connections=20)
+    await asyncio.gather(*(tier.lock(f"k{i}", 5) for i in range(100)))
+    assert await clients(admin) == 20
+    monkeypatch.setattr(redis_connections, "MAX_IDLE_S", 0.02)
+    tier._connections._close_unused()
+    await wait_until(lambda: _is(clients(admin), redis_connections.KEPT_IDLE))
+    assert await tier.lock("other", 5)
+
+
+async def _is(answer, expected):
+    return await answer == expected
+
+
+async def test_a_connection_is_replaced_after_its_lifetime(open_tier):
+    tier = await open_tier(max_lifetime=0.05)
+    (first,) = await tier._ask([("CLIENT", "ID")], list)
+    await asyncio.sleep(0.05)
+    (second,) = await tier._ask([("CLIENT", "ID")], list)
+    assert second > first
+    tier = await open_tier()
+    assert len({(await tier._ask([("CLIENT", "ID")], list))[0] for _ in range(5)}) == 1
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_credentials_are_asked_for_at_each_connect(open_tier, admin, entry, asynchronous):
+    await admin.acl_setuser("app", enabled=True, passwords=["+first"], keys="*", commands=["+@all"])
+    token = "first"
+    asked = 0
+
+    def sync():
+        nonlocal asked
+        asked += 1
+        return "app", token
+
+    async def wait():
+        return sync()
+
+    tier = await open_tier(credentials=wait if asynchronous else sync)
+    # redis-py asks twice over a unix socket.
+    once = asked
+    assert await tier.set("k", entry())
+    assert asked == once > 0
+    await admin.acl_setuser("app", enabled=True, passwords=["-first", "+second"])
+    token = "second"
+    await admin.execute_command("CLIENT", "KILL", "USER", "app")
+    assert await tier.get("k")
+    assert asked == 2 * once
+    assert tier.stats().errors == {}
+
+
+async def test_credentials_may_be_a_password_alone(open_tier, admin, entry):
+    await admin.config_set("requirepass", "secret")
+    tier = await open_tier(credentials=lambda: "secret")
+    assert await tier.set("k", entry())
+
+
+def _fail():
+    raise ValueError("the token is t0ken")
+
+
+@pytest.mark.parametrize("credentials", [_fail, lambda: None, lambda: ("t0ken",), lambda: "t0ken"])
+async def test_credentials_that_cannot_be_used_are_a_failure_without_their_text(
+    open_tier, admin, caplog, credentials, entry
+):
+    await admin.config_set("requirepass", "secret")
+    tier = await open_tier(credentials=credentials)
+    for _ in range(4):
+        assert not await tier.set("k", entry())
+    assert "t0ken" not in caplog.text + (await tier.health()).detail
+
+
+@pytest.mark.parametrize("url", ["redis://:pass-word@localhost", "redis://user@localhost"])
+def test_credentials_and_a_password_in_the_url_contradict_each_other(url):
+    with pytest.raises(ValueError, match="credentials") as caught:
+        RedisTier(url, credentials=lambda: "x")
+    assert "pass-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"max_connections": 0}, ValueError),
+        ({"max_connections": 1.5}, TypeError),
+        ({"max_lifetime": 0}, ValueError),
+        ({"max_lifetime": float("nan")}, ValueError),
+        ({"credentials": "secret"}, TypeError),
+    ],
+)
+def test_an_option_that_is_not_valid_is_named(options, error):
+    with pytest.raises(error, match=next(iter(options))):
+        RedisTier("redis://localhost", **options)
+
+
+async def test_the_url_may_bound_the_connections(open_tier, private_server, admin):
+    tier = await open_tier(f"{private_server.url}?max_connections=2")
+    await asyncio.gather(*(tier.lock(f"k{i}", 5) for i in range(20)))
+    assert await clients(admin) == 2
+
+
+async def test_a_caller_that_is_cancelled_while_it_waits_keeps_no_connection(open_tier):
+    tier = await open_tier(max_connections=1)
+    for turns in range(12):
+        calls = [asyncio.ensure_future(tier.lock(f"{turns}-{i}", 0.01)) for i in range(6)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for call in calls[:5]:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+    assert await tier.lock("k", 5)
+    assert tier._connections._size <= 1
+
+
+async def test_closing_while_callers_wait_answers_them_and_leaves_nothing(open_tier, admin):
+    tier = await open_tier(max_connections=2)
+    calls = [asyncio.ensure_future(tier.lock(f"k{i}", 5)) for i in range(20)]
+    await asyncio.sleep(0)
+    await tier.close()
+    await asyncio.wait_for(asyncio.gather(*calls), 5)
+    await wait_until(lambda: _is(clients(admin), 0))
+    assert tier._connections._size == 0
+    assert tier._connections._idle == []
+
+
+async def test_connections_that_were_dropped_silently_cost_one_deadline(open_tier, private_server, entry):
+    async with Proxy(f"{private_server.folder}/redis.sock") as proxy:
+        tier = await open_tier(f"redis://127.0.0.1:{proxy.port}", deadline=0.5)
+        await asyncio.gather(*(tier.lock(f"k{i}", 5) for i in range(20)))
+        assert await tier.set("k", entry())
+        assert proxy.accepted > 5
+        proxy.drop_all()
+        started = time.monotonic()
+        missed = 0
+        while await tier.get("k") is None:
+            missed += 1
+        assert missed <= 1
+        assert time.monotonic() - started < 1
+        await tier.close()
