@@ -63,17 +63,17 @@ class _Found:
 
     Attributes:
         values: the values to return.
-        due: the fresh entries that are due for refresh.
+        due_for_refresh: the fresh entries that are due for refresh.
         stale: the stale entries.
         held: the keys whose entry came from this process.
     """
 
-    __slots__ = ("began_at", "due", "held", "stale", "values")
+    __slots__ = ("began_at", "due_for_refresh", "held", "stale", "values")
 
     def __init__(self, began_at: int) -> None:
         self.began_at = began_at
         self.values: dict[str, Any] = {}
-        self.due: dict[str, Entry] = {}
+        self.due_for_refresh: dict[str, Entry] = {}
         self.stale: dict[str, Entry] = {}
         self.held: set[str] = set()
 
@@ -157,7 +157,7 @@ class Loading:
                 self._classify(key, entry, found)
             elif flight is None:
                 unknown.append(key)
-        found.held = {*found.due, *found.stale}
+        found.held = {*found.due_for_refresh, *found.stale}
         return unknown
 
     def _classify(self, key: str, entry: Entry, found: _Found) -> None:
@@ -166,12 +166,14 @@ class Loading:
             return
         found.values[key] = entry.value
         if self._staleness.is_due_for_refresh(entry):
-            found.due[key] = entry
+            found.due_for_refresh[key] = entry
 
     def _join_or_start(self, keys: Sequence[str], found: _Found, source: Source) -> dict[Flight, list[str]]:
         """Find or start a load for every key that needs one, and return those to wait for, with their keys."""
         missing = [key for key in keys if key not in found.values and not self._retries_later(key, found.stale)]
-        refreshed = [key for key in found.due if self.flights.get(key) is None and key not in self._failures]
+        refreshed = [
+            key for key in found.due_for_refresh if self.flights.get(key) is None and key not in self._failures
+        ]
         joined = {key: flight for key in missing if (flight := self.flights.get(key)) is not None}
         started = [key for key in missing if key not in joined] + refreshed
         own = self._start(started, found, source) if started else None
@@ -195,7 +197,7 @@ class Loading:
 
     def _start(self, keys: Sequence[str], found: _Found, source: Source) -> Flight:
         # Callers that join the load may get these entries meanwhile, so none that a write has superseded.
-        candidates = {**found.due, **found.stale}
+        candidates = {**found.due_for_refresh, **found.stale}
         servable = {
             key: entry
             for key in keys
@@ -212,33 +214,33 @@ class Loading:
         if held:
             for key, entry in (await self._read(held)).items():
                 if not self._staleness.is_due_for_refresh(entry):
-                    values[key] = self._keep_in_l1(flight, key, entry)
+                    values[key] = self._store_in_l1(flight, key, entry)
         missing = [key for key in keys if key not in values]
         if self._lock is not None and len(missing) == 1:
             return values | await self._load_locked(self._lock, flight, missing[0], source)
         if missing:
             entries = await self._call_loader(flight, missing, source)
-            values |= {key: self._keep(flight, key, entry) for key, entry in entries.items()}
+            values |= {key: self._store(flight, key, entry) for key, entry in entries.items()}
         return values
 
     async def _load_locked(self, lock: ProcessLock, flight: Flight, key: str, source: Source) -> dict[str, Any]:
         """Load a key that no other process is loading, or return what another process has just loaded."""
-        async with lock.acquire(key, self._read_not_due) as attempt:
+        async with lock.acquire(key, self._read_unless_due) as attempt:
             if attempt.entry is not None:
-                return {key: self._keep_in_l1(flight, key, attempt.entry)}
+                return {key: self._store_in_l1(flight, key, attempt.entry)}
             entry = (await self._call_loader(flight, [key], source)).get(key)
             if entry is None:
                 return {}
             if attempt.lock_expired:
-                newer = await self._read_not_due(key)
+                newer = await self._read_unless_due(key)
                 if newer is not None:
-                    return {key: self._keep_in_l1(flight, key, newer)}
+                    return {key: self._store_in_l1(flight, key, newer)}
             if key in flight.keys and self._may_be_shared(entry):
-                self._keep_in_l1(flight, key, entry)
+                self._store_in_l1(flight, key, entry)
                 # Wait before the lock is released. Otherwise the next holder would not find the entry.
                 await self._lower_tiers.put_and_wait(key, entry)
                 return {key: entry.value}
-            return {key: self._keep_in_l1(flight, key, entry)}
+            return {key: self._store_in_l1(flight, key, entry)}
 
     async def _read(self, keys: Sequence[str]) -> dict[str, Entry]:
         if len(keys) > 1:
@@ -246,7 +248,7 @@ class Loading:
         entry = await self._lookup.read(keys[0])
         return {} if entry is None else {keys[0]: entry}
 
-    async def _read_not_due(self, key: str) -> Entry | None:
+    async def _read_unless_due(self, key: str) -> Entry | None:
         """Return the entry of a key from the lower tiers, unless it is due for refresh."""
         entry = await self._lookup.read(key)
         return None if entry is None or self._staleness.is_due_for_refresh(entry) else entry
@@ -266,13 +268,13 @@ class Loading:
                 entries[key] = self._staleness.entry(loaded[key], source.ttl, source.tags)
         return entries
 
-    def _keep(self, flight: Flight, key: str, entry: Entry) -> Any:
+    def _store(self, flight: Flight, key: str, entry: Entry) -> Any:
         """Store a loaded entry in every tier, unless a write has superseded the load. Return its value."""
         if key in flight.keys and self._may_be_shared(entry):
             self._lower_tiers.put(key, entry)
-        return self._keep_in_l1(flight, key, entry)
+        return self._store_in_l1(flight, key, entry)
 
-    def _keep_in_l1(self, flight: Flight, key: str, entry: Entry) -> Any:
+    def _store_in_l1(self, flight: Flight, key: str, entry: Entry) -> Any:
         """Store an entry in L1, unless a write has superseded the load. Return its value."""
         if key in flight.keys:
             self._failures.pop(key, None)

@@ -142,7 +142,7 @@ class Lookup:
         if not self._ordering.is_current(began_at, key, entry.tags):
             return
         if tier is not self._tiers[0]:
-            self._lower_tiers.queues[0].put(key, entry)
+            self._lower_tiers.write_back(key, entry)
         if entry.negative:
             self._l1.put(key, entry)
         elif self._promotion.count_hit(key):

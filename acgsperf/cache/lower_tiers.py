@@ -80,6 +80,10 @@ class LowerTiers:
         self.queues[0].supersede(key)
         await self.tiers[0].set(key, entry)
 
+    def write_back(self, key: str, entry: Entry) -> None:
+        """Queue an entry that a slower tier had for the first tier."""
+        self.queues[0].put(key, entry)
+
     def demote(self, key: str, entry: Entry) -> None:
         """Give L2 a fresh entry that L1 has evicted, if L2 has lost it."""
         if self.l2 is not None:

@@ -77,6 +77,10 @@ class TieredCache(Generic[_V]):
             wait for its value, also for at most this time. With None (default), each process loads for itself.
         clock: returns the time in seconds since the epoch, `time.time` by default. Pass the same clock to L1.
 
+    Attributes:
+        namespace: the namespace.
+        get_local: `l1.get` itself. `get_local(key, default=None)` looks in L1 only, without `await`.
+
     Raises:
         TypeError: if an argument has the wrong type, or `lock_ttl` is given and `l2` cannot lock.
         ValueError: if an argument is out of range, or `l1` belongs to another cache.
@@ -129,7 +133,7 @@ class TieredCache(Generic[_V]):
         self._loading = Loading(namespace, self._l1, self._lower_tiers, self._lookup, staleness, lock)
         self._writes = Writes(self._l1, self._lower_tiers, self._loading, self._promotion)
         self._loop: asyncio.AbstractEventLoop | None = None
-        # The method of the LRUCache itself: there is no Python call between the caller and the compiled lookup.
+        # The method of the LRUCache itself: a hit costs no Python call besides the compiled lookup.
         self.get_local = l1.get
 
     def __repr__(self) -> str:
@@ -311,7 +315,7 @@ class TieredCache(Generic[_V]):
         """`get_or_load` each key, with one call of each tier, and one call of the loader for what is missing.
 
         If another caller is loading a key, this call waits for that load, and does not pass the key to its loader.
-        `lock_ttl` has no effect here.
+        `lock_ttl` has an effect only if a single key is missing.
 
         Args:
             keys: any str.
@@ -403,7 +407,7 @@ class TieredCache(Generic[_V]):
         return self._l1.remove_unservable()
 
     def optimize(self) -> tuple[str, ...]:
-        """`expire`, and move the promotion threshold by what the L1 hit rate gains from it.
+        """Remove expired entries as `expire` does, and move the promotion threshold towards a higher L1 hit rate.
 
         Returns:
             What was done, in words; empty if nothing was.
