@@ -120,6 +120,15 @@ def seal(entry: Entry, key: bytes, payload: bytes, generations: Sequence[bytes] 
     return b"".join((header, key, tags, payload))
 
 
+def is_of_another_key(blob: bytes | None, key: bytes) -> bool:
+    """Returns whether this is the envelope of another key, as if a server had answered another question."""
+    if blob is None or len(blob) < _HEADER_BYTES:
+        return False
+    kind, _, _, _, key_size, tags_size, payload_size = _unpack_header(blob)
+    complete = _HEADER_BYTES + key_size + tags_size + payload_size == len(blob)
+    return complete and kind in (PLAIN, _NEGATIVE) and blob[_HEADER_BYTES : _HEADER_BYTES + key_size] != key
+
+
 def unseal(blob: bytes, key: bytes, limit: int, now: float) -> tuple[Entry | None, Sequence[bytes]]:
     """The entry in an envelope, and the generations of its tags; None, and none, when it is not kept until now.
 

@@ -210,7 +210,8 @@ class PostgresTier(ServerTier):
             rows = await connection.fetch(self._select, self._namespace, _array(addresses), self._max_value_bytes)
         # `dict(rows)` takes twice as long for asyncpg's records.
         blobs = {address: blob for address, blob in rows}  # noqa: C416
-        found, _ = self._unseal(map(blobs.get, addresses), identities)
+        found, _, corrupt = self._unseal(map(blobs.get, addresses), identities)
+        self._corrupt += corrupt
         return found
 
     async def _write(self, batch: WriteBatch) -> None:

@@ -15,21 +15,16 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
 from acgsperf._native import envelope_format as envelope
 from acgsperf.tiers.base import Entry
 from acgsperf.tiers.deadline import Deadline
-from acgsperf.tiers.redis_connections import (
-    MAX_LIFETIME_S,
-    Command,
-    Credentials,
-    RedisConnections,
-    raise_errors,
-)
-from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier
+from acgsperf.tiers.redis_connections import MAX_LIFETIME_S, Command, Credentials, RedisConnections
+from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, blobs, each, is_ok, number, text
+from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Unsealed
 from acgsperf.tiers.write_batches import WriteBatch
 
 __all__ = ["RedisTier"]
@@ -111,9 +106,9 @@ class RedisTier(ServerTier):
         command = ("SET", self._tag_key(tag), secrets.token_bytes(8), "PX", TAG_TTL_MS)
         # A deadline of its own, because this call began before calls that are already in flight.
         wait = Deadline(self.deadline).wait(started)
-        replies = await self._calls.run(lambda: self._ask([command], raise_errors), wait)
+        done = await self._calls.run(lambda: self._ask([command], lambda replies: is_ok(replies[0])), wait)
         # The number of entries that carried the old generation is unknown.
-        return None if replies is None else 0
+        return 0 if done else None
 
     async def clear(self) -> int | None:
         """Deletes all entries of the namespace by SCAN and UNLINK, a thousand keys at a time; see `Tier`."""
@@ -127,15 +122,15 @@ class RedisTier(ServerTier):
         cleared, cursor = 0, b"0"
         while True:
             scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", KEYS_A_COMMAND)
-            scanned = await self._calls.run(lambda scan=scan: self._ask([scan], raise_errors))  # type: ignore[misc]
+            scanned = await self._calls.run(lambda scan=scan: self._ask([scan], _scanned))  # type: ignore[misc]
             if scanned is None:
                 return None
-            cursor, keys = scanned[0]
+            cursor, keys = scanned
             entries = [key for key in keys if key.startswith(ours[0])]
             doomed = entries + [key for key in keys if key.startswith(ours[1])]
             if doomed:
                 unlink = ("UNLINK", *doomed)
-                if await self._calls.run(lambda unlink=unlink: self._ask([unlink], raise_errors)) is None:  # type: ignore[misc]
+                if await self._calls.run(lambda unlink=unlink: self._ask([unlink], _number)) is None:  # type: ignore[misc]
                     return None
                 cleared += len(entries)
             if cursor == b"0":
@@ -155,7 +150,7 @@ class RedisTier(ServerTier):
         async def ask() -> int:
             nonlocal refused
             try:
-                return int((await self._ask([command], raise_errors))[0])
+                return await self._ask([command], _number)
             except ResponseError:
                 refused = True
                 raise
@@ -183,7 +178,7 @@ class RedisTier(ServerTier):
                 asked = list(self._unknown_locks.items())
                 if self._calls.allow(0):
                     commands = [("EVAL", _UNLOCK, 1, self._lock_key(key), owner) for owner, (key, _) in asked]
-                    replies = await self._calls.run(lambda commands=commands: self._ask(commands, list))  # type: ignore[misc]
+                    replies = await self._calls.run(lambda commands=commands: self._ask(commands, _numbers))  # type: ignore[misc]
                     for (owner, _), reply in zip(asked, replies or (), strict=False):
                         if reply == 1:
                             self._unknown_locks.pop(owner, None)
@@ -201,8 +196,7 @@ class RedisTier(ServerTier):
         command = ("EVAL", _UNLOCK, 1, self._lock_key(key), token)
         if not self._calls.allow(1):
             return False
-        replies = await self._calls.run(lambda: self._ask([command], raise_errors))
-        return replies is not None and bool(replies[0])
+        return bool(await self._calls.run(lambda: self._ask([command], _number)))
 
     async def _start(self) -> None:
         # Colons in a namespace are escaped, so that no key of `a` is a key of `a:b`. Keys that are not entries have a %
@@ -210,7 +204,7 @@ class RedisTier(ServerTier):
         escaped = self._namespace.replace("%", "%25").replace(":", "%3A").encode()
         self._prefix = escaped + b":"
         self._connections.open()
-        await self._ask([("PING",)], raise_errors)
+        await self._ask([("PING",)], lambda replies: text(replies[0]))
 
     async def _stop(self) -> None:
         self._unknown_locks.clear()
@@ -224,17 +218,26 @@ class RedisTier(ServerTier):
         identities = envelope.identities(keys)
         addresses = [prefix + address for address in envelope.addresses(identities)]
         chunks = [addresses[at : at + KEYS_A_COMMAND] for at in range(0, len(addresses), KEYS_A_COMMAND)]
-        replies = await self._ask([("MGET", *chunk) for chunk in chunks], raise_errors)
-        blobs: list[bytes | None] = replies[0] if len(replies) == 1 else [blob for reply in replies for blob in reply]
-        found, tagged = self._unseal(blobs, identities)
+
+        def read(replies: list[Any]) -> Unsealed:
+            found = [blobs(reply, len(chunk)) for reply, chunk in zip(replies, chunks, strict=True)]
+            values = found[0] if len(found) == 1 else [value for part in found for value in part]
+            unsealed = self._unseal(values, identities)
+            if unsealed[2] and any(map(envelope.is_of_another_key, values, identities)):
+                raise UnexpectedReplyError("the envelope of another key", unsealed)
+            return unsealed
+
+        found, tagged, corrupt = await self._ask([("MGET", *chunk) for chunk in chunks], read, fenced=False)
+        self._corrupt += corrupt
         if tagged:
             await self._drop_invalidated(found, tagged)
         return found
 
     async def _drop_invalidated(self, found: list[Entry | None], tagged: list[tuple[int, Sequence[bytes]]]) -> None:
         tags = list({tag for i, _ in tagged if (entry := found[i]) for tag in entry.tags})
-        (replies,) = await self._ask([("MGET", *map(self._tag_key, tags))], raise_errors)
-        current = dict(zip(tags, replies, strict=True))
+        command = ("MGET", *map(self._tag_key, tags))
+        tokens = await self._ask([command], lambda replies: blobs(replies[0], len(tags)))
+        current = dict(zip(tags, tokens, strict=True))
         for i, generations in tagged:
             entry = found[i]
             if entry and any(current[tag] != old for tag, old in zip(entry.tags, generations, strict=True)):
@@ -254,7 +257,15 @@ class RedisTier(ServerTier):
                 command += ("PX", max(1, math.ceil((entry.kept_until - now) * 1000)))
             commands.append(command)
         commands += [("UNLINK", self._prefix + envelope.address(envelope.identity(key))) for key in deletes]
-        replies = await self._ask(commands, list)
+
+        def read(replies: list[Any]) -> list[Any]:
+            for reply in each(replies[: len(sets)], bytes):
+                if not isinstance(reply, Exception):
+                    is_ok(reply)
+            each(replies[len(sets) :], int)
+            return replies
+
+        replies = await self._ask(commands, read)
         batch.removed = set()
         refused: list[Command] = []
         for key, reply in zip([*sets, *deletes], replies, strict=True):
@@ -269,7 +280,7 @@ class RedisTier(ServerTier):
                 batch.removed.add(key)
         if refused:
             # The former value is deleted as well, because it is out of date. Deleting needs no memory.
-            self._deletes += sum(reply == 1 for reply in await self._ask(refused, list))
+            self._deletes += sum(reply == 1 for reply in await self._ask(refused, _numbers))
 
     async def _generations(self, tags: Iterable[str]) -> dict[str, bytes]:
         """Returns the generation of each tag, and creates those that are missing.
@@ -281,14 +292,20 @@ class RedisTier(ServerTier):
         for key in map(self._tag_key, tags):
             new: Command = ("SET", key, secrets.token_bytes(8), "NX", "PX", TAG_TTL_MS)
             commands += [new, ("PEXPIRE", key, TAG_TTL_MS), ("GET", key)]
-        replies = await self._ask(commands, list) if commands else []
+
+        def read(replies: list[Any]) -> list[Any]:
+            each(replies[0::3], bytes, type(None))
+            each(replies[1::3], int)
+            return each(replies[2::3], bytes, type(None))
+
+        replies = await self._ask(commands, read) if commands else []
         # If the server has no memory for a generation, the entry gets one that is stored nowhere, and is a miss.
-        found = (reply if isinstance(reply, bytes) else secrets.token_bytes(8) for reply in replies[2::3])
+        found = (reply if isinstance(reply, bytes) else secrets.token_bytes(8) for reply in replies)
         return dict(zip(tags, found, strict=True))
 
     async def _describe(self) -> str:
-        replies = await self._ask([("INFO", "server")], raise_errors)
-        version = re.search(rb"redis_version:(\S+)", replies[0])
+        info = await self._ask([("INFO", "server")], lambda replies: text(replies[0]))
+        version = re.search(rb"redis_version:(\S+)", info)
         return f"Redis {version[1].decode() if version else ''} at {self._where}"
 
     def _special(self, kind: str) -> bytes:
@@ -299,3 +316,16 @@ class RedisTier(ServerTier):
 
     def _lock_key(self, key: str) -> bytes:
         return self._special("lock") + envelope.address(envelope.identity(key))
+
+
+def _number(replies: list[Any]) -> int:
+    return number(replies[0])
+
+
+def _numbers(replies: list[Any]) -> list[Any]:
+    return each(replies, int)
+
+
+def _scanned(replies: list[Any]) -> tuple[bytes, list[bytes]]:
+    cursor, keys = array(replies[0], 2)
+    return text(cursor), list(map(text, array(keys)))

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import itertools
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,14 +14,15 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
+from redis.exceptions import ClusterDownError, InvalidResponse, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 
 from acgsperf._native.arguments import checked_at_least, checked_callable, checked_seconds
 from acgsperf.addresses import checked_redis_url
 from acgsperf.tiers.redis_parser import CheckedParser
+from acgsperf.tiers.redis_replies import UnexpectedReplyError
 
-__all__ = ["Command", "Credentials", "RedisConnections", "UnexpectedReplyError", "raise_errors"]
+__all__ = ["Command", "Credentials", "RedisConnections", "refuses_all"]
 
 MAX_CONNECTIONS: Final = 10
 MAX_LIFETIME_S: Final = 3600.0
@@ -31,19 +33,6 @@ MAX_IDLE_S: Final = 4.0
 Command = tuple[Any, ...]
 Credentials = Callable[[], "tuple[str, str] | str | Awaitable[tuple[str, str] | str]"]
 _T = TypeVar("_T")
-
-
-class UnexpectedReplyError(RedisError):
-    """A reply that cannot belong to its command. Its connection is closed.
-
-    Args:
-        message: what is wrong.
-        usable: what the caller gets if a new connection gives the same reply; None if nothing in it can be used.
-    """
-
-    def __init__(self, message: str, usable: Any = None) -> None:
-        super().__init__(message)
-        self.usable = usable
 
 
 class _Connection:
@@ -62,7 +51,8 @@ class _Connection:
 
     def is_usable(self, now: float) -> bool:
         """Returns whether an idle connection may carry commands."""
-        return now < self.expires_at and self.redis.is_connected and not self.parser.has_unread_data
+        parser = self.parser
+        return now < self.expires_at and not parser.has_unread_data and not parser.is_closed_by_server
 
     def close(self) -> None:
         """Closes it at once. A server that hangs must not keep it open, so nothing is flushed."""
@@ -127,6 +117,7 @@ class RedisConnections:
         # Each waiter gets an idle connection, or None if it may open one.
         self._waiters: deque[asyncio.Future[_Connection | None]] = deque()
         self._reaper: asyncio.TimerHandle | None = None
+        self._fences = itertools.count()
 
     def open(self) -> None:
         """Binds to the running event loop."""
@@ -156,7 +147,7 @@ class RedisConnections:
         connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
         return connection
 
-    async def ask(self, commands: Sequence[Command], read: Callable[[list[Any]], _T]) -> _T:
+    async def ask(self, commands: Sequence[Command], read: Callable[[list[Any]], _T], *, fenced: bool = True) -> _T:
         """Sends commands together and returns what `read` makes of their replies.
 
         If a reused connection was closed by the server, or gives unexpected replies, the commands are sent once more
@@ -166,11 +157,17 @@ class RedisConnections:
             commands: the commands.
             read: gets the replies, in order; error replies are exceptions among them. It may raise the error of a
                 command, or `UnexpectedReplyError`.
+            fenced: also sends an ECHO, to prove that no reply of an earlier command is read as one of these. False if
+                `read` recognizes foreign replies itself.
 
         Raises:
             redis.RedisError, OSError: what `read` raises, or if the server cannot be reached.
         """
         packed = b"".join([pack_command(command) for command in commands])
+        count, fence = len(commands), None
+        if fenced:
+            fence = b"%d" % next(self._fences)
+            packed += b"*2\r\n$4\r\nECHO\r\n$%d\r\n%b\r\n" % (len(fence), fence)
         connection = self._pop_idle()
         if connection is None:
             if self._size < self._max_connections:
@@ -180,12 +177,12 @@ class RedisConnections:
         try:
             if connection is not None:
                 try:
-                    return await self._exchange(connection, packed, len(commands), read)
-                except (RedisConnectionError, UnexpectedReplyError):
+                    return await self._exchange(connection, packed, count, fence, read)
+                except (RedisConnectionError, InvalidResponse, UnexpectedReplyError):
                     # The other idle connections are probably in the same state.
                     self.close_idle()
             connection = _Connection(self.new(), self._expiry())
-            return await self._exchange(connection, packed, len(commands), read)
+            return await self._exchange(connection, packed, count, fence, read)
         except UnexpectedReplyError as error:
             if error.usable is None:
                 raise
@@ -258,14 +255,19 @@ class RedisConnections:
             raise RedisConnectionError(f"the server refused the connection: {error}") from error
 
     async def _exchange(
-        self, connection: _Connection, packed: bytes, count: int, read: Callable[[list[Any]], _T]
+        self, connection: _Connection, packed: bytes, count: int, fence: bytes | None, read: Callable[[list[Any]], _T]
     ) -> _T:
         redis, parser = connection.redis, connection.parser
         try:
             if not redis.is_connected:
                 await self._connect(redis)
             await redis.send_packed_command(packed, check_health=False)
-            return read(await parser.read_replies(count))
+            replies = await parser.read_replies(count if fence is None else count + 1)
+            if parser.has_unread_data:
+                raise UnexpectedReplyError("there is data after the last reply")
+            if fence is not None and not _is_fence(replies.pop(), fence):
+                raise UnexpectedReplyError("the last reply must be that of ECHO")
+            return read(replies)
         except ResponseError:
             # The server has refused a command; all replies have been read.
             raise
@@ -274,12 +276,14 @@ class RedisConnections:
             raise
 
 
-def raise_errors(replies: list[Any]) -> list[Any]:
-    """Returns replies; raises the first error among them."""
-    for reply in replies:
-        if isinstance(reply, Exception):
-            raise reply
-    return replies
+def _is_fence(reply: Any, fence: bytes) -> bool:
+    # The server may refuse ECHO itself, or all commands.
+    return reply == fence or (isinstance(reply, ResponseError) and ("echo" in str(reply).lower() or refuses_all(reply)))
+
+
+def refuses_all(error: ResponseError) -> bool:
+    """Returns whether a server refuses every command with this error, whoever sends it."""
+    return isinstance(error, ClusterDownError) or str(error).startswith("BUSY ")
 
 
 class _ContradictionError(Exception):

@@ -33,9 +33,13 @@ class CheckedParser(_AsyncHiredisParser):
 
     @property
     def has_unread_data(self) -> bool:
-        """Whether there is data that no reader has asked for, or the server has closed the connection."""
-        stream = self._stream
-        return bool(stream._buffer) or self._reader.has_data() or stream.at_eof()
+        """Whether there is data that belongs to no reply."""
+        return bool(self._stream._buffer) or self._reader.has_data()
+
+    @property
+    def is_closed_by_server(self) -> bool:
+        """Whether the server has closed the connection."""
+        return bool(self._stream.at_eof())
 
     async def read_replies(self, count: int) -> list[Any]:
         """Returns the next replies; an error reply is an exception among them.
@@ -93,8 +97,9 @@ class _Lengths:
     def check(self, data: bytes) -> None:
         self._pending.append(data)
         self._size += len(data)
-        suspicious = _MAYBE_TOO_MANY.search(data) or _MAYBE_TOO_MANY.search(self._end + data[:_LONGEST_MATCH])
-        self._end = data[-_LONGEST_MATCH:]
+        seam = self._end + data[:_LONGEST_MATCH]
+        suspicious = _MAYBE_TOO_MANY.search(data) or _MAYBE_TOO_MANY.search(seam)
+        self._end = data[-_LONGEST_MATCH:] if len(data) >= _LONGEST_MATCH else seam[-_LONGEST_MATCH:]
         if suspicious or self._size > _LENGTHS_CHECKED_EVERY_BYTES:
             self._split()
 
@@ -104,6 +109,8 @@ class _Lengths:
         while at < len(data):
             end = data.find(b"\r\n", at)
             if end < 0:
+                if _MAYBE_TOO_MANY.match(data, at):
+                    raise InvalidResponse(f"array of {data[at + 1 :].decode()}... items, expected at most {_TOO_MANY}")
                 break
             kind, number = data[at : at + 1], data[at + 1 : end]
             at = end + 2

@@ -16,7 +16,7 @@ from acgsperf.tiers.read_batches import ReadBatches
 from acgsperf.tiers.server_calls import ServerCalls
 from acgsperf.tiers.write_batches import Operation, WriteBatch, WriteBatches
 
-__all__ = ["DEADLINE_S", "MAX_VALUE_BYTES", "ServerTier"]
+__all__ = ["DEADLINE_S", "MAX_VALUE_BYTES", "ServerTier", "Unsealed"]
 
 DEADLINE_S: Final = 0.25
 MAX_VALUE_BYTES: Final = 1 << 20
@@ -24,6 +24,9 @@ MAX_VALUE_BYTES: Final = 1 << 20
 _MOST_VALUE_BYTES: Final = 512 << 20
 
 _CLOSED: Final = BreakerState.CLOSED
+
+# Entries; by position, the generations of those with tags; how many envelopes could not be opened.
+Unsealed = tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]], int]
 
 
 class ServerTier(Tier):
@@ -226,13 +229,9 @@ class ServerTier(Tier):
         self._reads.misses += keys
         return False
 
-    def _unseal(
-        self, blobs: Iterable[bytes | None], identities: Sequence[bytes]
-    ) -> tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]]]:
-        """Returns the entries in what the server has returned, and by position the generations of those with tags."""
-        found, tagged, corrupt = unseal_many(blobs, identities, self._max_value_bytes, time.time())
-        self._corrupt += corrupt
-        return found, tagged
+    def _unseal(self, blobs: Iterable[bytes | None], identities: Sequence[bytes]) -> Unsealed:
+        """Opens the envelopes that the server has returned."""
+        return unseal_many(blobs, identities, self._max_value_bytes, time.time())
 
     async def _read_after_write(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Reads keys after the writes of them that are in flight; one deadline covers both."""

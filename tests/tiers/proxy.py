@@ -11,6 +11,7 @@ class Proxy:
         self.accepted = 0
         self._target = target
         self._tasks = set()
+        self._writers = set()
         self._dropped = asyncio.Event()
 
     async def __aenter__(self):
@@ -20,8 +21,8 @@ class Proxy:
 
     async def __aexit__(self, *error):
         self._server.close()
-        for task in self._tasks:
-            task.cancel()
+        for writer in self._writers:
+            writer.transport.abort()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def drop_all(self):
@@ -34,13 +35,10 @@ class Proxy:
         self._tasks.add(asyncio.current_task())
         dropped = self._dropped
         inner_reader, inner_writer = await asyncio.open_unix_connection(self._target)
-        try:
-            await asyncio.gather(
-                self._forward(reader, inner_writer, dropped), self._forward(inner_reader, writer, dropped)
-            )
-        finally:
-            for end in (writer, inner_writer):
-                end.close()
+        self._writers |= {writer, inner_writer}
+        await asyncio.gather(self._forward(reader, inner_writer, dropped), self._forward(inner_reader, writer, dropped))
+        writer.close()
+        inner_writer.close()
 
     async def _forward(self, reader, writer, dropped):
         with suppress(OSError):

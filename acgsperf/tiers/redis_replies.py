@@ -1,0 +1,77 @@
+"""Checks replies of a Redis server: each must be of the kind that its command gives."""
+
+from typing import Any
+
+from redis.exceptions import RedisError, ResponseError
+
+__all__ = ["UnexpectedReplyError", "array", "blobs", "each", "is_ok", "number", "text"]
+
+
+class UnexpectedReplyError(RedisError):
+    """A reply that cannot belong to its command. Its connection is closed.
+
+    Args:
+        message: what is wrong.
+        usable: what the caller gets if a new connection gives the same reply; None if nothing in it can be used.
+    """
+
+    def __init__(self, message: str, usable: Any = None) -> None:
+        super().__init__(message)
+        self.usable = usable
+
+
+def _unexpected(reply: Any, expected: str) -> Exception:
+    """Returns what to raise for a reply that is not the expected one."""
+    if isinstance(reply, ResponseError):
+        return reply
+    got = f"{type(reply).__name__} of {len(reply)} items" if isinstance(reply, list) else type(reply).__name__
+    return UnexpectedReplyError(f"reply must be {expected}, got {got}")
+
+
+def is_ok(reply: Any, *, optional: bool = False) -> bool:
+    """Returns True for OK; with `optional` False for nil. Raises the error reply of the command."""
+    if reply == b"OK":
+        return True
+    if reply is None and optional:
+        return False
+    raise _unexpected(reply, "OK")
+
+
+def number(reply: Any) -> int:
+    """Returns an integer. Raises the error reply of the command."""
+    if type(reply) is int:
+        return reply
+    raise _unexpected(reply, "an integer")
+
+
+def text(reply: Any) -> bytes:
+    """Returns a string. Raises the error reply of the command."""
+    if type(reply) is bytes:
+        return reply
+    raise _unexpected(reply, "a string")
+
+
+def array(reply: Any, count: int | None = None) -> list[Any]:
+    """Returns an array, of `count` items if given. Raises the error reply of the command."""
+    if type(reply) is list and (count is None or len(reply) == count):
+        return reply
+    raise _unexpected(reply, "an array" if count is None else f"an array of {count} items")
+
+
+def blobs(reply: Any, count: int) -> list[bytes | None]:
+    """Returns an array of strings and nils. Raises the error reply of the command."""
+    items = array(reply, count)
+    if not _STRINGS.issuperset(map(type, items)):
+        raise UnexpectedReplyError("items of an array must be strings or nil")
+    return items
+
+
+def each(replies: list[Any], *kinds: type) -> list[Any]:
+    """Returns replies, among which error replies may be; all others must be of some types."""
+    for reply in replies:
+        if type(reply) not in kinds and not isinstance(reply, ResponseError):
+            raise _unexpected(reply, " or ".join(kind.__name__ for kind in kinds))
+    return replies
+
+
+_STRINGS = frozenset({bytes, type(None)})
