@@ -20,7 +20,8 @@ class ServerHealth:
 
     Attributes:
         error: why the pool is unhealthy; None if it is healthy.
-        failures: attempts that failed since the last one that succeeded.
+        failures: attempts that failed since a connection was proven. A connection that the server closes right after
+            it was opened counts as an attempt that failed.
         failed_connects: attempts that failed since the pool was opened.
         last_failure: the error of the last attempt, if it failed.
         retry: the timer of the next attempt; None if the pool may connect now.
@@ -52,11 +53,20 @@ class ServerHealth:
         self.failed_connects += 1
         self.last_failure = error
 
-    def note_success(self) -> None:
-        """End the backoff: an attempt succeeded."""
-        self.failures = 0
+    def note_answer(self) -> None:
+        """Stop waiting for the next attempt: the server has answered on a new connection."""
         self.last_failure = None
         self.cancel_retry()
+
+    def note_proof(self) -> None:
+        """End the backoff: a new connection has served a borrower, or has been open for some time."""
+        self.failures = 0
+        self.note_answer()
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a new connection has to answer a check before it counts as a success."""
+        return self.failures > 0 or self.error is not None
 
     def back_off(self, then: Callable[[], None]) -> None:
         """Call `then` after a time that doubles with each failure, with jitter."""

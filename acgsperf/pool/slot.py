@@ -25,8 +25,11 @@ _READY: Final = b"Z\0\0\0\5I"
 _END: Final = len(_READY)
 
 
-class _ThoroughReset:
-    """A connection whose reset also undoes what RESET ALL does not: the role, temporary tables, sequence values."""
+class _PooledConnection:
+    """A connection whose reset also undoes what RESET ALL does not: the role, temporary tables, sequence values.
+
+    It also lets its pool tell whether the client or the server closed it.
+    """
 
     __slots__ = ()
 
@@ -36,6 +39,14 @@ class _ThoroughReset:
         # A server that is not PostgreSQL may not know these. One that knows CLOSE ALL and RESET ALL does.
         return query + _ADDITIONAL_RESET if "CLOSE ALL" in query and "RESET ALL" in query else query
 
+    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Close the connection gracefully."""
+        transport = getattr(self, "_transport", None)
+        protocol = transport.get_protocol() if transport is not None else None
+        if isinstance(protocol, _Listener):
+            protocol.closing = True
+        await super().close(timeout=timeout)  # type: ignore[misc]
+
 
 def pooled_class(base: "type[Connection]") -> "type[Connection]":
     """Return the class for a pool's connections: a subclass of asyncpg's class or of a user's subclass."""
@@ -43,24 +54,39 @@ def pooled_class(base: "type[Connection]") -> "type[Connection]":
         raise TypeError(f"connection_class must be a subclass of asyncpg.Connection, got {base!r}")
     body = {"__slots__": (), "__module__": base.__module__, "__doc__": base.__doc__}
     return cast(
-        "type[Connection]", new_class(base.__name__, (_ThoroughReset, base), exec_body=lambda ns: ns.update(body))
+        "type[Connection]", new_class(base.__name__, (_PooledConnection, base), exec_body=lambda ns: ns.update(body))
     )
 
 
 class _Listener(asyncio.Protocol):
-    """Stands between a transport and asyncpg's protocol, and remembers the last bytes that the server sent.
+    """Stands between a transport and asyncpg's protocol, and remembers what the server sent last.
 
     A server that ends a session sends an error, and closes the socket a moment later. Between the two, asyncpg has read
     the error and still calls the connection open.
+
+    Attributes:
+        closing: whether the pool or a borrower closes the connection.
+        last: the last bytes that the server sent.
+        hung_up: whether the server or the network closed the connection.
     """
 
-    __slots__ = ("_data_received", "connection_lost", "eof_received", "last", "pause_writing", "resume_writing")
+    __slots__ = (
+        "_connection_lost",
+        "_data_received",
+        "_eof_received",
+        "closing",
+        "hung_up",
+        "last",
+        "pause_writing",
+        "resume_writing",
+    )
 
     def __init__(self, protocol: asyncio.Protocol) -> None:
         self.last = _READY
+        self.closing = self.hung_up = False
         self._data_received = protocol.data_received
-        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
-        self.eof_received = protocol.eof_received  # type: ignore[method-assign]
+        self._connection_lost = protocol.connection_lost
+        self._eof_received = protocol.eof_received
         self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
         self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
 
@@ -69,6 +95,14 @@ class _Listener(asyncio.Protocol):
         self.last = data[-_END:] if len(data) >= _END else (self.last + data)[-_END:]
         self._data_received(data)
 
+    def eof_received(self) -> bool | None:
+        self.hung_up = not self.closing
+        return self._eof_received()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.hung_up = self.hung_up or (error is not None and not self.closing)
+        self._connection_lost(error)
+
 
 class Slot:
     """A connection that a pool owns, and its lease while it is lent.
@@ -76,6 +110,8 @@ class Slot:
     Attributes:
         owner: the `Supply` that the connection belongs to.
         generation: the generation of connections that it belongs to; `drain` begins a new one.
+        opened_at: when it was opened.
+        proven: whether it has served a borrower, or has been open for some time.
         idle_since: when it became idle.
         lent_at: when it was lent last.
         retires_at: when the pool begins to open a successor.
@@ -98,7 +134,9 @@ class Slot:
         "leak_reported",
         "lease",
         "lent_at",
+        "opened_at",
         "owner",
+        "proven",
         "retires_at",
     )
 
@@ -106,7 +144,8 @@ class Slot:
         self.owner = owner
         self.connection = connection
         self.generation = generation
-        self.idle_since = self.lent_at = now
+        self.opened_at = self.idle_since = self.lent_at = now
+        self.proven = False
         self.retires_at = self.expires_at = float("inf")
         self.ageing = False
         self.lease: Lease | None = None
@@ -126,6 +165,10 @@ class Slot:
             poll = _POLL()
             poll.register(socket.fileno(), select.POLLIN)
             self._poll = poll.poll
+
+    def hung_up(self) -> bool:
+        """Return whether the server or the network closed the connection, and not the pool or a borrower."""
+        return self._listener is not None and self._listener.hung_up
 
     def is_quiet(self) -> bool:
         """Return whether an idle connection received nothing since the end of the last reply.

@@ -24,6 +24,8 @@ _log = logging.getLogger("acgsperf.pool")
 _CONNECTS_AT_ONCE: Final = 8
 _SLOW_CHECK_S: Final = 0.1
 _FAILURES_TOLERATED: Final = 3
+# A connection that the server closes within this time, before it has served a borrower, counts as a failed attempt.
+_PROBATION_S: Final = 1.0
 
 
 class Supply:
@@ -87,7 +89,7 @@ class Supply:
                 return None
             idle.pop()
             if slot.connection.is_closed():
-                self.inventory.terminate(slot, CloseReason.LOST)
+                self._lose(slot)
             elif now >= slot.expires_at:
                 self.inventory.retire(slot, CloseReason.LIFETIME)
             elif not slot.is_quiet():
@@ -99,14 +101,15 @@ class Supply:
     def recheck(self, slot: Slot) -> None:
         """Check or remove a connection that received something after it was handed to a caller."""
         if slot.connection.is_closed():
-            self.inventory.terminate(slot, CloseReason.LOST)
+            self._lose(slot)
         else:
             self._start_check(slot)
 
     def put_back(self, slot: Slot, now: float) -> "asyncio.Task[None] | None":
         """Make a connection whose lease has ended available again; returns the task that resets it, if one does."""
         if slot.connection.is_closed():
-            self.terminate(slot, CloseReason.LOST)
+            self._lose(slot)
+            self.replenish()
         elif reason := self._reason_to_retire(slot, now):
             self._retire(slot, reason)
         elif self._options.reset or slot.connection.is_in_transaction() or slot.is_cancelling():
@@ -116,6 +119,8 @@ class Supply:
             self._start_check(slot)
         else:
             self.offer(slot)
+            if not slot.proven:
+                self._prove(slot)
         return None
 
     def offer(self, slot: Slot) -> None:
@@ -175,10 +180,13 @@ class Supply:
         for slot in list(idle):
             if slot.connection.is_closed():
                 idle.remove(slot)
-                inventory.terminate(slot, CloseReason.LOST)
+                self._lose(slot)
             elif now >= slot.expires_at or (slot.ageing and self._has_successors()):
                 idle.remove(slot)
                 inventory.retire(slot, CloseReason.LIFETIME)
+        for slot in list(inventory.slots):
+            if not slot.proven and now - slot.opened_at >= _PROBATION_S and not slot.connection.is_closed():
+                self._prove(slot)
         unused_since = now - self._options.max_idle
         kept = self.target_size + inventory.ageing
         while len(inventory.slots) > kept and idle and idle[0].idle_since <= unused_since:
@@ -211,7 +219,7 @@ class Supply:
         while inventory.idle and waiting > checking:
             slot = inventory.idle.pop()
             if slot.connection.is_closed():
-                inventory.terminate(slot, CloseReason.LOST)
+                self._lose(slot)
             else:
                 self._start_check(slot)
                 checking += 1
@@ -223,8 +231,8 @@ class Supply:
         kept = max(self.target_size + inventory.ageing, self._size_waiters.most)
         if health.error is not None:
             # The connections that are open may never answer.
-            wanted = max(wanted, 1 - self.connecting)
-        at_once = 1 if health.failures or health.error is not None else _CONNECTS_AT_ONCE
+            wanted = max(wanted, 1 - self.connecting - checking)
+        at_once = 1 if health.doubtful else _CONNECTS_AT_ONCE
         for _ in range(min(max(wanted, kept - size), self.room, at_once - self.connecting)):
             self.start_connecting()
 
@@ -258,8 +266,11 @@ class Supply:
         self.inventory.slots.add(slot)
         self.opened += 1
         slot.connection.add_termination_listener(lambda _: self._on_termination(slot))
-        self._health.note_success()
-        self.offer(slot)
+        if self._health.doubtful:
+            self._start_check(slot)
+        else:
+            self._health.note_answer()
+            self.offer(slot)
         self._size_waiters.serve(len(self.inventory.slots))
         self.replenish()
 
@@ -267,7 +278,25 @@ class Supply:
         """Remove a connection that the server, the network or the borrower closed."""
         if slot in self.inventory.idle:
             self.inventory.idle.remove(slot)
-        if self.inventory.remove(slot, CloseReason.LOST):
+        if slot in self.inventory.slots:
+            self._lose(slot)
+            self.replenish()
+
+    def _lose(self, slot: Slot) -> None:
+        self.inventory.terminate(slot, CloseReason.LOST)
+        self._note_hang_up(slot)
+
+    def _note_hang_up(self, slot: Slot) -> None:
+        age_s = self._clock() - slot.opened_at
+        # The connections that are lost at once count as one failure.
+        if slot.hung_up() and not slot.proven and age_s < _PROBATION_S and self._health.retry is None:
+            self._note_failure(ConnectionError(f"the server closed a connection {age_s:.3f} s after it was opened"))
+
+    def _prove(self, slot: Slot) -> None:
+        """End the probation of a connection, and the backoff with it."""
+        slot.proven = True
+        if self._health.doubtful:
+            self._health.note_proof()
             self.replenish()
 
     def _note_failure(self, error: Exception) -> None:
@@ -316,9 +345,12 @@ class Supply:
             self.checks -= 1
             self._slow_checks -= slow
         if answered:
+            if not slot.proven:
+                self._health.note_answer()
             self.offer(slot)
         else:
             self.inventory.terminate(slot, CloseReason.CHECK_FAILED)
+            self._note_hang_up(slot)
         self.replenish()
 
     async def _reset(self, slot: Slot) -> None:
@@ -334,6 +366,8 @@ class Supply:
             self.terminate(slot, CloseReason.RESET_FAILED)
         else:
             self.offer(slot)
+            if not slot.proven:
+                self._prove(slot)
 
     # asyncpg calls these two if it finds that a table or a type has changed.
 

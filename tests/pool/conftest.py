@@ -50,6 +50,7 @@ class Proxy:
     Attributes:
         dsn: the address of the proxy.
         relay: passes what the server sent on to the pool.
+        make_relay: makes the relay of each new connection; it uses `relay` by default.
         accepted: connections that it has accepted.
         refusing: whether it accepts connections and closes them at once.
         silent: whether it accepts connections and says nothing.
@@ -57,10 +58,9 @@ class Proxy:
 
     def __init__(self, dsn):
         self._dsn = dsn
-        self.relay = whole
         self.accepted = 0
-        self.refusing = self.silent = False
         self._tasks = set()
+        self.reset()
 
     async def __aenter__(self):
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -74,6 +74,12 @@ class Proxy:
         self._server.close()
         self.hang_up()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def reset(self):
+        """Behave well from now on."""
+        self.relay = whole
+        self.make_relay = lambda: self.relay
+        self.refusing = self.silent = False
 
     def hang_up(self):
         """Close all connections."""
@@ -107,6 +113,8 @@ class Proxy:
                 each.transport.abort()
 
     async def _pass_on(self, reader, writer, server, to_server):
+        relay = self.make_relay()
+
         async def write(data):
             writer.write(data)
             # The pool runs in the same event loop: it has read the data before the proxy writes more.
@@ -119,7 +127,7 @@ class Proxy:
 
         async def replies():
             while data := await server.read(65_536):
-                await self.relay(data, write)
+                await relay(data, write)
 
         both = [asyncio.ensure_future(requests()), asyncio.ensure_future(replies())]
         try:
