@@ -1,5 +1,6 @@
 """`Monitor`: keeps a bounded history of readings, and raises and clears alerts."""
 
+import asyncio
 import inspect
 import logging
 import math
@@ -262,7 +263,8 @@ class Monitor:
         for callback in self._callbacks:
             try:
                 callback(alert)
-            except Exception:
+            # A callback is not awaited, so that a cancellation that it raises is its own and not that of the caller.
+            except (Exception, asyncio.CancelledError):
                 _log.exception("%s alert for %s: a callback failed; the other callbacks run", alert.kind, alert.subject)
 
 

@@ -339,7 +339,8 @@ class PerformanceService:
                 await asyncio.sleep(seconds)
                 try:
                     work()
-                except Exception:
+                # The work awaits nothing, so that a cancellation that it raises is not that of this task.
+                except (Exception, asyncio.CancelledError):
                     _log.exception("service: %s failed; it runs again in %g s", work.__name__, seconds)
 
         return asyncio.create_task(repeat(), name=f"acgsperf service: {work.__name__}")

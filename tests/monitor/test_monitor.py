@@ -214,11 +214,12 @@ def test_the_history_is_bounded():
     assert Watch().monitor._history.maxlen == 1000
 
 
-def test_a_failing_callback_is_logged_and_the_others_run(watch, caplog):
+@pytest.mark.parametrize("kind", [RuntimeError, asyncio.CancelledError])
+def test_a_failing_callback_is_logged_and_the_others_run(watch, caplog, kind):
     received = []
 
     def fails(alert):
-        raise RuntimeError("no pager")
+        raise kind("no pager")
 
     watch.monitor.on_alert(fails)
     watch.monitor.on_alert(received.append)

@@ -465,6 +465,23 @@ async def test_an_open_service_observes_and_optimises_by_itself(open_service, ca
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, asyncio.CancelledError])
+async def test_a_round_that_fails_does_not_end_monitoring(handler, caplog, kind):
+    class Failing(PerformanceService):
+        rounds = 0
+
+        def observe(self):
+            self.rounds += 1
+            if self.rounds == 1:
+                raise kind("not this round")
+            return super().observe()
+
+    async with Failing(Settings(monitoring_interval_s=0.01), handler=handler) as service, asyncio.timeout(5):
+        while not service.monitor.history:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert "service: observe failed; it runs again in 0.01 s" in caplog.text
+
+
 async def test_the_prometheus_exporter_reads_a_service(open_service):
     service = await open_service("l1,l2,l3")
     await service.process_many([{"id": 1}, {"id": 2}])
