@@ -76,6 +76,14 @@ DELETE FROM {table} USING doomed WHERE {table}.namespace = doomed.namespace AND 
 """
 
 
+# No connection, no login, no database, too many connections, shutting down: the SQLSTATE concerns all calls.
+_REFUSES_ALL: Final = ("08", "28", "3D", "53300", "57P")
+
+
+class TableError(Exception):
+    """The table cannot be used or created. This concerns all calls."""
+
+
 class PostgresTier(ServerTier):
     """Keeps entries in a PostgreSQL table that processes share. The tier creates the table and its indexes.
 
@@ -153,6 +161,10 @@ class PostgresTier(ServerTier):
         async with self._connection():
             pass
 
+    def _is_refusal(self, error: Exception) -> bool:
+        state = getattr(error, "sqlstate", None) if isinstance(error, asyncpg.PostgresError) else None
+        return state is not None and not state.startswith(_REFUSES_ALL)
+
     async def _stop(self) -> None:
         pool, self._pool, self._ready = self._pool, None, False
         if pool is not None:
@@ -186,6 +198,11 @@ class PostgresTier(ServerTier):
             async with self._pool.acquire() as connection:
                 try:
                     await self._create_table(connection)
+                except asyncpg.PostgresError as error:
+                    connection.terminate()
+                    if self._is_refusal(error):
+                        raise TableError(f"table {self._table} cannot be created: {error}") from error
+                    raise
                 except BaseException:
                     # Without a rollback: a server that hangs would not answer it.
                     connection.terminate()
@@ -198,7 +215,7 @@ class PostgresTier(ServerTier):
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _tag_hash(f"schema {self._table}"))
         found = await connection.fetchval("SELECT obj_description(to_regclass($1), 'pg_class')", self._table)
         if found is not None and found != comment:
-            raise RuntimeError(f"table {self._table} must have the comment {comment!r}, got {found!r}")
+            raise TableError(f"table {self._table} must have the comment {comment!r}, got {found!r}")
         if found is None:
             await connection.execute(_CREATE.format(table=self._table, comment=comment))
         await connection.execute("COMMIT")

@@ -23,7 +23,7 @@ from acgsperf._native import envelope_format as envelope
 from acgsperf.tiers.base import Entry
 from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.redis_connections import MAX_LIFETIME_S, Command, Credentials, RedisConnections
-from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, blobs, each, is_ok, number, text
+from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, blobs, each, is_ok, number, refuses_all, text
 from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Unsealed
 from acgsperf.tiers.write_batches import WriteBatch
 
@@ -210,6 +210,9 @@ class RedisTier(ServerTier):
         self._unknown_locks.clear()
         self._connections.close()
 
+    def _is_refusal(self, error: Exception) -> bool:
+        return isinstance(error, ResponseError) and not refuses_all(error)
+
     def _timed_out(self) -> None:
         self._connections.close_idle()
 
@@ -227,7 +230,11 @@ class RedisTier(ServerTier):
                 raise UnexpectedReplyError("the envelope of another key", unsealed)
             return unsealed
 
-        found, tagged, corrupt = await self._ask([("MGET", *chunk) for chunk in chunks], read, fenced=False)
+        try:
+            unsealed = await self._ask([("MGET", *chunk) for chunk in chunks], read, fenced=False)
+        except ResponseError as error:
+            unsealed = self._unseal(await self._get_each(addresses, error), identities)
+        found, tagged, corrupt = unsealed
         self._corrupt += corrupt
         if tagged:
             await self._drop_invalidated(found, tagged)
@@ -235,13 +242,29 @@ class RedisTier(ServerTier):
 
     async def _drop_invalidated(self, found: list[Entry | None], tagged: list[tuple[int, Sequence[bytes]]]) -> None:
         tags = list({tag for i, _ in tagged if (entry := found[i]) for tag in entry.tags})
-        command = ("MGET", *map(self._tag_key, tags))
-        tokens = await self._ask([command], lambda replies: blobs(replies[0], len(tags)))
+        keys = list(map(self._tag_key, tags))
+        try:
+            tokens = await self._ask([("MGET", *keys)], lambda replies: blobs(replies[0], len(tags)))
+        except ResponseError as error:
+            tokens = await self._get_each(keys, error)
         current = dict(zip(tags, tokens, strict=True))
         for i, generations in tagged:
             entry = found[i]
             if entry and any(current[tag] != old for tag, old in zip(entry.tags, generations, strict=True)):
                 found[i] = None
+
+    async def _get_each(self, keys: Sequence[bytes], refusal: ResponseError) -> list[bytes | None]:
+        """Reads keys one by one, because the server may have refused all of them because of one."""
+        if not self._is_refusal(refusal):
+            raise refusal
+        replies = await self._ask([("GET", key) for key in keys], lambda replies: each(replies, bytes, type(None)))
+        values: list[bytes | None] = []
+        for reply in replies:
+            if isinstance(reply, Exception):
+                self._calls.errors[type(reply).__name__] += 1
+                reply = None
+            values.append(reply)
+        return values
 
     async def _write(self, batch: WriteBatch) -> None:
         sets = {key: operation for key, operation in batch.operations.items() if operation is not None}

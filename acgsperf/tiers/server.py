@@ -32,7 +32,8 @@ Unsealed = tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]], int]
 class ServerTier(Tier):
     """A tier that keeps entries in a server.
 
-    A subclass says how to talk to its server, by five methods: `_start`, `_stop`, `_fetch`, `_write` and `_describe`.
+    A subclass says how to talk to its server, by six methods: `_start`, `_stop`, `_fetch`, `_write`,
+    `_describe` and `_is_refusal`.
     `ServerCalls` gives each call a deadline and a circuit breaker; `ReadBatches` and `WriteBatches` collect calls.
 
     Args:
@@ -53,7 +54,7 @@ class ServerTier(Tier):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._refused = self._deletes = self._corrupt = 0
-        self._calls = ServerCalls(self.name, deadline, self._timed_out)
+        self._calls = ServerCalls(self.name, deadline, self._timed_out, self._is_refusal)
         self._breaker = self._calls.breaker
         self._reads = ReadBatches(self._calls, self._fetch, deadline)
         self._writes = WriteBatches(self._calls, self._write, deadline)
@@ -78,6 +79,10 @@ class ServerTier(Tier):
     @abstractmethod
     async def _describe(self) -> str:
         """Asks the server for its product and version."""
+
+    @abstractmethod
+    def _is_refusal(self, error: Exception) -> bool:
+        """Returns whether the server has answered and refuses one call with this error, not all calls."""
 
     def _timed_out(self) -> None:
         """Called when the deadline has ended a call: other connections may be dead as well."""
