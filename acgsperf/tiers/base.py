@@ -127,13 +127,14 @@ class Tier(ABC):
     async def set_many(self, entries: Mapping[str, Entry]) -> frozenset[str]:
         """Stores entries in one round trip. Returns the keys that the server acknowledged.
 
-        If an entry is refused because of its content, or because the server has no memory left, its key has no entry
-        afterwards.
+        If an entry is refused, by the tier because of its content or by the server, the former entry of its key is out
+        of date and is deleted. If the server refuses that as well, for example because it has become a read-only
+        replica, the former entry remains. After a timeout, either entry may be stored.
         """
 
     @abstractmethod
     async def delete_many(self, keys: Sequence[str]) -> int | None:
-        """Deletes keys. Returns how many had an entry; None if the server did not answer."""
+        """Deletes keys. Returns how many had an entry; None if the server refused to delete one, or did not answer."""
 
     @abstractmethod
     async def invalidate_tag(self, tag: str) -> int | None:
@@ -142,8 +143,8 @@ class Tier(ABC):
         An entry that is set during this call is either deleted or written after it.
 
         Returns:
-            How many entries are known to be deleted, which may be fewer than were; None if the server did not answer,
-            or not until the end.
+            How many entries are known to be deleted, which may be fewer than were; None if the server refused it or did
+            not answer, or not until the end.
         """
 
     @abstractmethod
@@ -151,7 +152,7 @@ class Tier(ABC):
         """Deletes all entries of the namespace, in steps. The deadline applies to each step.
 
         Returns:
-            How many entries were deleted; None if the server did not answer, or not until the end.
+            How many entries were deleted; None if the server refused it or did not answer, or not until the end.
         """
 
     @abstractmethod

@@ -9,10 +9,10 @@ commit.
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from random import uniform
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -26,6 +26,8 @@ from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier
 from acgsperf.tiers.write_batches import WriteBatch
 
 __all__ = ["PostgresTier"]
+
+_T = TypeVar("_T")
 
 SCHEMA_VERSION: Final = 1
 ROWS_A_STATEMENT: Final = 1_000
@@ -246,11 +248,33 @@ class PostgresTier(ServerTier):
         # Two transactions: each is committed when it is acknowledged, and the first holds no row lock while the second
         # waits for one, so that two processes cannot deadlock.
         async with self._connection() as connection:
-            gone = await connection.fetch(self._delete, self._namespace, list(deletes)) if deletes else []
-            batch.removed = {deletes[row[0]] for row in gone}
+            if deletes:
+                gone = await self._unless_refused(connection.fetch(self._delete, self._namespace, list(deletes)))
+                batch.removed = {deletes[row[0]] for row in gone or ()}
+                batch.refused.update(deletes.values() if gone is None else ())
+            else:
+                batch.removed = set()
             if rows:
-                await connection.execute(self._upsert, self._namespace, *map(list, zip(*rows, strict=True)))
-                batch.stored = {key for key, operation in batch.operations.items() if operation is not None}
+                keys = {key for key, operation in batch.operations.items() if operation is not None}
+                columns = list(map(list, zip(*rows, strict=True)))
+                if await self._unless_refused(connection.execute(self._upsert, self._namespace, *columns)) is not None:
+                    batch.stored = keys
+                    return
+                batch.refused |= keys
+                self._refused += len(keys)
+                # The former values are deleted, because they are out of date.
+                gone = await self._unless_refused(connection.fetch(self._delete, self._namespace, columns[0]))
+                self._deletes += len(gone or ())
+
+    async def _unless_refused(self, statement: Awaitable[_T]) -> _T | None:
+        """Returns the result of a statement; None if the server refuses it."""
+        try:
+            return await statement
+        except asyncpg.PostgresError as error:
+            if isinstance(error, asyncpg.UndefinedTableError) or not self._is_refusal(error):
+                raise
+            self._calls.errors[type(error).__name__] += 1
+            return None
 
     async def _describe(self) -> str:
         async with self._connection() as connection:

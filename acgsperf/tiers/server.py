@@ -191,7 +191,7 @@ class ServerTier(Tier):
         wanted = set(keys)
         batches = self._writes.enqueue(dict.fromkeys(keys))
         await self._writes.wait(batches)
-        if any(batch.removed is None for batch in batches):
+        if any(batch.removed is None or not wanted.isdisjoint(batch.refused) for batch in batches):
             return None
         return sum(len(wanted & batch.removed) for batch in batches if batch.removed)
 

@@ -24,16 +24,18 @@ class WriteBatch:
         operations: what to do with each key.
         stored: keys that the server acknowledged.
         removed: keys that had an entry and were deleted; None until the server has answered.
+        refused: keys whose operation the server has refused. If one was to be deleted, its entry is still there.
         done: set when the batch has ended, successfully or not.
         started_at: when its first write was queued; -1 once it has been sent.
     """
 
-    __slots__ = ("done", "operations", "removed", "started_at", "stored")
+    __slots__ = ("done", "operations", "refused", "removed", "started_at", "stored")
 
     def __init__(self, done: asyncio.Future[None], started_at: float) -> None:
         self.operations: dict[str, Operation] = {}
         self.stored: set[str] = set()
         self.removed: set[str] | None = None
+        self.refused: set[str] = set()
         self.done = done
         self.started_at = started_at
 

@@ -52,6 +52,55 @@ def until_refused(entry):
     return wait
 
 
+async def test_every_writing_call_reports_a_refusal(private_tier, refuse, until_refused, entry):
+    entries = {"k": entry("former"), "tagged": entry("former", tags=("t",))}
+    assert await private_tier.set_many(entries) == set(entries)
+    await refuse()
+    await until_refused(private_tier)
+    assert not await private_tier.set("k", entry("new"))
+    assert not await private_tier.set("tagged", entry("new", tags=("t",)))
+    assert await private_tier.set_many({"k": entry("new"), "other": entry()}) == frozenset()
+    assert not await private_tier.set("k", entry(object()))
+    assert await private_tier.delete_many(["k"]) is None
+    assert await private_tier.delete_many(["k", "absent"]) is None
+    assert await private_tier.invalidate_tag("t") is None
+    assert await private_tier.clear() is None
+    # The refused writes have changed nothing.
+    assert {key: e.value for key, e in (await private_tier.get_many(list(entries))).items()} == {
+        "k": "former",
+        "tagged": "former",
+    }
+    assert private_tier.stats().breaker is BreakerState.CLOSED
+
+
+async def test_a_caller_hears_only_of_its_own_refusals(private_tier, private_server, entry):
+    if private_server.kind == "redis":
+        async with redis.asyncio.Redis.from_url(private_server.url, protocol=2) as admin:
+            await admin.config_set("maxmemory", "1")
+    else:
+        admin = await asyncpg.connect(private_server.url)
+        await admin.execute("ALTER TABLE acgsperf_cache ADD CHECK (octet_length(value) < 1000)")
+        await admin.close()
+    stored, deleted = await asyncio.gather(
+        private_tier.set("k", entry("x" * 2_000)), private_tier.delete_many(["other"])
+    )
+    assert (stored, deleted) == (False, 0)
+    assert private_tier.stats().refused == 1
+
+
+async def test_a_refused_entry_leaves_nothing_of_the_former_value(private_tier, private_server, entry):
+    assert await private_tier.set("k", entry("former"))
+    if private_server.kind == "redis":
+        async with redis.asyncio.Redis.from_url(private_server.url, protocol=2) as admin:
+            await admin.config_set("maxmemory", "1")
+    else:
+        admin = await asyncpg.connect(private_server.url)
+        await admin.execute("ALTER TABLE acgsperf_cache ADD CHECK (octet_length(value) < 1000)")
+        await admin.close()
+    assert not await private_tier.set("k", entry("x" * 2_000))
+    assert await private_tier.get("k") is None
+
+
 class TestRedis:
     @pytest.fixture
     def kind(self):
@@ -109,6 +158,18 @@ class TestRedis:
         stored = await asyncio.gather(tier.set("a2", entry()), tier.set("b2", entry()))
         assert stored == [True, False]
         assert tier.stats().breaker is BreakerState.CLOSED
+
+    async def test_an_entry_whose_tag_is_refused_is_not_stored(self, private_tier, restricted, entry):
+        await private_tier.close()
+        await private_tier.open("n")
+        assert await private_tier.set("k", entry("former"))
+        tier = await restricted("~n:*", "~n%tag:a")
+        stored = await tier.set_many(
+            {"k": entry("new", tags=("a", "b")), "other": entry(tags=("a",)), "plain": entry()}
+        )
+        assert stored == {"other", "plain"}
+        assert await private_tier.get("k") is None
+        assert tier.stats().refused == 1
 
     async def test_a_replica_without_its_master_refuses_all_and_opens_the_breaker(self, private_tier, admin, entry):
         assert await private_tier.set("k", entry())
