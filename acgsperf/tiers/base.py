@@ -79,16 +79,18 @@ class Tier(ABC):
     """A cache below L1, shared by processes.
 
     No method raises because of the server: a key that cannot be read is a miss, an entry that cannot be written is not
-    stored, and both are counted. Each call returns within the tier's deadline; `clear` and `invalidate_tag` may need
-    one deadline for each thousand entries. A method raises `TierError` if the tier is not open, or if it belongs to
-    another event loop or process.
+    stored, and both are counted. A method raises `TierError` if the tier is not open, or if it belongs to another event
+    loop or process.
+
+    The deadline applies to each batch and begins when the batch is sent. A batch has at most 1,000 entries, 2,000 for
+    reads; a larger call is sent in several batches.
 
     Calls made in the same turn of the event loop are sent together. Of two calls for the same key, the later one sees
     the effect of the earlier one, even if nobody awaited that one yet.
 
     Attributes:
         name: for messages.
-        deadline: seconds after which a call returns; infinite if there is no limit.
+        deadline: seconds after which a batch ends; infinite if there is no limit.
     """
 
     name: str

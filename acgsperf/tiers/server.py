@@ -12,7 +12,7 @@ from acgsperf._native.arguments import checked_int, checked_namespace
 from acgsperf.dispatch import unseal_many
 from acgsperf.errors import TierError
 from acgsperf.tiers.base import BreakerState, Entry, Tier, TierHealth, TierStats
-from acgsperf.tiers.read_batches import ReadBatches
+from acgsperf.tiers.read_batches import MAX_READS_TOGETHER, ReadBatches
 from acgsperf.tiers.server_calls import ServerCalls
 from acgsperf.tiers.write_batches import Operation, WriteBatch, WriteBatches
 
@@ -148,6 +148,8 @@ class ServerTier(Tier):
         self._check_use()
         for key in keys:
             _check_key(key)
+        if len(keys) > MAX_READS_TOGETHER:
+            return await self._get_in_parts(keys)
         if not keys or not self._may_read(len(keys)):
             return {}
         if not self._pending_writes.keys().isdisjoint(keys):
@@ -237,6 +239,16 @@ class ServerTier(Tier):
     def _unseal(self, blobs: Iterable[bytes | None], identities: Sequence[bytes]) -> Unsealed:
         """Opens the envelopes that the server has returned."""
         return unseal_many(blobs, identities, self._max_value_bytes, time.time())
+
+    async def _get_in_parts(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Reads many keys, with a deadline for each part, until the server does not answer."""
+        found: dict[str, Entry] = {}
+        for at in range(0, len(keys), MAX_READS_TOGETHER):
+            if at and self._breaker.failures_in_a_row:
+                self._reads.misses += len(keys) - at
+                break
+            found |= await self.get_many(keys[at : at + MAX_READS_TOGETHER])
+        return found
 
     async def _read_after_write(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Reads keys after the writes of them that are in flight; one deadline covers both."""
