@@ -9,10 +9,10 @@ commit.
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from random import uniform
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -26,6 +26,8 @@ from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier
 from acgsperf.tiers.write_batches import WriteBatch
 
 __all__ = ["PostgresTier"]
+
+_T = TypeVar("_T")
 
 SCHEMA_VERSION: Final = 1
 ROWS_A_STATEMENT: Final = 1_000
@@ -74,6 +76,14 @@ WITH doomed AS (
 )
 DELETE FROM {table} USING doomed WHERE {table}.namespace = doomed.namespace AND {table}.key = doomed.key
 """
+
+
+# No connection, no login, no database, too many connections, shutting down: the SQLSTATE concerns all calls.
+_REFUSES_ALL: Final = ("08", "28", "3D", "53300", "57P")
+
+
+class TableError(Exception):
+    """The table cannot be used or created. This concerns all calls."""
 
 
 class PostgresTier(ServerTier):
@@ -153,6 +163,10 @@ class PostgresTier(ServerTier):
         async with self._connection():
             pass
 
+    def _is_refusal(self, error: Exception) -> bool:
+        state = getattr(error, "sqlstate", None) if isinstance(error, asyncpg.PostgresError) else None
+        return state is not None and not state.startswith(_REFUSES_ALL)
+
     async def _stop(self) -> None:
         pool, self._pool, self._ready = self._pool, None, False
         if pool is not None:
@@ -186,6 +200,11 @@ class PostgresTier(ServerTier):
             async with self._pool.acquire() as connection:
                 try:
                     await self._create_table(connection)
+                except asyncpg.PostgresError as error:
+                    connection.terminate()
+                    if self._is_refusal(error):
+                        raise TableError(f"table {self._table} cannot be created: {error}") from error
+                    raise
                 except BaseException:
                     # Without a rollback: a server that hangs would not answer it.
                     connection.terminate()
@@ -198,7 +217,7 @@ class PostgresTier(ServerTier):
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _tag_hash(f"schema {self._table}"))
         found = await connection.fetchval("SELECT obj_description(to_regclass($1), 'pg_class')", self._table)
         if found is not None and found != comment:
-            raise RuntimeError(f"table {self._table} must have the comment {comment!r}, got {found!r}")
+            raise TableError(f"table {self._table} must have the comment {comment!r}, got {found!r}")
         if found is None:
             await connection.execute(_CREATE.format(table=self._table, comment=comment))
         await connection.execute("COMMIT")
@@ -229,11 +248,33 @@ class PostgresTier(ServerTier):
         # Two transactions: each is committed when it is acknowledged, and the first holds no row lock while the second
         # waits for one, so that two processes cannot deadlock.
         async with self._connection() as connection:
-            gone = await connection.fetch(self._delete, self._namespace, list(deletes)) if deletes else []
-            batch.removed = {deletes[row[0]] for row in gone}
+            if deletes:
+                gone = await self._unless_refused(connection.fetch(self._delete, self._namespace, list(deletes)))
+                batch.removed = {deletes[row[0]] for row in gone or ()}
+                batch.refused.update(deletes.values() if gone is None else ())
+            else:
+                batch.removed = set()
             if rows:
-                await connection.execute(self._upsert, self._namespace, *map(list, zip(*rows, strict=True)))
-                batch.stored = {key for key, operation in batch.operations.items() if operation is not None}
+                keys = {key for key, operation in batch.operations.items() if operation is not None}
+                columns = list(map(list, zip(*rows, strict=True)))
+                if await self._unless_refused(connection.execute(self._upsert, self._namespace, *columns)) is not None:
+                    batch.stored = keys
+                    return
+                batch.refused |= keys
+                self._refused += len(keys)
+                # The former values are deleted, because they are out of date.
+                gone = await self._unless_refused(connection.fetch(self._delete, self._namespace, columns[0]))
+                self._deletes += len(gone or ())
+
+    async def _unless_refused(self, statement: Awaitable[_T]) -> _T | None:
+        """Returns the result of a statement; None if the server refuses it."""
+        try:
+            return await statement
+        except asyncpg.PostgresError as error:
+            if isinstance(error, asyncpg.UndefinedTableError) or not self._is_refusal(error):
+                raise
+            self._calls.errors[type(error).__name__] += 1
+            return None
 
     async def _describe(self) -> str:
         async with self._connection() as connection:

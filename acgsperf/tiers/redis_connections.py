@@ -14,15 +14,15 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
-from redis.exceptions import ClusterDownError, InvalidResponse, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse, ResponseError
 
 from acgsperf._native.arguments import checked_at_least, checked_callable, checked_seconds
 from acgsperf.addresses import checked_redis_url
 from acgsperf.tiers.redis_parser import CheckedParser
 from acgsperf.tiers.redis_replies import UnexpectedReplyError
 
-__all__ = ["Command", "Credentials", "RedisConnections", "refuses_all"]
+__all__ = ["Command", "Credentials", "RedisConnections"]
 
 MAX_CONNECTIONS: Final = 10
 MAX_LIFETIME_S: Final = 3600.0
@@ -277,13 +277,8 @@ class RedisConnections:
 
 
 def _is_fence(reply: Any, fence: bytes) -> bool:
-    # The server may refuse ECHO itself, or all commands.
-    return reply == fence or (isinstance(reply, ResponseError) and ("echo" in str(reply).lower() or refuses_all(reply)))
-
-
-def refuses_all(error: ResponseError) -> bool:
-    """Returns whether a server refuses every command with this error, whoever sends it."""
-    return isinstance(error, ClusterDownError) or str(error).startswith("BUSY ")
+    # An ACL may refuse ECHO.
+    return reply == fence or (isinstance(reply, ResponseError) and "echo" in str(reply).lower())
 
 
 class _ContradictionError(Exception):

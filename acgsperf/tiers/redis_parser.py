@@ -5,7 +5,9 @@ from typing import Any, Final
 
 from redis._parsers.hiredis import NOT_ENOUGH_DATA, _AsyncHiredisParser
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse
+from redis.exceptions import InvalidResponse, ResponseError
+
+from acgsperf.tiers.redis_replies import refuses_all
 
 __all__ = ["CheckedParser"]
 
@@ -45,10 +47,12 @@ class CheckedParser(_AsyncHiredisParser):
         """Returns the next replies; an error reply is an exception among them.
 
         Raises:
-            redis.ConnectionError: if the connection is lost, or the server refuses all commands.
+            redis.ConnectionError: if the connection is lost, or the server is loading its data or wants a login.
+            redis.ResponseError: if the server refuses every command.
             redis.InvalidResponse: if the data is not a reply, or announces an array that is too long.
         """
         replies: list[Any] = []
+        unavailable: ResponseError | None = None
         gets = self._reader.gets
         while len(replies) < count:
             reply = gets()
@@ -57,12 +61,17 @@ class CheckedParser(_AsyncHiredisParser):
                     await self.read_from_socket()
                 except OSError as error:
                     raise RedisConnectionError(f"connection lost: {error}") from error
-            elif isinstance(reply, RedisConnectionError):
-                raise reply
             else:
+                if isinstance(reply, Exception):
+                    if isinstance(reply, RedisConnectionError):
+                        raise reply
+                    if isinstance(reply, ResponseError) and refuses_all(reply):
+                        unavailable = reply
                 replies.append(reply)
         # All data so far belongs to replies that have been read, or is left over.
         self._lengths.clear()
+        if unavailable is not None:
+            raise unavailable
         return replies
 
     async def read_from_socket(self) -> bool:

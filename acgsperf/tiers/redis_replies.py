@@ -2,9 +2,14 @@
 
 from typing import Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ClusterDownError, RedisError, ResponseError
 
-__all__ = ["UnexpectedReplyError", "array", "blobs", "each", "is_ok", "number", "text"]
+__all__ = ["UnexpectedReplyError", "array", "blobs", "each", "is_ok", "number", "refuses_all", "text"]
+
+
+def refuses_all(error: ResponseError) -> bool:
+    """Returns whether a server refuses every command with this error, no matter which one."""
+    return isinstance(error, ClusterDownError) or str(error).startswith("BUSY ")
 
 
 class UnexpectedReplyError(RedisError):

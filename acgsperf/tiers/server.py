@@ -12,7 +12,7 @@ from acgsperf._native.arguments import checked_int, checked_namespace
 from acgsperf.dispatch import unseal_many
 from acgsperf.errors import TierError
 from acgsperf.tiers.base import BreakerState, Entry, Tier, TierHealth, TierStats
-from acgsperf.tiers.read_batches import ReadBatches
+from acgsperf.tiers.read_batches import MAX_READS_TOGETHER, ReadBatches
 from acgsperf.tiers.server_calls import ServerCalls
 from acgsperf.tiers.write_batches import Operation, WriteBatch, WriteBatches
 
@@ -32,7 +32,8 @@ Unsealed = tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]], int]
 class ServerTier(Tier):
     """A tier that keeps entries in a server.
 
-    A subclass says how to talk to its server, by five methods: `_start`, `_stop`, `_fetch`, `_write` and `_describe`.
+    A subclass says how to talk to its server, by six methods: `_start`, `_stop`, `_fetch`, `_write`,
+    `_describe` and `_is_refusal`.
     `ServerCalls` gives each call a deadline and a circuit breaker; `ReadBatches` and `WriteBatches` collect calls.
 
     Args:
@@ -53,7 +54,7 @@ class ServerTier(Tier):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._refused = self._deletes = self._corrupt = 0
-        self._calls = ServerCalls(self.name, deadline, self._timed_out)
+        self._calls = ServerCalls(self.name, deadline, self._timed_out, self._is_refusal)
         self._breaker = self._calls.breaker
         self._reads = ReadBatches(self._calls, self._fetch, deadline)
         self._writes = WriteBatches(self._calls, self._write, deadline)
@@ -78,6 +79,10 @@ class ServerTier(Tier):
     @abstractmethod
     async def _describe(self) -> str:
         """Asks the server for its product and version."""
+
+    @abstractmethod
+    def _is_refusal(self, error: Exception) -> bool:
+        """Returns whether the server has answered and refuses one call with this error, not all calls."""
 
     def _timed_out(self) -> None:
         """Called when the deadline has ended a call: other connections may be dead as well."""
@@ -143,6 +148,8 @@ class ServerTier(Tier):
         self._check_use()
         for key in keys:
             _check_key(key)
+        if len(keys) > MAX_READS_TOGETHER:
+            return await self._get_in_parts(keys)
         if not keys or not self._may_read(len(keys)):
             return {}
         if not self._pending_writes.keys().isdisjoint(keys):
@@ -186,7 +193,7 @@ class ServerTier(Tier):
         wanted = set(keys)
         batches = self._writes.enqueue(dict.fromkeys(keys))
         await self._writes.wait(batches)
-        if any(batch.removed is None for batch in batches):
+        if any(batch.removed is None or not wanted.isdisjoint(batch.refused) for batch in batches):
             return None
         return sum(len(wanted & batch.removed) for batch in batches if batch.removed)
 
@@ -232,6 +239,16 @@ class ServerTier(Tier):
     def _unseal(self, blobs: Iterable[bytes | None], identities: Sequence[bytes]) -> Unsealed:
         """Opens the envelopes that the server has returned."""
         return unseal_many(blobs, identities, self._max_value_bytes, time.time())
+
+    async def _get_in_parts(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Reads many keys, with a deadline for each part, until the server does not answer."""
+        found: dict[str, Entry] = {}
+        for at in range(0, len(keys), MAX_READS_TOGETHER):
+            if at and self._breaker.failures_in_a_row:
+                self._reads.misses += len(keys) - at
+                break
+            found |= await self.get_many(keys[at : at + MAX_READS_TOGETHER])
+        return found
 
     async def _read_after_write(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Reads keys after the writes of them that are in flight; one deadline covers both."""
