@@ -386,8 +386,9 @@ class ConnectionPool:
     async def close(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109
         """Refuse new callers, wait for borrowers to return their connections, and close them.
 
-        Waiting callers get `PoolClosed`. Connections that are still lent after `timeout` seconds are terminated. A pool
-        may be closed twice.
+        Waiting callers get `PoolClosed`. If connections are still lent after `timeout` seconds, their queries are
+        cancelled on the server, and they are closed within `close_timeout`. Their borrowers get an error of asyncpg. A
+        pool may be closed again, for example if the first call was cancelled.
 
         Raises:
             TypeError, ValueError: if the timeout is not a number of seconds, 0 or more; the pool stays open.
@@ -400,16 +401,25 @@ class ConnectionPool:
         if self._housekeeper is not None:
             self._housekeeper.cancel()
         self._inventory.retire_idle(CloseReason.CLOSED)
+        async with asyncio.TaskGroup() as group:
+            for replica in self._replicas:
+                group.create_task(replica.close(timeout))
+            await self._close_connections(timeout)
+
+    async def _close_connections(self, timeout: float) -> None:  # noqa: ASYNC109
         try:
-            async with asyncio.timeout(timeout), asyncio.TaskGroup() as group:
-                for replica in self._replicas:
-                    group.create_task(replica.close(timeout))
+            async with asyncio.timeout(timeout):
                 await self._inventory.wait_until_empty()
         except TimeoutError:
             if lent := len(self._inventory.slots):
                 _log.warning(
-                    "pool %r: %d connections were still in use after %g s; closing them", self.name, lent, timeout
+                    "pool %r: %d connections are still in use after %g s; cancelling their queries",
+                    self.name,
+                    lent,
+                    timeout,
                 )
+            self._inventory.retire_all(CloseReason.CLOSED)
+            await self._inventory.wait_until_empty()
         finally:
             self._inventory.terminate_all()
             await self._tasks.cancel_all()
