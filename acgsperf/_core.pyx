@@ -2,11 +2,11 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
 """The compiled hot path: HashValidator, LRUCache, LatencyHistogram.
 
-Re-entrancy.  A user's __hash__, __eq__, __del__, clock and on_evict may call back into the object that is at work, or let
-another thread do so.  Therefore: user code that an operation needs runs before its state is looked at; after a
-comparison the lookup starts again if the table changed; an entry is detached first and its references are dropped last.
-On a free-threaded interpreter a critical section stands in for the GIL; like the GIL, it may be suspended where Python
-code runs, and nowhere else.
+Re-entrancy.  A user's __hash__, __eq__, __del__, clock and on_evict may call back into the object that called them, or let
+another thread do so.  Therefore user code that an operation needs runs before the operation reads any state.  After a
+comparison, the lookup starts again if the table has changed.  A removed entry is detached first, and its references are
+dropped last.  Without the GIL, a critical section takes its place.  Like the GIL, it may be suspended where Python code
+runs, and nowhere else.  So everything that can change is read and written inside one.
 """
 
 cimport cython
@@ -18,8 +18,8 @@ from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from acgsperf._native.hdr cimport (
-    Counts, hdr_add, hdr_clamp, hdr_end, hdr_free, hdr_highest, hdr_init, hdr_lowest, hdr_mean, hdr_merge,
-    hdr_percentile, hdr_reset, hdr_stddev,
+    Counts, hdr_add, hdr_clamp, hdr_end, hdr_equal, hdr_first, hdr_free, hdr_init, hdr_mean, hdr_merge, hdr_percentile,
+    hdr_reset, hdr_stddev,
 )
 from acgsperf._native.python cimport (
     METH_FASTCALL, PyDescr_NewMethod, PyDict_SetItemString, PyErr_WriteUnraisable, PyList_New, PyList_SET_ITEM,
@@ -85,18 +85,21 @@ cdef inline bint is_hexadecimal(uint64_t word) noexcept nogil:
 
 @cython.final
 cdef class HashValidator:
-    """Tells whether a value is one of the accepted constitutional hashes.
+    """HashValidator(expected='cdd01ef066bc6cf2', *, on_reject=None)
+--
 
-    Any object may be asked about and none raises. Nothing is remembered about rejected values. O(1) for each value.
+    Checks whether a value is one of the accepted constitutional hashes.
+
+    It accepts any object and never raises for one. It remembers nothing about rejected values. O(1) for each value.
 
     Args:
-        expected: the accepted hash, or 1 to 16 of them (a rotation accepts old and new), 16 digits of 0-9a-f each.
-        on_reject: called with every value that is refused, after it was counted. What it raises goes to
+        expected: the accepted hash, or 1 to 16 of them (a rotation accepts old and new), each of 16 digits 0-9a-f.
+        on_reject: called with every rejected value, after it was counted. What it raises goes to
             `sys.unraisablehook`.
 
     Raises:
-        TypeError: when `expected` is not a str or an iterable of str, or `on_reject` is not callable.
-        ValueError: when it is empty, too long, or holds anything but hashes.
+        TypeError: if `expected` is not a str or an iterable of str, or `on_reject` is not callable.
+        ValueError: if `expected` is empty, has more than 16 items, or contains anything but hashes.
     """
 
     cdef uint64_t words[16][2]
@@ -141,7 +144,7 @@ cdef class HashValidator:
             Py_XDECREF(result)
 
     def validate(self, value, /):
-        """True for an accepted hash; False for anything else, of whatever type."""
+        """Return True for an accepted hash, False for anything else of any type."""
         cdef bint valid
         with cython.critical_section(self):
             valid = self.examine(<PyObject *> value) == VALID
@@ -150,13 +153,13 @@ cdef class HashValidator:
         return valid
 
     def validate_many(self, values, /):
-        """`validate` for each item of an iterable.
+        """Validate each item of an iterable.
 
         Returns:
             A list of bool, in order.
 
         Raises:
-            TypeError: when `values` is not iterable. What its iterator raises passes through.
+            TypeError: if `values` is not iterable. What its iterator raises passes through.
         """
         cdef list verdicts
         cdef Py_ssize_t i
@@ -180,7 +183,7 @@ cdef class HashValidator:
         return verdicts
 
     def classify(self, value, /):
-        """VALID, MISMATCH (a hash, but not an accepted one) or MALFORMED (not a hash at all)."""
+        """Return VALID, MISMATCH (a hash, but not an accepted one) or MALFORMED (not a hash at all)."""
         cdef Finding finding
         with cython.critical_section(self):
             finding = self.examine(<PyObject *> value)
@@ -190,7 +193,7 @@ cdef class HashValidator:
         return MISMATCH_VERDICT if finding == MISMATCH else MALFORMED_VERDICT
 
     def stats(self):
-        """The counters since creation or `reset_stats`."""
+        """Return the counters since creation or `reset_stats`."""
         with cython.critical_section(self):
             return ValidatorStats(self.valid, self.mismatched, self.malformed)
 
@@ -201,6 +204,9 @@ cdef class HashValidator:
 
     def __repr__(self):
         return f"<HashValidator expected={self.expected!r}>"
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle 'HashValidator' object")
 
 
 cdef inline bint read_digits(PyObject *value, uint64_t *words) noexcept:
@@ -232,20 +238,23 @@ cdef struct Removed:
 @cython.final
 @cython.trashcan(True)
 cdef class LRUCache:
-    """A mapping of bounded size that forgets what was not used longest, and what has outlived its time.
+    """LRUCache(maxsize, ttl=None, *, clock=None, on_evict=None)
+--
 
-    Every operation on one key is O(1); `expire`, `resize`, `clear` and the snapshots are O(n). Beyond keys and values an
-    entry takes 40 bytes and 8 to 16 of index. A stored None is a hit. Time is monotonic.
+    A mapping of bounded size that evicts the least recently used entry, and removes expired ones.
+
+    Operations on one key are O(1); `expire`, `resize`, `clear`, `keys`, `values` and `items` are O(n). Besides its key and
+    value, an entry takes 40 bytes, and 8 to 16 bytes of index. A stored None is a hit.
 
     Args:
-        maxsize: entries at most, 1 to 2**30.
+        maxsize: the largest number of entries, 1 to 2**30.
         ttl: seconds until an entry expires unless `set` says otherwise; None for never.
-        clock: returns seconds that never go back; the system's monotonic clock when None.
+        clock: returns seconds and never goes back; None for the system's monotonic clock.
         on_evict: called with (key, value, reason) after an entry was removed by size or by expiry; may use the cache.
             What it raises goes to `sys.unraisablehook`.
 
     Raises:
-        TypeError, ValueError: when an argument is of the wrong type, or out of range.
+        TypeError, ValueError: if an argument is of the wrong type, or out of range.
     """
 
     cdef Table table
@@ -276,12 +285,13 @@ cdef class LRUCache:
 
     @property
     def maxsize(self):
-        """Entries at most; `resize` changes it."""
-        return self._maxsize
+        """The largest number of entries; `resize` changes it."""
+        with cython.critical_section(self):
+            return self._maxsize
 
     @property
     def on_evict(self):
-        """Called with (key, value, reason) for every entry that size or expiry removed; may be replaced."""
+        """The callback for entries removed by size or expiry; called with (key, value, reason); may be replaced."""
         with cython.critical_section(self):
             return self._on_evict
 
@@ -289,18 +299,22 @@ cdef class LRUCache:
     def on_evict(self, callback):
         callback = checked_callable("on_evict", callback)
         with cython.critical_section(self):
-            # Held until the new one is in place and the section left: its end may run code that looks here.
+            # Kept until the new one is in place and the section is left: dropping it may run code that reads this.
             former = self._on_evict
             self._on_evict = callback
 
+    @on_evict.deleter
+    def on_evict(self):
+        raise AttributeError("property 'on_evict' of 'LRUCache' object has no deleter")
+
     cdef int64_t read_clock(self) except? -1:
-        """What a user's clock says; 0 without one, for then `is_expired` reads the system's when it has to."""
+        """Read the user's clock; 0 if there is none, because `is_expired` then reads the system's only if it must."""
         cdef double now
         if self.clock is None:
             return 0
         now = self.clock()
         if not -4e9 < now < 4e9:
-            raise ValueError(f"clock must return seconds within 4e9 of zero, not {now!r}")
+            raise ValueError(f"clock must return seconds within 4e9 of zero, got {now!r}")
         return <int64_t> rint(now * 1e9)
 
     cdef inline bint is_expired(self, int64_t expires_ns, int64_t now_ns) noexcept:
@@ -319,7 +333,7 @@ cdef class LRUCache:
         return (now_ns if self.clock is not None else acgsperf_monotonic_ns()) + ttl_ns
 
     cdef uint32_t find(self, key, Py_hash_t hash) except? 0:
-        """The slot of a key, or 0."""
+        """Return the slot of a key, or 0."""
         cdef uint64_t version = self.version
         cdef uint64_t i = table_home(&self.table, hash)
         cdef uint32_t number
@@ -344,20 +358,20 @@ cdef class LRUCache:
             i = (i + 1) & self.table.mask
 
     cdef uint32_t find_again(self, key, Py_hash_t hash) except? 0:
-        """The same while comparisons change the table: none is made twice in vain, so that the search ends."""
+        """Do the same while comparisons change the table. No comparison is repeated, so that the search ends."""
         cdef list different = []
         cdef uint32_t number
         cdef uint64_t version
         while True:
             number = self.find_past(key, hash, different)
             version = self.version
-            # What their end runs may change the table once more.
+            # Dropping them may run code that changes the table once more.
             different = []
             if self.version == version:
                 return number
 
     cdef uint32_t find_past(self, key, Py_hash_t hash, list different) except? 0:
-        """The slot of a key, or 0, past keys that are known to be different; more of them are noted."""
+        """Return the slot of a key, or 0; skip the keys known to be different, and add to them."""
         cdef uint64_t i, version
         cdef uint32_t number
         cdef Slot *slot
@@ -389,7 +403,7 @@ cdef class LRUCache:
                 i = (i + 1) & self.table.mask
 
     cdef uint32_t slot_of(self, PyObject *stored, Py_hash_t hash) noexcept:
-        """The slot that holds this very key, or 0."""
+        """Return the slot that contains this key object, or 0."""
         cdef uint64_t i = table_home(&self.table, hash)
         cdef uint32_t number = self.table.index[i]
         while number and self.table.slots[number].key != stored:
@@ -398,7 +412,7 @@ cdef class LRUCache:
         return number
 
     cdef inline Removed detach(self, uint32_t number, bint expired) noexcept:
-        """Take an entry out; its references pass to the caller."""
+        """Remove an entry; the caller owns its references."""
         cdef Removed removed
         removed.key = self.table.slots[number].key
         removed.value = self.table.slots[number].value
@@ -417,7 +431,7 @@ cdef class LRUCache:
         return self.detach(number, expired)
 
     cdef void dispose(self, Removed removed) noexcept:
-        """Tell the callback about an evicted entry and drop its references."""
+        """Call the callback for an evicted entry and drop its references."""
         cdef PyObject *result
         key, value = <object> removed.key, <object> removed.value
         Py_DECREF(key)
@@ -437,7 +451,7 @@ cdef class LRUCache:
         PyMem_RawFree(removed)
 
     cdef inline object lookup(self, key, Py_hash_t hash, int64_t now):
-        # Most keys lie where they belong and are asked for by the object that was stored.
+        # Most keys are in their home slot and are looked up with the object that was stored.
         cdef uint32_t number = self.table.index[table_home(&self.table, hash)]
         if number == 0 or self.table.slots[number].key != <PyObject *> key:
             number = self.find(key, hash)
@@ -456,7 +470,7 @@ cdef class LRUCache:
         return self.place(self.find(key, hash), key, hash, value, ttl_ns, now)
 
     cdef int place(self, uint32_t number, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now) except -1:
-        """Store where `find` has just found the key, or in a new slot for 0."""
+        """Store in the slot where `find` has just found the key, or in a new one for 0."""
         cdef int64_t expires_ns = self.expiry(ttl_ns, now)
         cdef Removed removed
         cdef Slot *slot
@@ -497,7 +511,7 @@ cdef class LRUCache:
         return 0
 
     def peek(self, key, default=None, /):
-        """The value of a fresh entry, or `default`; neither the order nor the counters change."""
+        """Return the value of a fresh entry, or `default`; neither the order nor the counters change."""
         cdef Py_hash_t hash = acgsperf_hash(key)
         cdef int64_t now
         cdef uint32_t number
@@ -509,12 +523,12 @@ cdef class LRUCache:
         return default
 
     def set(self, key, value, ttl=...):
-        """Store a value as the most recently used; when full, the least recently used entry is evicted.
+        """Store a value as the most recently used; if the cache is full, evict the least recently used entry.
 
         Args:
             key: any hashable.
             value: anything, None included.
-            ttl: seconds until this entry expires, None for never; the cache's own `ttl` when left out.
+            ttl: seconds until this entry expires, None for never; by default the `ttl` of the cache.
 
         Raises:
             TypeError, ValueError: for an unhashable key or a bad ttl; nothing has changed then.
@@ -525,7 +539,7 @@ cdef class LRUCache:
             self.store(key, hash, value, ttl_ns, self.read_clock())
 
     def setdefault(self, key, default=None, /):
-        """The value of a key, which is set to `default` when it is missing or expired."""
+        """Return the value of a key; if it is missing or expired, store `default` first."""
         cdef Py_hash_t hash = acgsperf_hash(key)
         cdef int64_t now
         cdef uint32_t number
@@ -544,7 +558,7 @@ cdef class LRUCache:
         """Remove a key and return its value.
 
         Raises:
-            KeyError: when it is missing or expired and no default was given.
+            KeyError: if it is missing or expired and there is no default.
         """
         cdef Py_hash_t hash = acgsperf_hash(key)
         cdef Removed removed
@@ -571,7 +585,7 @@ cdef class LRUCache:
         """Remove and return the least recently used fresh (key, value).
 
         Raises:
-            KeyError: when there is none.
+            KeyError: if there is none.
         """
         cdef Removed removed
         cdef int64_t now
@@ -592,12 +606,12 @@ cdef class LRUCache:
             return key, value
 
     def update(self, other=(), /):
-        """`set` every item of a mapping, or of an iterable of (key, value)."""
+        """Set every item of a mapping, or of an iterable of (key, value)."""
         for key, value in other.items() if isinstance(other, Mapping) else other:
             self.set(key, value)
 
     def clear(self):
-        """Remove every entry; counters stay, `on_evict` is not called."""
+        """Remove every entry; the counters stay, `on_evict` is not called."""
         cdef Table old
         with cython.critical_section(self):
             old = self.table
@@ -609,7 +623,7 @@ cdef class LRUCache:
         """Remove every expired entry, least recently used first.
 
         Returns:
-            How many there were.
+            How many were removed.
         """
         cdef int64_t now
         cdef Py_ssize_t count = 0
@@ -633,10 +647,10 @@ cdef class LRUCache:
         return count
 
     def expires_in(self, key, /):
-        """Seconds until a key expires, None for never.
+        """Return the seconds until a key expires, None for never.
 
         Raises:
-            KeyError: when it is missing or has expired.
+            KeyError: if it is missing or has expired.
         """
         cdef Py_hash_t hash = acgsperf_hash(key)
         cdef int64_t now, expires_ns
@@ -655,10 +669,10 @@ cdef class LRUCache:
         raise KeyError(key)
 
     def resize(self, maxsize):
-        """Change how many entries the cache holds; the least recently used ones over that are evicted.
+        """Change the largest number of entries; if there are more, evict the least recently used ones.
 
         Raises:
-            TypeError, ValueError: when `maxsize` is not an integer from 1 to 2**30; nothing has changed then.
+            TypeError, ValueError: if `maxsize` is not an integer from 1 to 2**30; nothing has changed then.
         """
         cdef uint32_t limit = checked_maxsize(maxsize)
         cdef int64_t now
@@ -680,7 +694,7 @@ cdef class LRUCache:
             self.dispose_all(removed, count)
 
     cdef list snapshot(self, bint of_keys, bint of_values):
-        """Keys, values or pairs of the fresh entries, least recently used first."""
+        """Return keys, values or pairs of the fresh entries, least recently used first."""
         cdef int64_t now = self.read_clock()
         cdef uint64_t version
         cdef Py_ssize_t count, room
@@ -689,7 +703,7 @@ cdef class LRUCache:
         while True:
             version = self.version
             room = self.table.used
-            # Making a list may run a garbage collection, and that any code at all.
+            # Creating a list may start a garbage collection, which may run any code.
             keys, values = [None] * room, [None] * room
             if self.version == version:
                 break
@@ -709,22 +723,22 @@ cdef class LRUCache:
         return keys if of_keys else values
 
     def keys(self):
-        """A list of the fresh keys, least recently used first."""
+        """Return a list of the fresh keys, least recently used first."""
         with cython.critical_section(self):
             return self.snapshot(True, False)
 
     def values(self):
-        """A list of the fresh values, least recently used first."""
+        """Return a list of the fresh values, least recently used first."""
         with cython.critical_section(self):
             return self.snapshot(False, True)
 
     def items(self):
-        """A list of the fresh (key, value) pairs, least recently used first."""
+        """Return a list of the fresh (key, value) pairs, least recently used first."""
         with cython.critical_section(self):
             return self.snapshot(True, True)
 
     def stats(self):
-        """The counters since creation or `reset_stats`, and the size now."""
+        """Return the counters since creation or `reset_stats`, and the size now."""
         with cython.critical_section(self):
             return CacheStats(
                 self.hits, self.misses, self.insertions, self.updates, self.evictions, self.expirations,
@@ -772,16 +786,21 @@ cdef class LRUCache:
         return iter(self.keys()[::-1])
 
     def __len__(self):
-        return self.table.used
+        with cython.critical_section(self):
+            return self.table.used
 
     def __sizeof__(self):
         cdef size_t own = <size_t> LRUCache.__basicsize__
-        if self.table.capacity:
-            own += (self.table.capacity + 1) * (sizeof(Slot) + 8) + (self.table.mask + 1) * sizeof(uint32_t)
+        with cython.critical_section(self):
+            if self.table.capacity:
+                own += (self.table.capacity + 1) * (sizeof(Slot) + 8) + (self.table.mask + 1) * sizeof(uint32_t)
         return own
 
     def __repr__(self):
-        return f"<LRUCache size={self.table.used} maxsize={self._maxsize} ttl={self.ttl}>"
+        cdef uint32_t size, maxsize
+        with cython.critical_section(self):
+            size, maxsize = self.table.used, self._maxsize
+        return f"<LRUCache size={size} maxsize={maxsize} ttl={self.ttl}>"
 
     def __reduce__(self):
         raise TypeError("cannot pickle 'LRUCache' object")
@@ -792,7 +811,7 @@ cdef class LRUCache:
 
 
 cdef inline bint is_same_text(PyObject *one, PyObject *other) noexcept:
-    # Every str has the narrowest kind that can hold it.
+    # Every str is of the narrowest kind that fits it.
     cdef Py_ssize_t length = PyUnicode_GET_LENGTH(one)
     cdef int kind = PyUnicode_KIND(one)
     return (
@@ -809,7 +828,7 @@ cdef bint is_among(list keys, PyObject *key) noexcept:
 
 
 cdef int equal(stored, key) except -1:
-    # `stored` is held while the comparison runs: it may remove the entry.
+    # The caller holds `stored` while the comparison runs, because that may remove the entry.
     return PyObject_RichCompareBool(stored, key, Py_EQ)
 
 
@@ -871,14 +890,14 @@ get_method.ml_flags = METH_FASTCALL
 get_method.ml_doc = b"""get($self, key, default=None, /)
 --
 
-The value of a key, which becomes the most recently used; `default` when it is missing or has expired."""
+Return the value of a key, which becomes the most recently used; `default` if it is missing or has expired."""
 
 
 cdef complete_type(PyTypeObject *type):
     """Give LRUCache what Cython has no syntax for.
 
-    The garbage collector must see the references in the table; a `get` without keywords is called 10 ns faster; and
-    `match` knows a mapping by a flag.
+    The garbage collector must see the references in the table. A `get` without keywords is called 10 ns faster. `match`
+    recognises a mapping by a flag.
     """
     global traverse_fields, clear_fields
     traverse_fields, clear_fields = type.tp_traverse, type.tp_clear
@@ -894,18 +913,21 @@ MutableMapping.register(LRUCache)
 
 @cython.final
 cdef class LatencyHistogram:
-    """Counts latencies in buckets whose width grows with the value (HdrHistogram, by Gil Tene).
+    """LatencyHistogram(lowest_ns=1, highest_ns=3600000000000, significant_figures=3)
+--
 
-    Recording is O(1) and allocates nothing; a percentile is O(buckets). Every figure is right to `significant_figures`
-    decimal figures. Memory: 264 KiB as set by default, of which the system provides only what is touched.
+    Counts latencies in buckets whose width grows with the value (HdrHistogram, by Gil Tene).
+
+    Recording is O(1) and allocates nothing; a percentile is O(buckets). Every result is right to `significant_figures`
+    decimal figures. Memory: 264 KiB by default, of which the system provides only the pages that are used.
 
     Args:
-        lowest_ns: the smallest difference to be told apart, at least 1 ns.
+        lowest_ns: the smallest difference to distinguish, at least 1 ns.
         highest_ns: the largest latency that can be recorded, 2 * lowest_ns to 2**62 ns.
         significant_figures: 1 to 5.
 
     Raises:
-        TypeError, ValueError: when an argument is not an integer, or out of range.
+        TypeError, ValueError: if an argument is not an integer, or out of range.
     """
 
     cdef Counts counts
@@ -931,26 +953,26 @@ cdef class LatencyHistogram:
             try:
                 ns = index(ns)
             except TypeError:
-                raise TypeError(f"latency must be an integer number of nanoseconds, not {ns!r}") from None
+                raise TypeError(f"latency must be an integer number of nanoseconds, got {ns!r}") from None
         value = PyLong_AsLongLongAndOverflow(ns, &overflow)
         if overflow or value < 0 or value > self.highest_ns:
-            raise ValueError(f"latency must be between 0 and {self.highest_ns} ns, not {ns!r}")
+            raise ValueError(f"latency must be between 0 and {self.highest_ns} ns, got {ns!r}")
         return value
 
     def record(self, ns, /):
         """Count one latency in nanoseconds.
 
         Raises:
-            TypeError: when it is not an integer.
-            ValueError: when it is negative or above `highest_ns`.
+            TypeError: if it is not an integer.
+            ValueError: if it is negative or above `highest_ns`.
         """
         cdef int64_t value = self.checked(ns)
         with cython.critical_section(self):
             hdr_add(&self.counts, value, 1)
 
     def record_many(self, values_ns, /):
-        """Count every latency of an iterable, or none of them when one is bad (see `record`)."""
-        # No comprehension: without memory, Cython's drops what it could not append twice.
+        """Count every latency of an iterable, or none of them if one is bad (see `record`)."""
+        # No comprehension: if memory runs out, Cython's releases the item that it could not append twice.
         cdef list values = []
         cdef int64_t value
         for ns in values_ns:
@@ -961,10 +983,10 @@ cdef class LatencyHistogram:
                 hdr_add(&self.counts, value, 1)
 
     def record_corrected(self, ns, expected_interval_ns):
-        """Count a latency, and those that a caller who waits for answers could not measure meanwhile.
+        """Count a latency, and those that a client which waits for answers could not measure meanwhile.
 
-        A caller that means to ask every `expected_interval_ns` and is held up for longer has omitted requests: they are
-        counted as ns - interval, ns - 2 * interval, and so on (coordinated omission; HdrHistogram's correction).
+        A client that sends a request every `expected_interval_ns`, and waits longer for an answer, omits requests. They are
+        counted as ns - interval, ns - 2 * interval, and so on (coordinated omission; the correction is HdrHistogram's).
 
         Raises:
             TypeError, ValueError: for a bad latency, an interval that is not positive, or more than 10 million
@@ -981,61 +1003,62 @@ cdef class LatencyHistogram:
 
     @property
     def count(self):
-        """Latencies recorded."""
-        return self.counts.total
+        """The number of recorded latencies."""
+        with cython.critical_section(self):
+            return self.counts.total
 
     @property
     def min(self):
-        """The smallest latency recorded, in ns; 0 when there is none."""
+        """The smallest recorded latency, in ns; 0 if there is none."""
         with cython.critical_section(self):
             return self.counts.smallest if self.counts.total else 0
 
     @property
     def max(self):
-        """The largest latency recorded, in ns; 0 when there is none."""
-        return self.counts.largest
+        """The largest recorded latency, in ns; 0 if there is none."""
+        with cython.critical_section(self):
+            return self.counts.largest
 
     @property
     def mean(self):
-        """The arithmetic mean in ns, from the middle of each bucket; 0.0 when empty."""
+        """The arithmetic mean in ns, from the middle of each bucket; 0.0 if empty."""
         with cython.critical_section(self):
             return hdr_mean(&self.counts)
 
     @property
     def stddev(self):
-        """The standard deviation in ns of the whole population; 0.0 when empty."""
+        """The standard deviation in ns of the whole population; 0.0 if empty."""
         with cython.critical_section(self):
             return hdr_stddev(&self.counts)
 
     def percentile(self, q, /):
-        """The latency in ns of the nearest rank to `q` percent of the recorded ones; 0 when empty.
+        """Return the latency in ns of the nearest rank to `q` percent of the recorded ones; 0 if empty.
 
         Raises:
-            TypeError: when `q` is not a real number.
-            ValueError: when it is not between 0 and 100.
+            TypeError: if `q` is not a real number.
+            ValueError: if it is not between 0 and 100.
         """
         cdef double percent = checked_percent(q)
         with cython.critical_section(self):
             return hdr_percentile(&self.counts, percent)
 
     def merge(self, LatencyHistogram other not None, /):
-        """Add the counts of another histogram; where its layout differs, by the middle of each of its buckets.
+        """Add the counts of another histogram; if its layout differs, by the middle of each of its buckets.
 
         Raises:
-            TypeError: when it is not a LatencyHistogram.
-            ValueError: when it holds latencies above this one's `highest_ns`; nothing has changed then.
+            TypeError: if it is not a LatencyHistogram.
+            ValueError: if it has recorded latencies above this one's `highest_ns`; nothing has changed then.
         """
         with cython.critical_section(self, other):
             if other.counts.largest > self.highest_ns:
-                raise ValueError(
-                    f"merged latencies must be at most {self.highest_ns} ns, not {other.counts.largest}")
+                raise ValueError(f"merged latencies must be at most {self.highest_ns} ns, got {other.counts.largest}")
             if self.counts.total + other.counts.total > <uint64_t> INT64_MAX:
                 raise ValueError(
-                    f"merged latencies must be fewer than 2**63, not {self.counts.total + other.counts.total}")
+                    f"merged latencies must be fewer than 2**63, got {self.counts.total + other.counts.total}")
             hdr_merge(&self.counts, &other.counts)
 
     def snapshot(self):
-        """The usual figures, all of one moment."""
+        """Return the usual figures, all of one moment."""
         with cython.critical_section(self):
             return HistogramSnapshot(
                 self.counts.total, hdr_clamp(&self.counts, 0) if self.counts.total else 0, self.counts.largest,
@@ -1050,38 +1073,48 @@ cdef class LatencyHistogram:
             hdr_reset(&self.counts)
 
     def time(self):
-        """A context manager that records how long its block took, whether it raised or not."""
+        """Return a context manager that records how long its block took, whether it raised or not."""
         return Timer(self)
 
-    cdef list used_counts(self):
-        cdef list used = []
-        cdef Py_ssize_t i
-        for i in range(hdr_end(&self.counts)):
-            used.append(self.counts.slots[i])
-        return used
-
     def encode(self):
-        """The HdrHistogram V2 compressed format, as bytes (other tools expect it in base64)."""
+        """Return the HdrHistogram V2 compressed format, as bytes (other tools expect it in base64).
+
+        The exact `min` and `max` follow the compressed data, where other readers do not look.
+        """
+        cdef list slots = [], used = []
+        cdef Py_ssize_t i
+        cdef int64_t smallest, largest
         with cython.critical_section(self):
-            counts = self.used_counts()
-        return hdr_codec.encode(self.lowest_ns, self.highest_ns, self.significant_figures, counts)
+            for i in range(hdr_first(&self.counts), hdr_end(&self.counts)):
+                if self.counts.slots[i]:
+                    # Two lists of integers: to allocate a tuple may start a garbage collection, and that run any code.
+                    slots.append(i)
+                    used.append(self.counts.slots[i])
+            smallest, largest = self.counts.smallest, self.counts.largest
+        layout = Layout(self.lowest_ns, self.highest_ns, self.significant_figures)
+        return hdr_codec.encode(layout, zip(slots, used), smallest, largest)
 
     @classmethod
     def decode(cls, blob, /):
-        """A histogram from the HdrHistogram V2 compressed format; `min` and `max` are then those of their buckets.
+        """Create a histogram from the HdrHistogram V2 compressed format.
+
+        `min` and `max` are exact if `encode` made the blob; otherwise they are the ends of their buckets.
 
         Raises:
-            TypeError: when `blob` is not bytes-like.
-            ValueError: when it is anything but a whole V2 blob, or of a layout that cannot be had here.
+            TypeError: if `blob` is not bytes-like.
+            ValueError: if it is anything but one whole V2 blob, has a layout that is not possible here, or announces more
+                counts than a blob of its size plausibly contains.
         """
         cdef Py_ssize_t i
         cdef uint64_t times
         cdef LatencyHistogram histogram
-        lowest, highest, figures, used = hdr_codec.decode(blob)
-        histogram = LatencyHistogram(lowest, highest, figures)
-        for i, times in used:
-            hdr_add(&histogram.counts, hdr_lowest(&histogram.counts, i), times)
-            histogram.counts.largest = min(hdr_highest(&histogram.counts, i), histogram.highest_ns)
+        layout, used, counts, smallest, largest = hdr_codec.decode(blob)
+        histogram = LatencyHistogram(layout.lowest_ns, layout.highest_ns, layout.significant_figures)
+        if used:
+            for i, times in zip(used, counts):
+                histogram.counts.slots[i] = times
+                histogram.counts.total += times
+            histogram.counts.smallest, histogram.counts.largest = smallest, largest
         return histogram
 
     def __eq__(self, other, /):
@@ -1092,8 +1125,7 @@ cdef class LatencyHistogram:
                 that.lowest_ns, that.highest_ns, that.significant_figures):
             return False
         with cython.critical_section(self, that):
-            counts, other_counts = self.used_counts(), that.used_counts()
-        return counts == other_counts
+            return hdr_equal(&self.counts, &that.counts)
 
     __hash__ = None
 
@@ -1101,7 +1133,11 @@ cdef class LatencyHistogram:
         return LatencyHistogram.__basicsize__ + self.counts.length * sizeof(uint64_t)
 
     def __repr__(self):
-        return f"<LatencyHistogram count={self.count} min={self.min} max={self.max}>"
+        cdef uint64_t total
+        cdef int64_t smallest, largest
+        with cython.critical_section(self):
+            total, smallest, largest = self.counts.total, self.counts.smallest, self.counts.largest
+        return f"<LatencyHistogram count={total} min={smallest if total else 0} max={largest}>"
 
     def __reduce__(self):
         raise TypeError("cannot pickle 'LatencyHistogram' object")
@@ -1109,7 +1145,11 @@ cdef class LatencyHistogram:
 
 @cython.final
 cdef class Timer:
-    """Records the time between entering and leaving; made by `LatencyHistogram.time`."""
+    """Timer(histogram)
+--
+
+    Records the time between entering and leaving; created by `LatencyHistogram.time`.
+    """
 
     cdef LatencyHistogram histogram
     cdef int64_t started_ns
@@ -1119,13 +1159,20 @@ cdef class Timer:
         self.started_ns = -1
 
     def __enter__(self):
-        self.started_ns = acgsperf_monotonic_ns()
+        with cython.critical_section(self):
+            self.started_ns = acgsperf_monotonic_ns()
         return self
 
     def __exit__(self, *exc_info):
-        cdef int64_t elapsed = acgsperf_monotonic_ns() - self.started_ns
-        if self.started_ns < 0:
+        cdef int64_t elapsed, started_ns
+        with cython.critical_section(self):
+            started_ns = self.started_ns
+            elapsed = acgsperf_monotonic_ns() - started_ns
+            self.started_ns = -1
+        if started_ns < 0:
             raise RuntimeError("the timer was not entered")
-        self.started_ns = -1
         with cython.critical_section(self.histogram):
             hdr_add(&self.histogram.counts, min(max(elapsed, 0), self.histogram.highest_ns), 1)
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle 'Timer' object")

@@ -1,4 +1,7 @@
-"""What the core, in both implementations, and what is built on it ask of arguments: one check, one message for each."""
+"""Checks of arguments, shared by both implementations of the core and by what is built on it.
+
+Each check returns the value in the form in which it is used, and raises with the same message everywhere.
+"""
 
 import math
 import re
@@ -18,57 +21,57 @@ _CallbackT = TypeVar("_CallbackT", bound=Callable[..., object] | None)
 
 
 def checked_int(name: str, value: SupportsIndex) -> int:
-    """An integer; a bool is none."""
+    """Accept an integer, but no bool."""
     try:
         if not isinstance(value, bool):
             return index(value)
     except TypeError:
         pass
-    raise TypeError(f"{name} must be an integer, not {value!r}")
+    raise TypeError(f"{name} must be an integer, got {value!r}")
 
 
 def checked_bool(name: str, value: bool) -> bool:
-    """True or False; 0 and 1 are none."""
+    """Accept True or False, but not 0 or 1."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be a bool, not {value!r}")
+        raise TypeError(f"{name} must be a bool, got {value!r}")
     return value
 
 
 def checked_at_least(name: str, value: SupportsIndex, least: int) -> int:
-    """An integer that is not too small."""
+    """Accept an integer that is not less than `least`."""
     number = checked_int(name, value)
     if number < least:
-        raise ValueError(f"{name} must be at least {least}, not {value!r}")
+        raise ValueError(f"{name} must be at least {least}, got {value!r}")
     return number
 
 
 def checked_callable(name: str, value: _CallbackT) -> _CallbackT:
-    """A callable, or None."""
+    """Accept a callable, or None."""
     if value is not None and not callable(value):
-        raise TypeError(f"{name} must be callable or None, not {value!r}")
+        raise TypeError(f"{name} must be callable or None, got {value!r}")
     return value
 
 
 def checked_str(name: str, value: str) -> str:
-    """A string."""
+    """Accept a string."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, not {value!r}")
+        raise TypeError(f"{name} must be a str, got {value!r}")
     return value
 
 
 def checked_namespace(name: str, value: str) -> str:
-    """Whose keys in a shared server are meant."""
+    """Accept a prefix for the keys of one application in a shared server."""
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a str, not of type {type(value).__name__}")
+        raise TypeError(f"{name} must be a str, got {type(value).__name__}")
     if not (0 < len(value) <= 100 and value.isprintable()):
-        raise ValueError(f"{name} must be 1 to 100 printable characters, not {value!r:.120}")
+        raise ValueError(f"{name} must be 1 to 100 printable characters, got {value!r:.120}")
     return value
 
 
-def _checked_real(rule: str, value: SupportsFloat) -> float:
-    """A real number; beyond what a float holds it is infinite."""
+def _checked_real(name: str, kind: str, value: SupportsFloat) -> float:
+    """Accept a real number; one beyond the range of a float becomes infinite."""
     if isinstance(value, bool | str | bytes | bytearray) or not hasattr(value, "__float__"):
-        raise TypeError(f"{rule}, not {value!r}")
+        raise TypeError(f"{name} must be {kind}, got {value!r}")
     try:
         return float(value)
     except OverflowError:
@@ -76,86 +79,85 @@ def _checked_real(rule: str, value: SupportsFloat) -> float:
 
 
 def checked_seconds(name: str, value: SupportsFloat, *, zero: bool = False) -> float:
-    """A positive number of seconds, or with `zero` one that may be 0 as well."""
-    what = "a number of seconds that is at least 0" if zero else "a positive number of seconds"
-    seconds = _checked_real(f"{name} must be {what}", value)
+    """Accept a number of seconds greater than 0, or with `zero` also 0."""
+    seconds = _checked_real(name, "a number of seconds", value)
     if not (seconds > 0 or (zero and seconds == 0)):
-        raise ValueError(f"{name} must be {what}, not {value!r}")
+        raise ValueError(f"{name} must be {'at least' if zero else 'greater than'} 0, got {value!r}")
     return seconds
 
 
 def checked_positive(name: str, value: SupportsFloat) -> float:
-    """A positive number that is not infinite."""
-    number = _checked_real(f"{name} must be a positive number", value)
+    """Accept a finite number greater than 0."""
+    number = _checked_real(name, "a number", value)
     if not 0 < number < math.inf:
-        raise ValueError(f"{name} must be a positive number, not {value!r}")
+        raise ValueError(f"{name} must be {'finite' if number == math.inf else 'greater than 0'}, got {value!r}")
     return number
 
 
 def checked_share(name: str, value: SupportsFloat) -> float:
-    """A number above 0 and up to 1."""
-    share = _checked_real(f"{name} must be a number above 0 and up to 1", value)
+    """Accept a number greater than 0 and at most 1."""
+    share = _checked_real(name, "a number", value)
     if not 0 < share <= 1:
-        raise ValueError(f"{name} must be above 0 and at most 1, not {value!r}")
+        raise ValueError(f"{name} must be greater than 0 and at most 1, got {value!r}")
     return share
 
 
 def _checked_hash(item: object, name: str) -> str:
-    """16 digits of 0-9a-f, without what a subclass of str adds to them."""
+    """Accept 16 digits of 0-9a-f; return a plain str."""
     if not isinstance(item, str):
-        raise TypeError(f"{name} must be a str or an iterable of str, not {item!r}")
+        raise TypeError(f"{name} must be a str or an iterable of str, got {item!r}")
     if not HEXADECIMAL.fullmatch(item):
-        raise ValueError(f"{name} must be {HASH_LENGTH} lower-case hexadecimal digits, not {item!r}")
+        raise ValueError(f"{name} must be {HASH_LENGTH} lower-case hexadecimal digits, got {item!r}")
     return str.__str__(item)
 
 
 def checked_hashes(expected: str | Iterable[str], name: str = "expected") -> tuple[str, ...]:
-    """1 to 16 different hashes."""
+    """Accept 1 to 16 hashes; return each of them once."""
     items: Any = (expected,) if isinstance(expected, str | bytes) else expected
     try:
         items = dict.fromkeys(items)
     except TypeError:
-        raise TypeError(f"{name} must be a str or an iterable of str, not {expected!r}") from None
+        raise TypeError(f"{name} must be a str or an iterable of str, got {expected!r}") from None
     hashes = tuple(map(_checked_hash, items, repeat(name)))
     if not 1 <= len(hashes) <= MOST_HASHES:
-        raise ValueError(f"{name} must be 1 to {MOST_HASHES} hashes, not {len(hashes)}")
+        raise ValueError(f"{name} must be 1 to {MOST_HASHES} hashes, got {len(hashes)}")
     return hashes
 
 
 def checked_maxsize(maxsize: SupportsIndex, name: str = "maxsize") -> int:
-    """A number of entries."""
+    """Accept a number of entries."""
     size = checked_int(name, maxsize)
     if not 1 <= size <= MAX_ENTRIES:
-        raise ValueError(f"{name} must be between 1 and {MAX_ENTRIES}, not {size!r}")
+        raise ValueError(f"{name} must be between 1 and {MAX_ENTRIES}, got {size!r}")
     return size
 
 
 def checked_ttl_ns(ttl: SupportsFloat | None) -> int | None:
-    """Seconds as whole nanoseconds; None for never."""
+    """Accept seconds; return whole nanoseconds, None for never."""
     if ttl is None:
         return None
-    seconds = _checked_real("ttl must be a positive number of seconds or None", ttl)
+    seconds = _checked_real("ttl", "a number of seconds or None", ttl)
     if not seconds > 0:
-        raise ValueError(f"ttl must be a positive number of seconds or None, not {ttl!r}")
+        raise ValueError(f"ttl must be greater than 0, got {ttl!r}")
     if seconds * 1e9 >= LONGEST_NS:
         return None
     return max(1, round(seconds * 1e9))
 
 
 def checked_interval_ns(latency_ns: int, expected_interval_ns: SupportsIndex) -> int:
-    """An interval by which a latency can be corrected."""
+    """Accept an interval by which a latency can be corrected."""
     interval = checked_int("expected_interval_ns", expected_interval_ns)
     if interval <= 0:
-        raise ValueError(f"expected_interval_ns must be positive, not {interval!r}")
+        raise ValueError(f"expected_interval_ns must be greater than 0, got {interval!r}")
     if latency_ns // interval > MOST_CORRECTIONS:
-        raise ValueError(f"expected_interval_ns must ask for at most {MOST_CORRECTIONS} corrections, not {interval!r}")
-    # Longer than any latency is as good as the longest, and fits a machine word.
+        raise ValueError(f"expected_interval_ns must lead to at most {MOST_CORRECTIONS} corrections, got {interval!r}")
+    # An interval longer than any latency has the effect of the longest latency, which fits a machine word.
     return min(interval, LONGEST_NS)
 
 
 def checked_percent(q: SupportsFloat) -> float:
-    """A number between 0 and 100."""
-    percent = _checked_real("percentile must be a number between 0 and 100", q)
+    """Accept a number between 0 and 100."""
+    percent = _checked_real("percentile", "a number between 0 and 100", q)
     if not 0 <= percent <= 100:
-        raise ValueError(f"percentile must be between 0 and 100, not {q!r}")
+        raise ValueError(f"percentile must be between 0 and 100, got {q!r}")
     return percent

@@ -47,7 +47,7 @@ def _encode(value: object, depth: int, path: _Path) -> bytes:
                 encoder = _ENCODERS[base]
                 break
         else:
-            raise TypeError(f"{_at(path)} must be a JSON-like value, not {type(value).__name__}: {value!r:.100}")
+            raise TypeError(f"{_at(path)} must be a JSON-like value, got {type(value).__name__}: {value!r:.100}")
     return encoder(value, depth, path)
 
 
@@ -55,7 +55,7 @@ def _encode_str(value: str, depth: int, path: _Path) -> bytes:
     try:
         text = str.encode(value)
     except UnicodeEncodeError:
-        raise ValueError(f"{_at(path)} must be text without lone surrogates, not {value!r:.100}") from None
+        raise ValueError(f"{_at(path)} must be text without lone surrogates, got {value!r:.100}") from None
     return b"s%d:%b" % (len(text), text)
 
 
@@ -66,7 +66,7 @@ def _encode_int(value: int, depth: int, path: _Path) -> bytes:
 
 def _encode_float(value: float, depth: int, path: _Path) -> bytes:
     if not math.isfinite(value):
-        raise ValueError(f"{_at(path)} must be a finite number, not {value!r}")
+        raise ValueError(f"{_at(path)} must be a finite number, got {value!r}")
     return b"f" + _pack_float(value)
 
 
@@ -98,7 +98,7 @@ def _encode_object(value: Mapping[object, object], depth: int, path: _Path) -> b
 
 def _encode_key(key: object, path: _Path) -> bytes:
     if not isinstance(key, str | int | float) and key is not None:
-        raise TypeError(f"{_at(path)} must have keys of str, int, float, bool or None, not {key!r:.100}")
+        raise TypeError(f"{_at(path)} must have keys of str, int, float, bool or None, got {key!r:.100}")
     return _encode(key, 0, (*path, key))
 
 

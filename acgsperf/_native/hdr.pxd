@@ -1,14 +1,14 @@
 # cython: language_level=3
-"""The counts of a HdrHistogram: plain C, no Python code runs in here.  `hdr_layout.py` says how they are laid out.
+"""The counts of a HdrHistogram, in plain C: no Python code runs in here.  `hdr_layout.py` describes their layout.
 
-Only slots between those of the smallest and the largest value are looked at, so that pages never written to are never
-read either.
+Only slots from that of the smallest value to that of the largest are read, so that pages that were never written are
+never read either.  If anything was counted, neither of these two slots is zero.
 """
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.math cimport sqrt
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
-from libc.string cimport memset
+from libc.string cimport memcmp, memset
 
 cdef extern from "platform.h" nogil:
     int acgsperf_bit_length(uint64_t value)
@@ -26,7 +26,7 @@ cdef struct Counts:
 
 
 cdef inline bint hdr_init(Counts *counts, Py_ssize_t length, uint64_t mask, int unit, int half_magnitude) noexcept nogil:
-    """False without memory."""
+    """Return False if there is no memory."""
     counts.length, counts.mask, counts.unit, counts.half_magnitude = length, mask, unit, half_magnitude
     counts.total, counts.smallest, counts.largest = 0, INT64_MAX, 0
     counts.slots = <uint64_t *> PyMem_RawCalloc(length, sizeof(uint64_t))
@@ -89,18 +89,33 @@ cdef inline void hdr_add(Counts *counts, int64_t value, uint64_t times) noexcept
 
 
 cdef inline void hdr_merge(Counts *counts, const Counts *other) noexcept nogil:
-    """Add the other's counts by the middle of their slots, which the clamp keeps within what was recorded."""
-    cdef Py_ssize_t i
-    if other.total == 0:
-        return
-    for i in range(hdr_first(other), hdr_end(other)):
-        if other.slots[i]:
-            counts.slots[hdr_index(counts, hdr_clamp(other, hdr_median(other, i)))] += other.slots[i]
+    """Add the other's counts by the middle of their slots, but one of the smallest and of the largest exactly."""
+    cdef Py_ssize_t i, first = hdr_first(other), end = hdr_end(other)
+    cdef uint64_t times
+    for i in range(first, end):
+        times = other.slots[i]
+        if i == end - 1:
+            counts.slots[hdr_index(counts, other.largest)] += 1
+            times -= 1
+        if i == first and times:
+            counts.slots[hdr_index(counts, other.smallest)] += 1
+            times -= 1
+        if times:
+            counts.slots[hdr_index(counts, hdr_clamp(other, hdr_median(other, i)))] += times
     counts.total += other.total
     if other.smallest < counts.smallest:
         counts.smallest = other.smallest
     if other.largest > counts.largest:
         counts.largest = other.largest
+
+
+cdef inline bint hdr_equal(const Counts *one, const Counts *other) noexcept nogil:
+    """Whether two histograms of one layout have counted the same."""
+    cdef Py_ssize_t first = hdr_first(one), end = hdr_end(one)
+    return (
+        one.total == other.total and first == hdr_first(other) and end == hdr_end(other)
+        and (end == 0 or memcmp(one.slots + first, other.slots + first, (end - first) * sizeof(uint64_t)) == 0)
+    )
 
 
 cdef inline double hdr_mean(const Counts *counts) noexcept nogil:

@@ -2,8 +2,9 @@
 
 import struct
 import zlib
+from array import array
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import Final
 
@@ -13,52 +14,65 @@ _COMPRESSED_COOKIE: Final = 0x1C849304 | 0x10
 _COOKIE: Final = 0x1C849303 | 0x10
 _ENVELOPE: Final = struct.Struct(">ii")
 _HEADER: Final = struct.Struct(">iiiiqqd")
+_EXTREMES: Final = struct.Struct(">qqI")
 _LONGEST_VARINT: Final = 9
+_LAST_SHIFT: Final = 7 * (_LONGEST_VARINT - 1)
+# A few bytes can announce thousands of times as many. Blobs of real latencies are below ten times.
+_ALWAYS_READ_BYTES: Final = 2**19
+_LARGEST_RATIO: Final = 16
 
 
-def encode(lowest_ns: int, highest_ns: int, figures: int, counts: Sequence[int]) -> bytes:
-    """The blob of a histogram.
+def encode(layout: Layout, used: Iterable[tuple[int, int]], smallest: int, largest: int) -> bytes:
+    """Return the blob of a histogram.
+
+    The exact smallest and largest latency, and a checksum, follow the compressed data, which other readers ignore.
 
     Args:
-        lowest_ns: the smallest difference told apart.
-        highest_ns: the largest latency that can be recorded.
-        figures: significant decimal figures.
-        counts: the counts up to the last that is not zero.
+        layout: the layout of the histogram.
+        used: (index, count) for every count that is not zero, ascending.
+        smallest: the smallest latency recorded, in ns.
+        largest: the largest, in ns.
     """
     payload = bytearray()
-    zeros = 0
-    for count in counts:
-        if count == 0:
-            zeros += 1
-            continue
-        if zeros:
-            payload += _varint(-zeros)
-            zeros = 0
+    end = 0
+    for i, count in used:
+        if i > end:
+            payload += _varint(end - i)
         payload += _varint(count)
-    body = _HEADER.pack(_COOKIE, len(payload), 0, figures, lowest_ns, highest_ns, 1.0) + payload
-    packed = zlib.compress(body)
+        end = i + 1
+    header = _HEADER.pack(
+        _COOKIE, len(payload), 0, layout.significant_figures, layout.lowest_ns, layout.highest_ns, 1.0
+    )
+    packed = zlib.compress(header + payload)
+    if len(payload) > _most_bytes(len(packed)):
+        # Without repetitions zlib saves at most seven of eight bits: `decode` accepts that.
+        deflater = zlib.compressobj(strategy=zlib.Z_HUFFMAN_ONLY)
+        packed = deflater.compress(header + payload) + deflater.flush()
+    if end:
+        packed += _EXTREMES.pack(smallest, largest, _checksum(packed, smallest, largest))
     return _ENVELOPE.pack(_COMPRESSED_COOKIE, len(packed)) + packed
 
 
-def decode(blob: bytes) -> tuple[int, int, int, Iterator[tuple[int, int]]]:
-    """The configuration of a histogram and its counts.
+def decode(blob: bytes) -> tuple[Layout, Sequence[int], Sequence[int], int, int]:
+    """Return the layout of a histogram, its counts, and its smallest and largest latency.
 
-    Memory is bounded by what the configuration can need, whatever the blob claims.
+    Time and memory are bounded by the size of the blob, whatever it announces. 512 KiB of counts are always accepted.
 
     Returns:
-        lowest_ns, highest_ns, figures, and (index, count) for every count that is not zero. What is wrong with
-        the counts is a ValueError while they are read.
+        The layout; the indexes of the counts that are not zero, ascending; these counts; the smallest and the largest
+        latency, which are exact if `encode` made the blob, and the ends of their buckets otherwise.
 
     Raises:
-        TypeError: when `blob` is not bytes-like.
-        ValueError: when it is not exactly one V2 compressed histogram.
+        TypeError: if `blob` is not bytes-like.
+        ValueError: if it is not exactly one V2 compressed histogram.
     """
     data = bytes(memoryview(blob))
     try:
-        layout, payload = _unpack(data)
+        layout, payload, extremes = _unpack(data)
+        slots, counts = _counts(layout, payload)
+        return layout, slots, counts, *_extremes(layout, slots, extremes)
     except (ValueError, struct.error, zlib.error) as error:
-        raise _refusal(error) from None
-    return layout.lowest_ns, layout.highest_ns, layout.significant_figures, _counts(layout, payload)
+        raise ValueError(f"not a HdrHistogram V2 blob: {error}") from None
 
 
 def cumulative(blob: bytes, bounds_ns: Sequence[int]) -> tuple[list[int], int, int]:
@@ -77,11 +91,10 @@ def cumulative(blob: bytes, bounds_ns: Sequence[int]) -> tuple[list[int], int, i
     Raises:
         TypeError, ValueError: as `decode` does.
     """
-    lowest_ns, highest_ns, figures, counts = decode(blob)
-    layout = Layout(lowest_ns, highest_ns, figures)
+    layout, slots, counts, _, _ = decode(blob)
     within = [0] * len(bounds_ns)
     total = sum_ns = 0
-    for index, count in counts:
+    for index, count in zip(slots, counts, strict=True):
         total += count
         sum_ns += count * layout.median_of(index)
         bound = bisect_left(bounds_ns, layout.lowest_of(index))
@@ -90,51 +103,89 @@ def cumulative(blob: bytes, bounds_ns: Sequence[int]) -> tuple[list[int], int, i
     return list(accumulate(within)), total, sum_ns
 
 
-def _refusal(reason: object) -> ValueError:
-    return ValueError(f"not a HdrHistogram V2 blob: {reason}")
+def _most_bytes(compressed: int) -> int:
+    """Return how many bytes of counts are accepted from so many compressed ones."""
+    return max(_ALWAYS_READ_BYTES, _LARGEST_RATIO * compressed)
 
 
-def _unpack(data: bytes) -> tuple[Layout, bytes]:
+def _checksum(packed: bytes, smallest: int, largest: int) -> int:
+    return zlib.crc32(f"{smallest} {largest}".encode(), zlib.crc32(packed))
+
+
+def _unpack(data: bytes) -> tuple[Layout, bytes, tuple[int, int] | None]:
     cookie, length = _ENVELOPE.unpack_from(data)
     if cookie != _COMPRESSED_COOKIE:
-        raise ValueError(f"its cookie is {cookie:#x}, not {_COMPRESSED_COOKIE:#x}")
-    if length != len(data) - _ENVELOPE.size:
-        raise ValueError(f"{length} bytes announced, {len(data) - _ENVELOPE.size} present")
+        raise ValueError(f"its cookie must be {_COMPRESSED_COOKIE:#x}, got {cookie:#x}")
+    packed = data[_ENVELOPE.size :]
+    if length != len(packed):
+        raise ValueError(f"{length} bytes announced, got {len(packed)}")
     inflater = zlib.decompressobj()
-    head = inflater.decompress(data[_ENVELOPE.size :], _HEADER.size)
+    head = inflater.decompress(packed, _HEADER.size)
     cookie, length, offset, figures, lowest_ns, highest_ns, ratio = _HEADER.unpack(head)
     if cookie != _COOKIE:
-        raise ValueError(f"its inner cookie is {cookie:#x}, not {_COOKIE:#x}")
+        raise ValueError(f"its inner cookie must be {_COOKIE:#x}, got {cookie:#x}")
     if offset != 0 or ratio != 1.0:
         raise ValueError("it is normalised or scaled, which is not supported")
     layout = Layout(lowest_ns, highest_ns, figures)
-    slots = layout.length
-    most = slots * _LONGEST_VARINT
-    if not 0 <= length <= most:
-        raise ValueError(f"{length} bytes of counts announced for {slots} counts")
+    if not 0 <= length <= layout.length * _LONGEST_VARINT:
+        raise ValueError(f"{length} bytes of counts announced for {layout.length} counts")
+    if length > _most_bytes(len(packed)):
+        raise ValueError(f"{length} bytes of counts announced in {len(packed)} compressed ones")
     payload = inflater.decompress(inflater.unconsumed_tail, length + 1)
-    if len(payload) != length or not inflater.eof or inflater.unused_data:
-        raise ValueError(f"{length} bytes of counts announced, {len(payload)} present")
-    return layout, payload
+    if len(payload) != length or not inflater.eof:
+        raise ValueError(f"{length} bytes of counts announced, got {len(payload)}")
+    if not inflater.unused_data:
+        return layout, payload, None
+    smallest, largest, checksum = _EXTREMES.unpack(inflater.unused_data)
+    if checksum != _checksum(packed[: -_EXTREMES.size], smallest, largest):
+        raise ValueError("the checksum of its extremes is wrong")
+    return layout, payload, (smallest, largest)
 
 
-def _counts(layout: Layout, payload: bytes) -> Iterator[tuple[int, int]]:
-    index = total = 0
-    for number in _varints(payload):
-        if number <= 0:
-            index += max(-number, 1)
-        if index + (number > 0) > layout.length:
-            raise _refusal(f"more than {layout.length} counts")
-        if number <= 0:
+def _extremes(layout: Layout, slots: Sequence[int], extremes: tuple[int, int] | None) -> tuple[int, int]:
+    if not slots:
+        return 0, 0
+    if extremes is None:
+        return layout.lowest_of(slots[0]), min(layout.highest_of(slots[-1]), layout.highest_ns)
+    smallest, largest = extremes
+    if not 0 <= smallest <= largest <= layout.highest_ns:
+        raise ValueError(f"its extremes must be ascending latencies, got {smallest} and {largest}")
+    if (layout.index_of(smallest), layout.index_of(largest)) != (slots[0], slots[-1]):
+        raise ValueError(f"its extremes must be in the first and the last bucket, got {smallest} and {largest}")
+    return extremes
+
+
+def _counts(layout: Layout, payload: bytes) -> tuple[Sequence[int], Sequence[int]]:
+    # Arrays, because a list of objects takes several times as much memory.
+    slots, counts = array("Q"), array("Q")
+    length, end = layout.length, layout.index_of(layout.highest_ns) + 1
+    index = zigzag = shift = 0
+    for byte in payload:
+        # The ninth byte of this variant holds eight bits.
+        if byte > 0x7F and shift < _LAST_SHIFT:
+            zigzag |= (byte & 0x7F) << shift
+            shift += 7
             continue
-        total += number
-        # Half of what a histogram can count: there is room for as many again.
-        if total > 2**62:
-            raise _refusal("more than 2**62 latencies")
-        if layout.lowest_of(index) > layout.highest_ns:
-            raise _refusal(f"latencies above {layout.highest_ns} ns")
-        yield index, number
-        index += 1
+        zigzag |= byte << shift
+        if zigzag & 1:
+            index += (zigzag >> 1) + 1
+        elif zigzag and index < end:
+            slots.append(index)
+            counts.append(zigzag >> 1)
+            index += 1
+        elif zigzag and index < length:
+            raise ValueError(f"latencies above {layout.highest_ns} ns")
+        else:
+            index += 1
+        if index > length:
+            raise ValueError(f"more than {length} counts")
+        zigzag = shift = 0
+    if shift:
+        raise ValueError("its last count is cut off")
+    # Half of what a histogram can count: there is room for as many again.
+    if sum(counts) > 2**62:
+        raise ValueError("more than 2**62 latencies")
+    return slots, counts
 
 
 def _varint(number: int) -> bytes:
@@ -146,21 +197,3 @@ def _varint(number: int) -> bytes:
     # The ninth byte of this variant holds eight bits.
     out.append(zigzag & 0xFF)
     return bytes(out)
-
-
-def _varints(payload: bytes) -> Iterator[int]:
-    position = 0
-    while position < len(payload):
-        zigzag = 0
-        for i in range(_LONGEST_VARINT):
-            if position == len(payload):
-                raise _refusal("its last count is cut off")
-            byte = payload[position]
-            position += 1
-            if i == _LONGEST_VARINT - 1:
-                zigzag |= byte << (7 * i)
-                break
-            zigzag |= (byte & 0x7F) << (7 * i)
-            if byte < 0x80:
-                break
-        yield (zigzag >> 1) ^ -(zigzag & 1)

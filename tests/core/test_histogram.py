@@ -151,14 +151,14 @@ def test_corrected_recording_adds_what_was_omitted(core, latency, interval):
 def test_a_bad_correction_is_an_error_that_names_the_value_and_counts_nothing(core):
     histogram = core.LatencyHistogram()
     for interval in (0, -1):
-        with pytest.raises(ValueError, match=f"expected_interval_ns must be positive, not {interval}"):
+        with pytest.raises(ValueError, match=f"expected_interval_ns must be greater than 0, got {interval}"):
             histogram.record_corrected(100, interval)
     for interval in (1.0, "1", None, True):
-        with pytest.raises(TypeError, match="expected_interval_ns must be an integer, not "):
+        with pytest.raises(TypeError, match="expected_interval_ns must be an integer, got "):
             histogram.record_corrected(100, interval)
-    with pytest.raises(ValueError, match="at most 10000000 corrections, not 1"):
+    with pytest.raises(ValueError, match="at most 10000000 corrections, got 1"):
         histogram.record_corrected(HOUR_NS, 1)
-    with pytest.raises(ValueError, match="not -5"):
+    with pytest.raises(ValueError, match="got -5"):
         histogram.record_corrected(-5, 10)
     assert histogram == core.LatencyHistogram()
     histogram.record_corrected(100, expected_interval_ns=2**70)
@@ -197,7 +197,7 @@ def test_merging_itself_doubles_every_count(core):
 def test_merging_what_does_not_fit_is_an_error_and_changes_nothing(core):
     small = recorded(core, [7], 1, 1_000)
     before = figures_of(small)
-    with pytest.raises(ValueError, match="merged latencies must be at most 1000 ns, not 1001"):
+    with pytest.raises(ValueError, match="merged latencies must be at most 1000 ns, got 1001"):
         small.merge(recorded(core, [1, 1_001]))
     for other in (None, 7, [1], object()):
         with pytest.raises(TypeError, match="other"):
@@ -285,13 +285,13 @@ def test_equality_is_of_layouts_and_counts(core):
 
 @pytest.mark.parametrize("q", [-0.1, -1, 100.1, 101, 10**400, math.nan, math.inf, -math.inf])
 def test_a_percentile_beyond_0_to_100_is_a_value_error(core, q):
-    with pytest.raises(ValueError, match=f"percentile must be between 0 and 100, not {q!r}"):
+    with pytest.raises(ValueError, match=f"percentile must be between 0 and 100, got {q!r}"):
         recorded(core, [1]).percentile(q)
 
 
 @pytest.mark.parametrize("q", [None, "50", b"50", bytearray(b"50"), True, 1j, [50]])
 def test_a_percentile_that_is_no_number_is_a_type_error(core, q):
-    with pytest.raises(TypeError, match="percentile must be a number between 0 and 100, not "):
+    with pytest.raises(TypeError, match="percentile must be a number between 0 and 100, got "):
         recorded(core, [1]).percentile(q)
 
 
@@ -354,16 +354,16 @@ def test_a_latency_is_whatever_is_an_integer(core):
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        ((0,), "lowest_ns must be between 1 and 2305843009213693952, not 0"),
-        ((-1,), "lowest_ns must be .* not -1"),
-        ((2**61 + 1, 2**62), f"lowest_ns must be .* not {2**61 + 1}"),
-        ((1, 1), f"highest_ns must be between 2 and {2**62}, not 1"),
-        ((100, 199), "highest_ns must be between 200 and .* not 199"),
-        ((1, 2**62 + 1), f"highest_ns must be .* not {2**62 + 1}"),
-        ((1, 10**400), "highest_ns must be .* not 10000"),
-        ((1, 10, 0), "significant_figures must be between 1 and 5, not 0"),
-        ((1, 10, 6), "significant_figures must be between 1 and 5, not 6"),
-        ((2**60, 2**62, 5), f"lowest_ns must be smaller for 5 significant figures, not {2**60}"),
+        ((0,), "lowest_ns must be between 1 and 2305843009213693952, got 0"),
+        ((-1,), "lowest_ns must be .* got -1"),
+        ((2**61 + 1, 2**62), f"lowest_ns must be .* got {2**61 + 1}"),
+        ((1, 1), f"highest_ns must be between 2 and {2**62}, got 1"),
+        ((100, 199), "highest_ns must be between 200 and .* got 199"),
+        ((1, 2**62 + 1), f"highest_ns must be .* got {2**62 + 1}"),
+        ((1, 10**400), "highest_ns must be .* got 10000"),
+        ((1, 10, 0), "significant_figures must be between 1 and 5, got 0"),
+        ((1, 10, 6), "significant_figures must be between 1 and 5, got 6"),
+        ((2**60, 2**62, 5), f"lowest_ns must be smaller for 5 significant figures, got {2**60}"),
     ],
 )
 def test_a_bad_layout_is_a_value_error_that_names_the_argument(core, layout, message):
@@ -374,7 +374,7 @@ def test_a_bad_layout_is_a_value_error_that_names_the_argument(core, layout, mes
 @pytest.mark.parametrize("value", [1.0, "1", None, True, [1]])
 def test_a_layout_of_anything_but_integers_is_a_type_error_that_names_the_argument(core, value):
     for name in ("lowest_ns", "highest_ns", "significant_figures"):
-        with pytest.raises(TypeError, match=f"{name} must be an integer, not "):
+        with pytest.raises(TypeError, match=f"{name} must be an integer, got "):
             core.LatencyHistogram(**{name: value})
 
 
@@ -452,16 +452,16 @@ def test_random_bytes_are_a_value_error(core, blob):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (body_of(cookie=7), "its inner cookie is 0x7"),
+        (body_of(cookie=7), "its inner cookie must be 0x1c849313, got 0x7"),
         (body_of(offset=1), "normalised or scaled"),
         (body_of(ratio=2.0), "normalised or scaled"),
         (body_of(ratio=math.nan), "normalised or scaled"),
-        (body_of(figures=9), "significant_figures must be between 1 and 5, not 9"),
+        (body_of(figures=9), "significant_figures must be between 1 and 5, got 9"),
         (body_of(lowest=0), "lowest_ns must be"),
         (body_of(lowest=-1), "lowest_ns must be"),
         (body_of(highest=1), "highest_ns must be"),
         (body_of(highest=2**63 - 1), "highest_ns must be"),
-        (body_of(length=2), "2 bytes of counts announced, 1 present"),
+        (body_of(length=2), "2 bytes of counts announced, got 1"),
         (body_of(length=0), "0 bytes of counts announced"),
         (body_of(length=-1), "-1 bytes of counts announced"),
         (body_of(length=2**31 - 1), "2147483647 bytes of counts announced"),
@@ -481,6 +481,70 @@ def test_a_blob_that_says_what_cannot_be_is_a_value_error_that_says_so(core, bod
 def test_a_blob_that_is_not_bytes_is_a_type_error(core, blob):
     with pytest.raises(TypeError, match="bytes-like"):
         core.LatencyHistogram.decode(blob)
+
+
+@few_examples
+@given(layout=LAYOUTS, other_layout=LAYOUTS, ours=st.lists(LATENCIES), theirs=st.lists(LATENCIES, min_size=1))
+def test_a_blob_keeps_every_figure_exactly_also_after_a_merge(core, layout, other_layout, ours, theirs):
+    merged = recorded(core, ours, *layout)
+    merged.merge(recorded(core, theirs, *other_layout))
+    copy = core.LatencyHistogram.decode(merged.encode())
+    assert copy == merged
+    assert figures_of(copy) == figures_of(merged)
+    assert copy.snapshot() == merged.snapshot()
+    received = HdrHistogram.decode(base64.b64encode(merged.encode()))
+    assert received.get_total_count() == merged.count
+    # Another reader knows the largest value to the figures of the layout.
+    assert received.get_count_at_value(merged.max) >= 1
+    assert received.get_count_at_value(merged.min) >= 1
+
+
+def test_histograms_that_have_counted_the_same_are_equal_however_they_came_about(core):
+    coarse = recorded(core, [1_000, 1_023], 1, HOUR_NS, 1)
+    merged = core.LatencyHistogram()
+    merged.merge(coarse)
+    assert merged == recorded(core, [1_000, 1_023])
+    assert (merged.min, merged.max, merged.percentile(100)) == (1_000, 1_023, 1_023)
+    many = recorded(core, [1_000, 1_001, 1_002, 1_023], 1, HOUR_NS, 1)
+    merged.reset()
+    merged.merge(many)
+    again = core.LatencyHistogram()
+    again.merge(many)
+    assert merged == again == core.LatencyHistogram.decode(merged.encode())
+
+
+def test_a_blob_without_exact_extremes_has_those_of_its_buckets(core):
+    theirs = recorded_by_hdrh([1_000_000, 2_000_001])
+    received = core.LatencyHistogram.decode(base64.b64decode(theirs.encode()))
+    assert received.min <= 1_000_000 <= received.min * 1.001
+    assert received.max * 0.999 <= 2_000_001 <= received.max
+    assert core.LatencyHistogram.decode(received.encode()) == received
+
+
+@pytest.mark.parametrize("extremes", [(0, 7), (7, 9), (8, 7), (-1, 7), (7, 2**62), (7, 8)])
+def test_extremes_that_contradict_the_counts_are_a_value_error(core, extremes):
+    packed_body = zlib.compress(body_of(b"\x0d\x02"))
+    checksum = zlib.crc32(f"{extremes[0]} {extremes[1]}".encode(), zlib.crc32(packed_body))
+    for wrong in (0, 1):
+        data = packed_body + struct.pack(">qqI", *extremes, checksum ^ wrong)
+        with pytest.raises(ValueError, match=r"not a HdrHistogram V2 blob: .*extremes"):
+            core.LatencyHistogram.decode(ENVELOPE.pack(0x1C849314, len(data)) + data)
+
+
+def test_a_small_blob_cannot_ask_for_much_work(core):
+    figures, highest = 5, 2**62
+    for counts in (b"\x02" * 6_000_000, b"\x02\x00" * 3_000_000, b"\x80\x02" * 3_000_000, b"\x00" * 6_000_000):
+        bomb = packed(body_of(counts, figures=figures, highest=highest))
+        assert len(bomb) < 7_000
+        with pytest.raises(ValueError, match="bytes of counts announced in"):
+            core.LatencyHistogram.decode(bomb)
+
+
+def test_a_blob_of_many_equal_counts_can_be_decoded(core):
+    histogram = recorded(core, range(700_000), 1, 1_000_000, 5)
+    blob = histogram.encode()
+    assert core.LatencyHistogram.decode(blob) == histogram
+    assert HdrHistogram.decode(base64.b64encode(blob)).get_total_count() == 700_000
 
 
 def test_a_small_blob_cannot_ask_for_much_memory(core):
@@ -546,7 +610,7 @@ def test_more_latencies_than_can_be_counted_are_refused_and_change_nothing(core)
     for _ in range(62):
         histogram.merge(histogram)
     before = histogram.snapshot()
-    with pytest.raises(ValueError, match=f"merged latencies must be fewer than 2\\*\\*63, not {2**63}"):
+    with pytest.raises(ValueError, match=f"merged latencies must be fewer than 2\\*\\*63, got {2**63}"):
         histogram.merge(histogram)
     assert histogram.snapshot() == before
     assert histogram.count == 2**62

@@ -202,13 +202,13 @@ def test_sixteen_hashes_are_accepted_and_seventeen_are_not(core):
     hashes = [f"{i:016x}" for i in range(17)]
     validator = core.HashValidator(hashes[:16])
     assert validator.validate_many(hashes) == [True] * 16 + [False]
-    with pytest.raises(ValueError, match="expected must be 1 to 16 hashes, not 17"):
+    with pytest.raises(ValueError, match="expected must be 1 to 16 hashes, got 17"):
         core.HashValidator(hashes)
 
 
 @pytest.mark.parametrize("expected", [None, 7, NEW.encode(), [NEW, None], [NEW.encode()], [[NEW]], object])
 def test_accepted_hashes_of_another_type_are_a_type_error(core, expected):
-    with pytest.raises(TypeError, match="expected must be a str or an iterable of str, not "):
+    with pytest.raises(TypeError, match="expected must be a str or an iterable of str, got "):
         core.HashValidator(expected)
 
 
@@ -216,12 +216,12 @@ def test_accepted_hashes_of_another_type_are_a_type_error(core, expected):
     "expected", ["", NEW[:15], NEW + "0", NEW.upper(), NEW + "\n", "\uff10" * 16, [NEW, "x"], Liar("x")]
 )
 def test_accepted_hashes_that_are_none_are_a_value_error(core, expected):
-    with pytest.raises(ValueError, match="expected must be 16 lower-case hexadecimal digits, not "):
+    with pytest.raises(ValueError, match="expected must be 16 lower-case hexadecimal digits, got "):
         core.HashValidator(expected)
 
 
 def test_no_accepted_hash_is_a_value_error(core):
-    with pytest.raises(ValueError, match="expected must be 1 to 16 hashes, not 0"):
+    with pytest.raises(ValueError, match="expected must be 1 to 16 hashes, got 0"):
         core.HashValidator([])
 
 
@@ -363,5 +363,5 @@ def test_a_cycle_through_on_reject_is_collected(core):
 
 
 def test_on_reject_must_be_callable(core):
-    with pytest.raises(TypeError, match="on_reject must be callable or None, not 7"):
+    with pytest.raises(TypeError, match="on_reject must be callable or None, got 7"):
         core.HashValidator(on_reject=7)

@@ -1,0 +1,66 @@
+"""How the pure-Python twins stay consistent without a lock: every change of a shared object is one atomic step.
+
+CPython runs other code on a thread (a signal handler, a finalizer, another thread) when a function is called, when a
+jump goes backwards and, up to 3.11, when a container is allocated. An `atomic` function does nothing of the kind
+between its first and its last access to the object, and drops no reference of the user's. So nothing runs in the middle
+of it. `tests/core/test_atomic.py` proves it from the bytecode.
+
+A lock would not do. If it is not reentrant, it blocks a finalizer that uses the object which it interrupts. If it is,
+that finalizer sees a half-changed object. Either kind is held while a finalizer or an `__eq__` waits for another
+thread, which may be waiting for the lock.
+
+An interpreter that runs threads in parallel (CPython without the GIL), or switches between any two instructions (PyPy),
+needs a lock nevertheless. It is one lock for all objects, so that two objects that use each other cannot deadlock.
+
+A trace function written in Python, such as a debugger's, runs between any two lines. A twin may lose a count if it is
+single-stepped while other threads use it.
+"""
+
+import sys
+import threading
+from collections.abc import Callable
+from functools import wraps
+from typing import Final, NoReturn, ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+NEEDS_LOCK: Final = sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)()
+_LOCK: Final = threading.RLock()
+
+
+def _locked(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    @wraps(function)
+    def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with _LOCK:
+            return function(*args, **kwargs)
+
+    return call
+
+
+def exclusive(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorate a function that must not run beside an atomic one of another thread, but may be interrupted."""
+    return _locked(function) if NEEDS_LOCK else function
+
+
+def atomic(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Decorate a function that nothing can interrupt between its first and its last access to an object.
+
+    In between it calls nothing, loops nowhere, allocates no container, and drops no last reference to anything of the
+    user's: the caller still holds what it replaces.
+    """
+    function.__dict__["atomic"] = True
+    return exclusive(function)
+
+
+class FinalType:
+    """Refuses subclasses of its subclasses, and pickling, as the compiled types do."""
+
+    __slots__ = ()
+
+    def __init_subclass__(cls) -> None:
+        if FinalType not in cls.__bases__:
+            raise TypeError(f"type '{cls.__mro__[1].__name__}' is not an acceptable base type")
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"cannot pickle '{type(self).__name__}' object")

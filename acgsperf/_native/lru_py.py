@@ -1,0 +1,345 @@
+"""`LRUCache` in pure Python. It behaves as the class of `_core`, which documents it; the two change together.
+
+The table holds what changes. This class adds what the table does not know: time, and the callback.
+"""
+
+import math
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
+from types import GenericAlias
+from typing import Any, Final, Self
+
+from acgsperf._native.arguments import checked_callable, checked_maxsize, checked_ttl_ns
+from acgsperf._native.atomic import FinalType
+from acgsperf._native.lru_table_py import (
+    EVICTIONS,
+    EXPIRATIONS,
+    INSERTIONS,
+    MISSES,
+    UNCOUNTED,
+    UPDATES,
+    Bucket,
+    Entry,
+    Table,
+)
+from acgsperf._native.types import CacheStats, EvictionReason
+from acgsperf._native.unraisable import report_unraisable
+
+_MISSING: Final = object()
+# Later than any expiry: a clock is within 4e9 s of zero and a ttl below 2**62 ns.
+_NEVER: Final = 2**63 - 1
+_REMOVALS: Final = {None: UNCOUNTED, EvictionReason.SIZE: EVICTIONS, EvictionReason.EXPIRED: EXPIRATIONS}
+_EXPIRED: Final = (EXPIRATIONS, UNCOUNTED, UNCOUNTED)
+
+
+class LRUCache(FinalType):
+    """A mapping of bounded size that evicts the least recently used entry, and removes expired ones."""
+
+    __slots__ = ("__weakref__", "_clock", "_on_evict", "_table", "_ttl", "_ttl_ns")
+
+    _clock: Callable[[], float] | None
+    _on_evict: Callable[[Any, Any, EvictionReason], object] | None
+    _table: Table
+    _ttl: float | None
+    _ttl_ns: int | None
+
+    # Not __init__: calling that a second time must not change the object.
+    def __new__(
+        cls,
+        maxsize: int,
+        ttl: float | None = None,
+        *,
+        clock: Callable[[], float] | None = None,
+        on_evict: Callable[[Any, Any, EvictionReason], object] | None = None,
+    ) -> Self:
+        self = super().__new__(cls)
+        self._table = Table(checked_maxsize(maxsize))
+        self._ttl_ns = checked_ttl_ns(ttl)
+        self._ttl = None if ttl is None else math.inf if self._ttl_ns is None else float(ttl)
+        self._clock = checked_callable("clock", clock)
+        self._on_evict = checked_callable("on_evict", on_evict)
+        return self
+
+    @property
+    def maxsize(self) -> int:
+        """The largest number of entries; `resize` changes it."""
+        return self._table.maxsize
+
+    @property
+    def ttl(self) -> float | None:
+        """Seconds until an entry expires unless `set` says otherwise; None for never."""
+        return self._ttl
+
+    @property
+    def on_evict(self) -> Callable[[Any, Any, EvictionReason], object] | None:
+        """The callback for entries removed by size or expiry; called with (key, value, reason); may be replaced."""
+        return self._on_evict
+
+    @on_evict.setter
+    def on_evict(self, callback: Callable[[Any, Any, EvictionReason], object] | None) -> None:
+        self._on_evict = checked_callable("on_evict", callback)
+
+    def _now_ns(self) -> int:
+        if self._clock is None:
+            return time.monotonic_ns()
+        # Accepts what C accepts as a number, and no text.
+        now = math.fsum((self._clock(),))
+        if not -4e9 < now < 4e9:
+            raise ValueError(f"clock must return seconds within 4e9 of zero, got {now!r}")
+        return round(now * 1e9)
+
+    def _expiry(self, ttl_ns: int | None, now_ns: int) -> int:
+        return _NEVER if ttl_ns is None else now_ns + ttl_ns
+
+    def _place(self, bucket: Bucket, found: Entry | None, new: Entry, now_ns: int, counted: int) -> bool:
+        """Store an entry for a key that `find` found or did not find; False if the cache has changed since."""
+        version = self._table.version
+        if self._table.bucket(new.hash) is not bucket:
+            return False
+        old, inserted, reason = found, INSERTIONS, None
+        if found is not None and now_ns < found.expires_ns:
+            new.key, inserted = found.key, UPDATES
+        elif found is not None:
+            reason = EvictionReason.EXPIRED
+        elif self._table.size >= self._table.maxsize:
+            old = self._table.oldest()
+            if old is None:
+                return False
+            reason = self._reason(old, now_ns)
+        into = (*(entry for entry in bucket if entry is not old), new)
+        rest = () if old is None else into if old.hash == new.hash else self._table.without(old)
+        if not self._table.exchange(version, old, rest, new, into, (inserted, _REMOVALS[reason], counted)):
+            return False
+        if old is not None and reason is not None:
+            self._notify(old, reason)
+        return True
+
+    def _reason(self, entry: Entry, now_ns: int) -> EvictionReason:
+        return EvictionReason.EXPIRED if now_ns >= entry.expires_ns else EvictionReason.SIZE
+
+    def _notify(self, entry: Entry, reason: EvictionReason) -> None:
+        callback = self._on_evict
+        if callback is None:
+            return
+        try:
+            callback(entry.key, entry.value, reason)
+        except BaseException as error:
+            report_unraisable(error, callback)
+
+    def _lookup(self, key: Hashable, key_hash: int, now_ns: int) -> Any:
+        while True:
+            bucket, entry = self._table.find(key, key_hash)
+            if entry is None:
+                self._table.miss()
+                return _MISSING
+            if now_ns < entry.expires_ns:
+                if self._table.hit(entry):
+                    return entry.value
+            elif self._table.take(bucket, entry, EXPIRATIONS, MISSES):
+                self._notify(entry, EvictionReason.EXPIRED)
+                return _MISSING
+
+    def _store(self, key: Hashable, key_hash: int, value: Any, expires_ns: int, now_ns: int) -> None:
+        while True:
+            bucket, found = self._table.find(key, key_hash)
+            if self._place(bucket, found, Entry(key, key_hash, value, expires_ns), now_ns, UNCOUNTED):
+                return
+
+    def get(self, key: Hashable, default: Any = None, /) -> Any:
+        """Return the value of a key, which becomes the most recently used; `default` if missing or expired."""
+        key_hash = hash(key)
+        value = self._lookup(key, key_hash, self._now_ns())
+        return default if value is _MISSING else value
+
+    def peek(self, key: Hashable, default: Any = None, /) -> Any:
+        """Return the value of a fresh entry, or `default`; neither the order nor the counters change."""
+        key_hash = hash(key)
+        now_ns = self._now_ns()
+        _, entry = self._table.find(key, key_hash)
+        return default if entry is None or now_ns >= entry.expires_ns else entry.value
+
+    def set(self, key: Hashable, value: Any, ttl: Any = ...) -> None:
+        """Store a value as the most recently used; if the cache is full, evict the least recently used entry."""
+        ttl_ns = self._ttl_ns if ttl is ... else checked_ttl_ns(ttl)
+        key_hash = hash(key)
+        now_ns = self._now_ns()
+        self._store(key, key_hash, value, self._expiry(ttl_ns, now_ns), now_ns)
+
+    def setdefault(self, key: Hashable, default: Any = None, /) -> Any:
+        """Return the value of a key; if it is missing or expired, store `default` first."""
+        key_hash = hash(key)
+        now_ns = self._now_ns()
+        expires_ns = self._expiry(self._ttl_ns, now_ns)
+        while True:
+            bucket, found = self._table.find(key, key_hash)
+            if found is not None and now_ns < found.expires_ns:
+                if self._table.hit(found):
+                    return found.value
+            elif self._place(bucket, found, Entry(key, key_hash, default, expires_ns), now_ns, MISSES):
+                return default
+
+    def pop(self, key: Hashable, default: Any = ..., /) -> Any:
+        """Remove a key and return its value."""
+        key_hash = hash(key)
+        now_ns = self._now_ns()
+        while True:
+            bucket, entry = self._table.find(key, key_hash)
+            if entry is None:
+                break
+            if now_ns < entry.expires_ns:
+                if self._table.take(bucket, entry, UNCOUNTED, UNCOUNTED):
+                    return entry.value
+            elif self._table.take(bucket, entry, EXPIRATIONS, UNCOUNTED):
+                self._notify(entry, EvictionReason.EXPIRED)
+                break
+        if default is ...:
+            raise KeyError(key)
+        return default
+
+    def popitem(self) -> tuple[Any, Any]:
+        """Remove and return the least recently used fresh (key, value)."""
+        now_ns = self._now_ns()
+        while True:
+            version = self._table.version
+            entry = self._table.oldest()
+            if entry is None:
+                raise KeyError("popitem(): cache is empty")
+            expired = now_ns >= entry.expires_ns
+            counted = (EXPIRATIONS if expired else UNCOUNTED, UNCOUNTED, UNCOUNTED)
+            if self._table.exchange(version, entry, self._table.without(entry), None, (), counted):
+                if not expired:
+                    return entry.key, entry.value
+                self._notify(entry, EvictionReason.EXPIRED)
+
+    def update(self, other: Mapping[Any, Any] | Iterable[tuple[Any, Any]] = (), /) -> None:
+        """Set every item of a mapping, or of an iterable of (key, value)."""
+        for key, value in other.items() if isinstance(other, Mapping) else other:
+            self.set(key, value)
+
+    def clear(self) -> None:
+        """Remove every entry; the counters stay, `on_evict` is not called."""
+        self._table.empty(OrderedDict(), {})
+
+    def expire(self) -> int:
+        """Remove every expired entry, least recently used first, and return how many there were."""
+        now_ns = self._now_ns()
+        evicted: list[Entry] = []
+        try:
+            for entry in self._table.entries():
+                # One at a time: nobody sees an expired entry, gone or not.
+                while now_ns >= entry.expires_ns:
+                    version = self._table.version
+                    if entry not in self._table:
+                        break
+                    if self._table.exchange(version, entry, self._table.without(entry), None, (), _EXPIRED):
+                        evicted.append(entry)
+                        break
+        finally:
+            for entry in evicted:
+                self._notify(entry, EvictionReason.EXPIRED)
+        return len(evicted)
+
+    def expires_in(self, key: Hashable, /) -> float | None:
+        """Return the seconds until a key expires, None for never; KeyError if it is missing or has expired."""
+        key_hash = hash(key)
+        now_ns = self._now_ns()
+        _, entry = self._table.find(key, key_hash)
+        if entry is None or now_ns >= entry.expires_ns:
+            raise KeyError(key)
+        return None if entry.expires_ns == _NEVER else (entry.expires_ns - now_ns) / 1e9
+
+    def resize(self, maxsize: int) -> None:
+        """Change the largest number of entries; if there are more, evict the least recently used ones."""
+        limit = checked_maxsize(maxsize)
+        now_ns = self._now_ns()
+        evicted: list[tuple[Entry, EvictionReason]] = []
+        try:
+            while True:
+                version = self._table.version
+                size = self._table.limit(limit)
+                if size <= limit:
+                    break
+                entry = self._table.oldest()
+                if entry is None:
+                    continue
+                reason = self._reason(entry, now_ns)
+                counted = (_REMOVALS[reason], UNCOUNTED, UNCOUNTED)
+                # The size shrinks with the entries, so that others cannot add as many as are removed here.
+                if self._table.exchange(version, entry, self._table.without(entry), None, (), counted, size - 1):
+                    evicted.append((entry, reason))
+        finally:
+            for entry, reason in evicted:
+                self._notify(entry, reason)
+
+    def _fresh(self) -> list[Entry]:
+        now_ns = self._now_ns()
+        return [entry for entry in self._table.entries() if now_ns < entry.expires_ns]
+
+    def keys(self) -> list[Any]:
+        """Return a list of the fresh keys, least recently used first."""
+        return [entry.key for entry in self._fresh()]
+
+    def values(self) -> list[Any]:
+        """Return a list of the fresh values, least recently used first."""
+        return [entry.value for entry in self._fresh()]
+
+    def items(self) -> list[tuple[Any, Any]]:
+        """Return a list of the fresh (key, value) pairs, least recently used first."""
+        return [(entry.key, entry.value) for entry in self._fresh()]
+
+    def stats(self) -> CacheStats:
+        """Return the counters since creation or `reset_stats`, and the size now."""
+        counters, size, maxsize = self._table.counts()
+        hits, misses, insertions, updates, evictions, expirations, _ = counters
+        return CacheStats(hits, misses, insertions, updates, evictions, expirations, size, maxsize)
+
+    def reset_stats(self) -> None:
+        """Set the counters to zero."""
+        self._table.reset_counters()
+
+    def __getitem__(self, key: Hashable, /) -> Any:
+        key_hash = hash(key)
+        value = self._lookup(key, key_hash, self._now_ns())
+        if value is _MISSING:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: Hashable, value: Any, /) -> None:
+        self.set(key, value)
+
+    def __delitem__(self, key: Hashable, /) -> None:
+        key_hash = hash(key)
+        while True:
+            bucket, entry = self._table.find(key, key_hash)
+            if entry is None:
+                raise KeyError(key)
+            if self._table.take(bucket, entry, UNCOUNTED, UNCOUNTED):
+                return
+
+    def __contains__(self, key: Hashable, /) -> bool:
+        return self.peek(key, _MISSING) is not _MISSING
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.keys())
+
+    def __reversed__(self) -> Iterator[Any]:
+        return iter(self.keys()[::-1])
+
+    def __len__(self) -> int:
+        return self._table.size
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + sys.getsizeof(self._table)
+
+    def __repr__(self) -> str:
+        _, size, maxsize = self._table.counts()
+        return f"<LRUCache size={size} maxsize={maxsize} ttl={self.ttl}>"
+
+    @classmethod
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias:
+        return GenericAlias(cls, item)
+
+
+MutableMapping.register(LRUCache)

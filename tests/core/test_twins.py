@@ -1,0 +1,149 @@
+"""What both implementations have in common beside their results: signatures, attributes, and what they refuse."""
+
+import inspect
+import pickle
+import weakref
+
+import pytest
+
+from acgsperf import CONSTITUTIONAL_HASH
+
+MAKE = {
+    "HashValidator": lambda core: core.HashValidator(["0" * 16, "1" * 16]),
+    "LRUCache": lambda core: core.LRUCache(5, 60),
+    "LatencyHistogram": lambda core: core.LatencyHistogram(1, 1_000, 2),
+    "Timer": lambda core: core.LatencyHistogram().time(),
+}
+SIGNATURES = {
+    "HashValidator": f"(expected={CONSTITUTIONAL_HASH!r}, *, on_reject=None)",
+    "LRUCache": "(maxsize, ttl=None, *, clock=None, on_evict=None)",
+    "LatencyHistogram": "(lowest_ns=1, highest_ns=3600000000000, significant_figures=3)",
+    "Timer": "(histogram)",
+}
+PROPERTIES = {
+    "HashValidator": ["expected"],
+    "LRUCache": ["maxsize", "ttl"],
+    "LatencyHistogram": ["lowest_ns", "highest_ns", "significant_figures", "count", "min", "max", "mean", "stddev"],
+    "Timer": [],
+}
+
+
+def described(function):
+    """A signature without annotations and the name of an operand."""
+    parameters = inspect.signature(function).parameters.values()
+    return [
+        inspect.Parameter("other" if item.name == "value" else item.name, item.kind, default=item.default)
+        for item in parameters
+    ]
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_a_class_has_a_signature(core, name):
+    signature = inspect.signature(getattr(core, name))
+    bare = [item.replace(annotation=inspect.Parameter.empty) for item in signature.parameters.values()]
+    assert str(inspect.Signature(bare)) == SIGNATURES[name]
+    assert not (inspect.getdoc(getattr(core, name)) or "").startswith(name)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_public_methods_have_the_same_signatures(twins, name):
+    objects = [MAKE[name](core) for core in twins]
+    public = [{item for item in dir(thing) if not item.startswith("_")} for thing in objects]
+    assert public[0] == public[-1]
+    operators = {f"__{item}__" for item in ("eq", "enter", "exit", "contains", "getitem", "setitem", "delitem", "len")}
+    for method in (public[0] | operators) & set(dir(objects[0])):
+        if callable(getattr(type(objects[0]), method)):
+            signatures = [described(getattr(thing, method)) for thing in objects]
+            assert signatures[0] == signatures[-1], method
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_calling_init_again_changes_nothing(core, name):
+    thing = MAKE[name](core)
+    if name == "LRUCache":
+        thing.set("a", 1)
+    if name == "LatencyHistogram":
+        thing.record(7)
+    before = repr(thing)
+    thing.__init__()
+    thing.__init__(*{"HashValidator": [["f" * 16]], "Timer": [core.LatencyHistogram()]}.get(name, [7]))
+    thing.__init__(1, 2, 3, x=4)
+    assert repr(thing) == before
+    if name == "LRUCache":
+        assert thing.items() == [("a", 1)]
+        assert thing.maxsize == 5
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_an_object_is_never_half_created(core, name):
+    kind = getattr(core, name)
+    if name in ("LRUCache", "Timer"):
+        with pytest.raises(TypeError):
+            kind.__new__(kind)
+    else:
+        assert repr(kind.__new__(kind)) == repr(kind())
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_attributes_cannot_be_set_or_deleted(core, name):
+    thing = MAKE[name](core)
+    for attribute in [*PROPERTIES[name], "anything"]:
+        with pytest.raises(AttributeError):
+            setattr(thing, attribute, 1)
+        with pytest.raises(AttributeError):
+            delattr(thing, attribute)
+
+
+def test_the_callback_of_a_cache_cannot_be_deleted(core):
+    cache = core.LRUCache(1, on_evict=print)
+    with pytest.raises(AttributeError, match="property 'on_evict' of 'LRUCache' object has no deleter"):
+        del cache.on_evict
+    assert cache.on_evict is print
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_an_object_cannot_be_pickled(core, name):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(TypeError, match=f"cannot pickle '{name}' object"):
+            pickle.dumps(MAKE[name](core), protocol)
+
+
+def test_everything_but_a_timer_takes_weak_references(core):
+    for name in ("HashValidator", "LRUCache", "LatencyHistogram"):
+        thing = MAKE[name](core)
+        assert weakref.ref(thing)() is thing
+    with pytest.raises(TypeError, match="weak reference"):
+        weakref.ref(MAKE["Timer"](core))
+
+
+def test_comparing_with_something_else_is_left_to_it(core):
+    histogram = core.LatencyHistogram()
+    assert histogram.__eq__(7) is NotImplemented
+    assert histogram.__ne__(7) is NotImplemented
+    for operation in ("__lt__", "__le__", "__gt__", "__ge__"):
+        assert getattr(histogram, operation)(histogram) is NotImplemented
+
+
+def test_comparisons_that_change_the_bucket_every_time_end(core):
+    class Key:
+        def __init__(self, name):
+            self.name = name
+
+        def __hash__(self):
+            return 1
+
+        def __eq__(self, other):
+            nonlocal busy
+            if not busy:
+                busy = True
+                cache.pop(fixed, None)
+                cache[fixed] = 1
+                busy = False
+            return self.name == other.name
+
+    busy = False
+    fixed = Key("fixed")
+    cache = core.LRUCache(20)
+    for i in range(5):
+        cache.set(Key(i), i)
+    assert [cache.get(Key(i), "lost") for i in range(6)] == [0, 1, 2, 3, 4, "lost"]
