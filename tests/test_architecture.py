@@ -34,7 +34,7 @@ FLOORS = [
     {"dispatch"},
     {"_core"},
     {"_native"},
-    {"addresses", "errors"},
+    {"addresses", "errors", "names"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
