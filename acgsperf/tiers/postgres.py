@@ -161,6 +161,8 @@ class PostgresTier(ServerTier):
         return int(status.rpartition(" ")[2])
 
     async def _start(self) -> None:
+        # A lock belongs to the event loop in which it was first waited for.
+        self._setting_up = asyncio.Lock()
         self._calls.start(self._expire())
         async with self._connection():
             pass
