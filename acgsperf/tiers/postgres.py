@@ -19,10 +19,11 @@ import asyncpg
 from xxhash import xxh3_64_intdigest
 
 from acgsperf._native import envelope_format as envelope
+from acgsperf._native.arguments import checked_at_least
 from acgsperf.addresses import checked_dsn
 from acgsperf.pool import ConnectionPool
 from acgsperf.tiers.base import Entry
-from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier
+from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, check_tag, seconds
 from acgsperf.tiers.write_batches import WriteBatch
 
 __all__ = ["PostgresTier"]
@@ -115,6 +116,8 @@ class PostgresTier(ServerTier):
         statement_cache_size: int = 100,
         expiry_interval: float = EXPIRY_INTERVAL_S,
     ) -> None:
+        self._expiry_interval = seconds("expiry_interval", expiry_interval)
+        self._statement_cache_size = checked_at_least("statement_cache_size", statement_cache_size, 0)
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,49}", table):
             raise ValueError(f"table must be 1 to 50 lower-case letters, digits and underscores, got {table!r:.80}")
         parts = urlsplit(checked_dsn("the DSN", dsn))
@@ -122,8 +125,6 @@ class PostgresTier(ServerTier):
         super().__init__(where, deadline=deadline, max_value_bytes=max_value_bytes)
         self._dsn = dsn
         self._table = table
-        self._statement_cache_size = statement_cache_size
-        self._expiry_interval = expiry_interval
         self._pool: ConnectionPool | None = None
         self._ready = False
         self._setting_up = asyncio.Lock()
@@ -133,6 +134,7 @@ class PostgresTier(ServerTier):
         return f"PostgresTier({self._where!r}, table={self._table!r})"
 
     async def invalidate_tag(self, tag: str) -> int | None:
+        check_tag(tag)
         return await self._delete_all("namespace = $1 AND tags <> '{}' AND tags @> ARRAY[$2::bigint]", _tag_hash(tag))
 
     async def clear(self) -> int | None:
@@ -159,6 +161,8 @@ class PostgresTier(ServerTier):
         return int(status.rpartition(" ")[2])
 
     async def _start(self) -> None:
+        # A lock belongs to the event loop in which it was first waited for.
+        self._setting_up = asyncio.Lock()
         self._calls.start(self._expire())
         async with self._connection():
             pass

@@ -24,12 +24,14 @@ from acgsperf.tiers.base import Entry
 from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.redis_connections import MAX_LIFETIME_S, Command, Credentials, RedisConnections
 from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, blobs, each, is_ok, number, refuses_all, text
-from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Unsealed
+from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Unsealed, check_tag
 from acgsperf.tiers.write_batches import WriteBatch
 
 __all__ = ["RedisTier"]
 
 KEYS_A_COMMAND: Final = 1_000
+# Redis refuses an expiry time beyond 64 bits. An entry that is kept longer than this has no expiry.
+LONGEST_MS: Final = 1 << 60
 TAG_TTL_MS: Final = 30 * 24 * 3600 * 1000
 
 # The value of a lock is its token and its owner; by the owner, the script recognizes a repeated command. A token is at
@@ -99,6 +101,7 @@ class RedisTier(ServerTier):
         return f"RedisTier({self._where!r})"
 
     async def invalidate_tag(self, tag: str) -> int | None:
+        check_tag(tag)
         started = self._check_use().time()
         if not self._calls.allow(1):
             return None
@@ -142,7 +145,9 @@ class RedisTier(ServerTier):
         if not self._calls.allow(1):
             return None
         owner = secrets.token_hex(8)
-        lifetime_ms = max(1, math.ceil(ttl * 1000))
+        if not ttl > 0:
+            raise ValueError(f"ttl must be greater than 0, got {ttl!r}")
+        lifetime_ms = max(1, math.ceil(ttl * 1000)) if ttl * 1000 < LONGEST_MS else LONGEST_MS
         command = ("EVAL", _LOCK, 2, self._lock_key(key), self._special("fence"), lifetime_ms, owner)
         token: int | None = None
         refused = False
@@ -305,8 +310,10 @@ class RedisTier(ServerTier):
         identity = envelope.identity(key)
         blob = envelope.seal(entry, identity, payload, [generations[tag] or b"" for tag in entry.tags])
         command: Command = ("SET", self._prefix + envelope.address(identity), blob)
-        if entry.kept_until is not None and entry.kept_until < math.inf:
-            command += ("PX", max(1, math.ceil((entry.kept_until - time.time()) * 1000)))
+        if entry.kept_until is not None:
+            remaining_ms = (entry.kept_until - time.time()) * 1000
+            if remaining_ms < LONGEST_MS:
+                command += ("PX", max(1, math.ceil(remaining_ms)))
         return command
 
     def _unlink_command(self, key: str) -> Command:
