@@ -49,6 +49,8 @@ class Connector:
             try:
                 async with asyncio.timeout(timeout):
                     await self._options.init(connection)
+                    # If init has cancelled its own task, this raises the error.
+                    await asyncio.sleep(0)
             except BaseException:
                 connection.terminate()
                 raise

@@ -247,7 +247,8 @@ class Supply:
         except Exception as error:
             self._note_failure(error)
         except asyncio.CancelledError:
-            if _is_cancelled():
+            # Only closing the pool cancels this task from outside.
+            if not self._lifecycle.is_open:
                 raise
             self._note_failure(PoolError("init was cancelled from inside"))
         else:
@@ -378,8 +379,3 @@ class Supply:
     def _drop_type_cache(self) -> None:
         for slot in self.inventory.slots:
             slot.connection._drop_local_type_cache()  # type: ignore[attr-defined]
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
