@@ -33,6 +33,7 @@ from acgsperf.pool.options import (
     PoolStats,
     checked_sizes,
 )
+from acgsperf.pool.queries import Queries
 from acgsperf.pool.slot import call_stack
 from acgsperf.pool.supply import Supply
 from acgsperf.pool.tasks import BackgroundTasks
@@ -44,10 +45,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("acgsperf.pool")
 
 
-class ConnectionPool:
+class ConnectionPool(Queries):
     """A bounded set of PostgreSQL connections that many tasks of one event loop share.
 
-    Use it with `async with`, or call `open` and `close`. `acquire` lends a connection.
+    Use it with `async with`, or call `open` and `close`. `acquire` lends a connection. `fetch`, `fetchrow`,
+    `fetchval`, `execute`, `executemany` and `transaction` borrow one for a single query or transaction.
 
     Args:
         dsn: the address of the server, in the form that asyncpg and libpq read.
