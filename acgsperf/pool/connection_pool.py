@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from acgsperf._native.arguments import checked_int, checked_seconds, checked_str
+from acgsperf._native.arguments import checked_bool, checked_int, checked_seconds, checked_str
 from acgsperf.addresses import checked_dsn
 from acgsperf.errors import PoolClosed, PoolError, PoolTimeout
 from acgsperf.pool.acquire import Acquire
@@ -33,6 +33,7 @@ from acgsperf.pool.options import (
     PoolStats,
     checked_sizes,
 )
+from acgsperf.pool.queries import Queries
 from acgsperf.pool.slot import call_stack
 from acgsperf.pool.supply import Supply
 from acgsperf.pool.tasks import BackgroundTasks
@@ -44,10 +45,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("acgsperf.pool")
 
 
-class ConnectionPool:
+class ConnectionPool(Queries):
     """A bounded set of PostgreSQL connections that many tasks of one event loop share.
 
-    Use it with `async with`, or call `open` and `close`. `acquire` lends a connection.
+    Use it with `async with`, or call `open` and `close`. `acquire` lends a connection. `fetch`, `fetchrow`,
+    `fetchval`, `execute`, `executemany` and `transaction` borrow one for a single query or transaction.
 
     Args:
         dsn: the address of the server, in the form that asyncpg and libpq read.
@@ -185,28 +187,40 @@ class ConnectionPool:
         """The pools of the replicas, which are opened and closed with this one."""
         return self._replicas
 
-    async def open(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109
+    async def open(self, timeout: float = 30.0, *, retry: bool = False) -> None:  # noqa: ASYNC109
         """Open `min_size` connections and start housekeeping.
 
         A replica that cannot be reached is no error: its pool keeps trying.
 
+        Args:
+            timeout: seconds to wait for the connections.
+            retry: whether to wait for a server that is still starting or cannot be reached yet. The pool then opens at
+                least one connection. An error that waiting does not remove, such as a wrong password, still ends it.
+
         Raises:
-            PoolUnhealthy: if the server refuses three attempts in a row; the pool is closed then.
+            PoolUnhealthy: if the server refuses three attempts in a row and `retry` does not apply; the pool is closed
+                then.
             PoolTimeout: if the connections are not open within `timeout` seconds; the pool is closed then.
             PoolClosed: if the pool was opened or closed before.
-            TypeError, ValueError: if the timeout is not a number of seconds, 0 or more; the pool can still be opened.
+            TypeError, ValueError: if the timeout is not a number of seconds, 0 or more, or `retry` is not a bool; the
+                pool can still be opened.
         """
         timeout = checked_seconds("timeout", timeout, zero=True)
+        checked_bool("retry", retry)
         if self._lifecycle.is_open or self._lifecycle.closed:
             raise PoolClosed(f"pool {self.name!r} was opened before; a pool can be opened only once")
         self._start()
+        self._supply.patient = retry
         try:
             await asyncio.gather(
-                self.warm(self.min_size, timeout), *(replica._open_as_replica(timeout) for replica in self._replicas)
+                self.warm(max(self.min_size, int(retry)), timeout),
+                *(replica._open_as_replica(timeout) for replica in self._replicas),
             )
         except BaseException:
             await self.close(0)
             raise
+        finally:
+            self._supply.patient = False
 
     def _start(self) -> None:
         self._lifecycle.start()
@@ -291,7 +305,10 @@ class ConnectionPool:
         except TimeoutError:
             size = len(self._inventory.slots)
             text = f"pool {self.name!r}: only {size} of {n} connections were open after {timeout} s"
-            raise PoolTimeout(text) from self._health.last_failure
+            failure = self._health.last_failure
+            if failure is not None:
+                text += f": {self._health.describe(failure)}"
+            raise PoolTimeout(text) from failure
 
     def resize(self, min_size: int, max_size: int) -> None:
         """Change the bounds at once.

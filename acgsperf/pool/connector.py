@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
@@ -12,6 +12,14 @@ from acgsperf.pool.slot import pooled_class
 
 if TYPE_CHECKING:
     from acgsperf.pool.slot import Connection
+
+# Connection refused, no such host, no reply; the server starts up, shuts down, or has no room for another session.
+_MAY_PASS: Final = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TooManyConnectionsError,
+)
 
 
 class Connector:
@@ -49,10 +57,17 @@ class Connector:
             try:
                 async with asyncio.timeout(timeout):
                     await self._options.init(connection)
+                    # If init has cancelled its own task, this raises the error.
+                    await asyncio.sleep(0)
             except BaseException:
                 connection.terminate()
                 raise
         return connection
+
+    @staticmethod
+    def may_pass(error: Exception) -> bool:
+        """Return whether a connection attempt may succeed later, because the server was not ready or not reachable."""
+        return isinstance(error, _MAY_PASS)
 
     def describe(self, error: Exception) -> str:
         """An error as text for messages, without the password."""
