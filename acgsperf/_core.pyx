@@ -2,8 +2,8 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
 """The compiled hot path: HashValidator, LRUCache, LatencyHistogram.
 
-Re-entrancy.  A user's __hash__, __eq__, __del__, clock and on_evict may call back into the object that called them, or let
-another thread do so.  Therefore user code that an operation needs runs before the operation reads any state.  After a
+Re-entrancy.  A user's __hash__, __eq__, __del__, clock and on_evict may call back into the object that called them, or
+let another thread do so.  Therefore user code that an operation needs runs before the operation reads any state.  After a
 comparison, the lookup starts again if the table has changed.  A removed entry is detached first, and its references are
 dropped last.  Without the GIL, a critical section takes its place.  Like the GIL, it may be suspended where Python code
 runs, and nowhere else.  So everything that can change is read and written inside one.
@@ -243,8 +243,8 @@ cdef class LRUCache:
 
     A mapping of bounded size that evicts the least recently used entry, and removes expired ones.
 
-    Operations on one key are O(1); `expire`, `resize`, `clear`, `keys`, `values` and `items` are O(n). Besides its key and
-    value, an entry takes 40 bytes, and 8 to 16 bytes of index. A stored None is a hit.
+    Operations on one key are O(1); `expire`, `resize`, `clear`, `keys`, `values` and `items` are O(n). Besides its key
+    and value, an entry takes 40 bytes, and 8 to 16 bytes of index. A stored None is a hit.
 
     Args:
         maxsize: the largest number of entries, 1 to 2**30.
@@ -985,8 +985,8 @@ cdef class LatencyHistogram:
     def record_corrected(self, ns, expected_interval_ns):
         """Count a latency, and those that a client which waits for answers could not measure meanwhile.
 
-        A client that sends a request every `expected_interval_ns`, and waits longer for an answer, omits requests. They are
-        counted as ns - interval, ns - 2 * interval, and so on (coordinated omission; the correction is HdrHistogram's).
+        A client that sends a request every `expected_interval_ns`, and waits longer for an answer, omits requests. They
+        are counted as ns - interval, ns - 2 * interval, and so on (coordinated omission; the correction is HdrHistogram's).
 
         Raises:
             TypeError, ValueError: for a bad latency, an interval that is not positive, or more than 10 million
@@ -1102,8 +1102,8 @@ cdef class LatencyHistogram:
 
         Raises:
             TypeError: if `blob` is not bytes-like.
-            ValueError: if it is anything but one whole V2 blob, has a layout that is not possible here, or announces more
-                counts than a blob of its size plausibly contains.
+            ValueError: if it is anything but one whole V2 blob, has a layout that is not possible here, or announces
+                more counts than a blob of its size plausibly contains.
         """
         cdef Py_ssize_t i
         cdef uint64_t times

@@ -1,4 +1,4 @@
-"""Addresses of servers: whether they can be used, and what of them may be shown, for they may hold passwords."""
+"""Checks addresses of servers, and hides the passwords in them."""
 
 import re
 from typing import Final
@@ -11,13 +11,13 @@ _SSL_MODES: Final = frozenset({"disable", "allow", "prefer", "require", "verify-
 
 
 def checked_redis_url(name: str, url: str) -> str:
-    """An address of a Redis. No message repeats any of it, for it may hold a password."""
+    """Accept the URL of a Redis server. No message repeats any part of it, because it may contain a password."""
     if not isinstance(url, str):
-        raise TypeError(f"{name} must be a str, not of type {type(url).__name__}")
+        raise TypeError(f"{name} must be a str, got {type(url).__name__}")
     try:
         parts = urlsplit(url)
         usable = parts.scheme in _REDIS_SCHEMES and "://" in url and (parts.port is None or parts.port > 0)
-        # redis-py takes any other path for database 0. A # begins what it never looks at, be it of a password.
+        # redis-py uses database 0 for any other path. It ignores what follows a #, even if that is part of a password.
         usable = usable and "#" not in url
         form = r"/.+" if parts.scheme == "unix" else r"/?[0-9]*/?"
         usable = usable and re.fullmatch(form, parts.path) is not None
@@ -25,18 +25,18 @@ def checked_redis_url(name: str, url: str) -> str:
         usable = False
     if not usable:
         raise ValueError(
-            f"{name} must be a redis://, rediss:// or unix:// URL, with a port from 1 to 65535 and a number as database"
-            " where it has them, the path of a socket in the last; a / in a password is written %2F, a # %23"
+            f"{name} must be a redis://, rediss:// or unix:// URL. A port must be 1 to 65535, a database a number, and"
+            " unix:// needs the path of a socket. In a password, write / as %2F and # as %23"
         )
     return url
 
 
 def checked_dsn(name: str, dsn: str) -> str:
-    """An address that asyncpg can read. No message repeats any of it, for it may hold a password."""
+    """Accept a DSN that asyncpg can read. No message repeats any part of it, because it may contain a password."""
     if not isinstance(dsn, str):
-        raise TypeError(f"{name} must be a str, not of type {type(dsn).__name__}")
+        raise TypeError(f"{name} must be a str, got {type(dsn).__name__}")
     try:
-        # What stands behind a # is not looked at, be it the rest of a password.
+        # asyncpg ignores what follows a #, even if that is the rest of a password.
         if "#" in dsn:
             raise ValueError("a #")
         parts = urlsplit(dsn)
@@ -52,21 +52,21 @@ def checked_dsn(name: str, dsn: str) -> str:
                 raise ValueError("no port")
     except ValueError:
         raise ValueError(
-            f"{name} must be a postgresql:// URL with ports from 1 to 65535; a / in a password is written %2F, a # %23"
+            f"{name} must be a postgresql:// URL with ports from 1 to 65535. In a password, write / as %2F and # as %23"
         ) from None
     if parts.scheme not in {"postgresql", "postgres"}:
         raise ValueError(f"{name} must start with postgresql:// or postgres://")
     if not _SSL_MODES.issuperset(mode.replace("_", "-") for mode in options.get("sslmode", ())):
-        raise ValueError(f"{name} must have one of these as its sslmode: {', '.join(sorted(_SSL_MODES))}")
+        raise ValueError(f"{name} must have an sslmode of {', '.join(sorted(_SSL_MODES))}")
     return dsn
 
 
 def masked(url: str) -> str:
-    """An address that can be used, with `***` for its passwords."""
+    """Return a valid address with `***` in place of its passwords."""
     head, mark, query = url.partition("?")
     scheme, separator, rest = head.partition("://")
     authority, slash, path = rest.partition("/")
-    # Where an @ or a # comes later than it should, what stands before it may be the rest of a password.
+    # If an @ or a # comes too late, the text before it may be the rest of a password.
     if not separator or "@" in path + query or "#" in url:
         return hidden(url)
     user_info, at, server = authority.rpartition("@")
@@ -76,7 +76,7 @@ def masked(url: str) -> str:
     for option in query.split("&"):
         name = option.partition("=")[0]
         if any(word in unquote_plus(name).lower() for word in ("pass", "secret", "token")):
-            # What follows may be the rest of it, after an & that should have been written %26.
+            # What follows may be the rest of the password, after an & that should have been %26.
             options.append(f"{name}=***")
             break
         options.append(option)
@@ -84,15 +84,15 @@ def masked(url: str) -> str:
 
 
 def hidden(url: str) -> str:
-    """The scheme of an address, if it has a likely one, and nothing else of it."""
+    """Return the scheme of an address, if it looks like one, and `***` for the rest."""
     scheme, separator, _ = url.partition("://")
     return f"{scheme}://***" if separator and scheme.isalpha() else "***"
 
 
 def server_of(dsn: str) -> str:
-    """Where the server of an address that can be used is: hosts and ports, or the directory of a socket."""
+    """Return the hosts and ports of a valid DSN, or the directory of a socket."""
     parts = urlsplit(dsn)
-    # Where there is another @, or one later on, what stands around it may be of a password.
+    # If there is a second @, the text around it may be part of a password.
     user, _, hosts = parts.netloc.rpartition("@")
     if "@" in user or dsn.count("@") > parts.netloc.count("@"):
         return "its server"
@@ -100,9 +100,9 @@ def server_of(dsn: str) -> str:
 
 
 def secrets_of(dsn: str, password: object) -> set[str]:
-    """What must not be shown of an address: the password, as written and as meant.
+    """Return what must not be shown of a DSN: its passwords, encoded and decoded.
 
-    It is asked for while an error is handled, so it raises none: all of an address that cannot be parsed is secret.
+    It is called while an error is handled and does not raise: if the DSN cannot be parsed, all of it is secret.
     """
     try:
         parts = urlsplit(dsn)

@@ -1,14 +1,14 @@
-"""The package's exceptions, all under `AcgsperfError`."""
+"""The exceptions of the package, all of them subclasses of `AcgsperfError`."""
 
 import reprlib
 
 
 class AcgsperfError(Exception):
-    """What the package raises of its own, beside TypeError and ValueError for bad arguments."""
+    """The base class of all errors of the package. Bad arguments raise TypeError or ValueError instead."""
 
 
 class ComplianceError(AcgsperfError):
-    """A request whose constitutional hash is not an accepted one."""
+    """A request whose constitutional hash is missing or not accepted."""
 
     def __init__(self, expected: tuple[str, ...], found: object) -> None:
         super().__init__(expected, found)
@@ -16,13 +16,13 @@ class ComplianceError(AcgsperfError):
         self.found = found
 
     def __str__(self) -> str:
-        # The value comes from a client: what is shown of it is bounded.
+        # The value comes from a client, so what is shown of it is bounded.
         shown = reprlib.repr(self.found) if isinstance(self.found, str | None) else type(self.found).__name__
-        return f"constitutional hash must be {' or '.join(self.expected)}, not {shown}"
+        return f"constitutional hash must be {' or '.join(self.expected)}, got {shown}"
 
 
 class SettingsError(AcgsperfError, ValueError):
-    """An environment variable that cannot be used."""
+    """An environment variable with a value that cannot be used."""
 
     def __init__(self, variable: str, value: str, expected: str) -> None:
         super().__init__(variable, value, expected)
@@ -31,39 +31,39 @@ class SettingsError(AcgsperfError, ValueError):
         self.expected = expected
 
     def __str__(self) -> str:
-        return f"{self.variable} must be {self.expected}, not {self.value!r}"
+        return f"{self.variable} must be {self.expected}, got {self.value!r}"
 
 
 class PoolError(AcgsperfError):
-    """What a connection pool raises; each kind is a class of its own."""
+    """The base class of what a connection pool raises."""
 
 
 class PoolTimeout(PoolError, TimeoutError):  # noqa: N818
-    """No connection became free in time."""
+    """No connection became free before the timeout."""
 
 
 class PoolSaturated(PoolError):  # noqa: N818
-    """As many callers as `max_waiting` allows wait already."""
+    """The maximum number of callers, `max_waiting`, are already waiting."""
 
 
 class PoolUnhealthy(PoolError):  # noqa: N818
-    """The server cannot be reached now; the pool keeps trying by itself. `__cause__` is what the last try met."""
+    """The server cannot be reached now; the pool keeps trying. `__cause__` is the error of the last attempt."""
 
 
 class PoolClosed(PoolError):  # noqa: N818
-    """The pool is closed, is being closed, or was never opened."""
+    """The pool is closed, is closing, or was never opened."""
 
 
 class PoolExists(PoolError, ValueError):  # noqa: N818
-    """A manager has a pool of this name already."""
+    """The manager already has a pool of this name."""
 
 
 class PoolNotFound(PoolError, LookupError):  # noqa: N818
-    """A manager has no pool of this name."""
+    """The manager has no pool of this name."""
 
 
 class TierError(AcgsperfError):
-    """A tier that is not open, or that belongs to another event loop or another process."""
+    """A tier that is not open, or that belongs to another event loop or process."""
 
 
 class CacheError(AcgsperfError):
@@ -71,16 +71,16 @@ class CacheError(AcgsperfError):
 
 
 class ServiceError(AcgsperfError):
-    """A service that is used in a way that it is not made for: opened twice, or without a handler."""
+    """A service that is opened twice, or used without a handler."""
 
 
 class LoadError(AcgsperfError):
-    """A load that ended without a value, and without an error of its own."""
+    """A load that ended without a value and without an error of the loader."""
 
 
 class LoadTimeoutError(LoadError, TimeoutError):
-    """A load that took longer than the hard time-out."""
+    """A load that took longer than the hard timeout."""
 
 
 class LoadCancelledError(LoadError):
-    """A load that was cancelled from inside; those who waited for it were not."""
+    """A load that was cancelled from inside, while its callers were not."""

@@ -1,4 +1,4 @@
-"""Every environment variable of the package, parsed and checked once."""
+"""The environment variables of the package, parsed and checked in one place."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -36,35 +36,35 @@ _SWITCHES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a service is told from outside.
+    """The configuration of a service.
 
-    A repr shows no password; the fields themselves hold them.
+    The repr shows no password, but the fields contain them.
 
     Args:
         constitutional_hashes: the accepted hashes, the current one first.
         fast_path_enabled: `fast_path` of a `ComplianceValidator`.
         batch_processing_enabled: its `batch`.
-        database_url: where PostgreSQL is, None to do without.
-        db_pool_min_size: connections kept open.
-        db_pool_max_size: connections at most.
-        db_statement_cache_size: prepared statements that a connection keeps, of the pool and of L3; 0 behind a
-            PgBouncer in transaction mode.
-        db_command_timeout: seconds that a statement of the pool's borrowers may take, None for no limit.
-        db_pool_health_check_interval: seconds between two health checks of the pools.
-        redis_url: where Redis is, None to do without.
-        l1_cache_size: entries of L1.
-        l2_ttl_default: seconds until a value expires.
-        cache_namespace: whose entries these are in servers that are shared, 1 to 100 printable characters.
-        cache_hit_rate_target: a share, 0.95 for 95 %.
-        p50_latency_target_ms, p95_latency_target_ms, p99_latency_target_ms: milliseconds.
-        throughput_target_rps: requests per second.
-        monitoring_interval_s: seconds between two looks at the figures.
-        optimization_interval_s: seconds between two optimisations.
-        workers_directory: where the processes of one service on this machine leave their figures for each other, None
-            where there is one process, or each speaks for itself.
+        database_url: the URL of PostgreSQL, None to do without.
+        db_pool_min_size: the number of connections kept open.
+        db_pool_max_size: the largest number of connections.
+        db_statement_cache_size: prepared statements that a connection of the pool or of L3 keeps; must be 0 if a
+            PgBouncer in transaction mode is in between.
+        db_command_timeout: how long a statement of a borrower may take, in seconds; None for no limit.
+        db_pool_health_check_interval: time between two health checks of the pools, in seconds.
+        redis_url: the URL of Redis, None to do without.
+        l1_cache_size: the largest number of entries in L1.
+        l2_ttl_default: the time until a value expires, in seconds.
+        cache_namespace: the prefix of keys in shared servers, 1 to 100 printable characters.
+        cache_hit_rate_target: the wanted share of hits, 0.95 for 95 %.
+        p50_latency_target_ms, p95_latency_target_ms, p99_latency_target_ms: the latency targets, in milliseconds.
+        throughput_target_rps: the throughput target, in requests per second.
+        monitoring_interval_s: time between two evaluations of the metrics, in seconds.
+        optimization_interval_s: time between two optimisations, in seconds.
+        workers_directory: the directory in which the processes of one service on this machine share their metrics; None
+            for one process, or if each reports for itself.
 
     Raises:
-        TypeError, ValueError: names the field; of an address it repeats nothing.
+        TypeError, ValueError: names the field. The message contains no part of an address.
     """
 
     constitutional_hashes: tuple[str, ...] = (CONSTITUTIONAL_HASH,)
@@ -94,18 +94,18 @@ class Settings:
             object.__setattr__(self, name, rule.check(name, getattr(self, name)))
         if self.db_pool_min_size > self.db_pool_max_size:
             raise ValueError(
-                "db_pool_min_size must be at most db_pool_max_size,"
-                f" not {self.db_pool_min_size} and {self.db_pool_max_size}"
+                f"db_pool_min_size must be at most db_pool_max_size, which is {self.db_pool_max_size},"
+                f" got {self.db_pool_min_size}"
             )
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """The settings that the environment names, and the default of every other.
+        """Create settings from environment variables, with the default for those that are not set.
 
-        An address that is empty is none; any other empty variable is an error.
+        An empty address means none. Any other empty variable is an error.
 
         Raises:
-            SettingsError: names the variable, its value (of an address only the scheme) and what was expected.
+            SettingsError: names the variable, its value (only the scheme of an address) and what was expected.
         """
         found: dict[str, Any] = {}
         for name, rule in _RULES.items():
@@ -114,7 +114,7 @@ class Settings:
                 found[name] = rule.read(name, variable, environ[variable])
         least, most = (found.get(name, _DEFAULTS[name]) for name in ("db_pool_min_size", "db_pool_max_size"))
         if least > most:
-            # Blamed is one that was set: the default of the other may be what it cannot go with.
+            # The error names a variable that was set: the other one may have its default.
             if "db_pool_min_size" in found:
                 raise SettingsError("DB_POOL_MIN_SIZE", str(least), f"at most DB_POOL_MAX_SIZE, which is {most}")
             raise SettingsError("DB_POOL_MAX_SIZE", str(most), f"at least DB_POOL_MIN_SIZE, which is {least}")
@@ -131,13 +131,13 @@ class Settings:
 
 
 def variable_of(name: str) -> str:
-    """The environment variable of a field."""
+    """Return the name of the environment variable of a field."""
     return HASH_VARIABLE if name == "constitutional_hashes" else name.upper()
 
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """How a setting is written, and what is right: `check` raises a TypeError or ValueError that names the field."""
+    """How a setting is parsed and checked. `check` raises a TypeError or ValueError that names the field."""
 
     expected: str
     parse: Callable[[str], Any]
@@ -173,7 +173,7 @@ def _checked_redis_url(name: str, url: str | None) -> str | None:
 
 def _checked_directory(name: str, path: str | None) -> str | None:
     if path is not None and not isinstance(path, str):
-        raise TypeError(f"{name} must be a str or None, not of type {type(path).__name__}")
+        raise TypeError(f"{name} must be a str or None, got {type(path).__name__}")
     return path
 
 
@@ -182,15 +182,17 @@ def _at_least(least: int) -> _Rule:
 
 
 _SWITCH: Final = _Rule("true or false", _switch, checked_bool)
-_POSITIVE: Final = _Rule("a positive number", float, checked_positive)
+_POSITIVE: Final = _Rule("a finite number greater than 0", float, checked_positive)
 _RULES: Final = {
     "constitutional_hashes": _Rule(
-        "1 to 16 hashes of 16 digits 0-9a-f, with commas", _list, lambda name, value: checked_hashes(value, name)
+        "1 to 16 hashes of 16 digits 0-9a-f, separated by commas",
+        _list,
+        lambda name, value: checked_hashes(value, name),
     ),
     "fast_path_enabled": _SWITCH,
     "batch_processing_enabled": _SWITCH,
     "database_url": _Rule(
-        "a postgresql:// URL, with ports from 1 to 65535, an sslmode that exists and / in a password as %2F",
+        "a postgresql:// URL with ports from 1 to 65535, a valid sslmode, and / in a password written as %2F",
         _address,
         _checked_database_url,
     ),
@@ -198,19 +200,21 @@ _RULES: Final = {
     "db_pool_max_size": _at_least(1),
     "db_statement_cache_size": _at_least(0),
     "db_command_timeout": _Rule(
-        "a positive number", float, lambda name, value: None if value is None else checked_positive(name, value)
+        "a finite number greater than 0",
+        float,
+        lambda name, value: None if value is None else checked_positive(name, value),
     ),
     "db_pool_health_check_interval": _POSITIVE,
     "redis_url": _Rule(
-        "a redis://, rediss:// or unix:// URL, with a port from 1 to 65535, a number as database, the path of a socket,"
-        " and / in a password as %2F",
+        "a redis://, rediss:// or unix:// URL with a port from 1 to 65535, a number as database or the path of a"
+        " socket, and / in a password written as %2F",
         _address,
         _checked_redis_url,
     ),
     "l1_cache_size": _Rule("an integer from 1 to 2**30", int, lambda name, value: checked_maxsize(value, name)),
     "l2_ttl_default": _POSITIVE,
     "cache_namespace": _Rule("1 to 100 printable characters", str, checked_namespace),
-    "cache_hit_rate_target": _Rule("a share above 0 and up to 1", float, checked_share),
+    "cache_hit_rate_target": _Rule("a number greater than 0 and at most 1", float, checked_share),
     "p50_latency_target_ms": _POSITIVE,
     "p95_latency_target_ms": _POSITIVE,
     "p99_latency_target_ms": _POSITIVE,

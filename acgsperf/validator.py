@@ -1,4 +1,4 @@
-"""The compliance gate of a service: hashes alone, in a context, from the environment, headers and requests."""
+"""The compliance gate of a service: checks hashes in requests, headers, the environment, and in a context."""
 
 import os
 import time
@@ -19,7 +19,7 @@ _VARIABLES: Final = (HASH_VARIABLE, "FAST_PATH_ENABLED", "BATCH_PROCESSING_ENABL
 
 @dataclass(frozen=True, slots=True)
 class ContextVerdict:
-    """The answer of `validate_with_context`."""
+    """The result of `validate_with_context`."""
 
     valid: bool
     cached: bool
@@ -28,7 +28,7 @@ class ContextVerdict:
 
 @dataclass(frozen=True, slots=True)
 class ValidatorMetrics:
-    """What a `ComplianceValidator` did since its last reset; `latency` is in ns, of the calls that were timed."""
+    """The counters of a `ComplianceValidator` since its last reset; `latency` is that of the timed calls, in ns."""
 
     verdicts: ValidatorStats
     fast_path_calls: int
@@ -40,17 +40,15 @@ class ValidatorMetrics:
 
 
 class ComplianceValidator:
-    """Checks the constitutional hash wherever a service meets it.
-
-    With `fast_path`, `validate` is the compiled check itself and takes no time of its own: it is counted, not timed.
-    Without, every call is timed. With `batch`, `validate_many` is one compiled call; without, one call an item.
+    """Checks the constitutional hash of values, requests, headers and the environment.
 
     Args:
         expected: the accepted hash or hashes, as for `HashValidator`.
-        fast_path: whether single validations go straight to the compiled check.
-        batch: whether many validations are one call.
-        context_cache_size: answers remembered by `validate_with_context`.
-        context_ttl: seconds for which they are.
+        fast_path: True makes `validate` the compiled check itself: calls are counted, not timed. False also times every
+            call, which costs about ten times as much.
+        batch: True makes `validate_many` one compiled call, False one call for each item.
+        context_cache_size: the number of results that `validate_with_context` keeps.
+        context_ttl: how long it keeps them, in seconds.
         clock: as for `LRUCache`.
         on_reject: as for `HashValidator`.
 
@@ -81,15 +79,15 @@ class ComplianceValidator:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """A validator as the environment says.
+        """Create a validator from environment variables.
 
-        `CONSTITUTIONAL_HASH` holds the accepted hash, or several with commas; `FAST_PATH_ENABLED` and
+        `CONSTITUTIONAL_HASH` is the accepted hash, or several separated by commas; `FAST_PATH_ENABLED` and
         `BATCH_PROCESSING_ENABLED` are the switches `fast_path` and `batch`.
 
         Raises:
             SettingsError: names the variable, its value and what was expected.
         """
-        # These alone: who asks for a validator is not told of a bad address of a server.
+        # Only these, so that a bad address of a server does not matter here.
         settings = Settings.from_environment({name: environ[name] for name in _VARIABLES if name in environ})
         return cls(
             settings.constitutional_hashes,
@@ -109,13 +107,13 @@ class ComplianceValidator:
 
     @property
     def fast_path(self) -> bool:
-        """Whether `validate` goes straight to the compiled check; may be switched at any time."""
+        """Whether `validate` is the compiled check itself; may be changed at any time."""
         return self._fast_path
 
     @fast_path.setter
     def fast_path(self, enabled: bool) -> None:
         self._fast_path = enabled
-        # An instance attribute: on the fast path no Python code stands between the caller and the compiled check.
+        # An instance attribute, so that the fast path runs no Python code between the caller and the compiled check.
         self.validate: Callable[[object], bool] = self._hashes.validate if enabled else self._validate_timed
 
     def _validate_timed(self, value: object, /) -> bool:
@@ -126,33 +124,33 @@ class ComplianceValidator:
         return valid
 
     def validate_many(self, values: Iterable[object]) -> list[bool]:
-        """`validate` for each item; the values may be of any type."""
+        """Validate each item; the values may be of any type."""
         if not self.batch:
             return [self.validate(value) for value in values]
-        # A list, so that what its iterator raises comes before anything is counted.
+        # A list first, so that nothing is counted if the iterator raises.
         verdicts = self._hashes.validate_many(list(values))
         self.batches += 1
         self._batched_items += len(verdicts)
         return verdicts
 
     async def validate_async(self, value: object) -> bool:
-        """`validate`, for callers that await; it never waits."""
+        """Validate, for callers that await; it never waits."""
         return self.validate(value)
 
     async def validate_many_async(self, values: Iterable[object]) -> list[bool]:
-        """`validate_many`, for callers that await; it never waits."""
+        """Validate each item, for callers that await; it never waits."""
         return self.validate_many(values)
 
     def validate_with_context(self, value: object, context: Mapping[str, object]) -> ContextVerdict:
-        """Whether a hash is accepted in a context; remembered by both for an hour.
+        """Check a hash in a context. The result is kept for `context_ttl` seconds by hash and context.
 
-        What is not even a hash is refused and not remembered: a client cannot fill the memory with it.
+        A value that is not even a hash is rejected and not kept, so that a client cannot fill the memory.
 
         Raises:
-            TypeError, ValueError: when the context is not a JSON-like mapping (see `fingerprint`).
+            TypeError, ValueError: if the context is not a JSON-like mapping (see `fingerprint`).
         """
         if not isinstance(context, Mapping):
-            raise TypeError(f"context must be a mapping, not {context!r:.100}")
+            raise TypeError(f"context must be a mapping, got {context!r:.100}")
         address = fingerprint(dict(context))
         verdict = self._hashes.classify(value)
         self._context_calls += 1
@@ -167,16 +165,16 @@ class ComplianceValidator:
         return ContextVerdict(bool(verdict), False, context)
 
     def validate_environment(self, environ: Mapping[str, str] = os.environ) -> bool:
-        """Whether `CONSTITUTIONAL_HASH` is set to an accepted hash, or to several with commas."""
+        """Return whether `CONSTITUTIONAL_HASH` is set to an accepted hash, or to several separated by commas."""
         return all(self.validate(item.strip()) for item in environ.get(HASH_VARIABLE, "").split(","))
 
     def validate_headers(self, headers: Mapping[str, str] | Iterable[tuple[str | bytes, str | bytes]]) -> bool:
-        """Whether `X-Constitutional-Hash`, in any case, holds an accepted hash; one that is missing does not.
+        """Return whether the header `X-Constitutional-Hash` is an accepted hash; False if it is missing.
 
-        Where there are several each has to: what reads the request next may take another one.
+        If there are several, each must be accepted, because the next reader of the request may use another one.
 
         Args:
-            headers: a mapping, or pairs as ASGI has them, which may be bytes.
+            headers: a mapping, or pairs of str or bytes as in ASGI. The case of names does not matter.
         """
         name = HASH_HEADER.lower()
         pairs: Iterable[tuple[str | bytes, str | bytes]] = headers.items() if isinstance(headers, Mapping) else headers
@@ -184,15 +182,15 @@ class ComplianceValidator:
         return all(self.validate(value) for value in found or (None,))
 
     def validate_request(self, request: object) -> bool:
-        """Whether the field `constitutional_hash` holds an accepted hash; one that is missing does not.
+        """Return whether the field `constitutional_hash` is an accepted hash; False if it is missing.
 
         Args:
-            request: a mapping. Anything else, as a stranger's JSON may be, has no such field.
+            request: a mapping. Any other type has no such field.
         """
         return self.validate(request.get(HASH_FIELD) if isinstance(request, Mapping) else None)
 
     def require(self, value: object) -> None:
-        """Pass for an accepted hash.
+        """Raise unless the hash is accepted.
 
         Raises:
             ComplianceError: names the expected and the found hash.
@@ -201,7 +199,7 @@ class ComplianceValidator:
             raise ComplianceError(self.expected, value)
 
     def response_headers(self) -> dict[str, str]:
-        """The headers that tell a client what was verified."""
+        """Return the headers that tell a client that its hash was verified."""
         return {
             HASH_HEADER: self.expected[0],
             "X-Constitutional-Compliance": "verified",
@@ -209,7 +207,7 @@ class ComplianceValidator:
         }
 
     def metrics(self) -> ValidatorMetrics:
-        """The counters, and true percentiles of the timed calls."""
+        """Return the counters, and the percentiles of the timed calls."""
         verdicts = self._hashes.stats()
         contexts = self._contexts.stats()
         return ValidatorMetrics(
@@ -223,7 +221,7 @@ class ComplianceValidator:
         )
 
     def reset_metrics(self) -> None:
-        """Set the counters to zero and forget the remembered contexts."""
+        """Set the counters to zero and drop the kept results."""
         self._hashes.reset_stats()
         self._contexts.clear()
         self._contexts.reset_stats()
@@ -231,12 +229,12 @@ class ComplianceValidator:
         self._timed_calls = self._batched_items = self._context_calls = self.batches = 0
 
     def optimize(self) -> tuple[str, ...]:
-        """Remove expired contexts; says what was done, and nothing when nothing was."""
+        """Remove expired results; return a description of what was removed, or nothing."""
         before = len(self._contexts)
         removed = self._contexts.expire()
-        return (f"removed {removed} expired of {before} contexts",) if removed else ()
+        return (f"removed {removed} expired contexts of {before}",) if removed else ()
 
 
 def _text(written: str | bytes) -> str:
-    # HTTP's own encoding: every byte is a character.
+    # The encoding of HTTP: every byte is a character.
     return written.decode("latin-1") if isinstance(written, bytes) else written

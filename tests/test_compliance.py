@@ -50,7 +50,7 @@ def test_nothing_but_an_accepted_hash_passes(any_gate, value):
     as_bytes = value == CONSTITUTIONAL_HASH.encode()
     assert any_gate.validate_headers({"X-Constitutional-Hash": value}) is as_bytes
     assert any_gate.validate_with_context(value, {}).valid is False
-    with pytest.raises(ComplianceError, match=f"^constitutional hash must be {CONSTITUTIONAL_HASH}, not "):
+    with pytest.raises(ComplianceError, match=f"^constitutional hash must be {CONSTITUTIONAL_HASH}, got "):
         any_gate.require(value)
 
 
@@ -113,7 +113,7 @@ def test_a_context_is_forgotten_after_an_hour(now):
     assert gate.validate_with_context(CONSTITUTIONAL_HASH, {}).cached
     assert gate.optimize() == ()
     now[0] += 0.001
-    assert gate.optimize() == ("removed 1 expired of 1 contexts",)
+    assert gate.optimize() == ("removed 1 expired contexts of 1",)
     assert not gate.validate_with_context(CONSTITUTIONAL_HASH, {}).cached
 
 
@@ -127,7 +127,7 @@ def test_the_contexts_are_bounded():
 
 
 def test_a_context_that_is_not_json_like_is_an_error(gate):
-    with pytest.raises(TypeError, match=r"^\$\.tags must be a JSON-like value, not set"):
+    with pytest.raises(TypeError, match=r"^\$\.tags must be a JSON-like value, got set"):
         gate.validate_with_context(CONSTITUTIONAL_HASH, {"tags": {1}})
 
 
@@ -199,12 +199,12 @@ def test_a_rotation_in_the_environment_passes_its_own_validator():
 @pytest.mark.parametrize(
     ("variable", "value", "expected"),
     [
-        ("CONSTITUTIONAL_HASH", "", "1 to 16 hashes of 16 digits 0-9a-f, with commas"),
-        ("CONSTITUTIONAL_HASH", f"{OLD},", "1 to 16 hashes of 16 digits 0-9a-f, with commas"),
+        ("CONSTITUTIONAL_HASH", "", "1 to 16 hashes of 16 digits 0-9a-f, separated by commas"),
+        ("CONSTITUTIONAL_HASH", f"{OLD},", "1 to 16 hashes of 16 digits 0-9a-f, separated by commas"),
         (
             "CONSTITUTIONAL_HASH",
             ",".join(f"{i:016x}" for i in range(17)),
-            "1 to 16 hashes of 16 digits 0-9a-f, with commas",
+            "1 to 16 hashes of 16 digits 0-9a-f, separated by commas",
         ),
         ("FAST_PATH_ENABLED", "maybe", "true or false"),
         ("BATCH_PROCESSING_ENABLED", "", "true or false"),
@@ -213,7 +213,7 @@ def test_a_rotation_in_the_environment_passes_its_own_validator():
 def test_a_bad_setting_names_variable_value_and_what_was_expected(variable, value, expected):
     with pytest.raises(SettingsError) as raised:
         ComplianceValidator.from_environment({variable: value})
-    assert str(raised.value) == f"{variable} must be {expected}, not {value!r}"
+    assert str(raised.value) == f"{variable} must be {expected}, got {value!r}"
 
 
 @pytest.mark.parametrize("error", [ComplianceError((OLD,), "x"), SettingsError("A", "b", "c")])
@@ -270,5 +270,5 @@ def test_a_request_that_is_no_mapping_has_no_hash(request_):
 
 
 def test_a_context_that_is_no_mapping_is_refused():
-    with pytest.raises(TypeError, match="context must be a mapping, not None"):
+    with pytest.raises(TypeError, match="context must be a mapping, got None"):
         ComplianceValidator().validate_with_context(CONSTITUTIONAL_HASH, None)

@@ -2,12 +2,12 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
 """The compiled encoder of requests: `canonical`, `fingerprint` and `request_key`.
 
-It encodes what requests are made of: the exact types, integers of 64 bits, what is nested no deeper than allowed. At
-anything else it gives up and leaves the whole request to the twin, which encodes it or says what is wrong and where.
+It encodes what most requests consist of: exact types, integers of 64 bits, and nesting within the limit.  For anything
+else it gives up and passes the whole request to the twin, which encodes it or raises an error that says where and why.
 
-References are borrowed.  Between taking one from a container and the last use of it no Python code runs and nothing is
-allocated that could start the garbage collector; where an exception may, nothing borrowed is used any more.  On a
-free-threaded interpreter that does not keep other threads from the container: a copy that no one else has stands in.
+References are borrowed.  Between taking one from a container and its last use, no Python code runs, and nothing is
+allocated that could start the garbage collector.  Where an exception may do so, nothing borrowed is used afterwards.  A
+free-threaded interpreter does not keep other threads from the container, so there a private copy is encoded.
 """
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
@@ -61,7 +61,7 @@ cdef struct Pair:
 
 
 cdef struct Writer:
-    # Both start within the writer, on the C stack, and move to the heap when that is too small.
+    # Both start within the writer, on the C stack, and move to the heap if that is too small.
     char *text
     size_t used
     size_t capacity
@@ -73,9 +73,9 @@ cdef struct Writer:
 
 
 def fingerprint(request, /):
-    """The address of a request: 32 hexadecimal digits.
+    """Return the address of a request: 32 hexadecimal digits.
 
-    An address is not an identity: what is stored under it has to be compared with the request.
+    An address is not an identity: compare the request with what you stored under its address.
 
     Args:
         request: as for `canonical`.
@@ -87,9 +87,9 @@ def fingerprint(request, /):
 
 
 def request_key(request, /):
-    """What a request is kept under in a cache: its canonical bytes as text, or the SHA-256 of more than 200.
+    """Return the cache key of a request: its canonical bytes as text, or their SHA-256 if there are more than 200.
 
-    Unlike a fingerprint it is an identity: nobody can find two requests that share one.
+    Unlike a fingerprint it is an identity: nobody can find two requests with the same key.
 
     Args:
         request: as for `canonical`.
@@ -104,17 +104,17 @@ def request_key(request, /):
 
 
 def canonical(request, /):
-    """The canonical bytes of a JSON-like value: a tag a value, a length where one is needed, keys in order.
+    """Return the canonical bytes of a JSON-like value: for each value a tag and, if needed, a length; keys in order.
 
     O(n log n) in the keys of a dict, O(n) in everything else.
 
     Args:
-        request: dict, list, tuple, str, int, float, bool or None, nested at most 100 deep; subclasses count as
-            what they derive from. Keys of a dict: str, int, float, bool or None.
+        request: dict, list, tuple, str, int, float, bool or None, nested at most 100 deep; a subclass counts as
+            its base. Keys of a dict: str, int, float, bool or None.
 
     Raises:
-        TypeError: for any other type; names where it stands.
-        ValueError: for NaN, an infinity, a lone surrogate, and what is nested deeper or holds itself.
+        TypeError: for any other type; the message names the place.
+        ValueError: for NaN, an infinity, a lone surrogate, and a value that is nested deeper or contains itself.
     """
     return encoded(request)
 
@@ -205,7 +205,7 @@ cdef Outcome write_object(Writer *writer, PyObject *mapping, int depth) except F
 
 
 cdef Outcome write_scalar(Writer *writer, PyObject *value) except FAILED:
-    """What may be a key as well."""
+    """Write a value that can also be a key."""
     if PyUnicode_CheckExact(value):
         return write_str(writer, value)
     if PyLong_CheckExact(value):
@@ -230,8 +230,8 @@ cdef inline Outcome write_tag(Writer *writer, char tag) except FAILED:
 cdef Outcome write_str(Writer *writer, PyObject *value) except FAILED:
     if PyUnicode_IS_COMPACT_ASCII(value):
         return write_text(writer, <const char *> PyUnicode_DATA(value), PyUnicode_GET_LENGTH(value))
-    # Into an object of its own: what `PyUnicode_AsUTF8AndSize` gives stays in memory as long as the str, which is held
-    # here, for a lone surrogate makes an exception, and that may start the garbage collector.
+    # A new object, because what `PyUnicode_AsUTF8AndSize` returns stays in memory as long as the str. The str is held,
+    # because a lone surrogate creates an exception, and that may start the garbage collector.
     text = <object> value
     cdef PyObject *utf8 = PyUnicode_AsUTF8String(text)
     if utf8 == NULL:
@@ -282,7 +282,7 @@ cdef Outcome write_int(Writer *writer, PyObject *value) except FAILED:
     to += 1
     rest = <uint64_t> number
     if number < 0:
-        # In unsigned arithmetic the smallest number has its opposite.
+        # Unsigned arithmetic can negate the smallest number.
         rest = 0 - rest
         to[0] = c'-'
         to += 1
@@ -311,7 +311,7 @@ cdef Outcome write_float(Writer *writer, double number) except FAILED:
 
 
 cdef inline char *reserve(Writer *writer, size_t size) except NULL:
-    """Where the next `size` bytes go."""
+    """Return where the next `size` bytes go."""
     if writer.capacity - writer.used < size:
         writer.text = <char *> enlarged(
             writer.text, writer.first_text, writer.used, &writer.capacity, writer.used + size, 1
@@ -331,7 +331,7 @@ cdef inline int reserve_pairs(Writer *writer, size_t count) except -1:
 cdef void *enlarged(
     void *memory, void *first, size_t used, size_t *capacity, size_t needed, size_t unit
 ) except NULL:
-    """The memory with room for `needed` and, so that growing costs O(1) each, twice the room that it had."""
+    """Return memory with room for `needed`, and at least twice as much as before: growing is O(1) on average."""
     cdef size_t size = max(2 * capacity[0], needed)
     cdef void *larger = PyMem_RawRealloc(NULL if memory == first else memory, size * unit)
     if larger == NULL:
@@ -343,12 +343,12 @@ cdef void *enlarged(
 
 
 cdef inline bint precedes(const char *text, const Pair *one, const Pair *other) noexcept nogil:
-    """Pairs are ordered as their keys are: no key's bytes are a prefix of another's, and no two are the same."""
+    """Whether one pair precedes another. No key's bytes are a prefix of another's, so pairs sort as their keys do."""
     return memcmp(text + one.start, text + other.start, min(one.size, other.size)) < 0
 
 
 cdef int sort_pairs(Writer *writer, size_t first, size_t base, size_t count) except -1:
-    """Brings the `count` pairs from `base` on, whose bytes are the last ones from `first` on, into order."""
+    """Sort the `count` pairs from `base` on, whose bytes are the last ones, from `first` on."""
     cdef size_t size = writer.used - first
     cdef char *to = reserve(writer, size)
     cdef Pair *pair
@@ -363,7 +363,7 @@ cdef int sort_pairs(Writer *writer, size_t first, size_t base, size_t count) exc
 
 
 cdef Pair *sorted_pairs(const char *text, Pair *pairs, Pair *spare, size_t count) noexcept nogil:
-    """Merge sort from the bottom up, O(n log n) whatever keys a client chooses: the result is in one of the two."""
+    """Merge sort from the bottom up, O(n log n) for any keys of a client. The result is in one of the two arrays."""
     cdef size_t low = 0
     cdef size_t width = RUN
     while low < count:

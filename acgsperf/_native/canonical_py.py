@@ -1,7 +1,7 @@
-"""The encoder of requests in plain Python: the fallback where nothing compiles, and the one that knows every case.
+"""The encoder of requests in pure Python: the fallback where nothing compiles, and the reference for every case.
 
-Behaves as `_canonical` does, which documents the functions and leaves to this one what it does not encode itself: it
-defines the canonical bytes and refuses what has none.
+It behaves as `canonical` does, which documents the functions. `canonical` calls this encoder for what it does not
+encode itself. So this module defines the canonical bytes, and rejects what has none.
 """
 
 import math
@@ -14,25 +14,25 @@ from xxhash import xxh3_128_hexdigest
 
 IMPLEMENTATION: Final = "python"
 MAX_DEPTH: Final = 100
-# The tiers keep a key of this length as it is.
+# The tiers store a key up to this length unchanged.
 MAX_KEY_BYTES: Final = 200
 
 _pack_float: Final = struct.Struct(">d").pack
 
 
 def fingerprint(request: object, /) -> str:
-    """The address of a request."""
+    """Return the address of a request."""
     return xxh3_128_hexdigest(canonical(request))
 
 
 def request_key(request: object, /) -> str:
-    """What a request is kept under in a cache."""
+    """Return the cache key of a request."""
     key = canonical(request)
     return key.decode("latin-1") if len(key) <= MAX_KEY_BYTES else "sha256:" + sha256(key).hexdigest()
 
 
 def canonical(request: object, /) -> bytes:
-    """The canonical bytes of a JSON-like value."""
+    """Return the canonical bytes of a JSON-like value."""
     return _encode(request, 0, ())
 
 
@@ -81,7 +81,7 @@ def _encode_none(value: None, depth: int, path: _Path) -> bytes:
 def _encode_array(value: list[object] | tuple[object, ...], depth: int, path: _Path) -> bytes:
     if depth == MAX_DEPTH:
         raise ValueError(f"{_at(path[:3])}… must be nested at most {MAX_DEPTH} deep")
-    # Other threads may change a list or a dict meanwhile: a copy is as it was at one moment.
+    # Other threads may change a list or a dict meanwhile. A copy is of one moment.
     parts = [_encode(item, depth + 1, (*path, i)) for i, item in enumerate(tuple(value))]
     return b"a%d:%b" % (len(parts), b"".join(parts))
 
@@ -91,7 +91,7 @@ def _encode_object(value: Mapping[object, object], depth: int, path: _Path) -> b
         raise ValueError(f"{_at(path[:3])}… must be nested at most {MAX_DEPTH} deep")
     items = (value.copy() if type(value) is dict else value).items()
     parts = [_encode_key(key, path) + _encode(item, depth + 1, (*path, key)) for key, item in items]
-    # A key's bytes are no prefix of another's, so the pairs sort as their keys do.
+    # The bytes of a key are never a prefix of another's, so the pairs sort as their keys do.
     parts.sort()
     return b"o%d:%b" % (len(parts), b"".join(parts))
 
@@ -104,7 +104,7 @@ def _encode_key(key: object, path: _Path) -> bytes:
 
 def _at(path: _Path) -> str:
     return "$" + "".join(
-        # Keys come from clients: what is shown of one is short, and can be written anywhere.
+        # Keys come from clients, so only a short and printable part of one is shown.
         f".{step}" if isinstance(step, str) and step.isidentifier() and len(step) <= 40 else f"[{step!r:.40}]"
         for step in path
     )

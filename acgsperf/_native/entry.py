@@ -6,18 +6,18 @@ from msgspec import Struct
 
 
 class Entry(Struct, frozen=True):
-    """What a tier keeps for a key. Times are seconds since the epoch, for processes share them.
+    """What a tier keeps for a key. Times are seconds since the epoch, because processes share them.
 
-    A msgspec `Struct`, for a read makes one and a frozen dataclass takes eight times as long; `msgspec.structs.replace`
-    makes a changed copy.
+    `msgspec.structs.replace` returns a changed copy. It is a msgspec `Struct` because every read creates one, and a
+    frozen dataclass takes eight times as long.
 
     Attributes:
         value: JSON-like, or bytes. A tuple comes back as a list.
         created_at: when the value was loaded or set.
-        fresh_until: from then on the entry is stale; None for never.
-        kept_until: from then on the tier has forgotten it; None for never.
-        tags: what `invalidate_tag` finds it by.
-        negative: the loader said that there is none.
+        fresh_until: the time from which the entry is stale; None for never.
+        kept_until: the time from which the tier no longer has it; None for never.
+        tags: the tags by which `invalidate_tag` finds it.
+        negative: whether the loader found no value.
     """
 
     value: Any

@@ -2,8 +2,8 @@
 # cython: boundscheck=False, wraparound=False, freethreading_compatible=True
 """The compiled reader of envelopes: `unseal_many`.
 
-It opens what nearly all of them are: of this version, without tags, not negative. At anything else it gives up and
-leaves the envelope to the twin, which opens it or says what is wrong with it.
+It opens envelopes of this version, without tags and not negative, which nearly all are.  It passes any other one to the
+twin, which opens it or raises an error that says what is wrong.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -36,7 +36,7 @@ cdef enum:
 
 
 def unseal_many(blobs, keys, limit, now, /):
-    """The entries in what a server has returned for keys.
+    """Return the entries in the envelopes that a server has returned for keys.
 
     Args:
         blobs: for each key an envelope, or None.
@@ -45,8 +45,8 @@ def unseal_many(blobs, keys, limit, now, /):
         now: seconds since the epoch; an entry that is not kept until then is left out.
 
     Returns:
-        For each key an entry, or None; of the entries with tags their positions and generations; and how many
-        envelopes were corrupt or too large.
+        For each key an entry, or None; the positions and generations of the entries with tags; and the number of
+        envelopes that were corrupt or too large.
     """
     cdef Py_ssize_t most = limit, corrupt = 0, at = 0
     cdef double time = now
@@ -72,7 +72,7 @@ def unseal_many(blobs, keys, limit, now, /):
 
 
 cdef object entry_if_plain(object blob, object key, double now, bint *opened):
-    """The entry in a plain envelope, None if it is not kept until now; `opened` says whether it was plain."""
+    """Return the entry in a plain envelope, None if it is not kept until now; `opened` tells whether it was plain."""
     cdef Header header
     cdef const char *start = PyBytes_AS_STRING(blob)
     cdef Py_ssize_t size = PyBytes_GET_SIZE(blob)

@@ -5,18 +5,18 @@
     flags    1  bit 0: negative
     created  8  seconds since the epoch, IEEE 754, as the two that follow
     fresh    8  infinity for never stale
-    kept     8  infinity for ever
+    kept     8  infinity for no end
     key      4  length in bytes, as the two that follow
     tags     4
     payload  4
 
-All little-endian; key, tags and payload follow. The tags are a MessagePack array of pairs: a tag and its generation,
-an opaque token of the tier. The key is compared on every hit, for an address is not an identity.
+All numbers are little-endian; key, tags and payload follow. The tags are a MessagePack array of pairs: a tag and its
+generation, an opaque token of the tier. Every hit compares the key, because an address is not an identity.
 
-MessagePack by msgspec: it is the fastest that is well kept, has bytes, keeps integers and floats apart, and builds
-nothing but plain values.
+The format of values is MessagePack, by msgspec: it is the fastest well-maintained one, has bytes, distinguishes
+integers and floats, and creates only plain values.
 
-`unseal_many`, in `envelope` (compiled) and `envelope_py`, opens a batch. The compiled one passes on to `unseal` what it
+`unseal_many`, in `envelope` (compiled) and `envelope_py`, opens a batch. The compiled one passes to `unseal` what it
 does not open itself.
 """
 
@@ -31,7 +31,7 @@ from xxhash import xxh3_128_hexdigest
 from acgsperf._native.entry import Entry
 
 MAX_KEY_BYTES: Final = 200
-# What a tag adds to an envelope beside its text: MessagePack's framing and a generation.
+# What a tag adds to an envelope besides its text: MessagePack's framing and a generation.
 TAG_OVERHEAD_BYTES: Final = 24
 
 # Magic, version and flags as one number: a plain entry, and a negative one.
@@ -50,11 +50,11 @@ _unpack_header = _HEADER.unpack_from
 
 
 class CorruptEnvelopeError(ValueError):
-    """Stored bytes that are not the envelope of the key that they were found under."""
+    """Stored bytes that are not the envelope of the key under which they were found."""
 
 
 def identity(key: str) -> bytes:
-    """The bytes of a key: UTF-8, where a lone surrogate, which is no text, has bytes too."""
+    """Return the bytes of a key: UTF-8, which is extended to lone surrogates."""
     try:
         return key.encode()
     except UnicodeEncodeError:
@@ -62,7 +62,7 @@ def identity(key: str) -> bytes:
 
 
 def identities(keys: Sequence[str]) -> list[bytes]:
-    """The bytes of keys."""
+    """Return the bytes of keys."""
     try:
         return [key.encode() for key in keys]
     except UnicodeEncodeError:
@@ -70,7 +70,7 @@ def identities(keys: Sequence[str]) -> list[bytes]:
 
 
 def address(key: bytes) -> bytes:
-    """Where a key is stored: under itself, or its xxh3-128 when it is long.
+    """Return the address of a key: the key itself, or its xxh3-128 if it is long.
 
     0xff is in no key's bytes, so that no short key has the address of a long one.
     """
@@ -78,37 +78,37 @@ def address(key: bytes) -> bytes:
 
 
 def addresses(keys: list[bytes]) -> list[bytes]:
-    """Where keys are stored; the same list where all of them are short."""
+    """Return the addresses of keys; the same list if all of them are short."""
     return keys if max(map(len, keys), default=0) <= MAX_KEY_BYTES else [address(key) for key in keys]
 
 
 def pack_value(value: Any) -> bytes:
-    """A value as MessagePack.
+    """Return a value as MessagePack.
 
     Raises:
-        TypeError, ValueError, OverflowError, RecursionError: for what is not JSON-like: other types, lone surrogates,
-            integers of more than 64 bits, nesting without end.
+        TypeError, ValueError, OverflowError, RecursionError: for a value that is not JSON-like: other types, lone
+            surrogates, integers of more than 64 bits, endless nesting.
     """
     return _encode(value)
 
 
 def size(key: bytes, payload: bytes, tags: Iterable[str]) -> int:
-    """The most bytes that an envelope can take.
+    """Return the largest size that an envelope can have.
 
     Raises:
-        TypeError, ValueError: for a tag that is no text, or has lone surrogates.
+        TypeError, ValueError: for a tag that is not a str, or has lone surrogates.
     """
     return _HEADER_BYTES + len(key) + len(payload) + sum(len(str.encode(tag)) + TAG_OVERHEAD_BYTES for tag in tags)
 
 
 def seal(entry: Entry, key: bytes, payload: bytes, generations: Sequence[bytes] = ()) -> bytes:
-    """The envelope of an entry whose value `pack_value` has packed.
+    """Return the envelope of an entry whose value `pack_value` has packed.
 
     Args:
-        entry: gives times, tags and flags.
+        entry: provides times, tags and flags.
         key: its identity.
         payload: its value.
-        generations: one for each tag, in order; none for a tier that finds tags otherwise.
+        generations: one for each tag, in order; none for a tier that finds tags in another way.
     """
     tags = b""
     if entry.tags:
@@ -130,23 +130,23 @@ def is_of_another_key(blob: bytes | None, key: bytes) -> bool:
 
 
 def unseal(blob: bytes, key: bytes, limit: int, now: float) -> tuple[Entry | None, Sequence[bytes]]:
-    """The entry in an envelope, and the generations of its tags; None, and none, when it is not kept until now.
+    """Return the entry in an envelope and the generations of its tags; None and no generations if not kept until now.
 
     Raises:
-        CorruptEnvelopeError: for anything that `seal` did not make for this key, and more than `limit` bytes.
+        CorruptEnvelopeError: for anything that `seal` did not create for this key, or more than `limit` bytes.
     """
     if len(blob) > limit:
-        raise CorruptEnvelopeError(f"{len(blob)} bytes in an envelope, of at most {limit}")
+        raise CorruptEnvelopeError(f"an envelope must have at most {limit} bytes, got {len(blob)}")
     try:
         kind, created, fresh, kept, key_size, tags_size, payload_size = _unpack_header(blob)
         tags_at = _HEADER_BYTES + key_size
         payload_at = tags_at + tags_size
-        # Lengths are compared with what is there before anything is read or made of that length.
+        # Lengths are compared with the size before anything of that length is read or created.
         if (
             payload_at + payload_size != len(blob)
             or blob[_HEADER_BYTES:tags_at] != key
             or (kind != PLAIN and kind != _NEGATIVE)
-            # Infinity stands for never, and nothing was created at such a time; NaN is no time.
+            # Infinity means never, and nothing was created at such a time; NaN is not a time.
             or not -inf < created < inf
             or fresh != fresh
             or kept != kept
@@ -167,5 +167,5 @@ def unseal(blob: bytes, key: bytes, limit: int, now: float) -> tuple[Entry | Non
     except (CorruptEnvelopeError, MemoryError):
         raise
     except Exception as error:
-        # A decoder that is fed garbage may find many things wrong with it, a nesting without end among them.
+        # A decoder may reject garbage in many ways, endless nesting among them.
         raise CorruptEnvelopeError(f"{type(error).__name__} in an envelope") from error

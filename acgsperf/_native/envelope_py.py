@@ -1,4 +1,4 @@
-"""The reader of envelopes in plain Python: the twin of `envelope`."""
+"""The reader of envelopes in pure Python: the twin of `envelope`."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -12,7 +12,7 @@ IMPLEMENTATION: Final = "python"
 def unseal_many(
     blobs: Iterable[bytes | None], keys: Iterable[bytes], limit: int, now: float, /
 ) -> tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]], int]:
-    """The entries in what a server has returned for keys."""
+    """Return the entries in the envelopes that a server has returned for keys."""
     found: list[Entry | None] = []
     tagged: list[tuple[int, Sequence[bytes]]] = []
     corrupt = 0

@@ -1,5 +1,5 @@
-/* What Cython cannot say: a monotonic clock and a cheap one on each platform, the length of an integer in bits, and the
-   hash of an object without a call where it is known, and whether there is a GIL. */
+/* What Cython cannot express: a precise and a coarse monotonic clock for each platform, the length of an integer in bits,
+   the hash of an object without a call if it is known, and whether there is a GIL. */
 #ifndef ACGSPERF_PLATFORM_H
 #define ACGSPERF_PLATFORM_H
 
@@ -40,8 +40,8 @@ static inline int64_t acgsperf_monotonic_ns(void)
 }
 #endif
 
-/* The coarse clock is what the kernel noted at its last tick: a third of the price, never ahead of the precise
-   one, and behind it by no more than a tick (10 ms at the slowest tick rate in use, doubled here for safety). */
+/* The coarse clock is the time of the kernel's last tick. It costs a third of the precise one, is never ahead of it, and
+   never later than one tick (10 ms at the slowest tick rate in use, doubled here for safety). */
 #ifdef CLOCK_MONOTONIC_COARSE
 #define ACGSPERF_COARSE_LAG_NS 20000000
 

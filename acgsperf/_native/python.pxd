@@ -1,5 +1,7 @@
 # cython: language_level=3
-"""What the compiled modules use of Python's C interface and Cython's `cpython` package does not declare, or not with raw pointers."""
+"""Declares what the compiled modules use of Python's C API, and Cython's `cpython` package lacks or has without raw
+pointers.
+"""
 
 from cpython.object cimport PyObject
 

@@ -2,11 +2,11 @@
 """A hash table of slots, and a ring that orders them: plain C, no Python code runs in here.
 
 The index is open addressing with linear probing over 32-bit slot numbers, at most half full, emptied by backward
-shift (Knuth, TAOCP 3, 6.4, algorithm R), so that it needs no tombstones.  A slot holds key, value, hash and expiry
-side by side: a hit touches one cache line of it.  The ring's links lie apart, 8 bytes a slot, to stay in the L2 cache of
-the CPU.  Slot 0 does not exist: in the index it says "empty", in the ring it is the anchor.
+shift (Knuth, TAOCP 3, 6.4, algorithm R), so that it needs no tombstones.  A slot contains key, value, hash and expiry
+together, so that a hit touches one cache line of it.  The links of the ring are separate, 8 bytes for each slot, to
+stay in the L2 cache of the CPU.  Slot 0 does not exist: in the index it means "empty", in the ring it is the anchor.
 
-The `table_` functions know nothing of order and the `ring_` functions nothing of keys.
+The `table_` functions do not depend on order, nor the `ring_` functions on keys.
 """
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
@@ -43,7 +43,7 @@ cdef struct Table:
 
 cdef extern from *:
     """
-    /* What a table without memory of its own points at, so that looking into it needs no special case. */
+    /* A table without memory of its own points here, so that a lookup needs no special case. */
     static uint32_t acgsperf_no_index[2] = {0, 0};
     static struct {uint32_t newer, older;} acgsperf_no_ring[1] = {{0, 0}};
     """
@@ -62,7 +62,7 @@ cdef inline void table_init(Table *table) noexcept nogil:
 
 
 cdef inline void table_free(Table *table) noexcept nogil:
-    """Give the memory back; the references in the slots are the caller's."""
+    """Free the memory; the caller owns the references in the slots."""
     if table.capacity:
         PyMem_RawFree(table.slots)
         PyMem_RawFree(table.ring)
@@ -93,7 +93,7 @@ cdef inline void table_unindex(Table *table, uint32_t number) noexcept nogil:
         if table.index[i] == 0:
             break
         home = table_home(table, table.slots[table.index[i]].hash)
-        # The entry at i may move into the hole unless its home lies behind the hole.
+        # The entry at i may move into the hole unless its home is after the hole.
         if ((i - home) & table.mask) >= ((i - hole) & table.mask):
             table.index[hole] = table.index[i]
             hole = i
@@ -101,7 +101,7 @@ cdef inline void table_unindex(Table *table, uint32_t number) noexcept nogil:
 
 
 cdef inline uint32_t table_take_slot(Table *table) noexcept nogil:
-    """An unused slot; the caller has made sure that there is one."""
+    """Return an unused slot; the caller has made sure that there is one."""
     cdef uint32_t number = table.free
     if number:
         table.free = table.ring[number].older
@@ -146,7 +146,7 @@ cdef inline uint32_t ring_oldest(const Table *table) noexcept nogil:
 
 
 cdef inline bint table_rebuild(Table *table, uint32_t capacity) noexcept nogil:
-    """Move to room for `capacity` >= used entries, in their order; False, and nothing has changed, without memory."""
+    """Move to room for `capacity` >= used entries, in their order; False if there is no memory: nothing has changed."""
     cdef Table new
     cdef uint64_t width = 2
     cdef uint32_t number, copy

@@ -10,7 +10,7 @@ MAX_ENTRIES: Final = 2**30
 
 
 class Verdict(IntEnum):
-    """What `HashValidator.classify` found; only `VALID` is true."""
+    """The result of `HashValidator.classify`; only `VALID` is true."""
 
     MALFORMED = -1
     MISMATCH = 0
@@ -21,7 +21,7 @@ class Verdict(IntEnum):
 
 
 class EvictionReason(StrEnum):
-    """Why a cache removed an entry that nobody asked it to remove."""
+    """Why a cache removed an entry without a call that removes it."""
 
     SIZE = "size"
     EXPIRED = "expired"
@@ -37,7 +37,7 @@ class ValidatorStats:
 
     @property
     def validations(self) -> int:
-        """All values looked at."""
+        """The number of validated values."""
         return self.valid + self.mismatched + self.malformed
 
 
@@ -56,14 +56,14 @@ class CacheStats:
 
     @property
     def hit_rate(self) -> float:
-        """Hits / (hits + misses), between 0 and 1; 0.0 when nothing was asked."""
+        """Hits / (hits + misses), between 0 and 1; 0.0 if there were none."""
         requests = self.hits + self.misses
         return self.hits / requests if requests else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class HistogramSnapshot:
-    """The usual figures of a `LatencyHistogram` at one moment; all but `count` in nanoseconds."""
+    """The usual figures of a `LatencyHistogram` at one moment; all except `count` are in nanoseconds."""
 
     count: int
     min: int

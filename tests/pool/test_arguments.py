@@ -34,7 +34,7 @@ BAD_DSNS = [
 async def test_a_bad_timeout_is_refused_before_a_connection_is_taken(dsn, seconds, kind):
     async with ConnectionPool(dsn, min_size=1, max_size=1, timeout=0.01) as pool:
         async with pool.acquire():
-            with pytest.raises(kind, match=r"timeout must be a number of seconds that is at least 0, not"):
+            with pytest.raises(kind, match=r"timeout must be (a number of seconds|at least 0), got"):
                 await pool.acquire(seconds)
             with pytest.raises(kind, match=r"timeout must be"):
                 await pool.warm(1, seconds)
@@ -55,7 +55,7 @@ async def test_a_bad_timeout_for_close_leaves_the_pool_open(dsn, seconds, kind):
             waiter = asyncio.ensure_future(pool.acquire(5))
             await asyncio.sleep(0)
             for closing in (pool, manager):
-                with pytest.raises(kind, match=r"timeout must be a number of seconds that is at least 0, not"):
+                with pytest.raises(kind, match=r"timeout must be (a number of seconds|at least 0), got"):
                     await closing.close(seconds)
         await pool.release(await waiter)
         assert manager.get("app") is pool
@@ -152,10 +152,10 @@ def test_all_of_a_dsn_that_cannot_be_parsed_is_secret():
 
 @pytest.mark.parametrize("sizes", [(1.5, 2.5), ("3", "4"), (1, "4"), (True, 4), (None, None)])
 async def test_sizes_are_integers(dsn, sizes):
-    with pytest.raises(TypeError, match=r"(min|max)_size must be an integer, not"):
+    with pytest.raises(TypeError, match=r"(min|max)_size must be an integer, got"):
         ConnectionPool(dsn, min_size=sizes[0], max_size=sizes[1])
     async with ConnectionPool(dsn, min_size=1, max_size=3) as pool:
-        with pytest.raises(TypeError, match=r"(min|max)_size must be an integer, not"):
+        with pytest.raises(TypeError, match=r"(min|max)_size must be an integer, got"):
             pool.resize(*sizes)
         assert (pool.min_size, pool.max_size, pool.stats().target_size) == (1, 3, 1)
 
@@ -219,13 +219,13 @@ async def test_the_number_of_connections_to_warm_is_an_integer_that_is_not_negat
     ("interval", "kind"), [("x", TypeError), (None, TypeError), (0, ValueError), (NAN, ValueError)]
 )
 def test_a_manager_has_an_interval(interval, kind):
-    with pytest.raises(kind, match="interval must be a positive number of seconds, not"):
+    with pytest.raises(kind, match=r"interval must be (a number of seconds|greater than 0), got"):
         PoolManager(interval=interval)
 
 
 @pytest.mark.parametrize("name", [None, 1, ["app"]])
 async def test_the_name_of_a_pool_is_a_str(dsn, name):
     async with PoolManager() as manager:
-        with pytest.raises(TypeError, match="name must be a str, not"):
+        with pytest.raises(TypeError, match="name must be a str, got"):
             await manager.create(name, dsn)
         assert manager.names() == []

@@ -130,8 +130,8 @@ async def test_more_workers_than_requests_and_connections_are_welcome(url):
     [
         ({"requests": []}, "requests must not be empty"),
         ({"concurrency": 0}, "concurrency must be at least 1, not 0"),
-        ({"l1_size": 0}, "maxsize must be between 1 and 1073741824, not 0"),
-        ({"ttl": -1.0}, "ttl must be a positive number of seconds or None, not -1.0"),
+        ({"l1_size": 0}, "maxsize must be between 1 and 1073741824, got 0"),
+        ({"ttl": -1.0}, "ttl must be greater than 0, got -1.0"),
     ],
 )
 async def test_bad_arguments_are_named(url, database, arguments, message):
@@ -141,7 +141,7 @@ async def test_bad_arguments_are_named(url, database, arguments, message):
 
 
 async def test_a_request_that_is_not_json_like_is_named_by_its_number(url):
-    with pytest.raises(ValueError, match=r"^request 2: \$\.key must be a finite number, not nan$"):
+    with pytest.raises(ValueError, match=r"^request 2: \$\.key must be a finite number, got nan$"):
         await replay([{"key": 1.0}, {"key": float("nan")}], url)
 
 
