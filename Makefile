@@ -7,6 +7,7 @@ SOURCE := setup.py pyproject.toml $(wildcard acgsperf/*.pyx acgsperf/_native/*.p
 .PHONY: run test soak test-all lint types bench docs dist clean
 
 run: $(VENV)/.run
+	@echo "Replaying 200,000 requests through a service with Redis and PostgreSQL (about 10 seconds)."
 	$(BIN)/acgsperf replay
 
 test: $(VENV)/.test
@@ -43,14 +44,17 @@ clean:
 	rm -rf $(VENV) .cache build dist site *.egg-info acgsperf/*.so acgsperf/*/*.so
 
 $(BIN)/python:
+	@echo "Creating a virtual environment in $(VENV)."
 	$(PYTHON) -m venv $(VENV)
 
 # Each stamp is an editable install with the extras that its target needs, made again when the extension changes.
 $(VENV)/.run: $(BIN)/python $(SOURCE)
+	@echo "Compiling the extension, and installing the command line and the private servers (about half a minute)."
 	$(BIN)/pip install -q -e '.[cli,embedded]'
 	touch $@
 
 $(VENV)/.test: $(BIN)/python $(SOURCE)
+	@echo "Compiling the extension, and installing everything that the tests need (about half a minute)."
 	$(BIN)/pip install -q -e '.[test]'
 	touch $@
 

@@ -1,5 +1,10 @@
 """A compliance gate, a tiered cache and latency histograms for asyncio services, compiled with Cython."""
 
+# First of all: while the command `acgsperf` imports the package, Ctrl-C must not show a traceback.
+from acgsperf import interrupts as _interrupts  # noqa: F401
+
+# isort: split
+
 from importlib import import_module
 from typing import TYPE_CHECKING
 

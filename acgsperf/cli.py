@@ -1,134 +1,203 @@
-"""The command line. Exit status: 0 done, 1 a target was missed, 2 bad input, 130 and 143 interrupted."""
+"""The command line.
 
-import asyncio
+Exit status: 0 done, 1 a target was missed or the answer is no, 2 bad input, 130 and 143 after a signal.
+"""
+
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
-from dataclasses import asdict
-from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
+from acgsperf import interrupts
 from acgsperf.errors import AcgsperfError
 
 try:
     import prometheus_client as _prometheus_client  # noqa: F401
     import typer
     from rich.console import Console
-    from rich.markup import escape
     from rich.progress import Progress
-    from rich.table import Table
 except ImportError as missing:
     print(f"acgsperf: {missing.name} is not installed: pip install 'acgsperf[cli]'", file=sys.stderr)
     raise SystemExit(2) from None
 
-from acgsperf.dispatch import HashValidator
-from acgsperf.validator import ComplianceValidator
-from acgsperf.workbench import compare as comparison
-from acgsperf.workbench import scrape
-from acgsperf.workbench.doctor import Finding, Severity, examine
-from acgsperf.workbench.embedded import embedded_servers
-from acgsperf.workbench.replay import Report
-from acgsperf.workbench.replay import replay as run_replay
-from acgsperf.workbench.traces import Request, TraceFormat, read_trace, zipf_trace
+from acgsperf.workbench.tables import Cell, print_table
+from acgsperf.workbench.trace_formats import TraceFormat
+from acgsperf.workbench.usage import UsageError, choice, explained, number, subset, whole_number
 
-app = typer.Typer(pretty_exceptions_enable=False)
-# What is wrong with options and arguments; its module is another in each version of typer.
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
-_COLOURS = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
+if TYPE_CHECKING:
+    from acgsperf.workbench.doctor import Finding
+    from acgsperf.workbench.replay import Load, Report
+
+# Help as plain text: it is readable at every width, and in a pipe.
+app = typer.Typer(
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    # Of itself, the help is never narrower than 50 columns.
+    context_settings={"terminal_width": min(100, shutil.get_terminal_size().columns) - 1},
+)
+# The class of all usage errors. Its module differs between versions of typer.
+_TyperUsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+# A longer list of requests would take hours to prepare, and gigabytes.
+_MAX_REQUESTS = 100_000_000
+_SYNTHETIC_REQUESTS = 200_000
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        _let_readers_leave()
+        from importlib.metadata import version
+
+        _allow_broken_pipe()
         typer.echo(f"acgsperf {version('acgsperf')}")
         raise typer.Exit
 
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    """A compliance gate, a cache and latency histograms: tried out and measured on this machine."""
+    """Measure and check acgsperf on this machine.
 
-
-@app.command()
-def replay(
-    trace: Annotated[Path | None, typer.Argument(help="A trace file; without one, a synthetic workload.")] = None,
-    trace_format: Annotated[
-        TraceFormat | None, typer.Option("--format", help="How it is written; told from its content without.")
-    ] = None,
-    requests: Annotated[int | None, typer.Option(min=1, help="Requests at most; 200,000 of a synthetic load.")] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=10_000, help="Requests in flight.")] = 4,
-    l1_size: Annotated[int, typer.Option(min=1, max=2**30, help="Entries of the cache.")] = 100_000,
-    ttl: Annotated[float, typer.Option(min=0.001, help="Seconds until a cached value expires.")] = 3600.0,
-    tiers: Annotated[str, typer.Option(help="Of the cache: l1, l1,l2 or l1,l3 or all three.")] = "l1,l2,l3",
-    warm: Annotated[bool, typer.Option("--warm", help="Answer all once before the clock starts.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the synthetic workload.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Answer every request of TRACE from the cache or a real PostgreSQL, and compare with the targets.
-
-    The servers are private ones for the time of the run, unless REDIS_URL and DATABASE_URL name others.
+    Replay your own traffic, compare the speed with other libraries, and check that a service can run here.
     """
-    wanted = set(tiers.lower().split(","))
-    if not {"l1"} <= wanted <= {"l1", "l2", "l3"}:
-        raise typer.BadParameter(f"l1, and l2 or l3 or both with commas, not {tiers!r}", param_hint="'--tiers'")
+
+
+@app.command(short_help="Replay a trace.")
+def replay(
+    trace: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TRACE", show_default=False, help="A trace file, - for the standard input. Default: synthetic."
+        ),
+    ] = None,
+    trace_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="NAME", help=f"{', '.join(TraceFormat)}. Default: recognized from the content."
+        ),
+    ] = None,
+    requests: Annotated[
+        str | None,
+        typer.Option(metavar="N", help=f"At most N requests. Default: the whole trace, or {_SYNTHETIC_REQUESTS:,}."),
+    ] = None,
+    concurrency: Annotated[str, typer.Option(metavar="N", help="Requests in flight.")] = "4",
+    l1_size: Annotated[str, typer.Option(metavar="N", help="Entries that L1 holds.")] = "100000",
+    ttl: Annotated[str, typer.Option(metavar="SECONDS", help="Time until a cached value expires.")] = "3600",
+    tiers: Annotated[str, typer.Option(metavar="NAMES", help="l1, or l1 with l2, l3 or both.")] = "l1,l2,l3",
+    warm: Annotated[bool, typer.Option("--warm", help="Send all requests once before the clock starts.")] = False,
+    seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of the synthetic workload. Default: 1.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Send every request of TRACE through a service, and compare its speed with the targets.
+
+    The service uses a private Redis and PostgreSQL, or those that REDIS_URL and DATABASE_URL name. The exit status is 1
+    if a target was missed.
+    """
+    count = None if requests is None else whole_number("--requests", requests, 1, _MAX_REQUESTS)
+    arguments = {
+        "concurrency": whole_number("--concurrency", concurrency, 1, 10_000),
+        "l1_size": whole_number("--l1-size", l1_size, 1, 2**30),
+        "ttl": number("--ttl", ttl, 0.001, 1e9),
+        "warm": warm,
+    }
+    used = subset("--tiers", tiers, "l1", ("l2", "l3"))
     if trace is None and trace_format is not None:
-        raise typer.BadParameter("says how a TRACE is written, and there is none", param_hint="'--format'")
-    load = zipf_trace(requests or 200_000, seed=seed) if trace is None else read_trace(trace, trace_format)[:requests]
-    report = _replay(load, concurrency, l1_size, ttl, wanted, warm)
-    _let_readers_leave()
-    if as_json:
-        typer.echo(json.dumps(report.as_dict(), indent=2))
+        raise UsageError(f"--format {trace_format} needs a TRACE, and there is none")
+    if trace is not None and seed is not None:
+        raise UsageError(f"--seed {seed} is for the synthetic workload, and cannot be used with the trace {trace}")
+    if trace is None:
+        source = None
+        load = _synthetic(count or _SYNTHETIC_REQUESTS, whole_number("--seed", seed or "1", -(2**63), 2**63 - 1))
     else:
-        _print_report(report)
+        load, source = _recorded(trace, trace_format and choice("--format", trace_format, TraceFormat), count)
+    report = _replay(load, used, arguments)
+    _allow_broken_pipe()
+    if as_json:
+        typer.echo(json.dumps(report.as_dict() | ({"trace": source} if source else {}), indent=2))
+    else:
+        _print_report(report, source)
     raise typer.Exit(0 if report.met else 1)
 
 
-def _replay(load: list[Request], concurrency: int, l1_size: int, ttl: float, tiers: set[str], warm: bool) -> Report:
+def _synthetic(count: int, seed: int) -> "Load":
+    from acgsperf.workbench.replay import Load
+    from acgsperf.workbench.traces import zipf_requests
+
+    return Load.of(zipf_requests(count, seed=seed))
+
+
+def _recorded(path: str, trace_format: str | None, count: int | None) -> "tuple[Load, dict[str, Any]]":
+    """The load, and what there is to say of its source."""
+    from acgsperf.workbench.replay import Load
+    from acgsperf.workbench.traces import Trace
+
+    with Trace(path, None if trace_format is None else TraceFormat(trace_format)) as trace:
+        load = Load.of(trace.head(count))
+        return load, {
+            "name": trace.name,
+            "format": trace.format.value,
+            "lines": trace.lines,
+            "skipped": trace.skipped,
+        }
+
+
+def _replay(load: "Load", tiers: frozenset[str], arguments: dict[str, Any]) -> "Report":
+    from acgsperf.workbench.embedded import embedded_servers
+    from acgsperf.workbench.replay import replay as run_replay
+
     console = Console(stderr=True)
     with (
-        embedded_servers(redis="l2" in tiers) as servers,
+        interrupts.Held() as signals,
         Progress(console=console, disable=not console.is_terminal, transient=True) as progress,
     ):
-        assert servers.database_url is not None
-        bar = progress.add_task("replaying", total=len(load))
-        return asyncio.run(
-            run_replay(
-                load,
-                servers.database_url,
-                concurrency=concurrency,
-                l1_size=l1_size,
-                ttl=ttl,
-                redis_url=servers.redis_url,
-                l3="l3" in tiers,
-                warm=warm,
-                advanced=lambda done: progress.advance(bar, done),
+        bar = progress.add_task("starting the servers", total=None)
+        with embedded_servers(redis="l2" in tiers) as servers:
+            assert servers.database_url is not None
+            progress.update(bar, description="replaying", total=len(load.requests))
+            return signals.run(
+                run_replay(
+                    load,
+                    servers.database_url,
+                    redis_url=servers.redis_url,
+                    l3="l3" in tiers,
+                    advanced=lambda done: progress.advance(bar, done),
+                    **arguments,
+                )
             )
-        )
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: "Report", source: dict[str, Any] | None) -> None:
     title = f"{report.requests:,} requests in {report.seconds:.2f} s, {report.loads:,} read from PostgreSQL"
-    table = Table("Metric", "Target", "Achieved", "Status", title=title)
+    if source is not None:
+        title += f", format {source['format']}"
+        if source["skipped"]:
+            title += f", {source['skipped']:,} of {source['lines']:,} lines skipped"
+    rows: list[list[Cell]] = []
     for row in report.rows:
-        status = "" if row.met is None else "met" if row.met else "[bold red]missed[/]"
-        table.add_row(row.metric, row.target, row.achieved, status)
-    Console().print(table)
+        status: Cell = "" if row.met is None else "met" if row.met else ("missed", "bold red")
+        rows.append([row.metric, row.target, row.achieved, status])
+    print_table(Console(), ("Metric", "Target", "Achieved", "Status"), rows, title=title)
 
 
-@app.command()
+@app.command(short_help="Compare with other libraries.")
 def bench(
-    quick: Annotated[bool, typer.Option(help="Fewer repetitions: for a look, not for quoting.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    markdown: Annotated[bool, typer.Option(help="Print the page of bench/RESULTS.md.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few repetitions. Do not quote the figures.")] = False,
+    as_json: _Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page bench/RESULTS.md.")] = False,
 ) -> None:
-    """Compare with dict, and with the libraries that one would take instead, side by side."""
-    results = comparison.compare(quick=quick)
-    _let_readers_leave()
+    """Compare the speed of the compiled core with dict and with other libraries."""
+    from acgsperf.workbench.compare import compare
+
+    if as_json and markdown:
+        raise UsageError("--json and --markdown cannot be used together")
+    results = compare(quick=quick)
+    _allow_broken_pipe()
     if as_json:
         typer.echo(json.dumps(results.as_dict(), indent=2))
     elif markdown:
@@ -137,42 +206,47 @@ def bench(
         results.print(Console())
 
 
-@app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Look for what would keep a service from working here: extension, settings, servers, versions, clocks.
+@app.command(short_help="Check this machine.")
+def doctor(as_json: _Json = False) -> None:
+    """Check that a service can run here: extension, settings, servers, versions, clocks.
 
-    A line each; exit status 1 when something does not work. A server that the environment does not name is a private
-    one for the time of the examination.
+    The exit status is 1 if something does not work. A private Redis or PostgreSQL is started where REDIS_URL or
+    DATABASE_URL is not set.
     """
-    findings = asyncio.run(_examined())
-    _let_readers_leave()
+    with interrupts.Held() as signals:
+        findings = signals.run(_findings())
+    _allow_broken_pipe()
+    from acgsperf.workbench.doctor import Severity, as_dicts, print_findings
+
     if as_json:
-        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+        typer.echo(json.dumps(as_dicts(findings), indent=2))
     else:
-        console = Console(soft_wrap=True, highlight=False)
-        for finding in findings:
-            colour = _COLOURS[finding.severity]
-            console.print(f"[{colour}]{finding.severity:7}[/]", f"{finding.subject:10}", escape(finding.detail))
+        print_findings(findings)
     raise typer.Exit(any(finding.severity is Severity.ERROR for finding in findings))
 
 
-async def _examined() -> list[Finding]:
+async def _findings() -> "list[Finding]":
+    from acgsperf.workbench.doctor import examine
+
     return [finding async for finding in examine(os.environ)]
 
 
-@app.command()
+@app.command(short_help="Check hashes.")
 def validate(
-    hashes: Annotated[list[str], typer.Argument(metavar="HASH...", help="What a client has sent.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    hashes: Annotated[list[str], typer.Argument(metavar="HASH...", help="Hashes as a client sends them.")],
+    as_json: _Json = False,
 ) -> None:
-    """Say of each HASH whether a service here would accept it; exit status 1 when one is not.
+    """Print whether a service here accepts each HASH. The exit status is 1 if it does not accept one.
 
-    CONSTITUTIONAL_HASH names the accepted ones, with commas.
+    CONSTITUTIONAL_HASH names the accepted hashes, separated by commas.
     """
+    from acgsperf.dispatch import HashValidator
+    from acgsperf.validator import ComplianceValidator
+
     gate = HashValidator(ComplianceValidator.from_environment().expected)
     verdicts = [gate.classify(found) for found in hashes]
     pairs = list(zip(hashes, verdicts, strict=True))
-    _let_readers_leave()
+    _allow_broken_pipe()
     if as_json:
         typer.echo(json.dumps([{"hash": found, "verdict": verdict.name.lower()} for found, verdict in pairs], indent=2))
     else:
@@ -181,63 +255,52 @@ def validate(
     raise typer.Exit(not all(verdicts))
 
 
-@app.command()
+@app.command(short_help="Read a running service.")
 def stats(
-    url: Annotated[str, typer.Argument(help="Its page of metrics, such as http://localhost:8000/metrics.")],
-    namespace: Annotated[str, typer.Option(help="What the names of its metrics begin with.")] = "acgsperf",
-    timeout: Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds to wait.")] = 5.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    url: Annotated[str, typer.Argument(help="A page of metrics, for example http://localhost:8000/metrics.")],
+    namespace: Annotated[str, typer.Option(metavar="NAME", help="Prefix of the metrics' names.")] = "acgsperf",
+    timeout: Annotated[str, typer.Option(metavar="SECONDS", help="Deadline for the whole page.")] = "5",
+    as_json: _Json = False,
 ) -> None:
-    """Print what a running service says of itself."""
-    found = scrape.figures(scrape.fetch(url, timeout), namespace)
-    _let_readers_leave()
+    """Print requests, latencies, hit rates and pools of a running service."""
+    from acgsperf.workbench import scrape
+
+    seconds = number("--timeout", timeout, 0.001, 3600)
+    found = scrape.figures(scrape.fetch(url, seconds), namespace)
+    _allow_broken_pipe()
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
-        return
-
-    def shown(value: float | None, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    table = Table("Metric", "Value")
-    table.add_row("Requests", f"{found.requests:,}")
-    table.add_row("Errors and violations", f"{found.errors:,} and {found.violations:,}")
-    table.add_row("Error rate", shown(found.error_rate, ".2%"))
-    for name, value in (("P50", found.p50_ms), ("P95", found.p95_ms), ("P99", found.p99_ms)):
-        table.add_row(f"{name}, estimated from buckets", f"{shown(value, '.3f')} ms")
-    for tier, rate in found.hit_rates.items():
-        table.add_row(f"Hit rate of {escape(tier.upper())}", f"{rate:.2%}")
-    for name, pool in found.pools.items():
-        row = "{in_use} of {connections} in use, {max} at most, {waiting} waiting".format(**pool)
-        table.add_row(f"Pool {escape(name)}", row)
-    Console().print(table)
+    else:
+        print_table(Console(), ("Metric", "Value"), found.rows())
 
 
-def _let_readers_leave() -> None:
-    """End silently, as other commands do, when `head` has seen enough; nothing is left to clean up by now."""
+def _allow_broken_pipe() -> None:
+    """End silently, as other commands do, when `head` has read enough. Nothing is left to clean up by now."""
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 def main() -> NoReturn:
-    """Run the command line; every failure is one line and an exit status."""
-    # What the package logs of a failure, the command says itself.
+    """Run the command line. Every failure is one line and an exit status."""
+    interrupts.install()
+    # What the package logs about a failure, the command prints itself.
     logging.getLogger("acgsperf").addHandler(logging.NullHandler())
-    # The servers' clean-up runs on the way out of the `with` blocks, for SIGTERM too.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    status = 0
     if "--help" in sys.argv:
-        _let_readers_leave()
+        _allow_broken_pipe()
     try:
-        # Left to itself typer prints errors as boxes of several lines.
+        # In its standalone mode, typer prints errors as boxes of several lines.
         status = app(standalone_mode=False) or 0
-    except _UsageError as error:
-        status = _complain(f"{error.format_message()} (--help tells more)", 2)  # type: ignore[attr-defined]
+    except _TyperUsageError as error:
+        names = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+        status = _complain(explained(error, names), 2)
     except (AcgsperfError, OSError, ValueError, TypeError) as error:
         status = _complain(error, 2)
-    except KeyboardInterrupt:
-        status = 130
-    if status == 130:
-        _complain("interrupted", status)
+    except SystemExit as ending:
+        # A signal that came while servers ran; they are stopped now.
+        status = ending.code if isinstance(ending.code, int) else 1
+        if status == 128 + signal.SIGINT:
+            _complain("interrupted", status)
+    interrupts.ignore()
     sys.exit(status)
 
 

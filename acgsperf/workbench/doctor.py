@@ -1,10 +1,11 @@
-"""Looks for what would keep a service from working here: the extension, the settings, the servers, the clocks."""
+"""Checks that a service can run here: the extension, the settings, the servers, the clocks."""
 
 import asyncio
+import os
 import platform
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from importlib.metadata import version
 from typing import Any, Final
@@ -13,6 +14,8 @@ import asyncpg
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from rich.console import Console
+from rich.text import Text
 
 from acgsperf.dispatch import IMPLEMENTATION
 from acgsperf.errors import AcgsperfError, SettingsError
@@ -20,19 +23,19 @@ from acgsperf.service.workers import Workers
 from acgsperf.settings import Settings
 from acgsperf.workbench.embedded import embedded_servers
 
-__all__ = ["Finding", "Severity", "examine"]
+__all__ = ["Finding", "Severity", "as_dicts", "examine", "print_findings"]
 
 TIMEOUT_S: Final = 5.0
-# Entries carry times of the process that wrote them: others that differ by more keep them too long, or not at all.
+# Entries carry times of the process that wrote them. A clock that differs by more keeps them too long, or not at all.
 CLOCK_SKEW_S: Final = 1.0
-# Those of a superuser and of other clients are not ours.
+# Connections that are reserved for a superuser and for other clients.
 SPARE_CONNECTIONS: Final = 3
 OLDEST_REDIS: Final = (6, 0)
 OLDEST_POSTGRES: Final = 120_000
 
 
 class Severity(StrEnum):
-    """OK, WARNING for what works but not well, ERROR for what does not work."""
+    """OK; WARNING: it works, but not well; ERROR: it does not work."""
 
     OK = "ok"
     WARNING = "warning"
@@ -50,10 +53,12 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class _Server:
-    """One that a service needs: what it is called, and who names it.
+    """A server that a service needs.
 
     Attributes:
-        ask: what there is to say of a server that answers, and whether it is a problem.
+        name: its name for people.
+        variable: the environment variable with its address.
+        ask: examines a server that answers.
     """
 
     name: str
@@ -64,8 +69,7 @@ class _Server:
 async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     """Examine this machine and the servers that the environment names, one after the other.
 
-    One that it does not name is a private one for the time of the examination, which shows that the wheels with the
-    servers work.
+    If a server is not named, a private one is started for the examination. That shows that private servers work here.
 
     Args:
         environ: the variables of `Settings.from_environment`.
@@ -84,6 +88,23 @@ async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     yield await _examined(_Server("PostgreSQL", "DATABASE_URL", _postgres), settings.database_url, settings)
 
 
+def as_dicts(findings: Iterable[Finding]) -> list[dict[str, str]]:
+    """The findings as JSON-like values."""
+    return [asdict(finding) for finding in findings]
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    """Print a line for each finding; on a terminal, lines are wrapped between words."""
+    console = Console(highlight=False)
+    colours = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.ERROR: "bold red"}
+    # In a pipe, a finding is one line that can be searched.
+    one_line = not (console.is_terminal or "COLUMNS" in os.environ)
+    for finding in findings:
+        severity = Text(f"{finding.severity:7}", colours[finding.severity])
+        text = Text.assemble(severity, f" {finding.subject:10} {finding.detail}")
+        console.print(text, soft_wrap=one_line)
+
+
 async def _examined(server: _Server, url: str | None, settings: Settings) -> Finding:
     if url is not None:
         return await _reached(server, url, settings)
@@ -92,12 +113,13 @@ async def _examined(server: _Server, url: str | None, settings: Settings) -> Fin
         with embedded_servers(redis=is_redis, postgres=not is_redis) as private:
             url = private.redis_url or private.database_url
             assert url is not None
-            # Nobody will open a pool of that size there.
+            # No pool of the configured size will be opened there.
             found = await _reached(server, url, replace(settings, db_pool_min_size=1, db_pool_max_size=1))
     except AcgsperfError as error:
-        return Finding(server.name, Severity.WARNING, f"{server.variable} is not set: a service goes without ({error})")
+        problem = f"{server.variable} is not set, so a service has no {server.name} ({error})"
+        return Finding(server.name, Severity.WARNING, problem)
     if found.severity is Severity.ERROR:
-        return replace(found, detail=f"{server.variable} is not set, and of a private one: {found.detail}")
+        return replace(found, detail=f"{server.variable} is not set, and the private one failed: {found.detail}")
     return replace(found, detail=f"{server.variable} is not set; a private one is {found.detail}")
 
 
@@ -108,7 +130,7 @@ async def _reached(server: _Server, url: str, settings: Settings) -> Finding:
     except TimeoutError:
         problem = f"no answer within {TIMEOUT_S:g} s"
     except Exception as error:
-        # Clients refuse addresses in many ways.
+        # Clients raise many types of exceptions for an address that they refuse.
         problem = " ".join(str(error).split()) or type(error).__name__
     return Finding(server.name, Severity.ERROR, f"{server.variable}: cannot be reached: {problem}")
 
@@ -121,7 +143,7 @@ def _workers(settings: Settings) -> Finding | None:
     if workers is None:
         return None
     reporting = sum(1 for _ in workers.others())
-    return Finding("workers", Severity.OK, f"{reporting} of them report in {settings.workers_directory!r}")
+    return Finding("workers", Severity.OK, f"{reporting} other processes report in {settings.workers_directory!r}")
 
 
 def _python() -> Finding:
@@ -132,7 +154,7 @@ def _extension() -> Finding:
     name = f"acgsperf {version('acgsperf')}"
     if IMPLEMENTATION == "c":
         return Finding("extension", Severity.OK, f"{name}, compiled")
-    return Finding("extension", Severity.WARNING, f"{name} runs in plain Python: right, but tens of times slower")
+    return Finding("extension", Severity.WARNING, f"{name} runs in plain Python: correct, but tens of times slower")
 
 
 async def _redis(url: str, settings: Settings) -> Finding:
@@ -141,20 +163,23 @@ async def _redis(url: str, settings: Settings) -> Finding:
         asked = time.time()
         seconds, microseconds = await client.time()
         answered = time.time()
-        server = (await client.info("server"))["redis_version"]
+        about = await client.info("server")
         memory = await client.info("memory")
     finally:
         await client.aclose()
-    took = answered - asked
-    told = f"{server}, {1e3 * took:.2f} ms away"
+    took, server = answered - asked, about["redis_version"]
+    name = f"Valkey {about['valkey_version']}" if "valkey_version" in about else server
+    measured = f"{name}, {1e3 * took:.2f} ms away"
     skew = seconds + microseconds / 1e6 - (asked + answered) / 2
     if abs(skew) > CLOCK_SKEW_S + took:
-        return Finding("Redis", Severity.ERROR, f"{told}; its clock and ours differ by {skew:+.1f} s")
+        return Finding("Redis", Severity.ERROR, f"{measured}; its clock differs from ours by {skew:+.1f} s")
     if tuple(int(part) for part in server.split(".")[:2]) < OLDEST_REDIS:
-        return Finding("Redis", Severity.WARNING, f"{told}; 6.0 is the oldest that is tested")
+        return Finding("Redis", Severity.WARNING, f"{measured}; the oldest tested version is 6.0")
     if memory.get("maxmemory") and memory.get("maxmemory_policy") == "noeviction":
-        return Finding("Redis", Severity.WARNING, f"{told}; maxmemory-policy is noeviction: full, it takes no more")
-    return Finding("Redis", Severity.OK, told)
+        return Finding(
+            "Redis", Severity.WARNING, f"{measured}; maxmemory-policy is noeviction: it refuses writes when it is full"
+        )
+    return Finding("Redis", Severity.OK, measured)
 
 
 async def _postgres(url: str, settings: Settings) -> Finding:
@@ -171,15 +196,17 @@ async def _postgres(url: str, settings: Settings) -> Finding:
     finally:
         await connection.close(timeout=1)
     took = answered - asked
-    told = f"{server.split()[0]}, {1e3 * took:.2f} ms away"
+    measured = f"{server.split()[0]}, {1e3 * took:.2f} ms away"
     skew = now - (asked + answered) / 2
     if abs(skew) > CLOCK_SKEW_S + took:
-        return Finding("PostgreSQL", Severity.ERROR, f"{told}; its clock and ours differ by {skew:+.1f} s")
+        return Finding("PostgreSQL", Severity.ERROR, f"{measured}; its clock differs from ours by {skew:+.1f} s")
     if read_only:
-        return Finding("PostgreSQL", Severity.WARNING, f"{told}; it is read-only: nothing can be kept in L3")
+        return Finding("PostgreSQL", Severity.WARNING, f"{measured}; it is read-only, so L3 cannot store anything")
     if settings.db_pool_max_size > allowed - SPARE_CONNECTIONS:
-        problem = f"DB_POOL_MAX_SIZE is {settings.db_pool_max_size}, and it allows {allowed} connections in all"
-        return Finding("PostgreSQL", Severity.WARNING, f"{told}; {problem}")
+        problem = (
+            f"DB_POOL_MAX_SIZE is {settings.db_pool_max_size}, but the server allows {allowed} connections in total"
+        )
+        return Finding("PostgreSQL", Severity.WARNING, f"{measured}; {problem}")
     if number < OLDEST_POSTGRES:
-        return Finding("PostgreSQL", Severity.WARNING, f"{told}; 12 is the oldest that is supported")
-    return Finding("PostgreSQL", Severity.OK, told)
+        return Finding("PostgreSQL", Severity.WARNING, f"{measured}; the oldest supported version is 12")
+    return Finding("PostgreSQL", Severity.OK, measured)

@@ -1,15 +1,15 @@
-"""The main job: push a trace through validation, fingerprint, cache and origin, and hold it against the targets."""
+"""Replays a trace through validation, fingerprint, cache and origin, and compares the measurements with the targets."""
 
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import asyncpg
 
-from acgsperf._native.types import CONSTITUTIONAL_HASH, HistogramSnapshot
+from acgsperf._native.types import CONSTITUTIONAL_HASH, CacheStats, HistogramSnapshot
 from acgsperf.addresses import checked_dsn
 from acgsperf.cache import TieredCache
 from acgsperf.dispatch import LatencyHistogram, LRUCache
@@ -25,7 +25,7 @@ from acgsperf.validator import HASH_FIELD
 from acgsperf.workbench.traces import Request
 
 _POOL_SIZE: Final = 8
-# asyncpg tells of an internal error when a connection breaks at an awkward moment.
+# asyncpg raises an internal error when a connection breaks at certain moments.
 _ORIGIN_ERRORS: Final = (
     OSError,
     PoolError,
@@ -33,7 +33,7 @@ _ORIGIN_ERRORS: Final = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
-# What a server says, or fails to say, that is being started again.
+# What a server that is restarting causes.
 _PASSING_ERRORS: Final = (
     OSError,
     PoolError,
@@ -43,15 +43,20 @@ _PASSING_ERRORS: Final = (
     asyncpg.InternalClientError,
 )
 _RETRY_S: Final = 0.05
-# Hits never wait, so a worker that meets only hits would keep the event loop to itself.
+# Hits never wait, so a worker with only hits would block the event loop.
 _TURN: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the report; `target` says the bound as it is read, or `-` where there is none.
+    """One line of the report.
 
-    What nothing was measured of has no value, and no target is met by it. `met` is None where there is no target.
+    Attributes:
+        metric: its name.
+        target: the bound as text, `-` if there is none.
+        achieved: the measurement as text.
+        met: whether the target was met; None if there is none. What was not measured has not met its target.
+        value: the measurement; None if there is none.
     """
 
     metric: str
@@ -72,7 +77,7 @@ class Report:
 
     @property
     def met(self) -> bool:
-        """Whether every target was."""
+        """Whether every target was met."""
         return all(row.met is not False for row in self.rows)
 
     def as_dict(self) -> dict[str, object]:
@@ -81,11 +86,42 @@ class Report:
 
 
 class WrongValueError(AcgsperfError):
-    """A request was answered with what belongs to another."""
+    """A request was answered with the value of another request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The requests of a replay, checked and stamped; equal requests are one object, so that long traces fit in memory.
+
+    Attributes:
+        requests: in the order in which they are sent.
+        addresses: the fingerprints of the distinct ones.
+    """
+
+    requests: Sequence[Request]
+    addresses: Collection[str]
+
+    @classmethod
+    def of(cls, requests: Iterable[Request]) -> Self:
+        """Prepare the requests of a trace.
+
+        Raises:
+            ValueError: when there are none.
+            TypeError, ValueError: when a request is not JSON-like; the message has its number.
+        """
+        distinct: dict[str, Request] = {}
+        sent: list[Request] = []
+        for number, request in enumerate(requests, 1):
+            # Recorded keys carry no hash: their gateway would have stamped them.
+            stamped = {HASH_FIELD: CONSTITUTIONAL_HASH} | request
+            sent.append(distinct.setdefault(_address(number, stamped), stamped))
+        if not sent:
+            raise ValueError("requests must not be empty")
+        return cls(sent, distinct)
 
 
 class _Origin:
-    """The handler of a replay: reads a value from the table in PostgreSQL."""
+    """The handler of a replay: it reads a value from a table in PostgreSQL."""
 
     def __init__(self, pool: ConnectionPool, table: str, patience: float) -> None:
         self._pool = pool
@@ -94,7 +130,7 @@ class _Origin:
         self.loads = 0
 
     async def __call__(self, request: Mapping[str, Any]) -> str:
-        """Read what belongs to a request; while the server is away, again and again."""
+        """Read the value of a request. While the server is unreachable, try again for `patience` seconds."""
         address = fingerprint(request)
         give_up = time.monotonic() + self._patience
         while True:
@@ -113,7 +149,7 @@ class _Origin:
 
 
 class _Replay:
-    """One run: what the service does not time by itself, and what it did before."""
+    """One run, with the measurements that the service does not take itself."""
 
     def __init__(self, service: PerformanceService) -> None:
         self.service = service
@@ -122,7 +158,7 @@ class _Replay:
         self.timed_hits = 0
 
     async def work(self, requests: Iterator[Request], advanced: Callable[[int], object]) -> None:
-        """Take requests until there are none."""
+        """Send requests, one after the other, until none remains."""
         process = self.service.process_request
         done = 0
         for request in requests:
@@ -144,7 +180,7 @@ class _Replay:
         advanced(done)
 
     def time_steps(self, request: Request) -> None:
-        """Time validation and L1 by themselves; to do so in every request would make requests slower."""
+        """Time validation and L1 on their own. Timing them in every request would make requests slower."""
         clock, key = time.perf_counter_ns, request_key(request)
         started = clock()
         self.service.validator.validate(CONSTITUTIONAL_HASH)
@@ -177,16 +213,22 @@ def _rows(run: _Replay, seconds: float) -> Iterator[Row]:
     tiers = [(name, tier) for name, tier in (("L2", stats.l2), ("L3", stats.l3)) if tier is not None]
     if tiers:
         l1_rate = (stats.l1.hits - run.timed_hits) / summary.requests if summary.requests else 0.0
-        told = f"{100 * l1_rate:.2f} % hits, {stats.promotions:,} promotions, {stats.demotions:,} demotions"
-        yield Row("L1 tier", "-", told, None, l1_rate)
+        moved = f"{100 * l1_rate:.2f} % hits, {stats.promotions:,} promotions, {stats.demotions:,} demotions"
+        yield Row("L1 tier", "-", moved, None, l1_rate)
     for name, tier in tiers:
-        yield Row(f"{name} tier", "-", _told_of(tier), None, tier.latency.p99 / 1e6)
+        p99_ms = tier.latency.p99 / 1e6 if tier.latency.count else None
+        yield Row(f"{name} tier", "-", _activity(tier, stats.l1), None, p99_ms)
 
 
-def _told_of(tier: TierStats) -> str:
-    failed = sum(tier.errors.values())
-    trouble = f", {failed:,} failed calls" if failed else ""
-    return f"P99 {tier.latency.p99 / 1e6:.4f} ms, {100 * tier.hit_rate:.2f} % hits{trouble}"
+def _activity(tier: TierStats, l1: CacheStats) -> str:
+    asked, failed = tier.hits + tier.misses, sum(tier.errors.values())
+    if not asked:
+        return "not read: L1 answered every request"
+    p99 = f"P99 {tier.latency.p99 / 1e6:.4f} ms"
+    if not (tier.hits or failed or l1.evictions or l1.expirations):
+        # It was read for first requests alone, which it cannot answer. A rate of 0 % would look like a fault.
+        return f"not needed, because L1 kept every value; {p99}"
+    return f"{p99}, {100 * tier.hit_rate:.2f} % hits" + (f", {failed:,} failed calls" if failed else "")
 
 
 def _value_of(address: str) -> str:
@@ -194,7 +236,7 @@ def _value_of(address: str) -> str:
 
 
 async def replay(
-    requests: Sequence[Request],
+    requests: Load | Iterable[Request],
     database_url: str,
     *,
     concurrency: int = 4,
@@ -206,39 +248,35 @@ async def replay(
     patience: float = 30.0,
     advanced: Callable[[int], object] = lambda done: None,
 ) -> Report:
-    """Answer every request of a trace, and measure it.
+    """Send every request of a trace to a service, and measure the answers.
 
-    The origin is a table of its own in PostgreSQL, named for the run, with a row for each distinct request. It is
-    filled before the clock starts and dropped at the end. Every value is compared with its request.
+    The origin is a table in PostgreSQL, named for the run, with a row for each distinct request. It is filled before
+    the clock starts, and dropped at the end. Every value is compared with its request.
 
     Args:
-        requests: at least one JSON-like request.
-        database_url: the PostgreSQL that holds the origin.
+        requests: at least one JSON-like request, or a `Load`.
+        database_url: the PostgreSQL with the origin.
         concurrency: requests in flight, at least 1.
         l1_size: entries of L1.
-        ttl: seconds until a cached value expires, None for never.
+        ttl: seconds until a cached value expires; None for no limit.
         redis_url: the Redis that is L2; None for no L2.
         l3: whether a table in PostgreSQL is L3.
-        warm: whether all is answered once before the clock starts. What the tiers behind L1 did then is reported too.
-        patience: seconds for which a server may be away.
-        advanced: called with the number of requests done since its last call.
+        warm: whether all requests are sent once before the clock starts. The rows of L2 and L3 count that pass too.
+        patience: seconds for which PostgreSQL may be unreachable.
+        advanced: called with the number of requests answered since its last call.
 
     Raises:
-        ValueError: when there are no requests, or `concurrency` is not positive.
+        ValueError: when there are no requests, or `concurrency` is less than 1.
         TypeError, ValueError: when a request is not JSON-like, or the cache refuses its arguments.
-        AcgsperfError: when the origin cannot be reached or fails, or a value is wrong.
+        AcgsperfError: when PostgreSQL cannot be reached or fails, or a value is wrong.
     """
-    if not requests:
-        raise ValueError("requests must not be empty")
     if concurrency < 1:
-        raise ValueError(f"concurrency must be at least 1, not {concurrency}")
+        raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+    load = requests if isinstance(requests, Load) else Load.of(requests)
     try:
         checked_dsn("the DSN", database_url)
     except ValueError as error:
         raise AcgsperfError(f"PostgreSQL cannot be reached: {error}") from None
-    # Recorded keys carry no hash: their gateway would have stamped them.
-    stamped = [{HASH_FIELD: CONSTITUTIONAL_HASH} | request for request in requests]
-    addresses = {_address(number, request) for number, request in enumerate(stamped, 1)}
     # Replays that share a database must not share a table.
     table = f"acgsperf_replay_{secrets.token_hex(8)}"
     l1: LRUCache[str, str] = LRUCache(l1_size)
@@ -252,31 +290,32 @@ async def replay(
     try:
         async with PoolManager() as pools:
             size = min(concurrency, _POOL_SIZE)
-            # Nobody does anything to a session here that would have to be undone.
+            # Nothing here changes a session, so nothing has to be reset.
             pool = await pools.create("origin", database_url, min_size=size, max_size=size, reset=False)
             try:
-                await _fill(pool, table, addresses)
+                await _fill(pool, table, load.addresses)
                 origin = _Origin(pool, table, patience)
                 async with cache:
                     try:
                         if warm:
                             await _run(
-                                PerformanceService(Settings(), handler=origin, cache=cache), stamped, concurrency
+                                PerformanceService(Settings(), handler=origin, cache=cache), load.requests, concurrency
                             )
                             l1.reset_stats()
                         service = PerformanceService(Settings(), handler=origin, cache=cache, pools=pools)
-                        run, seconds = await _run(service, stamped, concurrency, advanced)
-                        return Report(len(stamped), seconds, origin.loads, tuple(_rows(run, seconds)))
+                        run, seconds = await _run(service, load.requests, concurrency, advanced)
+                        rows = tuple(_rows(run, seconds))
+                        return Report(len(load.requests), seconds, origin.loads, rows)
                     finally:
                         await cache.clear()
             finally:
                 async with pool.acquire() as connection:
                     await connection.execute(f"DROP TABLE IF EXISTS {table}, {table}_l3")
     except ExceptionGroup as failures:
-        # Workers that fail together fail alike.
-        raise _told(failures.exceptions[0]) from failures
+        # Workers that fail together fail for the same reason.
+        raise _as_failure(failures.exceptions[0]) from failures
     except _ORIGIN_ERRORS as error:
-        raise _told(error) from error
+        raise _as_failure(error) from error
 
 
 async def _run(
@@ -297,12 +336,12 @@ async def _run(
 async def _fill(pool: ConnectionPool, table: str, addresses: Iterable[str]) -> None:
     async with pool.acquire() as connection:
         try:
-            # Logged, for a server that is killed has to have it again when it is back.
+            # Not an unlogged table: a server that is killed must still have it after its restart.
             await connection.execute(f"CREATE TABLE {table} (address text PRIMARY KEY, value text NOT NULL)")
-            rows = [(address, _value_of(address)) for address in addresses]
+            rows = ((address, _value_of(address)) for address in addresses)
             await connection.copy_records_to_table(table, records=rows)
         except asyncio.CancelledError:
-            # The server may still be creating the table, and finds it to drop only in the session that does.
+            # The server may still be creating the table. Only the same session is sure to find it.
             await connection.execute(f"DROP TABLE IF EXISTS {table}")
             raise
 
@@ -314,7 +353,7 @@ def _address(number: int, request: Request) -> str:
         raise type(error)(f"request {number}: {error}") from None
 
 
-def _told(error: Exception) -> Exception:
+def _as_failure(error: Exception) -> Exception:
     if isinstance(error, PoolError):
         return AcgsperfError(f"PostgreSQL cannot be reached: {error}")
     if isinstance(error, _ORIGIN_ERRORS):

@@ -1,7 +1,7 @@
-"""What a running service says of itself on its page of metrics."""
+"""Reads the page of metrics of a running service."""
 
-import http.client
 import math
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -26,19 +26,21 @@ _QUANTILES: Final = (0.5, 0.95, 0.99)
 
 
 class ScrapeError(AcgsperfError):
-    """A page of metrics that cannot be had or read."""
+    """A page of metrics cannot be fetched or read."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceFigures:
-    """Figures since the service began.
+    """Figures since the service started.
 
     Attributes:
-        requests: answered.
-        error_rate: the share of all requests that failed or were refused; None before the first.
+        requests: answered requests.
+        errors: requests that failed.
+        violations: requests that the compliance gate refused.
+        error_rate: the share of all requests that failed or were refused; None before the first request.
         p50_ms, p95_ms, p99_ms: estimated from buckets, as Prometheus does; None before the first request.
-        hit_rates: by tier, of those that were asked.
-        pools: by name: connections, those in use, the most allowed, and callers who wait.
+        hit_rates: by tier, for tiers that were read.
+        pools: by name: `connections`, `in_use`, `max` and `waiting` (callers).
     """
 
     requests: int
@@ -52,53 +54,102 @@ class ServiceFigures:
     pools: Mapping[str, Mapping[str, int]]
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures, for JSON."""
+        """The figures as JSON-like values."""
         return asdict(self)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The figures as the rows of a table."""
+
+        def shown(value: float | None, form: str, unit: str = "") -> str:
+            return "-" if value is None else format(value, form) + unit
+
+        rows = [
+            ("Requests", f"{self.requests:,}"),
+            ("Errors", f"{self.errors:,}"),
+            ("Violations", f"{self.violations:,}"),
+            ("Error rate", shown(self.error_rate, ".2%")),
+        ]
+        for name, value in (("P50", self.p50_ms), ("P95", self.p95_ms), ("P99", self.p99_ms)):
+            rows.append((f"{name}, estimated from buckets", shown(value, ".3f", " ms")))
+        rows += [(f"Hit rate of {tier.upper()}", f"{rate:.2%}") for tier, rate in self.hit_rates.items()]
+        for name, pool in self.pools.items():
+            rows.append(
+                (f"Pool {name}", "{in_use} of {connections} in use, limit {max}, {waiting} waiting".format(**pool))
+            )
+        return rows
 
 
 def fetch(url: str, timeout: float = 5.0) -> str:
-    """The text of a page of metrics.
+    """Fetch a page of metrics.
 
     Args:
-        url: http or https.
-        timeout: seconds, for the whole page.
+        url: an address with http or https.
+        timeout: seconds for everything: the name look-up, the connection, and the whole page.
 
     Raises:
-        ScrapeError: when it cannot be had in time, or is larger than 16 MiB.
+        ScrapeError: when the page cannot be fetched in time, or is larger than 16 MiB.
     """
     try:
         parts = urlsplit(url)
         if "@" in parts.netloc:
-            # Not repeated: what stands before it is a password.
-            raise ScrapeError("the URL must not hold a user name or a password")
+            # The message must not repeat a password.
+            raise ScrapeError("the URL must not contain a user name or a password")
         # Reading the port checks it: the resolver takes it modulo 65,536.
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-            raise ScrapeError(f"{url}: must begin with http:// or https:// and name a host")
-        deadline = time.monotonic() + timeout
-        page = bytearray()
-        with urllib.request.urlopen(url, timeout=timeout) as answer:
-            while piece := answer.read1(_PIECE_BYTES):
-                page += piece
-                if len(page) > _MAX_BYTES:
-                    raise ScrapeError(f"{url}: more than {_MAX_BYTES} bytes")
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-        return page.decode()
-    except TimeoutError:
-        raise ScrapeError(f"{url}: no answer within {timeout:g} s") from None
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, TimeoutError):
-            raise ScrapeError(f"{url}: no answer within {timeout:g} s") from None
-        raise ScrapeError(f"{url}: {error if isinstance(error, urllib.error.HTTPError) else error.reason}") from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
+            raise ScrapeError(f"the URL must begin with http:// or https:// and name a host, got {url[:200]!r}")
+    except ValueError as error:
         raise ScrapeError(f"{url}: cannot be read: {error}") from None
+    outcome: list[tuple[str, str]] = []
+
+    def work() -> None:
+        # As text: an exception would keep the frames, and the socket, of this thread alive.
+        try:
+            outcome.append((_page(url, time.monotonic() + timeout), ""))
+        except Exception as error:
+            outcome.append(("", _problem(url, timeout, error)))
+
+    # In a thread: nothing else ends the look-up of a name before its own deadline.
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    page, problem = outcome[0] if outcome else ("", _problem(url, timeout, TimeoutError()))
+    if problem:
+        raise ScrapeError(problem)
+    return page
+
+
+def _problem(url: str, timeout: float, error: Exception) -> str:
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(reason, TimeoutError):
+        return f"{url}: no answer within {timeout:g} s"
+    if isinstance(error, ScrapeError):
+        return str(error)
+    if isinstance(error, urllib.error.URLError):
+        return f"{url}: {error if isinstance(error, urllib.error.HTTPError) else reason}"
+    return f"{url}: cannot be read: {error}"
+
+
+def _page(url: str, deadline: float) -> str:
+    page = bytearray()
+    with urllib.request.urlopen(url, timeout=max(0.001, deadline - time.monotonic())) as answer:
+        while piece := answer.read1(_PIECE_BYTES):
+            page += piece
+            if len(page) > _MAX_BYTES:
+                raise ScrapeError(f"{url}: the page must have at most {_MAX_BYTES:,} bytes")
+            if time.monotonic() > deadline:
+                raise TimeoutError
+    return page.decode()
 
 
 def figures(page: str, namespace: str = "acgsperf") -> ServiceFigures:
-    """The figures on a page; those of a middleware stand in where there is no service.
+    """Read the figures from a page. If it has no metrics of a service, those of the middleware are used.
+
+    Args:
+        page: the text of the page.
+        namespace: the prefix of the metrics' names.
 
     Raises:
-        ScrapeError: when it is no page of metrics, or has none of ours.
+        ScrapeError: when the text is not a page of metrics, or has no metrics of acgsperf.
     """
     found: dict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
     try:
@@ -109,15 +160,15 @@ def figures(page: str, namespace: str = "acgsperf") -> ServiceFigures:
                     if not (math.isfinite(value) and value >= 0):
                         raise ValueError(f"{sample.name} is {value}")
                     found[sample.name.removeprefix(f"{namespace}_")].append((sample.labels, value))
-        return _figures(found)
+        return _figures(found, namespace)
     except ScrapeError:
         raise
     except Exception as error:
-        # The parser says in many ways that it cannot go on.
+        # The parser raises many types of exceptions.
         raise ScrapeError(f"not a page of metrics: {error}") from None
 
 
-def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]]) -> ServiceFigures:
+def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]], namespace: str) -> ServiceFigures:
     def total(name: str) -> int:
         return round(sum(value for _, value in found.get(name, ())))
 
@@ -130,7 +181,7 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]]) -> Service
     own = "requests_total" in found
     durations = "request_duration_seconds" if own else "http_request_duration_seconds"
     if f"{durations}_bucket" not in found and not own and "http_refused_total" not in found:
-        raise ScrapeError("no metrics of ours on this page")
+        raise ScrapeError(f"the page has no metrics of acgsperf: no name begins with {namespace}_")
     buckets: dict[float, float] = defaultdict(float)
     for labels, value in found.get(f"{durations}_bucket", ()):
         buckets[float(labels["le"])] += value
@@ -167,7 +218,7 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]]) -> Service
 
 
 def _quantile(buckets: Mapping[float, float], quantile: float) -> float | None:
-    """In ms, linear within a bucket; what is beyond the last bound counts as that bound (`histogram_quantile`)."""
+    """A quantile in ms, linear within a bucket. Beyond the last bound it is that bound, as in `histogram_quantile`."""
     bounds = sorted(buckets)
     total = buckets[bounds[-1]] if bounds else 0.0
     if not total:

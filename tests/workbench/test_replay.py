@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -9,7 +10,7 @@ import pytest
 
 from acgsperf.errors import AcgsperfError
 from acgsperf.workbench import replay as module
-from acgsperf.workbench.replay import replay
+from acgsperf.workbench.replay import Load, replay
 from acgsperf.workbench.traces import zipf_trace
 
 METRICS = [
@@ -129,7 +130,7 @@ async def test_more_workers_than_requests_and_connections_are_welcome(url):
     ("arguments", "message"),
     [
         ({"requests": []}, "requests must not be empty"),
-        ({"concurrency": 0}, "concurrency must be at least 1, not 0"),
+        ({"concurrency": 0}, "concurrency must be at least 1, got 0"),
         ({"l1_size": 0}, "maxsize must be between 1 and 1073741824, got 0"),
         ({"ttl": -1.0}, "ttl must be greater than 0, got -1.0"),
     ],
@@ -240,7 +241,32 @@ async def test_an_origin_that_stays_away_is_one_error(url, database):
         await database.execute(f"DROP TABLE {name}")
 
 
-async def test_with_tiers_behind_a_small_l1_loads_each_value_once(servers, database):
+async def test_tiers_that_had_nothing_to_do_do_not_look_broken(servers):
+    options = {"concurrency": 1, "redis_url": servers.redis_url, "l3": True}
+    report = await replay([{"key": i % 200} for i in range(1_000)], servers.database_url, **options)
+    for tier in ("L2 tier", "L3 tier"):
+        assert re.fullmatch(r"not needed, because L1 kept every value; P99 \d+\.\d{4} ms", row(report, tier).achieved)
+        assert row(report, tier).value > 0
+    refused = [{"constitutional_hash": "0" * 16}]
+    report = await replay(refused, servers.database_url, **options)
+    for tier in ("L2 tier", "L3 tier"):
+        assert (row(report, tier).achieved, row(report, tier).value) == ("not read: L1 answered every request", None)
+
+
+async def test_tiers_that_were_needed_show_their_hit_rate(servers):
+    trace = [{"key": i % 200} for i in range(1_000)]
+    options = {"concurrency": 1, "l1_size": 10, "redis_url": servers.redis_url, "l3": True}
+    report = await replay(trace, servers.database_url, **options)
+    assert re.fullmatch(r"P99 \d+\.\d{4} ms, [1-9]\d\.\d\d % hits", row(report, "L2 tier").achieved)
+
+
+def test_equal_requests_of_a_load_are_one_object():
+    load = Load.of({"key": i % 3} for i in range(9))
+    assert len(load.requests) == 9
+    assert len({id(request) for request in load.requests}) == len(load.addresses) == 3
+
+
+async def test_with_lower_tiers_and_a_small_l1_each_value_is_loaded_once(servers, database):
     trace = [{"key": i % 200} for i in range(2_000)]
     report = await replay(trace, servers.database_url, concurrency=1, l1_size=10, redis_url=servers.redis_url, l3=True)
     assert report.loads == 200

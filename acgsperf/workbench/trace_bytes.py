@@ -1,0 +1,147 @@
+"""The bytes of a trace as a stream: decompressed, as UTF-8, from a file or a pipe, with bounded memory."""
+
+import bz2
+import codecs
+import gzip
+import importlib
+import io
+import lzma
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Final, cast
+
+from acgsperf.errors import AcgsperfError
+
+__all__ = ["ByteStream", "TraceError", "decompressed", "lines", "recoded"]
+
+PIECE_BYTES: Final = 1 << 16
+# A longer line is no request, and would have to be kept in memory.
+LONGEST_LINE_BYTES: Final = 1 << 20
+
+
+class TraceError(AcgsperfError, ValueError):
+    """A trace cannot be read; the message says where and what was expected."""
+
+
+class ByteStream(io.RawIOBase):
+    """Reads another stream; `peek` looks ahead, and what `put_back` gets is read next."""
+
+    def __init__(self, source: "IO[bytes] | io.RawIOBase", name: str, problem: str = "cannot be read") -> None:
+        self._source = source
+        self._ahead = b""
+        self._zeros = 0
+        self._problem = problem
+        self.name = name
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if self._zeros:
+            count = min(self._zeros, len(buffer))
+            self._zeros -= count
+            buffer[:count] = bytes(count)
+            return count
+        piece = self._ahead[: len(buffer)] or self._read(len(buffer))
+        self._ahead = self._ahead[len(piece) :]
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+    def peek(self, size: int) -> bytes:
+        """The next bytes: `size` of them, or all that remain."""
+        while len(self._ahead) < size and (piece := self._read(PIECE_BYTES)):
+            self._ahead += piece
+        return self._ahead[:size]
+
+    def skip_nuls(self) -> int:
+        """Skip NUL bytes, and return how many there were."""
+        skipped = 0
+        while (piece := self.peek(PIECE_BYTES)) and (nuls := len(piece) - len(piece.lstrip(b"\0"))):
+            self._ahead = self._ahead[nuls:]
+            skipped += nuls
+        return skipped
+
+    def put_back_nuls(self, count: int) -> None:
+        """Undo `skip_nuls`."""
+        self._zeros = count
+
+    def _read(self, size: int) -> bytes:
+        try:
+            return self._source.read(size) or b""
+        except TraceError:
+            raise
+        except Exception as error:
+            # Each codec has exceptions of its own.
+            why = (error.strerror if isinstance(error, OSError) else None) or error
+            raise TraceError(f"{self.name}: {self._problem}: {why}") from None
+
+
+def _zstd() -> Any:
+    for module in ("compression.zstd", "backports.zstd"):
+        try:
+            return importlib.import_module(module)
+        except ImportError:
+            continue
+    raise TraceError("zstd data needs Python 3.14 or later, or: pip install 'acgsperf[cli]'")
+
+
+_Opener = Callable[[Any], IO[bytes]]
+_COMPRESSIONS: Final[tuple[tuple[bytes, _Opener], ...]] = (
+    (b"\x1f\x8b", lambda source: cast("IO[bytes]", gzip.GzipFile(fileobj=source))),
+    (b"\xfd7zXZ\x00", lambda source: cast("IO[bytes]", lzma.LZMAFile(source))),  # noqa: SIM115
+    (b"BZh", lambda source: cast("IO[bytes]", bz2.BZ2File(source))),
+    (b"\x28\xb5\x2f\xfd", lambda source: cast("IO[bytes]", _zstd().ZstdFile(source))),
+)
+
+
+def decompressed(source: IO[bytes], name: str) -> ByteStream:
+    """The content of a stream that is compressed by gzip, xz, bzip2 or zstd, even repeatedly, or not at all.
+
+    Raises:
+        TraceError: here or while it is read, when the data is damaged or cut.
+    """
+    stream = ByteStream(source, name)
+    for _ in range(4):
+        head = stream.peek(6)
+        opener = next((opener for magic, opener in _COMPRESSIONS if head.startswith(magic)), None)
+        if opener is None:
+            break
+        stream = ByteStream(opener(io.BufferedReader(stream)), name, "expected whole compressed data")
+    return stream
+
+
+class _Recoded(io.RawIOBase):
+    """UTF-8 of a text in another encoding; what is no text there becomes U+FFFD."""
+
+    def __init__(self, source: ByteStream, encoding: str) -> None:
+        self._source = source
+        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
+
+    def read(self, size: int = -1) -> bytes:
+        while piece := self._source.read(PIECE_BYTES):
+            if text := self._decoder.decode(piece):
+                return text.encode("utf-8", "replace")
+        return self._decoder.decode(b"", True).encode("utf-8", "replace")
+
+
+def recoded(stream: ByteStream, encoding: str) -> ByteStream:
+    """A stream of UTF-8 from one in another encoding."""
+    return ByteStream(_Recoded(stream, encoding), stream.name)
+
+
+def lines(stream: ByteStream) -> Iterator[tuple[int, bytes | None]]:
+    """The lines that are not blank, numbered from 1, without NUL bytes; None for one of more than 1 MiB.
+
+    Log rotation by copying and truncating leaves NUL bytes in front of a line.
+    """
+    reader = io.BufferedReader(stream, PIECE_BYTES)
+    number, line, overlong = 1, b"", False
+    while piece := reader.readline(PIECE_BYTES):
+        line += piece.replace(b"\0", b"")
+        if len(line) > LONGEST_LINE_BYTES:
+            line, overlong = b"", True
+        if piece.endswith(b"\n"):
+            if overlong or (line := line.strip()):
+                yield number, None if overlong else line
+            number, line, overlong = number + 1, b"", False
+    if overlong or (line := line.strip()):
+        yield number, None if overlong else line

@@ -1,0 +1,107 @@
+"""Checks what the user typed; a message names the option, the value and what was expected.
+
+Options reach the commands as text and are checked here, because the messages of the library that parses the command
+line differ from version to version and do not name the value.
+"""
+
+import math
+from collections.abc import Iterable
+
+from acgsperf.errors import AcgsperfError
+
+__all__ = ["UsageError", "choice", "explained", "number", "subset", "whole_number"]
+
+_HELP = " (--help shows what is possible)"
+
+
+class UsageError(AcgsperfError, ValueError):
+    """The command line cannot be used as it is."""
+
+
+def whole_number(option: str, text: str, low: int, high: int) -> int:
+    """The integer that `text` is, between `low` and `high`."""
+    try:
+        found = int(text) if len(text) <= 100 else None
+    except ValueError:
+        found = None
+    if found is None or not low <= found <= high:
+        raise UsageError(f"{option} must be a whole number from {low:,} to {high:,}, got {_shown(text)}")
+    return found
+
+
+def number(option: str, text: str, low: float, high: float) -> float:
+    """The number that `text` is, between `low` and `high`."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    # NaN fails this comparison.
+    if not low <= found <= high:
+        raise UsageError(f"{option} must be a number from {low:,g} to {high:,.15g}, got {_shown(text)}")
+    return found
+
+
+def choice(option: str, text: str, choices: Iterable[str]) -> str:
+    """One of the choices."""
+    choices = list(choices)
+    if text not in choices:
+        raise UsageError(f"{option} must be {_listed(choices)}, got {_shown(text)}")
+    return text
+
+
+def subset(option: str, text: str, required: str, others: Iterable[str]) -> frozenset[str]:
+    """The names in a list that is separated by commas: the required one, and any of the others."""
+    others = list(others)
+    found = frozenset(name.strip() for name in text.lower().split(","))
+    if not {required} <= found <= {required, *others}:
+        raise UsageError(f"{option} must be {required}, or {required} with {', '.join(others)}, got {_shown(text)}")
+    return found
+
+
+def explained(error: Exception, commands: Iterable[str]) -> str:
+    """Our message for an error of the library that parses the command line.
+
+    Args:
+        error: a usage error of click, or of what typer has in its place.
+        commands: the names of all commands.
+    """
+    kind = type(error).__name__
+    message = str(getattr(error, "message", "") or error)
+    quoted = message.split("'")[1] if message.count("'") >= 2 else ""
+    parameter = getattr(error, "param", None)
+    if kind == "NoSuchOption":
+        name = str(getattr(error, "option_name", "") or quoted)
+        similar = list(getattr(error, "possibilities", None) or ())
+        return f"there is no option {_shown(name)}{_perhaps(similar)}"
+    if kind == "MissingParameter":
+        return f"the argument {_name_of(parameter)} is missing{_HELP}"
+    if kind == "BadOptionUsage":
+        name = str(getattr(error, "option_name", "") or quoted)
+        if "does not take" in message:
+            return f"the option {name} takes no value{_HELP}"
+        return f"the option {name} needs a value{_HELP}"
+    if "command" in message.lower() and quoted:
+        return f"there is no command {_shown(quoted)}, expected {_listed(sorted(commands))}"
+    if "missing command" in message.lower():
+        return f"a command is missing, expected {_listed(sorted(commands))}{_HELP}"
+    if "extra argument" in message.lower():
+        extra = message[message.rfind("(") + 1 : message.rfind(")")]
+        return f"there is one argument too many, {_shown(extra)}{_HELP}"
+    return f"the command line cannot be used: {message}{_HELP}"
+
+
+def _name_of(parameter: object) -> str:
+    metavar = getattr(parameter, "metavar", None) or getattr(parameter, "name", None)
+    return str(metavar or "").upper().removesuffix("...")
+
+
+def _perhaps(similar: list[str]) -> str:
+    return f", perhaps {_listed(similar)}" if similar else _HELP
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= 60 else f"{text[:60]!r}..."
