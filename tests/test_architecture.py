@@ -34,7 +34,7 @@ FLOORS = [
     {"dispatch"},
     {"_core"},
     {"_native"},
-    {"addresses", "errors", "names"},
+    {"addresses", "errors", "interrupts", "names"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

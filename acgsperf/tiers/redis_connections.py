@@ -19,6 +19,7 @@ from redis.exceptions import InvalidResponse, ResponseError
 
 from acgsperf._native.arguments import checked_at_least, checked_callable, checked_seconds
 from acgsperf.addresses import checked_redis_url
+from acgsperf.names import resolve
 from acgsperf.tiers.redis_parser import CheckedParser
 from acgsperf.tiers.redis_replies import UnexpectedReplyError
 
@@ -248,6 +249,7 @@ class RedisConnections:
             self._reaper = self._loop.call_at(idle[0].idle_since + MAX_IDLE_S, self._close_unused)
 
     async def _connect(self, redis: AbstractConnection) -> None:
+        await resolve(getattr(redis, "host", None))
         try:
             await redis.connect()  # type: ignore[no-untyped-call]
         except ResponseError as error:
