@@ -133,6 +133,7 @@ COMMANDS = "bench, doctor, replay, stats or validate"
         (["replay", "one", "two"], f"there is one argument too many, 'two'{HELP}"),
         (["replay", "/nowhere/at all"], "/nowhere/at all: cannot be read: No such file or directory"),
         (["replay", "/"], "/: cannot be read: Is a directory"),
+        (["replay", ""], "'': cannot be read: Is a directory"),
         (["bench", "--nothing"], f"there is no option '--nothing'{HELP}"),
         (["bench", "--json", "--markdown"], "--json and --markdown cannot be used together"),
         (["validate"], f"the argument HASH is missing{HELP}"),

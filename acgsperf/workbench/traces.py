@@ -41,7 +41,7 @@ class Trace:
     """
 
     def __init__(self, path: Path | str, trace_format: TraceFormat | None = None) -> None:
-        self.name = "standard input" if str(path) == "-" else str(path)
+        self.name = "standard input" if str(path) == "-" else str(path) or "''"
         self.lines = self.skipped = self._requests = 0
         self._first_skipped = ""
         self._source = self._opened(path)
@@ -59,7 +59,7 @@ class Trace:
         try:
             return Path(path).open("rb", buffering=0)
         except OSError as error:
-            raise TraceError(f"{path}: cannot be read: {error.strerror or error}") from None
+            raise TraceError(f"{self.name}: cannot be read: {error.strerror or error}") from None
 
     def __enter__(self) -> Self:
         return self
