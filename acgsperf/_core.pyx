@@ -322,7 +322,7 @@ cdef class LRUCache:
             return False
         if self.clock is not None:
             return now_ns >= expires_ns
-        # The precise clock is read only when the coarse one cannot tell.
+        # Read the precise clock only if the coarse one is not enough to decide.
         if expires_ns - acgsperf_coarse_ns() > ACGSPERF_COARSE_LAG_NS:
             return False
         return acgsperf_monotonic_ns() >= expires_ns

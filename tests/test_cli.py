@@ -452,7 +452,7 @@ def test_validate_says_of_each_hash_what_a_service_would():
 def test_validate_names_a_variable_that_cannot_be_used():
     done = acgsperf("validate", "cdd01ef066bc6cf2", CONSTITUTIONAL_HASH="nonsense")
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"acgsperf: CONSTITUTIONAL_HASH must be [^\n]+ (not|got) 'nonsense'\n", done.stderr)
+    assert re.fullmatch(r"acgsperf: CONSTITUTIONAL_HASH must be [^\n]+ got 'nonsense'\n", done.stderr)
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

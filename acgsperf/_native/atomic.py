@@ -39,7 +39,7 @@ def _locked(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def exclusive(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Decorate a function that must not run beside an atomic one of another thread, but may be interrupted."""
+    """Decorate a function that must not run at the same time as an atomic one of another thread."""
     return _locked(function) if NEEDS_LOCK else function
 
 

@@ -9,3 +9,7 @@ from acgsperf._native.validator_py import HashValidator
 __all__ = ["IMPLEMENTATION", "HashValidator", "LRUCache", "LatencyHistogram", "Timer"]
 
 IMPLEMENTATION: Final = "python"
+
+# The twin of `_core` is this module, in however many files.
+for _class in (HashValidator, LRUCache, LatencyHistogram, Timer):
+    _class.__module__ = __name__

@@ -89,7 +89,7 @@ cdef inline void hdr_add(Counts *counts, int64_t value, uint64_t times) noexcept
 
 
 cdef inline void hdr_merge(Counts *counts, const Counts *other) noexcept nogil:
-    """Add the other's counts by the middle of their slots, but one of the smallest and of the largest exactly."""
+    """Add the other's counts by the middle of their slots; count one smallest and one largest value exactly."""
     cdef Py_ssize_t i, first = hdr_first(other), end = hdr_end(other)
     cdef uint64_t times
     for i in range(first, end):

@@ -110,7 +110,7 @@ class LatencyHistogram(FinalType):
 
     @property
     def lowest_ns(self) -> int:
-        """The smallest difference that is distinguished, in ns."""
+        """The smallest difference that it distinguishes, in ns."""
         return self._layout.lowest_ns
 
     @property
@@ -265,7 +265,7 @@ class LatencyHistogram(FinalType):
         counted: Counter[int] = Counter()
         first, last = other._layout.index_of(read.smallest), other._layout.index_of(read.largest)
         for i, count in read.used():
-            # One of the largest and one of the smallest go where they belong, and no other further out.
+            # Count one largest and one smallest value exactly: they are the ends of the slots in use.
             if i == last:
                 counted[self._layout.index_of(read.largest)] += 1
                 count -= 1

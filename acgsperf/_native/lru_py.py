@@ -228,7 +228,7 @@ class LRUCache(FinalType):
         evicted: list[Entry] = []
         try:
             for entry in self._table.entries():
-                # One at a time: nobody sees an expired entry, gone or not.
+                # One at a time, because an expired entry looks the same to a reader as a removed one.
                 while now_ns >= entry.expires_ns:
                     version = self._table.version
                     if entry not in self._table:

@@ -151,9 +151,9 @@ async def test_other_scopes_pass_through_untouched(validator, kind):
     [
         ({"require_hash": True}, "require_hash=True needs a validator"),
         ({"vary": "accept"}, "vary must be an iterable"),
-        ({"ttl": 0}, "ttl must be a positive"),
-        ({"ttl": "soon"}, "ttl must be a positive"),
-        ({"ttl": float("inf")}, "ttl must be a positive"),
+        ({"ttl": 0}, "ttl must be greater than 0, got 0"),
+        ({"ttl": "soon"}, "ttl must be a number, got 'soon'"),
+        ({"ttl": float("inf")}, "ttl must be finite, got inf"),
         ({"max_routes": -1}, "max_routes must be at least 0"),
         ({"max_body_bytes": -1}, "max_body_bytes must be at least 0"),
         ({"max_body_bytes": 1.5}, "max_body_bytes must be an integer"),

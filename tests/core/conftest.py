@@ -54,7 +54,7 @@ def encoders() -> list[ModuleType]:
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.now = 1_000.0

@@ -23,7 +23,7 @@ ACCESSES = {
     "LIST_EXTEND",
     "BINARY_OP",
 }
-# What runs no other code, beside these. Everything else is forbidden, also what a later interpreter adds.
+# What runs no other code either. Everything else is forbidden, including what a later interpreter adds.
 HARMLESS = {
     "CACHE",
     "COPY",

@@ -21,7 +21,7 @@ PERCENTILES = (0, 0.001, 1, 10, 25, 50, 75, 90, 95, 99, 99.9, 99.99, 99.9999, 10
 HOUR_NS = 3_600_000_000_000
 # Spread over the magnitudes rather than over the numbers.
 LATENCIES = st.integers(0, 41).flatmap(lambda bits: st.integers(0, 2**bits)) | st.sampled_from([HOUR_NS, HOUR_NS - 1])
-# Layouts of few buckets, for the twin and hdrh look at every one; a test of its own has all figures.
+# Layouts of few buckets, because hdrh reads every bucket; a separate test covers all figures.
 LAYOUTS = st.sampled_from([(1, HOUR_NS, 1), (1, HOUR_NS, 2), (1_000, HOUR_NS, 3), (7, HOUR_NS, 2), (2**20, 2**62, 1)])
 few_examples = settings(max_examples=25, deadline=None)
 ENVELOPE, HEADER = struct.Struct(">ii"), struct.Struct(">iiiiqqd")
@@ -557,7 +557,7 @@ def test_a_small_blob_cannot_ask_for_much_memory(core):
     finally:
         tracemalloc.stop()
     assert histogram.count == 200_000
-    # The slots of the twin and what it makes of them, and not an object for each count besides.
+    # Room for the slots of the twin, but not for an object for each count.
     assert peak < 12_000_000
 
 

@@ -11,7 +11,7 @@ from acgsperf import CacheStats, EvictionReason
 
 
 class Log(list):
-    """An `on_evict` that writes down what it was told."""
+    """An `on_evict` that records its calls."""
 
     def __call__(self, key, value, reason):
         self.append((key, value, reason))

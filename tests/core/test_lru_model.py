@@ -30,12 +30,12 @@ class CacheMachine(RuleBasedStateMachine):
     @initialize(maxsize=st.integers(1, 6), ttl=TTLS)
     def create(self, maxsize, ttl):
         self.now = 0.0
-        self.told, self.expected = [], []
+        self.reported, self.expected = [], []
         self.model = OrderedDict()
         self.maxsize, self.ttl = maxsize, ttl
         self.counts = dict.fromkeys(("hits", "misses", "insertions", "updates", "evictions", "expirations"), 0)
         self.cache = self.core.LRUCache(
-            maxsize, ttl, clock=lambda: self.now, on_evict=lambda *evicted: self.told.append(evicted)
+            maxsize, ttl, clock=lambda: self.now, on_evict=lambda *evicted: self.reported.append(evicted)
         )
 
     def fresh(self, key):
@@ -191,7 +191,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert [type(key) for key, _ in items] == [type(key) for key, _ in self.fresh_items()]
         assert self.cache.keys() == list(self.cache) == [key for key, _ in items]
         assert self.cache.values() == [value for _, value in items]
-        assert self.told == self.expected
+        assert self.reported == self.expected
 
 
 def test_it_does_what_an_ordered_dict_with_times_does(core):

@@ -8,7 +8,7 @@ import pytest
 
 
 class Key:
-    """Compares by name, and does as told whenever it is compared or hashed."""
+    """Compares by name, and runs an action when it is compared or hashed."""
 
     def __init__(self, name, on_equal=None, on_hash=None):
         self.name = name
@@ -30,7 +30,7 @@ class Key:
 
 
 class Value:
-    """Does as told when it goes."""
+    """Runs an action when it is deleted."""
 
     def __init__(self, on_delete):
         self.on_delete = on_delete

@@ -1,4 +1,4 @@
-"""Every reference that is taken is given back, whatever way an entry goes."""
+"""Every reference that a cache takes is released, however an entry is removed."""
 
 import gc
 import sys
@@ -48,7 +48,7 @@ REMOVALS = {
 
 
 @pytest.mark.parametrize(
-    "on_evict", [None, lambda key, value, reason: None, "failing"], ids=["alone", "told", "failing"]
+    "on_evict", [None, lambda key, value, reason: None, "failing"], ids=["alone", "reported", "failing"]
 )
 @pytest.mark.parametrize("remove", REMOVALS.values(), ids=REMOVALS)
 def test_a_removed_entry_gives_its_references_back(core, clock, monkeypatch, remove, on_evict):
@@ -257,7 +257,7 @@ def test_a_timer_keeps_its_histogram_and_nothing_more(core):
     assert count(histogram) == before
 
 
-@pytest.mark.skipif(sys.implementation.name != "cpython", reason="only CPython's allocator can be told to fail")
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="only CPython's allocator can be reported to fail")
 @pytest.mark.skipif(
     bool(sysconfig.get_config_var("Py_GIL_DISABLED")),
     reason="without the GIL CPython does not survive it itself: 3.13t hangs or crashes on [None] * 200 alone",

@@ -1,4 +1,4 @@
-"""What both implementations have in common beside their results: signatures, attributes, and what they refuse."""
+"""Both implementations have the same signatures and attributes, and refuse the same."""
 
 import inspect
 import pickle

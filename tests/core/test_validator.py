@@ -61,7 +61,7 @@ class Denier(str):
 
 
 class Hostile:
-    """Raises, whatever one does with it."""
+    """Raises for every operation."""
 
     def __getattr__(self, name):
         raise LookupError(name)

@@ -25,7 +25,7 @@ ROUNDS = 4_000
 
 
 class Garbage:
-    """A cycle, so that the garbage collector finalizes it, in the middle of whatever runs then."""
+    """A cycle, so that the garbage collector finalizes it in the middle of other code."""
 
     def __init__(self, action):
         self.action = action
@@ -166,8 +166,8 @@ def cache_stays_whole(interrupted):
 
 
 def cache_counts_exactly(interrupted):
-    told = []
-    cache = core.LRUCache(5, on_evict=lambda key, value, reason: told.append(key))
+    reported = []
+    cache = core.LRUCache(5, on_evict=lambda key, value, reason: reported.append(key))
     numbers = itertools.count()
     gets, sets = itertools.count(), itertools.count()
 
@@ -184,14 +184,16 @@ def cache_counts_exactly(interrupted):
     stats = cache.stats()
     assert stats.hits + stats.misses == next(gets)
     assert stats.insertions + stats.updates == next(sets)
-    assert stats.evictions == len(told)
+    assert stats.evictions == len(reported)
     whole(cache)
 
 
 def entries_expire_once(interrupted):
     now = 0.0
-    told = []
-    cache = core.LRUCache(50, 1, clock=lambda: now, on_evict=lambda key, value, reason: told.append((value, reason)))
+    reported = []
+    cache = core.LRUCache(
+        50, 1, clock=lambda: now, on_evict=lambda key, value, reason: reported.append((value, reason))
+    )
     numbers = itertools.count()
 
     def use():
@@ -211,7 +213,7 @@ def entries_expire_once(interrupted):
 
     interrupted(action, use)
     stats = cache.stats()
-    assert stats.evictions + stats.expirations == len(told)
+    assert stats.evictions + stats.expirations == len(reported)
     whole(cache)
 
 
@@ -338,7 +340,7 @@ def an_exception_of_a_signal_handler_leaves_everything_whole():
         assert (histogram.min, histogram.max) in ((0, 0), (3, 300))
     signal.setitimer(signal.ITIMER_REAL, 0)
     results = []
-    # Nothing is locked: another thread can use everything.
+    # No lock is left: another thread can use everything.
     thread = threading.Thread(
         target=lambda: results.append((cache.set(1, 1), validator.validate(HASH), histogram.record(1))), daemon=True
     )

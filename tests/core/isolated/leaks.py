@@ -52,7 +52,7 @@ def refused(action, *arguments, **named):
         action(*arguments, **named)
     except (LookupError, TypeError, ValueError):
         return
-    raise AssertionError(f"{action} took {arguments} {named}")
+    raise AssertionError(f"{action} accepted {arguments} {named}")
 
 
 def clock():

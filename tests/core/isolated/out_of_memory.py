@@ -49,7 +49,7 @@ def growing():
         assert len(cache) == i + 1
         assert cache.get(thing) is thing
     del thing
-    # The whole is moved once for every doubling from 8 to 256, and the three parts of each move can fail.
+    # The table moves at every doubling from 8 to 256, and three allocations of each move can fail.
     assert failed >= 6 * 3
     assert cache.keys() == things
     assert [sys.getrefcount(thing) for thing in things] == [number + 2 for number in before]

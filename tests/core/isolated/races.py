@@ -56,8 +56,8 @@ class Key:
 
 
 def cache_counts_exactly(make_key=int, rounds=ROUNDS):
-    told = []
-    cache = core.LRUCache(50, on_evict=lambda key, value, reason: told.append(value))
+    reported = []
+    cache = core.LRUCache(50, on_evict=lambda key, value, reason: reported.append(value))
     sets, gets = [0] * THREADS, [0] * THREADS
 
     def body(number):
@@ -77,8 +77,8 @@ def cache_counts_exactly(make_key=int, rounds=ROUNDS):
     stats = cache.stats()
     assert stats.hits + stats.misses == sum(gets)
     assert stats.insertions + stats.updates == sum(sets)
-    assert stats.evictions == len(told) == len(set(told)) == stats.insertions - len(cache)
-    assert not set(told) & set(cache.values())
+    assert stats.evictions == len(reported) == len(set(reported)) == stats.insertions - len(cache)
+    assert not set(reported) & set(cache.values())
 
 
 def keys_that_yield_to_others():
@@ -86,7 +86,7 @@ def keys_that_yield_to_others():
 
 
 def cache_is_resized_cleared_and_expired():
-    told = []
+    reported = []
     seconds = iter(range(10**9))
     lock = threading.Lock()
 
@@ -94,7 +94,7 @@ def cache_is_resized_cleared_and_expired():
         with lock:
             return next(seconds) / 1_000
 
-    cache = core.LRUCache(100, 1, clock=clock, on_evict=lambda key, value, reason: told.append(value))
+    cache = core.LRUCache(100, 1, clock=clock, on_evict=lambda key, value, reason: reported.append(value))
     running = [True] * THREADS
 
     def use(number):
@@ -126,7 +126,7 @@ def cache_is_resized_cleared_and_expired():
         repeated(lambda: [len(item) for item in cache.items()]),
     )
     stats = cache.stats()
-    assert stats.evictions + stats.expirations == len(told) == len(set(told))
+    assert stats.evictions + stats.expirations == len(reported) == len(set(reported))
     assert stats.insertions + stats.updates >= stats.evictions + stats.expirations
     cache.clear()
     cache.update((i, i) for i in range(cache.maxsize))
@@ -135,7 +135,7 @@ def cache_is_resized_cleared_and_expired():
 
 def callback_is_replaced_while_entries_are_evicted():
     cache = core.LRUCache(2)
-    told = []
+    reported = []
 
     def evict(number):
         for i in range(ROUNDS):
@@ -143,12 +143,12 @@ def callback_is_replaced_while_entries_are_evicted():
 
     def replace(number):
         for _ in range(ROUNDS):
-            cache.on_evict = lambda *entry: told.append(entry)
+            cache.on_evict = lambda *entry: reported.append(entry)
             assert cache.on_evict is not None
 
-    cache.on_evict = lambda *entry: told.append(entry)
+    cache.on_evict = lambda *entry: reported.append(entry)
     run(evict, replace, evict, replace)
-    assert len(told) == cache.stats().evictions
+    assert len(reported) == cache.stats().evictions
 
 
 def pop_gives_an_entry_to_one_thread():
