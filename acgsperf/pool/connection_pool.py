@@ -389,6 +389,7 @@ class ConnectionPool(Queries):
         now = self.options.clock()
         self._supply.retire_old(now)
         self._lender.report_leaks(now)
+        self._lender.forget_closed()
         self._supply.replenish()
 
     async def _keep_house(self) -> None:
