@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from acgsperf._native.arguments import checked_bool, checked_int, checked_seconds, checked_str
-from acgsperf.addresses import checked_dsn
 from acgsperf.errors import PoolClosed, PoolError, PoolTimeout
 from acgsperf.pool.acquire import Acquire
 from acgsperf.pool.connector import Connector
@@ -34,6 +33,7 @@ from acgsperf.pool.options import (
     checked_sizes,
 )
 from acgsperf.pool.queries import Queries
+from acgsperf.pool.server_address import parsed_address
 from acgsperf.pool.slot import call_stack
 from acgsperf.pool.supply import Supply
 from acgsperf.pool.tasks import BackgroundTasks
@@ -52,7 +52,7 @@ class ConnectionPool(Queries):
     `fetchval`, `execute`, `executemany` and `transaction` borrow one for a single query or transaction.
 
     Args:
-        dsn: the address of the server, in the form that asyncpg and libpq read.
+        dsn: the address of the server, or of several of which one is used, in the form that asyncpg and libpq read.
         min_size: the number of connections that `open` waits for and the pool keeps.
         max_size: the highest number of open connections.
         name: the name of the pool in log lines and errors.
@@ -67,7 +67,8 @@ class ConnectionPool(Queries):
         leak_threshold: seconds after which a lease is reported as a leak, once; None for never.
         reset: whether a session is reset between borrowers. If not, only an open transaction is rolled back.
         reset_timeout: seconds that a reset may take.
-        connect_timeout: seconds that a connection attempt may take, without `init`.
+        connect_timeout: seconds that a connection attempt may take, without `init`. Each of several servers has an
+            equal share. None means the `connect_timeout` of the DSN, or 5 s.
         close_timeout: seconds that closing a connection gracefully may take.
         init: called with each new connection, for example to set type codecs. It may take `connect_timeout` seconds.
         housekeeping_interval: seconds between two calls of `maintain`.
@@ -83,8 +84,8 @@ class ConnectionPool(Queries):
         use_time: a `LatencyHistogram` of how long borrowers kept a connection.
 
     Raises:
-        ValueError: for sizes or times that are out of range, or a DSN that cannot be used. The message does not
-            contain the DSN.
+        ValueError: for sizes or times that are out of range, or a DSN that cannot be used or has a parameter that
+            cannot be honoured. The message names the parameter, but does not contain the DSN.
         TypeError: for an argument of the wrong type, or an option that neither the pool nor `asyncpg.connect` has.
     """
 
@@ -105,13 +106,14 @@ class ConnectionPool(Queries):
         leak_threshold: float | None = None,
         reset: bool = True,
         reset_timeout: float = 5.0,
-        connect_timeout: float = 5.0,
+        connect_timeout: float | None = None,
         close_timeout: float = 2.0,
         init: "Callable[[Connection], Awaitable[None]] | None" = None,
         housekeeping_interval: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
         **connect_options: Any,
     ) -> None:
+        address = parsed_address("dsn", dsn)
         options = PoolOptions(
             min_size=min_size,
             max_size=max_size,
@@ -124,7 +126,7 @@ class ConnectionPool(Queries):
             leak_threshold=leak_threshold,
             reset=reset,
             reset_timeout=reset_timeout,
-            connect_timeout=connect_timeout,
+            connect_timeout=address.connect_timeout or 5.0 if connect_timeout is None else connect_timeout,
             close_timeout=close_timeout,
             init=init,
             housekeeping_interval=housekeeping_interval,
@@ -132,13 +134,14 @@ class ConnectionPool(Queries):
         )
         self.name = checked_str("name", name)
         self.options = options
-        connector = Connector(dsn, options, connect_options)
+        connector = Connector(dsn, address, options, connect_options)
         if isinstance(replicas, str | bytes | bytearray) or not isinstance(replicas, Sequence):
             raise TypeError(f"replicas must be a sequence of DSNs, got one of type {type(replicas).__name__}")
         for number, replica in enumerate(replicas):
-            checked_dsn(f"replicas[{number}]", replica)
+            parsed_address(f"replicas[{number}]", replica)
+        same = {**options.as_keywords(), "connect_timeout": connect_timeout, **connect_options}
         self._replicas: tuple[ConnectionPool, ...] = tuple(
-            ConnectionPool(replica, name=f"{name}/replica-{number}", **options.as_keywords(), **connect_options)
+            ConnectionPool(replica, name=f"{name}/replica-{number}", **same)
             for number, replica in enumerate(replicas, 1)
         )
         self._lifecycle = lifecycle = Lifecycle(name)
@@ -389,6 +392,7 @@ class ConnectionPool(Queries):
         now = self.options.clock()
         self._supply.retire_old(now)
         self._lender.report_leaks(now)
+        self._lender.forget_closed()
         self._supply.replenish()
 
     async def _keep_house(self) -> None:
