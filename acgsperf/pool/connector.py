@@ -11,6 +11,7 @@ import asyncpg
 from asyncpg.exceptions import TargetServerAttributeNotMatched
 
 from acgsperf.addresses import secrets_of, server_of
+from acgsperf.names import resolve
 from acgsperf.pool.options import PoolOptions
 from acgsperf.pool.server_address import Endpoint, ServerAddress
 from acgsperf.pool.slot import pooled_class
@@ -89,8 +90,16 @@ class Connector:
 
     async def _connect(self, timeout: float, choice: Endpoint) -> "Connection":  # noqa: ASYNC109
         options = {**self._connect_options, **choice}
-        connection: Connection = await asyncpg.connect(self._address.dsn, timeout=timeout, **options)
+        async with asyncio.timeout(timeout):
+            for host in self._hosts(options):
+                await resolve(host)
+            connection: Connection = await asyncpg.connect(self._address.dsn, timeout=timeout, **options)
         return connection
+
+    def _hosts(self, options: Mapping[str, Any]) -> "Sequence[str]":
+        """The names that asyncpg is going to look up."""
+        hosts = options.get("host") or [endpoint.get("host") for endpoint in self._endpoints]
+        return [hosts] if isinstance(hosts, str) else [host for host in hosts if host]
 
     async def _connect_to_one(self) -> "Connection":
         clock = asyncio.get_running_loop().time

@@ -92,7 +92,7 @@ class ReadBatches:
     def _next_batch(self) -> tuple[list[_Get], list[_GetMany]]:
         self._scheduled = False
         gets, reads = self.waiting, self._waiting_many
-        if len(gets) + sum(len(keys) for _, keys in reads) <= MAX_READS_TOGETHER:
+        if len(gets) + (sum(len(keys) for _, keys in reads) if reads else 0) <= MAX_READS_TOGETHER:
             self.waiting, self._waiting_many, self._oversized = [], [], False
             return gets, reads
         self._oversized = True

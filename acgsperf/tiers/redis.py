@@ -228,8 +228,11 @@ class RedisTier(ServerTier):
         chunks = [addresses[at : at + KEYS_A_COMMAND] for at in range(0, len(addresses), KEYS_A_COMMAND)]
 
         def read(replies: list[Any]) -> Unsealed:
-            found = [blobs(reply, len(chunk)) for reply, chunk in zip(replies, chunks, strict=True)]
-            values = found[0] if len(found) == 1 else [value for part in found for value in part]
+            if len(replies) == 1:
+                values = blobs(replies[0], len(addresses))
+            else:
+                found = (blobs(reply, len(chunk)) for reply, chunk in zip(replies, chunks, strict=True))
+                values = [value for part in found for value in part]
             unsealed = self._unseal(values, identities)
             if unsealed[2] and any(map(envelope.is_of_another_key, values, identities)):
                 raise UnexpectedReplyError("the envelope of another key", unsealed)
@@ -282,10 +285,12 @@ class RedisTier(ServerTier):
         commands += map(self._unlink_command, deletes)
 
         def read(replies: list[Any]) -> list[Any]:
-            for reply in replies[: len(keys)]:
-                if not isinstance(reply, ResponseError):
-                    is_ok(reply)
-            each(replies[len(keys) :], int)
+            if replies[: len(keys)] != [b"OK"] * len(keys):
+                for reply in replies[: len(keys)]:
+                    if not isinstance(reply, ResponseError):
+                        is_ok(reply)
+            if deletes:
+                each(replies[len(keys) :], int)
             return replies
 
         replies = await self._ask(commands, read) if commands else []
@@ -365,5 +370,8 @@ def _numbers(replies: list[Any]) -> list[Any]:
 
 
 def _scanned(replies: list[Any]) -> tuple[bytes, list[bytes]]:
-    cursor, keys = array(replies[0], 2)
+    found = array(replies[0])
+    if len(found) != 2:
+        raise UnexpectedReplyError(f"reply must be an array of 2 items, got {len(found)}")
+    cursor, keys = found
     return text(cursor), list(map(text, array(keys)))

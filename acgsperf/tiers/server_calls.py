@@ -90,19 +90,20 @@ class ServerCalls:
                 problems.append(problem)
             breaker = self.breaker
             if self._is_refusal(error):
-                self._succeeded()
+                if breaker.succeeded():
+                    self._log_closed()
             elif breaker.failed():
                 _log.warning(
                     "%s: circuit opened after %d failures (%s); calls skip this tier for %g s",
                     *(self._label, breaker.failures_in_a_row, problem, breaker.recovery_s),
                 )
             return None
-        self._succeeded()
+        if self.breaker.succeeded():
+            self._log_closed()
         return result
 
-    def _succeeded(self) -> None:
-        if self.breaker.succeeded():
-            _log.info("%s: circuit closed; the server answers again", self._label)
+    def _log_closed(self) -> None:
+        _log.info("%s: circuit closed; the server answers again", self._label)
 
     def cannot_reach(self, server: str, problem: str) -> None:
         """Logs that the server did not answer when the tier opened."""
