@@ -18,8 +18,8 @@ import asyncpg
 from xxhash import xxh3_64_intdigest
 
 from acgsperf._native import envelope_format as envelope
-from acgsperf.addresses import checked_dsn
 from acgsperf.pool import ConnectionPool
+from acgsperf.pool.server_address import parsed_address
 from acgsperf.tiers.base import Entry
 from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, WriteBatch
 
@@ -104,7 +104,7 @@ class PostgresTier(ServerTier):
         super().__init__(deadline=deadline, max_value_bytes=max_value_bytes)
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,49}", table):
             raise ValueError(f"table must be 1 to 50 small letters, digits and underscores, not {table!r:.80}")
-        parts = urlsplit(checked_dsn("the DSN", dsn))
+        parts = urlsplit(parsed_address("the DSN", dsn).dsn)
         self._where = f"{parts.hostname or 'a unix socket'}{parts.path}"
         self._dsn = dsn
         self._table = table
