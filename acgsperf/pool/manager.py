@@ -27,6 +27,7 @@ class PoolManager:
         self._interval = checked_seconds("interval", interval)
         self._pools: dict[str, ConnectionPool] = {}
         self._opening: dict[str, ConnectionPool] = {}
+        self._closing: set[ConnectionPool] = set()
         self._monitor: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -108,16 +109,21 @@ class PoolManager:
         Args:
             timeout: seconds to wait for borrowers, as for `ConnectionPool.close`.
 
+        A call that was cancelled can be repeated.
+
         Raises:
             TypeError, ValueError: if the timeout is not a number of seconds, 0 or more; the pools stay open.
         """
         timeout = checked_seconds("timeout", timeout, zero=True)
         self._closed = True
-        pools, self._pools = [*self._pools.values(), *self._opening.values()], {}
+        # A call that is cancelled leaves them here for the next one.
+        self._closing.update(self._pools.values(), self._opening.values())
+        self._pools = {}
         if self._monitor is not None:
             self._monitor.cancel()
             await asyncio.gather(self._monitor, return_exceptions=True)
-        await asyncio.gather(*(pool.close(timeout) for pool in pools))
+        await asyncio.gather(*(pool.close(timeout) for pool in self._closing))
+        self._closing.clear()
 
     async def _watch(self) -> None:
         while True:

@@ -20,8 +20,8 @@ from xxhash import xxh3_64_intdigest
 
 from acgsperf._native import envelope_format as envelope
 from acgsperf._native.arguments import checked_at_least
-from acgsperf.addresses import checked_dsn
 from acgsperf.pool import ConnectionPool
+from acgsperf.pool.server_address import parsed_address
 from acgsperf.tiers.base import Entry
 from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, check_tag, seconds
 from acgsperf.tiers.write_batches import WriteBatch
@@ -120,7 +120,7 @@ class PostgresTier(ServerTier):
         self._statement_cache_size = checked_at_least("statement_cache_size", statement_cache_size, 0)
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,49}", table):
             raise ValueError(f"table must be 1 to 50 lower-case letters, digits and underscores, got {table!r:.80}")
-        parts = urlsplit(checked_dsn("the DSN", dsn))
+        parts = urlsplit(parsed_address("the DSN", dsn).dsn)
         where = f"{parts.hostname or 'a unix socket'}{parts.path}"
         super().__init__(where, deadline=deadline, max_value_bytes=max_value_bytes)
         self._dsn = dsn

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -75,6 +76,11 @@ async def running(admin):
 async def use(pool, way, readonly=False):
     async with pool.acquire(readonly=readonly) as connection:
         await way(connection)
+
+
+def open_descriptors():
+    gc.collect()
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 async def collect(noises):
@@ -159,7 +165,7 @@ async def test_a_frozen_server_delays_closing_no_longer_than_close_timeout(victi
 
 @pytest.mark.parametrize("turns", [0, 1, 5])
 async def test_a_close_that_was_cancelled_can_be_repeated_and_leaves_nothing(dsn, running, noises, turns):
-    before = asyncio.all_tasks()
+    before, descriptors = asyncio.all_tasks(), open_descriptors()
     pool = ConnectionPool(dsn, min_size=2, max_size=2, server_settings=SETTINGS, replicas=[dsn])
     await pool.open()
     task = asyncio.create_task(use(pool, fetch))
@@ -173,5 +179,7 @@ async def test_a_close_that_was_cancelled_can_be_repeated_and_leaves_nothing(dsn
     assert (pool.stats().size, pool.replicas[0].stats().size) == (0, 0)
     await asyncio.gather(task, return_exceptions=True)
     del task, closing
+    await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
+    assert open_descriptors() <= descriptors
     await collect(noises)

@@ -5,6 +5,7 @@ import socket
 import pytest
 
 from acgsperf import ConnectionPool
+from acgsperf.tiers.postgres import PostgresTier
 
 # Every parameter that libpq 18 documents, but host, port, dbname, user and password: values that are honoured, and
 # values that are refused.
@@ -76,8 +77,13 @@ async def test_a_parameter_is_honoured(dsn, name, value):
 @pytest.mark.parametrize(("name", "value"), [*REFUSED, *((name, "0") for name in NOT_LIBPQ)])
 def test_a_parameter_that_cannot_be_honoured_is_refused_by_name(name, value):
     dsn = f"postgresql://u:pa55word@h/db?{name}={value}"
-    for make in (lambda: ConnectionPool(dsn), lambda: ConnectionPool("postgresql://h", replicas=[dsn])):
-        with pytest.raises(ValueError, match=rf"^(dsn|replicas\[0\]) must .*\b{name}\b") as refused:
+    makers = (
+        lambda: ConnectionPool(dsn),
+        lambda: ConnectionPool("postgresql://h", replicas=[dsn]),
+        lambda: PostgresTier(dsn),
+    )
+    for make in makers:
+        with pytest.raises(ValueError, match=rf"^(dsn|replicas\[0\]|the DSN) must .*\b{name}\b") as refused:
             make()
         assert "pa55word" not in str(refused.value)
         assert f"={value}" not in str(refused.value)

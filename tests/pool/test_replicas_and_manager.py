@@ -203,6 +203,23 @@ async def test_closing_a_manager_closes_what_is_being_opened(victim, until):
     victim.thaw()
 
 
+@pytest.mark.parametrize("turns", [0, 1, 3, 10])
+async def test_a_close_of_the_manager_that_was_cancelled_can_be_repeated_and_leaves_nothing(dsn, turns):
+    before = asyncio.all_tasks()
+    manager = PoolManager()
+    pools = [await manager.create(name, dsn, min_size=1, replicas=[dsn]) for name in ("one", "two")]
+    async with pools[0].acquire():
+        closing = asyncio.create_task(manager.close())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+        await manager.close(0)
+    members = [member for pool in pools for member in (pool, *pool.replicas)]
+    assert all(member.closed and member.stats().size == 0 for member in members)
+    assert asyncio.all_tasks() == before
+
+
 async def test_the_manager_notices_by_itself_that_a_server_does_not_answer(victim, until):
     async with PoolManager(interval=0.05) as manager:
         pool = await manager.create("app", victim.dsn, min_size=1, max_size=1, check_timeout=0.1, connect_timeout=0.2)
