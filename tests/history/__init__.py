@@ -13,5 +13,6 @@ the tiers disagree when nobody writes any more.
 - `servers`: the Redis and the proxies that faults need.
 - `modes`: what a run does to processes and servers.
 - `run`: starts everything, and returns the report.
-- `checker`: pure functions over a history.
+- `checker`: the rules, pure functions over a history.
+- `report`: the verdict.
 """

@@ -44,6 +44,18 @@ class Situation:
     proxies: list[Proxy]
     random: random.Random
 
+    def the_redis(self) -> RedisServer:
+        """Return the server of L2, which the fault is about."""
+        if self.redis is None:
+            raise ValueError("this mode needs L2")
+        return self.redis
+
+    def the_postgres(self) -> Postgres:
+        """Return the server of L3, which the fault is about."""
+        if self.postgres is None:
+            raise ValueError("this mode needs L3")
+        return self.postgres
+
     async def rounds(self, length_s: float, pause_s: float = 1.0) -> AsyncIterator[None]:
         """Return before each fault of some length, as often as there is time, and leave the last second in peace."""
         while True:
@@ -76,8 +88,7 @@ async def freeze(situation: Situation) -> None:
 
 async def restart_empty(situation: Situation) -> None:
     """Kill Redis, and start it without any data."""
-    server = situation.redis
-    assert server is not None
+    server = situation.the_redis()
     async for _ in situation.rounds(1.0):
         with situation.fault("redis killed, started empty"):
             await asyncio.to_thread(server.kill)
@@ -87,8 +98,7 @@ async def restart_empty(situation: Situation) -> None:
 
 async def restart_from_snapshot(situation: Situation) -> None:
     """Kill Redis, and start it with the data that it had 1 s earlier."""
-    server = situation.redis
-    assert server is not None
+    server = situation.the_redis()
     async for _ in situation.rounds(2.0):
         with situation.fault("snapshot"):
             await asyncio.to_thread(server.save)
@@ -101,8 +111,7 @@ async def restart_from_snapshot(situation: Situation) -> None:
 
 async def restart_postgres(situation: Situation) -> None:
     """Kill PostgreSQL, and start it again; it has lost nothing that it acknowledged."""
-    server = situation.postgres
-    assert server is not None
+    server = situation.the_postgres()
     async for _ in situation.rounds(2.0):
         with situation.fault("postgres killed and started"):
             await asyncio.to_thread(server.kill)
@@ -120,8 +129,7 @@ async def cut(situation: Situation) -> None:
 
 async def flush(situation: Situation) -> None:
     """Remove everything from Redis."""
-    server = situation.redis
-    assert server is not None
+    server = situation.the_redis()
     async for _ in situation.rounds(0.0, pause_s=0.7):
         with situation.fault("FLUSHALL"):
             await asyncio.to_thread(server.flush)
@@ -145,16 +153,14 @@ async def fill(situation: Situation) -> None:
 
 
 def _configure(situation: Situation, policy: str) -> None:
-    assert situation.redis is not None
-    with situation.redis.client() as client:
+    with situation.the_redis().client() as client:
         client.config_set("maxmemory-policy", policy)
         client.config_set("maxmemory", int(client.info("memory")["used_memory"]) + _ROOM_BYTES)
 
 
 def _fill(situation: Situation, seconds: float) -> None:
     """Write keys of nobody, first as many as fit and then 200 a second."""
-    assert situation.redis is not None
-    with situation.redis.client() as client:
+    with situation.the_redis().client() as client:
         many = _ROOM_BYTES // _BALLAST_BYTES
         until = time.monotonic() + seconds
         at = 0
@@ -167,8 +173,7 @@ def _fill(situation: Situation, seconds: float) -> None:
 
 
 def _empty(situation: Situation) -> None:
-    assert situation.redis is not None
-    with situation.redis.client() as client:
+    with situation.the_redis().client() as client:
         client.delete(*client.scan_iter("ballast*", count=1_000))
 
 

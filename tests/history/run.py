@@ -20,9 +20,9 @@ from acgsperf.tiers import Tier
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
 
-from .checker import Report, check
 from .history import RUNNER, Log, Read, now, read_history
 from .modes import MODES, Mode, Situation
+from .report import Report, check
 from .servers import Postgres, Proxy, RedisServer, proxied_dsn
 from .truth import Truth
 from .worker import Plan

@@ -2,8 +2,8 @@
 
 import pytest
 
-from .checker import check
 from .history import RUNNER, Fault, Finished, History, Load, Log, Read, Write, read_history
+from .report import check
 
 MS = 1_000_000
 
@@ -72,6 +72,17 @@ def test_a_write_that_failed_may_be_read():
 
 def test_a_write_that_failed_and_is_carried_out_later_is_guilty():
     assert stale_ages(wrote(1, 0, 250, acked=False), wrote(2, 300, 301), read(1, 500)) == [0.199]
+
+
+def test_a_process_knows_its_own_writes_at_once():
+    assert judged(wrote(1, 0, 1), wrote(2, 10, 11), read(1, 12)).ok
+    assert len(judged(wrote(1, 0, 1), wrote(2, 10, 11), read(1, 12, process=0)).own) == 1
+    assert judged(wrote(1, 0, 1), wrote(2, 10, 11), read(1, 11, process=0)).ok
+    assert judged(wrote(1, 0, 1), wrote(2, 10, 11, acked=False), read(1, 12, process=0)).ok
+
+
+def test_a_process_whose_write_raced_may_read_the_other_writers_version():
+    assert judged(wrote(1, 0, 20, process=1), wrote(2, 10, 11), read(1, 30, process=0)).ok
 
 
 def test_another_key_does_not_matter():

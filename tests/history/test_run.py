@@ -1,6 +1,5 @@
 """The machinery of the history checker works: processes, faults, logs, and the search for lost writes."""
 
-
 import pytest
 
 from .run import run
