@@ -159,7 +159,7 @@ def disagreements(history: History) -> list[Disagreement]:
 def _sources(history: History) -> dict[tuple[str, int], list[Write | Load]]:
     """What stored each version of each key."""
     sources: dict[tuple[str, int], list[Write | Load]] = defaultdict(list)
-    for event in (*history.writes, *history.loads):
+    for event in history.changes:
         if isinstance(event, Load) or event.op.startswith("set"):
             sources[event.key, event.version].append(event)
     return sources
@@ -199,7 +199,8 @@ def expired_reads(history: History, *, lag_s: float = 0.0, stale_ttl_s: float = 
 def problems(history: History) -> list[str]:
     """Return what makes the history incomplete, so that its other verdicts mean little."""
     found = [f"{name} has a line that cannot be read" for name in history.torn]
-    logged = Counter(event.process for event in (*history.writes, *history.loads, *history.reads))
+    logged = Counter(event.process for event in history.changes)
+    logged.update(read.process for read in history.reads)
     finished = {last.process: last for last in history.finished}
     for process in history.processes:
         last = finished.get(process)

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -115,6 +115,7 @@ class Finished(Struct, frozen=True, tag=True):
 
 
 Event = Write | Load | Read | Fault | Finished
+_Timed = TypeVar("_Timed", Write, Load, Read, Fault)
 
 
 class Log:
@@ -168,19 +169,25 @@ class History(Struct, kw_only=True):
         cls, events: Iterable[Event], *, processes: Iterable[int] = (), versions: dict[str, int] | None = None
     ) -> "History":
         """Return a history of events in any order."""
-        found = cls(processes=tuple(processes), versions=versions or {})
-        lists: dict[type, list[Event]] = {
-            Write: found.writes,
-            Load: found.loads,
-            Read: found.reads,
-            Fault: found.faults,
-            Finished: found.finished,
-        }  # type: ignore[assignment]
-        for event in events:
-            lists[type(event)].append(event)
-        for timed in (found.writes, found.loads, found.reads, found.faults):
-            timed.sort(key=lambda event: event.start)  # type: ignore[attr-defined]
-        return found
+        events = list(events)
+        return cls(
+            processes=tuple(processes),
+            writes=_in_order(events, Write),
+            loads=_in_order(events, Load),
+            reads=_in_order(events, Read),
+            faults=_in_order(events, Fault),
+            finished=[event for event in events if isinstance(event, Finished)],
+            versions=versions or {},
+        )
+
+    @property
+    def changes(self) -> list[Write | Load]:
+        """The writes and then the loads."""
+        return [*self.writes, *self.loads]
+
+
+def _in_order(events: list[Event], kind: type[_Timed]) -> list[_Timed]:
+    return sorted((event for event in events if isinstance(event, kind)), key=lambda event: event.start)
 
 
 def read_history(folder: Path, *, processes: Iterable[int], versions: dict[str, int]) -> History:

@@ -113,7 +113,7 @@ class Report:
         # From the newer write to the read: what is short here has a short story.
         shortest = sorted(stale, key=lambda stale: stale.read.end - stale.newer.start)[:_WITNESSES_COMPARED]
         by_key: dict[str, list[Write | Load]] = defaultdict(list)
-        for event in (*self.history.writes, *self.history.loads):
+        for event in self.history.changes:
             by_key[event.key].append(event)
         first_reads: dict[tuple[int, str, int | None], Read] = {}
         for read in self.history.reads:
