@@ -18,6 +18,8 @@ from .servers import Postgres, Proxy, RedisServer
 __all__ = ["MODES", "Mode", "Situation"]
 
 _FROZEN_S: Final = 3.0
+# A circuit breaker opens for 1 s or more. Without a longer pause no write would ever be acknowledged.
+_RECOVERY_S: Final = 2.0
 _BALLAST_BYTES: Final = 10_000
 _ROOM_BYTES: Final = 4 << 20
 
@@ -89,7 +91,7 @@ async def freeze(situation: Situation) -> None:
 async def restart_empty(situation: Situation) -> None:
     """Kill Redis, and start it without any data."""
     server = situation.the_redis()
-    async for _ in situation.rounds(1.0):
+    async for _ in situation.rounds(1.0, pause_s=_RECOVERY_S):
         with situation.fault("redis killed, started empty"):
             await asyncio.to_thread(server.kill)
             await asyncio.sleep(0.3)
@@ -112,7 +114,7 @@ async def restart_from_snapshot(situation: Situation) -> None:
 async def restart_postgres(situation: Situation) -> None:
     """Kill PostgreSQL, and start it again; it has lost nothing that it acknowledged."""
     server = situation.the_postgres()
-    async for _ in situation.rounds(2.0):
+    async for _ in situation.rounds(3.0, pause_s=_RECOVERY_S):
         with situation.fault("postgres killed and started"):
             await asyncio.to_thread(server.kill)
             await asyncio.sleep(0.3)
@@ -121,7 +123,7 @@ async def restart_postgres(situation: Situation) -> None:
 
 async def cut(situation: Situation) -> None:
     """Cut all connections, each in the middle of the next reply."""
-    async for _ in situation.rounds(0.0, pause_s=0.7):
+    async for _ in situation.rounds(0.0, pause_s=_RECOVERY_S):
         with situation.fault("connections cut"):
             for proxy in situation.proxies:
                 proxy.cut()

@@ -76,14 +76,18 @@ class Report:
         """How many of these reads found a value. A cache that always misses is never stale."""
         return sum(not read.at_rest and read.version is not None for read in self.history.reads)
 
+    @property
+    def acknowledged(self) -> int:
+        """How many writes were acknowledged by every tier. The others prove nothing."""
+        return sum(write.acked for write in self.history.writes)
+
     def __str__(self) -> str:
         history = self.history
-        acked = sum(write.acked for write in history.writes)
         lines = [
             f"{self.title}: {'ok' if self.ok else 'NOT OK'}",
             f"  processes        {len(history.processes)}",
             f"  reads            {self.reads:,}, of which {self.found:,} found a value",
-            f"  writes           {len(history.writes):,}, of which {acked:,} were acknowledged everywhere",
+            f"  writes           {len(history.writes):,}, of which {self.acknowledged:,} were acknowledged everywhere",
             f"  loads            {len(history.loads):,}",
             f"  stale reads      {len(self.stale):,} later than {self.lag_s:g} s after the acknowledgement"
             + "".join(f"; {len(self.stale_after(lag)):,} later than {lag:g} s" for lag in LAGS_S if lag != self.lag_s),
