@@ -29,6 +29,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--tiers", help="l2, l3 or l2,l3 instead of what the mode says")
     parser.add_argument("--l1-ttl", type=float, help="of L1, in seconds")
+    parser.add_argument("--policy", default="allkeys-random", help="maxmemory-policy of the mode eviction")
     parser.add_argument("--lost", type=float, default=0.0, help="share of set calls to lose on purpose")
     parser.add_argument("--option", action="append", type=_option, default=[], help="of TieredCache: NAME=JSON")
     parser.add_argument("--redis-server", help="the executable, by default the embedded one")
@@ -60,6 +61,7 @@ def main() -> int:
                         seed=arguments.seed,
                         l2=tiers and "l2" in tiers,
                         l3=tiers and "l3" in tiers,
+                        eviction_policy=arguments.policy,
                         folder=arguments.folder and arguments.folder / mode,
                         options=dict(arguments.option),
                         l1_ttl=arguments.l1_ttl,

@@ -4,6 +4,8 @@ All functions are pure. The rules:
 
 - **Stale read.** A write supersedes every older version of its key. A read that begins more than the allowed lag after
   a write was acknowledged by every tier must not return a superseded version. A miss is always allowed.
+- **Wrong None.** `get_or_load` returns None only if the source had no value after the newest write that it had to know.
+  This counts as a stale read.
 - **Own write.** The process that made an acknowledged write has no lag: its next read must know it.
 - **Race.** Two writers that write a key at the same time without a lock may end in either order. So a write supersedes
   a version that was set explicitly only if that `set` had returned before the write began. A loaded version gets no
@@ -84,6 +86,7 @@ class _Superseded:
             (write for write in writes if write.acked and process in (None, write.process)),
             key=lambda write: write.version,
         )
+        self._without_value = [write for write in writes if not write.exists]
         self._versions = [write.version for write in self._acked]
         # For each position the write that was acknowledged first, of this one and all newer ones.
         self._first = list(self._acked)
@@ -107,6 +110,12 @@ class _Superseded:
         later = [write for write in self._acked[at:] if own.end < write.start]
         return min(later, key=lambda write: write.end, default=None)
 
+    def by_value(self, read: Read) -> Write | None:
+        """Return the first acknowledged write after the last version without a value that a read can have found."""
+        last = max((write.version for write in self._without_value if write.start <= read.end), default=0)
+        newer = self._acked[bisect_right(self._versions, last) :]
+        return min(newer, key=lambda write: write.end, default=None)
+
 
 def _writes(history: History) -> dict[str, list[Write]]:
     writes: dict[str, list[Write]] = defaultdict(list)
@@ -127,16 +136,19 @@ def stale_reads(history: History, *, own: bool = False) -> list[StaleRead]:
     newer_than: dict[tuple[str, int | None, int], Write | None] = {}
     found = []
     for read in history.reads:
+        writer = (read.key, read.process if own else None)
+        if writer not in superseded:
+            superseded[writer] = _Superseded(writes[read.key], writer[1])
+        newer = None
         if read.version is not None:
-            process = read.process if own else None
-            at = (read.key, process, read.version)
+            at = (*writer, read.version)
             if at not in newer_than:
-                if at[:2] not in superseded:
-                    superseded[at[:2]] = _Superseded(writes[read.key], process)
-                newer_than[at] = superseded[at[:2]].by(read.version)
+                newer_than[at] = superseded[writer].by(read.version)
             newer = newer_than[at]
-            if newer is not None and read.start > newer.end:
-                found.append(StaleRead(read, newer))
+        elif read.op.startswith("get_or_load"):
+            newer = superseded[writer].by_value(read)
+        if newer is not None and read.start > newer.end:
+            found.append(StaleRead(read, newer))
     return sorted(found, key=lambda stale: stale.age_s, reverse=True)
 
 
@@ -160,7 +172,7 @@ def _sources(history: History) -> dict[tuple[str, int], list[Write | Load]]:
     """What stored each version of each key."""
     sources: dict[tuple[str, int], list[Write | Load]] = defaultdict(list)
     for event in history.changes:
-        if isinstance(event, Load) or event.op.startswith("set"):
+        if not event.negative if isinstance(event, Load) else event.op.startswith("set"):
             sources[event.key, event.version].append(event)
     return sources
 

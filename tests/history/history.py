@@ -32,6 +32,8 @@ class Write(Struct, frozen=True, tag=True):
         acked: whether the method reported that every tier carried it out.
         ttl: of a value that was set; None for no limit.
         detail: the answer of a method that reported a failure.
+        exists: whether the key has a value in the source from this version on. A removal from the cache does not mean
+            that it has none: a writer may change the source, and remove what the cache had of it.
     """
 
     process: int
@@ -43,6 +45,7 @@ class Write(Struct, frozen=True, tag=True):
     acked: bool
     ttl: float | None = None
     detail: str = ""
+    exists: bool = True
 
 
 class Load(Struct, frozen=True, tag=True):
@@ -55,6 +58,7 @@ class Load(Struct, frozen=True, tag=True):
         start: before the counter was read.
         end: when the loader returned.
         ttl: of the loaded value; None for no limit.
+        negative: whether the loader returned None, because the key had no value in that version.
     """
 
     process: int
@@ -63,6 +67,7 @@ class Load(Struct, frozen=True, tag=True):
     start: int
     end: int
     ttl: float | None = None
+    negative: bool = False
 
 
 class Read(Struct, frozen=True, tag=True):

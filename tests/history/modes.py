@@ -36,6 +36,7 @@ class Situation:
         postgres: the server of L3, or None.
         proxies: those between the processes and the servers, if the mode wants some.
         random: chooses.
+        eviction_policy: of a Redis whose memory is limited.
     """
 
     log: Log
@@ -45,6 +46,7 @@ class Situation:
     postgres: Postgres | None
     proxies: list[Proxy]
     random: random.Random
+    eviction_policy: str
 
     def the_redis(self) -> RedisServer:
         """Return the server of L2, which the fault is about."""
@@ -114,7 +116,7 @@ async def restart_from_snapshot(situation: Situation) -> None:
 async def restart_postgres(situation: Situation) -> None:
     """Kill PostgreSQL, and start it again; it has lost nothing that it acknowledged."""
     server = situation.the_postgres()
-    async for _ in situation.rounds(3.0, pause_s=_RECOVERY_S):
+    async for _ in situation.rounds(4.0, pause_s=_RECOVERY_S):
         with situation.fault("postgres killed and started"):
             await asyncio.to_thread(server.kill)
             await asyncio.sleep(0.3)
@@ -138,8 +140,8 @@ async def flush(situation: Situation) -> None:
 
 
 async def evict(situation: Situation) -> None:
-    """Let Redis evict random keys all the time."""
-    await asyncio.to_thread(_configure, situation, "allkeys-random")
+    """Let Redis evict keys all the time."""
+    await asyncio.to_thread(_configure, situation, situation.eviction_policy)
     async for _ in situation.rounds(1.0, pause_s=0.0):
         with situation.fault("keys evicted"):
             await asyncio.to_thread(_fill, situation, 1.0)
@@ -168,7 +170,8 @@ def _fill(situation: Situation, seconds: float) -> None:
         at = 0
         while time.monotonic() < until:
             with suppress(redis.ResponseError):
-                client.set(f"ballast{situation.random.randrange(4 * many)}", bytes(_BALLAST_BYTES))
+                # With a ttl, so that the policies for keys with one can evict it.
+                client.set(f"ballast{situation.random.randrange(4 * many)}", bytes(_BALLAST_BYTES), ex=3_600)
             at += 1
             if at > many:
                 time.sleep(0.005)
@@ -190,6 +193,8 @@ class Mode:
         proxied: whether there are proxies between the processes and the servers.
         clock_offsets_s: how far the wall clocks of the processes are wrong, one after the other.
         options: arguments of the caches.
+        settle_s: how long the caches have for what they do in the background, before they are compared at rest. A
+            circuit breaker may be open for as long as the server was away.
     """
 
     description: str
@@ -199,6 +204,7 @@ class Mode:
     proxied: bool = False
     clock_offsets_s: tuple[float, ...] = (0.0,)
     options: Mapping[str, Any] = field(default_factory=dict)
+    settle_s: float = 2.0
 
 
 MODES: Final = {
@@ -207,13 +213,14 @@ MODES: Final = {
     "l3": Mode("L3 alone", l2=False),
     "locks": Mode("loads with a lock between processes", options={"lock_ttl": 2.0}),
     "stale": Mode("stale values and refreshes", options={"stale_ttl": 2.0, "refresh_ahead": 0.5}),
+    "negative": Mode("negative entries", options={"negative_ttl": 5.0}),
     "frozen": Mode("a process is frozen for 3 s", freeze),
-    "restart-empty": Mode("Redis is killed and started empty", restart_empty),
-    "restart-snapshot": Mode("Redis is killed and started from an older snapshot", restart_from_snapshot),
-    "restart-postgres": Mode("PostgreSQL is killed and started", restart_postgres),
-    "cut": Mode("connections are cut inside a reply", cut, proxied=True),
+    "restart-empty": Mode("Redis is killed and started empty", restart_empty, settle_s=3.0),
+    "restart-snapshot": Mode("Redis is killed and started from an older snapshot", restart_from_snapshot, settle_s=3.0),
+    "restart-postgres": Mode("PostgreSQL is killed and started", restart_postgres, settle_s=5.0),
+    "cut": Mode("connections are cut inside a reply", cut, proxied=True, settle_s=3.0),
     "flushall": Mode("Redis loses everything", flush),
     "clocks": Mode("wall clocks are an hour apart", clock_offsets_s=(0.0, 3600.0, -3600.0)),
-    "eviction": Mode("Redis evicts random keys", evict),
-    "full": Mode("Redis runs out of memory and refuses writes", fill),
+    "eviction": Mode("Redis evicts keys", evict),
+    "full": Mode("Redis runs out of memory and refuses writes", fill, settle_s=3.0),
 }

@@ -173,13 +173,7 @@ def _story(
         faults: all of the history.
     """
     read = stale.read
-    stored = [
-        event
-        for event in events
-        if event.version == read.version
-        and event.start <= read.end
-        and (isinstance(event, Load) or event.op[:3] == "set")
-    ]
+    stored = [event for event in events if event.start <= read.end and _stored_by(event) == read.version]
     begin = min(max((event.start for event in stored), default=stale.newer.start), stale.newer.start)
     story: list[Write | Load | Fault | Read] = [
         *(event for event in events if begin <= event.start <= read.end),
@@ -190,12 +184,18 @@ def _story(
     return sorted(story, key=lambda event: event.start)
 
 
+def _stored_by(event: Write | Load) -> int | None:
+    """Return the version that a read finds after this event."""
+    stores = not event.negative if isinstance(event, Load) else event.op.startswith("set")
+    return event.version if stores else None
+
+
 def _told(stale: StaleRead, story: Sequence[Write | Load | Fault | Read]) -> list[str]:
     first = story[0].start
     read, newer = stale.read, stale.newer
     title = (
-        f"process {read.process} read version {read.version} of {read.key} {stale.age_s:.3f} s after version"
-        f" {newer.version} was acknowledged ({newer.op} in process {newer.process}):"
+        f"process {read.process} read {'nothing' if read.version is None else f'version {read.version}'} of {read.key}"
+        f" {stale.age_s:.3f} s after version {newer.version} was acknowledged ({newer.op} in process {newer.process}):"
     )
     lines = [title, "        from ms        to ms  process"]
     shown = list(story)
@@ -218,7 +218,7 @@ def _words(event: Write | Load | Fault | Read) -> str:
         return f"         {event.name}"
     who = "runner " if event.process == RUNNER else f"{event.process:7}"
     if isinstance(event, Load):
-        return f"{who}  load -> {event.version}"
+        return f"{who}  load -> {event.version}{', which is no value' if event.negative else ''}"
     if isinstance(event, Read):
         return f"{who}  {event.op} -> {event.version}"
     return f"{who}  {event.op} {event.version}: {'acknowledged' if event.acked else 'failed, ' + event.detail}"

@@ -41,10 +41,11 @@ async def run(
     seconds: float = 10.0,
     processes: int = 4,
     lag_s: float = 1.0,
-    settle_s: float = 2.0,
+    settle_s: float | None = None,
     seed: int | None = None,
     l2: bool | None = None,
     l3: bool | None = None,
+    eviction_policy: str = "allkeys-random",
     folder: Path | None = None,
     options: Mapping[str, Any] | None = None,
     **plan: Any,
@@ -58,9 +59,11 @@ async def run(
         seconds: how long the processes work.
         processes: how many there are.
         lag_s: how long after its acknowledgement a write may be unknown to other processes.
-        settle_s: how long the caches have for what they do in the background, before they are compared.
+        settle_s: how long the caches have for what they do in the background, before they are compared; None for what
+            the mode says.
         seed: of all that is random, except time; None for a new one.
         l2, l3: whether the caches have that tier; None for what the mode says.
+        eviction_policy: the `maxmemory-policy` of the mode "eviction".
         folder: where the logs remain; None for nowhere.
         options: arguments of the caches, besides those of the mode.
         plan: further attributes of `Plan`.
@@ -71,6 +74,7 @@ async def run(
         l2=chosen.l2 if l2 is None else l2,
         l3=chosen.l3 if l3 is None else l3,
         options={**chosen.options, **(options or {})},
+        settle_s=chosen.settle_s if settle_s is None else settle_s,
     )
     seed = random.randrange(1_000_000) if seed is None else seed
     logs = Path(tempfile.mkdtemp(prefix="acgs-logs-")) if folder is None else folder
@@ -95,7 +99,7 @@ async def run(
         keys = plans[0].key_names
         truth = Truth(logs / "truth", keys)
         try:
-            await _run(chosen, plans, redis_executable if chosen.l2 else None, postgres, seconds, settle_s)
+            await _run(chosen, plans, redis_executable if chosen.l2 else None, postgres, seconds, eviction_policy)
             versions = {key: truth.current(key) for key in keys}
         finally:
             truth.close()
@@ -112,7 +116,7 @@ async def run(
 
 
 async def _run(
-    mode: Mode, plans: list[Plan], executable: str | None, postgres: Postgres, seconds: float, settle_s: float
+    mode: Mode, plans: list[Plan], executable: str | None, postgres: Postgres, seconds: float, eviction_policy: str
 ) -> None:
     folder = Path(plans[0].folder)
     async with AsyncExitStack() as stack:
@@ -141,13 +145,14 @@ async def _run(
             postgres if mode.l3 else None,
             proxies.running,
             random.Random(plans[0].seed),
+            eviction_policy,
         )
         for worker in workers:
             worker.say(f"start {until}")
         if mode.fault is not None:
             await mode.fault(situation)
         await asyncio.gather(*(worker.answer(extra_s=seconds) for worker in workers))
-        await asyncio.sleep(settle_s)
+        await asyncio.sleep(mode.settle_s)
         await _ask(workers, "rest l1")
         await _read_tiers(log, tiers, plans[0])
         await _ask(workers, "rest get")

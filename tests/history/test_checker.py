@@ -8,8 +8,9 @@ from .report import check
 MS = 1_000_000
 
 
-def wrote(version, start, end, *, op="set", process=0, acked=True, ttl=None, key="k"):
-    return Write(process, op, key, version, start * MS, end * MS, acked, ttl)
+def wrote(version, start, end, *, op="set", process=0, acked=True, ttl=None, key="k", exists=None):
+    exists = op == "set" if exists is None else exists
+    return Write(process, op, key, version, start * MS, end * MS, acked, ttl, exists=exists)
 
 
 def loaded(version, start, end, *, process=1, ttl=None, key="k"):
@@ -107,6 +108,29 @@ def test_a_load_has_no_excuse_if_it_overlaps_with_a_write():
 
 def test_a_load_that_read_the_newer_version_is_innocent():
     assert judged(loaded(2, 10, 100), wrote(2, 9, 11), read(2, 500)).ok
+
+
+def test_a_none_of_get_or_load_is_guilty_if_a_value_was_set():
+    assert stale_ages(wrote(1, 0, 1), read(None, 500, op="get_or_load")) == [0.499]
+    assert stale_ages(wrote(1, 0, 1, op="delete"), wrote(2, 10, 11), read(None, 500, op="get_or_load_many")) == [0.489]
+
+
+def test_a_none_of_get_or_load_is_guilty_if_the_source_has_a_value_again():
+    removed = wrote(1, 0, 1, op="delete")
+    assert stale_ages(removed, wrote(2, 10, 11, op="clear", exists=True), read(None, 500, op="get_or_load")) == [0.489]
+
+
+def test_a_none_of_get_or_load_is_innocent_if_the_key_was_removed_or_never_set():
+    assert judged(read(None, 500, op="get_or_load")).ok
+    assert judged(wrote(1, 0, 1), wrote(2, 10, 11, op="clear"), read(None, 500, op="get_or_load")).ok
+    assert judged(wrote(1, 0, 1), wrote(2, 500, 900, op="delete"), read(None, 500, op="get_or_load")).ok
+    assert judged(wrote(1, 0, 1, acked=False), read(None, 500, op="get_or_load")).ok
+    assert judged(wrote(1, 0, 1), read(None, 50, op="get_or_load")).ok
+
+
+def test_a_negative_load_stores_no_version():
+    load = Load(0, "k", 1, 0, MS, None, True)
+    assert len(judged(wrote(1, 0, 1, op="delete"), load, read(1, 50)).unknown) == 1
 
 
 def test_places_that_have_the_same_version_agree():

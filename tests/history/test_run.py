@@ -20,6 +20,8 @@ def test_a_counter_grows_by_one_for_each_process_that_raises_it(tmp_path):
     mine, theirs = Truth(tmp_path, ["k"]), Truth(tmp_path, ["k"])
     assert [mine.raise_version("k"), theirs.raise_version("k"), mine.raise_version("k")] == [1, 2, 3]
     assert theirs.current("k") == 3
+    assert theirs.raise_version("k", exists=False) == 4
+    assert [mine.exists("k", version) for version in range(5)] == [False, True, True, True, False]
     mine.close()
     theirs.close()
 

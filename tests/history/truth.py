@@ -4,15 +4,19 @@ import fcntl
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Final
 
 __all__ = ["Truth"]
+
+_VALUE: Final = b"v"
+_NO_VALUE: Final = b"-"
 
 
 class Truth:
     """Counters in files: the length of a key's file is its version.
 
     Raising a counter appends one byte, which the system does atomically. No lock is held, so that a process may be
-    frozen or killed at any time.
+    frozen or killed at any time. The byte says whether the key has a value in this version.
 
     Args:
         folder: where the files are; all processes name the same one.
@@ -27,10 +31,14 @@ class Truth:
         """Return the version of a key."""
         return os.fstat(self._files[key]).st_size
 
-    def raise_version(self, key: str) -> int:
+    def exists(self, key: str, version: int) -> bool:
+        """Return whether the key has a value in a version. It has none before the first write."""
+        return version > 0 and os.pread(self._files[key], 1, version - 1) == _VALUE
+
+    def raise_version(self, key: str, *, exists: bool = True) -> int:
         """Raise the counter of a key, and return the new version. No other caller gets the same one."""
         file = self._files[key]
-        os.write(file, b".")
+        os.write(file, _VALUE if exists else _NO_VALUE)
         # The position after an append is the end of what this call has written.
         return os.lseek(file, 0, os.SEEK_CUR)
 

@@ -112,6 +112,8 @@ class Worker:
         self._plan = plan
         self._cache = cache
         self._me = plan.process
+        # Without negative entries a loader returns the version of a removed key, too: more reads say what they found.
+        self._negative = plan.options.get("negative_ttl") is not None
         self._keys = plan.key_names
         self._log = Log(Path(plan.folder), plan.process)
         self._truth = Truth(Path(plan.folder) / "truth", self._keys)
@@ -170,17 +172,20 @@ class Worker:
     def _read(self, op: str, key: str, found: Any, start: int) -> None:
         self._log.add(Read(self._me, op, key, found, start, now()))
 
-    def _loader(self, ttl: float | None) -> Callable[[list[str]], Awaitable[dict[str, int]]]:
-        async def load(keys: list[str]) -> dict[str, int]:
+    def _loader(self, ttl: float | None) -> Callable[[list[str]], Awaitable[dict[str, int | None]]]:
+        async def load(keys: list[str]) -> dict[str, int | None]:
             start = now()
             versions = {key: self._truth.current(key) for key in keys}
             ((shortest, longest),) = self._random.choices(*_LOADS)
             await asyncio.sleep(self._random.uniform(shortest, longest))
             if self._random.random() < _FAILING_LOADS:
                 raise SourceDownError
+            loaded: dict[str, int | None] = {}
             for key, version in versions.items():
-                self._log.add(Load(self._me, key, version, start, now(), ttl))
-            return versions
+                negative = self._negative and not self._truth.exists(key, version)
+                self._log.add(Load(self._me, key, version, start, now(), ttl, negative))
+                loaded[key] = None if negative else version
+            return loaded
 
         return load
 
@@ -202,7 +207,7 @@ class Worker:
         key, ttl = self._key(), self._ttl()
         load = self._loader(ttl)
 
-        async def load_one(key: str) -> int:
+        async def load_one(key: str) -> int | None:
             return (await load([key]))[key]
 
         start = now()
@@ -234,7 +239,8 @@ class Worker:
     ) -> None:
         """Raise the counters of keys, write to the cache, and log one event for each key."""
         start = now()
-        versions = {key: self._truth.raise_version(key) for key in keys}
+        exists = op.startswith("set") or self._random.random() < 0.5
+        versions = {key: self._truth.raise_version(key, exists=exists) for key in keys}
         answer: Any = None
         try:
             answer = await write(versions)
@@ -246,7 +252,7 @@ class Worker:
                 # A version of the package without a backplane knows nothing of publishing.
                 acked = written is not None and written.everywhere and getattr(written, "published", None) is not False
                 detail = "" if acked else repr(written)
-                self._log.add(Write(self._me, op, key, version, start, end, acked, ttl, detail))
+                self._log.add(Write(self._me, op, key, version, start, end, acked, ttl, detail, exists))
 
     async def _set(self) -> None:
         with self._writing([self._key()]) as keys:
