@@ -90,6 +90,26 @@ async def freeze(situation: Situation) -> None:
                 os.kill(situation.pids[number], signal.SIGCONT)
 
 
+async def freeze_redis(situation: Situation) -> None:
+    """Freeze Redis for 1 s: what timed out meanwhile arrives late."""
+    await _freeze_server(situation, situation.the_redis(), "redis frozen")
+
+
+async def freeze_postgres(situation: Situation) -> None:
+    """Freeze PostgreSQL for 1 s."""
+    await _freeze_server(situation, situation.the_postgres(), "postgres frozen")
+
+
+async def _freeze_server(situation: Situation, server: RedisServer | Postgres, name: str) -> None:
+    async for _ in situation.rounds(1.0, pause_s=_RECOVERY_S):
+        with situation.fault(name):
+            server.freeze()
+            try:
+                await asyncio.sleep(1.0)
+            finally:
+                server.thaw()
+
+
 async def restart_empty(situation: Situation) -> None:
     """Kill Redis, and start it without any data."""
     server = situation.the_redis()
@@ -215,6 +235,8 @@ MODES: Final = {
     "stale": Mode("stale values and refreshes", options={"stale_ttl": 2.0, "refresh_ahead": 0.5}),
     "negative": Mode("negative entries", options={"negative_ttl": 5.0}),
     "frozen": Mode("a process is frozen for 3 s", freeze),
+    "frozen-redis": Mode("Redis is frozen for 1 s", freeze_redis, settle_s=3.0),
+    "frozen-postgres": Mode("PostgreSQL is frozen for 1 s", freeze_postgres, settle_s=3.0),
     "restart-empty": Mode("Redis is killed and started empty", restart_empty, settle_s=3.0),
     "restart-snapshot": Mode("Redis is killed and started from an older snapshot", restart_from_snapshot, settle_s=3.0),
     "restart-postgres": Mode("PostgreSQL is killed and started", restart_postgres, settle_s=5.0),

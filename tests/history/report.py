@@ -173,7 +173,7 @@ def _story(
         faults: all of the history.
     """
     read = stale.read
-    stored = [event for event in events if event.start <= read.end and _stored_by(event) == read.version]
+    stored = [event for event in events if event.start <= read.end and _stores(event, read.version)]
     begin = min(max((event.start for event in stored), default=stale.newer.start), stale.newer.start)
     story: list[Write | Load | Fault | Read] = [
         *(event for event in events if begin <= event.start <= read.end),
@@ -184,10 +184,11 @@ def _story(
     return sorted(story, key=lambda event: event.start)
 
 
-def _stored_by(event: Write | Load) -> int | None:
-    """Return the version that a read finds after this event."""
-    stores = not event.negative if isinstance(event, Load) else event.op.startswith("set")
-    return event.version if stores else None
+def _stores(event: Write | Load, version: int | None) -> bool:
+    """Return whether an event stores a version, or a negative entry for None."""
+    if isinstance(event, Load):
+        return version == (None if event.negative else event.version)
+    return event.version == version and event.op.startswith("set")
 
 
 def _told(stale: StaleRead, story: Sequence[Write | Load | Fault | Read]) -> list[str]:

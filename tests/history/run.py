@@ -5,7 +5,6 @@ import os
 import random
 import secrets
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
@@ -236,11 +235,16 @@ class _Worker:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        if error[0] is not None:
+        try:
+            if error[0] is None:
+                async with asyncio.timeout(_ANSWER_TIMEOUT_S):
+                    await self._process.wait()
+        finally:
             with suppress(ProcessLookupError):
-                self._process.send_signal(signal.SIGCONT)
                 self._process.kill()
-        await self._process.wait()
+            code = await self._process.wait()
+        if error[0] is None and code:
+            raise RuntimeError(f"process {self._plan.process} ended with {code}: {self._errors.read_text()}")
 
     def say(self, line: str) -> None:
         """Send a line."""

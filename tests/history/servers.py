@@ -34,6 +34,12 @@ class Postgres(Protocol):
     def start(self) -> None:
         """After a kill; returns when the server accepts connections."""
 
+    def freeze(self) -> None:
+        """Stop every process of the server, until `thaw`."""
+
+    def thaw(self) -> None:
+        """Let the processes continue."""
+
 
 def redis_executable() -> str:
     """Return the path of the embedded Redis server."""
@@ -56,8 +62,8 @@ class RedisServer:
         executable: the path of the server.
 
     Attributes:
+        socket: the path of its socket.
         url: its address.
-        snapshot: the file that it saves to, and loads when it starts.
     """
 
     def __init__(self, executable: str) -> None:
@@ -66,11 +72,14 @@ class RedisServer:
         self._folder = Path(tempfile.mkdtemp(prefix="acgs-history-"))
         self.socket = self._folder / "redis.sock"
         self.url = f"unix://{self.socket}"
-        self.snapshot = self._folder / "dump.rdb"
         self._guard: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -108,6 +117,14 @@ class RedisServer:
         """As `kill -9` does."""
         os.kill(self._pid, signal.SIGKILL)
         self._stop()
+
+    def freeze(self) -> None:
+        """Stop the process, until `thaw`."""
+        os.kill(self._pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let the process continue."""
+        os.kill(self._pid, signal.SIGCONT)
 
     def save(self) -> None:
         """Write a snapshot, which `start` loads."""

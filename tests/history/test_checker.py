@@ -232,6 +232,14 @@ def test_the_witness_tells_the_shortest_story():
     assert "NOT OK" in str(report)
 
 
+def test_the_witness_of_a_wrong_none_begins_with_its_load():
+    negative = Load(0, "k", 1, 2 * MS, 3 * MS, None, True)
+    report = judged(wrote(1, 0, 1, op="delete"), negative, wrote(2, 50, 51), read(None, 400, op="get_or_load"))
+    first, _, load, *_ = report.witness()
+    assert first.startswith("process 1 read nothing of k 0.349 s after version 2 was acknowledged (set in process 0)")
+    assert load.endswith("load -> 1, which is no value")
+
+
 def test_a_log_is_read_as_it_was_written(tmp_path):
     log = Log(tmp_path, 0)
     events = [wrote(1, 0, 1), loaded(1, 2, 3), read(1, 4), Fault("cut", 5, 6)]

@@ -1,19 +1,11 @@
 """The machinery of the history checker works: processes, faults, logs, and the search for lost writes."""
 
-import pytest
-
 from .run import run
-from .servers import redis_executable
 from .truth import Truth
 from .worker import _WEIGHTS
 
 # A machine that is busy with other tests may take its time: no write must fail for that.
 PATIENT = {"tier_deadline_s": 5.0, "pause_s": 0.004}
-
-
-@pytest.fixture(scope="module")
-def servers_of_a_run(victim):
-    return {"redis_executable": redis_executable(), "postgres": victim}
 
 
 def test_a_counter_grows_by_one_for_each_process_that_raises_it(tmp_path):

@@ -7,12 +7,7 @@ import asyncpg
 import pytest
 import redis
 
-from .servers import Proxy, RedisServer, proxied_dsn, redis_executable
-
-
-@pytest.fixture(scope="module")
-def executable():
-    return redis_executable()
+from .servers import Proxy, RedisServer, proxied_dsn
 
 
 def stored(server):
