@@ -6,7 +6,9 @@ worker answers each with a line. It ends when its standard input ends.
 """
 
 import asyncio
+import ctypes
 import random
+import signal
 import sys
 import time
 from collections import Counter
@@ -41,6 +43,7 @@ _WEIGHTS: Final = {
 _TTLS: Final = ((0.3, 2.0, 30.0, None), (1, 2, 4, 2))
 # The shortest and the longest loads of each class, in seconds, and how often it is chosen.
 _LOADS: Final = (((0.0, 0.002), (0.005, 0.03), (0.1, 0.4)), (6, 3, 1))
+_PR_SET_PDEATHSIG: Final = 1
 _FAILING_LOADS: Final = 0.02
 _TAGS: Final = 4
 
@@ -305,6 +308,12 @@ def _move_wall_clock(seconds: float) -> None:
     time.time_ns = lambda: wall_ns() + int(seconds * 1e9)
 
 
+def _die_with_the_runner() -> None:
+    """Let Linux kill this process when its parent ends, even if it is frozen at that time."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 async def _main(plan: Plan) -> None:
     # Imported late: the package takes the clock that it finds.
     from acgsperf import LRUCache, TieredCache
@@ -335,6 +344,7 @@ async def _main(plan: Plan) -> None:
 
 if __name__ == "__main__":
     plan = msgspec.json.decode(sys.argv[1], type=Plan)
+    _die_with_the_runner()
     if plan.clock_offset_s:
         _move_wall_clock(plan.clock_offset_s)
     asyncio.run(_main(plan))
