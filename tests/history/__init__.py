@@ -1,0 +1,27 @@
+"""A history checker: real processes use one cache on real servers, and a checker looks for lost writes afterwards.
+
+    python -m tests.history --mode plain --seconds 10
+
+Each process logs every operation with its start and its end on the machine's monotonic clock, which processes share.
+The source of truth is a counter for each key that only grows; the cache stores the counter's value. After the run the
+checker searches the logs for reads that are older than an acknowledged write, and for keys on which the processes and
+the tiers disagree when nobody writes any more.
+
+A test of a mode needs only a few lines; a cache that never answers is never wrong, so it also asks for hits:
+
+    @pytest.mark.parametrize("mode", MODES)
+    async def test_no_acknowledged_write_is_lost(mode, servers_of_a_run):
+        report = await run(mode, seconds=10, **servers_of_a_run)
+        assert report.ok, str(report)
+        assert report.found > report.reads / 4
+        assert report.acknowledged > report.reads / 100
+
+- `history`: the events and the log files.
+- `truth`: the counters.
+- `worker`: one process.
+- `servers`: the Redis and the proxies that faults need.
+- `modes`: what a run does to processes and servers.
+- `run`: starts everything, and returns the report.
+- `checker`: the rules, pure functions over a history.
+- `report`: the verdict.
+"""

@@ -1,0 +1,57 @@
+"""The machinery of the history checker works: processes, faults, logs, and the search for lost writes."""
+
+from .run import run
+from .truth import Truth
+from .worker import _WEIGHTS
+
+# A machine that is busy with other tests may take its time: no write must fail for that.
+PATIENT = {"tier_deadline_s": 5.0, "pause_s": 0.004}
+
+
+def test_a_counter_grows_by_one_for_each_process_that_raises_it(tmp_path):
+    mine, theirs = Truth(tmp_path, ["k"]), Truth(tmp_path, ["k"])
+    assert [mine.raise_version("k"), theirs.raise_version("k"), mine.raise_version("k")] == [1, 2, 3]
+    assert theirs.current("k") == 3
+    assert theirs.raise_version("k", exists=False) == 4
+    assert [mine.exists("k", version) for version in range(5)] == [False, True, True, True, False]
+    mine.close()
+    theirs.close()
+
+
+def test_a_claimed_key_has_one_writer(tmp_path):
+    mine, theirs = Truth(tmp_path, ["a", "b"]), Truth(tmp_path, ["a", "b"])
+    assert mine.claim(["a"]) == ["a"]
+    assert mine.claim(["a"]) == []
+    assert theirs.claim(["a", "b"]) == ["b"]
+    mine.release(["a"])
+    assert theirs.claim(["a"]) == ["a"]
+    mine.close()
+    theirs.close()
+
+
+async def test_every_process_works_and_logs_all_that_it_does(servers_of_a_run):
+    report = await run("plain", **servers_of_a_run, processes=3, seconds=1.5, settle_s=0.5, **PATIENT)
+    history = report.history
+    assert report.problems == []
+    assert report.unknown == []
+    reads = {(read.process, read.op) for read in history.reads}
+    assert {
+        (number, op) for number in range(3) for op in ("get", "get_local", "get_or_load", "rest l1", "rest get")
+    } < reads
+    assert {(-1, "rest l2"), (-1, "rest l3")} < reads
+    assert {write.process for write in history.writes} == {0, 1, 2}
+    assert {load.process for load in history.loads} == {0, 1, 2}
+    written = {write.op for write in history.writes} | {read.op for read in history.reads}
+    assert set(_WEIGHTS) - {"expire", "clear"} <= written
+    assert report.stats["l1 hits"] > 0
+    assert report.stats["l2 hits"] > 0
+
+
+async def test_a_lost_write_is_found_and_nothing_else(servers_of_a_run):
+    honest = await run("plain", **servers_of_a_run, processes=1, seconds=1, settle_s=0.5, lag_s=0, **PATIENT)
+    assert honest.ok, str(honest)
+    lying = await run("plain", **servers_of_a_run, processes=1, seconds=1, settle_s=0.5, lag_s=0, lost=0.2, **PATIENT)
+    assert lying.stale, str(lying)
+    assert lying.problems == []
+    lost = {(write.key, write.version) for write in lying.history.writes if write.detail == "lost on purpose"}
+    assert {(stale.newer.key, stale.newer.version) for stale in lying.stale} <= lost
