@@ -24,8 +24,7 @@ class Machine:
 
     def initial(self) -> State:
         scenario, filled = self.scenario, self.scenario.filled
-        expires = scenario.ttl
-        first = Cell("entry", "x", 1, 0, expires, self.gone(expires))
+        first = Cell("entry", "x", 1, 0)
         token2, token3 = ("t2", "t3") if scenario.tagged else (None, None)
         hello = self.rules["hello"] and scenario.recording
         processes = tuple(
@@ -40,13 +39,8 @@ class Machine:
             l3=first._replace(token=token3 if self.rules["tokens in L3"] else None) if 3 in filled else None,
             token2=token2,
             token3=token3,
-            count=self.first_count,
             log=(Record(0, "hello"),) if hello else (),
         )
-
-    @property
-    def first_count(self) -> str | None:
-        return "0" if self.scenario.tagged else None
 
     # What the tiers do
 
@@ -162,8 +156,13 @@ class Machine:
         """At rest: whether the tiers and the L1s answer with different values, or an L1 with less than is acknowledged."""
         found = {f"L{tier}": cell for tier, cell in ((2, state.l2), (3, state.l3)) if self.readable(state, cell, tier)}
         for name, process in zip(self.scenario.processes, state.processes, strict=True):
-            if not state.failed and self.answers(state, process):
+            if self.answers(state, process):
                 found[f"L1 of {name}"] = process.l1
+        for where, cell in found.items():
+            if cell is not None and cell.id in state.failed:
+                return f"W3: {cell.id} was reported as not carried out, and at rest {where} answers {cell}"
+        if state.failed:
+            found = {where: cell for where, cell in found.items() if not where.startswith("L1")}
         listed = ", ".join(f"{where} has {cell}" for where, cell in found.items())
         if len({cell.version for cell in found.values() if cell}) > 1:
             return f"convergence: at rest {listed}"

@@ -105,12 +105,12 @@ def read_l3(m: Machine, state: State, i: int, task: Task, op: str, name: str) ->
         task = task._replace(held=row, phase="observe" if early else "copy" if copying else "keep")
         yield f"{name}: L3 answers {row}", m.set_task(state, i, task)
         return
-    if not m.rules["observe L3 for refresh"] and op == "refresh":
+    if not m.rules["observe L3 for refresh"] and op == "refresh" and task.held is None:
         task = task._replace(phase="load")
         yield f"{name}: L3 is not observed", m.set_task(state, i, task)
         return
     seen, stamp = (row.id, row.stamp) if row is not None else (NOTHING, 0)
-    task = task._replace(seen3=seen, stamp3=stamp, phase=without_row, time=state.now if task.seen2 is None else task.time)
+    task = task._replace(seen3=seen, stamp3=stamp, phase="store3" if task.held else without_row, time=state.now if task.seen2 is None else task.time)
     yield f"{name}: L3 has {row or 'nothing'}, a miss", m.set_task(state, i, task)
 
 
@@ -124,15 +124,13 @@ def ends_here(m: Machine, state: State, task: Task, row: Cell) -> bool:
 
 
 def load(m: Machine, state: State, i: int, task: Task) -> Cell:
-    expires = min(FOREVER, state.now + m.scenario.ttl)
-    return Cell("entry", f"{m.names[i]}{task.at}", 0, state.truth, expires, m.gone(expires))
+    return Cell("entry", f"{m.names[i]}{task.at}", 0, state.truth)
 
 
 def loaded(m: Machine, state: State, i: int, task: Task) -> State:
     held = task.held or load(m, state, i, task)
     if not m.rules["observe L3 for refresh"] and task.seen3 is None and 3 in m.tiers and task.seen2 is not None:
-        seen, stamp = (state.l3.id, state.l3.stamp) if state.l3 is not None else (NOTHING, 0)
-        task = task._replace(seen3=seen, stamp3=stamp)
+        return m.set_task(state, i, task._replace(held=held, phase="l3"))
     phase = "store3" if task.seen3 is not None else "store2" if task.seen2 is not None else "keep"
     return m.set_task(state, i, task._replace(held=held, phase=phase))
 

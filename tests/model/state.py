@@ -115,7 +115,7 @@ class State(NamedTuple):
     acknowledged2: int = 0  # the newest write that L2 has acknowledged
     acknowledged3: int = 0
     floors: tuple[int, ...] = (0,) * (LAG + 1)  # what was acknowledged everywhere at the end of the ticks before
-    failed: bool = False  # a write failed in every tier: L1s may differ by what was loaded before and after it
+    failed: tuple[str, ...] = ()  # the ids of writes that no tier surely took. L1s may differ by what was loaded before and after
     broken: str = ""  # the invariant that a step has violated
 
 
@@ -148,7 +148,7 @@ RULES: Final = {
     "deadline": "a server does not carry out a write after its deadline",
     "report at deadline": "a failure of unknown outcome is reported when the deadline has passed and not before",
     "repair": "what one tier took and another did not is repaired",
-    "repair unknown": "a write that no tier surely took is undone where a tier has its id",
+    "undo": "a write that no tier surely took is undone where a tier has its id",
     "repair stamp": "a repair has the failed write's stamp",
     "repair invalidates": "a repair invalidates and does not store",
     "undo by id": "such a write is undone only where its id is found, and not by its stamp",
@@ -217,4 +217,5 @@ class Scenario(NamedTuple):
     cluster: bool = False  # the record is published after L2's write, not with it
     failing: str = "AB"  # the processes whose writes may fail
     recording: bool = True  # False: no backplane
-    ttl: int = FOREVER
+    set_ttl: int = FOREVER  # of explicit writes, in ticks; 0: until the end of this tick
+    strict: bool = False  # demands R1 of writes that L3 has refused as well, which the protocol does not promise

@@ -52,7 +52,7 @@ def cell_of(m: Machine, state: State, i: int, task: Task, op: str) -> Cell | Non
         return None
     if op == "delete":
         return Cell("tombstone", name, task.stamp, task.version, gone=m.gone(min(FOREVER, state.now)), explicit=True)
-    expires = min(FOREVER, state.now + m.scenario.ttl)
+    expires = min(FOREVER, state.now + m.scenario.set_ttl)
     return Cell("entry", name, task.stamp, task.version, expires, m.gone(expires), explicit=True)
 
 
@@ -65,7 +65,9 @@ def carry_out(m: Machine, state: State, i: int, tier: int, cell: Cell | None, ve
         if newer is not None:
             return state, newer
     if (tier == 2 or 2 not in m.tiers) and m.rules["record after write"] and not m.scenario.cluster:
-        counts = state.tasks[i].took3 or 3 not in m.tiers or "evict L2" not in m.budget
+        # L2 forgets a refused write if it evicts what the write left, and an invalidated tag leaves nothing.
+        forgets = m.scenario.tagged or "evict L2" in m.budget
+        counts = state.tasks[i].took3 or 3 not in m.tiers or m.scenario.strict or not forgets
         state = append(m, state, Record(version, cell.id if cell is not None else None, counts))
     return state, None
 
@@ -157,10 +159,10 @@ def end(m: Machine, state: State, i: int, task: Task, op: str, name: str) -> tup
     if failed and m.rules["repair"]:
         if len(failed) < len(m.tiers):
             state = repair(m, state, i, task, failed)
-        elif task.unsure and m.rules["repair unknown"]:
+        elif task.unsure and m.rules["undo"]:
             state = repair(m, state, i, task, list(m.tiers), undo=m.rules["undo by id"])
     if len(failed) == len(m.tiers):
-        state = state._replace(failed=True)
+        state = state._replace(failed=(*state.failed, f"{m.names[i]}{task.at}"))
     report = "carried out" if not failed else f"failed in {' and '.join(f'L{tier}' for tier in failed)}"
     return f"{name}: returns, {report}", m.set_task(state, i, Task(at=task.at + 1))
 
