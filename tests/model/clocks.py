@@ -1,7 +1,7 @@
 """How long an entry lives (T1): the times in envelopes are the server's, and no process's wall clock counts.
 
-A writes an entry that lives LIFE ticks to L3. B copies it to L2, reads it from there, and keeps it in L1. The servers' clocks differ, the wall clocks of A and B
-differ, and a wall clock may be set while the entry lives.
+A writes an entry that lives LIFE ticks to L3. B copies it to L2, reads it from there, and keeps it in L1. The clocks of
+the two servers differ, and somebody sets the wall clock of A or B.
 """
 
 from collections.abc import Iterator
@@ -67,8 +67,11 @@ class Clocks:
 
     def violation(self, state: State) -> str | None:
         for place, expires in (("L3", state.l3), ("L2", state.l2), ("L1", state.l1)):
-            if expires is not None and state.due is not None and self.answers(state, place, expires) != (state.now < state.due):
-                what = "answers" if self.answers(state, place, expires) else "no longer answers"
+            if expires is None or state.due is None:
+                continue
+            answers = self.answers(state, place, expires)
+            if answers != (state.now < state.due):
+                what = "answers" if answers else "no longer answers"
                 return f"T1: the entry lives until tick {state.due}; in tick {state.now} {place} {what}"
         return None
 

@@ -1,4 +1,4 @@
-"""Records that arrive, demotions, and what the environment may do: evictions, failures, a trimmed log, restarts, time."""
+"""Records that arrive, demotions, and what the environment does: evictions, a trimmed log, restarts, time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def receive(m: Machine, state: State, p: int) -> Steps:
     if record.version:
         if m.rules["mark record"]:
             # Not the write itself, if it is this process's own.
-            after = m.supersede(after, p, but=m.task_of.get(record.id, -1))
+            after = m.supersede(after, p, but=m.task_of.get(record.id or "", -1))
         l1 = process.l1
         if l1 is not None and l1.id != record.id and m.rules["drop"]:
             l1 = None
@@ -70,8 +70,8 @@ def steps(m: Machine, state: State) -> Steps:
         yield f"L2 evicts {state.l2}", after._replace(l2=None)
     if state.token2 is not None and (after := m.spend(state, "evict token")) is not None:
         yield "L2 evicts the token", after._replace(token2=None)
-    if state.count is not None and (after := m.spend(state, "evict count")) is not None:
-        yield "L2 evicts the count of invalidations", after._replace(count=None)
+    if state.invalidations is not None and (after := m.spend(state, "evict count")) is not None:
+        yield "L2 evicts the count of invalidations", after._replace(invalidations=None)
     if state.l3 is not None and (after := m.spend(state, "remove L3")) is not None:
         yield f"L3 loses {state.l3}", after._replace(l3=None)
     for p, process in enumerate(state.processes):
@@ -88,7 +88,8 @@ def evict(m: Machine, state: State, p: int, process: Process) -> Steps:
         return
     if (after := m.spend(state, "evict L1")) is not None:
         yield f"L1 of {name} evicts {cell}", m.set_process(after, p, process._replace(l1=None, verified=True))
-    if process.demoting is None and process.verified and (after := m.spend(state, "demote")) is not None:
+    verified = process.verified or not m.rules["demote verified"]
+    if process.demoting is None and verified and (after := m.spend(state, "demote")) is not None:
         process = process._replace(
             l1=None, demoting=cell, demoting_from=process.position, demoting_until=min(FOREVER, process.contact + G)
         )
@@ -107,15 +108,15 @@ def restart(m: Machine, state: State) -> Steps:
     """L2's server is restarted from a snapshot: what it had then is there again."""
     if state.snapshot is None:
         if (after := m.spend(state, "snapshot")) is not None:
-            yield "L2 is saved", after._replace(snapshot=(state.l2, state.token2, state.count))
+            yield "L2 is saved", after._replace(snapshot=(state.l2, state.token2, state.invalidations))
         return
     if (after := m.spend(state, "restart")) is None:
         return
-    l2, token2, count = state.snapshot
+    l2, token2, invalidations = state.snapshot
     if m.rules["generation"]:
-        token2, count = "t2-new", "c-new"
+        token2, invalidations = "t2-new", "c-new"
     l2 = None if l2 is None else Cell(*l2)._replace(explicit=False)
-    after = after._replace(l2=l2, token2=token2, count=count, trimmed=len(state.log))
+    after = after._replace(l2=l2, token2=token2, invalidations=invalidations, trimmed=len(state.log))
     yield "L2's server is restarted from the snapshot", after
 
 

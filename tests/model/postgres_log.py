@@ -1,16 +1,16 @@
 """PostgreSQL as a backplane: whether a listener can miss a row that commits late.
 
-Transactions take numbers when they begin to write and commit in any order. A listener hears NOTIFY and then reads the rows from its
-position on. At rest it must have seen every row that was committed after it had taken its first position.
+Transactions take numbers when they begin to write and commit in any order. A listener hears NOTIFY and then reads the
+rows from its position on. At rest it must have seen every row that was committed after it took its first position.
 """
 
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 RULES: Final = {
-    "xmin position": "the position is the oldest transaction still in progress; without it, the greatest number that was read",
+    "xmin position": "the position is the oldest transaction in progress, not the greatest number committed",
     "listen first": "LISTEN comes before the first position is taken",
-    "one snapshot": "the rows and the next position come from one snapshot, not from two statements one after the other",
+    "one snapshot": "the rows and the next position come from one snapshot, not from two statements",
     "duplicates": "rows that were read before are dropped by their id",
 }
 
@@ -55,7 +55,8 @@ class PostgresLog:
             before, after = state.transactions[:i], state.transactions[i + 1 :]
             if status == "idle":
                 begun = (*before, ("open", state.next), *after)
-                yield f"transaction {i} takes number {state.next}", state._replace(transactions=begun, next=state.next + 1)
+                opened = state._replace(transactions=begun, next=state.next + 1)
+                yield f"transaction {i} takes number {state.next}", opened
             elif status == "open":
                 ended = state._replace(transactions=(*before, ("committed", number), *after))
                 if listener.listening:
@@ -69,8 +70,8 @@ class PostgresLog:
             started = state._replace(before=committed, listener=listener._replace(position=position))
             yield f"the listener starts at {position}", started
         if listener.halfway:
-            ended = listener._replace(halfway=False, position=self.first_position(state))
-            yield "the listener takes its next position", state._replace(listener=ended)
+            moved = listener._replace(halfway=False, position=self.first_position(state))
+            yield "the listener takes its next position", state._replace(listener=moved)
         elif listener.notified and listener.position is not None:
             yield "the listener reads", self.read(state, listener)
 
@@ -95,7 +96,9 @@ class PostgresLog:
         listener = state.listener
         if len(set(listener.applied)) < len(listener.applied):
             return f"a row is applied twice: {listener.applied}"
-        if listener.notified or listener.halfway or not listener.listening or any(status != "committed" for status, _ in state.transactions):
+        if listener.notified or listener.halfway or not listener.listening:
+            return None
+        if any(status != "committed" for status, _ in state.transactions):
             return None
         missed = {number for _, number in state.transactions} - {*state.before, *listener.seen}
         return f"R2: at rest the listener has missed row {min(missed)}" if missed and listener.position else None

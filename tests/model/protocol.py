@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from . import environment, reading, writing
-from .state import FOREVER, LEASE, LAG, Cell, G, Process, Record, Rules, Scenario, State, Task
+from .state import FOREVER, LAG, LEASE, REFUSED, Cell, G, Process, Record, Rules, Scenario, State, Task
 
 Steps = Iterator[tuple[str, State]]
 
@@ -19,8 +19,10 @@ class Machine:
         self.names = [name for name, _ in scenario.tasks]
         self.programs = [program for _, program in scenario.tasks]
         self.process_of = [scenario.processes.index(name[0]) for name in self.names]
-        self.task_of = {f"{name}{at}": i for i, (name, program) in enumerate(scenario.tasks) for at in range(len(program))}
-        self.tasks_of = {p: [i for i, q in enumerate(self.process_of) if q == p] for p in range(len(scenario.processes))}
+        # By the id that an operation gives to what it writes.
+        self.task_of = {f"{name}{at}": i for i, name in enumerate(self.names) for at in range(len(self.programs[i]))}
+        everybody = range(len(scenario.processes))
+        self.tasks_of = {p: [i for i, q in enumerate(self.process_of) if q == p] for p in everybody}
 
     def initial(self) -> State:
         scenario, filled = self.scenario, self.scenario.filled
@@ -70,13 +72,14 @@ class Machine:
             return state, old.stamp
         return self.put(state, tier, cell), None
 
-    def forget_tag(self, state: State, tier: int, name: str) -> State:
-        """Carry out an invalidation of the tag."""
+    def forget_tag(self, state: State, tier: int, name: str, refused: bool = False) -> State:
+        """Carry out an invalidation of the tag. `refused`: L3 has not done so, and its rows do not answer any more."""
         if tier == 3:
             return state._replace(token3=None)
+        token = f"{REFUSED}{name}" if refused and self.rules["refused tag"] else None
         if self.rules["count random"]:
-            return state._replace(token2=None, count=f"c-{name}")
-        return state._replace(token2=None, count=str(int(state.count or "0") + 1))
+            return state._replace(token2=token, invalidations=f"c-{name}")
+        return state._replace(token2=token, invalidations=str(int(state.invalidations or "0") + 1))
 
     def acknowledge(self, state: State, tier: int, version: int) -> State:
         if tier == 2:
@@ -138,7 +141,9 @@ class Machine:
                 if self.rank(cell.version) < self.rank(process.heard):
                     return f"R1: {name} has heard of v{process.heard}, and its L1 answers {cell}"
                 if self.rank(cell.version) < state.floors[0]:
-                    return f"R2: v{state.floors[0]} was acknowledged {LAG + 1} ticks ago, and L1 of {name} answers {cell}"
+                    return (
+                        f"R2: {LAG + 1} ticks ago v{state.floors[0]} was acknowledged, and L1 of {name} answers {cell}"
+                    )
         return self.disagreement(state, floor) if self.at_rest(state) else None
 
     def at_rest(self, state: State) -> bool:
@@ -153,7 +158,7 @@ class Machine:
         )
 
     def disagreement(self, state: State, floor: int) -> str | None:
-        """At rest: whether the tiers and the L1s answer with different values, or an L1 with less than is acknowledged."""
+        """At rest: whether the tiers and L1s answer with different values, or with something too old."""
         found = {f"L{tier}": cell for tier, cell in ((2, state.l2), (3, state.l3)) if self.readable(state, cell, tier)}
         for name, process in zip(self.scenario.processes, state.processes, strict=True):
             if self.answers(state, process):
@@ -194,7 +199,8 @@ class Machine:
         parts = [f"source v{state.truth}", *(f"L{n}: {getattr(state, f'l{n}') or '-'}" for n in self.tiers)]
         for name, process in zip(self.scenario.processes, state.processes, strict=True):
             if process.l1 is not None:
-                parts.append(f"L1 {name}: {process.l1}" + ("" if self.answers(state, process) else " (does not answer)"))
+                silent = "" if self.answers(state, process) else " (does not answer)"
+                parts.append(f"L1 {name}: {process.l1}{silent}")
         if self.scenario.tagged:
             parts.append(f"tokens {state.token2 or '-'} {state.token3 or '-'}")
         if "tick" in self.budget:

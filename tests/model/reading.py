@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .state import FOREVER, NOTHING, UNREAD, Cell, G, State, Task
+from .state import FOREVER, NOTHING, REFUSED, UNREAD, Cell, G, State, Task
 
 if TYPE_CHECKING:
     from .protocol import Machine, Steps
@@ -53,9 +53,9 @@ def begin(m: Machine, state: State, i: int, task: Task, op: str, name: str) -> S
             yield f"{name}: L2 answers {cell}", m.set_task(state, i, task._replace(phase="keep", held=cell))
         return
     if m.scenario.tagged:
-        if state.count is None and m.rules["count random"]:
-            state = state._replace(count=f"c-{m.names[i]}{task.at}")
-        task = task._replace(count=state.count)
+        if state.invalidations is None and m.rules["count random"]:
+            state = state._replace(invalidations=f"c-{m.names[i]}{task.at}")
+        task = task._replace(invalidations=state.invalidations)
     task = task._replace(phase="observe")
     if not m.rules["observe first"]:
         task = task._replace(held=load(m, state, i, task))
@@ -110,12 +110,16 @@ def read_l3(m: Machine, state: State, i: int, task: Task, op: str, name: str) ->
         yield f"{name}: L3 is not observed", m.set_task(state, i, task)
         return
     seen, stamp = (row.id, row.stamp) if row is not None else (NOTHING, 0)
-    task = task._replace(seen3=seen, stamp3=stamp, phase="store3" if task.held else without_row, time=state.now if task.seen2 is None else task.time)
+    phase = "store3" if task.held is not None and op == "refresh" else without_row
+    since = state.now if task.seen2 is None else task.time
+    task = task._replace(seen3=seen, stamp3=stamp, phase=phase, time=since)
     yield f"{name}: L3 has {row or 'nothing'}, a miss", m.set_task(state, i, task)
 
 
 def ends_here(m: Machine, state: State, task: Task, row: Cell) -> bool:
     """Whether L2 knows of something newer than `row`, so that the row does not answer."""
+    if task.token2 is not None and task.token2.startswith(REFUSED):
+        return True
     if task.seen2 is None or row.stamp >= task.stamp2:
         return False
     # In the model an id tells what kind of cell was observed.
@@ -140,7 +144,7 @@ def in_time(m: Machine, state: State, task: Task) -> bool:
 
 
 def clock(m: Machine, state: State, i: int) -> int:
-    """The stamp that an explicit write of this process would get now. The clock advances with the source, by 10 a version."""
+    """The stamp that an explicit write of this process would get now. True time advances by 10 with each version."""
     p = m.process_of[i]
     return max(state.processes[p].stamp + 1, 10 * (1 + state.truth) + m.scenario.skew.get(m.scenario.processes[p], 0))
 
@@ -152,7 +156,7 @@ def matches(cell: Cell | None, seen: str | None) -> bool:
 def copy(m: Machine, state: State, i: int, task: Task, name: str) -> tuple[str, State]:
     row = task.held
     assert row is not None
-    same_count = not m.scenario.tagged or not m.rules["count"] or state.count == task.count
+    same_count = not m.scenario.tagged or not m.rules["count"] or state.invalidations == task.invalidations
     after = m.set_task(state, i, task._replace(phase="keep"))
     if m.rules["copy conditional"] and not (matches(state.l2, task.seen2) and in_time(m, state, task) and same_count):
         return f"{name}: the copy to L2 is superseded", after

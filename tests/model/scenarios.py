@@ -19,6 +19,12 @@ _ALL: Final = (
     # Demotions
     Scenario("demotion", (("B", ("delete",)),), {"demote": 1, "tick": 3}, filled=(2, 3, "A")),
     Scenario("demotion, evictions", (("B", ("delete",)),), {"demote": 1, "evict L2": 1}, filled=(2, 3, "A")),
+    Scenario(
+        "gap, demotion",
+        (("B", ("delete",)),),
+        {"replace": 1, "demote": 1, "evict L2": 1},
+        filled=(2, 3, "A"),
+    ),
     # Explicit writes against each other. One after the other, B's clock is behind; without a lock, any order.
     Scenario("clocks", (("A", ("set", "set")), ("B", ("set", "delete"))), {}, skew={"B": -15}),
     Scenario("race", (("A", ("set",)), ("B", ("set",)), ("A'", LOAD)), {}, racing=True),
@@ -88,6 +94,7 @@ _ALL: Final = (
         {"refuse L2": 1, "refuse L3": 1},
         filled=(2, 3, "B"),
         tagged=True,
+        strict=True,
     ),
     # L2's server is restarted from a snapshot
     Scenario(
@@ -166,6 +173,7 @@ SWITCHES: Final = tuple(
         ("demote level", "demotion, evictions", "W1"),
         ("demote level + demote if absent", "demotion, evictions", "W1"),
         ("demote level + demote within G", "demotion", "W1"),
+        ("demote verified", "gap, demotion", "W1"),
         ("demote level + demote tokens", "tag, demotion", "W1"),
         ("L3 first", "copy", "W1"),
         ("stamps", "race", "convergence"),
@@ -193,6 +201,7 @@ SWITCHES: Final = tuple(
         ("token first", "tag", "W1"),
         ("count", "tag, copy", "W1"),
         ("count random", "tag, copy", "W1"),
+        ("refused tag", "tag, refusals", "R1"),
         ("tokens in L3", "tag, copy", "W1"),
         ("generation", "restart", "W1"),
     )
@@ -207,9 +216,9 @@ LIMITS: Final = {
         SCENARIOS["refusals, deletes"]._replace(strict=True),
         "R1",
     ),
-    "L3 refuses an invalidation: L2 keeps nothing that would stop the copy": (
-        SCENARIOS["tag, refusals"]._replace(strict=True),
-        "R1",
+    "a demotion in a cluster: the write is in L2 before its record is in the log": (
+        SCENARIOS["cluster"]._replace(budget={"demote": 1, "evict L2": 1}),
+        "W1",
     ),
     "clocks further apart than two writes, and each of the writes fails in another tier": (
         SCENARIOS["refusals, sets"]._replace(skew={"B": -15}),

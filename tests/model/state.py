@@ -1,7 +1,7 @@
 """The state of the cache as the model sees it: one key, its tag, the tiers, the processes and what they have in flight.
 
-Time is counted in ticks. G is one tick. What is made in tick n lives through tick n + G, and a conditional store is carried out
-through tick n + G. A scenario without ticks explores every order of events within G.
+Time is counted in ticks. G is one tick. What is made in tick n lives through tick n + G, and a conditional store is
+carried out through tick n + G. A scenario without ticks explores every order of events within G.
 """
 
 from typing import Final, NamedTuple
@@ -16,6 +16,8 @@ FOREVER: Final = 99
 NOTHING: Final = "nothing"
 # Stands for "the tier could not be read", where a store takes that for a miss because the rule is switched off.
 UNREAD: Final = "unread"
+# A token that starts so says that L3 has refused to invalidate the tag.
+REFUSED: Final = "refused-"
 
 
 class Cell(NamedTuple):
@@ -62,7 +64,7 @@ class Task(NamedTuple):
     stamp3: int = 0
     token2: str | None = None
     token3: str | None = None
-    count: str | None = None
+    invalidations: str | None = None
     held: Cell | None = None
     # Writing
     version: int = 0
@@ -76,7 +78,7 @@ class Task(NamedTuple):
 class Record(NamedTuple):
     version: int
     id: str | None
-    # False: L3 has refused the write, and L2 may lose it. Then it is not promised that whoever hears of it answers with it.
+    # False: L3 has refused the write, and L2 may lose it. Then R1 is not promised.
     counts: bool = True
 
 
@@ -105,7 +107,7 @@ class State(NamedTuple):
     l3: Cell | None = None
     token2: str | None = None
     token3: str | None = None
-    count: str | None = None  # L2's count of invalidations
+    invalidations: str | None = None  # L2's count of invalidations
     log: tuple[Record, ...] = ()
     trimmed: int = 0  # how many records of the log are gone
     late: tuple[Request, ...] = ()
@@ -115,7 +117,8 @@ class State(NamedTuple):
     acknowledged2: int = 0  # the newest write that L2 has acknowledged
     acknowledged3: int = 0
     floors: tuple[int, ...] = (0,) * (LAG + 1)  # what was acknowledged everywhere at the end of the ticks before
-    failed: tuple[str, ...] = ()  # the ids of writes that no tier surely took. L1s may differ by what was loaded before and after
+    # The ids of writes that no tier surely took. L1s may differ by what was loaded before and after them.
+    failed: tuple[str, ...] = ()
     broken: str = ""  # the invariant that a step has violated
 
 
@@ -139,6 +142,7 @@ RULES: Final = {
     "demote if absent": "a demotion stores only if the key does not exist",
     "demote within G": "a demotion stores only if the process has processed the log within G",
     "demote level": "a demotion stores only if the process has processed the whole log, compared in L2's script",
+    "demote verified": "an entry that waits for its verification after a gap is not demoted",
     "demote tokens": "a demotion keeps the entry's tokens",
     # Explicit writes
     "L3 first": "an explicit write goes to L3, then to L2",
@@ -170,7 +174,8 @@ RULES: Final = {
     # Tags
     "token first": "a load creates the missing token when it begins; storing never creates one",
     "count": "a copy of a tagged row is stored only if the count of invalidations is the same as when L2 was read",
-    "count random": "the count is a random value that readers create if it is missing, not a number that starts again at 0",
+    "count random": "the count is a random value that readers create if it is missing, not a number from 0 on",
+    "refused tag": "an invalidation that L3 refused leaves a token in L2 that says so; L3's rows do not answer then",
     "tokens in L3": "tokens exist in L3 too, and are compared there",
     # Restarts
     "generation": "a server restarted from a snapshot gets a new token and a new count",
@@ -192,14 +197,15 @@ class Rules:
 class Scenario(NamedTuple):
     """Which processes run what, and what the environment may do.
 
-    `tasks` names tasks by their process: `B` and `B'` are two tasks of process B. Operations: get, load, refresh (a load although L2 has a
-    fresh entry), set, delete, invalidate.
+    `tasks` names tasks by their process: `B` and `B'` are two tasks of process B. Operations: get, load, refresh (a
+    load although L2 has a fresh entry), set, delete, invalidate.
 
     `budget` says how often the environment may do something:
-    evict L2, evict token, evict count, expire L3: the tier loses the cell (expire L3: only expired rows) or key;
+    evict L2, evict token, evict count: L2 loses the key's cell, the tag's token, the count of invalidations;
     blind L2, blind L3: the tier does not answer a read; refuse L2, refuse L3: it refuses a write;
     lose L2, lose L3: its reply to a write is lost, or the request is carried out late;
-    demote, evict L1: L1 evicts its entry, with or without a demotion; trim, replace: the log loses its oldest record, or all;
+    demote, evict L1: L1 evicts its entry, with or without a demotion;
+    trim, replace: the log loses its oldest record, or all;
     publish: a publication fails; snapshot: L2 is saved, and later restarted from it; tick: time passes.
     """
 
@@ -218,4 +224,4 @@ class Scenario(NamedTuple):
     failing: str = "AB"  # the processes whose writes may fail
     recording: bool = True  # False: no backplane
     set_ttl: int = FOREVER  # of explicit writes, in ticks; 0: until the end of this tick
-    strict: bool = False  # demands R1 of writes that L3 has refused as well, which the protocol does not promise
+    strict: bool = False  # demands R1 of writes that L3 has refused as well, even if L2 may lose what they left

@@ -15,12 +15,10 @@ TRIES = 3
 
 def steps(m: Machine, state: State, i: int, task: Task, op: str) -> Steps:
     name = f"{m.names[i]} {op}"
-    order = [tier for tier in ((3, 2) if m.rules["L3 first"] else (2, 3)) if tier in m.tiers]
+    order: list[int] = [tier for tier in ((3, 2) if m.rules["L3 first"] else (2, 3)) if tier in m.tiers]
     match task.phase:
         case "":
-            if m.scenario.racing or not any(
-                other.phase and m.programs[j][other.at] not in ("get", "load", "refresh") for j, other in enumerate(state.tasks)
-            ):
+            if m.scenario.racing or not writing(m, state):
                 yield begin(m, state, i, task, op, name, order)
         case "publish":
             yield from publish(m, state, i, task, name)
@@ -32,9 +30,14 @@ def steps(m: Machine, state: State, i: int, task: Task, op: str) -> Steps:
             yield from send(m, state, i, task, op, name, order, int(phase[-1]))
 
 
-def begin(
-    m: Machine, state: State, i: int, task: Task, op: str, name: str, order: list[int]
-) -> tuple[str, State]:
+def writing(m: Machine, state: State) -> bool:
+    """Whether a task holds the lock of writers, in a scenario where writers do not race."""
+    return any(
+        task.phase and m.programs[j][task.at] in ("set", "delete", "invalidate") for j, task in enumerate(state.tasks)
+    )
+
+
+def begin(m: Machine, state: State, i: int, task: Task, op: str, name: str, order: list[int]) -> tuple[str, State]:
     p = m.process_of[i]
     version, stamp = state.truth + 1, clock(m, state, i)
     state = m.set_process(state, p, state.processes[p]._replace(stamp=stamp))
@@ -57,16 +60,17 @@ def cell_of(m: Machine, state: State, i: int, task: Task, op: str) -> Cell | Non
 
 
 def carry_out(m: Machine, state: State, i: int, tier: int, cell: Cell | None, version: int) -> tuple[State, int | None]:
-    """What the server does with a write: nothing if it has something newer; L2 appends the record in the same script."""
+    """What a server does with a write: nothing if it has something newer. L2 appends the record in the same script."""
     if cell is None:
-        state = m.forget_tag(state, tier, f"{m.names[i]}{version}")
+        refused = 3 in m.tiers and not state.tasks[i].took3
+        state = m.forget_tag(state, tier, f"{m.names[i]}{version}", refused)
     else:
         state, newer = m.write(state, tier, cell)
         if newer is not None:
             return state, newer
     if (tier == 2 or 2 not in m.tiers) and m.rules["record after write"] and not m.scenario.cluster:
-        # L2 forgets a refused write if it evicts what the write left, and an invalidated tag leaves nothing.
-        forgets = m.scenario.tagged or "evict L2" in m.budget
+        # What the write leaves in L2 may be evicted, or a reader may not see it.
+        forgets = any(what in m.budget for what in ("evict L2", "evict token", "blind L2"))
         counts = state.tasks[i].took3 or 3 not in m.tiers or m.scenario.strict or not forgets
         state = append(m, state, Record(version, cell.id if cell is not None else None, counts))
     return state, None
@@ -102,13 +106,14 @@ def send(m: Machine, state: State, i: int, task: Task, op: str, name: str, order
         yield f"{name}: L{tier} refuses", go_on(m, failed, i, task, order, tier)
     if (failed := m.spend(state, f"lose L{tier}")) is not None:
         lost = failed._replace(late=(*failed.late, Request(i, tier, cell)))
-        yield f"{name}: sent to L{tier}, no reply", m.set_task(lost, i, task._replace(phase=f"unsure{tier}", unsure=True))
+        waiting = task._replace(phase=f"unsure{tier}", unsure=True)
+        yield f"{name}: sent to L{tier}, no reply", m.set_task(lost, i, waiting)
 
 
 def deadline_passes(m: Machine, state: State, i: int, task: Task, name: str, order: list[int]) -> tuple[str, State]:
     tier = int(task.phase[-1])
     if m.rules["deadline"] and m.rules["report at deadline"]:
-        state = state._replace(late=tuple(request for request in state.late if request.task != i or request.tier != tier))
+        state = state._replace(late=tuple(other for other in state.late if (other.task, other.tier) != (i, tier)))
     return f"{name}: no reply from L{tier}, a failure", go_on(m, state, i, task, order, tier)
 
 
@@ -128,7 +133,7 @@ def publish(m: Machine, state: State, i: int, task: Task, name: str) -> Steps:
     done = task._replace(phase="done")
     if any(q == p for q, _ in state.unpublished):
         # In order: what waits goes first.
-        failed = state
+        failed: State | None = state
     else:
         yield f"{name}: publishes", m.set_task(append(m, state, record), i, done)
         failed = m.spend(state, "publish")
@@ -175,7 +180,8 @@ def repair(m: Machine, state: State, i: int, task: Task, failed: list[int], undo
         stamp = task.stamp if m.rules["repair stamp"] else -1
         kind = "tombstone" if m.rules["repair invalidates"] else "entry"
         cell = Cell(kind, f"{m.names[i]}{task.at}r", stamp, task.version, explicit=True)
-    return state._replace(repairs=(*state.repairs, Repair(tiers, cell, task.version, f"{m.names[i]}{task.at}" if undo else None)))
+    wanted = Repair(tiers, cell, task.version, f"{m.names[i]}{task.at}" if undo else None)
+    return state._replace(repairs=(*state.repairs, wanted))
 
 
 def repaired(m: Machine, state: State, k: int) -> tuple[str, State]:
@@ -213,7 +219,8 @@ def background(m: Machine, state: State) -> Steps:
         if not still and after.broken.startswith("W1"):
             after = after._replace(broken=after.broken.replace("W1", "W3", 1))
         name = m.names[request.task]
-        yield f"L{request.tier} carries out {'the' if still else 'LATE the'} write of {name}, {request.cell or 'tag'}", after
+        when = "" if still else " LATE"
+        yield f"L{request.tier} carries out{when} the write of {name}, {request.cell or 'tag'}", after
     for k in range(len(state.repairs)):
         yield repaired(m, state, k)
     for k, (p, record) in enumerate(state.unpublished):
