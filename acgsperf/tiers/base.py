@@ -79,16 +79,18 @@ class Tier(ABC):
     """A cache below L1, shared by processes.
 
     No method raises because of the server: a key that cannot be read is a miss, an entry that cannot be written is not
-    stored, and both are counted. Each call returns within the tier's deadline; `clear` and `invalidate_tag` may need
-    one deadline for each thousand entries. A method raises `TierError` if the tier is not open, or if it belongs to
-    another event loop or process.
+    stored, and both are counted. A method raises `TierError` if the tier is not open, or if it belongs to another event
+    loop or process.
+
+    The deadline applies to each batch and begins when the batch is sent. A batch has at most 1,000 entries, 2,000 for
+    reads; a larger call is sent in several batches.
 
     Calls made in the same turn of the event loop are sent together. Of two calls for the same key, the later one sees
     the effect of the earlier one, even if nobody awaited that one yet.
 
     Attributes:
         name: for messages.
-        deadline: seconds after which a call returns; infinite if there is no limit.
+        deadline: seconds after which a batch ends; infinite if there is no limit.
     """
 
     name: str
@@ -127,13 +129,14 @@ class Tier(ABC):
     async def set_many(self, entries: Mapping[str, Entry]) -> frozenset[str]:
         """Stores entries in one round trip. Returns the keys that the server acknowledged.
 
-        If an entry is refused because of its content, or because the server has no memory left, its key has no entry
-        afterwards.
+        If an entry is refused, by the tier because of its content or by the server, the former entry of its key is out
+        of date and is deleted. If the server refuses that as well, for example because it has become a read-only
+        replica, the former entry remains. After a timeout, either entry may be stored.
         """
 
     @abstractmethod
     async def delete_many(self, keys: Sequence[str]) -> int | None:
-        """Deletes keys. Returns how many had an entry; None if the server did not answer."""
+        """Deletes keys. Returns how many had an entry; None if the server refused to delete one, or did not answer."""
 
     @abstractmethod
     async def invalidate_tag(self, tag: str) -> int | None:
@@ -142,8 +145,8 @@ class Tier(ABC):
         An entry that is set during this call is either deleted or written after it.
 
         Returns:
-            How many entries are known to be deleted, which may be fewer than were; None if the server did not answer,
-            or not until the end.
+            How many entries are known to be deleted, which may be fewer than were; None if the server refused it or did
+            not answer, or not until the end.
         """
 
     @abstractmethod
@@ -151,7 +154,7 @@ class Tier(ABC):
         """Deletes all entries of the namespace, in steps. The deadline applies to each step.
 
         Returns:
-            How many entries were deleted; None if the server did not answer, or not until the end.
+            How many entries were deleted; None if the server refused it or did not answer, or not until the end.
         """
 
     @abstractmethod

@@ -8,7 +8,6 @@ from acgsperf.tiers.base import BreakerState
 
 FAILURES: Final = 3
 RECOVERY_S: Final = 1.0
-MAX_RECOVERY_S: Final = 30.0
 
 
 class CircuitBreaker:
@@ -16,7 +15,8 @@ class CircuitBreaker:
 
     Args:
         failures: number of failures in a row that opens it.
-        recovery_s: time until the first attempt; doubled after each failed attempt, up to 30 s.
+        recovery_s: time from a failure to the next attempt. It does not grow, so that a server that is back is used
+            soon; one attempt in that time costs little.
         clock: returns monotonic seconds.
 
     Attributes:
@@ -25,7 +25,7 @@ class CircuitBreaker:
         recovery_s: time from a failure to the next attempt.
     """
 
-    __slots__ = ("_clock", "_failures", "_first_recovery_s", "_retry_at", "failures_in_a_row", "recovery_s", "state")
+    __slots__ = ("_clock", "_failures", "_retry_at", "failures_in_a_row", "recovery_s", "state")
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class CircuitBreaker:
     ) -> None:
         self.state = BreakerState.CLOSED
         self.failures_in_a_row = 0
-        self.recovery_s = self._first_recovery_s = recovery_s
+        self.recovery_s = recovery_s
         self._failures = failures
         self._clock = clock
         self._retry_at = 0.0
@@ -59,15 +59,14 @@ class CircuitBreaker:
         if self.state is BreakerState.CLOSED:
             return False
         self.state = BreakerState.CLOSED
-        self.recovery_s = self._first_recovery_s
         return True
 
     def failed(self) -> bool:
         """Reports that a call failed. Returns True if that opened the breaker from closed."""
         self.failures_in_a_row += 1
-        if self.state is BreakerState.HALF_OPEN:
-            self.recovery_s = min(2 * self.recovery_s, MAX_RECOVERY_S)
-        elif self.state is BreakerState.OPEN or self.failures_in_a_row < self._failures:
+        if self.state is BreakerState.OPEN:
+            return False
+        if self.state is BreakerState.CLOSED and self.failures_in_a_row < self._failures:
             return False
         opened = self.state is BreakerState.CLOSED
         self.state = BreakerState.OPEN

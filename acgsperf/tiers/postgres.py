@@ -9,23 +9,26 @@ commit.
 import asyncio
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from random import uniform
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import asyncpg
 from xxhash import xxh3_64_intdigest
 
 from acgsperf._native import envelope_format as envelope
+from acgsperf._native.arguments import checked_at_least
 from acgsperf.addresses import checked_dsn
 from acgsperf.pool import ConnectionPool
 from acgsperf.tiers.base import Entry
-from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier
+from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, check_tag, seconds
 from acgsperf.tiers.write_batches import WriteBatch
 
 __all__ = ["PostgresTier"]
+
+_T = TypeVar("_T")
 
 SCHEMA_VERSION: Final = 1
 ROWS_A_STATEMENT: Final = 1_000
@@ -76,6 +79,14 @@ DELETE FROM {table} USING doomed WHERE {table}.namespace = doomed.namespace AND 
 """
 
 
+# No connection, no login, no database, too many connections, shutting down: the SQLSTATE concerns all calls.
+_REFUSES_ALL: Final = ("08", "28", "3D", "53300", "57P")
+
+
+class TableError(Exception):
+    """The table cannot be used or created. This concerns all calls."""
+
+
 class PostgresTier(ServerTier):
     """Keeps entries in a PostgreSQL table that processes share. The tier creates the table and its indexes.
 
@@ -105,6 +116,8 @@ class PostgresTier(ServerTier):
         statement_cache_size: int = 100,
         expiry_interval: float = EXPIRY_INTERVAL_S,
     ) -> None:
+        self._expiry_interval = seconds("expiry_interval", expiry_interval)
+        self._statement_cache_size = checked_at_least("statement_cache_size", statement_cache_size, 0)
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,49}", table):
             raise ValueError(f"table must be 1 to 50 lower-case letters, digits and underscores, got {table!r:.80}")
         parts = urlsplit(checked_dsn("the DSN", dsn))
@@ -112,8 +125,6 @@ class PostgresTier(ServerTier):
         super().__init__(where, deadline=deadline, max_value_bytes=max_value_bytes)
         self._dsn = dsn
         self._table = table
-        self._statement_cache_size = statement_cache_size
-        self._expiry_interval = expiry_interval
         self._pool: ConnectionPool | None = None
         self._ready = False
         self._setting_up = asyncio.Lock()
@@ -123,6 +134,7 @@ class PostgresTier(ServerTier):
         return f"PostgresTier({self._where!r}, table={self._table!r})"
 
     async def invalidate_tag(self, tag: str) -> int | None:
+        check_tag(tag)
         return await self._delete_all("namespace = $1 AND tags <> '{}' AND tags @> ARRAY[$2::bigint]", _tag_hash(tag))
 
     async def clear(self) -> int | None:
@@ -149,9 +161,15 @@ class PostgresTier(ServerTier):
         return int(status.rpartition(" ")[2])
 
     async def _start(self) -> None:
+        # A lock belongs to the event loop in which it was first waited for.
+        self._setting_up = asyncio.Lock()
         self._calls.start(self._expire())
         async with self._connection():
             pass
+
+    def _is_refusal(self, error: Exception) -> bool:
+        state = getattr(error, "sqlstate", None) if isinstance(error, asyncpg.PostgresError) else None
+        return state is not None and not state.startswith(_REFUSES_ALL)
 
     async def _stop(self) -> None:
         pool, self._pool, self._ready = self._pool, None, False
@@ -186,6 +204,11 @@ class PostgresTier(ServerTier):
             async with self._pool.acquire() as connection:
                 try:
                     await self._create_table(connection)
+                except asyncpg.PostgresError as error:
+                    connection.terminate()
+                    if self._is_refusal(error):
+                        raise TableError(f"table {self._table} cannot be created: {error}") from error
+                    raise
                 except BaseException:
                     # Without a rollback: a server that hangs would not answer it.
                     connection.terminate()
@@ -198,7 +221,7 @@ class PostgresTier(ServerTier):
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _tag_hash(f"schema {self._table}"))
         found = await connection.fetchval("SELECT obj_description(to_regclass($1), 'pg_class')", self._table)
         if found is not None and found != comment:
-            raise RuntimeError(f"table {self._table} must have the comment {comment!r}, got {found!r}")
+            raise TableError(f"table {self._table} must have the comment {comment!r}, got {found!r}")
         if found is None:
             await connection.execute(_CREATE.format(table=self._table, comment=comment))
         await connection.execute("COMMIT")
@@ -229,11 +252,33 @@ class PostgresTier(ServerTier):
         # Two transactions: each is committed when it is acknowledged, and the first holds no row lock while the second
         # waits for one, so that two processes cannot deadlock.
         async with self._connection() as connection:
-            gone = await connection.fetch(self._delete, self._namespace, list(deletes)) if deletes else []
-            batch.removed = {deletes[row[0]] for row in gone}
+            if deletes:
+                gone = await self._unless_refused(connection.fetch(self._delete, self._namespace, list(deletes)))
+                batch.removed = {deletes[row[0]] for row in gone or ()}
+                batch.refused.update(deletes.values() if gone is None else ())
+            else:
+                batch.removed = set()
             if rows:
-                await connection.execute(self._upsert, self._namespace, *map(list, zip(*rows, strict=True)))
-                batch.stored = {key for key, operation in batch.operations.items() if operation is not None}
+                keys = {key for key, operation in batch.operations.items() if operation is not None}
+                columns = list(map(list, zip(*rows, strict=True)))
+                if await self._unless_refused(connection.execute(self._upsert, self._namespace, *columns)) is not None:
+                    batch.stored = keys
+                    return
+                batch.refused |= keys
+                self._refused += len(keys)
+                # The former values are deleted, because they are out of date.
+                gone = await self._unless_refused(connection.fetch(self._delete, self._namespace, columns[0]))
+                self._deletes += len(gone or ())
+
+    async def _unless_refused(self, statement: Awaitable[_T]) -> _T | None:
+        """Returns the result of a statement; None if the server refuses it."""
+        try:
+            return await statement
+        except asyncpg.PostgresError as error:
+            if isinstance(error, asyncpg.UndefinedTableError) or not self._is_refusal(error):
+                raise
+            self._calls.errors[type(error).__name__] += 1
+            return None
 
     async def _describe(self) -> str:
         async with self._connection() as connection:

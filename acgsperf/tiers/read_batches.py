@@ -10,9 +10,11 @@ from acgsperf.tiers.base import Entry
 from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.server_calls import ServerCalls
 
-__all__ = ["ReadBatches"]
+__all__ = ["MAX_READS_TOGETHER", "ReadBatches"]
 
 MAX_READS_IN_FLIGHT: Final = 4
+# A batch has to be answered within the deadline. A call for more keys is sent in parts.
+MAX_READS_TOGETHER: Final = 2_000
 
 _Get = tuple[asyncio.Future[Entry | None], str]
 _GetMany = tuple[asyncio.Future[dict[str, Entry]], Sequence[str]]
@@ -47,6 +49,8 @@ class ReadBatches:
         self._started_at = 0.0
         self._in_flight = 0
         self._scheduled = False
+        # Whether what waits is the rest of more keys than fit into a batch.
+        self._oversized = False
 
     def open(self) -> None:
         """Binds to the running event loop."""
@@ -85,10 +89,26 @@ class ReadBatches:
             self._scheduled = True
             self._calls.start(self._read())
 
-    async def _read(self) -> None:
+    def _next_batch(self) -> tuple[list[_Get], list[_GetMany]]:
         self._scheduled = False
-        gets, self.waiting = self.waiting, []
-        reads, self._waiting_many = self._waiting_many, []
+        gets, reads = self.waiting, self._waiting_many
+        if len(gets) + (sum(len(keys) for _, keys in reads) if reads else 0) <= MAX_READS_TOGETHER:
+            self.waiting, self._waiting_many, self._oversized = [], [], False
+            return gets, reads
+        self._oversized = True
+        gets, self.waiting = gets[:MAX_READS_TOGETHER], gets[MAX_READS_TOGETHER:]
+        size, count = len(gets), 0
+        while count < len(reads) and (not size or size + len(reads[count][1]) <= MAX_READS_TOGETHER):
+            size += len(reads[count][1])
+            count += 1
+        reads, self._waiting_many = reads[:count], reads[count:]
+        if self._in_flight + 1 < MAX_READS_IN_FLIGHT:
+            self._scheduled = True
+            self._calls.start(self._read())
+        return gets, reads
+
+    async def _read(self) -> None:
+        gets, reads = self._next_batch()
         started = self._started_at
         started_ns = time.perf_counter_ns()
         keys = [key for _, key in gets]
@@ -103,6 +123,9 @@ class ReadBatches:
             self.latency.record_many([time.perf_counter_ns() - started_ns] * len(keys))
             self._answer(gets, reads, entries or [])
             if (self.waiting or self._waiting_many) and not self._scheduled:
+                if self._oversized and entries is not None and self._loop is not None:
+                    # The server answers: the rest of a large call gets a deadline of its own.
+                    self._started_at = self._loop.time()
                 self._scheduled = True
                 self._calls.start(self._read())
 

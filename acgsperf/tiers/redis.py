@@ -14,7 +14,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
@@ -23,13 +23,15 @@ from acgsperf._native import envelope_format as envelope
 from acgsperf.tiers.base import Entry
 from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.redis_connections import MAX_LIFETIME_S, Command, Credentials, RedisConnections
-from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, blobs, each, is_ok, number, text
-from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Unsealed
+from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, blobs, each, is_ok, number, refuses_all, text
+from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Unsealed, check_tag
 from acgsperf.tiers.write_batches import WriteBatch
 
 __all__ = ["RedisTier"]
 
 KEYS_A_COMMAND: Final = 1_000
+# Redis refuses an expiry time beyond 64 bits. An entry that is kept longer than this has no expiry.
+LONGEST_MS: Final = 1 << 60
 TAG_TTL_MS: Final = 30 * 24 * 3600 * 1000
 
 # The value of a lock is its token and its owner; by the owner, the script recognizes a repeated command. A token is at
@@ -99,6 +101,7 @@ class RedisTier(ServerTier):
         return f"RedisTier({self._where!r})"
 
     async def invalidate_tag(self, tag: str) -> int | None:
+        check_tag(tag)
         started = self._check_use().time()
         if not self._calls.allow(1):
             return None
@@ -142,7 +145,9 @@ class RedisTier(ServerTier):
         if not self._calls.allow(1):
             return None
         owner = secrets.token_hex(8)
-        lifetime_ms = max(1, math.ceil(ttl * 1000))
+        if not ttl > 0:
+            raise ValueError(f"ttl must be greater than 0, got {ttl!r}")
+        lifetime_ms = max(1, math.ceil(ttl * 1000)) if ttl * 1000 < LONGEST_MS else LONGEST_MS
         command = ("EVAL", _LOCK, 2, self._lock_key(key), self._special("fence"), lifetime_ms, owner)
         token: int | None = None
         refused = False
@@ -210,6 +215,9 @@ class RedisTier(ServerTier):
         self._unknown_locks.clear()
         self._connections.close()
 
+    def _is_refusal(self, error: Exception) -> bool:
+        return isinstance(error, ResponseError) and not refuses_all(error)
+
     def _timed_out(self) -> None:
         self._connections.close_idle()
 
@@ -220,14 +228,21 @@ class RedisTier(ServerTier):
         chunks = [addresses[at : at + KEYS_A_COMMAND] for at in range(0, len(addresses), KEYS_A_COMMAND)]
 
         def read(replies: list[Any]) -> Unsealed:
-            found = [blobs(reply, len(chunk)) for reply, chunk in zip(replies, chunks, strict=True)]
-            values = found[0] if len(found) == 1 else [value for part in found for value in part]
+            if len(replies) == 1:
+                values = blobs(replies[0], len(addresses))
+            else:
+                found = (blobs(reply, len(chunk)) for reply, chunk in zip(replies, chunks, strict=True))
+                values = [value for part in found for value in part]
             unsealed = self._unseal(values, identities)
             if unsealed[2] and any(map(envelope.is_of_another_key, values, identities)):
                 raise UnexpectedReplyError("the envelope of another key", unsealed)
             return unsealed
 
-        found, tagged, corrupt = await self._ask([("MGET", *chunk) for chunk in chunks], read, fenced=False)
+        try:
+            unsealed = await self._ask([("MGET", *chunk) for chunk in chunks], read, fenced=False)
+        except ResponseError as error:
+            unsealed = self._unseal(await self._get_each(addresses, error), identities)
+        found, tagged, corrupt = unsealed
         self._corrupt += corrupt
         if tagged:
             await self._drop_invalidated(found, tagged)
@@ -235,55 +250,82 @@ class RedisTier(ServerTier):
 
     async def _drop_invalidated(self, found: list[Entry | None], tagged: list[tuple[int, Sequence[bytes]]]) -> None:
         tags = list({tag for i, _ in tagged if (entry := found[i]) for tag in entry.tags})
-        command = ("MGET", *map(self._tag_key, tags))
-        tokens = await self._ask([command], lambda replies: blobs(replies[0], len(tags)))
+        keys = list(map(self._tag_key, tags))
+        try:
+            tokens = await self._ask([("MGET", *keys)], lambda replies: blobs(replies[0], len(tags)))
+        except ResponseError as error:
+            tokens = await self._get_each(keys, error)
         current = dict(zip(tags, tokens, strict=True))
         for i, generations in tagged:
             entry = found[i]
             if entry and any(current[tag] != old for tag, old in zip(entry.tags, generations, strict=True)):
                 found[i] = None
 
+    async def _get_each(self, keys: Sequence[bytes], refusal: ResponseError) -> list[bytes | None]:
+        """Reads keys one by one, because the server may have refused all of them because of one."""
+        if not self._is_refusal(refusal):
+            raise refusal
+        replies = await self._ask([("GET", key) for key in keys], lambda replies: each(replies, bytes, type(None)))
+        values: list[bytes | None] = []
+        for reply in replies:
+            if isinstance(reply, Exception):
+                self._calls.errors[type(reply).__name__] += 1
+                reply = None
+            values.append(reply)
+        return values
+
     async def _write(self, batch: WriteBatch) -> None:
         sets = {key: operation for key, operation in batch.operations.items() if operation is not None}
-        deletes = [key for key, operation in batch.operations.items() if operation is None]
         generations = await self._generations({tag for entry, _ in sets.values() for tag in entry.tags}) if sets else {}
-        now = time.time()
-        commands: list[Command] = []
-        for key, (entry, payload) in sets.items():
-            identity = envelope.identity(key)
-            blob = envelope.seal(entry, identity, payload, [generations[tag] for tag in entry.tags])
-            command: Command = ("SET", self._prefix + envelope.address(identity), blob)
-            if entry.kept_until is not None and entry.kept_until < math.inf:
-                command += ("PX", max(1, math.ceil((entry.kept_until - now) * 1000)))
-            commands.append(command)
-        commands += [("UNLINK", self._prefix + envelope.address(envelope.identity(key))) for key in deletes]
+        # Without the generation of each of its tags, an entry cannot be stored.
+        untagged = {key for key, (entry, _) in sets.items() if any(generations[tag] is None for tag in entry.tags)}
+        keys = [key for key in sets if key not in untagged]
+        commands: list[Command] = [self._set_command(key, *sets[key], generations) for key in keys]
+        deletes = [key for key, operation in batch.operations.items() if operation is None]
+        commands += map(self._unlink_command, deletes)
 
         def read(replies: list[Any]) -> list[Any]:
-            for reply in each(replies[: len(sets)], bytes):
-                if not isinstance(reply, Exception):
-                    is_ok(reply)
-            each(replies[len(sets) :], int)
+            if replies[: len(keys)] != [b"OK"] * len(keys):
+                for reply in replies[: len(keys)]:
+                    if not isinstance(reply, ResponseError):
+                        is_ok(reply)
+            if deletes:
+                each(replies[len(keys) :], int)
             return replies
 
-        replies = await self._ask(commands, read)
+        replies = await self._ask(commands, read) if commands else []
         batch.removed = set()
-        refused: list[Command] = []
-        for key, reply in zip([*sets, *deletes], replies, strict=True):
+        for key, reply in zip([*keys, *deletes], replies, strict=True):
             if isinstance(reply, Exception):
-                # The server answers, so reads continue; the refused entry is not stored.
                 self._calls.errors[type(reply).__name__] += 1
-                self._refused += key in sets
-                refused.append(("UNLINK", self._prefix + envelope.address(envelope.identity(key))))
+                batch.refused.add(key)
             elif key in sets:
                 batch.stored.add(key)
             elif reply:
                 batch.removed.add(key)
-        if refused:
-            # The former value is deleted as well, because it is out of date. Deleting needs no memory.
-            self._deletes += sum(reply == 1 for reply in await self._ask(refused, _numbers))
+        batch.refused |= untagged
+        outdated = [key for key in sets if key in batch.refused]
+        self._refused += len(outdated)
+        if outdated:
+            # The former values are deleted, because they are out of date. Deleting needs no memory.
+            replies = await self._ask(list(map(self._unlink_command, outdated)), _numbers)
+            self._deletes += sum(reply == 1 for reply in replies)
 
-    async def _generations(self, tags: Iterable[str]) -> dict[str, bytes]:
-        """Returns the generation of each tag, and creates those that are missing.
+    def _set_command(self, key: str, entry: Entry, payload: bytes, generations: Mapping[str, bytes | None]) -> Command:
+        identity = envelope.identity(key)
+        blob = envelope.seal(entry, identity, payload, [generations[tag] or b"" for tag in entry.tags])
+        command: Command = ("SET", self._prefix + envelope.address(identity), blob)
+        if entry.kept_until is not None:
+            remaining_ms = (entry.kept_until - time.time()) * 1000
+            if remaining_ms < LONGEST_MS:
+                command += ("PX", max(1, math.ceil(remaining_ms)))
+        return command
+
+    def _unlink_command(self, key: str) -> Command:
+        return ("UNLINK", self._prefix + envelope.address(envelope.identity(key)))
+
+    async def _generations(self, tags: Iterable[str]) -> dict[str, bytes | None]:
+        """Returns the generation of each tag, and creates those that are missing; None if the server refuses it.
 
         If a tag is invalidated between this and the write, the written entry is a miss.
         """
@@ -299,9 +341,10 @@ class RedisTier(ServerTier):
             return each(replies[2::3], bytes, type(None))
 
         replies = await self._ask(commands, read) if commands else []
-        # If the server has no memory for a generation, the entry gets one that is stored nowhere, and is a miss.
-        found = (reply if isinstance(reply, bytes) else secrets.token_bytes(8) for reply in replies)
-        return dict(zip(tags, found, strict=True))
+        for reply in replies:
+            if isinstance(reply, Exception):
+                self._calls.errors[type(reply).__name__] += 1
+        return {tag: reply if type(reply) is bytes else None for tag, reply in zip(tags, replies, strict=True)}
 
     async def _describe(self) -> str:
         info = await self._ask([("INFO", "server")], lambda replies: text(replies[0]))
@@ -327,5 +370,8 @@ def _numbers(replies: list[Any]) -> list[Any]:
 
 
 def _scanned(replies: list[Any]) -> tuple[bytes, list[bytes]]:
-    cursor, keys = array(replies[0], 2)
+    found = array(replies[0])
+    if len(found) != 2:
+        raise UnexpectedReplyError(f"reply must be an array of 2 items, got {len(found)}")
+    cursor, keys = found
     return text(cursor), list(map(text, array(keys)))

@@ -6,6 +6,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 from hiredis import pack_command
@@ -14,15 +15,15 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
-from redis.exceptions import ClusterDownError, InvalidResponse, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse, ResponseError
 
 from acgsperf._native.arguments import checked_at_least, checked_callable, checked_seconds
 from acgsperf.addresses import checked_redis_url
 from acgsperf.tiers.redis_parser import CheckedParser
 from acgsperf.tiers.redis_replies import UnexpectedReplyError
 
-__all__ = ["Command", "Credentials", "RedisConnections", "refuses_all"]
+__all__ = ["Command", "Credentials", "RedisConnections"]
 
 MAX_CONNECTIONS: Final = 10
 MAX_LIFETIME_S: Final = 3600.0
@@ -36,26 +37,33 @@ _T = TypeVar("_T")
 
 
 class _Connection:
-    """A connection and its times."""
+    """A connection, its parser and its times, which are those of `time.monotonic`."""
 
-    __slots__ = ("expires_at", "idle_since", "redis")
+    __slots__ = ("expires_at", "idle_since", "is_open", "parser", "redis")
 
     def __init__(self, redis: AbstractConnection, expires_at: float) -> None:
         self.redis = redis
+        self.parser: CheckedParser = redis._parser  # type: ignore[assignment]
+        self.is_open = False
         self.expires_at = expires_at
         self.idle_since = 0.0
 
-    @property
-    def parser(self) -> CheckedParser:
-        return self.redis._parser  # type: ignore[return-value]
+    async def open(self) -> None:
+        """Connects and logs in."""
+        try:
+            await self.redis.connect()  # type: ignore[no-untyped-call]
+        except ResponseError as error:
+            # Not the refusal of one command: no command can be sent.
+            raise RedisConnectionError(f"the server refused the connection: {error}") from error
+        self.is_open = True
 
     def is_usable(self, now: float) -> bool:
         """Returns whether an idle connection may carry commands."""
-        parser = self.parser
-        return now < self.expires_at and not parser.has_unread_data and not parser.is_closed_by_server
+        return now < self.expires_at and self.parser.is_clean
 
     def close(self) -> None:
         """Closes it at once. A server that hangs must not keep it open, so nothing is flushed."""
+        self.is_open = False
         writer = self.redis._writer
         if writer is not None:
             writer.transport.abort()
@@ -191,15 +199,14 @@ class RedisConnections:
             self._release(connection)
 
     def _expiry(self) -> float:
-        assert self._loop is not None
-        return self._loop.time() + self._max_lifetime * random.uniform(0.9, 1.0)
+        return monotonic() + self._max_lifetime * random.uniform(0.9, 1.0)
 
     def _pop_idle(self) -> _Connection | None:
         if self._loop is None:
             raise RedisConnectionError("the tier was closed")
         while self._idle:
             connection = self._idle.pop()
-            if connection.is_usable(self._loop.time()):
+            if connection.is_usable(monotonic()):
                 return connection
             self._size -= 1
             connection.close()
@@ -219,7 +226,7 @@ class RedisConnections:
 
     def _release(self, connection: _Connection | None) -> None:
         """Gives a connection, or the permission to open one, to the next waiter."""
-        usable = connection if connection is not None and connection.redis.is_connected else None
+        usable = connection if connection is not None and connection.is_open else None
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():
@@ -230,7 +237,7 @@ class RedisConnections:
             if usable is not None:
                 usable.close()
             return
-        usable.idle_since = self._loop.time()
+        usable.idle_since = monotonic()
         self._idle.append(usable)
         if self._reaper is None and len(self._idle) > KEPT_IDLE:
             self._reaper = self._loop.call_later(MAX_IDLE_S, self._close_unused)
@@ -240,33 +247,23 @@ class RedisConnections:
         self._reaper = None
         if self._loop is None:
             return
-        idle, since = self._idle, self._loop.time() - MAX_IDLE_S
+        idle, since = self._idle, monotonic() - MAX_IDLE_S
         while len(idle) > KEPT_IDLE and idle[0].idle_since <= since:
             self._size -= 1
             idle.pop(0).close()
         if len(idle) > KEPT_IDLE:
-            self._reaper = self._loop.call_at(idle[0].idle_since + MAX_IDLE_S, self._close_unused)
-
-    async def _connect(self, redis: AbstractConnection) -> None:
-        try:
-            await redis.connect()  # type: ignore[no-untyped-call]
-        except ResponseError as error:
-            # Not the refusal of one command: no command can be sent.
-            raise RedisConnectionError(f"the server refused the connection: {error}") from error
+            self._reaper = self._loop.call_later(idle[0].idle_since - since, self._close_unused)
 
     async def _exchange(
         self, connection: _Connection, packed: bytes, count: int, fence: bytes | None, read: Callable[[list[Any]], _T]
     ) -> _T:
-        redis, parser = connection.redis, connection.parser
         try:
-            if not redis.is_connected:
-                await self._connect(redis)
-            await redis.send_packed_command(packed, check_health=False)
-            replies = await parser.read_replies(count if fence is None else count + 1)
-            if parser.has_unread_data:
-                raise UnexpectedReplyError("there is data after the last reply")
-            if fence is not None and not _is_fence(replies.pop(), fence):
-                raise UnexpectedReplyError("the last reply must be that of ECHO")
+            if not connection.is_open:
+                await connection.open()
+            await connection.redis.send_packed_command(packed, check_health=False)
+            replies = await connection.parser.read_replies(count if fence is None else count + 1)
+            if fence is not None and (reply := replies.pop()) != fence:
+                _check_refused(reply)
             return read(replies)
         except ResponseError:
             # The server has refused a command; all replies have been read.
@@ -276,14 +273,10 @@ class RedisConnections:
             raise
 
 
-def _is_fence(reply: Any, fence: bytes) -> bool:
-    # The server may refuse ECHO itself, or all commands.
-    return reply == fence or (isinstance(reply, ResponseError) and ("echo" in str(reply).lower() or refuses_all(reply)))
-
-
-def refuses_all(error: ResponseError) -> bool:
-    """Returns whether a server refuses every command with this error, whoever sends it."""
-    return isinstance(error, ClusterDownError) or str(error).startswith("BUSY ")
+def _check_refused(reply: Any) -> None:
+    """Raises an error unless this is the refusal of ECHO by an ACL."""
+    if not isinstance(reply, ResponseError) or "echo" not in str(reply).lower():
+        raise UnexpectedReplyError("the last reply must be that of ECHO")
 
 
 class _ContradictionError(Exception):

@@ -5,7 +5,9 @@ from typing import Any, Final
 
 from redis._parsers.hiredis import NOT_ENOUGH_DATA, _AsyncHiredisParser
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse
+from redis.exceptions import InvalidResponse, ResponseError
+
+from acgsperf.tiers.redis_replies import UnexpectedReplyError, refuses_all
 
 __all__ = ["CheckedParser"]
 
@@ -32,23 +34,22 @@ class CheckedParser(_AsyncHiredisParser):
         self._lengths = _Lengths()
 
     @property
-    def has_unread_data(self) -> bool:
-        """Whether there is data that belongs to no reply."""
-        return bool(self._stream._buffer) or self._reader.has_data()
-
-    @property
-    def is_closed_by_server(self) -> bool:
-        """Whether the server has closed the connection."""
-        return bool(self._stream.at_eof())
+    def is_clean(self) -> bool:
+        """Whether the server has neither sent data that belongs to no reply, nor closed the connection."""
+        stream = self._stream
+        return not (stream._buffer or self._reader.has_data() or stream.at_eof())
 
     async def read_replies(self, count: int) -> list[Any]:
         """Returns the next replies; an error reply is an exception among them.
 
         Raises:
-            redis.ConnectionError: if the connection is lost, or the server refuses all commands.
+            redis.ConnectionError: if the connection is lost, or the server is loading its data or wants a login.
+            redis.ResponseError: if the server refuses every command.
             redis.InvalidResponse: if the data is not a reply, or announces an array that is too long.
+            UnexpectedReplyError: if there is data after the last reply.
         """
         replies: list[Any] = []
+        unavailable: ResponseError | None = None
         gets = self._reader.gets
         while len(replies) < count:
             reply = gets()
@@ -57,12 +58,18 @@ class CheckedParser(_AsyncHiredisParser):
                     await self.read_from_socket()
                 except OSError as error:
                     raise RedisConnectionError(f"connection lost: {error}") from error
-            elif isinstance(reply, RedisConnectionError):
-                raise reply
             else:
+                if isinstance(reply, Exception):
+                    if isinstance(reply, RedisConnectionError):
+                        raise reply
+                    if isinstance(reply, ResponseError) and refuses_all(reply):
+                        unavailable = reply
                 replies.append(reply)
-        # All data so far belongs to replies that have been read, or is left over.
+        if self._stream._buffer or self._reader.has_data():
+            raise UnexpectedReplyError("there is data after the last reply")
         self._lengths.clear()
+        if unavailable is not None:
+            raise unavailable
         return replies
 
     async def read_from_socket(self) -> bool:
@@ -90,16 +97,22 @@ class _Lengths:
 
     def clear(self) -> None:
         """Forgets the data so far, because it consisted of complete replies."""
-        self._pending.clear()
+        self._pending = []
         self._size = self._skip = 0
         self._end = b""
 
     def check(self, data: bytes) -> None:
+        """Adds data from the server. Raises InvalidResponse if it contains an array that is too long."""
         self._pending.append(data)
         self._size += len(data)
-        seam = self._end + data[:_LONGEST_MATCH]
-        suspicious = _MAYBE_TOO_MANY.search(data) or _MAYBE_TOO_MANY.search(seam)
-        self._end = data[-_LONGEST_MATCH:] if len(data) >= _LONGEST_MATCH else seam[-_LONGEST_MATCH:]
+        suspicious = _MAYBE_TOO_MANY.search(data)
+        if self._end:
+            seam = self._end + data[:_LONGEST_MATCH]
+            suspicious = suspicious or _MAYBE_TOO_MANY.search(seam)
+            self._end = seam if len(data) < _LONGEST_MATCH else data
+        else:
+            self._end = data
+        self._end = self._end[-_LONGEST_MATCH:]
         if suspicious or self._size > _LENGTHS_CHECKED_EVERY_BYTES:
             self._split()
 

@@ -2,9 +2,14 @@
 
 from typing import Any
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ClusterDownError, RedisError, ResponseError
 
-__all__ = ["UnexpectedReplyError", "array", "blobs", "each", "is_ok", "number", "text"]
+__all__ = ["UnexpectedReplyError", "array", "blobs", "each", "is_ok", "number", "refuses_all", "text"]
+
+
+def refuses_all(error: ResponseError) -> bool:
+    """Returns whether a server refuses every command with this error, no matter which one."""
+    return isinstance(error, ClusterDownError) or str(error).startswith("BUSY ")
 
 
 class UnexpectedReplyError(RedisError):
@@ -51,19 +56,20 @@ def text(reply: Any) -> bytes:
     raise _unexpected(reply, "a string")
 
 
-def array(reply: Any, count: int | None = None) -> list[Any]:
-    """Returns an array, of `count` items if given. Raises the error reply of the command."""
-    if type(reply) is list and (count is None or len(reply) == count):
+def array(reply: Any) -> list[Any]:
+    """Returns an array. Raises the error reply of the command."""
+    if type(reply) is list:
         return reply
-    raise _unexpected(reply, "an array" if count is None else f"an array of {count} items")
+    raise _unexpected(reply, "an array")
 
 
 def blobs(reply: Any, count: int) -> list[bytes | None]:
     """Returns an array of strings and nils. Raises the error reply of the command."""
-    items = array(reply, count)
-    if not _STRINGS.issuperset(map(type, items)):
+    if type(reply) is not list or len(reply) != count:
+        raise _unexpected(reply, f"an array of {count} items")
+    if not _STRINGS.issuperset(map(type, reply)):
         raise UnexpectedReplyError("items of an array must be strings or nil")
-    return items
+    return reply
 
 
 def each(replies: list[Any], *kinds: type) -> list[Any]:

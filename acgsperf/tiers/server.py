@@ -4,19 +4,20 @@ import asyncio
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf, isfinite, isnan
 from threading import get_ident
 from typing import Final
 
 from acgsperf._native import envelope_format as envelope
-from acgsperf._native.arguments import checked_int, checked_namespace
+from acgsperf._native.arguments import checked_int, checked_namespace, checked_seconds
 from acgsperf.dispatch import unseal_many
 from acgsperf.errors import TierError
 from acgsperf.tiers.base import BreakerState, Entry, Tier, TierHealth, TierStats
-from acgsperf.tiers.read_batches import ReadBatches
+from acgsperf.tiers.read_batches import MAX_READS_TOGETHER, ReadBatches
 from acgsperf.tiers.server_calls import ServerCalls
 from acgsperf.tiers.write_batches import Operation, WriteBatch, WriteBatches
 
-__all__ = ["DEADLINE_S", "MAX_VALUE_BYTES", "ServerTier", "Unsealed"]
+__all__ = ["DEADLINE_S", "MAX_VALUE_BYTES", "ServerTier", "Unsealed", "check_tag", "seconds"]
 
 DEADLINE_S: Final = 0.25
 MAX_VALUE_BYTES: Final = 1 << 20
@@ -32,7 +33,8 @@ Unsealed = tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]], int]
 class ServerTier(Tier):
     """A tier that keeps entries in a server.
 
-    A subclass says how to talk to its server, by five methods: `_start`, `_stop`, `_fetch`, `_write` and `_describe`.
+    A subclass says how to talk to its server, by six methods: `_start`, `_stop`, `_fetch`, `_write`,
+    `_describe` and `_is_refusal`.
     `ServerCalls` gives each call a deadline and a circuit breaker; `ReadBatches` and `WriteBatches` collect calls.
 
     Args:
@@ -42,8 +44,7 @@ class ServerTier(Tier):
     """
 
     def __init__(self, where: str, *, deadline: float = DEADLINE_S, max_value_bytes: int = MAX_VALUE_BYTES) -> None:
-        if not deadline > 0:
-            raise ValueError(f"deadline must be greater than 0 s, got {deadline!r}")
+        deadline = seconds("deadline", deadline)
         self._max_value_bytes = checked_int("max_value_bytes", max_value_bytes)
         if not 1 <= self._max_value_bytes <= _MOST_VALUE_BYTES:
             raise ValueError(f"max_value_bytes must be between 1 and {_MOST_VALUE_BYTES}, got {max_value_bytes!r}")
@@ -53,7 +54,7 @@ class ServerTier(Tier):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._refused = self._deletes = self._corrupt = 0
-        self._calls = ServerCalls(self.name, deadline, self._timed_out)
+        self._calls = ServerCalls(self.name, deadline, self._timed_out, self._is_refusal)
         self._breaker = self._calls.breaker
         self._reads = ReadBatches(self._calls, self._fetch, deadline)
         self._writes = WriteBatches(self._calls, self._write, deadline)
@@ -78,6 +79,10 @@ class ServerTier(Tier):
     @abstractmethod
     async def _describe(self) -> str:
         """Asks the server for its product and version."""
+
+    @abstractmethod
+    def _is_refusal(self, error: Exception) -> bool:
+        """Returns whether the server has answered and refuses one call with this error, not all calls."""
 
     def _timed_out(self) -> None:
         """Called when the deadline has ended a call: other connections may be dead as well."""
@@ -141,8 +146,9 @@ class ServerTier(Tier):
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         self._check_use()
-        for key in keys:
-            _check_key(key)
+        _check_keys(keys)
+        if len(keys) > MAX_READS_TOGETHER:
+            return await self._get_in_parts(keys)
         if not keys or not self._may_read(len(keys)):
             return {}
         if not self._pending_writes.keys().isdisjoint(keys):
@@ -159,6 +165,7 @@ class ServerTier(Tier):
         for key, entry in entries.items():
             _check_key(key)
             try:
+                _check_times(entry)
                 payload = envelope.pack_value(entry.value)
                 size = envelope.size(envelope.identity(key), payload, entry.tags)
             except (TypeError, ValueError, OverflowError, RecursionError):
@@ -179,14 +186,13 @@ class ServerTier(Tier):
 
     async def delete_many(self, keys: Sequence[str]) -> int | None:
         self._check_use()
-        for key in keys:
-            _check_key(key)
+        _check_keys(keys)
         if not self._calls.allow(len(keys)):
             return None
         wanted = set(keys)
         batches = self._writes.enqueue(dict.fromkeys(keys))
         await self._writes.wait(batches)
-        if any(batch.removed is None for batch in batches):
+        if any(batch.removed is None or not wanted.isdisjoint(batch.refused) for batch in batches):
             return None
         return sum(len(wanted & batch.removed) for batch in batches if batch.removed)
 
@@ -233,6 +239,16 @@ class ServerTier(Tier):
         """Opens the envelopes that the server has returned."""
         return unseal_many(blobs, identities, self._max_value_bytes, time.time())
 
+    async def _get_in_parts(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Reads many keys, with a deadline for each part, until the server does not answer."""
+        found: dict[str, Entry] = {}
+        for at in range(0, len(keys), MAX_READS_TOGETHER):
+            if at and self._breaker.failures_in_a_row:
+                self._reads.misses += len(keys) - at
+                break
+            found |= await self.get_many(keys[at : at + MAX_READS_TOGETHER])
+        return found
+
     async def _read_after_write(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Reads keys after the writes of them that are in flight; one deadline covers both."""
         queued = False
@@ -252,3 +268,31 @@ class ServerTier(Tier):
 def _check_key(key: object) -> None:
     if not isinstance(key, str):
         raise TypeError(f"a key must be a str, got {key!r:.100}")
+
+
+def _check_keys(keys: object) -> None:
+    if isinstance(keys, str | bytes):
+        raise TypeError(f"keys must be a sequence of str, got the {type(keys).__name__} {keys!r:.100}")
+    for key in keys:  # type: ignore[attr-defined]
+        _check_key(key)
+
+
+def check_tag(tag: object) -> None:
+    """Raises TypeError if a tag is not a str."""
+    if not isinstance(tag, str):
+        raise TypeError(f"a tag must be a str, got {tag!r:.100}")
+
+
+def _check_times(entry: Entry) -> None:
+    """Raises ValueError or OverflowError for times that an envelope cannot hold."""
+    created, fresh, kept = entry.created_at, entry.fresh_until, entry.kept_until
+    if not isfinite(created) or (fresh is not None and isnan(fresh)) or (kept is not None and isnan(kept)):
+        raise ValueError("not a time")
+
+
+def seconds(name: str, value: float) -> float:
+    """Returns a positive number of seconds, which may be infinite; raises TypeError or ValueError for anything else."""
+    number = checked_seconds(name, value)
+    if number == inf != value:
+        raise ValueError(f"{name} must be a number of seconds that a float can hold, got {value!r:.40}...")
+    return number

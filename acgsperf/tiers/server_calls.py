@@ -22,6 +22,8 @@ class ServerCalls:
         tier: name of the tier, for log lines.
         deadline: seconds after which a call ends.
         timed_out: called when the deadline has ended a call.
+        is_refusal: returns whether an error is the server's answer to this call alone. The server works then, so the
+            error does not count for the breaker.
 
     Attributes:
         breaker: decides whether calls go to the server.
@@ -30,7 +32,9 @@ class ServerCalls:
         tasks: tasks in flight; `ServerTier.close` ends them.
     """
 
-    def __init__(self, tier: str, deadline: float, timed_out: Callable[[], None]) -> None:
+    def __init__(
+        self, tier: str, deadline: float, timed_out: Callable[[], None], is_refusal: Callable[[Exception], bool]
+    ) -> None:
         self.breaker: Final = CircuitBreaker()
         self.errors: Final[Counter[str]] = Counter()
         self.skipped = 0
@@ -38,6 +42,7 @@ class ServerCalls:
         self._tier = tier
         self._label = f"{tier} tier"
         self._timed_out = timed_out
+        self._is_refusal = is_refusal
         self._deadline_s = deadline
         self._deadline = Deadline(deadline)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -84,15 +89,21 @@ class ServerCalls:
             if problems is not None:
                 problems.append(problem)
             breaker = self.breaker
-            if breaker.failed():
+            if self._is_refusal(error):
+                if breaker.succeeded():
+                    self._log_closed()
+            elif breaker.failed():
                 _log.warning(
                     "%s: circuit opened after %d failures (%s); calls skip this tier for %g s",
                     *(self._label, breaker.failures_in_a_row, problem, breaker.recovery_s),
                 )
             return None
         if self.breaker.succeeded():
-            _log.info("%s: circuit closed; the server answers again", self._label)
+            self._log_closed()
         return result
+
+    def _log_closed(self) -> None:
+        _log.info("%s: circuit closed; the server answers again", self._label)
 
     def cannot_reach(self, server: str, problem: str) -> None:
         """Logs that the server did not answer when the tier opened."""

@@ -11,7 +11,9 @@ from acgsperf.tiers.server_calls import ServerCalls
 
 __all__ = ["Operation", "WriteBatch", "WriteBatches"]
 
+# A batch has to arrive within the deadline, whatever a caller writes at once.
 MAX_WRITES_TOGETHER: Final = 1_000
+MAX_BYTES_TOGETHER: Final = 1 << 20
 
 # An entry with its packed value; None deletes the key.
 Operation = tuple[Entry, bytes] | None
@@ -24,22 +26,39 @@ class WriteBatch:
         operations: what to do with each key.
         stored: keys that the server acknowledged.
         removed: keys that had an entry and were deleted; None until the server has answered.
+        refused: keys whose operation the server has refused. If one was to be deleted, its entry is still there.
+        size: bytes of the packed values.
         done: set when the batch has ended, successfully or not.
-        started_at: when its first write was queued; -1 once it has been sent.
+        queued_at: when its first write was queued; -1 once it has been sent.
     """
 
-    __slots__ = ("done", "operations", "removed", "started_at", "stored")
+    __slots__ = ("done", "operations", "queued_at", "refused", "removed", "size", "stored")
 
-    def __init__(self, done: asyncio.Future[None], started_at: float) -> None:
+    def __init__(self, done: asyncio.Future[None], queued_at: float) -> None:
         self.operations: dict[str, Operation] = {}
         self.stored: set[str] = set()
         self.removed: set[str] | None = None
+        self.refused: set[str] = set()
+        self.size = 0
         self.done = done
-        self.started_at = started_at
+        self.queued_at = queued_at
+
+    def has_room(self, key: str) -> bool:
+        """Returns whether a write of a key may be added."""
+        return (
+            self.queued_at >= 0
+            and len(self.operations) < MAX_WRITES_TOGETHER
+            and self.size < MAX_BYTES_TOGETHER
+            and key not in self.operations
+        )
 
 
 class WriteBatches:
     """Queues writes and sends them, one batch at a time.
+
+    The deadline of a batch begins when it is sent, so that a large call, which needs many batches, arrives whole. If
+    the batch before it failed, its deadline begins when it was queued: it has already waited for a server that does not
+    answer.
 
     Args:
         calls: makes the calls.
@@ -57,7 +76,6 @@ class WriteBatches:
         self._queue: deque[WriteBatch] = deque()
         self._calls = calls
         self._write = write
-        # All batches share this one: they begin in order.
         self._deadline = Deadline(deadline)
 
     def close(self) -> None:
@@ -75,13 +93,13 @@ class WriteBatches:
             # carried out in order and each caller gets the result of its own.
             queue = self._queue
             batch = queue[-1] if queue else None
-            closed = batch is None or batch.stored or key in batch.operations
-            if batch is None or closed or batch.started_at < 0 or len(batch.operations) >= MAX_WRITES_TOGETHER:
+            if batch is None or not batch.has_room(key):
                 batch = WriteBatch(loop.create_future(), loop.time())
                 queue.append(batch)
                 if len(queue) == 1:
                     self._calls.start(self._write_queued())
             batch.operations[key] = operation
+            batch.size += len(operation[1]) if operation is not None else 0
             self.pending[key] = batch
             if not batches or batches[-1] is not batch:
                 batches.append(batch)
@@ -104,11 +122,14 @@ class WriteBatches:
 
     async def _write_queued(self) -> None:
         try:
+            answered = True
             while self._queue:
                 batch = self._queue[0]
-                started, batch.started_at = batch.started_at, -1.0
-                wait = self._deadline.wait(started)
-                await self._calls.run(lambda batch=batch: self._write(batch), wait)  # type: ignore[misc]
+                queued_at, batch.queued_at = batch.queued_at, -1.0
+                if answered or self._calls.allow(len(batch.operations)):
+                    wait = self._deadline.wait(None if answered else queued_at)
+                    await self._calls.run(lambda batch=batch: self._write(batch), wait)  # type: ignore[misc]
+                    answered = batch.removed is not None
                 self._finish(self._queue.popleft())
         finally:
             while self._queue:
