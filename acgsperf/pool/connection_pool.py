@@ -15,8 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from acgsperf._native.arguments import checked_int, checked_seconds, checked_str
-from acgsperf.addresses import checked_dsn
+from acgsperf._native.arguments import checked_bool, checked_int, checked_seconds, checked_str
 from acgsperf.errors import PoolClosed, PoolError, PoolTimeout
 from acgsperf.pool.acquire import Acquire
 from acgsperf.pool.connector import Connector
@@ -33,6 +32,8 @@ from acgsperf.pool.options import (
     PoolStats,
     checked_sizes,
 )
+from acgsperf.pool.queries import Queries
+from acgsperf.pool.server_address import parsed_address
 from acgsperf.pool.slot import call_stack
 from acgsperf.pool.supply import Supply
 from acgsperf.pool.tasks import BackgroundTasks
@@ -44,13 +45,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger("acgsperf.pool")
 
 
-class ConnectionPool:
+class ConnectionPool(Queries):
     """A bounded set of PostgreSQL connections that many tasks of one event loop share.
 
-    Use it with `async with`, or call `open` and `close`. `acquire` lends a connection.
+    Use it with `async with`, or call `open` and `close`. `acquire` lends a connection. `fetch`, `fetchrow`,
+    `fetchval`, `execute`, `executemany` and `transaction` borrow one for a single query or transaction.
 
     Args:
-        dsn: the address of the server, in the form that asyncpg and libpq read.
+        dsn: the address of the server, or of several of which one is used, in the form that asyncpg and libpq read.
         min_size: the number of connections that `open` waits for and the pool keeps.
         max_size: the highest number of open connections.
         name: the name of the pool in log lines and errors.
@@ -65,7 +67,8 @@ class ConnectionPool:
         leak_threshold: seconds after which a lease is reported as a leak, once; None for never.
         reset: whether a session is reset between borrowers. If not, only an open transaction is rolled back.
         reset_timeout: seconds that a reset may take.
-        connect_timeout: seconds that a connection attempt may take, without `init`.
+        connect_timeout: seconds that a connection attempt may take, without `init`. Each of several servers has an
+            equal share. None means the `connect_timeout` of the DSN, or 5 s.
         close_timeout: seconds that closing a connection gracefully may take.
         init: called with each new connection, for example to set type codecs. It may take `connect_timeout` seconds.
         housekeeping_interval: seconds between two calls of `maintain`.
@@ -81,8 +84,8 @@ class ConnectionPool:
         use_time: a `LatencyHistogram` of how long borrowers kept a connection.
 
     Raises:
-        ValueError: for sizes or times that are out of range, or a DSN that cannot be used. The message does not
-            contain the DSN.
+        ValueError: for sizes or times that are out of range, or a DSN that cannot be used or has a parameter that
+            cannot be honoured. The message names the parameter, but does not contain the DSN.
         TypeError: for an argument of the wrong type, or an option that neither the pool nor `asyncpg.connect` has.
     """
 
@@ -103,13 +106,14 @@ class ConnectionPool:
         leak_threshold: float | None = None,
         reset: bool = True,
         reset_timeout: float = 5.0,
-        connect_timeout: float = 5.0,
+        connect_timeout: float | None = None,
         close_timeout: float = 2.0,
         init: "Callable[[Connection], Awaitable[None]] | None" = None,
         housekeeping_interval: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
         **connect_options: Any,
     ) -> None:
+        address = parsed_address("dsn", dsn)
         options = PoolOptions(
             min_size=min_size,
             max_size=max_size,
@@ -122,7 +126,7 @@ class ConnectionPool:
             leak_threshold=leak_threshold,
             reset=reset,
             reset_timeout=reset_timeout,
-            connect_timeout=connect_timeout,
+            connect_timeout=address.connect_timeout or 5.0 if connect_timeout is None else connect_timeout,
             close_timeout=close_timeout,
             init=init,
             housekeeping_interval=housekeeping_interval,
@@ -130,13 +134,14 @@ class ConnectionPool:
         )
         self.name = checked_str("name", name)
         self.options = options
-        connector = Connector(dsn, options, connect_options)
+        connector = Connector(dsn, address, options, connect_options)
         if isinstance(replicas, str | bytes | bytearray) or not isinstance(replicas, Sequence):
             raise TypeError(f"replicas must be a sequence of DSNs, got one of type {type(replicas).__name__}")
         for number, replica in enumerate(replicas):
-            checked_dsn(f"replicas[{number}]", replica)
+            parsed_address(f"replicas[{number}]", replica)
+        same = {**options.as_keywords(), "connect_timeout": connect_timeout, **connect_options}
         self._replicas: tuple[ConnectionPool, ...] = tuple(
-            ConnectionPool(replica, name=f"{name}/replica-{number}", **options.as_keywords(), **connect_options)
+            ConnectionPool(replica, name=f"{name}/replica-{number}", **same)
             for number, replica in enumerate(replicas, 1)
         )
         self._lifecycle = lifecycle = Lifecycle(name)
@@ -185,28 +190,40 @@ class ConnectionPool:
         """The pools of the replicas, which are opened and closed with this one."""
         return self._replicas
 
-    async def open(self, timeout: float = 30.0) -> None:  # noqa: ASYNC109
+    async def open(self, timeout: float = 30.0, *, retry: bool = False) -> None:  # noqa: ASYNC109
         """Open `min_size` connections and start housekeeping.
 
         A replica that cannot be reached is no error: its pool keeps trying.
 
+        Args:
+            timeout: seconds to wait for the connections.
+            retry: whether to wait for a server that is still starting or cannot be reached yet. The pool then opens at
+                least one connection. An error that waiting does not remove, such as a wrong password, still ends it.
+
         Raises:
-            PoolUnhealthy: if the server refuses three attempts in a row; the pool is closed then.
+            PoolUnhealthy: if the server refuses three attempts in a row and `retry` does not apply; the pool is closed
+                then.
             PoolTimeout: if the connections are not open within `timeout` seconds; the pool is closed then.
             PoolClosed: if the pool was opened or closed before.
-            TypeError, ValueError: if the timeout is not a number of seconds, 0 or more; the pool can still be opened.
+            TypeError, ValueError: if the timeout is not a number of seconds, 0 or more, or `retry` is not a bool; the
+                pool can still be opened.
         """
         timeout = checked_seconds("timeout", timeout, zero=True)
+        checked_bool("retry", retry)
         if self._lifecycle.is_open or self._lifecycle.closed:
             raise PoolClosed(f"pool {self.name!r} was opened before; a pool can be opened only once")
         self._start()
+        self._supply.patient = retry
         try:
             await asyncio.gather(
-                self.warm(self.min_size, timeout), *(replica._open_as_replica(timeout) for replica in self._replicas)
+                self.warm(max(self.min_size, int(retry)), timeout),
+                *(replica._open_as_replica(timeout) for replica in self._replicas),
             )
         except BaseException:
             await self.close(0)
             raise
+        finally:
+            self._supply.patient = False
 
     def _start(self) -> None:
         self._lifecycle.start()
@@ -291,7 +308,10 @@ class ConnectionPool:
         except TimeoutError:
             size = len(self._inventory.slots)
             text = f"pool {self.name!r}: only {size} of {n} connections were open after {timeout} s"
-            raise PoolTimeout(text) from self._health.last_failure
+            failure = self._health.last_failure
+            if failure is not None:
+                text += f": {self._health.describe(failure)}"
+            raise PoolTimeout(text) from failure
 
     def resize(self, min_size: int, max_size: int) -> None:
         """Change the bounds at once.
@@ -372,6 +392,7 @@ class ConnectionPool:
         now = self.options.clock()
         self._supply.retire_old(now)
         self._lender.report_leaks(now)
+        self._lender.forget_closed()
         self._supply.replenish()
 
     async def _keep_house(self) -> None:
@@ -386,8 +407,9 @@ class ConnectionPool:
     async def close(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109
         """Refuse new callers, wait for borrowers to return their connections, and close them.
 
-        Waiting callers get `PoolClosed`. Connections that are still lent after `timeout` seconds are terminated. A pool
-        may be closed twice.
+        Waiting callers get `PoolClosed`. If connections are still lent after `timeout` seconds, their queries are
+        cancelled on the server, and they are closed within `close_timeout`. Their borrowers get an error of asyncpg. A
+        pool may be closed again, for example if the first call was cancelled.
 
         Raises:
             TypeError, ValueError: if the timeout is not a number of seconds, 0 or more; the pool stays open.
@@ -400,16 +422,25 @@ class ConnectionPool:
         if self._housekeeper is not None:
             self._housekeeper.cancel()
         self._inventory.retire_idle(CloseReason.CLOSED)
+        async with asyncio.TaskGroup() as group:
+            for replica in self._replicas:
+                group.create_task(replica.close(timeout))
+            await self._close_connections(timeout)
+
+    async def _close_connections(self, timeout: float) -> None:  # noqa: ASYNC109
         try:
-            async with asyncio.timeout(timeout), asyncio.TaskGroup() as group:
-                for replica in self._replicas:
-                    group.create_task(replica.close(timeout))
+            async with asyncio.timeout(timeout):
                 await self._inventory.wait_until_empty()
         except TimeoutError:
             if lent := len(self._inventory.slots):
                 _log.warning(
-                    "pool %r: %d connections were still in use after %g s; closing them", self.name, lent, timeout
+                    "pool %r: %d connections are still in use after %g s; cancelling their queries",
+                    self.name,
+                    lent,
+                    timeout,
                 )
+            self._inventory.retire_all(CloseReason.CLOSED)
+            await self._inventory.wait_until_empty()
         finally:
             self._inventory.terminate_all()
             await self._tasks.cancel_all()

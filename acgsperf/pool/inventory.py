@@ -76,6 +76,12 @@ class Inventory:
             retired += 1
         return retired
 
+    def retire_all(self, reason: CloseReason) -> None:
+        """Retire all connections. asyncpg cancels on the server the queries that run on them."""
+        self.idle.clear()
+        for slot in list(self.slots):
+            self.retire(slot, reason)
+
     async def _close_gracefully(self, slot: Slot) -> None:
         try:
             await slot.connection.close(timeout=self._close_timeout)

@@ -3,19 +3,20 @@
 import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.errors import PoolTimeout
 from acgsperf.pool.health import ServerHealth
 from acgsperf.pool.lifecycle import Lifecycle
 from acgsperf.pool.options import PoolOptions
-from acgsperf.pool.slot import Slot, describe_stack, slot_of
+from acgsperf.pool.slot import Slot, call_stack, describe_stack, slot_of
 from acgsperf.pool.supply import Supply
 from acgsperf.pool.waiters import WaitQueue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import CodeType
 
     from acgsperf.pool.slot import CallStack, Lease
 
@@ -24,6 +25,8 @@ _LATENCY_WEIGHT: Final = 0.2
 _LATENCY_HALF_LIFE_S: Final = 10.0
 # A replica that returns nothing counts as at most so many times slower than it was.
 _MOST_SUSPECTED: Final = 4.0
+# How many places a pool reports that acquire a second connection.
+_MOST_PLACES: Final = 100
 # The highest value that a histogram records.
 _LONGEST_NS: Final = LatencyHistogram().highest_ns
 
@@ -63,6 +66,9 @@ class Lender:
         self.use_time = LatencyHistogram()
         self.recent_use_s = 0.0
         self.leaks = 0
+        # The connection that each task holds; the first one, if it holds several.
+        self._held: dict[asyncio.Task[Any] | None, Slot] = {}
+        self._nesting_reported: set[tuple[tuple[CodeType, int], ...]] = set()
         self._peak = 0
         # When the last lease ended, or when the first of the current ones began if none has ended since.
         self._progress_at = 0.0
@@ -77,6 +83,10 @@ class Lender:
         self._lifecycle.refuse_unless_open()
         if self._health.error is not None:
             raise self._health.unhealthy()
+        task = asyncio.current_task()
+        first = self._held.get(task)
+        if first is not None:
+            first = self._check_nesting(task, first)
         start = self._clock()
         # Waiting callers come first, even if a connection is idle.
         slot = None if self._waiters.waiting else self._supply.take_idle(start)
@@ -89,7 +99,9 @@ class Lender:
             self._peak = lent
         if lent == 1:
             self._progress_at = now
-        return slot.lend(now, borrower)
+        if first is None:
+            self._held[task] = slot
+        return slot.lend(now, borrower, task)
 
     async def _take_in_turn(self, start: float, timeout: float) -> Slot:  # noqa: ASYNC109
         ticket = self._waiters.take_ticket(self._supply.arriving)
@@ -159,6 +171,8 @@ class Lender:
             raise ValueError(f"{lease!r} is not from pool {self._lifecycle.name!r}")
         if slot.lease is not lease:
             return None
+        if self._held.get(slot.task) is slot:
+            del self._held[slot.task]
         slot.end_lease()
         self._progress_at = now = self._clock()
         used_ns = nanoseconds(now - slot.lent_at)
@@ -176,6 +190,30 @@ class Lender:
         demand = self._demand
         peak, self._peak = max(self._peak, demand), demand
         return peak
+
+    def _check_nesting(self, task: asyncio.Task[Any] | None, first: Slot) -> Slot | None:
+        """Log that a task acquires a second connection, once per place; returns the first one if it is still lent."""
+        if task is None or first.task is not task:
+            # The first connection was closed while it was lent.
+            del self._held[task]
+            return None
+        stack = call_stack(2)
+        place = tuple(stack)
+        if place in self._nesting_reported or len(self._nesting_reported) >= _MOST_PLACES:
+            return first
+        self._nesting_reported.add(place)
+        _log.warning(
+            "pool %r: a task that holds a connection acquires a second one; tasks that do so wait for each other if no"
+            " connection is idle. It was acquired at\n%s",
+            self._lifecycle.name,
+            describe_stack(stack),
+        )
+        return first
+
+    def forget_closed(self) -> None:
+        """Forget the tasks whose connections were closed while they were lent."""
+        if len(self._held) > self._inventory.in_use:
+            self._held = {task: slot for task, slot in self._held.items() if slot.task is task}
 
     def report_leaks(self, now: float) -> None:
         """Log each lease that is older than `leak_threshold`, once."""

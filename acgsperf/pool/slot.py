@@ -119,6 +119,7 @@ class Slot:
         ageing: whether housekeeping found it past `retires_at`.
         lease: what the borrower has; None if it is not lent.
         borrower: the call stack that acquired it, if leaks are looked for.
+        task: the task that acquired it.
         leak_reported: whether this lease was reported as a leak.
     """
 
@@ -138,6 +139,7 @@ class Slot:
         "owner",
         "proven",
         "retires_at",
+        "task",
     )
 
     def __init__(self, owner: object, connection: "Connection", generation: int, now: float) -> None:
@@ -150,6 +152,7 @@ class Slot:
         self.ageing = False
         self.lease: Lease | None = None
         self.borrower: CallStack | None = None
+        self.task: asyncio.Task[Any] | None = None
         self.leak_reported = False
         self._listener: _Listener | None = None
         self._poll: Callable[[int], list[Any]] | None = None
@@ -190,10 +193,11 @@ class Slot:
         """Return whether asyncpg has asked the server to cancel a query and has no reply yet."""
         return bool(self.connection._protocol._is_cancelling())  # type: ignore[attr-defined]
 
-    def lend(self, now: float, borrower: "CallStack | None") -> "Lease":
+    def lend(self, now: float, borrower: "CallStack | None", task: "asyncio.Task[Any] | None") -> "Lease":
         """Make a lease. After its release asyncpg refuses to use it."""
         self.lent_at = now
         self.borrower = borrower
+        self.task = task
         self.leak_reported = False
         # asyncpg's own pool calls the first argument the holder. Here it leads from a lease back to the slot.
         self.lease = PoolConnectionProxy(cast("Any", self), self.connection)
@@ -203,7 +207,7 @@ class Slot:
         """Invalidate the lease, and the statements, cursors and transactions that were made through it."""
         lease, self.lease = self.lease, None
         if lease is not None:
-            self.borrower = None
+            self.borrower = self.task = None
             lease._detach()  # type: ignore[attr-defined]
             self.connection._on_release()  # type: ignore[attr-defined]
 

@@ -39,6 +39,7 @@ class Supply:
         checks: checks of connections in flight.
         opened: connections opened since the pool was.
         target_size: the number of connections that the pool keeps, between `min_size` and `max_size`.
+        patient: whether callers wait for a server that may become ready, however often it refuses a connection.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Supply:
         self.min_size, self.max_size = options.min_size, options.max_size
         self.target_size = options.min_size
         self.connecting = self.checks = self.opened = 0
+        self.patient = False
         # The checks that the server has not answered for `_SLOW_CHECK_S`.
         self._slow_checks = 0
         # `drain` begins a new generation of connections.
@@ -247,7 +249,8 @@ class Supply:
         except Exception as error:
             self._note_failure(error)
         except asyncio.CancelledError:
-            if _is_cancelled():
+            # Only closing the pool cancels this task from outside.
+            if not self._lifecycle.is_open:
                 raise
             self._note_failure(PoolError("init was cancelled from inside"))
         else:
@@ -304,6 +307,8 @@ class Supply:
         if not self._lifecycle.is_open:
             return
         self._health.back_off(then=self.replenish)
+        if self.patient and self._connector.may_pass(error):
+            return
         if self._health.failures >= _FAILURES_TOLERATED and not self.inventory.has_live():
             self.mark_unhealthy(error)
 
@@ -378,8 +383,3 @@ class Supply:
     def _drop_type_cache(self) -> None:
         for slot in self.inventory.slots:
             slot.connection._drop_local_type_cache()  # type: ignore[attr-defined]
-
-
-def _is_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -1,7 +1,7 @@
 """A PostgreSQL server for the tests of the pool, a clock, and a record of the connections that a pool opens."""
 
 import asyncio
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
@@ -140,9 +140,18 @@ class Proxy:
 
 
 @pytest.fixture
-async def proxy(dsn):
-    async with Proxy(dsn) as running:
-        yield running
+async def make_proxy(dsn):
+    async with AsyncExitStack() as stack:
+
+        async def make():
+            return await stack.enter_async_context(Proxy(dsn))
+
+        yield make
+
+
+@pytest.fixture
+async def proxy(make_proxy):
+    return await make_proxy()
 
 
 @pytest.fixture

@@ -604,6 +604,52 @@ async def test_an_init_that_was_cancelled_from_inside_is_tried_again(dsn):
         assert (pool.stats().connecting, pool.stats().failed_connects) == (0, 2)
 
 
+async def raise_cancelled(connection):
+    raise asyncio.CancelledError
+
+
+async def cancel_and_wait(connection):
+    asyncio.current_task().cancel()
+    await asyncio.sleep(30)
+
+
+async def cancel_and_query(connection):
+    asyncio.current_task().cancel()
+    await connection.execute("SELECT 1")
+
+
+async def cancel_twice(connection):
+    asyncio.current_task().cancel()
+    try:
+        await asyncio.sleep(30)
+    finally:
+        asyncio.current_task().cancel()
+        await asyncio.sleep(30)
+
+
+async def cancel_and_return(connection):
+    asyncio.current_task().cancel()
+
+
+@pytest.mark.parametrize("init", [raise_cancelled, cancel_and_wait, cancel_and_query, cancel_twice, cancel_and_return])
+@pytest.mark.parametrize("min_size", [0, 1])
+async def test_an_init_that_cancels_itself_fails_at_once(dsn, init, min_size, until):
+    before = asyncio.all_tasks()
+    pool = ConnectionPool(dsn, min_size=min_size, max_size=2, init=init, connect_timeout=10)
+    start = time.monotonic()
+    if min_size:
+        with pytest.raises(PoolUnhealthy, match="init was cancelled"):
+            await pool.open()
+    else:
+        await pool.open()
+        with pytest.raises(PoolUnhealthy, match="init was cancelled"):
+            await pool.acquire()
+    assert time.monotonic() - start < 2
+    assert (pool.stats().size, pool.stats().opened) == (0, 0)
+    await pool.close()
+    assert asyncio.all_tasks() == before
+
+
 async def test_a_pool_that_was_made_smaller_lets_callers_wait(dsn):
     async with ConnectionPool(dsn, min_size=0, max_size=4, max_waiting=1) as pool:
         leases = [await pool.acquire() for _ in range(4)]

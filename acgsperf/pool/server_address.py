@@ -1,0 +1,168 @@
+"""The DSN of a pool: what asyncpg reads of it, and what the pool does itself."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, unquote_plus, urlsplit
+
+from acgsperf.addresses import checked_dsn
+
+Endpoint = Mapping[str, Any]
+
+# Parameters of libpq that asyncpg does not know, with the values that agree with what it does: it always uses UTF-8,
+# protocol 3.0 and SCRAM without channel binding, sends the host's name with TLS, and never uses GSSAPI or compression.
+_WITHOUT_EFFECT: Final[Mapping[str, tuple[str, ...]]] = {
+    "channel_binding": ("disable", "prefer"),
+    "client_encoding": ("auto", "utf8", "utf-8", "unicode"),
+    "gssdelegation": ("0",),
+    "gssencmode": ("disable", "prefer"),
+    "max_protocol_version": ("3.0", "3.2", "latest"),
+    "min_protocol_version": ("3.0",),
+    "replication": ("0", "false", "no", "off"),
+    "requiressl": ("0",),
+    "sslcertmode": ("allow",),
+    "sslcompression": ("0",),
+    "sslsni": ("1",),
+}
+_UNSUPPORTED: Final = frozenset(
+    {
+        "hostaddr",
+        "oauth_client_id",
+        "oauth_client_secret",
+        "oauth_issuer",
+        "oauth_scope",
+        "require_auth",
+        "requirepeer",
+        "scram_client_key",
+        "scram_server_key",
+        "sslcrldir",
+        "sslkeylogfile",
+    }
+)
+# Options of asyncpg and of SQLAlchemy's dialect that libpq does not know. asyncpg would send them to the server.
+_KEYWORDS: Final = frozenset(
+    {
+        "command_timeout",
+        "max_cacheable_statement_size",
+        "max_cached_statement_lifetime",
+        "prepared_statement_cache_size",
+        "prepared_statement_name_func",
+        "statement_cache_size",
+    }
+)
+# Parameters that the pool honours itself.
+_SOCKET_OPTIONS: Final = frozenset(
+    {"keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "tcp_user_timeout"}
+)
+_OWN: Final = _SOCKET_OPTIONS | {"connect_timeout", "fallback_application_name", "load_balance_hosts"}
+_CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    **_WITHOUT_EFFECT,
+    "keepalives": ("0", "1"),
+    "load_balance_hosts": ("disable", "random"),
+    "ssl_max_protocol_version": ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
+    "ssl_min_protocol_version": ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
+    "sslnegotiation": ("postgres", "direct"),
+    "target_session_attrs": ("any", "primary", "standby", "prefer-standby", "read-write", "read-only"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """A DSN, parsed.
+
+    Attributes:
+        dsn: the DSN for asyncpg, without the parameters that it does not know.
+        endpoints: the host and port of each server, as keyword arguments for asyncpg; empty if the DSN names none.
+        connect_timeout: the `connect_timeout` of the DSN, in seconds.
+        shuffled: whether `load_balance_hosts` asks for a random order of servers.
+        session_attributes: the `target_session_attrs` of the DSN.
+        socket_options: the `keepalives...` and `tcp_user_timeout` of the DSN.
+    """
+
+    dsn: str
+    endpoints: tuple[Endpoint, ...] = ()
+    connect_timeout: float | None = None
+    shuffled: bool = False
+    session_attributes: str | None = None
+    socket_options: Mapping[str, int] = field(default_factory=dict)
+
+
+def parsed_address(name: str, dsn: str) -> ServerAddress:
+    """Parse a DSN.
+
+    Raises:
+        TypeError: if it is not a str.
+        ValueError: if it cannot be used, or has a parameter of libpq that the pool cannot honour. The message names the
+            parameter. It contains no value, because a value may be a part of a password.
+    """
+    parts = urlsplit(checked_dsn(name, dsn))
+    # As in asyncpg, the last value of a parameter counts.
+    parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for parameter, value in parameters.items():
+        _check_parameter(name, parameter, value)
+    before, mark, _ = dsn.partition("?")
+    query = "&".join(_kept(parts.query, "application_name" in parameters))
+    seconds = parameters.get("connect_timeout")
+    return ServerAddress(
+        dsn=f"{before}{mark}{query}" if query else before,
+        endpoints=_endpoints(name, parts.netloc, parameters),
+        connect_timeout=float(seconds) if seconds else None,
+        shuffled=parameters.get("load_balance_hosts") == "random",
+        session_attributes=parameters.get("target_session_attrs"),
+        socket_options={key: int(value) for key, value in parameters.items() if key in _SOCKET_OPTIONS},
+    )
+
+
+def _check_parameter(name: str, parameter: str, value: str) -> None:
+    if parameter in _UNSUPPORTED:
+        raise ValueError(f"{name} must not have the parameter {parameter}, which asyncpg does not support")
+    if parameter in _KEYWORDS:
+        raise ValueError(f"{name} must not have the parameter {parameter}, which is not one of libpq")
+    if parameter in _CHOICES:
+        choices = _CHOICES[parameter]
+        if value not in choices and value.lower() not in choices:
+            raise ValueError(f"{name} must have one of these as its {parameter}: {', '.join(choices)}")
+    elif parameter in _OWN and parameter != "fallback_application_name":
+        least = 1 if parameter == "connect_timeout" else 0
+        if re.fullmatch(r"[0-9]{1,9}", value) is None or int(value) < least:
+            raise ValueError(f"{name} must have an integer that is at least {least} as its {parameter}")
+
+
+def _kept(query: str, named: bool) -> list[str]:
+    """Return the items of a query for asyncpg; `named` says whether the query has an `application_name`."""
+    kept = []
+    for item in query.split("&"):
+        parameter, _, value = item.partition("=")
+        parameter = unquote_plus(parameter)
+        if parameter == "fallback_application_name" and not named:
+            kept.append(f"application_name={value}")
+        elif parameter not in _OWN and parameter not in _WITHOUT_EFFECT:
+            kept.append(item)
+    return kept
+
+
+def _endpoints(name: str, netloc: str, parameters: Mapping[str, str]) -> tuple[Endpoint, ...]:
+    # As in asyncpg, the password ends at the first @.
+    before, at, after = netloc.partition("@")
+    hosts = after if at else before
+    decode: Callable[[str], str] = unquote if hosts else str
+    hosts = hosts or parameters.get("host", "")
+    if not hosts:
+        return ()
+    specs = [decode(host) for host in hosts.split(",")]
+    ports = parameters.get("port", "").split(",")
+    if len(ports) == 1:
+        ports *= len(specs)
+    if len(ports) != len(specs):
+        raise ValueError(f"{name} must have one port, or one for each host, got {len(specs)} hosts, {len(ports)} ports")
+    endpoints: list[Endpoint] = []
+    for spec, default_port in zip(specs, ports, strict=True):
+        host, port = spec, ""
+        if found := re.fullmatch(r"\[([^\]]+)\](?::([0-9]*))?", spec):
+            host, port = found[1], found[2] or ""
+        elif not spec.startswith("/"):
+            host, _, port = spec.partition(":")
+        port = port or default_port
+        endpoints.append({"host": host, "port": int(port)} if port else {"host": host})
+    return tuple(endpoints)

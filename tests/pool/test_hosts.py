@@ -1,0 +1,105 @@
+"""Several servers in one DSN, of which the pool uses one."""
+
+import asyncio
+import time
+from urllib.parse import parse_qs, urlsplit
+
+import asyncpg
+import pytest
+
+from acgsperf import ConnectionPool, PoolUnhealthy
+
+
+@pytest.fixture
+async def proxies(make_proxy):
+    return [await make_proxy() for _ in range(3)]
+
+
+def dsn_of(proxies, query=""):
+    parts = urlsplit(proxies[0].dsn)
+    user = parts.netloc.rpartition("@")[0]
+    return f"postgresql://{user}@{','.join(proxy.address for proxy in proxies)}{parts.path}{query}"
+
+
+@pytest.mark.parametrize("fault", ["silent", "refusing"])
+@pytest.mark.parametrize("well", [0, 1, 2])
+async def test_a_server_is_found_though_others_fail(proxies, fault, well):
+    for number, proxy in enumerate(proxies):
+        setattr(proxy, fault, number != well)
+    start = time.monotonic()
+    async with ConnectionPool(dsn_of(proxies), min_size=2, max_size=2, connect_timeout=1.5) as pool:
+        assert time.monotonic() - start < 2.5
+        assert pool.stats().failed_connects == 0
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+
+
+async def test_the_last_good_server_comes_first(proxies, until):
+    one, two, _ = proxies
+    one.silent = True
+    async with ConnectionPool(dsn_of(proxies), min_size=1, max_size=4, connect_timeout=0.9) as pool:
+        tried = one.accepted
+        one.reset()
+        await pool.warm(4)
+        assert (one.accepted, two.accepted) == (tried, 4)
+        # When it fails, the next one is tried, and serves from then on.
+        two.silent = True
+        two.hang_up()
+        await until(lambda: pool.stats().opened > 4)
+        tried = two.accepted
+        pool.drain()
+        await pool.warm(4)
+        assert two.accepted == tried
+
+
+async def test_an_attempt_over_all_servers_ends_after_connect_timeout(proxies):
+    for proxy in proxies:
+        proxy.silent = True
+    pool = ConnectionPool(dsn_of(proxies), min_size=1, max_size=1, connect_timeout=0.3)
+    start = time.monotonic()
+    with pytest.raises(PoolUnhealthy, match="TimeoutError"):
+        await pool.open()
+    # Three attempts, with a backoff between them.
+    assert time.monotonic() - start < 3 * 0.3 + 1
+    assert all(proxy.accepted >= 3 for proxy in proxies)
+
+
+async def test_an_error_that_all_servers_would_give_is_not_repeated(proxies):
+    pool = ConnectionPool(dsn_of(proxies), min_size=1, max_size=1, database="no_such_database")
+    with pytest.raises(PoolUnhealthy, match="InvalidCatalogNameError"):
+        await pool.open()
+    assert sum(proxy.accepted > 0 for proxy in proxies) == 1
+
+
+async def test_servers_are_balanced_at_random_if_the_dsn_asks_for_it(proxies):
+    async with ConnectionPool(dsn_of(proxies, "?load_balance_hosts=random"), min_size=30, max_size=30):
+        assert all(proxy.accepted >= 1 for proxy in proxies)
+
+
+async def test_a_server_of_the_wanted_kind_is_used(victim, dsn, admin):
+    folders = [parse_qs(urlsplit(address).query).get("host", [None])[0] for address in (victim.dsn, dsn)]
+    if None in folders:
+        pytest.skip("the server of the tests has no socket in the file system")
+    other = await asyncpg.connect(victim.dsn)
+    try:
+        await other.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        await other.execute("SELECT pg_reload_conf()")
+        async with asyncio.timeout(5):
+            while await other.fetchval("SHOW default_transaction_read_only") != "on":
+                pass
+        both = f"postgresql://postgres:@/postgres?host={','.join(folders)}"
+        for kind, folder in (
+            ("read-write", folders[1]),
+            ("read-only", folders[0]),
+            ("any", folders[0]),
+            ("primary", folders[0]),
+            ("prefer-standby", folders[0]),
+        ):
+            async with ConnectionPool(f"{both}&target_session_attrs={kind}", min_size=1, max_size=1) as pool:
+                folder_used = await pool.fetchval("SHOW unix_socket_directories")
+                assert (kind, folder_used) == (kind, folder)
+        pool = ConnectionPool(both, min_size=1, max_size=1, target_session_attrs="standby")
+        with pytest.raises(PoolUnhealthy, match="TargetServerAttributeNotMatched"):
+            await pool.open()
+    finally:
+        await other.close()
