@@ -156,5 +156,9 @@ class Held:
             self.check()
 
 
-if is_command() and _is_main_thread():
-    install()
+if is_command():
+    try:  # noqa: SIM105 - contextlib is not loaded yet
+        install()
+    except ValueError:
+        # Only the main thread may install handlers. To ask which one this is would load `threading` first.
+        pass

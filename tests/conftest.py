@@ -133,6 +133,7 @@ def scratch() -> Iterator[Path]:
     In `tmp_path` they could lose access: pytest closes its directory to other users whenever another run starts.
     """
     with tempfile.TemporaryDirectory(prefix="t-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
         yield Path(folder)
 
 

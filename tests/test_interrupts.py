@@ -169,3 +169,19 @@ def test_another_thread_is_left_alone():
 def test_a_program_that_imports_the_package_keeps_its_handlers(program):
     check = "import signal; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     subprocess.run([sys.executable, "-c", f"{program}; {check}"], check=True, timeout=60)
+
+
+def test_the_handler_is_installed_before_any_other_import_of_the_command():
+    code = """
+import sys, _signal
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "threading":
+            _signal.raise_signal(_signal.SIGINT)
+sys.modules.pop("threading", None)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["acgsperf", "--version"]
+import acgsperf.cli
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "acgsperf: interrupted\n")

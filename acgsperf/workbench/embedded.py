@@ -19,6 +19,7 @@ from acgsperf.workbench.server_processes import (
     REDIS_PID,
     PrivatePostgres,
     PrivateRedis,
+    is_open,
 )
 
 __all__ = ["Servers", "embedded_servers"]
@@ -100,7 +101,9 @@ def _close(cleanup: ExitStack) -> None:
 
 def _new_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="acgs-"))
-    if len(os.fsencode(folder / LONGEST_SOCKET)) > _LONGEST_PATH:
+    too_long = len(os.fsencode(folder / LONGEST_SOCKET)) > _LONGEST_PATH
+    # Started by root, PostgreSQL runs as another user, who has to reach the folder.
+    if too_long or (os.geteuid() == 0 and not all(map(is_open, folder.parents))):
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="acgs-", dir="/tmp"))
     return folder

@@ -144,7 +144,7 @@ class PrivatePostgres(_Process):
         if self._programs is None:
             self._programs = postgres_programs()
             if "user" in options:
-                self._give_access(options["user"])
+                self._give_access()
             self._create_cluster(self._programs, options, check)
         command = [str(self._programs / "postgres"), "-D", str(self._data), "-k", str(self._data)]
         process = self._launch([*command, "-c", "listen_addresses=", "-p", "5432"], self._log, **options)
@@ -161,15 +161,20 @@ class PrivatePostgres(_Process):
         self._wait(lambda: process.poll() == 0, self._log, check)
         self.stop_signal = signal.SIGINT
 
-    def _give_access(self, user: int) -> None:
-        """Let the server's user reach the folder and the programs."""
+    def _give_access(self) -> None:
+        """Let the server's user reach the folder and the programs.
+
+        Only permissions of what these servers have created are changed.
+        """
         assert self._programs is not None
         self._folder.chmod(0o755)
-        for folder in self._folder.parents:
-            mode = folder.stat().st_mode
-            if not mode & stat.S_IXOTH:
-                folder.chmod(mode | stat.S_IXOTH)
-        if not all(folder.stat().st_mode & stat.S_IXOTH for folder in (self._programs, *self._programs.parents)):
+        closed = [folder for folder in self._folder.parents if not is_open(folder)]
+        if closed:
+            raise AcgsperfError(
+                f"the private PostgreSQL does not run as root, and other users cannot reach {closed[-1]}: "
+                "set TMPDIR to a folder that they can reach, or DATABASE_URL to a server of your own"
+            )
+        if not all(map(is_open, (self._programs, *self._programs.parents))):
             # For example under /root. The server gets a copy, so that no permissions of an installation change.
             self._programs = _copied(self._programs, self._folder / "programs")
 
@@ -212,6 +217,11 @@ def _unprivileged() -> dict[str, Any]:
         "PostgreSQL does not run as root, and this machine has no user named postgres or nobody: "
         "run as another user, or set DATABASE_URL to a server of your own"
     )
+
+
+def is_open(folder: Path) -> bool:
+    """Whether every user may reach what is in a folder."""
+    return bool(folder.stat().st_mode & stat.S_IXOTH)
 
 
 def _copied(programs: Path, target: Path) -> Path:

@@ -258,6 +258,20 @@ def test_root_needs_no_user_account_and_opens_no_directory_of_the_installation(p
 
 
 @as_root
+def test_a_temporary_directory_that_others_cannot_reach_keeps_its_permissions(monkeypatch, scratch):
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    closed = scratch / "closed"
+    (closed / "inner").mkdir(parents=True)
+    closed.chmod(0o700)
+    monkeypatch.setattr("tempfile.tempdir", str(closed / "inner"))
+    with embedded_servers() as servers:
+        assert asyncio.run(answers(servers)) == 42
+    assert closed.stat().st_mode & 0o777 == 0o700
+    assert not list((closed / "inner").iterdir())
+
+
+@as_root
 def test_root_without_a_user_for_postgres_is_one_clear_error(private, monkeypatch, check_nothing_left):
     def unknown(name):
         raise KeyError(name)
