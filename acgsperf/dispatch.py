@@ -21,8 +21,8 @@ __all__ = [
 
 
 def _warn(reason: ImportError) -> None:
-    """Warn about a missing extension, unless the build or the interpreter chose the twins."""
-    if sys.implementation.name != "cpython" or find_spec("acgsperf._native.built_pure") is not None:
+    """Warn about a missing extension, unless the interpreter has none."""
+    if sys.implementation.name != "cpython":
         return
     from pathlib import Path
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from acgsperf._native.envelope import unseal_many
 else:
     # All or none, so that IMPLEMENTATION is true of all.
-    _pure = os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1"
+    _pure = os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" or find_spec("acgsperf._native.built_pure") is not None
     if not _pure:
         try:
             from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer

@@ -64,8 +64,11 @@ def is_command() -> bool:
 
 
 def _is_main_thread() -> bool:
-    import threading
-
+    try:
+        import threading
+    except ImportError:
+        # The interpreter is shutting down, and has no modules any more.
+        return False
     return threading.current_thread() is threading.main_thread()
 
 

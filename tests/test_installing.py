@@ -118,6 +118,18 @@ def test_after_an_editable_install_python_runs_the_compiled_core_in_the_clone_to
         assert json.loads(done.stdout) == ["c", str(clone / "acgsperf" / "__init__.py")]
 
 
+def test_an_editable_install_without_extensions_replaces_one_with_them(clone, wheel, bare_python, tmp_path):
+    for choice, implementation in (("0", "c"), ("1", "python"), ("0", "c")):
+        installed = bare_python(
+            *("-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", str(clone)),
+            env={"ACGSPERF_NO_EXTENSIONS": choice},
+        )
+        assert installed.returncode == 0, installed.stdout + installed.stderr
+        done = bare_python("-W", "error", "-c", WHERE, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)[0] == implementation
+
+
 def test_a_clone_that_was_not_built_warns_with_the_reason_and_the_remedy(make_clone, bare_python):
     clone = make_clone()
     done = bare_python("-c", WHERE, cwd=clone)

