@@ -15,8 +15,8 @@ from setuptools.command.build_py import build_py
 from setuptools.errors import CCompilerError, ExecError, PlatformError
 
 PURE = os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" or sys.implementation.name != "cpython"
-# `acgsperf.dispatch` looks for it. With it, the twins run, even if an earlier build has left an extension. Without it, a
-# missing extension is a fault of the installation.
+# `acgsperf.dispatch` looks for it. With it, the twins run, also beside an extension of an earlier build. Without it,
+# a missing extension is a fault of the installation.
 RECORD = "_native/built_pure.py"
 RECORD_TEXT = '"""Made by a build that was asked for no extensions: the pure twins run, and no warning is due."""\n'
 
