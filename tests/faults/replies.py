@@ -260,7 +260,6 @@ POSTGRES_REPLIES = [
     PostgresReply(
         "ReadyForQuery twice",
         (lambda messages: (b"".join(messages) + _READY,),),
-        fault="an error of asyncpg's protocol is reported to the event loop",
     ),
     PostgresReply(
         "rows of another shape",
@@ -297,7 +296,6 @@ POSTGRES_REPLIES = [
     PostgresReply(
         "the reply twice",
         (lambda messages: (b"".join(messages) * 2,),),
-        fault="an error of asyncpg's protocol is reported to the event loop",
     ),
     PostgresReply(
         "the reply in single bytes",
