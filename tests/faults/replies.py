@@ -286,7 +286,6 @@ POSTGRES_REPLIES = [
         "silence after the startup",
         (lambda messages: (Do.SILENCE,),),
         to=frozenset({"startup"}),
-        fault="the tier's pool waits 5 s for a silent connection attempt before it starts another",
     ),
     PostgresReply(
         "the end after each step",
