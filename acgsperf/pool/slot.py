@@ -1,6 +1,7 @@
 """One connection of a pool: its age, its lease, and whether it is alive, found out without asking the server."""
 
 import asyncio
+import logging
 import select
 import sys
 from types import new_class
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
     CallStack = list[tuple[CodeType, int]]
 
+_log = logging.getLogger("acgsperf.pool")
 _FRAMES: Final = 8
 _ADDITIONAL_RESET: Final = "\nRESET SESSION AUTHORIZATION;\nDISCARD TEMP;\nDISCARD SEQUENCES;"
 _POLL: Final = getattr(select, "poll", None)
@@ -64,6 +66,8 @@ class _Listener(asyncio.Protocol):
     A server that ends a session sends an error, and closes the socket a moment later. Between the two, asyncpg has read
     the error and still calls the connection open.
 
+    If asyncpg fails on what the server sent, for example on a second reply to one query, the connection is aborted.
+
     Attributes:
         closing: whether the pool or a borrower closes the connection.
         last: the last bytes that the server sent.
@@ -74,6 +78,8 @@ class _Listener(asyncio.Protocol):
         "_connection_lost",
         "_data_received",
         "_eof_received",
+        "_pool_name",
+        "_transport",
         "closing",
         "hung_up",
         "last",
@@ -81,7 +87,9 @@ class _Listener(asyncio.Protocol):
         "resume_writing",
     )
 
-    def __init__(self, protocol: asyncio.Protocol) -> None:
+    def __init__(self, protocol: asyncio.Protocol, transport: asyncio.Transport, pool_name: str) -> None:
+        self._transport = transport
+        self._pool_name = pool_name
         self.last = _READY
         self.closing = self.hung_up = False
         self._data_received = protocol.data_received
@@ -93,7 +101,17 @@ class _Listener(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         # A reply may come in pieces that are shorter than its end.
         self.last = data[-_END:] if len(data) >= _END else (self.last + data)[-_END:]
-        self._data_received(data)
+        try:
+            self._data_received(data)
+        except Exception as error:  # The parser of asyncpg raises errors of any type.
+            # An idle connection must not be lent before the event loop has reported its end.
+            self.last = b""
+            if not self.hung_up:
+                self.hung_up = not self.closing
+                _log.warning(
+                    "pool %r: unexpected data from the server (%r); closing the connection", self._pool_name, error
+                )
+            self._transport.abort()
 
     def eof_received(self) -> bool | None:
         self.hung_up = not self.closing
@@ -142,7 +160,7 @@ class Slot:
         "task",
     )
 
-    def __init__(self, owner: object, connection: "Connection", generation: int, now: float) -> None:
+    def __init__(self, owner: object, pool_name: str, connection: "Connection", generation: int, now: float) -> None:
         self.owner = owner
         self.connection = connection
         self.generation = generation
@@ -158,10 +176,11 @@ class Slot:
         self._poll: Callable[[int], list[Any]] | None = None
         transport = getattr(connection, "_transport", None)
         if transport is not None:
-            self._listen(transport)
+            self._listen(transport, pool_name)
 
-    def _listen(self, transport: asyncio.Transport) -> None:
-        self._listener = _Listener(cast("asyncio.Protocol", transport.get_protocol()))
+    def _listen(self, transport: asyncio.Transport, pool_name: str) -> None:
+        protocol = cast("asyncio.Protocol", transport.get_protocol())
+        self._listener = _Listener(protocol, transport, pool_name)
         transport.set_protocol(self._listener)
         socket = transport.get_extra_info("socket")
         if socket is not None and _POLL is not None:

@@ -259,7 +259,7 @@ class Supply:
     async def _new_slot(self) -> Slot:
         generation = self._generation
         try:
-            return Slot(self, await self._connector.connect(), generation, self._clock())
+            return Slot(self, self._lifecycle.name, await self._connector.connect(), generation, self._clock())
         finally:
             self.connecting -= 1
 

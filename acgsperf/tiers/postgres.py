@@ -34,6 +34,7 @@ SCHEMA_VERSION: Final = 1
 ROWS_A_STATEMENT: Final = 1_000
 EXPIRY_INTERVAL_S: Final = 60.0
 MAX_CONNECTIONS: Final = 6
+_CONNECT_TIMEOUT_S: Final = 1.0
 
 # The schema version is in the table's comment, so that a dump keeps it.
 _COMMENT: Final = "acgsperf cache, schema {version}"
@@ -120,11 +121,14 @@ class PostgresTier(ServerTier):
         self._statement_cache_size = checked_at_least("statement_cache_size", statement_cache_size, 0)
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,49}", table):
             raise ValueError(f"table must be 1 to 50 lower-case letters, digits and underscores, got {table!r:.80}")
-        parts = urlsplit(parsed_address("the DSN", dsn).dsn)
+        address = parsed_address("the DSN", dsn)
+        parts = urlsplit(address.dsn)
         where = f"{parts.hostname or 'a unix socket'}{parts.path}"
         super().__init__(where, deadline=deadline, max_value_bytes=max_value_bytes)
         self._dsn = dsn
         self._table = table
+        # While an attempt waits for a silent server, the pool starts no other.
+        self._connect_timeout = address.connect_timeout or max(self.deadline, _CONNECT_TIMEOUT_S)
         self._pool: ConnectionPool | None = None
         self._ready = False
         self._setting_up = asyncio.Lock()
@@ -197,6 +201,7 @@ class PostgresTier(ServerTier):
                     min_size=0,
                     max_size=MAX_CONNECTIONS,
                     reset=False,
+                    connect_timeout=self._connect_timeout,
                     statement_cache_size=self._statement_cache_size,
                 )
                 await pool.open()

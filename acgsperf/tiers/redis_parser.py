@@ -17,10 +17,16 @@ _TOO_MANY: Final = 1_000_000
 _MAYBE_TOO_MANY: Final = re.compile(rb"\*\d{7}")
 _LONGEST_MATCH: Final = 8
 _LENGTHS_CHECKED_EVERY_BYTES: Final = 16 << 20
+# The longest string of a Redis server, by default.
+_TOO_LONG: Final = (512 << 20) + 1
+_MAYBE_TOO_LONG: Final = re.compile(rb"\$\d{9}")
+# Errors, statuses and lengths are lines. hiredis searches a line from its start whenever it gets more data.
+_LONGEST_LINE: Final = 64 << 10
+_MOST_DIGITS: Final = 20
 
 
 class CheckedParser(_AsyncHiredisParser):
-    """redis-py's parser, which refuses an array that is too long before memory is allocated for it."""
+    """redis-py's parser, which refuses an array, a string or a line that is too long before it takes much memory."""
 
     _stream: Any
     _reader: Any
@@ -45,7 +51,7 @@ class CheckedParser(_AsyncHiredisParser):
         Raises:
             redis.ConnectionError: if the connection is lost, or the server is loading its data or wants a login.
             redis.ResponseError: if the server refuses every command.
-            redis.InvalidResponse: if the data is not a reply, or announces an array that is too long.
+            redis.InvalidResponse: if the data is not a reply, or an array, a string or a line in it is too long.
             UnexpectedReplyError: if there is data after the last reply.
         """
         replies: list[Any] = []
@@ -82,15 +88,18 @@ class CheckedParser(_AsyncHiredisParser):
 
 
 class _Lengths:
-    """Looks for arrays that are too long.
+    """Looks for arrays, strings and lines that are too long.
 
     A search for a long number finds most replies harmless. Only if it matches, or if the data gets large, the data is
-    split into replies, because a value may contain anything.
+    split into replies, because a value may contain anything. Replies of at most 64 KiB are not searched for strings and
+    lines, because the memory for them grows only with the data that arrives.
     """
 
     def __init__(self) -> None:
         self._pending: list[bytes] = []
         self._size = 0
+        # The size at which strings and lines are looked at next.
+        self._check_at = _LONGEST_LINE
         self._end = b""
         # Bytes of a value, and its line end, that are still to come.
         self._skip = 0
@@ -99,10 +108,11 @@ class _Lengths:
         """Forgets the data so far, because it consisted of complete replies."""
         self._pending = []
         self._size = self._skip = 0
+        self._check_at = _LONGEST_LINE
         self._end = b""
 
     def check(self, data: bytes) -> None:
-        """Adds data from the server. Raises InvalidResponse if it contains an array that is too long."""
+        """Adds data from the server. Raises InvalidResponse if something in it is too long."""
         self._pending.append(data)
         self._size += len(data)
         suspicious = _MAYBE_TOO_MANY.search(data)
@@ -113,8 +123,17 @@ class _Lengths:
         else:
             self._end = data
         self._end = self._end[-_LONGEST_MATCH:]
-        if suspicious or self._size > _LENGTHS_CHECKED_EVERY_BYTES:
+        if suspicious or (self._size > self._check_at and self._may_be_too_long(data)):
             self._split()
+
+    def _may_be_too_long(self, data: bytes) -> bool:
+        """Returns whether to look for a string or a line that is too long; `data` is what came last."""
+        if self._size > _LENGTHS_CHECKED_EVERY_BYTES:
+            return True
+        self._check_at = _LENGTHS_CHECKED_EVERY_BYTES
+        start = b"".join(self._pending)
+        self._pending = [start]
+        return b"\r\n" not in data or _MAYBE_TOO_LONG.search(start) is not None
 
     def _split(self) -> None:
         data = b"".join(self._pending)
@@ -122,17 +141,28 @@ class _Lengths:
         while at < len(data):
             end = data.find(b"\r\n", at)
             if end < 0:
+                if len(data) - at > _LONGEST_LINE:
+                    raise InvalidResponse(f"line of {len(data) - at} bytes or more, expected at most {_LONGEST_LINE}")
                 if _MAYBE_TOO_MANY.match(data, at):
-                    raise InvalidResponse(f"array of {data[at + 1 :].decode()}... items, expected at most {_TOO_MANY}")
+                    number = data[at + 1 : at + _LONGEST_MATCH]
+                    raise InvalidResponse(f"array of {number.decode()}... items, expected fewer than {_TOO_MANY}")
                 break
             kind, number = data[at : at + 1], data[at + 1 : end]
             at = end + 2
             if kind in b"*$" and number.isdigit():
-                if kind == b"*" and int(number) >= _TOO_MANY:
-                    raise InvalidResponse(f"array of {number.decode()} items, expected at most {_TOO_MANY}")
+                if kind == b"*" and _is_at_least(number, _TOO_MANY):
+                    raise InvalidResponse(f"array of {number.decode():.30} items, expected fewer than {_TOO_MANY}")
                 if kind == b"$":
+                    if _is_at_least(number, _TOO_LONG):
+                        raise InvalidResponse(f"string of {number.decode():.30} bytes, expected fewer than {_TOO_LONG}")
                     at += int(number) + 2
         rest = data[at:]
         self._pending = [rest] if rest else []
         self._size = len(rest)
         self._skip = max(at - len(data), 0)
+        self._check_at = min(self._skip + _LONGEST_LINE, _LENGTHS_CHECKED_EVERY_BYTES)
+
+
+def _is_at_least(digits: bytes, limit: int) -> bool:
+    # Python refuses to convert thousands of digits.
+    return len(digits) > _MOST_DIGITS or int(digits) >= limit

@@ -280,7 +280,7 @@ async def test_a_replay_loses_no_request_when_postgres_is_killed_and_restarted(s
         done += more
         if done >= 5_000 and outage is None:
             outage = asyncio.create_task(outage_of_postgres())
-        if outage is not None and outage.done() and levels() == ["WARNING"]:
+        if outage is not None and outage.done() and levels()[-1:] == ["WARNING"]:
             # Slow the replay down, so that requests remain when the circuit breaker tries L3 again.
             time.sleep(0.02)
 
@@ -291,8 +291,8 @@ async def test_a_replay_loses_no_request_when_postgres_is_killed_and_restarted(s
     await outage
     assert (report.requests, done) == (30_000, 30_000)
     assert "failed calls" in next(row.achieved for row in report.rows if row.metric == "L3 tier")
-    # The circuit breaker has closed again.
-    assert levels() == ["WARNING", "INFO"]
+    # The circuit breaker has closed again. It may have closed and opened once more while PostgreSQL was starting.
+    assert levels() in (["WARNING", "INFO"], ["WARNING", "INFO"] * 2)
     rest = await asyncpg.connect(victim.dsn)
     try:
         assert await rest.fetchval("SELECT count(*) FROM pg_tables WHERE tablename LIKE 'acgsperf_replay%'") == 0

@@ -198,3 +198,30 @@ def test_lengths_are_found_however_the_data_is_cut(size):
     hostile = harmless + b"*500000000\r\n"
     with pytest.raises(InvalidResponse, match="array of 5000000"):
         _feed(lengths, hostile, size)
+
+
+SIZES = [7, 1_000, 32_768]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("before", [b"", b"*2\r\n" + bulk(b"$999999999\r\n") + b":5\r\n"])
+def test_a_string_that_is_too_long_is_refused_when_64_kib_of_it_have_come(before, size):
+    for length in (b"536870913", b"2000000000", b"9" * 5_000):
+        with pytest.raises(InvalidResponse, match=r"string of [0-9]{9,30} bytes, expected fewer than 536870913"):
+            _feed(_Lengths(), before + b"$" + length + b"\r\n" + b"x" * 70_000, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "before", [b"", b"*2\r\n" + bulk(b"x\r\n" * 100) + b":5\r\n", b"*2\r\n" + bulk(b"x" * 100_000)]
+)
+@pytest.mark.parametrize("kind", [b"+", b"-", b":", b"$", b"*1234567"])
+def test_a_line_without_end_is_refused(before, kind, size):
+    with pytest.raises(InvalidResponse, match=r"line of [0-9]+ bytes or more, expected at most 65536|array of 1234567"):
+        _feed(_Lengths(), before + kind + b"\xff" * 140_000, size)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_long_strings_with_any_content_are_accepted(size):
+    value = b"$999999999\r\n*999999999\r\n+" + b"x" * 300_000
+    _feed(_Lengths(), array([bulk(b"x" * size), bulk(value), bulk(value[::-1])] * 3), size)

@@ -196,3 +196,17 @@ async def test_many_keys_of_a_small_table_are_found_in_time(
         assert len(await tier.get_many([f"key {i}" for i in range(3_000)])) == 1_000
     assert tier.stats().errors == {}
     await tier.close()
+
+
+@pytest.mark.parametrize(
+    ("deadline", "parameter", "expected"),
+    [(0.25, "application_name=a", 1), (3, "application_name=a", 3), (3, "connect_timeout=7", 7)],
+)
+async def test_a_silent_server_is_tried_again_after_a_second_or_the_deadline(
+    servers, table, deadline, parameter, expected
+):
+    dsn = servers.database_url
+    tier = PostgresTier(f"{dsn}{'&' if '?' in dsn else '?'}{parameter}", table=table, deadline=deadline)
+    await tier.open("n")
+    assert tier._pool.options.connect_timeout == expected
+    await tier.close()
