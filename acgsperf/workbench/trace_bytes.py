@@ -26,6 +26,7 @@ class ByteStream(io.RawIOBase):
     """Reads another stream; `peek` looks ahead, and what `put_back` gets is read next."""
 
     def __init__(self, source: "IO[bytes] | io.RawIOBase", name: str, problem: str = "cannot be read") -> None:
+        self.encoding = "utf-8"
         self._source = source
         self._ahead = b""
         self._zeros = 0
@@ -41,8 +42,9 @@ class ByteStream(io.RawIOBase):
             self._zeros -= count
             buffer[:count] = bytes(count)
             return count
-        piece = self._ahead[: len(buffer)] or self._read(len(buffer))
-        self._ahead = self._ahead[len(piece) :]
+        # A recoded piece can be longer than the piece it was made from.
+        ahead = self._ahead or self._read(len(buffer))
+        piece, self._ahead = ahead[: len(buffer)], ahead[len(buffer) :]
         buffer[: len(piece)] = piece
         return len(piece)
 
@@ -109,23 +111,36 @@ def decompressed(source: IO[bytes], name: str) -> ByteStream:
     return stream
 
 
+def _bad_bytes(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\udcff", error.end
+
+
+# `surrogateescape` then makes a byte of it that UTF-8 never has, so the line is not UTF-8 either, and is skipped.
+_BAD_BYTES: Final = "acgsperf.bad_bytes"
+codecs.register_error(_BAD_BYTES, _bad_bytes)
+
+
 class _Recoded(io.RawIOBase):
-    """UTF-8 of a text in another encoding; what is no text there becomes U+FFFD."""
+    """UTF-8 of a text in another encoding; the byte FF, which is not UTF-8, replaces what is no text there."""
 
     def __init__(self, source: ByteStream, encoding: str) -> None:
         self._source = source
-        self._decoder = codecs.getincrementaldecoder(encoding)("replace")
+        self._decoder = codecs.getincrementaldecoder(encoding)(_BAD_BYTES)
 
     def read(self, size: int = -1) -> bytes:
         while piece := self._source.read(PIECE_BYTES):
             if text := self._decoder.decode(piece):
-                return text.encode("utf-8", "replace")
-        return self._decoder.decode(b"", True).encode("utf-8", "replace")
+                return text.encode("utf-8", "surrogateescape")
+        return self._decoder.decode(b"", True).encode("utf-8", "surrogateescape")
 
 
 def recoded(stream: ByteStream, encoding: str) -> ByteStream:
     """A stream of UTF-8 from one in another encoding."""
-    return ByteStream(_Recoded(stream, encoding), stream.name)
+    found = ByteStream(_Recoded(stream, encoding), stream.name)
+    found.encoding = encoding.removesuffix("-sig")
+    return found
 
 
 def lines(stream: ByteStream) -> Iterator[tuple[int, bytes | None]]:

@@ -52,6 +52,7 @@ ENVOY = {
     "authority": "x.org",
     "response_code": 200,
 }
+MOST = "expected at most 10 %"
 KEYS = random.Random(1).choices(range(-5, 50), k=200)
 
 
@@ -152,6 +153,37 @@ def read_trace_of(trace, text, trace_format):
 
 
 @pytest.mark.parametrize(
+    ("encoding", "bad"),
+    [("utf-16-le", b"\0\xd8"), ("utf-16-be", b"\xdc\0"), ("utf-32-le", b"\0\0\x11\0"), ("utf-8", b"\xff")],
+)
+def test_bytes_that_are_not_in_the_encoding_make_a_bad_line(trace, encoding, bad):
+    mark, end = "\ufeff".encode(encoding), "\n".encode(encoding)
+    trace.write_bytes(mark + "key\n\ufffd\n".encode(encoding) * 5 + "b".encode(encoding) + bad + end)
+    with Trace(trace) as found:
+        assert list(found) == keyed("key", "\ufffd") * 5
+    assert (found.lines, found.skipped) == (11, 1)
+    trace.write_bytes(mark + (bad * 10 + end) * 5)
+    expected = encoding.upper().removesuffix("-LE").removesuffix("-BE")
+    with pytest.raises(
+        TraceError, match=f"5 of 5 lines are not text, {MOST}; the first is line 1: expected {expected},"
+    ):
+        read_trace(trace)
+
+
+def test_a_character_that_is_cut_at_the_end_makes_a_bad_line(trace):
+    trace.write_bytes(("a\n" * 10).encode("utf-16") + b"x")
+    with Trace(trace) as found:
+        assert list(found) == keyed("a") * 10
+    assert found.skipped == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_text_may_be_longer_as_utf_8(trace, encoding):
+    trace.write_bytes(("漢字漢字漢字\n" * 100_000).encode(encoding))
+    assert read_trace(trace) == keyed("漢字漢字漢字") * 100_000
+
+
+@pytest.mark.parametrize(
     "bad",
     [
         COMMON.replace("frank", "John Doe").encode(),
@@ -220,7 +252,6 @@ def test_a_request_with_a_method_and_a_target_is_no_log(trace):
     assert found.format is TraceFormat.JSONL
 
 
-MOST = "expected at most 10 %"
 EXPECTED_LINE = "expected a line of the common, combined or vhost_combined log format"
 RANDOM = random.Random(1)
 UNKNOWN = {
