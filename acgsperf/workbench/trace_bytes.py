@@ -6,6 +6,7 @@ import gzip
 import importlib
 import io
 import lzma
+import re
 from collections.abc import Callable, Iterator
 from typing import IO, Any, Final, cast
 
@@ -66,6 +67,10 @@ class ByteStream(io.RawIOBase):
         """Undo `skip_nuls`."""
         self._zeros = count
 
+    def put_back(self, data: bytes) -> None:
+        """Undo the reading of `data`."""
+        self._ahead = data + self._ahead
+
     def _read(self, size: int) -> bytes:
         try:
             return self._source.read(size) or b""
@@ -86,12 +91,54 @@ def _zstd() -> Any:
     raise TraceError("zstd data needs Python 3.14 or later, or: pip install 'acgsperf[cli]'")
 
 
-_Opener = Callable[[Any], IO[bytes]]
-_COMPRESSIONS: Final[tuple[tuple[bytes, _Opener], ...]] = (
-    (b"\x1f\x8b", lambda source: cast("IO[bytes]", gzip.GzipFile(fileobj=source))),
-    (b"\xfd7zXZ\x00", lambda source: cast("IO[bytes]", lzma.LZMAFile(source))),  # noqa: SIM115
-    (b"BZh", lambda source: cast("IO[bytes]", bz2.BZ2File(source))),
-    (b"\x28\xb5\x2f\xfd", lambda source: cast("IO[bytes]", _zstd().ZstdFile(source))),
+class _Unpacked(io.RawIOBase):
+    """The content of xz or bzip2 data, perhaps of several parts.
+
+    `LZMAFile` and `BZ2File` ignore garbage after the data, and `LZMAFile` rejects padding.
+    """
+
+    def __init__(self, source: ByteStream, magic: bytes, decompressor: Callable[[], Any], padding: int | None) -> None:
+        self._source = source
+        self._magic = magic
+        self._new = decompressor
+        self._padding = padding
+        self._part = decompressor()
+
+    def read(self, size: int = -1) -> bytes:
+        while True:
+            if self._part.eof and not self._next_part():
+                return b""
+            compressed = self._source.read(PIECE_BYTES) if self._part.needs_input else b""
+            if self._part.needs_input and not compressed:
+                raise EOFError("the data ended before its end mark")
+            if data := self._part.decompress(compressed, size):
+                return cast("bytes", data)
+
+    def _next_part(self) -> bool:
+        self._source.put_back(self._part.unused_data)
+        if self._padding and (nuls := self._source.skip_nuls()) % self._padding:
+            raise EOFError(f"{nuls} NUL bytes after the data, expected a multiple of {self._padding}")
+        head = self._source.peek(len(self._magic))
+        if not head:
+            return False
+        if head != self._magic:
+            raise EOFError(f"the data is followed by {head!r}")
+        self._part = self._new()
+        return True
+
+
+_Opener = Callable[[ByteStream], "IO[bytes] | io.RawIOBase"]
+_XZ: Final = b"\xfd7zXZ\x00"
+_BZIP2: Final = b"BZh"
+_COMPRESSIONS: Final[tuple[tuple[re.Pattern[bytes], _Opener], ...]] = (
+    (re.compile(rb"\x1f\x8b"), lambda source: cast("IO[bytes]", gzip.GzipFile(fileobj=io.BufferedReader(source)))),
+    (re.compile(re.escape(_XZ)), lambda source: _Unpacked(source, _XZ, lzma.LZMADecompressor, 4)),
+    (re.compile(_BZIP2), lambda source: _Unpacked(source, _BZIP2, bz2.BZ2Decompressor, None)),
+    # A frame of zstd, or one to be skipped, which parallel compressors write first.
+    (
+        re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),
+        lambda source: cast("IO[bytes]", _zstd().ZstdFile(io.BufferedReader(source))),
+    ),
 )
 
 
@@ -104,10 +151,10 @@ def decompressed(source: IO[bytes], name: str) -> ByteStream:
     stream = ByteStream(source, name)
     for _ in range(4):
         head = stream.peek(6)
-        opener = next((opener for magic, opener in _COMPRESSIONS if head.startswith(magic)), None)
+        opener = next((opener for magic, opener in _COMPRESSIONS if magic.match(head)), None)
         if opener is None:
             break
-        stream = ByteStream(opener(io.BufferedReader(stream)), name, "expected whole compressed data")
+        stream = ByteStream(opener(stream), name, "expected whole compressed data")
     return stream
 
 

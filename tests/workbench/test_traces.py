@@ -323,6 +323,43 @@ def test_truncated_compressed_data_is_no_shorter_trace(trace, pack, kept):
         read_trace(trace)
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, bz2.compress, zstd.compress])
+@pytest.mark.parametrize("garbage", [b"x", b"key-1\nkey-2\n", b"\0\0\0x", b"BZ", bytes(100_000) + b"x"])
+def test_garbage_after_compressed_data_is_an_error(trace, pack, garbage):
+    trace.write_bytes(pack(b"a\nb\n") + garbage)
+    with pytest.raises(TraceError, match="expected whole compressed data"):
+        read_trace(trace)
+
+
+def skippable(nibble, content):
+    return bytes([0x50 + nibble]) + b"\x2a\x4d\x18" + struct.pack("<I", len(content)) + content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lzma.compress(b"a\n") + bytes(4) + lzma.compress(b"b\n") + bytes(100_000),
+        lzma.compress(b"") + lzma.compress(b"a\nb\n"),
+        bz2.compress(b"a\n") + bz2.compress(b"") + bz2.compress(b"b\n"),
+        gzip.compress(b"a\n") + bytes(5) + gzip.compress(b"b\n") + bytes(100_000),
+        skippable(0, b"size") + zstd.compress(b"a\n") + skippable(15, b"") + zstd.compress(b"b\n"),
+        skippable(15, bytes(100_000)) + zstd.compress(b"a\nb\n") + skippable(7, b"end"),
+    ],
+    ids=["padded xz", "empty xz", "bzip2 parts", "padded gzip", "zstd to skip", "long zstd to skip"],
+)
+def test_parts_and_padding_of_compressed_data_are_read(trace, content):
+    trace.write_bytes(content)
+    assert read_trace(trace) == keyed("a", "b")
+
+
+def test_xz_padding_of_another_length_is_an_error(trace):
+    trace.write_bytes(lzma.compress(b"a\nb\n") + bytes(6))
+    with pytest.raises(
+        TraceError, match="expected whole compressed data: 6 NUL bytes after the data, expected a multi"
+    ):
+        read_trace(trace)
+
+
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, bz2.compress, zstd.compress])
 def test_a_trace_is_read_in_pieces_and_its_head_alone_when_that_is_enough(trace, compress):
     # A bomb: 64 MiB of one line in a few kilobytes, after three good lines.
