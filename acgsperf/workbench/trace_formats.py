@@ -134,12 +134,19 @@ def _json_log(line: str) -> Request | None:
 _STATUS: Final = ("status", "status_code", "response_code", "DownstreamStatus", "OriginStatus")
 _TIME: Final = ("ts", "time", "timestamp", "@timestamp", "time_local", "time_iso8601", "start_time", "StartUTC")
 _LOGGED: Final = frozenset((*_STATUS, *_TIME))
+_LEVEL: Final = frozenset(("level", "severity", "lvl", "log.level"))
+_EVENT: Final = frozenset((*_TIME, "msg", "message"))
 
 
 def _is_json_log(line: str) -> bool:
-    """Whether a JSON object is the log record of a request. The request itself would have no status and no time."""
+    """Whether a JSON object is a log record: of a request, or of another event of the server.
+
+    A request itself would have no status and no time, or no level.
+    """
     record = _object(line)
-    return not _LOGGED.isdisjoint(record) and _of_json_log(record) is not None
+    if _of_json_log(record) is not None:
+        return not _LOGGED.isdisjoint(record)
+    return not _LEVEL.isdisjoint(record) and not _EVENT.isdisjoint(record)
 
 
 PARSERS: Final[dict[TraceFormat, Parser]] = {

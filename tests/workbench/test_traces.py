@@ -245,6 +245,34 @@ def test_records_of_other_events_are_passed_over_in_a_json_log(trace):
     assert (found.format, found.skipped) == (TraceFormat.JSON_LOG, 0)
 
 
+BOOT = '{"level": "info", "ts": 1, "msg": "boot"}\n'
+START = '{"time": "2026-01-01T00:00:00Z", "severity": "INFO", "message": "start"}\n'
+
+
+@pytest.mark.parametrize(
+    ("before", "requests", "after"),
+    [(BOOT * 2, 1, ""), (BOOT * 250, 500, ""), (START * 3_000, 2, BOOT), ("", 1, START * 300), (BOOT * 9, 5, "x\n")],
+    ids=["mostly others", "more than the sample", "more than the head", "afterwards", "bad line"],
+)
+def test_other_events_may_be_most_of_a_json_log(trace, before, requests, after):
+    trace.write_text(before + (json.dumps(CADDY) + "\n") * requests + after)
+    with Trace(trace) as found:
+        assert list(found) == [{"method": "GET", "host": "x.org", "target": "/a?b=1"}] * requests
+    assert (found.format, found.skipped) == (TraceFormat.JSON_LOG, after.count("x"))
+
+
+def test_a_json_log_without_requests_is_an_error(trace):
+    trace.write_text(BOOT * 9)
+    with pytest.raises(TraceError, match="no requests in it, expected at least one as json-log"):
+        read_trace(trace)
+
+
+@pytest.mark.parametrize("request_", [{"level": 3}, {"user": 1, "time": 2}, {"message": "hello", "status": "new"}])
+def test_an_object_that_only_resembles_a_record_is_a_request(trace, request_):
+    trace.write_text((json.dumps(request_) + "\n") * 9)
+    assert read_trace(trace) == [request_] * 9
+
+
 def test_a_request_with_a_method_and_a_target_is_no_log(trace):
     trace.write_text('{"method": "GET", "target": "/a"}\n')
     with Trace(trace) as found:
