@@ -1,5 +1,6 @@
 """What the formats of a trace look like: recognised from the first bytes, and read line by line."""
 
+import codecs
 import json
 import re
 from array import array
@@ -19,6 +20,7 @@ _HEAD_BYTES: Final = 65_536
 _SAMPLE_LINES: Final = 200
 _LONGEST_KEY: Final = 4_096
 _BINARY: Final = re.compile(rb"[^\t\n\r\x1b\x20-\x7e\x80-\xff]")
+_SPACES: Final = "\t\n\r\xa0\u3000"
 # What log rotation leaves in front of a line.
 _NUL_RUN: Final = re.compile(rb"\0{8,}")
 _MARKUP: Final = re.compile(r'[\[\]{}<>"]')
@@ -184,6 +186,11 @@ def recognised(stream: ByteStream, trace_format: TraceFormat | None) -> tuple[By
     is_text = not _BINARY.search(_NUL_RUN.sub(b"", head))
     if (found := _of_lines(stream.name, sample, is_text=is_text)) is not None:
         return stream, found
+    if _is_text_with_nuls(head):
+        raise TraceError(
+            f"{stream.name}: unknown format: looked at {len(head)} bytes, which are text with NULs and "
+            f"begin with {head[:12]!r}; {_EXPECTED}"
+        )
     stream.put_back_nuls(nuls)
     return stream, _of_integers(stream.name, bytes(min(nuls, _HEAD_BYTES)) + head)
 
@@ -197,13 +204,44 @@ def _encoding(head: bytes) -> str | None:
     for mark, encoding in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return encoding
-    # UTF-16 without a mark, as some programs write it: every other byte is NUL, and no other is.
-    head = head[: min(len(head), 1024) // 2 * 2]
+    if len(head) < 8 or b"\0" not in head:
+        return None
+    # Text without a mark, as some programs write it. In ASCII text every other byte is NUL, and no other is.
+    start = head[: min(len(head), 1024) // 2 * 2]
     for at, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
-        nuls, others = head[at::2], head[1 - at :: 2]
-        if len(head) >= 8 and not nuls.strip(b"\0") and b"\0" not in others and not _BINARY.search(others):
+        nuls, others = start[at::2], start[1 - at :: 2]
+        if not nuls.strip(b"\0") and b"\0" not in others and not _BINARY.search(others):
             return encoding
-    return None
+    unmarked = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+    return next((encoding for encoding in unmarked if _is_text_in(encoding, head)), None)
+
+
+def _is_text_in(encoding: str, head: bytes) -> bool:
+    """Whether bytes are lines of text in UTF-16 or UTF-32, with few bad lines.
+
+    Integers can contain newlines, too: then they contain as many of each control character, or every second character
+    is a newline. In UTF-32, only ASCII text differs from integers.
+    """
+    text = head.decode(encoding, "replace")
+    newlines = text.count("\n")
+    if not 1 <= newlines <= 0.4 * len(text):
+        return False
+    if encoding.startswith("utf-32"):
+        return text.isascii() and not _BINARY.search(text.encode())
+    bad = sum(not (char.isprintable() or char in _SPACES) or char == "\ufffd" for char in text)
+    return bad <= newlines / 5
+
+
+def _is_text_with_nuls(head: bytes) -> bool:
+    """Whether the bytes are NUL and more of UTF-8 text. Integers of so few values are small, and so mostly NUL."""
+    text = head.replace(b"\0", b"")
+    if not len(head) < 2 * len(text) < 2 * len(head) or _BINARY.search(text):
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(text)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _head_with_lines(stream: ByteStream) -> bytes:

@@ -177,10 +177,63 @@ def test_a_character_that_is_cut_at_the_end_makes_a_bad_line(trace):
     assert found.skipped == 1
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "utf-16-be"])
 def test_text_may_be_longer_as_utf_8(trace, encoding):
     trace.write_bytes(("漢字漢字漢字\n" * 100_000).encode(encoding))
     assert read_trace(trace) == keyed("漢字漢字漢字") * 100_000
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "text", ["привет\n", "ключ-é\r\n", "a\u3000b\na\xa0b\nключ\nключ\nключ\n", "key\nя\n", "漢字漢字\n", "key-😀\n"]
+)
+def test_text_of_any_script_needs_no_mark_in_utf_16(trace, encoding, text):
+    trace.write_bytes((text * 10).encode(encoding))
+    assert read_trace(trace) == keyed(*text.splitlines()) * 10
+    bad = {"utf-16-le": b"\0\xd8\n\0", "utf-16-be": b"\xd8\0\0\n"}[encoding]
+    trace.write_bytes((text * 10).encode(encoding) + bad)
+    with Trace(trace) as found:
+        assert list(found) == keyed(*text.splitlines()) * 10
+    assert found.skipped == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-32-le", "utf-32-be"])
+def test_ascii_text_needs_no_mark_in_utf_32(trace, encoding):
+    trace.write_bytes(("key-1\r\nkey-2\r\n" * 50).encode(encoding))
+    assert read_trace(trace) == keyed("key-1", "key-2") * 50
+
+
+RANGES = {
+    "with newlines as high halves": range(0x000A4E00, 0x000A9F00),
+    "with newlines as low halves": range(0x00200000, 0x00203000),
+    "with letters as high halves": range(0x00200000, 0x007E0000, 97),
+    "of ASCII and more": range(200),
+    "up to 50,000": range(50_000),
+    "a newline and others": range(10, 5_000),
+    "few, and text if not UTF-8": [0x00E14243, 0x00E1FF41, 0x0041FE43],
+    "CJK": range(0x4E004E00, 0x4E009F00),
+}
+
+
+@pytest.mark.parametrize("keys", RANGES.values(), ids=RANGES)
+@pytest.mark.parametrize(("trace_format", "code"), [(TraceFormat.INT32, "i"), (TraceFormat.INT64, "q")])
+def test_integers_that_resemble_text_are_integers(trace, keys, trace_format, code):
+    chosen = random.Random(2).choices(keys[:: len(keys) // 3_000 or 1], k=20_000)
+    trace.write_bytes(struct.pack(f">{len(chosen)}{code}", *chosen))
+    with Trace(trace) as found:
+        assert found.format is trace_format
+        assert list(found) == keyed(*chosen)
+
+
+@pytest.mark.parametrize(
+    "content", [b"a\0b\n" * 10, b"key-1\0key-2\0" * 10, "ключ-1\0".encode() * 10, b"a\0\0b\r\n" * 12_000]
+)
+def test_text_with_nuls_is_neither_keys_nor_integers(trace, content):
+    trace.write_bytes(content)
+    with pytest.raises(
+        TraceError, match=r"unknown format: looked at \d+ bytes, which are text with NULs and begin with b'"
+    ):
+        read_trace(trace)
 
 
 @pytest.mark.parametrize(
