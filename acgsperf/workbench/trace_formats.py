@@ -173,6 +173,8 @@ def recognised(stream: ByteStream, trace_format: TraceFormat | None) -> tuple[By
     if (encoding := _encoding(head)) is not None:
         stream = recoded(stream, encoding)
         head = stream.peek(_HEAD_BYTES)
+        if not head:
+            raise TraceError(f"{stream.name}: empty except for a byte order mark, expected a trace")
     if trace_format is not None:
         return stream, trace_format
     other = next((what for magic, what in _OTHERS if head.startswith(magic)), None)
@@ -184,6 +186,8 @@ def recognised(stream: ByteStream, trace_format: TraceFormat | None) -> tuple[By
     sample = _sample(_head_with_lines(stream))
     head = stream.peek(_HEAD_BYTES)
     is_text = not _BINARY.search(_NUL_RUN.sub(b"", head))
+    if not sample and is_text:
+        raise TraceError(f"{stream.name}: {_blank(head, nuls)}, expected a trace")
     if (found := _of_lines(stream.name, sample, is_text=is_text)) is not None:
         return stream, found
     if _is_text_with_nuls(head):
@@ -193,6 +197,13 @@ def recognised(stream: ByteStream, trace_format: TraceFormat | None) -> tuple[By
         )
     stream.put_back_nuls(nuls)
     return stream, _of_integers(stream.name, bytes(min(nuls, _HEAD_BYTES)) + head)
+
+
+def _blank(head: bytes, nuls: int) -> str:
+    """What data without content is called."""
+    if len(head) >= _HEAD_BYTES:
+        return f"begins with {len(head):,} bytes of blank lines"
+    return "empty except for " + " and ".join(["NUL bytes"] * bool(nuls) + ["blank lines"] * bool(head))
 
 
 _EXPECTED: Final = (
@@ -288,9 +299,9 @@ def _of_lines(name: str, sample: list[str], *, is_text: bool) -> TraceFormat | N
         return TraceFormat.ACCESS_LOG
     if not is_text:
         return None
-    if sample and _are_keys(sample):
+    if _are_keys(sample):
         return TraceFormat.TEXT
-    first = sample[0] if sample else ""
+    first = sample[0]
     raise TraceError(f"{name}: unknown format: looked at {len(sample)} lines, the first is {first[:60]!r}; {_EXPECTED}")
 
 

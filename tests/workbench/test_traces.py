@@ -208,6 +208,7 @@ RANGES = {
     "with newlines as low halves": range(0x00200000, 0x00203000),
     "with letters as high halves": range(0x00200000, 0x007E0000, 97),
     "of ASCII and more": range(200),
+    "that are bytes of blank lines": [10, 32],
     "up to 50,000": range(50_000),
     "a newline and others": range(10, 5_000),
     "few, and text if not UTF-8": [0x00E14243, 0x00E1FF41, 0x0041FE43],
@@ -369,6 +370,18 @@ def test_an_unknown_format_is_an_error_that_says_what_was_looked_at(trace, conte
     [
         (b"", None, ": empty, expected a trace"),
         (b"", TraceFormat.JSONL, ": empty, expected a trace"),
+        (gzip.compress(b""), None, ": empty, expected a trace"),
+        (b"\n \r\n\t\n", None, ": empty except for blank lines, expected a trace"),
+        (" \r\n".encode("utf-16"), None, ": empty except for blank lines, expected a trace"),
+        ("\r\n\r\n".encode("utf-16-le"), None, ": empty except for blank lines, expected a trace"),
+        (bytes(100_000), None, ": empty except for NUL bytes, expected a trace"),
+        (bytes(9) + b"\n", None, ": empty except for NUL bytes and blank lines, expected a trace"),
+        (b"\n" * 70_000, None, ": begins with 65,536 bytes of blank lines, expected a trace"),
+        *(
+            ("".encode(encoding), name, ": empty except for a byte order mark, expected a trace")
+            for encoding in ("utf-8-sig", "utf-16", "utf-32")
+            for name in (None, TraceFormat.JSONL)
+        ),
         (b"*\n\n", TraceFormat.TEXT, ": no requests in it, expected at least one as text"),
         (b"12345", TraceFormat.INT32, ": 5 bytes, expected a multiple of 4 for int32"),
         (b"1234", TraceFormat.INT64, ": 4 bytes, expected a multiple of 8 for int64"),
