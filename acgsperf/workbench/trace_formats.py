@@ -190,13 +190,15 @@ def recognised(stream: ByteStream, trace_format: TraceFormat | None) -> tuple[By
         raise TraceError(f"{stream.name}: {_blank(head, nuls)}, expected a trace")
     if (found := _of_lines(stream.name, sample, is_text=is_text)) is not None:
         return stream, found
+    stream.put_back_nuls(nuls)
+    # As many as do not change where an integer begins.
+    head = bytes(nuls if nuls <= _HEAD_BYTES else _HEAD_BYTES + nuls % 8) + head
     if _is_text_with_nuls(head):
         raise TraceError(
             f"{stream.name}: unknown format: looked at {len(head)} bytes, which are text with NULs and "
             f"begin with {head[:12]!r}; {_EXPECTED}"
         )
-    stream.put_back_nuls(nuls)
-    return stream, _of_integers(stream.name, bytes(min(nuls, _HEAD_BYTES)) + head)
+    return stream, _of_integers(stream.name, head)
 
 
 def _blank(head: bytes, nuls: int) -> str:
@@ -235,7 +237,8 @@ def _is_text_in(encoding: str, head: bytes) -> bool:
     """
     text = head.decode(encoding, "replace")
     newlines = text.count("\n")
-    if not 1 <= newlines <= 0.4 * len(text):
+    # A shorter sample decides nothing.
+    if len(text) < 7 or not 1 <= newlines <= 0.4 * len(text):
         return False
     if encoding.startswith("utf-32"):
         return text.isascii() and not _BINARY.search(text.encode())
@@ -244,9 +247,9 @@ def _is_text_in(encoding: str, head: bytes) -> bool:
 
 
 def _is_text_with_nuls(head: bytes) -> bool:
-    """Whether the bytes are NUL and more of UTF-8 text. Integers of so few values are small, and so mostly NUL."""
+    """Whether the bytes are NUL and more of UTF-8 text. Each of the integers whose bytes are text begins with NUL."""
     text = head.replace(b"\0", b"")
-    if not len(head) < 2 * len(text) < 2 * len(head) or _BINARY.search(text):
+    if not len(head) < 2 * len(text) < 2 * len(head) or _BINARY.search(text) or not head[::8].strip(b"\0"):
         return False
     try:
         codecs.getincrementaldecoder("utf-8")().decode(text)

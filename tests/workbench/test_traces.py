@@ -227,6 +227,20 @@ def test_integers_that_resemble_text_are_integers(trace, keys, trace_format, cod
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        struct.pack(">500q", *random.Random(1).choices(range(628672914, 628672933), k=500)),
+        struct.pack(">500q", *random.Random(1).choices(range(0x6162636430, 0x6162636440), k=500)),
+        struct.pack(">6i", *[0x000A4E2D, 0x00264E2D] * 3)[:8],
+    ],
+    ids=["4 bytes of UTF-8", "5 bytes of ASCII", "two"],
+)
+def test_small_integers_whose_bytes_are_text_are_integers(trace, content):
+    trace.write_bytes(content)
+    assert type(read_trace(trace)[0]["key"]) is int
+
+
+@pytest.mark.parametrize(
     "content", [b"a\0b\n" * 10, b"key-1\0key-2\0" * 10, "ключ-1\0".encode() * 10, b"a\0\0b\r\n" * 12_000]
 )
 def test_text_with_nuls_is_neither_keys_nor_integers(trace, content):
@@ -286,9 +300,10 @@ def test_nuls_of_a_truncated_log_hide_no_request(trace):
     assert read_trace(trace) == keyed("key-1", "key-2") * 10
 
 
-def test_integers_may_begin_with_many_zeros(trace):
-    keys = [0] * 50_000 + KEYS
-    trace.write_bytes(struct.pack(f">{len(keys)}i", *keys))
+@pytest.mark.parametrize("code", ["i", "q"])
+def test_integers_may_begin_with_many_zeros(trace, code):
+    keys = [0] * 50_000 + random.Random(1).choices(range(5_000), k=20_000)
+    trace.write_bytes(struct.pack(f">{len(keys)}{code}", *keys))
     assert read_trace(trace) == keyed(*keys)
 
 
