@@ -1,5 +1,6 @@
 """What the formats of a trace look like: recognised from the first bytes, and read line by line."""
 
+import codecs
 import json
 import re
 from array import array
@@ -19,6 +20,7 @@ _HEAD_BYTES: Final = 65_536
 _SAMPLE_LINES: Final = 200
 _LONGEST_KEY: Final = 4_096
 _BINARY: Final = re.compile(rb"[^\t\n\r\x1b\x20-\x7e\x80-\xff]")
+_SPACES: Final = "\t\n\r\xa0\u3000"
 # What log rotation leaves in front of a line.
 _NUL_RUN: Final = re.compile(rb"\0{8,}")
 _MARKUP: Final = re.compile(r'[\[\]{}<>"]')
@@ -134,12 +136,19 @@ def _json_log(line: str) -> Request | None:
 _STATUS: Final = ("status", "status_code", "response_code", "DownstreamStatus", "OriginStatus")
 _TIME: Final = ("ts", "time", "timestamp", "@timestamp", "time_local", "time_iso8601", "start_time", "StartUTC")
 _LOGGED: Final = frozenset((*_STATUS, *_TIME))
+_LEVEL: Final = frozenset(("level", "severity", "lvl", "log.level"))
+_EVENT: Final = frozenset((*_TIME, "msg", "message"))
 
 
 def _is_json_log(line: str) -> bool:
-    """Whether a JSON object is the log record of a request. The request itself would have no status and no time."""
+    """Whether a JSON object is a log record: of a request, or of another event of the server.
+
+    A request itself would have no status and no time, or no level.
+    """
     record = _object(line)
-    return not _LOGGED.isdisjoint(record) and _of_json_log(record) is not None
+    if _of_json_log(record) is not None:
+        return not _LOGGED.isdisjoint(record)
+    return not _LEVEL.isdisjoint(record) and not _EVENT.isdisjoint(record)
 
 
 PARSERS: Final[dict[TraceFormat, Parser]] = {
@@ -164,6 +173,8 @@ def recognised(stream: ByteStream, trace_format: TraceFormat | None) -> tuple[By
     if (encoding := _encoding(head)) is not None:
         stream = recoded(stream, encoding)
         head = stream.peek(_HEAD_BYTES)
+        if not head:
+            raise TraceError(f"{stream.name}: empty except for a byte order mark, expected a trace")
     if trace_format is not None:
         return stream, trace_format
     other = next((what for magic, what in _OTHERS if head.startswith(magic)), None)
@@ -175,10 +186,26 @@ def recognised(stream: ByteStream, trace_format: TraceFormat | None) -> tuple[By
     sample = _sample(_head_with_lines(stream))
     head = stream.peek(_HEAD_BYTES)
     is_text = not _BINARY.search(_NUL_RUN.sub(b"", head))
+    if not sample and is_text:
+        raise TraceError(f"{stream.name}: {_blank(head, nuls)}, expected a trace")
     if (found := _of_lines(stream.name, sample, is_text=is_text)) is not None:
         return stream, found
     stream.put_back_nuls(nuls)
-    return stream, _of_integers(stream.name, bytes(min(nuls, _HEAD_BYTES)) + head)
+    # As many as do not change where an integer begins.
+    head = bytes(nuls if nuls <= _HEAD_BYTES else _HEAD_BYTES + nuls % 8) + head
+    if _is_text_with_nuls(head):
+        raise TraceError(
+            f"{stream.name}: unknown format: looked at {len(head)} bytes, which are text with NULs and "
+            f"begin with {head[:12]!r}; {_EXPECTED}"
+        )
+    return stream, _of_integers(stream.name, head)
+
+
+def _blank(head: bytes, nuls: int) -> str:
+    """What data without content is called."""
+    if len(head) >= _HEAD_BYTES:
+        return f"begins with {len(head):,} bytes of blank lines"
+    return "empty except for " + " and ".join(["NUL bytes"] * bool(nuls) + ["blank lines"] * bool(head))
 
 
 _EXPECTED: Final = (
@@ -190,13 +217,45 @@ def _encoding(head: bytes) -> str | None:
     for mark, encoding in _BYTE_ORDER_MARKS:
         if head.startswith(mark):
             return encoding
-    # UTF-16 without a mark, as some programs write it: every other byte is NUL, and no other is.
-    head = head[: min(len(head), 1024) // 2 * 2]
+    if len(head) < 8 or b"\0" not in head:
+        return None
+    # Text without a mark, as some programs write it. In ASCII text every other byte is NUL, and no other is.
+    start = head[: min(len(head), 1024) // 2 * 2]
     for at, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
-        nuls, others = head[at::2], head[1 - at :: 2]
-        if len(head) >= 8 and not nuls.strip(b"\0") and b"\0" not in others and not _BINARY.search(others):
+        nuls, others = start[at::2], start[1 - at :: 2]
+        if not nuls.strip(b"\0") and b"\0" not in others and not _BINARY.search(others):
             return encoding
-    return None
+    unmarked = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")
+    return next((encoding for encoding in unmarked if _is_text_in(encoding, head)), None)
+
+
+def _is_text_in(encoding: str, head: bytes) -> bool:
+    """Whether bytes are lines of text in UTF-16 or UTF-32, with few bad lines.
+
+    Integers can contain newlines, too: then they contain as many of each control character, or every second character
+    is a newline. In UTF-32, only ASCII text differs from integers.
+    """
+    text = head.decode(encoding, "replace")
+    newlines = text.count("\n")
+    # A shorter sample decides nothing.
+    if len(text) < 7 or not 1 <= newlines <= 0.4 * len(text):
+        return False
+    if encoding.startswith("utf-32"):
+        return text.isascii() and not _BINARY.search(text.encode())
+    bad = sum(not (char.isprintable() or char in _SPACES) or char == "\ufffd" for char in text)
+    return bad <= newlines / 5
+
+
+def _is_text_with_nuls(head: bytes) -> bool:
+    """Whether the bytes are NUL and more of UTF-8 text. Each of the integers whose bytes are text begins with NUL."""
+    text = head.replace(b"\0", b"")
+    if not len(head) < 2 * len(text) < 2 * len(head) or _BINARY.search(text) or not head[::8].strip(b"\0"):
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(text)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _head_with_lines(stream: ByteStream) -> bytes:
@@ -243,9 +302,9 @@ def _of_lines(name: str, sample: list[str], *, is_text: bool) -> TraceFormat | N
         return TraceFormat.ACCESS_LOG
     if not is_text:
         return None
-    if sample and _are_keys(sample):
+    if _are_keys(sample):
         return TraceFormat.TEXT
-    first = sample[0] if sample else ""
+    first = sample[0]
     raise TraceError(f"{name}: unknown format: looked at {len(sample)} lines, the first is {first[:60]!r}; {_EXPECTED}")
 
 

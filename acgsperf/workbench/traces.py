@@ -119,17 +119,19 @@ class Trace:
                     fingerprint(request)
             except (ValueError, TypeError) as error:
                 self.skipped += 1
-                self._first_skipped = self._first_skipped or f"line {number}: {_problem(line, error)}"
+                self._first_skipped = self._first_skipped or f"line {number}: {_problem(line, error, stream.encoding)}"
             else:
                 if request is not None:
                     yield request
 
 
-def _problem(line: bytes | None, error: Exception) -> str:
+def _problem(line: bytes | None, error: Exception, encoding: str) -> str:
     if line is None:
         return str(error)
     if isinstance(error, UnicodeDecodeError):
-        return f"expected UTF-8, got {line[:60]!r}"
+        if encoding == "utf-8":
+            return f"expected UTF-8, got {line[:60]!r}"
+        return f"expected {encoding.upper()}, got {line.decode(errors='replace')[:60]!r}"
     return f"{error}, got {line.decode()[:60]!r}"
 
 

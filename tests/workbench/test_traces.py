@@ -52,6 +52,7 @@ ENVOY = {
     "authority": "x.org",
     "response_code": 200,
 }
+MOST = "expected at most 10 %"
 KEYS = random.Random(1).choices(range(-5, 50), k=200)
 
 
@@ -200,9 +201,10 @@ def test_nuls_of_a_truncated_log_hide_no_request(trace):
     assert read_trace(trace) == keyed("key-1", "key-2") * 10
 
 
-def test_integers_may_begin_with_many_zeros(trace):
-    keys = [0] * 50_000 + KEYS
-    trace.write_bytes(struct.pack(f">{len(keys)}i", *keys))
+@pytest.mark.parametrize("code", ["i", "q"])
+def test_integers_may_begin_with_many_zeros(trace, code):
+    keys = [0] * 50_000 + random.Random(1).choices(range(5_000), k=20_000)
+    trace.write_bytes(struct.pack(f">{len(keys)}{code}", *keys))
     assert read_trace(trace) == keyed(*keys)
 
 
@@ -213,6 +215,34 @@ def test_records_of_other_events_are_passed_over_in_a_json_log(trace):
     assert (found.format, found.skipped) == (TraceFormat.JSON_LOG, 0)
 
 
+BOOT = '{"level": "info", "ts": 1, "msg": "boot"}\n'
+START = '{"time": "2026-01-01T00:00:00Z", "severity": "INFO", "message": "start"}\n'
+
+
+@pytest.mark.parametrize(
+    ("before", "requests", "after"),
+    [(BOOT * 2, 1, ""), (BOOT * 250, 500, ""), (START * 3_000, 2, BOOT), ("", 1, START * 300), (BOOT * 9, 5, "x\n")],
+    ids=["mostly others", "more than the sample", "more than the head", "afterwards", "bad line"],
+)
+def test_other_events_may_be_most_of_a_json_log(trace, before, requests, after):
+    trace.write_text(before + (json.dumps(CADDY) + "\n") * requests + after)
+    with Trace(trace) as found:
+        assert list(found) == [{"method": "GET", "host": "x.org", "target": "/a?b=1"}] * requests
+    assert (found.format, found.skipped) == (TraceFormat.JSON_LOG, after.count("x"))
+
+
+def test_a_json_log_without_requests_is_an_error(trace):
+    trace.write_text(BOOT * 9)
+    with pytest.raises(TraceError, match="no requests in it, expected at least one as json-log"):
+        read_trace(trace)
+
+
+@pytest.mark.parametrize("request_", [{"level": 3}, {"user": 1, "time": 2}, {"message": "hello", "status": "new"}])
+def test_an_object_that_only_resembles_a_record_is_a_request(trace, request_):
+    trace.write_text((json.dumps(request_) + "\n") * 9)
+    assert read_trace(trace) == [request_] * 9
+
+
 def test_a_request_with_a_method_and_a_target_is_no_log(trace):
     trace.write_text('{"method": "GET", "target": "/a"}\n')
     with Trace(trace) as found:
@@ -220,7 +250,6 @@ def test_a_request_with_a_method_and_a_target_is_no_log(trace):
     assert found.format is TraceFormat.JSONL
 
 
-MOST = "expected at most 10 %"
 EXPECTED_LINE = "expected a line of the common, combined or vhost_combined log format"
 RANDOM = random.Random(1)
 UNKNOWN = {
@@ -257,6 +286,18 @@ def test_an_unknown_format_is_an_error_that_says_what_was_looked_at(trace, conte
     [
         (b"", None, ": empty, expected a trace"),
         (b"", TraceFormat.JSONL, ": empty, expected a trace"),
+        (gzip.compress(b""), None, ": empty, expected a trace"),
+        (b"\n \r\n\t\n", None, ": empty except for blank lines, expected a trace"),
+        (" \r\n".encode("utf-16"), None, ": empty except for blank lines, expected a trace"),
+        ("\r\n\r\n".encode("utf-16-le"), None, ": empty except for blank lines, expected a trace"),
+        (bytes(100_000), None, ": empty except for NUL bytes, expected a trace"),
+        (bytes(9) + b"\n", None, ": empty except for NUL bytes and blank lines, expected a trace"),
+        (b"\n" * 70_000, None, ": begins with 65,536 bytes of blank lines, expected a trace"),
+        *(
+            ("".encode(encoding), name, ": empty except for a byte order mark, expected a trace")
+            for encoding in ("utf-8-sig", "utf-16", "utf-32")
+            for name in (None, TraceFormat.JSONL)
+        ),
         (b"*\n\n", TraceFormat.TEXT, ": no requests in it, expected at least one as text"),
         (b"12345", TraceFormat.INT32, ": 5 bytes, expected a multiple of 4 for int32"),
         (b"1234", TraceFormat.INT64, ": 4 bytes, expected a multiple of 8 for int64"),
