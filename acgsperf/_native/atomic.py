@@ -12,8 +12,8 @@ thread, which may be waiting for the lock.
 An interpreter that runs threads in parallel (CPython without the GIL), or switches between any two instructions (PyPy),
 needs a lock nevertheless. It is one lock for all objects, so that two objects that use each other cannot deadlock.
 
-A trace or profile function written in Python, such as a debugger's, runs between any two lines or calls. An operation is
-not atomic if that function uses the same object, or lets another thread use it. It may then raise a KeyError.
+A trace or profile function written in Python, such as a debugger's, runs between any two lines or calls. An operation
+is not atomic if that function uses the same object, or lets another thread use it. It may then raise a KeyError.
 """
 
 import sys
