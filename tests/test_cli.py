@@ -458,8 +458,10 @@ def test_validate_names_a_variable_that_cannot_be_used():
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_run_says_what_it_does_before_each_long_step(tmp_path):
     done = subprocess.run(
-        ["make", "--dry-run", "run", f"VENV={tmp_path}/venv"],
+        ["make", "--dry-run", "--no-print-directory", "run", f"VENV={tmp_path}/venv"],
         check=True,
+        # Without the options of the `make` that runs the tests.
+        env={name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))},
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent.parent,

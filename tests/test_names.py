@@ -89,6 +89,7 @@ def test_the_end_of_an_event_loop_leaves_a_lookup_alone(silent, caplog):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_process_starts_lookups_of_its_own(silent):
     lookups = names._lookups
     lookups.start("db.example")

@@ -107,6 +107,8 @@ def fetch(url: str, timeout: float = 5.0) -> str:
             outcome.append((_page(url, time.monotonic() + timeout), ""))
         except Exception as error:
             outcome.append(("", _problem(url, timeout, error)))
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
 
     # In a thread: nothing else ends the look-up of a name before its own deadline.
     thread = threading.Thread(target=work, daemon=True)

@@ -320,6 +320,7 @@ async def test_another_event_loop_is_refused_while_a_batch_is_under_way(tier, en
     assert (await own).value == "v"
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 @pytest.mark.parametrize("under_way", [False, True])
 async def test_a_forked_child_is_refused(tier, under_way):
     own = asyncio.ensure_future(tier.get("k"))
