@@ -470,7 +470,7 @@ cdef class LRUCache:
         return self.place(self.find(key, hash), key, hash, value, ttl_ns, now)
 
     cdef int place(self, uint32_t number, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now) except -1:
-        """Store in the slot where `find` has just found the key, or in a new one for 0."""
+        """Store in the slot that `find` has just returned, or in a new one if that is 0."""
         cdef int64_t expires_ns = self.expiry(ttl_ns, now)
         cdef Removed removed
         cdef Slot *slot
@@ -1087,7 +1087,7 @@ cdef class LatencyHistogram:
         with cython.critical_section(self):
             for i in range(hdr_first(&self.counts), hdr_end(&self.counts)):
                 if self.counts.slots[i]:
-                    # Two lists of integers: to allocate a tuple may start a garbage collection, and that run any code.
+                    # Two lists of integers: allocating a tuple may start a garbage collection, which may run any code.
                     slots.append(i)
                     used.append(self.counts.slots[i])
             smallest, largest = self.counts.smallest, self.counts.largest

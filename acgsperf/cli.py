@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    # Of itself, the help is never narrower than 50 columns.
+    # By default, the help is never narrower than 50 columns.
     context_settings={"terminal_width": min(100, shutil.get_terminal_size().columns) - 1},
 )
 # The class of all usage errors. Its module differs between versions of typer.
@@ -133,7 +133,7 @@ def _synthetic(count: int, seed: int) -> "Load":
 
 
 def _recorded(path: str, trace_format: str | None, count: int | None) -> "tuple[Load, dict[str, Any]]":
-    """The load, and what there is to say of its source."""
+    """The load, and a description of its source."""
     from acgsperf.workbench.replay import Load
     from acgsperf.workbench.traces import Trace
 
@@ -283,7 +283,7 @@ def _allow_broken_pipe() -> None:
 def main() -> NoReturn:
     """Run the command line. Every failure is one line and an exit status."""
     interrupts.install()
-    # What the package logs about a failure, the command prints itself.
+    # The command itself prints what the package logs about a failure.
     logging.getLogger("acgsperf").addHandler(logging.NullHandler())
     if "--help" in sys.argv:
         _allow_broken_pipe()

@@ -163,5 +163,5 @@ if is_command():
     try:  # noqa: SIM105 - contextlib is not loaded yet
         install()
     except ValueError:
-        # Only the main thread may install handlers. To ask which one this is would load `threading` first.
+        # Only the main thread may install handlers. Finding out which thread this is would load `threading` first.
         pass

@@ -44,14 +44,14 @@ class Settings:
         constitutional_hashes: the accepted hashes, the current one first.
         fast_path_enabled: `fast_path` of a `ComplianceValidator`.
         batch_processing_enabled: its `batch`.
-        database_url: the URL of PostgreSQL, None to do without.
+        database_url: the URL of PostgreSQL; None for no PostgreSQL.
         db_pool_min_size: the number of connections kept open.
         db_pool_max_size: the largest number of connections.
         db_statement_cache_size: prepared statements that a connection of the pool or of L3 keeps; must be 0 if a
             PgBouncer in transaction mode is in between.
         db_command_timeout: how long a statement of a borrower may take, in seconds; None for no limit.
         db_pool_health_check_interval: time between two health checks of the pools, in seconds.
-        redis_url: the URL of Redis, None to do without.
+        redis_url: the URL of Redis; None for no Redis.
         l1_cache_size: the largest number of entries in L1.
         l2_ttl_default: the time until a value expires, in seconds.
         cache_namespace: the prefix of keys in shared servers, 1 to 100 printable characters.

@@ -5,9 +5,9 @@ jump goes backwards and, up to 3.11, when a container is allocated. An `atomic` 
 between its first and its last access to the object, and drops no reference of the user's. So nothing runs in the middle
 of it. `tests/core/test_atomic.py` proves it from the bytecode.
 
-A lock would not do. If it is not reentrant, it blocks a finalizer that uses the object which it interrupts. If it is,
-that finalizer sees a half-changed object. Either kind is held while a finalizer or an `__eq__` waits for another
-thread, which may be waiting for the lock.
+A lock would not work. A lock that is not reentrant blocks a finalizer that uses the object whose change it interrupts.
+With a reentrant lock, that finalizer sees a half-changed object. Either lock stays held while a finalizer or an
+`__eq__` waits for another thread, and that thread may be waiting for the lock.
 
 An interpreter that runs threads in parallel (CPython without the GIL), or switches between any two instructions (PyPy),
 needs a lock nevertheless. It is one lock for all objects, so that two objects that use each other cannot deadlock.

@@ -1,8 +1,8 @@
 # cython: language_level=3
 """The counts of a HdrHistogram, in plain C: no Python code runs in here.  `hdr_layout.py` describes their layout.
 
-Only slots from that of the smallest value to that of the largest are read, so that pages that were never written are
-never read either.  If anything was counted, neither of these two slots is zero.
+Only the slots from the smallest to the largest recorded value are read, so that pages that were never written are never
+read.  If anything was counted, the first and the last of these slots are not zero.
 """
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree

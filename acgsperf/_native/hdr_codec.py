@@ -104,7 +104,7 @@ def cumulative(blob: bytes, bounds_ns: Sequence[int]) -> tuple[list[int], int, i
 
 
 def _most_bytes(compressed: int) -> int:
-    """Return how many bytes of counts are accepted from so many compressed ones."""
+    """Return how many bytes of counts are accepted from a number of compressed bytes."""
     return max(_ALWAYS_READ_BYTES, _LARGEST_RATIO * compressed)
 
 

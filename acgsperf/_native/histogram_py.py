@@ -176,7 +176,7 @@ class LatencyHistogram(FinalType):
 
     @atomic
     def _copy(self, window: Iterator[int], counts: list[int], first: int, end: int) -> tuple[int, int, int] | None:
-        """Copy the counts of the slots in use; None if these are others than `first` to `end`."""
+        """Copy the counts of the slots in use; None if these are not `first` to `end`."""
         if self._first != first or self._end != end:
             return None
         counts += window

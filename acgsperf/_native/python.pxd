@@ -1,6 +1,6 @@
 # cython: language_level=3
-"""Declares what the compiled modules use of Python's C API, and Cython's `cpython` package lacks or has without raw
-pointers.
+"""Declares the parts of Python's C API that the compiled modules use and that Cython's `cpython` package lacks, or
+declares without raw pointers.
 """
 
 from cpython.object cimport PyObject

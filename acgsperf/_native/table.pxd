@@ -6,7 +6,7 @@ shift (Knuth, TAOCP 3, 6.4, algorithm R), so that it needs no tombstones.  A slo
 together, so that a hit touches one cache line of it.  The links of the ring are separate, 8 bytes for each slot, to
 stay in the L2 cache of the CPU.  Slot 0 does not exist: in the index it means "empty", in the ring it is the anchor.
 
-The `table_` functions do not depend on order, nor the `ring_` functions on keys.
+The `table_` functions do not depend on the order. The `ring_` functions do not depend on the keys.
 """
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree

@@ -28,7 +28,7 @@ class L1(Generic[_V]):
     Args:
         lru: belongs to this object from now on. Its `on_evict` is still called.
         staleness: decides about the times of entries.
-        negative_maxsize: the most negative entries.
+        negative_maxsize: the maximum number of negative entries.
         on_evict_fresh: called with key and entry when a fresh entry is evicted to make room; None for no call.
 
     Attributes:
@@ -122,7 +122,7 @@ class L1(Generic[_V]):
 
     @property
     def has_room_for_negatives(self) -> bool:
-        """Whether one more negative entry evicts no other."""
+        """Whether another negative entry can be stored without evicting one."""
         return len(self._negatives) < self._negatives.maxsize
 
     def remove(self, key: str) -> None:
@@ -143,9 +143,9 @@ class L1(Generic[_V]):
             cache.clear()
 
     def remove_unservable(self) -> int:
-        """Remove the entries that may not be served any more, and return how many they were. O(n)."""
+        """Remove the entries that may no longer be served, and return their number. O(n)."""
         before = self._size()
-        # What expires here and may still be served moves to the stale store.
+        # An entry that expires here and may still be served moves to the stale store.
         self.lru.expire()
         self._stale_store.expire()
         self._negatives.expire()

@@ -169,7 +169,7 @@ class Loading:
             found.due_for_refresh[key] = entry
 
     def _join_or_start(self, keys: Sequence[str], found: _Found, source: Source) -> dict[Flight, list[str]]:
-        """Find or start a load for every key that needs one, and return those to wait for, with their keys."""
+        """Find or start a load for every key that needs one, and return the loads to wait for, with their keys."""
         missing = [key for key in keys if key not in found.values and not self._retries_later(key, found.stale)]
         refreshed = [
             key for key in found.due_for_refresh if self.flights.get(key) is None and key not in self._failures
@@ -196,7 +196,7 @@ class Loading:
         return key in stale and key in self._failures and self.flights.get(key) is None
 
     def _start(self, keys: Sequence[str], found: _Found, source: Source) -> Flight:
-        # Callers that join the load may get these entries meanwhile, so none that a write has superseded.
+        # Callers that join the load may get these entries, so leave out those that a write has superseded.
         candidates = {**found.due_for_refresh, **found.stale}
         servable = {
             key: entry
@@ -208,7 +208,7 @@ class Loading:
         return self.flights.start(keys, partial(self._run, keys, held, source), source.tags, servable)
 
     async def _run(self, keys: Sequence[str], held: Sequence[str], source: Source, flight: Flight) -> Mapping[str, Any]:
-        """Load keys that are not in flight. The lower tiers are read first for those that this process has held."""
+        """Load keys that are not in flight. For keys that this process has held, read the lower tiers first."""
         values: dict[str, Any] = {}
         # Another process may have loaded them since.
         if held:
@@ -254,7 +254,7 @@ class Loading:
         return None if entry is None or self._staleness.is_due_for_refresh(entry) else entry
 
     async def _call_loader(self, flight: Flight, keys: list[str], source: Source) -> dict[str, Entry]:
-        """Return entries for what the loader returns; with a `negative_ttl`, for the keys that it lacks, too."""
+        """Return an entry for each loaded value and, with a `negative_ttl`, for each key without a value."""
         self.loads += 1
         flight.loader_keys.update(keys)
         loaded = await source.loader(keys)

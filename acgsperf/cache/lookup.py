@@ -14,7 +14,8 @@ from acgsperf.tiers.deadline import Deadline, Wait
 
 __all__ = ["Lookup"]
 
-# The waits for L3 share one timer if their reads began at most this long ago. A wait may end late by the same time.
+# The waits for L3 share one timer if their reads began at most this long ago. So a wait may end late by up to this
+# time.
 _SHARED_TIMER_TOLERANCE_S: Final = 0.01
 
 

@@ -81,11 +81,11 @@ class LowerTiers:
         await self.tiers[0].set(key, entry)
 
     def write_back(self, key: str, entry: Entry) -> None:
-        """Queue an entry that a slower tier had for the first tier."""
+        """Queue an entry, found in a slower tier, to be written to the first tier."""
         self.queues[0].put(key, entry)
 
     def demote(self, key: str, entry: Entry) -> None:
-        """Give L2 a fresh entry that L1 has evicted, if L2 has lost it."""
+        """Write a fresh entry that L1 has evicted to L2, if L2 has lost it."""
         if self.l2 is not None:
             self.queues[0].demote(key, entry)
 
@@ -137,7 +137,7 @@ class LowerTiers:
 
     async def _call_both(self, call: Callable[[Tier], Coroutine[Any, Any, _T]]) -> tuple[_T | None, _T | None]:
         if self.l2 is None or self.l3 is None:
-            # Without a task, so that the tier has the call before anything else runs in this iteration of the loop.
+            # No task is started, so the tier gets the call before anything else runs in this iteration of the loop.
             l2 = await call(self.l2) if self.l2 is not None else None
             l3 = await call(self.l3) if self.l3 is not None else None
             return l2, l3
@@ -151,6 +151,7 @@ class LowerTiers:
 
     def _discard(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        # Retrieve the error. Otherwise asyncio would log it as never retrieved if the call of L2 has raised one, too.
+        # Retrieve the error. Otherwise, if the call of L2 has raised as well, asyncio would log this error as never
+        # retrieved.
         if not task.cancelled():
             task.exception()

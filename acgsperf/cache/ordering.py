@@ -7,7 +7,8 @@ from typing import Final
 
 __all__ = ["Ordering"]
 
-# The most keys, and the most tags, whose last write is remembered. Beyond that, every read in flight is superseded.
+# The maximum number of keys, and of tags, whose last write is remembered. Beyond that, every read in flight is
+# superseded.
 _MAX_REMEMBERED: Final = 10_000
 
 

@@ -19,7 +19,7 @@ class Promotion:
 
     Args:
         threshold: the hit at which a key is promoted; 1 promotes at the first.
-        counters: the most keys that are counted; the least recently hit key is forgotten first.
+        counters: the maximum number of keys that are counted; the least recently hit key is forgotten first.
     """
 
     def __init__(self, threshold: int, counters: int) -> None:

@@ -118,7 +118,7 @@ class Flights:
 
     Args:
         namespace: names the cache in messages.
-        hard_timeout: the most seconds that a load may take, None for no limit.
+        hard_timeout: the maximum duration of a load, in seconds; None for no limit.
         on_failure: called with the flight and the error when a load fails.
 
     Attributes:

@@ -59,13 +59,13 @@ class TieredCache(Generic[_V]):
             default.
         soft_timeout: the seconds that a caller waits for a load if there is a stale value. Then it gets the stale
             value, and the load continues in the background. 0 (default) serves the stale value at once
-            (stale-while-revalidate), None only if the load fails (stale-if-error).
+            (stale-while-revalidate). None serves it only if the load fails (stale-if-error).
         hard_timeout: the seconds that a load may take, None (default) for no limit.
         refresh_ahead: the share of the ttl after which a hit of `get_or_load` starts a load in the background. Greater
             than 0 and less than 1; None (default) for never. A `PerformanceService` moves it between 0.8 and None.
         negative_ttl: the seconds for which the cache remembers that a loader returned None. With None (default), None
             is a value like any other.
-        negative_maxsize: the most keys remembered that way, 10,000 by default.
+        negative_maxsize: the maximum number of keys remembered that way, 10,000 by default.
         promotion_threshold: the hit in the lower tiers at which a value is copied to L1, 3 by default. `optimize`
             moves it.
         demotion: whether a fresh value that L1 evicts is written to L2 if L2 has lost it. True by default. Warning: if
@@ -161,7 +161,7 @@ class TieredCache(Generic[_V]):
         """Cancel the loads, write what is queued, and close the tiers.
 
         Callers that wait for a load get a `CacheError`. A loader that ignores its cancellation is abandoned after 5 s.
-        To close a cache twice does nothing.
+        Closing a cache again does nothing.
         """
         if self._loop is None:
             return
@@ -220,7 +220,7 @@ class TieredCache(Generic[_V]):
             tags: labels that `invalidate_tag` finds the value by.
 
         Returns:
-            Which tiers accepted the value. A tier that did not may serve an older value later.
+            Which tiers accepted the value. A tier that did not accept it may serve an older value later.
 
         Raises:
             CacheError: if the cache is not open, or is open in another event loop.

@@ -26,7 +26,7 @@ class Written:
 
     @property
     def everywhere(self) -> bool:
-        """Whether every tier that the cache has did."""
+        """Whether every tier of the cache did so."""
         return self.l1 and self.l2 is not False and self.l3 is not False
 
 
@@ -64,7 +64,7 @@ class TieredStats:
         loads: loader calls, each for one key or for many.
         load_errors: loader calls that failed, timeouts included.
         load_timeouts: loader calls that the hard timeout ended.
-        missed: values or errors for which a caller waited for a loader, be it its own or another caller's.
+        missed: values or errors for which a caller waited for a loader, its own or that of another caller.
         joined: times that a caller joined the load of another caller.
         refreshes: loads that ran in the background, while callers got a fresh or stale value.
         stale_served: stale values that callers got.

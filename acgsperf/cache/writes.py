@@ -22,7 +22,7 @@ class Writes:
     Args:
         l1: is changed first.
         lower_tiers: are changed together after it.
-        loading: has its loads superseded.
+        loading: its loads are superseded.
         promotion: counts the hits of a written key from zero again.
     """
 

@@ -29,7 +29,7 @@ def is_exhausted(pool: Any, in_use: int, max_size: int) -> bool:
     Args:
         pool: the pool. Only a real one knows how many connections are idle.
         in_use: the connections in use, for a substitute.
-        max_size: the most connections, for a substitute.
+        max_size: the maximum number of connections, for a substitute.
     """
     if isinstance(pool, Pool):
         return pool.get_idle_size() == 0 and pool.get_size() >= pool.get_max_size()

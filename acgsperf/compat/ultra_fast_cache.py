@@ -77,7 +77,7 @@ class UltraFastMultiTierCache:
 
     Args:
         redis_url: the Redis server of L2.
-        l1_max_size: the most entries of L1, 1 to 2**30. A new value takes effect at the next store.
+        l1_max_size: the maximum number of entries in L1, 1 to 2**30. A new value takes effect at the next store.
         constitutional_validator: available as the attribute of that name; by default, a new validator.
 
     Raises:

@@ -57,7 +57,7 @@ class UltraFastConnectionPool:
         pool_name: used in messages.
         dsn: the PostgreSQL server.
         min_size: connections that `initialize` opens.
-        max_size: the most connections.
+        max_size: the maximum number of connections.
         constitutional_validator: an object with `validate_hash`; by default, a new validator.
     """
 

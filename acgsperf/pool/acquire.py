@@ -75,7 +75,7 @@ class Acquire:
 
 def _better_replica(replicas: Sequence[Lender]) -> Lender | None:
     healthy = [replica for replica in replicas if replica.available]
-    # The power of two choices: nearly as good as the best of all, without a herd that runs to the best one.
+    # The power of two choices: nearly as good as the best of all, but callers do not all choose the same replica.
     two = random.sample(healthy, min(2, len(healthy)))
     known = all(replica.recent_use_s for replica in two)
     return min(two, key=lambda replica: replica.load(known), default=None)

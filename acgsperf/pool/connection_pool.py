@@ -198,7 +198,7 @@ class ConnectionPool(Queries):
         Args:
             timeout: seconds to wait for the connections.
             retry: whether to wait for a server that is still starting or cannot be reached yet. The pool then opens at
-                least one connection. An error that waiting does not remove, such as a wrong password, still ends it.
+                least one connection. An error that waiting cannot fix, such as a wrong password, still ends the wait.
 
         Raises:
             PoolUnhealthy: if the server refuses three attempts in a row and `retry` does not apply; the pool is closed
@@ -283,11 +283,11 @@ class ConnectionPool(Queries):
         """
         task = self._lender.take_back(connection)
         if task is not None:
-            # Not a shield: if the pool is closed and the reset is cancelled, this caller is not.
+            # Not `asyncio.shield`: if closing the pool cancels the reset, this caller must not be cancelled.
             await asyncio.wait((task,))
 
     async def warm(self, n: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109
-        """Return when at least `n` connections are open. Those that are too many are closed after `max_idle`.
+        """Return when at least `n` connections are open. Surplus ones are closed after `max_idle`.
 
         Raises:
             ValueError: if `n` is negative or more than `max_size`.
@@ -368,8 +368,8 @@ class ConnectionPool(Queries):
         """Adapt the size of the pool to recent demand, between `min_size` and `max_size`.
 
         Demand is the highest number of connections in use and waiting callers at once since the last call. The pool
-        keeps so many connections that demand is 80 % of them. Missing ones are opened in the background, surplus idle
-        ones are closed.
+        then keeps enough connections that demand is 80 % of their number. Missing ones are opened in the background,
+        surplus idle ones are closed.
         """
         self._lifecycle.refuse_elsewhere()
         supply = self._supply

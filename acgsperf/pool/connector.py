@@ -139,7 +139,7 @@ class Connector:
         if keepalives or "keepalives" in wanted:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, keepalives)
         for name, constant in _SOCKET_OPTIONS.items():
-            # As in libpq, 0 means the default of the system, and what the system does not have is ignored.
+            # As in libpq, 0 means the default of the system, and an option that the system lacks is ignored.
             if wanted.get(name) and hasattr(socket, constant):
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, constant), wanted[name])
 
@@ -151,7 +151,8 @@ class Connector:
     def describe(self, error: Exception) -> str:
         """An error as text for messages, without the password."""
         kind, text = type(error).__name__, str(error)
-        # The server and the system never repeat the password. Their words may contain it by chance, if it is short.
+        # The server and the system never repeat the password. But a short password may occur in their messages by
+        # chance.
         if not isinstance(error, asyncpg.PostgresError | OSError) and any(
             secret in text for secret in secrets_of(self._dsn, self._connect_options.get("password"))
         ):

@@ -11,7 +11,7 @@ from acgsperf.pool.connector import Connector
 
 _log = logging.getLogger("acgsperf.pool")
 _FIRST_BACKOFF_S: Final = 0.05
-# The longest time for which a server that is back goes unnoticed.
+# The longest time until the pool notices that a server is back.
 _LAST_BACKOFF_S: Final = 0.8
 
 

@@ -62,7 +62,7 @@ class HealthCheck:
         return PoolHealth(False, error=f"pool {self._lifecycle.name!r} is not open")
 
     async def _ask_with_idle(self) -> bool:
-        # The check waits before all callers, and does not count as one whose deadline passed.
+        # The check is served before all callers. If its deadline passes, that is not counted as a caller's timeout.
         slot: Slot | None = None
         try:
             async with asyncio.timeout(self._options.check_timeout):

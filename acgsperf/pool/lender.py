@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("acgsperf.pool")
 _LATENCY_WEIGHT: Final = 0.2
 _LATENCY_HALF_LIFE_S: Final = 10.0
-# A replica that returns nothing counts as at most so many times slower than it was.
+# A replica whose borrowers return no connection counts as at most this many times slower than before.
 _MOST_SUSPECTED: Final = 4.0
-# How many places a pool reports that acquire a second connection.
+# The maximum number of places in the code that a pool reports for acquiring a second connection.
 _MOST_PLACES: Final = 100
 # The highest value that a histogram records.
 _LONGEST_NS: Final = LatencyHistogram().highest_ns
@@ -232,14 +232,14 @@ class Lender:
                 )
 
     def load(self, latency_known: bool) -> float:
-        """Return what one more reader would wait for here: requests in flight, times latency if it is known."""
+        """Return the load that one more reader would meet: requests in flight, times the latency if it is known."""
         in_use = self._inventory.in_use
         requests = in_use + len(self._waiters.waiting) + 1
         if not latency_known:
             return requests
         age_s = self._clock() - self._progress_at
         if in_use:
-            # A server that returns nothing any more may have become slower, or has lent one connection for long.
+            # If no connection comes back, the server may be slower, or one borrower keeps its connection for long.
             return requests * max(self.recent_use_s, min(age_s, _MOST_SUSPECTED * self.recent_use_s))
         # The latency fades. Otherwise a replica that was slow once would never be asked again.
         return requests * self.recent_use_s * math.exp2(-age_s / _LATENCY_HALF_LIFE_S)

@@ -48,8 +48,8 @@ class PoolManager:
             PoolExists: if an open pool or replica has the name, or the name of one of the new replicas.
             PoolClosed: if the manager is closed.
             TypeError: if the name is not a str.
-            TypeError, ValueError, PoolUnhealthy, PoolTimeout: as `ConnectionPool` and its `open`. The name is free
-                again.
+            TypeError, ValueError, PoolUnhealthy, PoolTimeout: as `ConnectionPool` and its `open`. The name can then be
+                used again.
         """
         checked_str("name", name)
         if self._closed:

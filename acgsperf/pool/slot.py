@@ -1,4 +1,4 @@
-"""One connection of a pool: its age, its lease, and whether it is alive, found out without asking the server."""
+"""One connection of a pool: its age, its lease, and whether it is alive, as far as is known without a query."""
 
 import asyncio
 import logging
@@ -38,7 +38,8 @@ class _PooledConnection:
     def get_reset_query(self) -> str:
         """Return the query that resets a session, prepared statements excepted."""
         query: str = super().get_reset_query()  # type: ignore[misc]
-        # A server that is not PostgreSQL may not know these. One that knows CLOSE ALL and RESET ALL does.
+        # A server that is not PostgreSQL may not know these. A server that knows CLOSE ALL and RESET ALL also knows
+        # these.
         return query + _ADDITIONAL_RESET if "CLOSE ALL" in query and "RESET ALL" in query else query
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109

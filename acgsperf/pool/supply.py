@@ -29,7 +29,7 @@ _PROBATION_S: Final = 1.0
 
 
 class Supply:
-    """Keeps the connections of one pool in number and in order, and talks to the server for it.
+    """Keeps the right number of working connections in one pool, and talks to the server for it.
 
     Whatever changes the number of connections or of waiting callers calls `replenish` afterwards.
 
@@ -37,7 +37,7 @@ class Supply:
         inventory: the connections.
         connecting: connection attempts in flight.
         checks: checks of connections in flight.
-        opened: connections opened since the pool was.
+        opened: connections opened since the pool was opened.
         target_size: the number of connections that the pool keeps, between `min_size` and `max_size`.
         patient: whether callers wait for a server that may become ready, however often it refuses a connection.
     """
@@ -130,7 +130,7 @@ class Supply:
         if slot not in self.inventory.slots:
             return
         if slot.connection.is_in_transaction():
-            # A cancelled query began it, and its reply came only now.
+            # A cancelled query began the transaction, and the reply to it came only now.
             self.terminate(slot, CloseReason.RESET_FAILED)
             return
         self._health.mark_healthy()

@@ -28,8 +28,8 @@ class Optimizer:
     time of the next round.
 
     Args:
-        validator: loses its expired contexts.
-        cache: loses its expired entries; its `promotion_threshold` and `refresh_ahead` are tuned.
+        validator: its expired contexts are removed.
+        cache: its expired entries are removed; its `promotion_threshold` and `refresh_ahead` are tuned.
         pools: are resized.
         window: the requests since the last round.
     """

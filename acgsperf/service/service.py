@@ -33,7 +33,8 @@ Request = Mapping[str, Any]
 Handler = Callable[[Request], Awaitable[Any]]
 
 DEFAULT_POOL: Final = "default"
-# More gain nothing. They keep the event loop so busy that, on a loaded machine, servers seem to miss their deadlines.
+# More requests at a time gain nothing. They keep the event loop so busy that, on a loaded machine, servers seem to miss
+# their deadlines.
 _CONCURRENT_REQUESTS: Final = 100
 
 _LONGEST_NS: Final = LatencyHistogram().highest_ns

@@ -86,7 +86,7 @@ class Tier(ABC):
     reads; a larger call is sent in several batches.
 
     Calls made in the same turn of the event loop are sent together. Of two calls for the same key, the later one sees
-    the effect of the earlier one, even if nobody awaited that one yet.
+    the effect of the earlier one, even if the earlier one has not been awaited yet.
 
     Attributes:
         name: for messages.
@@ -145,8 +145,8 @@ class Tier(ABC):
         An entry that is set during this call is either deleted or written after it.
 
         Returns:
-            How many entries are known to be deleted, which may be fewer than were; None if the server refused it or did
-            not answer, or not until the end.
+            How many entries are known to be deleted; more may have been. None if the server refused the call, or did
+            not answer all of it.
         """
 
     @abstractmethod
@@ -154,7 +154,7 @@ class Tier(ABC):
         """Deletes all entries of the namespace, in steps. The deadline applies to each step.
 
         Returns:
-            How many entries were deleted; None if the server refused it or did not answer, or not until the end.
+            How many entries were deleted; None if the server refused the call, or did not answer all of it.
         """
 
     @abstractmethod

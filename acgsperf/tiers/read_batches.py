@@ -49,7 +49,7 @@ class ReadBatches:
         self._started_at = 0.0
         self._in_flight = 0
         self._scheduled = False
-        # Whether what waits is the rest of more keys than fit into a batch.
+        # Whether the waiting keys are the rest of a call that did not fit into one batch.
         self._oversized = False
 
     def open(self) -> None:

@@ -34,7 +34,7 @@ KEYS_A_COMMAND: Final = 1_000
 LONGEST_MS: Final = 1 << 60
 TAG_TTL_MS: Final = 30 * 24 * 3600 * 1000
 
-# The value of a lock is its token and its owner; by the owner, the script recognizes a repeated command. A token is at
+# The value of a lock is its token and its owner; the script recognizes a repeated command by the owner. A token is at
 # least the clock in microseconds, so that tokens keep growing even if the server has lost the counter.
 _LOCK: Final = """
 local held = redis.call('GET', KEYS[1])
@@ -66,7 +66,7 @@ class RedisTier(ServerTier):
         url: `redis://`, `rediss://` (certificate and host name are checked) or `unix://`.
         deadline: seconds after which a call returns, even if the server does not answer.
         max_value_bytes: larger envelopes are neither stored nor read.
-        max_connections: most connections open at the same time; callers wait for one in order. None for the URL's
+        max_connections: maximum number of open connections; callers wait for one in order. None for the URL's
             `max_connections`, or 10.
         max_lifetime: seconds after which a connection is replaced; most are replaced up to 10 % earlier.
         credentials: called for each new connection; returns, or awaits, a password, or a user name and a password. Use

@@ -28,7 +28,7 @@ __all__ = ["Command", "Credentials", "RedisConnections"]
 
 MAX_CONNECTIONS: Final = 10
 MAX_LIFETIME_S: Final = 3600.0
-# Idle connections that are not closed, and how long the others may be idle.
+# How many idle connections are kept open, and how long the others may be idle.
 KEPT_IDLE: Final = 2
 MAX_IDLE_S: Final = 4.0
 
@@ -55,7 +55,7 @@ class _Connection:
         try:
             await self.redis.connect()  # type: ignore[no-untyped-call]
         except ResponseError as error:
-            # Not the refusal of one command: no command can be sent.
+            # The server refuses the connection, not one command: no command can be sent.
             raise RedisConnectionError(f"the server refused the connection: {error}") from error
         self.is_open = True
 
@@ -81,7 +81,7 @@ class RedisConnections:
 
     Args:
         url: `redis://`, `rediss://` or `unix://`.
-        max_connections: most connections open at the same time; None for the URL's `max_connections`, or 10.
+        max_connections: maximum number of open connections; None for the URL's `max_connections`, or 10.
         max_lifetime: seconds after which a connection is replaced; most are replaced up to 10 % earlier.
         credentials: called for each new connection; returns, or awaits, a password, or a user name and a password.
 

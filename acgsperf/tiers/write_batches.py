@@ -11,7 +11,7 @@ from acgsperf.tiers.server_calls import ServerCalls
 
 __all__ = ["Operation", "WriteBatch", "WriteBatches"]
 
-# A batch has to arrive within the deadline, whatever a caller writes at once.
+# A batch has to arrive within the deadline, however much a caller writes at once.
 MAX_WRITES_TOGETHER: Final = 1_000
 MAX_BYTES_TOGETHER: Final = 1 << 20
 

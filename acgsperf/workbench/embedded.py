@@ -24,7 +24,7 @@ from acgsperf.workbench.server_processes import (
 
 __all__ = ["Servers", "embedded_servers"]
 
-# What every system accepts as the path of a unix socket, in bytes.
+# The longest path of a unix socket that every system accepts, in bytes.
 _LONGEST_PATH: Final = 103
 # Waits until its standard input ends, stops what still runs, and removes the folder. It removes twice, because a child
 # of an interrupted start may write there for a moment more.

@@ -33,7 +33,7 @@ _ORIGIN_ERRORS: Final = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
-# What a server that is restarting causes.
+# The errors that a restarting server causes.
 _PASSING_ERRORS: Final = (
     OSError,
     PoolError,
@@ -226,7 +226,8 @@ def _activity(tier: TierStats, l1: CacheStats) -> str:
         return "not read: L1 answered every request"
     p99 = f"P99 {tier.latency.p99 / 1e6:.4f} ms"
     if not (tier.hits or failed or l1.evictions or l1.expirations):
-        # It was read for first requests alone, which it cannot answer. A rate of 0 % would look like a fault.
+        # The tier was read only for the first request of each key, which it cannot answer. A rate of 0 % would look
+        # like a fault.
         return f"not needed, because L1 kept every value; {p99}"
     return f"{p99}, {100 * tier.hit_rate:.2f} % hits" + (f", {failed:,} failed calls" if failed else "")
 

@@ -170,7 +170,7 @@ codecs.register_error(_BAD_BYTES, _bad_bytes)
 
 
 class _Recoded(io.RawIOBase):
-    """UTF-8 of a text in another encoding; the byte FF, which is not UTF-8, replaces what is no text there."""
+    """UTF-8 of a text in another encoding; the byte FF, which is not UTF-8, replaces what is not text there."""
 
     def __init__(self, source: ByteStream, encoding: str) -> None:
         self._source = source

@@ -13,7 +13,7 @@ from acgsperf.workbench.trace_bytes import LONGEST_LINE_BYTES, ByteStream, Trace
 __all__ = ["PARSERS", "Request", "TraceFormat", "integers", "recognised"]
 
 Request = dict[str, object]
-# What a parser returns for a line that is right and holds no request.
+# What a parser returns for a valid line that holds no request.
 Parser = Callable[[str], Request | None]
 
 _HEAD_BYTES: Final = 65_536
@@ -103,7 +103,7 @@ def _access_log(line: str) -> Request | None:
     match = _ACCESS.match(line)
     if match is None:
         raise ValueError("expected a line of the common, combined or vhost_combined log format")
-    # Servers on the open internet also log what was no request at all.
+    # Servers on the open internet also log data that is not a request.
     if not (request := _REQUEST_LINE.fullmatch(match["request"])):
         return None
     host = {"host": match["host"]} if match["host"] else {}
@@ -191,7 +191,7 @@ def recognised(stream: ByteStream, trace_format: TraceFormat | None) -> tuple[By
     if (found := _of_lines(stream.name, sample, is_text=is_text)) is not None:
         return stream, found
     stream.put_back_nuls(nuls)
-    # As many as do not change where an integer begins.
+    # Put back only as many NUL bytes as do not change where an integer begins.
     head = bytes(nuls if nuls <= _HEAD_BYTES else _HEAD_BYTES + nuls % 8) + head
     if _is_text_with_nuls(head):
         raise TraceError(
@@ -202,7 +202,7 @@ def recognised(stream: ByteStream, trace_format: TraceFormat | None) -> tuple[By
 
 
 def _blank(head: bytes, nuls: int) -> str:
-    """What data without content is called."""
+    """Describe data without content, for messages."""
     if len(head) >= _HEAD_BYTES:
         return f"begins with {len(head):,} bytes of blank lines"
     return "empty except for " + " and ".join(["NUL bytes"] * bool(nuls) + ["blank lines"] * bool(head))
@@ -247,7 +247,7 @@ def _is_text_in(encoding: str, head: bytes) -> bool:
 
 
 def _is_text_with_nuls(head: bytes) -> bool:
-    """Whether the bytes are NUL and more of UTF-8 text. Each of the integers whose bytes are text begins with NUL."""
+    """Whether the bytes are UTF-8 text with fewer than half NULs. Integers that look like text all begin with NUL."""
     text = head.replace(b"\0", b"")
     if not len(head) < 2 * len(text) < 2 * len(head) or _BINARY.search(text) or not head[::8].strip(b"\0"):
         return False

@@ -14,7 +14,7 @@ from acgsperf.workbench.trace_formats import PARSERS, Request, TraceFormat, inte
 
 __all__ = ["Request", "Trace", "TraceError", "TraceFormat", "read_trace", "zipf_requests", "zipf_trace"]
 
-# A log may have lines that were cut or that a client has spoilt; with more, the format is the wrong one.
+# A log may have lines that were cut off or damaged by a client. If more lines are bad, the format is wrong.
 MAX_SKIPPED: Final = 0.1
 # Only JSON can hold what is no request: numbers without bounds, half of a surrogate pair.
 _JSON: Final = frozenset({TraceFormat.JSONL, TraceFormat.JSON_LOG})

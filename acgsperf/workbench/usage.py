@@ -19,7 +19,7 @@ class UsageError(AcgsperfError, ValueError):
 
 
 def whole_number(option: str, text: str, low: int, high: int) -> int:
-    """The integer that `text` is, between `low` and `high`."""
+    """Parse `text` as an integer between `low` and `high`."""
     try:
         found = int(text) if len(text) <= 100 else None
     except ValueError:
@@ -30,7 +30,7 @@ def whole_number(option: str, text: str, low: int, high: int) -> int:
 
 
 def number(option: str, text: str, low: float, high: float) -> float:
-    """The number that `text` is, between `low` and `high`."""
+    """Parse `text` as a number between `low` and `high`."""
     try:
         found = float(text)
     except ValueError:
