@@ -6,7 +6,10 @@ from msgspec import Struct
 
 
 class Entry(Struct, frozen=True):
-    """What a tier keeps for a key. Times are seconds since the epoch, because processes share them.
+    """What a tier keeps for a key. Times are those of `time.monotonic` in this process; None means never.
+
+    A tier that other processes read must not store these times: it stores those of its server's clock, and converts
+    them when it reads.
 
     `msgspec.structs.replace` returns a changed copy. It is a msgspec `Struct` because every read creates one, and a
     frozen dataclass takes eight times as long.
@@ -18,6 +21,8 @@ class Entry(Struct, frozen=True):
         kept_until: the time from which the tier no longer has it; None for never.
         tags: the tags by which `invalidate_tag` finds it.
         negative: whether the loader found no value.
+        id: 8 random bytes, made by the write or load that made the entry; empty if no tier has it yet.
+        stamp: microseconds. Of two writes, the one with the greater stamp is the newer.
     """
 
     value: Any
@@ -26,3 +31,5 @@ class Entry(Struct, frozen=True):
     kept_until: float | None
     tags: tuple[str, ...] = ()
     negative: bool = False
+    id: bytes = b""
+    stamp: int = 0

@@ -3,6 +3,32 @@
 `RedisTier` and `PostgresTier` have modules of their own, which import their drivers.
 """
 
-from acgsperf.tiers.base import BreakerState, Entry, LockingTier, Tier, TierHealth, TierStats
+from acgsperf.tiers.base import (
+    BreakerState,
+    Entry,
+    LockingTier,
+    Observation,
+    Outcome,
+    Store,
+    StoreKind,
+    Tier,
+    TierHealth,
+    TierStats,
+    Write,
+    WriteResult,
+)
 
-__all__ = ["BreakerState", "Entry", "LockingTier", "Tier", "TierHealth", "TierStats"]
+__all__ = [
+    "BreakerState",
+    "Entry",
+    "LockingTier",
+    "Observation",
+    "Outcome",
+    "Store",
+    "StoreKind",
+    "Tier",
+    "TierHealth",
+    "TierStats",
+    "Write",
+    "WriteResult",
+]

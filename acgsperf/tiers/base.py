@@ -1,17 +1,34 @@
 """The contract of a tier: what a cache asks of it, and what it returns when its server does not answer."""
 
 import math
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from msgspec import Struct
 
 from acgsperf._native.entry import Entry
 from acgsperf._native.types import HistogramSnapshot
 
-__all__ = ["BreakerState", "Entry", "LockingTier", "Tier", "TierHealth", "TierStats"]
+__all__ = [
+    "RETENTION_S",
+    "BreakerState",
+    "Entry",
+    "LockingTier",
+    "Observation",
+    "Outcome",
+    "Store",
+    "StoreKind",
+    "Tier",
+    "TierHealth",
+    "TierStats",
+    "Write",
+    "WriteResult",
+]
+
+RETENTION_S: Final = 60.0
 
 
 class BreakerState(Enum):
@@ -75,6 +92,87 @@ class TierStats(Struct, frozen=True):
         return self.hits / asked if asked else 0.0
 
 
+class Observation(Struct, frozen=True):
+    """What a tier had under a key. A later `store` compares it with what the tier has then.
+
+    Attributes:
+        id: of the entry, tombstone or marker; empty if there was nothing.
+        stamp: of the same, in microseconds.
+        expires_at: the time of `time.monotonic` until which a store may rely on the observation.
+        tokens: of the namespace and of the tags of the load, in this order.
+        invalidations: changes when a tag is invalidated or the namespace is cleared.
+    """
+
+    id: bytes
+    stamp: int
+    expires_at: float
+    tokens: tuple[bytes, ...] = ()
+    invalidations: bytes = b""
+
+
+class StoreKind(Enum):
+    """LOAD: a loaded entry. COPY: an entry found in a slower tier. DEMOTION: an entry that L1 has evicted."""
+
+    LOAD = "load"
+    COPY = "copy"
+    DEMOTION = "demotion"
+
+
+class Store(Struct, frozen=True):
+    """An entry that is stored only if no write has superseded it.
+
+    Attributes:
+        entry: the entry, with its id and the observed stamp.
+        seen: what was observed before the load or the copy; None for a demotion.
+        kind: decides what is compared. LOAD: the id, and the tokens. COPY: the id, and the invalidations. DEMOTION: the
+            key must be absent, and `log_position` must be the last one of the namespace's log.
+        log_position: the last position of the log that this process had processed when L1 evicted the entry.
+    """
+
+    entry: Entry
+    seen: Observation | None = None
+    kind: StoreKind = StoreKind.LOAD
+    log_position: bytes = b""
+
+
+class Write(Struct, frozen=True):
+    """An explicit write. Of two writes of a key, the one with the greater stamp wins.
+
+    Attributes:
+        entry: what to store; None to delete the key.
+        id: 8 random bytes.
+        stamp: microseconds, by the clock of the first tier's server.
+    """
+
+    entry: Entry | None
+    id: bytes
+    stamp: int
+
+
+class Outcome(Enum):
+    """STORED: done. NEWER: not done, because the tier has something newer. REFUSED: not done, and it will not be done.
+    UNKNOWN: the server did not answer; it may have been done, and it will not be done later."""
+
+    STORED = "stored"
+    NEWER = "newer"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+
+
+class WriteResult(Struct, frozen=True):
+    """What became of a write.
+
+    Attributes:
+        outcome: whether it was done.
+        stamp: of what the tier has, if that is newer.
+        published: whether the tier has told the other processes.
+    """
+
+    outcome: Outcome
+    stamp: int = 0
+    published: bool = False
+
+
 class Tier(ABC):
     """A cache below L1, shared by processes.
 
@@ -88,13 +186,23 @@ class Tier(ABC):
     Calls made in the same turn of the event loop are sent together. Of two calls for the same key, the later one sees
     the effect of the earlier one, even if the earlier one has not been awaited yet.
 
+    The methods from `observe` on keep writes right between processes. They have defaults, which store without a
+    condition: with a tier of your own that does not override them, a slow load can overwrite a newer write.
+
     Attributes:
         name: for messages.
         deadline: seconds after which a batch ends; infinite if there is no limit.
+        coherent: whether the tier overrides the methods from `observe` on.
+        retention: the seconds for which the tier remembers what was removed. The cache sets it before it opens the
+            tier.
+        writer: 8 bytes by which the records of this cache are known. Empty: the tier publishes no records.
     """
 
     name: str
     deadline: float = math.inf
+    coherent: bool = False
+    retention: float = RETENTION_S
+    writer: bytes = b""
 
     @abstractmethod
     async def open(self, namespace: str) -> None:
@@ -157,6 +265,68 @@ class Tier(ABC):
             How many entries were deleted; None if the server refused the call, or did not answer all of it.
         """
 
+    def now_us(self) -> int:
+        """Return the time of the server's clock in microseconds since the epoch, for stamps."""
+        return time.time_ns() // 1000
+
+    async def observe(self, keys: Sequence[str], tags: Sequence[str] = ()) -> dict[str, Observation]:
+        """Return what is under keys now, before a load or a copy. A key that cannot be read is left out.
+
+        Args:
+            keys: the keys.
+            tags: those of the entries that will be stored.
+        """
+        return {key: _ANYTHING for key in keys}
+
+    async def look_up(
+        self, keys: Sequence[str], tags: Sequence[str] = ()
+    ) -> tuple[dict[str, Entry], dict[str, Observation]]:
+        """Return the entries of keys, fresh or stale, and what `observe` returns for those without a fresh entry."""
+        return await self.get_many(keys), await self.observe(keys, tags)
+
+    async def store(self, stores: Mapping[str, Store]) -> frozenset[str]:
+        """Store entries unless a write has superseded them, and return the keys that were stored."""
+        return await self.set_many({key: store.entry for key, store in stores.items()})
+
+    async def write(self, writes: Mapping[str, Write]) -> dict[str, WriteResult]:
+        """Carry out explicit writes, unless the tier has something newer.
+
+        An entry that the tier cannot keep (too large, not serializable, expired already) removes the former one, and
+        is reported as refused. A write that was carried out and is repeated with the same id counts as stored.
+        """
+        results = {}
+        entries = {key: write.entry for key, write in writes.items() if write.entry is not None}
+        if entries:
+            stored = await self.set_many(entries)
+            results = {key: _STORED if key in stored else _REFUSED for key in entries}
+        deleted = [key for key, write in writes.items() if write.entry is None]
+        if deleted:
+            outcome = _REFUSED if await self.delete_many(deleted) is None else _STORED
+            results |= dict.fromkeys(deleted, outcome)
+        return results
+
+    async def remove_written(self, ids: Mapping[str, bytes]) -> bool:
+        """Remove keys whose entry has the given id: writes of unknown outcome are undone. Return whether it was done."""
+        return await self.delete_many(list(ids)) is not None
+
+    async def invalidate(self, tag: str | None, *, refused_below: bool = False) -> WriteResult:
+        """Remove every entry with a tag, or with None every entry of the namespace.
+
+        Args:
+            tag: the tag.
+            refused_below: the slower tier has refused it: copies of its entries must not be stored here.
+        """
+        done = await (self.clear() if tag is None else self.invalidate_tag(tag))
+        return _REFUSED if done is None else _STORED
+
+    async def expire_now(self, writes: Mapping[str, Write]) -> dict[str, WriteResult]:
+        """Make entries stale from now on, and keep them as long as before. The entries in `writes` are not used."""
+        return await self.write({key: Write(None, write.id, write.stamp) for key, write in writes.items()})
+
+    async def expire_tag(self, tag: str) -> WriteResult:
+        """Make every entry with a tag stale from now on, and keep it as long as before."""
+        return await self.invalidate(tag)
+
     @abstractmethod
     async def health(self) -> TierHealth:
         """Asks the server now, even if the breaker is open."""
@@ -164,6 +334,11 @@ class Tier(ABC):
     @abstractmethod
     def stats(self) -> TierStats:
         """Returns the counts so far and the latency of reads."""
+
+
+_ANYTHING: Final = Observation(b"", 0, math.inf)
+_STORED: Final = WriteResult(Outcome.STORED)
+_REFUSED: Final = WriteResult(Outcome.REFUSED)
 
 
 @runtime_checkable

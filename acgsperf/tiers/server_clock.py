@@ -1,0 +1,42 @@
+"""The clock of a server, as this process estimates it: all processes that use the server agree on it."""
+
+import time
+from typing import Final
+
+__all__ = ["ServerClock"]
+
+_SAMPLE_MAX_AGE_S: Final = 60.0
+
+
+class ServerClock:
+    """Converts between `time.monotonic` and the clock of a server, in seconds since the epoch.
+
+    The offset between the two comes from the sample with the shortest round trip of the last minute, as in NTP. Until
+    there is a sample, the server's clock is taken to be the wall clock of this machine.
+
+    Attributes:
+        offset: the server's clock minus the monotonic clock.
+    """
+
+    __slots__ = ("_measured_at", "_round_trip", "offset")
+
+    def __init__(self) -> None:
+        self.offset = time.time() - time.monotonic()
+        self._round_trip = float("inf")
+        self._measured_at = 0.0
+
+    def measured(self, sent: float, received: float, server_time: float) -> None:
+        """Take a sample: the server's time in a reply, and when this process sent the call and received the reply."""
+        round_trip = received - sent
+        offset = server_time - (sent + received) / 2
+        contradicts = abs(offset - self.offset) > (round_trip + self._round_trip) / 2
+        if round_trip <= self._round_trip or contradicts or received - self._measured_at > _SAMPLE_MAX_AGE_S:
+            self.offset, self._round_trip, self._measured_at = offset, round_trip, received
+
+    def now(self) -> float:
+        """Return the server's time, in seconds since the epoch."""
+        return time.monotonic() + self.offset
+
+    def now_us(self) -> int:
+        """Return the server's time, in microseconds since the epoch."""
+        return int(self.now() * 1e6)
