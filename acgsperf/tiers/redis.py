@@ -313,7 +313,8 @@ class RedisTier(ServerTier):
 
     def _set_command(self, key: str, entry: Entry, payload: bytes, generations: Mapping[str, bytes | None]) -> Command:
         identity = envelope.identity(key)
-        blob = envelope.seal(entry, identity, payload, [generations[tag] or b"" for tag in entry.tags])
+        head, tail = envelope.seal(entry, identity, payload, 0.0)
+        blob = b"".join((head, bytes(8), *[generations[tag] or b"" for tag in entry.tags], tail))
         command: Command = ("SET", self._prefix + envelope.address(identity), blob)
         if entry.kept_until is not None:
             remaining_ms = (entry.kept_until - time.time()) * 1000

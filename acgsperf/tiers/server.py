@@ -26,7 +26,7 @@ _MOST_VALUE_BYTES: Final = 512 << 20
 
 _CLOSED: Final = BreakerState.CLOSED
 
-# Entries; by position, the generations of those with tags; how many envelopes could not be opened.
+# Entries; by position, the tokens of those with tags; how many envelopes could not be opened.
 Unsealed = tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]], int]
 
 
@@ -237,7 +237,7 @@ class ServerTier(Tier):
 
     def _unseal(self, blobs: Iterable[bytes | None], identities: Sequence[bytes]) -> Unsealed:
         """Opens the envelopes that the server has returned."""
-        return unseal_many(blobs, identities, self._max_value_bytes, time.time())
+        return unseal_many(blobs, identities, self._max_value_bytes, time.time(), 0.0, None)
 
     async def _get_in_parts(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Reads many keys, with a deadline for each part, until the server does not answer."""
