@@ -63,7 +63,7 @@ class Optimizer:
         yield from _removal("validator contexts", contexts, self._validator.metrics().context_size)
         stats = self._cache.stats()
         entries = stats.l1.size + stats.stale_entries + stats.negative_entries
-        yield from _removal("cache entries in this process", entries, entries - self._cache.expire())
+        yield from _removal("cache entries in this process", entries, entries - self._cache.remove_expired())
 
     def _resize_pools(self) -> Iterator[Action]:
         for name, done in self._pools.optimize().items():
