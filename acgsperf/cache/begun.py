@@ -11,8 +11,8 @@ ALL: Final = ""
 class Begun:
     """Numbers the writes of keys, of tags and of everything, so that an earlier one gives way to a later one.
 
-    A write goes to L3 first and then to L2. Of two writes of a key in flight, the earlier one may reach L2 last. It must
-    not be carried out there any more.
+    A write goes to L3 first and then to L2. Of two writes of a key in flight, the earlier one may reach L2 last. Then
+    it must not be carried out there any more.
     """
 
     def __init__(self) -> None:

@@ -185,10 +185,10 @@ class L1(Generic[_V]):
         self._tags.discard(key, self._unverified.pop(key, None))
         self._discard_stale(key)
 
-    def remove_unless(self, key: str, id: bytes) -> None:
+    def remove_unless(self, key: str, identifier: bytes) -> None:
         """Remove a key unless its entry has this id."""
         entry = self._entries.get(key)
-        if entry is None or entry.id != id:
+        if entry is None or entry.id != identifier:
             self.remove(key)
 
     def remove_tag(self, tag: str) -> None:

@@ -22,11 +22,15 @@ class CacheListener:
         l1: loses what a record names, unless it holds that very write.
         lower_tiers: reads of them are superseded.
         loading: loads are superseded.
-        unlocked: called with key and outcome when another process has released the lock of a key.
+        unlocked: called with key and outcome when another process has released the lock of a key; None for no call.
     """
 
     def __init__(
-        self, l1: L1[Any], lower_tiers: LowerTiers, loading: Loading, unlocked: Callable[[str, bytes], object]
+        self,
+        l1: L1[Any],
+        lower_tiers: LowerTiers,
+        loading: Loading,
+        unlocked: Callable[[str, bytes], object] | None,
     ) -> None:
         self._l1 = l1
         self._lower_tiers = lower_tiers
@@ -44,10 +48,10 @@ class CacheListener:
         """Apply a record; see `Listener`."""
         kind = record.kind
         if kind is RecordKind.KEYS or kind is RecordKind.EXPIRED_KEYS:
-            for key, id in texts(record.items):
+            for key, identifier in texts(record.items):
                 self._supersede(key)
                 if kind is RecordKind.KEYS:
-                    self._l1.remove_unless(key, id)
+                    self._l1.remove_unless(key, identifier)
                 else:
                     self._l1.expire_now(key)
         elif kind is RecordKind.TAG or kind is RecordKind.EXPIRED_TAG:
@@ -65,7 +69,7 @@ class CacheListener:
         elif kind is RecordKind.LONG_KEYS:
             self._supersede_all()
             self._l1.remove_if(lambda key: len(key) * 4 > MAX_KEY_BYTES < len(envelope.identity(key)))
-        elif kind is RecordKind.UNLOCKED:
+        elif kind is RecordKind.UNLOCKED and self._unlocked is not None:
             for key, outcome in texts(record.items):
                 self._unlocked(key, outcome)
 

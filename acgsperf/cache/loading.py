@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any, Final
 
 from acgsperf.cache.l1 import L1, MISSING
-from acgsperf.cache.lookup import Found, Lookup
+from acgsperf.cache.lookup import Lookup
 from acgsperf.cache.lower_tiers import LowerTiers, Seen
-from acgsperf.cache.process_lock import ProcessLock
+from acgsperf.cache.process_lock import HeldLocks, ProcessLock
 from acgsperf.cache.single_flight import Flight, Flights
 from acgsperf.cache.staleness import Staleness
 from acgsperf.dispatch import LRUCache
@@ -226,39 +226,56 @@ class Loading:
             values = {key: self._store_in_l1(flight, key, entry) for key, entry in entries.items()}
             seen |= more
         missing = [key for key in keys if key not in values]
-        if self._lock is not None and len(missing) == 1:
-            return values | await self._load_locked(self._lock, flight, missing[0], source)
+        if missing and self._lock is not None:
+            return values | await self._load_locked(self._lock, flight, missing, source)
         if missing:
             loaded = await self._call_loader(flight, missing, source)
             values |= {key: self._store(flight, key, entry, seen[key]) for key, entry in loaded.items()}
         return values
 
-    async def _load_locked(self, lock: ProcessLock, flight: Flight, key: str, source: Source) -> dict[str, Any]:
-        """Load a key that no other process is loading, or return what another process has just loaded."""
-        seen = Seen()
+    async def _load_locked(
+        self, lock: ProcessLock, flight: Flight, keys: Sequence[str], source: Source
+    ) -> dict[str, Any]:
+        """Load the keys that no other process is loading, and wait for what the others load."""
+        values: dict[str, Any] = {}
+        waiting = list(keys)
+        give_up_at = asyncio.get_running_loop().time() + lock.ttl
+        while waiting:
+            with lock.waiting(waiting) as released:
+                locks = await lock.acquire(waiting, give_up_at)
+                try:
+                    # The previous holder of a lock may have stored a value since the last read.
+                    entries, seen = await self._read_again(waiting, source)
+                    values |= {key: self._store_in_l1(flight, key, entry) for key, entry in entries.items()}
+                    own = [key for key in locks.tokens if key not in entries]
+                    if own:
+                        values |= await self._load_own(flight, own, source, seen, locks)
+                except BaseException as error:
+                    await lock.release(locks, list(locks.tokens), error)
+                    raise
+                await lock.release(locks, list(locks.tokens))
+                waiting = [key for key in waiting if key not in entries and key not in own]
+                if waiting:
+                    await released.wait(waiting, give_up_at)
+        return values
 
-        async def read(key: str) -> Entry | None:
-            nonlocal seen
-            entries, more = await self._read_again((key,), source)
-            seen = more.get(key, seen)
-            return entries.get(key)
-
-        async with lock.acquire(key, read) as attempt:
-            if attempt.entry is not None:
-                return {key: self._store_in_l1(flight, key, attempt.entry)}
-            entry = (await self._call_loader(flight, [key], source)).get(key)
-            if entry is None:
-                return {}
-            if attempt.lock_expired:
-                newer = (await self._read_again((key,), source))[0].get(key)
-                if newer is not None:
-                    return {key: self._store_in_l1(flight, key, newer)}
-            if key in flight.keys and self._may_be_shared(entry):
-                self._store_in_l1(flight, key, entry, seen)
-                # Wait before the lock is released. Otherwise the next holder would not find the entry.
-                await self._lower_tiers.put_and_wait(key, entry, seen)
-                return {key: entry.value}
-            return {key: self._store_in_l1(flight, key, entry, seen)}
+    async def _load_own(
+        self, flight: Flight, keys: list[str], source: Source, seen: Mapping[str, Seen], locks: HeldLocks
+    ) -> dict[str, Any]:
+        """Load keys whose locks this load holds, and return when the first tier has them."""
+        loaded = await self._call_loader(flight, keys, source)
+        if locks.expired:
+            newer, _ = await self._read_again(list(loaded), source)
+            values = {key: self._store_in_l1(flight, key, entry) for key, entry in newer.items()}
+            loaded = {key: entry for key, entry in loaded.items() if key not in newer}
+        else:
+            values = {}
+        shared = {key: entry for key, entry in loaded.items() if key in flight.keys and self._may_be_shared(entry)}
+        values |= {key: self._store_in_l1(flight, key, entry, seen[key]) for key, entry in loaded.items()}
+        if shared:
+            # Wait before the locks are released. Otherwise the next holder would not find the entries.
+            await self._lower_tiers.put_and_wait(shared, seen)
+        return values
 
     async def _read_again(self, keys: Sequence[str], source: Source) -> tuple[dict[str, Entry], dict[str, Seen]]:
         """Return the entries in the tiers that are not due for refresh, and what the tiers have under the other keys.

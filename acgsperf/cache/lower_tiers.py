@@ -1,7 +1,7 @@
 """L2 and L3 together: opened and closed, and what is stored there in the background. `Writes` writes to them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -74,10 +74,14 @@ class LowerTiers:
         for queue in self.queues:
             queue.open()
 
+    async def end_stores(self) -> None:
+        """Store what is queued."""
+        await asyncio.gather(*(queue.close() for queue in self.queues))
+
     async def close(self) -> None:
-        """Write what is queued, and close the tiers."""
+        """Store what is queued, and close the tiers."""
         try:
-            await asyncio.gather(*(queue.close() for queue in self.queues))
+            await self.end_stores()
         finally:
             for tier in self.tiers:
                 await tier.close()
@@ -93,17 +97,19 @@ class LowerTiers:
         for queue, store in self._stores(entry, seen):
             queue.put(key, store)
 
-    async def put_and_wait(self, key: str, entry: Entry, seen: Seen) -> None:
-        """`put`, but return when the first tier has the entry."""
-        self.ordering.supersede(key)
-        stores = list(self._stores(entry, seen))
-        for queue, store in stores:
-            if queue is self.queues[0]:
-                queue.supersede(key)
-            else:
-                queue.put(key, store)
-        if stores and stores[0][0] is self.queues[0]:
-            await self.tiers[0].store({key: stores[0][1]})
+    async def put_and_wait(self, entries: Mapping[str, Entry], seen: Mapping[str, Seen]) -> None:
+        """`put` entries, but return when the first tier has them."""
+        first: dict[str, Store] = {}
+        for key, entry in entries.items():
+            self.ordering.supersede(key)
+            for queue, store in self._stores(entry, seen[key]):
+                if queue is self.queues[0]:
+                    queue.supersede(key)
+                    first[key] = store
+                else:
+                    queue.put(key, store)
+        if first:
+            await self.tiers[0].store(first)
 
     def _stores(self, entry: Entry, seen: Seen) -> "list[tuple[WriteBehind, Store]]":
         stores = []

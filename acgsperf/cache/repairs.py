@@ -63,7 +63,7 @@ class Repairs:
             self._task = None
         if len(self):
             _log.warning(
-                "cache %r: closed before %d failed writes were repaired; a tier may return older values until they expire",
+                "cache %r: closed with %d failed writes not repaired; a tier may return older values until they expire",
                 self._namespace,
                 len(self),
             )
@@ -73,10 +73,10 @@ class Repairs:
         if self._has_room(key, self._removals):
             self._removals[key] = write
 
-    def undo(self, key: str, id: bytes) -> None:
+    def undo(self, key: str, identifier: bytes) -> None:
         """Remove a key where a tier has the write with this id."""
         if self._has_room(key, self._undos):
-            self._undos[key] = id
+            self._undos[key] = identifier
 
     def invalidate(self, tag: str | None) -> None:
         """Invalidate a tag in every tier; with None, everything."""
@@ -135,8 +135,8 @@ class Repairs:
         batch = dict(islice(self._undos.items(), _BATCH))
         if not batch or not await self._by_all(lambda tier: tier.remove_written(batch)):
             return not batch
-        for key, id in batch.items():
-            if self._undos.get(key) == id:
+        for key, identifier in batch.items():
+            if self._undos.get(key) == identifier:
                 del self._undos[key]
         for record in of_keys(RecordKind.KEYS, batch.items()):
             self._publish(record)

@@ -1,7 +1,5 @@
 """Which keys of this process have a tag."""
 
-from collections.abc import Iterable
-
 from acgsperf.tiers.base import Entry
 
 __all__ = ["TagIndex"]
@@ -27,8 +25,7 @@ class TagIndex:
 
     def discard(self, key: str, entry: Entry | None) -> None:
         """Remove the key of an entry from its tags."""
-        tags: Iterable[str] = entry.tags if entry is not None else ()
-        for tag in tags:
+        for tag in entry.tags if entry is not None else ():
             keys = self._keys.get(tag)
             if keys is not None:
                 keys.discard(key)

@@ -1,33 +1,24 @@
 """`TieredCache`, the public face of the tiered cache: L1 in this process, then L2 and L3, then a loader."""
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, overload
 
 from acgsperf._native.arguments import checked_bool, checked_namespace
-from acgsperf.backplane import Backplane, beside
+from acgsperf.backplane import Backplane
 from acgsperf.cache.arguments import checked_key, checked_tags, checked_ttl
 from acgsperf.cache.decorator import cached_function
-from acgsperf.cache.l1 import L1, MISSING
-from acgsperf.cache.loading import Loading, Source
-from acgsperf.cache.listener import CacheListener
-from acgsperf.cache.lookup import Lookup
-from acgsperf.cache.lower_tiers import LowerTiers
-from acgsperf.cache.process_lock import ProcessLock
-from acgsperf.cache.promotion import Promotion
-from acgsperf.cache.repairs import Repairs
+from acgsperf.cache.l1 import MISSING
+from acgsperf.cache.loading import Source
+from acgsperf.cache.parts import AUTOMATIC, Parts
 from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats, Written
-from acgsperf.cache.writes import Writes
 from acgsperf.dispatch import LRUCache
 from acgsperf.errors import CacheError
 from acgsperf.tiers.base import Entry, Tier
-from acgsperf.tiers.ids import new_id
-from acgsperf.tiers.records import Record
 
 __all__ = ["CacheHealth", "TieredCache", "TieredStats", "Written"]
 
@@ -36,7 +27,6 @@ _D = TypeVar("_D")
 _R = TypeVar("_R")
 _P = ParamSpec("_P")
 
-_CLOSE_GRACE_S: Final = 5.0
 # Stands for the cache's own ttl when a call passes none: None means that a value does not expire.
 _DEFAULT: Final[Any] = object()
 
@@ -79,7 +69,8 @@ class TieredCache(Generic[_V]):
         deadline: the seconds after which a read of L2 and L3 together is a miss, 0.25 by default.
         retry_after: the seconds for which a failed load is not retried if there is a stale value, 1 by default.
         lock_ttl: the seconds for which a process that loads a key for `get_or_load` holds a lock in L2. Other processes
-            wait for its value, also for at most this time. With None (default), each process loads for itself.
+            wait for its value, also for at most this time. If its load fails, those that wait get a `LoadError`. With
+            None (default), each process loads for itself.
         backplane: tells the caches of other processes what this one writes, and this one what they write. By default
             one on the server of L2, or else of L3. With None, L1 serves what others have changed or deleted until it
             expires there; give L1 a ttl then.
@@ -114,7 +105,7 @@ class TieredCache(Generic[_V]):
         deadline: float = 0.25,
         retry_after: float = 1.0,
         lock_ttl: float | None = None,
-        backplane: Backplane | None = _DEFAULT,
+        backplane: Backplane | None = AUTOMATIC,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not isinstance(l1, LRUCache):
@@ -133,43 +124,22 @@ class TieredCache(Generic[_V]):
             deadline=deadline,
             lock_ttl=lock_ttl,
         )
-        self._promotion = Promotion(promotion_threshold, l1.maxsize)
-        tiers = self._lower_tiers = LowerTiers(l2, l3, staleness.retention)
-        lock = None if lock_ttl is None else ProcessLock(l2, lock_ttl)
-        demote = tiers.demote if checked_bool("demotion", demotion) else None
-        self._l1 = L1(l1, staleness, negative_maxsize, demote, bool(tiers.tiers))
-        self._lookup = Lookup(self._l1, self._lower_tiers, staleness, self._promotion)
-        self._loading = Loading(namespace, self._l1, self._lower_tiers, self._lookup, staleness, lock)
-        self._repairs = Repairs(tiers, self._publish)
-        self._writes = Writes(self._l1, tiers, self._loading, self._promotion, self._repairs)
-        self._listener = CacheListener(self._l1, tiers, self._loading, lambda key, outcome: None)
-        self._connect(backplane)
+        self._parts = Parts(
+            l1,
+            l2,
+            l3,
+            namespace=self.namespace,
+            staleness=staleness,
+            negative_maxsize=negative_maxsize,
+            promotion_threshold=promotion_threshold,
+            demotion=checked_bool("demotion", demotion),
+            backplane=backplane,
+        )
+        self._l1, self._lower_tiers, self._promotion = self._parts.l1, self._parts.lower_tiers, self._parts.promotion
+        self._lookup, self._loading, self._writes = self._parts.lookup, self._parts.loading, self._parts.writes
         self._loop: asyncio.AbstractEventLoop | None = None
         # The method of the LRUCache itself: a hit costs no Python call besides the compiled lookup.
         self.get_local = l1.get
-
-    def _connect(self, backplane: Backplane | None) -> None:
-        """Choose the backplane, and the tier that publishes its own writes."""
-        home: Tier | None = None
-        if backplane is _DEFAULT:
-            backplane = None
-            for tier in self._lower_tiers.tiers:
-                if backplane is None and (backplane := beside(tier)) is not None:
-                    home = tier
-        elif backplane is not None and not isinstance(backplane, Backplane):
-            raise TypeError(f"backplane must be a Backplane or None, got {type(backplane).__name__}")
-        self._backplane = backplane
-        self._writer = new_id()
-        if home is not None:
-            home.writer = self._writer
-        if backplane is not None:
-            self._writes.publish = backplane.publish
-            if home is not None and home is self._lower_tiers.l2:
-                self._lower_tiers.log_position = lambda: backplane.position or None
-
-    def _publish(self, record: Record) -> None:
-        if self._backplane is not None:
-            self._backplane.publish(record)
 
     def __repr__(self) -> str:
         """The namespace, the state and the tiers, without passwords."""
@@ -186,17 +156,8 @@ class TieredCache(Generic[_V]):
         """
         if self._loop is not None:
             raise CacheError(f"cache {self.namespace!r} is already open")
-        await self._lower_tiers.open(self.namespace)
-        try:
-            if self._backplane is not None:
-                await self._backplane.open(self.namespace, self._listener, self._writer)
-        except BaseException:
-            await self._lower_tiers.close()
-            raise
-        self._repairs.open(self.namespace)
-        self._lookup.open()
+        await self._parts.open()
         self._loop = asyncio.get_running_loop()
-        self._loading.flights.open()
         return self
 
     async def close(self) -> None:
@@ -209,17 +170,7 @@ class TieredCache(Generic[_V]):
             return
         self._require_open()
         self._loop = None
-        try:
-            await self._loading.flights.close(_CLOSE_GRACE_S)
-            await self._writes.close()
-            await self._repairs.close()
-            await self._listener.close()
-            if self._backplane is not None:
-                await self._backplane.close()
-                self._l1.answer_until(math.inf)
-        finally:
-            await self._lower_tiers.close()
-            self._lookup.close()
+        await self._parts.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -351,7 +302,6 @@ class TieredCache(Generic[_V]):
         """`get_or_load` each key, with one call of each tier, and one call of the loader for what is missing.
 
         If another caller is loading a key, this call waits for that load, and does not pass the key to its loader.
-        `lock_ttl` has an effect only if a single key is missing.
 
         Args:
             keys: any str.
@@ -405,15 +355,7 @@ class TieredCache(Generic[_V]):
 
     def stats(self) -> TieredStats:
         """Return the counts so far."""
-        return collect_stats(
-            self._l1,
-            self._lower_tiers,
-            self._lookup,
-            self._loading,
-            self._promotion,
-            self._repairs,
-            self._backplane,
-        )
+        return collect_stats(self._parts)
 
     async def health(self) -> CacheHealth:
         """Ask the servers of the lower tiers now, and return their answers."""
@@ -469,7 +411,7 @@ class TieredCache(Generic[_V]):
         return self._l1.remove_unservable()
 
     def optimize(self) -> tuple[str, ...]:
-        """Remove expired entries as `remove_expired` does, and move the promotion threshold towards a higher L1 hit rate.
+        """Do what `remove_expired` does, and move the promotion threshold towards a higher L1 hit rate.
 
         Returns:
             What was done, in words; empty if nothing was.

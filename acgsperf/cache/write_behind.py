@@ -48,8 +48,9 @@ class WriteBehind:
         """Write what is queued, and wait until the task has ended."""
         self._closing = True
         self._wake.set()
-        if self._task is not None:
-            await self._task
+        task, self._task = self._task, None
+        if task is not None:
+            await task
 
     def put(self, key: str, store: Store) -> None:
         """Queue an entry, unless a newer one is queued."""

@@ -1,4 +1,4 @@
-"""`set`, `delete`, `invalidate_tag`, `clear` and their soft counterparts: what they supersede, and which tiers agree."""
+"""`set`, `delete`, `invalidate_tag`, `clear`, `expire_now`: what they supersede, and which tiers carry them out."""
 
 import asyncio
 import time

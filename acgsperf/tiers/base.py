@@ -276,7 +276,7 @@ class Tier(ABC):
             keys: the keys.
             tags: those of the entries that will be stored.
         """
-        return {key: _ANYTHING for key in keys}
+        return dict.fromkeys(keys, _ANYTHING)
 
     async def look_up(
         self, keys: Sequence[str], tags: Sequence[str] = ()
@@ -306,7 +306,7 @@ class Tier(ABC):
         return results
 
     async def remove_written(self, ids: Mapping[str, bytes]) -> bool:
-        """Remove keys whose entry has the given id: writes of unknown outcome are undone. Return whether it was done."""
+        """Remove keys whose entry has the given id: undo writes of unknown outcome. Return whether it was done."""
         return await self.delete_many(list(ids)) is not None
 
     async def invalidate(self, tag: str | None, *, refused_below: bool = False) -> WriteResult:

@@ -327,7 +327,7 @@ async def test_closing_the_cache_cancels_its_loads_and_its_callers_get_an_error(
 
 
 async def test_closing_the_cache_logs_the_loads_that_ignore_their_cancellation(open_cache, monkeypatch, caplog):
-    monkeypatch.setattr("acgsperf.cache.tiered._CLOSE_GRACE_S", 0.01)
+    monkeypatch.setattr("acgsperf.cache.parts._CLOSE_GRACE_S", 0.01)
     cache = await open_cache()
     release, ended = asyncio.Event(), asyncio.Event()
 
