@@ -94,11 +94,13 @@ def test_attributes_cannot_be_set_or_deleted(core, name):
             delattr(thing, attribute)
 
 
-def test_the_callback_of_a_cache_cannot_be_deleted(core):
-    cache = core.LRUCache(1, on_evict=print)
-    with pytest.raises(AttributeError, match="property 'on_evict' of 'LRUCache' object has no deleter"):
-        del cache.on_evict
-    assert cache.on_evict is print
+@pytest.mark.parametrize(("attribute", "value"), [("on_evict", print), ("answers_until", 7.0)])
+def test_an_attribute_of_a_cache_that_may_be_changed_cannot_be_deleted(core, attribute, value):
+    cache = core.LRUCache(1)
+    setattr(cache, attribute, value)
+    with pytest.raises(AttributeError, match=f"property '{attribute}' of 'LRUCache' object has no deleter"):
+        delattr(cache, attribute)
+    assert getattr(cache, attribute) == value
 
 
 @pytest.mark.parametrize("name", MAKE)
