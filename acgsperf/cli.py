@@ -108,7 +108,7 @@ def replay(
     }
     used = subset("--tiers", tiers, "l1", ("l2", "l3"))
     if trace is None and trace_format is not None:
-        raise UsageError(f"--format {trace_format} needs a TRACE, and there is none")
+        raise UsageError(f"--format {trace_format} needs a TRACE argument")
     if trace is not None and seed is not None:
         raise UsageError(f"--seed {seed} is for the synthetic workload, and cannot be used with the trace {trace}")
     if trace is None:

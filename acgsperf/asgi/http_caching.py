@@ -221,7 +221,7 @@ class ResponseCache:
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not isinstance(cache, TieredCache):
-            raise TypeError(f"cache must be a TieredCache or None, got {cache!r:.100}")
+            raise TypeError(f"cache must be a TieredCache or None, got {type(cache).__name__}")
         self.cache = cache
         self.max_body_bytes = max_body_bytes
         self.clock = clock

@@ -131,7 +131,7 @@ class PerformanceCollector(Collector):
         yield self._counter("cache_hits", "Keys found.", [(name, it.hits) for name, it in tiers], tier)
         yield self._counter("cache_misses", "Keys not found.", [(name, it.misses) for name, it in tiers], tier)
         yield self._gauge("cache_entries", "Entries in L1.", l1.size)
-        yield self._gauge("cache_max_entries", "Most entries that L1 holds.", l1.maxsize)
+        yield self._gauge("cache_max_entries", "Maximum entries in L1.", l1.maxsize)
         yield self._counter(
             "cache_evictions",
             "Entries that L1 evicted or expired.",
@@ -189,8 +189,8 @@ class PerformanceCollector(Collector):
         yield self._gauge(
             "pool_used_connections", "Connections in use, in a check or in a reset.", each("in_use"), pool
         )
-        yield self._gauge("pool_min_connections", "Fewest connections kept open.", each("min_size"), pool)
-        yield self._gauge("pool_max_connections", "Most connections allowed.", each("max_size"), pool)
+        yield self._gauge("pool_min_connections", "Minimum connections kept open.", each("min_size"), pool)
+        yield self._gauge("pool_max_connections", "Maximum connections open.", each("max_size"), pool)
         yield self._gauge("pool_waiting_requests", "Callers waiting for a connection.", each("waiting"), pool)
         healthy = [((it.name,), float(it.healthy)) for it in pools]
         yield self._gauge("pool_healthy", "1 when the server answers.", healthy, pool)

@@ -297,7 +297,7 @@ class ConnectionPool(Queries):
         """
         n, timeout = checked_int("n", n), checked_seconds("timeout", timeout, zero=True)
         if not 0 <= n <= self.max_size:
-            raise ValueError(f"n must be from 0 to max_size, which is {self.max_size}, got {n}")
+            raise ValueError(f"n must be between 0 and max_size ({self.max_size}), got {n}")
         self._lifecycle.refuse_unless_open()
         if not self.healthy:
             raise self._health.unhealthy()

@@ -252,7 +252,7 @@ class Supply:
             # Only closing the pool cancels this task from outside.
             if not self._lifecycle.is_open:
                 raise
-            self._note_failure(PoolError("init was cancelled from inside"))
+            self._note_failure(PoolError("init cancelled its own task"))
         else:
             self._add(slot)
 

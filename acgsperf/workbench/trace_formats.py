@@ -209,7 +209,7 @@ def _blank(head: bytes, nuls: int) -> str:
 
 
 _EXPECTED: Final = (
-    "expected JSON objects, an access log, a key a line or big-endian integers (--format says which, if it is one)"
+    "expected JSON objects, an access log, one key per line or big-endian integers (use --format to choose one)"
 )
 
 
