@@ -897,7 +897,7 @@ cdef complete_type(PyTypeObject *type):
     """Give LRUCache what Cython has no syntax for.
 
     The garbage collector must see the references in the table. A `get` without keywords is called 10 ns faster. `match`
-    recognises a mapping by a flag.
+    recognizes a mapping by a flag.
     """
     global traverse_fields, clear_fields
     traverse_fields, clear_fields = type.tp_traverse, type.tp_clear

@@ -85,7 +85,7 @@ class ConnectionPool(Queries):
 
     Raises:
         ValueError: for sizes or times that are out of range, or a DSN that cannot be used or has a parameter that
-            cannot be honoured. The message names the parameter, but does not contain the DSN.
+            cannot be honored. The message names the parameter, but does not contain the DSN.
         TypeError: for an argument of the wrong type, or an option that neither the pool nor `asyncpg.connect` has.
     """
 

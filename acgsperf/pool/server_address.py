@@ -51,7 +51,7 @@ _KEYWORDS: Final = frozenset(
         "statement_cache_size",
     }
 )
-# Parameters that the pool honours itself.
+# Parameters that the pool honors itself.
 _SOCKET_OPTIONS: Final = frozenset(
     {"keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "tcp_user_timeout"}
 )
@@ -93,7 +93,7 @@ def parsed_address(name: str, dsn: str) -> ServerAddress:
 
     Raises:
         TypeError: if it is not a str.
-        ValueError: if it cannot be used, or has a parameter of libpq that the pool cannot honour. The message names the
+        ValueError: if it cannot be used, or has a parameter of libpq that the pool cannot honor. The message names the
             parameter. It contains no value, because a value may be a part of a password.
     """
     parts = urlsplit(checked_dsn(name, dsn))

@@ -111,7 +111,7 @@ class PerformanceService:
         self._record = self.traffic.latency_ns.record
 
     async def open(self) -> Self:
-        """Open the parts that the service created, and start monitoring and optimisation.
+        """Open the parts that the service created, and start monitoring and optimization.
 
         If Redis is not reachable, the service opens without it, and later calls try to connect again. The same holds
         for PostgreSQL if `db_pool_min_size` is 0.
@@ -145,7 +145,7 @@ class PerformanceService:
         return self
 
     async def close(self) -> None:
-        """Stop monitoring and optimisation, and close the parts that the service created. You may call it again.
+        """Stop monitoring and optimization, and close the parts that the service created. You may call it again.
 
         Raises:
             ServiceError: if called in a different event loop than `open`.
@@ -290,7 +290,7 @@ class PerformanceService:
         return reading
 
     def optimize(self) -> tuple[Action, ...]:
-        """Run one optimisation round now.
+        """Run one optimization round now.
 
         An open service does this by itself every `optimization_interval_s`.
 

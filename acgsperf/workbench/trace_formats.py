@@ -1,4 +1,4 @@
-"""What the formats of a trace look like: recognised from the first bytes, and read line by line."""
+"""What the formats of a trace look like: recognized from the first bytes, and read line by line."""
 
 import codecs
 import json
@@ -56,7 +56,7 @@ _BYTE_ORDER_MARKS: Final = (
 
 
 class TraceFormat(StrEnum):
-    """How a trace is written. Compression and encoding are recognised separately."""
+    """How a trace is written. Compression and encoding are recognized separately."""
 
     INT32 = "int32"
     INT64 = "int64"

@@ -28,7 +28,7 @@ class Trace:
 
     Args:
         path: the file, perhaps compressed by gzip, xz, bzip2 or zstd; `-` is the standard input.
-        trace_format: the format; None to recognise it from the content.
+        trace_format: the format; None to recognize it from the content.
 
     Attributes:
         format: the format.
@@ -140,7 +140,7 @@ def read_trace(path: Path | str, trace_format: TraceFormat | None = None) -> lis
 
     Args:
         path: the file, perhaps compressed; `-` is the standard input.
-        trace_format: the format; None to recognise it from the content.
+        trace_format: the format; None to recognize it from the content.
 
     Raises:
         TraceError: when the trace cannot be read, is empty, is in no known format, or more than 10 % of its lines are
