@@ -73,7 +73,7 @@ cdef enum Finding:
 
 
 cdef inline bint is_hexadecimal(uint64_t word) noexcept nogil:
-    """Whether all eight bytes are of 0-9a-f.
+    """Return whether all eight bytes are of 0-9a-f.
 
     Each sum carries into a byte's top bit when the byte is at or past a bound (Mycroft's trick); bytes above 127 are
     excluded first, so no sum carries into the next byte.

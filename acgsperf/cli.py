@@ -133,7 +133,7 @@ def _synthetic(count: int, seed: int) -> "Load":
 
 
 def _recorded(path: str, trace_format: str | None, count: int | None) -> "tuple[Load, dict[str, Any]]":
-    """The load, and a description of its source."""
+    """Return the load, and a description of its source."""
     from acgsperf.workbench.replay import Load
     from acgsperf.workbench.traces import Trace
 

@@ -47,7 +47,7 @@ class Victim:
         self._process.wait(10)
 
     def start(self) -> None:
-        """After a kill; returns when the server accepts connections."""
+        """Return when the server accepts connections after a kill."""
         self._server.start(lambda: None)
 
     def freeze(self) -> None:
@@ -139,7 +139,7 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture
 def check_nothing_left() -> Callable[[Path], None]:
-    """Fails if a folder still has directories of private servers, or processes that use them."""
+    """Fail if a folder still has directories of private servers, or processes that use them."""
 
     def check(folder: Path) -> None:
         assert list(folder.glob("acgs-*")) == []

@@ -76,7 +76,7 @@ def decode(blob: bytes) -> tuple[Layout, Sequence[int], Sequence[int], int, int]
 
 
 def cumulative(blob: bytes, bounds_ns: Sequence[int]) -> tuple[list[int], int, int]:
-    """How many latencies of a histogram lie within each bound, as histograms of fixed buckets count them.
+    """Return how many latencies of a histogram lie within each bound, as histograms of fixed buckets count them.
 
     A slot is within a bound when its smallest latency is: what was recorded at the bound is counted, and so may be what
     lies above it by less than the width of a slot.

@@ -40,7 +40,7 @@ class Instrumentation:
         seat.source = source
 
     def close(self) -> None:
-        """Stops reporting and releases the source. May be called again."""
+        """Stop reporting and release the source. May be called again."""
         if self._source is not None:
             self._source = self._instruments.source = None
 
@@ -71,7 +71,7 @@ _instruments_of: Final[WeakKeyDictionary[MeterProvider, _Instruments]] = WeakKey
 
 
 def instrument(source: MetricsSource, meter_provider: MeterProvider | None = None) -> Instrumentation:
-    """Reports the metrics of a service at every collection.
+    """Report the metrics of a service at every collection.
 
     A reader may collect in a thread of its own: it reads plain counters, each exact, without locks.
 

@@ -86,7 +86,7 @@ class PerformanceCollector(Collector):
         self._bound_names = [f"{bound:g}" for bound in buckets_s]
 
     def collect(self) -> Iterator[Metric]:
-        """Yields every metric with its current value."""
+        """Yield every metric with its current value."""
         if self._source is not None:
             yield from self._requests(self._source)
             yield from self._compliance(self._source)
@@ -96,7 +96,7 @@ class PerformanceCollector(Collector):
             yield from self._routes(self._http)
 
     def describe(self) -> Iterator[Metric]:
-        """Yields the same metrics as `collect`, so that a registry refuses a second collector with the same names."""
+        """Yield the same metrics as `collect`, so that a registry refuses a second collector with the same names."""
         return self.collect()
 
     def _requests(self, source: MetricsSource) -> Iterator[Metric]:
@@ -260,7 +260,7 @@ class PerformanceCollector(Collector):
     def _summary(
         self, name: str, text: str, values: Iterable[tuple[tuple[str, ...], HistogramSnapshot]], labels: tuple[str, ...]
     ) -> Metric:
-        """Returns a summary, for latencies of which there is only a snapshot."""
+        """Return a summary, for latencies of which there is only a snapshot."""
         metric = self._family(SummaryMetricFamily, name, text, labels)
         for own, latency in values:
             constants = dict(zip((*self._label_names, *labels), (*self._label_values, *own), strict=True))
@@ -272,5 +272,5 @@ class PerformanceCollector(Collector):
 
 
 def exposition(registry: CollectorRegistry) -> Callable[[], tuple[str, bytes]]:
-    """Returns a function for `PerformanceMiddleware(metrics=...)` that renders all metrics of a registry."""
+    """Return a function for `PerformanceMiddleware(metrics=...)` that renders all metrics of a registry."""
     return lambda: (CONTENT_TYPE_LATEST, generate_latest(registry))

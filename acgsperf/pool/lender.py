@@ -79,7 +79,7 @@ class Lender:
         return self._lifecycle.is_open and self._health.error is None
 
     async def take(self, timeout: float, borrower: "CallStack | None") -> "Lease":  # noqa: ASYNC109
-        """Return a lease; raises as `ConnectionPool.acquire`."""
+        """Return a lease. It raises what `ConnectionPool.acquire` raises."""
         self._lifecycle.refuse_unless_open()
         if self._health.error is not None:
             raise self._health.unhealthy()
@@ -192,7 +192,7 @@ class Lender:
         return peak
 
     def _check_nesting(self, task: asyncio.Task[Any] | None, first: Slot) -> Slot | None:
-        """Log that a task acquires a second connection, once per place; returns the first one if it is still lent."""
+        """Log that a task acquires a second connection, once per place; return the first one if it is still lent."""
         if task is None or first.task is not task:
             # The first connection was closed while it was lent.
             del self._held[task]

@@ -73,7 +73,7 @@ class WaitQueue:
             waiter.set_exception(error())
 
     def serve(self, slot: Slot) -> bool:
-        """Hand a connection to the first caller; returns whether there was one."""
+        """Hand a connection to the first caller; return whether there was one."""
         while self.waiting:
             waiter, _ = self.waiting.popitem(last=False)
             if not waiter.done():

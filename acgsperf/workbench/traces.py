@@ -81,7 +81,7 @@ class Trace:
         self.check()
 
     def head(self, requests: int | None) -> Iterator[Request]:
-        """The first requests, or all if `requests` is None; the rest is not read."""
+        """Return the first requests, or all if `requests` is None; the rest is not read."""
         yield from itertools.islice(self, requests)
         self.check()
 
@@ -151,7 +151,7 @@ def read_trace(path: Path | str, trace_format: TraceFormat | None = None) -> lis
 
 
 def zipf_trace(requests: int, *, distinct: int = 5_000, exponent: float = 1.0, seed: int = 1) -> list[Request]:
-    """A synthetic workload: keys of popularity 1 / rank ** exponent, the same for the same seed.
+    """Return a synthetic workload: keys of popularity 1 / rank ** exponent, the same for the same seed.
 
     Args:
         requests: how many.

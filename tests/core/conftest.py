@@ -84,5 +84,5 @@ def run_isolated(script: str, *arguments: str) -> None:
 
 @pytest.fixture(scope="session")
 def isolated() -> Callable[..., None]:
-    """Runs a script of isolated/ in a process of its own, which must end well and say nothing."""
+    """Run a script of isolated/ in a process of its own, which must end well and say nothing."""
     return run_isolated
