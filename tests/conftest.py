@@ -1,4 +1,4 @@
-"""What all tests share: servers (private ones unless REDIS_URL and DATABASE_URL name others), and one to kill."""
+"""What all tests share: a clock, servers (private unless REDIS_URL and DATABASE_URL name others), and one to kill."""
 
 import asyncio
 import os
@@ -18,6 +18,24 @@ from acgsperf.workbench.server_processes import PrivatePostgres
 
 # A shell lets its background jobs ignore SIGINT, and so do the commands that they start and that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Clock:
+    """A clock that moves only when a test advances it."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 class Victim:
