@@ -2,7 +2,7 @@
 
 Environment switches:
     ACGSPERF_NO_EXTENSIONS=1  builds a pure-Python wheel, in which the pure twins run. PyPy always gets one.
-    ACGSPERF_DEBUG=1          C assertions, no optimisation, an annotated HTML page beside each module.
+    ACGSPERF_DEBUG=1          C assertions, no optimization, an annotated HTML page beside each module.
 """
 
 import os

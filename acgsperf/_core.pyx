@@ -74,7 +74,7 @@ cdef enum Finding:
 
 
 cdef inline bint is_hexadecimal(uint64_t word) noexcept nogil:
-    """Whether all eight bytes are of 0-9a-f.
+    """Return whether all eight bytes are of 0-9a-f.
 
     Each sum carries into a byte's top bit when the byte is at or past a bound (Mycroft's trick); bytes above 127 are
     excluded first, so no sum carries into the next byte.
@@ -938,7 +938,7 @@ cdef complete_type(PyTypeObject *type):
     """Give LRUCache what Cython has no syntax for.
 
     The garbage collector must see the references in the table. A `get` without keywords is called 10 ns faster. `match`
-    recognises a mapping by a flag.
+    recognizes a mapping by a flag.
     """
     global traverse_fields, clear_fields
     traverse_fields, clear_fields = type.tp_traverse, type.tp_clear

@@ -108,7 +108,7 @@ def replay(
     }
     used = subset("--tiers", tiers, "l1", ("l2", "l3"))
     if trace is None and trace_format is not None:
-        raise UsageError(f"--format {trace_format} needs a TRACE, and there is none")
+        raise UsageError(f"--format {trace_format} needs a TRACE argument")
     if trace is not None and seed is not None:
         raise UsageError(f"--seed {seed} is for the synthetic workload, and cannot be used with the trace {trace}")
     if trace is None:
@@ -133,7 +133,7 @@ def _synthetic(count: int, seed: int) -> "Load":
 
 
 def _recorded(path: str, trace_format: str | None, count: int | None) -> "tuple[Load, dict[str, Any]]":
-    """The load, and a description of its source."""
+    """Return the load, and a description of its source."""
     from acgsperf.workbench.replay import Load
     from acgsperf.workbench.traces import Trace
 

@@ -55,7 +55,7 @@ def ignore() -> None:
 
 
 def is_command() -> bool:
-    """Whether this process is the command `acgsperf`, by its own name or as `python -m acgsperf`."""
+    """Return whether this process is the command `acgsperf`, by its own name or as `python -m acgsperf`."""
     name = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""  # noqa: PTH119 - pathlib loads slowly
     if name == "-m" and "-m" in sys.orig_argv:
         # The package of `python -m PACKAGE` is being imported.

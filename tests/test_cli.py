@@ -119,7 +119,7 @@ COMMANDS = "bench, doctor, replay, stats or validate"
             ["replay", "--seed", "1.5"],
             "--seed must be a whole number from -9,223,372,036,854,775,808 to 9,223,372,036,854,775,807, got '1.5'",
         ),
-        (["replay", "--format", "jsonl"], "--format jsonl needs a TRACE, and there is none"),
+        (["replay", "--format", "jsonl"], "--format jsonl needs a TRACE argument"),
         (
             ["replay", "a.log", "--format", "csv"],
             "--format must be int32, int64, text, jsonl, access-log or json-log, got 'csv'",

@@ -343,7 +343,7 @@ cdef void *enlarged(
 
 
 cdef inline bint precedes(const char *text, const Pair *one, const Pair *other) noexcept nogil:
-    """Whether one pair precedes another. No key's bytes are a prefix of another's, so pairs sort as their keys do."""
+    """Return whether one pair precedes another. No key's bytes are a prefix of another's: pairs sort as keys do."""
     return memcmp(text + one.start, text + other.start, min(one.size, other.size)) < 0
 
 

@@ -355,7 +355,7 @@ class LatencyHistogram(FinalType):
 
 @atomic
 def _have_equal_counts(one: LatencyHistogram, other: LatencyHistogram) -> bool:
-    """Whether two histograms of one layout have counted the same."""
+    """Return whether two histograms of one layout have counted the same."""
     if one._total != other._total or one._first != other._first or one._end != other._end:
         return False
     return one._counts == other._counts

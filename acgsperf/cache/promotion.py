@@ -77,7 +77,7 @@ class Promotion:
         if l1.evictions == before.evictions:
             return self._move(-1, "L1 has room")
         if last is None:
-            return self._move(self._step, f"trial, at an L1 hit rate of {rate:.1%}")
+            return self._move(self._step, f"trying a new threshold; L1 hit rate is {rate:.1%}")
         if rate >= last + _MIN_RATE_CHANGE:
             return self._move(self._step, f"the L1 hit rate rose from {last:.1%} to {rate:.1%}")
         if rate <= last - _MIN_RATE_CHANGE:
@@ -90,4 +90,4 @@ class Promotion:
         if old == self.threshold:
             self._step = -self._step
             return None
-        return f"promotion threshold from {old} to {self.threshold}: {why}"
+        return f"promotion threshold changed from {old} to {self.threshold}: {why}"

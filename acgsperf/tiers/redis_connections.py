@@ -278,7 +278,7 @@ class RedisConnections:
 def _check_refused(reply: Any) -> None:
     """Raises an error unless this is the refusal of ECHO by an ACL."""
     if not isinstance(reply, ResponseError) or "echo" not in str(reply).lower():
-        raise UnexpectedReplyError("the last reply must be that of ECHO")
+        raise UnexpectedReplyError("the last reply must belong to ECHO")
 
 
 class _ContradictionError(Exception):
@@ -306,7 +306,9 @@ class _Provider(CredentialProvider):
             return (found,)
         if isinstance(found, tuple) and list(map(type, found)) == [str, str]:
             return found
-        raise RedisConnectionError(f"credentials must return a str or two, got {type(found).__name__}")
+        raise RedisConnectionError(
+            f"credentials must return a password or (user name, password), got {type(found).__name__}"
+        )
 
 
 def _factory(url: str, options: dict[str, Any], credentials: Credentials | None) -> ConnectionPool:

@@ -89,7 +89,7 @@ async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
 
 
 def as_dicts(findings: Iterable[Finding]) -> list[dict[str, str]]:
-    """The findings as JSON-like values."""
+    """Return the findings as JSON-like values."""
     return [asdict(finding) for finding in findings]
 
 

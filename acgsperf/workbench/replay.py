@@ -81,7 +81,7 @@ class Report:
         return all(row.met is not False for row in self.rows)
 
     def as_dict(self) -> dict[str, object]:
-        """The report as JSON-like values."""
+        """Return the report as JSON-like values."""
         return asdict(self) | {"met": self.met}
 
 

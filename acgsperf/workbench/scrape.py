@@ -54,11 +54,11 @@ class ServiceFigures:
     pools: Mapping[str, Mapping[str, int]]
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures as JSON-like values."""
+        """Return the figures as JSON-like values."""
         return asdict(self)
 
     def rows(self) -> list[tuple[str, str]]:
-        """The figures as the rows of a table."""
+        """Return the figures as the rows of a table."""
 
         def shown(value: float | None, form: str, unit: str = "") -> str:
             return "-" if value is None else format(value, form) + unit
@@ -220,7 +220,7 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]], namespace:
 
 
 def _quantile(buckets: Mapping[float, float], quantile: float) -> float | None:
-    """A quantile in ms, linear within a bucket. Beyond the last bound it is that bound, as in `histogram_quantile`."""
+    """Return a quantile in ms, linear within a bucket, and at most the last bound, as `histogram_quantile` does."""
     bounds = sorted(buckets)
     total = buckets[bounds[-1]] if bounds else 0.0
     if not total:

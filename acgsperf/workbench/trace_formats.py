@@ -1,4 +1,4 @@
-"""What the formats of a trace look like: recognised from the first bytes, and read line by line."""
+"""What the formats of a trace look like: recognized from the first bytes, and read line by line."""
 
 import codecs
 import json
@@ -56,7 +56,7 @@ _BYTE_ORDER_MARKS: Final = (
 
 
 class TraceFormat(StrEnum):
-    """How a trace is written. Compression and encoding are recognised separately."""
+    """How a trace is written. Compression and encoding are recognized separately."""
 
     INT32 = "int32"
     INT64 = "int64"
@@ -67,7 +67,7 @@ class TraceFormat(StrEnum):
 
 
 def keyed(key: object) -> Request:
-    """The request for a recorded key."""
+    """Return the request for a recorded key."""
     return {"type": "read", "key": key}
 
 
@@ -115,7 +115,7 @@ def _first(record: Mapping[str, Any], *names: str) -> str | None:
 
 
 def _of_json_log(record: Mapping[str, Any]) -> Request | None:
-    """The request in a record of Caddy (an object `request`), Traefik, or another server with usual field names."""
+    """Return the request in a record of Caddy (an object `request`), Traefik, or a server with usual field names."""
     request = record.get("request")
     fields = request if isinstance(request, dict) else record
     method = _first(fields, "method", "RequestMethod", "request_method", "http_method", "verb")
@@ -141,7 +141,7 @@ _EVENT: Final = frozenset((*_TIME, "msg", "message"))
 
 
 def _is_json_log(line: str) -> bool:
-    """Whether a JSON object is a log record: of a request, or of another event of the server.
+    """Return whether a JSON object is a log record: of a request, or of another event of the server.
 
     A request itself would have no status and no time, or no level.
     """
@@ -160,7 +160,7 @@ PARSERS: Final[dict[TraceFormat, Parser]] = {
 
 
 def recognised(stream: ByteStream, trace_format: TraceFormat | None) -> tuple[ByteStream, TraceFormat]:
-    """The stream as UTF-8, or as integers, and its format: the given one, or what the first 64 KiB show.
+    """Return the stream as UTF-8, or as integers, and its format: the given one, or what the first 64 KiB show.
 
     Raises:
         TraceError: when the format is none of those.
@@ -209,7 +209,7 @@ def _blank(head: bytes, nuls: int) -> str:
 
 
 _EXPECTED: Final = (
-    "expected JSON objects, an access log, a key a line or big-endian integers (--format says which, if it is one)"
+    "expected JSON objects, an access log, one key per line or big-endian integers (use --format to choose one)"
 )
 
 
@@ -230,7 +230,7 @@ def _encoding(head: bytes) -> str | None:
 
 
 def _is_text_in(encoding: str, head: bytes) -> bool:
-    """Whether bytes are lines of text in UTF-16 or UTF-32, with few bad lines.
+    """Return whether bytes are lines of text in UTF-16 or UTF-32, with few bad lines.
 
     Integers can contain newlines, too: then they contain as many of each control character, or every second character
     is a newline. In UTF-32, only ASCII text differs from integers.
@@ -247,7 +247,7 @@ def _is_text_in(encoding: str, head: bytes) -> bool:
 
 
 def _is_text_with_nuls(head: bytes) -> bool:
-    """Whether the bytes are UTF-8 text with fewer than half NULs. Integers that look like text all begin with NUL."""
+    """Return whether this is UTF-8 text with fewer than half NULs. Integers that look like text all begin with NUL."""
     text = head.replace(b"\0", b"")
     if not len(head) < 2 * len(text) < 2 * len(head) or _BINARY.search(text) or not head[::8].strip(b"\0"):
         return False
@@ -259,7 +259,7 @@ def _is_text_with_nuls(head: bytes) -> bool:
 
 
 def _head_with_lines(stream: ByteStream) -> bytes:
-    """The first bytes without a line that is cut; more of them if the first line is a long one."""
+    """Return the first bytes without a line that is cut; more of them if the first line is a long one."""
     head = b""
     for size in (_HEAD_BYTES, LONGEST_LINE_BYTES + _HEAD_BYTES):
         head = stream.peek(size)
@@ -295,7 +295,7 @@ def _is_object(line: str) -> bool:
 
 
 def _of_lines(name: str, sample: list[str], *, is_text: bool) -> TraceFormat | None:
-    """The format that half of the lines have; None for what is no text."""
+    """Return the format that half of the lines have; None for what is no text."""
     if sample and 2 * (objects := _matches(_is_object, sample)) >= len(sample):
         return TraceFormat.JSON_LOG if 2 * _matches(_is_json_log, sample) >= objects else TraceFormat.JSONL
     if sample and 2 * _matches(_is_access, sample) >= len(sample):
@@ -309,7 +309,7 @@ def _of_lines(name: str, sample: list[str], *, is_text: bool) -> TraceFormat | N
 
 
 def _are_keys(sample: list[str]) -> bool:
-    """Whether each line is a key: mostly one word, no markup, and no table with the same columns in all lines."""
+    """Return whether each line is a key: mostly one word, no markup, no table with the same columns in all lines."""
     if 2 * sum(len(line) > _LONGEST_KEY for line in sample) >= len(sample):
         return False
     if 2 * sum(bool(_MARKUP.search(line)) for line in sample) >= len(sample):
@@ -322,7 +322,7 @@ def _are_keys(sample: list[str]) -> bool:
 
 
 def _of_integers(name: str, head: bytes) -> TraceFormat:
-    """The width of the integers, if their distribution is that of keys: they repeat, or use a part of the range."""
+    """Return the width of the integers, if they are distributed like keys: they repeat, or use a part of the range."""
     whole = len(head) < _HEAD_BYTES
     if len(head) % 4 == 0 or not whole:
         head = head[: len(head) // 8 * 8] if not whole else head
@@ -338,7 +338,9 @@ def _of_integers(name: str, head: bytes) -> TraceFormat:
 
 
 def _is_int64(head: bytes) -> bool:
-    """Whether the data is more likely integers of 64 bits than of 32: then one half of a word determines the other.
+    """Return whether the data is more likely 64-bit integers than 32-bit ones.
+
+    In 64-bit integers, one half of a word determines the other.
 
     Small numbers have few distinct high halves, and as many low halves as words. Hashes have as many of both. Pairs of
     independent keys of 32 bits have many more distinct values than the keys.

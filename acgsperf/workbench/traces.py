@@ -28,7 +28,7 @@ class Trace:
 
     Args:
         path: the file, perhaps compressed by gzip, xz, bzip2 or zstd; `-` is the standard input.
-        trace_format: the format; None to recognise it from the content.
+        trace_format: the format; None to recognize it from the content.
 
     Attributes:
         format: the format.
@@ -81,7 +81,7 @@ class Trace:
         self.check()
 
     def head(self, requests: int | None) -> Iterator[Request]:
-        """The first requests, or all if `requests` is None; the rest is not read."""
+        """Return the first requests, or all if `requests` is None; the rest is not read."""
         yield from itertools.islice(self, requests)
         self.check()
 
@@ -140,7 +140,7 @@ def read_trace(path: Path | str, trace_format: TraceFormat | None = None) -> lis
 
     Args:
         path: the file, perhaps compressed; `-` is the standard input.
-        trace_format: the format; None to recognise it from the content.
+        trace_format: the format; None to recognize it from the content.
 
     Raises:
         TraceError: when the trace cannot be read, is empty, is in no known format, or more than 10 % of its lines are
@@ -151,7 +151,7 @@ def read_trace(path: Path | str, trace_format: TraceFormat | None = None) -> lis
 
 
 def zipf_trace(requests: int, *, distinct: int = 5_000, exponent: float = 1.0, seed: int = 1) -> list[Request]:
-    """A synthetic workload: keys of popularity 1 / rank ** exponent, the same for the same seed.
+    """Return a synthetic workload: keys of popularity 1 / rank ** exponent, the same for the same seed.
 
     Args:
         requests: how many.

@@ -50,7 +50,7 @@ def choice(option: str, text: str, choices: Iterable[str]) -> str:
 
 
 def subset(option: str, text: str, required: str, others: Iterable[str]) -> frozenset[str]:
-    """The names in a list that is separated by commas: the required one, and any of the others."""
+    """Return the names in a list that is separated by commas: the required one, and any of the others."""
     others = list(others)
     found = frozenset(name.strip() for name in text.lower().split(","))
     if not {required} <= found <= {required, *others}:

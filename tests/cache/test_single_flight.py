@@ -221,7 +221,7 @@ async def test_a_loader_that_waits_for_its_own_load_gets_an_error(open_cache):
     async def own(key):
         return await cache.get_or_load(key, own)
 
-    with pytest.raises(LoadError, match="the load of 'key' would wait for itself"):
+    with pytest.raises(LoadError, match="the load of 'key' would wait for itself: a loader must not call the cache"):
         await cache.get_or_load("key", own)
 
     async def there(key):

@@ -278,7 +278,7 @@ def test_an_unknown_format_is_an_error_that_says_what_was_looked_at(trace, conte
     with pytest.raises(TraceError) as raised:
         read_trace(trace)
     assert re.match(f"{trace}: unknown format: (looked at \\d+ (lines|bytes), |the data is )", str(raised.value))
-    assert str(raised.value).endswith("(--format says which, if it is one)")
+    assert str(raised.value).endswith("(use --format to choose one)")
 
 
 @pytest.mark.parametrize(
