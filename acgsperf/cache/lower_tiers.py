@@ -126,7 +126,8 @@ class LowerTiers:
 
     def demote(self, key: str, entry: Entry) -> None:
         """Queue a fresh entry that L1 has evicted for L2, in case L2 has lost it."""
-        if self.l2 is None:
+        if self.l2 is None or not self.ordering.is_current(self.ordering.latest, key, entry.tags):
+            # A write of this key is in flight, and may fail.
             return
         position = self.log_position()
         if position is not None:

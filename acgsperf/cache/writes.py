@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 # How often a write is tried if a tier has something with a greater stamp: the clock of another process is ahead.
 _TRIES: Final = 3
 _STORED: Final = WriteResult(Outcome.STORED)
+# What a tier has after these is no older than the write.
+_SETTLED: Final = {Outcome.STORED, Outcome.REMOVED}
 
 
 class Writes:
@@ -268,9 +270,9 @@ class Writes:
 
     def _repair(self, key: str, write: Write, results: Sequence[WriteResult | None]) -> None:
         """Have a write repaired that one tier carried out and the other did not, or that may have been carried out."""
-        outcomes = [result.outcome for result in results if result is not None]
-        if Outcome.STORED in outcomes:
-            if len(set(outcomes)) > 1:
+        outcomes = {result.outcome for result in results if result is not None}
+        if outcomes & _SETTLED:
+            if outcomes - _SETTLED:
                 self._repairs.remove(key, Write(None, new_id(), write.stamp))
         elif Outcome.UNKNOWN in outcomes:
             self._repairs.undo(key, write.id)

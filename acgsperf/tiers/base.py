@@ -150,10 +150,12 @@ class Write(Struct, frozen=True):
 
 
 class Outcome(Enum):
-    """STORED: done. NEWER: not done, because the tier has something newer. REFUSED: not done, and it will not be done.
+    """STORED: done. REMOVED: the tier cannot keep the entry, and has removed the former one. NEWER: not done, because
+    the tier has something newer. REFUSED: not done, and it will not be done.
     UNKNOWN: the server did not answer; it may have been done, and it will not be done later."""
 
     STORED = "stored"
+    REMOVED = "removed"
     NEWER = "newer"
     REFUSED = "refused"
     UNKNOWN = "unknown"
@@ -291,8 +293,7 @@ class Tier(ABC):
     async def write(self, writes: Mapping[str, Write]) -> dict[str, WriteResult]:
         """Carry out explicit writes, unless the tier has something newer.
 
-        An entry that the tier cannot keep (too large, not serializable, expired already) removes the former one, and
-        is reported as refused. A write that was carried out and is repeated with the same id counts as stored.
+        An entry that the tier cannot keep (too large, not serializable, expired already) removes the former one. A write that was carried out and is repeated with the same id counts as stored.
         """
         results = {}
         entries = {key: write.entry for key, write in writes.items() if write.entry is not None}
