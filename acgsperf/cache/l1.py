@@ -40,6 +40,7 @@ class L1(Generic[_V]):
 
     Attributes:
         lru: the `LRUCache`.
+        side_caches: the others, for `in`.
         negative_hits: how often `held` found a negative entry.
 
     Raises:
@@ -73,6 +74,8 @@ class L1(Generic[_V]):
         )
         # What the LRUCache held when the backplane missed records.
         self._unverified: dict[str, Entry] = {}
+        # Where else than in the LRUCache an entry may be.
+        self.side_caches: Final = (self._stale_store, self._negatives, self._unverified)
         self._missed_at = -math.inf
         self._answers_until = math.inf
         self._tags = TagIndex()
@@ -249,11 +252,8 @@ class L1(Generic[_V]):
     def verify_all(self) -> None:
         """Make every entry unverified, because records were missed. O(n), in C."""
         self._missed_at = self._staleness.clock()
-        if self._unverified:
-            self._unverified.update(self._entries)
-        else:
-            self._unverified = self._entries
-        self._entries = {}
+        self._unverified.update(self._entries)
+        self._entries.clear()
         self._put_at.clear()
         self.lru.clear()
         for key, entry in self._negatives.items():

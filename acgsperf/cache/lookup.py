@@ -11,6 +11,7 @@ from acgsperf.cache.promotion import Promotion
 from acgsperf.cache.staleness import Staleness
 from acgsperf.tiers.base import Entry, Observation, Tier
 from acgsperf.tiers.deadline import Deadline, Wait
+from acgsperf.tiers.server import ServerTier
 
 __all__ = ["Found", "Lookup"]
 
@@ -61,6 +62,7 @@ class Lookup:
     Attributes:
         promotions: the entries promoted so far.
         deadlines: the reads that the deadline has ended.
+        begin_get: starts a read of the first tier; None if that tier needs a coroutine for it.
     """
 
     def __init__(self, l1: L1[Any], lower_tiers: LowerTiers, staleness: Staleness, promotion: Promotion) -> None:
@@ -73,6 +75,8 @@ class Lookup:
         self._deadline = Deadline(staleness.deadline)
         # The first tier, if it answers within the deadline by itself: a read needs no timer for it.
         self._self_limited = next((tier for tier in self._tiers[:1] if tier.deadline <= staleness.deadline), None)
+        # Starts a read of that tier without a coroutine.
+        self.begin_get: Final = self._self_limited.begin_get if isinstance(self._self_limited, ServerTier) else None
         self._time: Callable[[], float] = time.monotonic
         self.promotions = 0
         self.deadlines = 0
@@ -155,17 +159,37 @@ class Lookup:
         entry = None
         with self._limit(tier, started) as wait:
             entry = await tier.get(key)
+        return await self._after_first_tier(key, entry, began_at, started, wait.passed)
+
+    async def get_on(self, key: str, default: Any, entry: Entry | None, began_at: int, started: float) -> Any:
+        """Return the fresh value of a key, or `default`, after a read that `begin_get` has started.
+
+        Args:
+            key: the key.
+            default: what to return if there is no fresh value.
+            entry: what the first tier had.
+            began_at: the number of the latest write when the read began.
+            started: the time of `time.monotonic` at which it began.
+        """
+        entry = await self._after_first_tier(key, entry, began_at, started, False)
+        if entry is None or entry.negative or not self._staleness.is_fresh(entry):
+            return default
+        return entry.value
+
+    async def _after_first_tier(
+        self, key: str, entry: Entry | None, began_at: int, started: float, passed: bool
+    ) -> Entry | None:
         if entry is not None and self._staleness.is_fresh(entry):
             self._keep(began_at, key, entry)
             return entry
         if len(self._tiers) == 1 and self._l1.unverified(key) is None:
-            if wait.passed or (entry is None and self._deadline_passed(started)):
+            if passed or (entry is None and self._deadline_passed(started)):
                 self.deadlines += 1
             return entry
         found = Found()
         if entry is not None:
             found.entries[key] = entry
-        await self._go_on(found, [key], (), began_at, started, wait.passed, observing=False)
+        await self._go_on(found, [key], (), began_at, started, passed, observing=False)
         return found.entries.get(key) or self.unverified(key, found)
 
     async def _read(self, keys: Sequence[str], tags: Sequence[str], observing: bool) -> Found:

@@ -14,7 +14,7 @@ from acgsperf.cache.promotion import Promotion
 from acgsperf.cache.repairs import Repairs
 from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.writes import Writes
-from acgsperf.dispatch import LRUCache
+from acgsperf.dispatch import LRUCache, ReadPath
 from acgsperf.tiers.base import Tier
 from acgsperf.tiers.ids import new_id
 from acgsperf.tiers.records import Record
@@ -66,6 +66,9 @@ class Parts:
         lock = None if staleness.lock_ttl is None else ProcessLock(l2, staleness.lock_ttl)
         self.l1: L1[Any] = L1(lru, staleness, negative_maxsize, tiers.demote if demotion else None, bool(tiers.tiers))
         self.lookup = Lookup(self.l1, tiers, staleness, self.promotion)
+        self.read_path = ReadPath(
+            self.l1.side_caches, self.lookup.begin_get or _nothing, self.promotion, staleness.clock
+        )
         self.loading = Loading(namespace, self.l1, tiers, self.lookup, staleness, lock)
         self.repairs = Repairs(tiers, self._publish)
         self.writes = Writes(self.l1, tiers, self.loading, self.promotion, self.repairs)
@@ -127,3 +130,7 @@ class Parts:
                 await self.lower_tiers.close()
             finally:
                 self.lookup.close()
+
+
+def _nothing(key: str) -> None:
+    """Start no read."""

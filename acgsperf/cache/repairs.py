@@ -123,7 +123,11 @@ class Repairs:
                 break
             results = await tier.write({key: batch[key] for key in left})
             # Something newer needs no repair, but the other processes have to know.
-            left &= {key for key, result in results.items() if result.outcome in (Outcome.STORED, Outcome.REMOVED, Outcome.NEWER)}
+            left &= {
+                key
+                for key, result in results.items()
+                if result.outcome in (Outcome.STORED, Outcome.REMOVED, Outcome.NEWER)
+            }
         for key in left:
             if self._removals.get(key) is batch[key]:
                 del self._removals[key]

@@ -1,8 +1,8 @@
 """`TieredCache`, the public face of the tiered cache: L1 in this process, then L2 and L3, then a loader."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, overload
 
@@ -106,7 +106,7 @@ class TieredCache(Generic[_V]):
         retry_after: float = 1.0,
         lock_ttl: float | None = None,
         backplane: Backplane | None = AUTOMATIC,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         if not isinstance(l1, LRUCache):
             raise TypeError(f"l1 must be an LRUCache, got {type(l1).__name__}")
@@ -138,6 +138,7 @@ class TieredCache(Generic[_V]):
         self._l1, self._lower_tiers, self._promotion = self._parts.l1, self._parts.lower_tiers, self._parts.promotion
         self._lookup, self._loading, self._writes = self._parts.lookup, self._parts.loading, self._parts.writes
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._read_path, self._ordering = self._parts.read_path, self._lower_tiers.ordering
         # The method of the LRUCache itself: a hit costs no Python call besides the compiled lookup.
         self.get_local = l1.get
 
@@ -158,6 +159,7 @@ class TieredCache(Generic[_V]):
             raise CacheError(f"cache {self.namespace!r} is already open")
         await self._parts.open()
         self._loop = asyncio.get_running_loop()
+        self._read_path.enabled = self._lookup.begin_get is not None
         return self
 
     async def close(self) -> None:
@@ -170,6 +172,7 @@ class TieredCache(Generic[_V]):
             return
         self._require_open()
         self._loop = None
+        self._read_path.enabled = False
         await self._parts.close()
 
     async def __aenter__(self) -> Self:
@@ -193,6 +196,14 @@ class TieredCache(Generic[_V]):
         value = self.get_local(key)
         if value is not None or self._l1.lru.peek(key, MISSING) is None:
             return value
+        path = self._read_path
+        future = path.begin(key)
+        if future is not None:
+            began_at, started = self._ordering.latest, monotonic()
+            entry = await future
+            if path.end(key, entry):
+                return entry.value
+            return await self._lookup.get_on(key, default, entry, began_at, started)
         self._require_open()
         checked_key(key)
         return await self._lookup.get(key, default)
