@@ -17,6 +17,7 @@ _log: Final = logging.getLogger("acgsperf.cache")
 
 _MAX_QUEUED: Final = 10_000
 _BATCH: Final = 500
+_DONE: Final = (Outcome.STORED, Outcome.REMOVED, Outcome.NEWER)
 _FIRST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 5.0
 
