@@ -75,7 +75,7 @@ class ServerTier(Tier):
         self._namespace = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self._refused = self._deletes = self._corrupt = 0
+        self._refused = self._corrupt = 0
         self.server_clock: Final = ServerClock()
         self._last_stamp = 0
         self._calls = ServerCalls(self.name, deadline, self._timed_out, self._is_refusal)
@@ -253,7 +253,9 @@ class ServerTier(Tier):
         for key, store in stores.items():
             check_key(key)
             seen = store.seen
-            if seen is not None and seen.expires_at <= now:
+            if (seen is None) is not (store.kind is StoreKind.DEMOTION) or (
+                seen is not None and seen.expires_at <= now
+            ):
                 continue
             entry = store.entry
             payload = self._packed(key, entry)
@@ -375,8 +377,8 @@ class ServerTier(Tier):
             hits=reads.hits,
             misses=reads.misses,
             stores=writes.stores,
-            refused=self._refused,
-            deletes=writes.deletes + self._deletes,
+            refused=self._refused + writes.refused,
+            deletes=writes.deletes,
             skipped=calls.skipped,
             timeouts=calls.errors["TimeoutError"],
             errors=dict(calls.errors),
