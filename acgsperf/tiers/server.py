@@ -75,7 +75,7 @@ class ServerTier(Tier):
         self._namespace = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self._refused = self._deletes = self._corrupt = 0
+        self._refused = self._corrupt = 0
         self.server_clock: Final = ServerClock()
         self._last_stamp = 0
         self._calls = ServerCalls(self.name, deadline, self._timed_out, self._is_refusal)
@@ -384,8 +384,8 @@ class ServerTier(Tier):
             hits=reads.hits,
             misses=reads.misses,
             stores=writes.stores,
-            refused=self._refused,
-            deletes=writes.deletes + self._deletes,
+            refused=self._refused + writes.refused,
+            deletes=writes.deletes,
             skipped=calls.skipped,
             timeouts=calls.errors["TimeoutError"],
             errors=dict(calls.errors),
