@@ -253,7 +253,9 @@ class ServerTier(Tier):
         for key, store in stores.items():
             check_key(key)
             seen = store.seen
-            if seen is not None and seen.expires_at <= now:
+            if (seen is None) is not (store.kind is StoreKind.DEMOTION) or (
+                seen is not None and seen.expires_at <= now
+            ):
                 continue
             entry = store.entry
             payload = self._packed(key, entry)
