@@ -3,9 +3,11 @@
 import asyncio
 import inspect
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -24,7 +26,7 @@ from acgsperf.names import resolve
 from acgsperf.tiers.redis_parser import CheckedParser
 from acgsperf.tiers.redis_replies import UnexpectedReplyError
 
-__all__ = ["Command", "Credentials", "RedisConnections"]
+__all__ = ["Command", "Credentials", "OwnConnection", "RedisConnections"]
 
 MAX_CONNECTIONS: Final = 10
 MAX_LIFETIME_S: Final = 3600.0
@@ -71,6 +73,37 @@ class _Connection:
             writer.transport.abort()
         self.parser.on_disconnect()  # type: ignore[no-untyped-call]
         self.redis._close()  # type: ignore[no-untyped-call]
+
+
+class OwnConnection:
+    """A connection that only its owner uses. Its calls have no deadline, and are not repeated.
+
+    After an error of a call it cannot be used again.
+    """
+
+    def __init__(self, redis: AbstractConnection) -> None:
+        self._connection = _Connection(redis, math.inf)
+
+    async def ask(self, commands: Sequence[Command], read: Callable[[list[Any]], _T]) -> _T:
+        """Send commands together and return what `read` makes of their replies. The first call connects.
+
+        Args:
+            commands: the commands.
+            read: gets the replies, in order; error replies are exceptions among them.
+
+        Raises:
+            redis.RedisError, OSError: what `read` raises, or if the server cannot be reached.
+        """
+        connection = self._connection
+        if not connection.is_open:
+            await connection.open()
+        packed = b"".join([pack_command(command) for command in commands])
+        await connection.redis.send_packed_command(packed, check_health=False)
+        return read(await connection.parser.read_replies(len(commands)))
+
+    def close(self) -> None:
+        """Close it at once."""
+        self._connection.close()
 
 
 class RedisConnections:
@@ -151,6 +184,30 @@ class RedisConnections:
         self._size -= len(idle)
         for connection in idle:
             connection.close()
+
+    def clone(self, max_connections: int) -> "RedisConnections":
+        """Return other connections to the same server."""
+        clone = copy(self)
+        clone._max_connections = max_connections
+        clone._loop = clone._reaper = None
+        clone._size = 0
+        clone._idle, clone._waiters, clone._fences = [], deque(), itertools.count()
+        return clone
+
+    @property
+    def identity(self) -> object:
+        """Equal for connections to the same server and database with the same options and credentials."""
+        options = dict(self._factory.connection_kwargs)
+        provider = options.pop("credential_provider", None)
+        credentials = provider._credentials if isinstance(provider, _Provider) else None
+        # Always the same, but its objects do not compare.
+        options.pop("retry", None)
+        kind = self._factory.connection_class
+        return kind, credentials, tuple(sorted((name, repr(value)) for name, value in options.items()))
+
+    def own_connection(self) -> OwnConnection:
+        """Return a connection that is not counted as one of these."""
+        return OwnConnection(self.new())
 
     def new(self) -> AbstractConnection:
         """Returns a connection that is not connected."""
