@@ -8,5 +8,11 @@ from acgsperf._native.entry import Entry
 IMPLEMENTATION: Final = "c"
 
 def unseal_many(
-    blobs: Iterable[bytes | None], keys: Iterable[bytes], limit: int, now: float, /
+    blobs: Iterable[bytes | None],
+    keys: Iterable[bytes],
+    limit: int,
+    now: float,
+    offset: float,
+    token: bytes | None,
+    /,
 ) -> tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]], int]: ...

@@ -8,7 +8,7 @@ twin, which opens it or raises an error that says what is wrong.
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.math cimport INFINITY, isfinite, isnan
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from acgsperf._native import entry, envelope_format
@@ -25,84 +25,127 @@ cdef object unseal = envelope_format.unseal
 cdef uint32_t PLAIN = envelope_format.PLAIN
 
 
-cdef struct Header:
-    # As `envelope_format` describes it, magic, version and flags as one number.
+cdef struct Fields:
+    # As `envelope_format` describes them; kind, version and flags as one number.
     uint32_t kind
+    uint32_t checksum
     double created, fresh, kept
-    uint32_t key_size, tags_size, payload_size
+    uint32_t key_size, tags_size
+    uint16_t tokens, reserved
 
 cdef enum:
-    HEADER_BYTES = 40
+    ID_BYTES = 8
+    STAMP_AT = 8
+    FIELDS_AT = 16
+    # Without what C may add at the end of the struct.
+    FIELDS_BYTES = 44
+    HEAD_BYTES = 60
+    TOKEN_BYTES = 8
 
 
-def unseal_many(blobs, keys, limit, now, /):
+cdef struct Reading:
+    # The arguments that are the same for a whole batch; `token` is NULL if tokens are not compared.
+    double now, offset
+    const char *token
+
+
+def unseal_many(blobs, keys, limit, now, offset, token, /):
     """Return the entries in the envelopes that a server has returned for keys.
 
     Args:
-        blobs: for each key an envelope, or None.
+        blobs: for each key what the server has under it, or None.
         keys: their identities.
         limit: bytes; a larger envelope is not opened.
-        now: seconds since the epoch; an entry that is not kept until then is left out.
+        now: seconds of `time.monotonic`; an entry that is not kept until then is left out.
+        offset: seconds by which the server's clock, whose times envelopes have, is ahead of `time.monotonic`.
+        token: the namespace's; an entry with another one is left out.  None: tokens are not compared.
 
     Returns:
-        For each key an entry, or None; the positions and generations of the entries with tags; and the number of
-        envelopes that were corrupt or too large.
+        For each key an entry with times of `time.monotonic`, or None; the positions of the entries with tags, and the
+        tokens of these tags; and the number of envelopes that were corrupt or too large.
     """
     cdef Py_ssize_t most = limit, corrupt = 0, at = 0
-    cdef double time = now
+    cdef Reading reading
+    # No entry has a token of another size.
+    cdef bint readable = token is None or (PyBytes_CheckExact(token) and PyBytes_GET_SIZE(token) == TOKEN_BYTES)
     cdef bint opened
     cdef list found = [], tagged = []
+    reading.now = now
+    reading.offset = offset
+    reading.token = PyBytes_AS_STRING(token) if readable and token is not None else NULL
     for blob, key in zip(blobs, keys, strict=True):
         entry = None
         if blob is not None:
-            opened = PyBytes_CheckExact(blob) and PyBytes_CheckExact(key) and PyBytes_GET_SIZE(blob) <= most
+            opened = (
+                readable and PyBytes_CheckExact(blob) and PyBytes_CheckExact(key) and PyBytes_GET_SIZE(blob) <= most
+            )
             if opened:
-                entry = entry_if_plain(blob, key, time, &opened)
+                entry = entry_if_plain(blob, key, &reading, &opened)
             if not opened:
                 try:
-                    entry, generations = unseal(blob, key, limit, now)
+                    entry, tokens = unseal(blob, key, limit, now, offset, token)
                 except CorruptEnvelopeError:
                     corrupt += 1
                 else:
-                    if generations:
-                        tagged.append((at, generations))
+                    if tokens:
+                        tagged.append((at, tokens))
         found.append(entry)
         at += 1
     return found, tagged, corrupt
 
 
-cdef object entry_if_plain(object blob, object key, double now, bint *opened):
-    """Return the entry in a plain envelope, None if it is not kept until now; `opened` tells whether it was plain."""
-    cdef Header header
+cdef object entry_if_plain(object blob, object key, const Reading *reading, bint *opened):
+    """Return the entry in a plain envelope, None if it is to be left out; `opened` tells whether it was plain."""
+    cdef Fields fields
     cdef const char *start = PyBytes_AS_STRING(blob)
     cdef Py_ssize_t size = PyBytes_GET_SIZE(blob)
     cdef Py_ssize_t key_size = PyBytes_GET_SIZE(key)
+    cdef Py_ssize_t key_at, payload_at
     opened[0] = False
-    if not PY_LITTLE_ENDIAN or size < HEADER_BYTES:
+    if not PY_LITTLE_ENDIAN or size < HEAD_BYTES:
         return None
-    memcpy(&header.kind, start, 4)
-    memcpy(&header.created, start + 4, 24)
-    memcpy(&header.key_size, start + 28, 12)
+    memcpy(&fields, start + FIELDS_AT, FIELDS_BYTES)
+    key_at = HEAD_BYTES + TOKEN_BYTES * <Py_ssize_t> fields.tokens
+    payload_at = key_at + key_size
     if (
-        header.kind != PLAIN
-        or header.tags_size != 0
-        or header.key_size != key_size
-        or <uint64_t> HEADER_BYTES + header.key_size + header.payload_size != <uint64_t> size
-        or memcmp(start + HEADER_BYTES, PyBytes_AS_STRING(key), key_size) != 0
-        or not isfinite(header.created)
-        or isnan(header.fresh)
-        or isnan(header.kept)
+        fields.kind != PLAIN
+        or fields.tags_size != 0
+        or fields.tokens > 1
+        or fields.reserved != 0
+        or fields.key_size != <size_t> key_size
+        or payload_at > size
+        or memcmp(start + key_at, PyBytes_AS_STRING(key), key_size) != 0
+        or not isfinite(fields.created)
+        or isnan(fields.fresh)
+        or isnan(fields.kept)
     ):
         return None
+    if fields.kept - reading.offset <= reading.now or (
+        reading.token != NULL
+        and (fields.tokens == 0 or memcmp(start + HEAD_BYTES, reading.token, TOKEN_BYTES) != 0)
+    ):
+        opened[0] = True
+        return None
     try:
-        value = decode(PyBytes_FromStringAndSize(start + HEADER_BYTES + key_size, header.payload_size))
+        value = decode(PyBytes_FromStringAndSize(start + payload_at, size - payload_at))
     except MemoryError:
         raise
     except Exception:
         return None
     opened[0] = True
-    if header.kept <= now:
-        return None
-    fresh = None if header.fresh == INFINITY else header.fresh
-    kept = None if header.kept == INFINITY else header.kept
-    return Entry(value, header.created, fresh, kept)
+    fresh = None if fields.fresh == INFINITY else fields.fresh - reading.offset
+    kept = None if fields.kept == INFINITY else fields.kept - reading.offset
+    # By position: an argument by name has to be searched for.
+    return Entry(
+        value, fields.created - reading.offset, fresh, kept, (), False,
+        PyBytes_FromStringAndSize(start, ID_BYTES), stamp_at(start + STAMP_AT),
+    )
+
+
+cdef inline uint64_t stamp_at(const char *start) noexcept nogil:
+    """Return a stamp, which is big-endian."""
+    cdef uint64_t stamp = 0
+    cdef int at
+    for at in range(8):
+        stamp = stamp << 8 | <unsigned char> start[at]
+    return stamp

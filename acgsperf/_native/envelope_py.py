@@ -10,7 +10,13 @@ IMPLEMENTATION: Final = "python"
 
 
 def unseal_many(
-    blobs: Iterable[bytes | None], keys: Iterable[bytes], limit: int, now: float, /
+    blobs: Iterable[bytes | None],
+    keys: Iterable[bytes],
+    limit: int,
+    now: float,
+    offset: float,
+    token: bytes | None,
+    /,
 ) -> tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]], int]:
     """Return the entries in the envelopes that a server has returned for keys."""
     found: list[Entry | None] = []
@@ -20,11 +26,11 @@ def unseal_many(
         entry = None
         if blob is not None:
             try:
-                entry, generations = unseal(blob, key, limit, now)
+                entry, tokens = unseal(blob, key, limit, now, offset, token)
             except CorruptEnvelopeError:
                 corrupt += 1
             else:
-                if generations:
-                    tagged.append((at, generations))
+                if tokens:
+                    tagged.append((at, tokens))
         found.append(entry)
     return found, tagged, corrupt

@@ -11,6 +11,7 @@ from acgsperf.backplane.server import ServerBackplane
 from acgsperf.tiers.records import Record, packed
 from acgsperf.tiers.redis import RedisTier
 from acgsperf.tiers.redis_connections import Credentials, RedisConnections
+from acgsperf.tiers.redis_keys import RedisKeys
 
 __all__ = ["RedisBackplane"]
 
@@ -53,14 +54,14 @@ class RedisBackplane(ServerBackplane):
     def beside(cls, tier: RedisTier, *, timeout: float = TIMEOUT_S) -> "RedisBackplane":
         """Return a backplane on the server of a tier."""
         backplane = cls.__new__(cls)
-        backplane._set_up(tier._connections, timeout)
+        backplane._set_up(tier.connections, timeout)
         return backplane
 
     def __repr__(self) -> str:
         return f"RedisBackplane({self._connections.where!r})"
 
     async def _join(self, receiver: Receiver) -> None:
-        self._key = log_key(receiver.namespace)
+        self._key = RedisKeys(receiver.namespace).log
         place = asyncio.get_running_loop(), self._connections.identity
         reader = _readers.get(place)
         if reader is None:
@@ -88,8 +89,3 @@ class RedisBackplane(ServerBackplane):
     def _now_us(self) -> int:
         assert self._reader is not None
         return self._reader.clock.now_us()
-
-
-def log_key(namespace: str) -> bytes:
-    """Return the key of the stream of a namespace."""
-    return namespace.replace("%", "%25").replace(":", "%3A").encode() + b"%log"

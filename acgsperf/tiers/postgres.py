@@ -253,7 +253,8 @@ class PostgresTier(ServerTier):
             else:
                 entry, payload = operation
                 tags = "{" + ",".join(str(_tag_hash(tag)) for tag in entry.tags) + "}"
-                rows.append((address, envelope.seal(entry, identity, payload), entry.kept_until, tags))
+                blob = b"".join(envelope.seal(entry, identity, payload, 0.0, with_tokens=False))
+                rows.append((address, blob, entry.kept_until, tags))
         # Two transactions: each is committed when it is acknowledged, and the first holds no row lock while the second
         # waits for one, so that two processes cannot deadlock.
         async with self._connection() as connection:

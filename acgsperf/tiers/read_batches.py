@@ -3,10 +3,9 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 from acgsperf.dispatch import LatencyHistogram
-from acgsperf.tiers.base import Entry
 from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.server_calls import ServerCalls
 
@@ -16,16 +15,19 @@ MAX_READS_IN_FLIGHT: Final = 4
 # A batch has to be answered within the deadline. A call for more keys is sent in parts.
 MAX_READS_TOGETHER: Final = 2_000
 
-_Get = tuple[asyncio.Future[Entry | None], str]
-_GetMany = tuple[asyncio.Future[dict[str, Entry]], Sequence[str]]
+# What is asked for, a key or a key and more, and what is found for it, an entry or an observation.
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+_Get = tuple[asyncio.Future[_V | None], _K]
+_GetMany = tuple[asyncio.Future[dict[_K, _V]], Sequence[_K]]
 
 
-class ReadBatches:
+class ReadBatches(Generic[_K, _V]):
     """Collects keys until the event loop's next turn and reads them together; at most four batches are in flight.
 
     Args:
         calls: makes the calls.
-        fetch: returns the entries of keys, in order.
+        fetch: returns what is found for keys, in order; None for a miss.
         deadline: seconds after which a read is answered, counted from the first key of its batch.
 
     Attributes:
@@ -35,12 +37,12 @@ class ReadBatches:
     """
 
     def __init__(
-        self, calls: ServerCalls, fetch: Callable[[Sequence[str]], Awaitable[list[Entry | None]]], deadline: float
+        self, calls: ServerCalls, fetch: Callable[[Sequence[_K]], Awaitable[list[_V | None]]], deadline: float
     ) -> None:
         self.hits = self.misses = 0
         self.latency: Final = LatencyHistogram()
-        self.waiting: list[_Get] = []
-        self._waiting_many: list[_GetMany] = []
+        self.waiting: list[_Get[_V, _K]] = []
+        self._waiting_many: list[_GetMany[_K, _V]] = []
         self._calls = calls
         self._fetch = fetch
         # All batches share this one: they begin in order.
@@ -64,18 +66,18 @@ class ReadBatches:
         self._deadline.close()
         self._loop = None
 
-    def get(self, key: str) -> asyncio.Future[Entry | None]:
+    def get(self, key: _K) -> asyncio.Future[_V | None]:
         """Reads one key."""
         # `loop.create_future` does the same with one more call for each key.
-        future: asyncio.Future[Entry | None] = asyncio.Future(loop=self._loop)
+        future: asyncio.Future[_V | None] = asyncio.Future(loop=self._loop)
         self.waiting.append((future, key))
         if not self._scheduled:
             self._schedule()
         return future
 
-    def get_many(self, keys: Sequence[str]) -> asyncio.Future[dict[str, Entry]]:
+    def get_many(self, keys: Sequence[_K]) -> asyncio.Future[dict[_K, _V]]:
         """Reads several keys."""
-        future: asyncio.Future[dict[str, Entry]] = asyncio.Future(loop=self._loop)
+        future: asyncio.Future[dict[_K, _V]] = asyncio.Future(loop=self._loop)
         self._waiting_many.append((future, keys))
         if not self._scheduled:
             self._schedule()
@@ -89,7 +91,7 @@ class ReadBatches:
             self._scheduled = True
             self._calls.start(self._read())
 
-    def _next_batch(self) -> tuple[list[_Get], list[_GetMany]]:
+    def _next_batch(self) -> tuple[list[_Get[_V, _K]], list[_GetMany[_K, _V]]]:
         self._scheduled = False
         gets, reads = self.waiting, self._waiting_many
         if len(gets) + (sum(len(keys) for _, keys in reads) if reads else 0) <= MAX_READS_TOGETHER:
@@ -114,34 +116,34 @@ class ReadBatches:
         keys = [key for _, key in gets]
         for _, more in reads:
             keys += more
-        entries: list[Entry | None] | None = None
+        values: list[_V | None] | None = None
         self._in_flight += 1
         try:
-            entries = await self._calls.run(lambda: self._fetch(keys), self._deadline.wait(started))
+            values = await self._calls.run(lambda: self._fetch(keys), self._deadline.wait(started))
         finally:
             self._in_flight -= 1
             self.latency.record_many([time.perf_counter_ns() - started_ns] * len(keys))
-            self._answer(gets, reads, entries or [])
+            self._answer(gets, reads, values or [])
             if (self.waiting or self._waiting_many) and not self._scheduled:
-                if self._oversized and entries is not None and self._loop is not None:
+                if self._oversized and values is not None and self._loop is not None:
                     # The server answers: the rest of a large call gets a deadline of its own.
                     self._started_at = self._loop.time()
                 self._scheduled = True
                 self._calls.start(self._read())
 
-    def _answer(self, gets: Sequence[_Get], reads: Sequence[_GetMany], found: list[Entry | None]) -> None:
-        """Gives each caller the entries of its keys, in order; a miss for each key without one."""
+    def _answer(self, gets: Sequence[_Get[_V, _K]], reads: Sequence[_GetMany[_K, _V]], found: list[_V | None]) -> None:
+        """Gives each caller what was found for its keys, in order; a miss for each key without anything."""
         asked = len(gets) + sum(len(keys) for _, keys in reads)
         found += [None] * (asked - len(found))
         hits = asked - found.count(None)
         self.hits += hits
         self.misses += asked - hits
-        for (future, _), entry in zip(gets, found, strict=False):
+        for (future, _), value in zip(gets, found, strict=False):
             if not future.done():
-                future.set_result(entry)
+                future.set_result(value)
         at = len(gets)
         for answer, keys in reads:
             pairs = zip(keys, found[at : at + len(keys)], strict=True)
             at += len(keys)
             if not answer.done():
-                answer.set_result({key: entry for key, entry in pairs if entry is not None})
+                answer.set_result({key: value for key, value in pairs if value is not None})

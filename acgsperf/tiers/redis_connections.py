@@ -7,9 +7,8 @@ import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from copy import copy
 from time import monotonic
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from hiredis import pack_command
 from redis.asyncio import ConnectionPool
@@ -26,7 +25,7 @@ from acgsperf.names import resolve
 from acgsperf.tiers.redis_parser import CheckedParser
 from acgsperf.tiers.redis_replies import UnexpectedReplyError
 
-__all__ = ["Command", "Credentials", "OwnConnection", "RedisConnections"]
+__all__ = ["Command", "Credentials", "Greeting", "OwnConnection", "RedisConnections"]
 
 MAX_CONNECTIONS: Final = 10
 MAX_LIFETIME_S: Final = 3600.0
@@ -37,15 +36,30 @@ MAX_IDLE_S: Final = 4.0
 Command = tuple[Any, ...]
 Credentials = Callable[[], "tuple[str, str] | str | Awaitable[tuple[str, str] | str]"]
 _T = TypeVar("_T")
+_pack: Final = pack_command
+
+
+class Greeting(NamedTuple):
+    """What is asked over each new connection before anything else.
+
+    Attributes:
+        commands: the commands.
+        read: gets the times at which they were sent and answered, by `time.monotonic`, and the replies, in order; error
+            replies are exceptions among them.
+    """
+
+    commands: Sequence[Command]
+    read: Callable[[float, float, list[Any]], None]
 
 
 class _Connection:
     """A connection, its parser and its times, which are those of `time.monotonic`."""
 
-    __slots__ = ("expires_at", "idle_since", "is_open", "parser", "redis")
+    __slots__ = ("expires_at", "greeting", "idle_since", "is_open", "parser", "redis")
 
-    def __init__(self, redis: AbstractConnection, expires_at: float) -> None:
+    def __init__(self, redis: AbstractConnection, expires_at: float, greeting: Greeting | None) -> None:
         self.redis = redis
+        self.greeting = greeting
         self.parser: CheckedParser = redis._parser  # type: ignore[assignment]
         self.is_open = False
         self.expires_at = expires_at
@@ -59,6 +73,12 @@ class _Connection:
         except ResponseError as error:
             # The server refuses the connection, not one command: no command can be sent.
             raise RedisConnectionError(f"the server refused the connection: {error}") from error
+        if self.greeting is not None:
+            commands, read = self.greeting
+            sent = monotonic()
+            await self.redis.send_packed_command(b"".join(map(_pack, commands)), check_health=False)
+            replies = await self.parser.read_replies(len(commands))
+            read(sent, monotonic(), replies)
         self.is_open = True
 
     def is_usable(self, now: float) -> bool:
@@ -82,7 +102,7 @@ class OwnConnection:
     """
 
     def __init__(self, redis: AbstractConnection) -> None:
-        self._connection = _Connection(redis, math.inf)
+        self._connection = _Connection(redis, math.inf, None)
 
     async def ask(self, commands: Sequence[Command], read: Callable[[list[Any]], _T]) -> _T:
         """Send commands together and return what `read` makes of their replies. The first call connects.
@@ -97,7 +117,7 @@ class OwnConnection:
         connection = self._connection
         if not connection.is_open:
             await connection.open()
-        packed = b"".join([pack_command(command) for command in commands])
+        packed = b"".join(map(_pack, commands))
         await connection.redis.send_packed_command(packed, check_health=False)
         return read(await connection.parser.read_replies(len(commands)))
 
@@ -120,6 +140,7 @@ class RedisConnections:
 
     Attributes:
         where: address of the server, for messages; without a password.
+        greeting: what is asked over each new connection first.
 
     Raises:
         ValueError: if the URL or a number is not valid. The message does not repeat the URL.
@@ -134,6 +155,8 @@ class RedisConnections:
         credentials: Credentials | None = None,
     ) -> None:
         checked_redis_url("the Redis URL", url)
+        self._url, self._credentials = url, credentials
+        self.greeting: Greeting | None = None
         self._max_lifetime = checked_seconds("max_lifetime", max_lifetime)
         checked_callable("credentials", credentials)
         try:
@@ -186,27 +209,21 @@ class RedisConnections:
             connection.close()
 
     def clone(self, max_connections: int) -> "RedisConnections":
-        """Return other connections to the same server."""
-        clone = copy(self)
-        clone._max_connections = max_connections
-        clone._loop = clone._reaper = None
-        clone._size = 0
-        clone._idle, clone._waiters, clone._fences = [], deque(), itertools.count()
-        return clone
+        """Returns other connections to the same server, without a greeting. They are not open."""
+        return RedisConnections(
+            self._url,
+            max_connections=max_connections,
+            max_lifetime=self._max_lifetime,
+            credentials=self._credentials,
+        )
 
     @property
     def identity(self) -> object:
-        """Equal for connections to the same server and database with the same options and credentials."""
-        options = dict(self._factory.connection_kwargs)
-        provider = options.pop("credential_provider", None)
-        credentials = provider._credentials if isinstance(provider, _Provider) else None
-        # Always the same, but its objects do not compare.
-        options.pop("retry", None)
-        kind = self._factory.connection_class
-        return kind, credentials, tuple(sorted((name, repr(value)) for name, value in options.items()))
+        """Equal for connections that were created with the same URL and credentials."""
+        return self._url, self._credentials
 
     def own_connection(self) -> OwnConnection:
-        """Return a connection that is not counted as one of these."""
+        """Returns a connection that is not counted as one of these, without a greeting."""
         return OwnConnection(self.new())
 
     def new(self) -> AbstractConnection:
@@ -214,8 +231,15 @@ class RedisConnections:
         connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
         return connection
 
-    async def ask(self, commands: Sequence[Command], read: Callable[[list[Any]], _T], *, fenced: bool = True) -> _T:
-        """Sends commands together and returns what `read` makes of their replies.
+    async def ask(
+        self,
+        commands: Sequence[Command],
+        read: Callable[[list[Any]], _T],
+        *,
+        fenced: bool = True,
+        before_sending: Callable[[], None] | None = None,
+    ) -> _T:
+        """Sends commands together and returns what `read` makes of their replies. It has no deadline of its own.
 
         If a reused connection was closed by the server, or gives unexpected replies, the commands are sent once more
         over a new connection. The server may therefore carry them out twice.
@@ -226,11 +250,12 @@ class RedisConnections:
                 command, or `UnexpectedReplyError`.
             fenced: also sends an ECHO, to prove that no reply of an earlier command is read as one of these. False if
                 `read` recognizes foreign replies itself.
+            before_sending: called before the server may see any of the commands.
 
         Raises:
             redis.RedisError, OSError: what `read` raises, or if the server cannot be reached.
         """
-        packed = b"".join([pack_command(command) for command in commands])
+        packed = b"".join([_pack(command) for command in commands])
         count, fence = len(commands), None
         if fenced:
             fence = b"%d" % next(self._fences)
@@ -244,12 +269,12 @@ class RedisConnections:
         try:
             if connection is not None:
                 try:
-                    return await self._exchange(connection, packed, count, fence, read)
+                    return await self._exchange(connection, packed, count, fence, read, before_sending)
                 except (RedisConnectionError, InvalidResponse, UnexpectedReplyError):
                     # The other idle connections are probably in the same state.
                     self.close_idle()
-            connection = _Connection(self.new(), self._expiry())
-            return await self._exchange(connection, packed, count, fence, read)
+            connection = _Connection(self.new(), self._expiry(), self.greeting)
+            return await self._exchange(connection, packed, count, fence, read, before_sending)
         except UnexpectedReplyError as error:
             if error.usable is None:
                 raise
@@ -314,11 +339,19 @@ class RedisConnections:
             self._reaper = self._loop.call_later(idle[0].idle_since - since, self._close_unused)
 
     async def _exchange(
-        self, connection: _Connection, packed: bytes, count: int, fence: bytes | None, read: Callable[[list[Any]], _T]
+        self,
+        connection: _Connection,
+        packed: bytes,
+        count: int,
+        fence: bytes | None,
+        read: Callable[[list[Any]], _T],
+        before_sending: Callable[[], None] | None,
     ) -> _T:
         try:
             if not connection.is_open:
                 await connection.open()
+            if before_sending is not None:
+                before_sending()
             await connection.redis.send_packed_command(packed, check_health=False)
             replies = await connection.parser.read_replies(count if fence is None else count + 1)
             if fence is not None and (reply := replies.pop()) != fence:

@@ -1,23 +1,38 @@
 """What the tiers that have a server share: batches, a deadline, a circuit breaker and counters."""
 
 import asyncio
+import secrets
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from math import inf, isfinite, isnan
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from threading import get_ident
 from typing import Final
 
 from acgsperf._native import envelope_format as envelope
-from acgsperf._native.arguments import checked_int, checked_namespace, checked_seconds
+from acgsperf._native.arguments import checked_int, checked_namespace
 from acgsperf.dispatch import unseal_many
 from acgsperf.errors import TierError
-from acgsperf.tiers.base import BreakerState, Entry, Tier, TierHealth, TierStats
+from acgsperf.tiers.base import (
+    BreakerState,
+    Entry,
+    Observation,
+    Outcome,
+    Store,
+    StoreKind,
+    Tier,
+    TierHealth,
+    TierStats,
+    Write,
+    WriteResult,
+)
+from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.read_batches import MAX_READS_TOGETHER, ReadBatches
-from acgsperf.tiers.server_calls import ServerCalls
-from acgsperf.tiers.write_batches import Operation, WriteBatch, WriteBatches
+from acgsperf.tiers.server_calls import Attempt, ServerCalls
+from acgsperf.tiers.server_clock import ServerClock
+from acgsperf.tiers.tier_arguments import check_key, check_keys, check_tag, check_times, seconds
+from acgsperf.tiers.write_batches import REFUSED, UNKNOWN, Action, Operation, WriteBatch, WriteBatches
 
-__all__ = ["DEADLINE_S", "MAX_VALUE_BYTES", "ServerTier", "Unsealed", "check_tag", "seconds"]
+__all__ = ["DEADLINE_S", "MAX_VALUE_BYTES", "ServerTier", "Unsealed", "Wanted", "check_tag", "seconds"]
 
 DEADLINE_S: Final = 0.25
 MAX_VALUE_BYTES: Final = 1 << 20
@@ -26,22 +41,29 @@ _MOST_VALUE_BYTES: Final = 512 << 20
 
 _CLOSED: Final = BreakerState.CLOSED
 
-# Entries; by position, the generations of those with tags; how many envelopes could not be opened.
+# A key to observe, and the tags of the entry that will be stored.
+Wanted = tuple[str, tuple[str, ...]]
+# Entries; by position, the tokens of those with tags; how many envelopes could not be opened.
 Unsealed = tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]], int]
 
 
 class ServerTier(Tier):
     """A tier that keeps entries in a server.
 
-    A subclass says how to talk to its server, by six methods: `_start`, `_stop`, `_fetch`, `_write`,
-    `_describe` and `_is_refusal`.
+    A subclass says how to talk to its server, by these methods: `_start`, `_stop`, `_fetch`, `_observe`, `_write`,
+    `_invalidate`, `_expire_tag`, `_describe` and `_is_refusal`.
     `ServerCalls` gives each call a deadline and a circuit breaker; `ReadBatches` and `WriteBatches` collect calls.
 
     Args:
         where: address of the server, for messages; without a password.
         deadline: seconds after which a call returns, even if the server does not answer.
         max_value_bytes: larger envelopes are neither stored nor read; at most 512 MiB.
+
+    Attributes:
+        server_clock: converts between this process's monotonic clock and the server's clock. The subclass measures it.
     """
+
+    coherent = True
 
     def __init__(self, where: str, *, deadline: float = DEADLINE_S, max_value_bytes: int = MAX_VALUE_BYTES) -> None:
         deadline = seconds("deadline", deadline)
@@ -54,9 +76,12 @@ class ServerTier(Tier):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._refused = self._deletes = self._corrupt = 0
+        self.server_clock: Final = ServerClock()
+        self._last_stamp = 0
         self._calls = ServerCalls(self.name, deadline, self._timed_out, self._is_refusal)
         self._breaker = self._calls.breaker
         self._reads = ReadBatches(self._calls, self._fetch, deadline)
+        self._observations = ReadBatches(self._calls, self._observe, deadline)
         self._writes = WriteBatches(self._calls, self._write, deadline)
         self._pending_writes = self._writes.pending
 
@@ -73,8 +98,23 @@ class ServerTier(Tier):
         """Returns the entries of keys, in order."""
 
     @abstractmethod
+    async def _observe(self, wanted: Sequence[Wanted]) -> list[Observation | None]:
+        """Returns what is under each key, given with its tags, in order; None for a key that cannot be read."""
+
+    @abstractmethod
     async def _write(self, batch: WriteBatch) -> None:
-        """Carries out a batch and records in it what was stored and removed."""
+        """Carries out a batch and records in it what became of each operation.
+
+        Nothing may be carried out after `batch.until`, by the server's clock. Call `batch.mark_sent` before you send.
+        """
+
+    @abstractmethod
+    async def _invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
+        """Carries out `invalidate`, as `_write` does a batch."""
+
+    @abstractmethod
+    async def _expire_tag(self, tag: str, attempt: Attempt) -> WriteResult:
+        """Carries out `expire_tag`, as `_write` does a batch."""
 
     @abstractmethod
     async def _describe(self) -> str:
@@ -94,6 +134,7 @@ class ServerTier(Tier):
         self._loop, self._thread = asyncio.get_running_loop(), get_ident()
         self._calls.open(namespace)
         self._reads.open()
+        self._observations.open()
         problems: list[str] = []
         try:
             await self._calls.run(self._start, problems=problems)
@@ -120,6 +161,7 @@ class ServerTier(Tier):
             for task in tasks:
                 task.cancel()
             self._reads.close()
+            self._observations.close()
             self._writes.close()
             self._loop = None
             self._calls.close()
@@ -133,7 +175,7 @@ class ServerTier(Tier):
             if not reads.waiting or get_ident() != self._thread:
                 self._check_use()
             if not isinstance(key, str):
-                _check_key(key)
+                check_key(key)
             if self._breaker.state is not _CLOSED and not self._may_read(1):
                 return None
             if key in self._pending_writes:
@@ -146,7 +188,7 @@ class ServerTier(Tier):
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         self._check_use()
-        _check_keys(keys)
+        check_keys(keys)
         if len(keys) > MAX_READS_TOGETHER:
             return await self._get_in_parts(keys)
         if not keys or not self._may_read(len(keys)):
@@ -155,46 +197,170 @@ class ServerTier(Tier):
             return await self._read_after_write(keys)
         return await self._reads.get_many(keys)
 
+    def now_us(self) -> int:
+        """Return the time of the server's clock in microseconds, later than any returned before."""
+        self._last_stamp = max(self._last_stamp + 1, self.server_clock.now_us())
+        return self._last_stamp
+
     async def set(self, key: str, entry: Entry) -> bool:
         return bool(await self.set_many({key: entry}))
 
     async def set_many(self, entries: Mapping[str, Entry]) -> frozenset[str]:
-        self._check_use()
-        operations: dict[str, Operation] = {}
-        now, expired = time.time(), 0
-        for key, entry in entries.items():
-            _check_key(key)
-            try:
-                _check_times(entry)
-                payload = envelope.pack_value(entry.value)
-                size = envelope.size(envelope.identity(key), payload, entry.tags)
-            except (TypeError, ValueError, OverflowError, RecursionError):
-                size = self._max_value_bytes + 1
-            if entry.kept_until is not None and entry.kept_until <= now:
-                expired += 1
-            else:
-                # If an entry is refused here, the former value of its key is deleted: it is out of date.
-                operations[key] = None if size > self._max_value_bytes else (entry, payload)
-        if not self._calls.allow(len(operations)):
-            return frozenset()
-        self._refused += expired + list(operations.values()).count(None)
-        batches = self._writes.enqueue(operations)
-        await self._writes.wait(batches)
-        # A batch may also contain an operation that another caller queued for the same key.
-        own = ((batch, key) for batch in batches for key in batch.stored if key in operations)
-        return frozenset(key for batch, key in own if batch.operations[key] is operations[key])
+        results = await self.write({key: self._own_write(entry) for key, entry in entries.items()})
+        return frozenset(key for key, result in results.items() if result.outcome is Outcome.STORED)
 
     async def delete_many(self, keys: Sequence[str]) -> int | None:
         self._check_use()
-        _check_keys(keys)
+        check_keys(keys)
         if not self._calls.allow(len(keys)):
             return None
-        wanted = set(keys)
-        batches = self._writes.enqueue(dict.fromkeys(keys))
-        await self._writes.wait(batches)
-        if any(batch.removed is None or not wanted.isdisjoint(batch.refused) for batch in batches):
+        operations = {key: self._operation(key, self._own_write(None)) for key in keys}
+        removed = 0
+        for batch, done in await self._writes.carried_out(operations):
+            if any(batch.results[key].outcome is not Outcome.STORED for key in done):
+                return None
+            removed += len(batch.removed.intersection(done))
+        return removed
+
+    async def write(self, writes: Mapping[str, Write]) -> dict[str, WriteResult]:
+        self._check_use()
+        operations = {key: self._operation(key, write) for key, write in writes.items()}
+        if not self._calls.allow(len(operations)):
+            return dict.fromkeys(operations, REFUSED)
+        self._refused += sum(operation.refused for operation in operations.values())
+        return await self._writes.carry_out(operations)
+
+    async def expire_now(self, writes: Mapping[str, Write]) -> dict[str, WriteResult]:
+        self._check_use()
+        check_keys(list(writes))
+        operations = {key: Operation(Action.EXPIRE, write.id, write.stamp) for key, write in writes.items()}
+        if not self._calls.allow(len(operations)):
+            return dict.fromkeys(operations, REFUSED)
+        return await self._writes.carry_out(operations)
+
+    async def remove_written(self, ids: Mapping[str, bytes]) -> bool:
+        self._check_use()
+        check_keys(list(ids))
+        if not self._calls.allow(len(ids)):
+            return False
+        results = await self._writes.carry_out({key: Operation(Action.UNDO, id_) for key, id_ in ids.items()})
+        return all(result.outcome is Outcome.STORED for result in results.values())
+
+    async def store(self, stores: Mapping[str, Store]) -> frozenset[str]:
+        self._check_use()
+        operations = {}
+        now = time.monotonic()
+        for key, store in stores.items():
+            check_key(key)
+            seen = store.seen
+            if (seen is None) is not (store.kind is StoreKind.DEMOTION) or (
+                seen is not None and seen.expires_at <= now
+            ):
+                continue
+            entry = store.entry
+            payload = self._packed(key, entry)
+            if payload is not None and (entry.kept_until is None or entry.kept_until > now):
+                operations[key] = Operation(Action.STORE, entry.id, entry.stamp, entry, payload, store=store)
+                continue
+            self._refused += 1
+            if payload is None and store.kind is StoreKind.LOAD and seen is not None:
+                # What was loaded cannot be stored, but what was there before is out of date.
+                operations[key] = Operation(Action.UNDO, seen.id)
+        if not operations or not self._calls.allow(len(operations)):
+            return frozenset()
+        results = await self._writes.carry_out(operations)
+        return frozenset(
+            key
+            for key, result in results.items()
+            if result.outcome is Outcome.STORED and operations[key].action is Action.STORE
+        )
+
+    async def observe(self, keys: Sequence[str], tags: Sequence[str] = ()) -> dict[str, Observation]:
+        self._check_use()
+        check_keys(keys)
+        for tag in tags:
+            check_tag(tag)
+        if not keys or not self._calls.allow(0):
+            return {}
+        wanted = [(key, tuple(tags)) for key in keys]
+        found: dict[str, Observation] = {}
+        try:
+            async with asyncio.timeout(self.deadline):
+                if not self._pending_writes.keys().isdisjoint(keys):
+                    await self._writes.wait_for_keys(keys)
+                    # The tier may have been closed during the wait.
+                    self._check_use()
+                for at in range(0, len(wanted), MAX_READS_TOGETHER):
+                    part = await self._observations.get_many(wanted[at : at + MAX_READS_TOGETHER])
+                    found |= {key: seen for (key, _), seen in part.items()}
+        except TimeoutError:
+            pass
+        return found
+
+    async def look_up(
+        self, keys: Sequence[str], tags: Sequence[str] = ()
+    ) -> tuple[dict[str, Entry], dict[str, Observation]]:
+        found = await self.get_many(keys)
+        now = time.monotonic()
+        absent = [
+            key
+            for key in keys
+            if (entry := found.get(key)) is None or (entry.fresh_until is not None and entry.fresh_until <= now)
+        ]
+        return found, await self.observe(absent, tags)
+
+    async def invalidate(self, tag: str | None, *, refused_below: bool = False) -> WriteResult:
+        if tag is not None:
+            check_tag(tag)
+        return await self._attempt(lambda attempt: self._invalidate(tag, refused_below, attempt))
+
+    async def expire_tag(self, tag: str) -> WriteResult:
+        check_tag(tag)
+        return await self._attempt(lambda attempt: self._expire_tag(tag, attempt))
+
+    async def _attempt(self, call: Callable[[Attempt], Awaitable[WriteResult]]) -> WriteResult:
+        """Makes a call that writes, after all writes that are queued. One deadline covers both."""
+        attempt = Attempt()
+        attempt.began_at = self._check_use().time()
+        attempt.set_deadline(self.deadline)
+        if not self._calls.allow(1):
+            return REFUSED
+        await self._writes.wait_for_all()
+        self._check_use()
+        if attempt.remaining() <= 0:
+            return REFUSED
+        # A deadline of its own, because this call began before calls that are already in flight.
+        result = await self._calls.run(lambda: call(attempt), Deadline(self.deadline).wait(attempt.began_at))
+        if result is not None:
+            return result
+        if not attempt.sent:
+            return REFUSED
+        await attempt.wait_for_deadline()
+        return UNKNOWN
+
+    def _own_write(self, entry: Entry | None) -> Write:
+        return Write(entry, secrets.token_bytes(envelope.ID_BYTES), self.now_us())
+
+    def _operation(self, key: str, write: Write) -> Operation:
+        """Returns what to do with a key; a tombstone if the entry cannot be kept, because the former one is older."""
+        check_key(key)
+        entry = write.entry
+        if entry is None:
+            return Operation(Action.WRITE, write.id, write.stamp)
+        payload = self._packed(key, entry)
+        if payload is None or (entry.kept_until is not None and entry.kept_until <= time.monotonic()):
+            return Operation(Action.WRITE, write.id, write.stamp, refused=True)
+        return Operation(Action.WRITE, write.id, write.stamp, entry, payload)
+
+    def _packed(self, key: str, entry: Entry) -> bytes | None:
+        """Returns the value of an entry as bytes; None if the tier cannot store the entry."""
+        try:
+            check_times(entry)
+            payload = envelope.pack_value(entry.value)
+            size = envelope.size(envelope.identity(key), payload, entry.tags)
+        except (TypeError, ValueError, OverflowError, RecursionError):
             return None
-        return sum(len(wanted & batch.removed) for batch in batches if batch.removed)
+        return payload if size <= self._max_value_bytes else None
 
     async def health(self) -> TierHealth:
         self._check_use()
@@ -235,9 +401,10 @@ class ServerTier(Tier):
         self._reads.misses += keys
         return False
 
-    def _unseal(self, blobs: Iterable[bytes | None], identities: Sequence[bytes]) -> Unsealed:
-        """Opens the envelopes that the server has returned."""
-        return unseal_many(blobs, identities, self._max_value_bytes, time.time())
+    def _unseal(self, blobs: Iterable[bytes | None], identities: Sequence[bytes], token: bytes | None) -> Unsealed:
+        """Opens the envelopes that the server has returned. `token` is the namespace's; None: they have none."""
+        offset = self.server_clock.offset
+        return unseal_many(blobs, identities, self._max_value_bytes, time.monotonic(), offset, token)
 
     async def _get_in_parts(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Reads many keys, with a deadline for each part, until the server does not answer."""
@@ -263,36 +430,3 @@ class ServerTier(Tier):
             # If it is queued, it is counted when the server has answered.
             self._reads.misses += 0 if queued else len(keys)
             return {}
-
-
-def _check_key(key: object) -> None:
-    if not isinstance(key, str):
-        raise TypeError(f"a key must be a str, got {key!r:.100}")
-
-
-def _check_keys(keys: object) -> None:
-    if isinstance(keys, str | bytes):
-        raise TypeError(f"keys must be a sequence of str, got the {type(keys).__name__} {keys!r:.100}")
-    for key in keys:  # type: ignore[attr-defined]
-        _check_key(key)
-
-
-def check_tag(tag: object) -> None:
-    """Raises TypeError if a tag is not a str."""
-    if not isinstance(tag, str):
-        raise TypeError(f"a tag must be a str, got {tag!r:.100}")
-
-
-def _check_times(entry: Entry) -> None:
-    """Raises ValueError or OverflowError for times that an envelope cannot hold."""
-    created, fresh, kept = entry.created_at, entry.fresh_until, entry.kept_until
-    if not isfinite(created) or (fresh is not None and isnan(fresh)) or (kept is not None and isnan(kept)):
-        raise ValueError("not a time")
-
-
-def seconds(name: str, value: float) -> float:
-    """Returns a positive number of seconds, which may be infinite; raises TypeError or ValueError for anything else."""
-    number = checked_seconds(name, value)
-    if number == inf != value:
-        raise ValueError(f"{name} must be a number of seconds that a float can hold, got {value!r:.40}...")
-    return number

@@ -4,15 +4,53 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
+from math import inf
 from typing import Any, Final, TypeVar
 
 from acgsperf.tiers.breaker import CircuitBreaker
 from acgsperf.tiers.deadline import Deadline, Wait
 
-__all__ = ["ServerCalls"]
+__all__ = ["Attempt", "ServerCalls"]
 
 _log: Final = logging.getLogger("acgsperf.tiers")
 _T = TypeVar("_T")
+
+
+# A tier without a deadline does not leave it open for longer whether a write was carried out.
+_LONGEST_ATTEMPT_S: Final = 60.0
+
+
+class Attempt:
+    """A write that the server may carry out until a deadline, and not later.
+
+    Attributes:
+        began_at: when its deadline began, in the event loop's time.
+        until: when the deadline passes, in the event loop's time.
+        sent: whether anything of it may have reached the server. Set it before you send.
+    """
+
+    __slots__ = ("began_at", "sent", "until")
+
+    def __init__(self) -> None:
+        self.began_at = 0.0
+        self.until = inf
+        self.sent = False
+
+    def set_deadline(self, seconds: float) -> None:
+        """Sets the deadline, some seconds after the beginning."""
+        self.until = self.began_at + min(seconds, _LONGEST_ATTEMPT_S)
+
+    def remaining(self) -> float:
+        """Returns the seconds until the deadline; negative if it has passed."""
+        return self.until - asyncio.get_running_loop().time()
+
+    def mark_sent(self) -> None:
+        """Notes that it may reach the server from now on."""
+        self.sent = True
+
+    async def wait_for_deadline(self) -> None:
+        """Returns when the server cannot carry it out any more."""
+        await asyncio.sleep(max(self.remaining(), 0))
 
 
 class ServerCalls:

@@ -3,48 +3,86 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from enum import Enum
 from typing import Final
 
-from acgsperf.tiers.base import Entry
-from acgsperf.tiers.deadline import Deadline
-from acgsperf.tiers.server_calls import ServerCalls
+from msgspec import Struct
 
-__all__ = ["Operation", "WriteBatch", "WriteBatches"]
+from acgsperf.tiers.base import Entry, Outcome, Store, WriteResult
+from acgsperf.tiers.deadline import Deadline
+from acgsperf.tiers.server_calls import Attempt, ServerCalls
+
+__all__ = ["REFUSED", "UNKNOWN", "Action", "Operation", "WriteBatch", "WriteBatches"]
 
 # A batch has to arrive within the deadline, however much a caller writes at once.
 MAX_WRITES_TOGETHER: Final = 1_000
 MAX_BYTES_TOGETHER: Final = 1 << 20
 
-# An entry with its packed value; None deletes the key.
-Operation = tuple[Entry, bytes] | None
+REFUSED: Final = WriteResult(Outcome.REFUSED)
+UNKNOWN: Final = WriteResult(Outcome.UNKNOWN)
 
 
-class WriteBatch:
-    """Writes that travel together, at most one for each key.
+class Action(Enum):
+    """What to do with a key: see the methods of `Tier`.
+
+    WRITE: store the entry, or a tombstone if there is none. STORE: store what was loaded, copied or demoted.
+    EXPIRE: `expire_now`. UNDO: put a tombstone in the place of what has this id.
+    """
+
+    WRITE = "write"
+    STORE = "store"
+    EXPIRE = "expire"
+    UNDO = "undo"
+
+
+class Operation(Struct, frozen=True, eq=False):
+    """What to do with one key.
+
+    Attributes:
+        action: what to do.
+        id: of what is written; for UNDO, of what is to be removed.
+        stamp: of what is written.
+        entry: what to store; None for a tombstone.
+        payload: its packed value.
+        refused: the tier cannot keep the entry of this write. A tombstone takes its place, and the result is REFUSED.
+        store: the conditions of a STORE.
+    """
+
+    action: Action
+    id: bytes
+    stamp: int = 0
+    entry: Entry | None = None
+    payload: bytes = b""
+    refused: bool = False
+    store: Store | None = None
+
+
+class WriteBatch(Attempt):
+    """Operations that travel together, at most one for each key.
 
     Attributes:
         operations: what to do with each key.
-        stored: keys that the server acknowledged.
-        removed: keys that had an entry and were deleted; None until the server has answered.
-        refused: keys whose operation the server has refused. If one was to be deleted, its entry is still there.
+        results: what became of each key. Whoever carries out the batch fills it, except for `Operation.refused`. A key
+            that is missing at the end has an unknown outcome.
+        removed: keys that had a live entry and were deleted.
         size: bytes of the packed values.
         done: set when the batch has ended, successfully or not.
-        queued_at: when its first write was queued; -1 once it has been sent.
+        queued_at: when its first operation was queued; -1 once it has been sent.
     """
 
-    __slots__ = ("done", "operations", "queued_at", "refused", "removed", "size", "stored")
+    __slots__ = ("done", "operations", "queued_at", "removed", "results", "size")
 
     def __init__(self, done: asyncio.Future[None], queued_at: float) -> None:
+        super().__init__()
         self.operations: dict[str, Operation] = {}
-        self.stored: set[str] = set()
-        self.removed: set[str] | None = None
-        self.refused: set[str] = set()
+        self.results: dict[str, WriteResult] = {}
+        self.removed: set[str] = set()
         self.size = 0
         self.done = done
         self.queued_at = queued_at
 
     def has_room(self, key: str) -> bool:
-        """Returns whether a write of a key may be added."""
+        """Returns whether an operation on a key may be added."""
         return (
             self.queued_at >= 0
             and len(self.operations) < MAX_WRITES_TOGETHER
@@ -52,17 +90,33 @@ class WriteBatch:
             and key not in self.operations
         )
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the outcome of every operation is known."""
+        return len(self.results) == len(self.operations)
+
+    @property
+    def is_explicit(self) -> bool:
+        """Whether a caller relies on it that an operation of unknown outcome is not carried out later."""
+        return any(operation.action in _EXPLICIT for operation in self.operations.values())
+
+
+_EXPLICIT: Final = frozenset({Action.WRITE, Action.EXPIRE})
+
 
 class WriteBatches:
-    """Queues writes and sends them, one batch at a time.
+    """Queues operations and sends them, one batch at a time.
 
     The deadline of a batch begins when it is sent, so that a large call, which needs many batches, arrives whole. If
     the batch before it failed, its deadline begins when it was queued: it has already waited for a server that does not
     answer.
 
+    A batch whose outcome is unknown ends when its deadline has passed, not before: until then the server may still
+    carry it out.
+
     Args:
         calls: makes the calls.
-        write: carries out a batch and records in it what was stored and removed.
+        write: carries out a batch and records the results in it.
         deadline: seconds after which a batch ends.
 
     Attributes:
@@ -77,6 +131,7 @@ class WriteBatches:
         self._calls = calls
         self._write = write
         self._deadline = Deadline(deadline)
+        self._deadline_s = deadline
 
     def close(self) -> None:
         """Ends all queued batches as failed. Call it when no task is in flight."""
@@ -84,12 +139,23 @@ class WriteBatches:
             self._finish(self._queue.popleft())
         self._deadline.close()
 
-    def enqueue(self, operations: Mapping[str, Operation]) -> list[WriteBatch]:
-        """Queues operations and returns the batches that contain them."""
+    async def carry_out(self, operations: Mapping[str, Operation]) -> dict[str, WriteResult]:
+        """Queues operations and returns their results."""
+        return {key: batch.results[key] for batch, keys in await self.carried_out(operations) for key in keys}
+
+    async def carried_out(self, operations: Mapping[str, Operation]) -> list[tuple[WriteBatch, list[str]]]:
+        """Queues operations and returns, once they have ended, the batches with them and their keys in each."""
+        places = self._enqueue(operations)
+        for batch, _ in places:
+            # Others wait for the same batch: cancelling one caller must not cancel it.
+            await asyncio.shield(batch.done)
+        return places
+
+    def _enqueue(self, operations: Mapping[str, Operation]) -> list[tuple[WriteBatch, list[str]]]:
         loop = asyncio.get_running_loop()
-        batches: list[WriteBatch] = []
+        places: list[tuple[WriteBatch, list[str]]] = []
         for key, operation in operations.items():
-            # The first batch may be in flight. A second write of a key waits for the next batch, so that both are
+            # The first batch may be in flight. A second operation on a key waits for the next batch, so that both are
             # carried out in order and each caller gets the result of its own.
             queue = self._queue
             batch = queue[-1] if queue else None
@@ -99,26 +165,25 @@ class WriteBatches:
                 if len(queue) == 1:
                     self._calls.start(self._write_queued())
             batch.operations[key] = operation
-            batch.size += len(operation[1]) if operation is not None else 0
+            batch.size += len(operation.payload)
             self.pending[key] = batch
-            if not batches or batches[-1] is not batch:
-                batches.append(batch)
-        return batches
-
-    async def wait(self, batches: Iterable[WriteBatch]) -> None:
-        """Returns when all batches have ended."""
-        for batch in batches:
-            # Others wait for the same batch: cancelling one caller must not cancel it.
-            await asyncio.shield(batch.done)
+            if not places or places[-1][0] is not batch:
+                places.append((batch, []))
+            places[-1][1].append(key)
+        return places
 
     async def wait_for_keys(self, keys: Sequence[str]) -> None:
-        """Returns when the writes of some keys that are queued now have ended."""
+        """Returns when the operations on some keys that are queued now have ended."""
         # Not later ones: a key that is written again and again would keep its readers waiting forever.
-        await self.wait({batch: None for key in keys if (batch := self.pending.get(key))})
+        await self._wait({batch: None for key in keys if (batch := self.pending.get(key))})
 
     async def wait_for_all(self) -> None:
-        """Returns when all writes that are queued now have ended."""
-        await self.wait(list(self._queue))
+        """Returns when all operations that are queued now have ended."""
+        await self._wait(list(self._queue))
+
+    async def _wait(self, batches: Iterable[WriteBatch]) -> None:
+        for batch in batches:
+            await asyncio.shield(batch.done)
 
     async def _write_queued(self) -> None:
         try:
@@ -127,19 +192,28 @@ class WriteBatches:
                 batch = self._queue[0]
                 queued_at, batch.queued_at = batch.queued_at, -1.0
                 if answered or self._calls.allow(len(batch.operations)):
-                    wait = self._deadline.wait(None if answered else queued_at)
+                    batch.began_at = asyncio.get_running_loop().time() if answered else queued_at
+                    wait = self._deadline.wait(batch.began_at)
+                    batch.set_deadline(self._deadline_s)
                     await self._calls.run(lambda batch=batch: self._write(batch), wait)  # type: ignore[misc]
-                    answered = batch.removed is not None
+                    answered = batch.is_answered
+                    if batch.sent and not answered and batch.is_explicit:
+                        await batch.wait_for_deadline()
                 self._finish(self._queue.popleft())
         finally:
             while self._queue:
                 self._finish(self._queue.popleft())
 
     def _finish(self, batch: WriteBatch) -> None:
-        self.stores += len(batch.stored)
-        self.deletes += len(batch.removed or ())
-        for key in batch.operations:
+        unsure = UNKNOWN if batch.sent else REFUSED
+        for key, operation in batch.operations.items():
+            result = batch.results.setdefault(key, unsure)
+            if operation.refused and result.outcome is Outcome.STORED:
+                batch.results[key] = WriteResult(Outcome.REFUSED, published=result.published)
+            elif operation.entry is not None and result.outcome is Outcome.STORED:
+                self.stores += 1
             if self.pending.get(key) is batch:
                 del self.pending[key]
+        self.deletes += len(batch.removed)
         if not batch.done.done():
             batch.done.set_result(None)

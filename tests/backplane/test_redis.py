@@ -15,10 +15,15 @@ import redis.asyncio
 
 from acgsperf.backplane import BackplaneState, beside
 from acgsperf.backplane import redis as backplane_redis
-from acgsperf.backplane.redis import RedisBackplane, log_key
+from acgsperf.backplane.redis import RedisBackplane
 from acgsperf.errors import TierError
 from acgsperf.tiers.records import Record, RecordKind, packed
 from acgsperf.tiers.redis import RedisTier
+from acgsperf.tiers.redis_keys import RedisKeys
+
+
+def log_key(namespace):
+    return RedisKeys(namespace).log
 
 
 @pytest.fixture

@@ -7,12 +7,15 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from acgsperf._native import envelope_format as envelope
 from acgsperf.tiers import Entry
 
 KEY = b"k"
 NOW = 1_000.0
+TOKEN = b"namespce"
+ID = b"12345678"
 times = st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.sampled_from([NOW, NOW + 1, 0.0])
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text() | st.binary(),
@@ -27,21 +30,44 @@ entries = st.builds(
     kept_until=times,
     tags=st.just(()) | st.lists(st.text(max_size=4), max_size=3).map(tuple),
     negative=st.booleans(),
+    id=st.binary(min_size=8, max_size=8),
+    stamp=st.integers(0, 2**64 - 1),
 )
 keys = st.text(max_size=4).map(envelope.identity)
 
 
-def sealed(entry, key=KEY):
-    return envelope.seal(entry, key, envelope.pack_value(entry.value), [b"12345678"] * len(entry.tags))
+def tokens_of(entry):
+    return [b"%08d" % number for number in range(len(entry.tags))]
 
 
-def raw(created=1.0, fresh=2.0, kept=math.inf, *, kind=b"\xacG\x01\x00", key=KEY, payload=b"\x01", sizes=()):
-    return kind + struct.pack("<dddIII", created, fresh, kept, *(sizes or (len(key), 0, len(payload)))) + key + payload
+def sealed(entry, key=KEY, *, offset=0.0, token=TOKEN, tokens=None):
+    head, tail = envelope.seal(entry, key, envelope.pack_value(entry.value), offset, with_tokens=token is not None)
+    if token is None:
+        return head + tail
+    return b"".join((head, token, *(tokens_of(entry) if tokens is None else tokens), tail))
 
 
-def agreed(readers, blobs, keys, limit=10**6, now=NOW):
+def raw(
+    created=1.0,
+    fresh=2.0,
+    kept=math.inf,
+    *,
+    kind=b"E\x02\x00\x00",
+    key=KEY,
+    tags=b"",
+    payload=b"\x01",
+    sizes=None,
+    tokens=1,
+    reserved=0,
+):
+    lengths = *(sizes or (len(key), len(tags))), tokens, reserved
+    head = ID + (7).to_bytes(8, "big") + kind + struct.pack("<IdddIIHH", 0, created, fresh, kept, *lengths)
+    return head + TOKEN * tokens + key + tags + payload
+
+
+def agreed(readers, blobs, keys, limit=10**6, now=NOW, offset=0.0, token=TOKEN):
     """What all readers say, which must be the same, types and all."""
-    said = [reader.unseal_many(blobs, keys, limit, now) for reader in readers]
+    said = [reader.unseal_many(blobs, keys, limit, now, offset, token) for reader in readers]
     assert all(repr(one) == repr(said[0]) for one in said)
     return said[0]
 
@@ -51,7 +77,7 @@ def test_an_entry_comes_back_until_it_is_not_kept_any_longer(readers, entry, key
     found, tagged, corrupt = agreed(readers, [sealed(entry, key)], [key])
     kept = entry.kept_until is None or entry.kept_until > NOW
     assert found == [entry if kept else None]
-    assert tagged == ([(0, (b"12345678",) * len(entry.tags))] if kept and entry.tags else [])
+    assert tagged == ([(0, tokens_of(entry))] if kept and entry.tags else [])
     assert corrupt == 0
 
 
@@ -67,22 +93,115 @@ def test_each_key_gets_its_own(readers, pairs):
 @given(entries, st.data())
 def test_whatever_becomes_of_the_bytes_the_readers_agree(readers, entry, data):
     blob = bytearray(sealed(entry))
+    token = data.draw(st.sampled_from([TOKEN, None]))
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(blob)))
         blob[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
-        agreed(readers, [bytes(blob)], [KEY])
+        agreed(readers, [bytes(blob)], [KEY], token=token)
 
 
-@given(st.binary(max_size=60))
-def test_garbage_is_corrupt(readers, blob):
-    assert agreed(readers, [blob], [KEY]) == ([None], [], 1)
+@given(st.binary(max_size=100))
+def test_garbage_is_corrupt_or_of_another_version(readers, blob):
+    of_this_version = len(blob) <= 17 or blob[17] == 2
+    without_value = len(blob) >= 17 and blob[16:17] in (b"T", b"M")
+    assert agreed(readers, [blob], [KEY]) == ([None], [], int(of_this_version and not without_value))
+
+
+@pytest.mark.parametrize("tags", [(), ("a",)])
+@pytest.mark.parametrize("negative", [False, True])
+@pytest.mark.parametrize("server_time", [None, 3_000.0])
+def test_times_are_stored_by_the_servers_clock_and_come_back_monotonic(readers, tags, negative, server_time):
+    entry = Entry("v", 999.0, server_time, server_time, tags, negative, ID, 5)
+    blob = sealed(entry, offset=1_700_000_000.0)
+    created, fresh, kept = struct.unpack_from("<ddd", blob, 24)
+    assert (created, fresh, kept) == (1_700_000_999.0, *[1_700_003_000.0 if server_time else math.inf] * 2)
+    assert agreed(readers, [blob], [KEY], offset=1_700_000_000.0)[0] == [entry]
+    # Another process, whose monotonic clock began 100 seconds later.
+    later = server_time and server_time - 100
+    assert agreed(readers, [blob], [KEY], offset=1_700_000_100.0)[0] == [
+        replace(entry, created_at=899.0, fresh_until=later, kept_until=later)
+    ]
+
+
+@pytest.mark.parametrize("tags", [(), ("a",)])
+def test_an_entry_is_kept_by_the_servers_clock(readers, tags):
+    blob = sealed(Entry("v", 1.0, None, 3_000.0, tags), offset=500.0)
+    assert agreed(readers, [blob], [KEY], now=2_999.0, offset=500.0)[0] != [None]
+    assert agreed(readers, [blob], [KEY], now=3_000.0, offset=500.0) == ([None], [], 0)
+    assert agreed(readers, [blob], [KEY], now=2_999.0, offset=501.0) == ([None], [], 0)
+
+
+@pytest.mark.parametrize("tags", [(), ("a",), ("a", "b")])
+@pytest.mark.parametrize("token", [b"another.", b"", TOKEN[:-1], TOKEN + b"!", bytes(8)])
+def test_an_entry_with_another_token_of_the_namespace_is_a_miss(readers, tags, token):
+    entry = Entry("v", 1.0, None, None, tags, id=ID)
+    blob = sealed(entry)
+    assert agreed(readers, [blob], [KEY]) == ([entry], [(0, tokens_of(entry))] if tags else [], 0)
+    assert agreed(readers, [blob], [KEY], token=token) == ([None], [], 0)
+
+
+@pytest.mark.parametrize("tags", [(), ("a",), ("a", "b")])
+def test_without_a_token_none_is_compared(readers, tags):
+    entry = Entry("v", 1.0, None, None, tags, id=ID)
+    assert agreed(readers, [sealed(entry)], [KEY], token=None) == ([entry], [(0, tokens_of(entry))] if tags else [], 0)
+    assert agreed(readers, [sealed(entry, token=None)], [KEY], token=None) == ([entry], [], 0)
+    # An entry without a token does not have the one that is asked for.
+    assert agreed(readers, [sealed(entry, token=None)], [KEY]) == ([None], [], 0)
+
+
+@pytest.mark.parametrize("kind", [envelope.TOMBSTONE, envelope.MARKER])
+@pytest.mark.parametrize("rest", [b"", b"\x02", b"\x03", b"\x02\x00\x00more"])
+def test_a_tombstone_and_a_marker_are_misses(readers, kind, rest):
+    blob = envelope.seal_header(ID, 2**63 + 1, kind) + rest
+    assert agreed(readers, [blob], [KEY]) == ([None], [], 0)
+    if rest != b"\x03":
+        assert envelope.unseal_header(blob) == (ID, 2**63 + 1, kind)
+
+
+@given(entries)
+def test_the_header_says_what_a_write_compares(entry):
+    blob = sealed(entry)
+    assert envelope.unseal_header(blob) == (entry.id, entry.stamp, envelope.ENTRY)
+    assert envelope.unseal_header(blob[: envelope.HEADER_BYTES]) == (entry.id, entry.stamp, envelope.ENTRY)
+
+
+@pytest.mark.parametrize(
+    "blob", [b"", b"short", b"1234567812345678", b"1234567812345678X", b"1234567812345678E\x01", b"\xacG\x01" * 20]
+)
+def test_of_another_version_there_is_an_id_and_no_stamp(blob):
+    assert envelope.unseal_header(blob) == (blob[:8], 0, b"")
+
+
+def test_stamps_are_compared_as_bytes_in_their_order():
+    stamps = [0, 1, 255, 256, 2**40, 2**63, 2**64 - 1]
+    stored = [sealed(Entry("v", 1.0, None, None, stamp=stamp))[8:16] for stamp in stamps]
+    assert stored == sorted(stored)
+    assert [envelope.seal_header(ID, stamp, b"T")[8:16] for stamp in stamps] == stored
+
+
+FLAGS_OF_OTHERS = [b"E\x02" + (1 << bit).to_bytes(2, "little") for bit in range(1, 16)]
+KINDS_OF_OTHERS = [b"E\x01\x00\x00", b"E\x03\x00\x00", b"X\x03\x00\x00", *FLAGS_OF_OTHERS]
+
+
+@pytest.mark.parametrize("change", [{"reserved": 1}, *({"kind": kind} for kind in KINDS_OF_OTHERS)])
+@pytest.mark.parametrize("tags", [(), ("a",)])
+def test_what_another_version_has_stored_is_a_miss(readers, change, tags):
+    parts = {"tags": b"\x91\xa1a", "tokens": 2} if tags else {}
+    assert agreed(readers, [raw(**parts)], [KEY])[0] == [Entry(1, 1.0, 2.0, None, tags, id=ID, stamp=7)]
+    assert agreed(readers, [raw(**parts, **change)], [KEY]) == ([None], [], 0)
+
+
+def test_an_envelope_of_version_1_is_a_miss(readers):
+    blob = b"\xacG\x01\x00" + struct.pack("<dddIII", 1.7e9, 1.8e9, math.inf, len(KEY), 0, 1) + KEY + b"\x01"
+    assert agreed(readers, [blob], [KEY]) == ([None], [], 0)
+    assert not envelope.is_of_another_key(blob, b"j")
 
 
 @pytest.mark.parametrize(
     "blob",
     [
-        raw(kind=b"\xacG\x02\x00"),
-        raw(kind=b"\xacG\x01\x02"),
+        raw(kind=b"X\x02\x00\x00"),
+        raw(kind=b"e\x02\x00\x00"),
         raw(created=math.inf),
         raw(created=-math.inf),
         raw(created=math.nan),
@@ -98,21 +217,32 @@ def test_garbage_is_corrupt(readers, blob):
         raw(payload=b"\xa1\xff"),
         raw()[:-1],
         raw() + b"\x01",
-        raw()[:39],
-        raw(sizes=(1, 0, 512 << 20)),
-        raw(sizes=(0xFFFFFFFF, 0, 3)),
-        raw(sizes=(1, 0xFFFFFFFF, 2)),
-        raw(sizes=(1, 1, 0)),
+        raw()[:59],
+        raw()[:60],
+        raw()[:68],
+        raw()[:17],
+        raw()[:16],
+        b"",
+        raw(sizes=(0xFFFFFFFF, 0)),
+        raw(sizes=(1, 0xFFFFFFFF)),
+        raw(sizes=(1, 1)),
+        raw(tokens=2),
+        raw(tags=b"\x91\xa1a"),
+        raw(tags=b"\x91\xa1a", tokens=3),
+        raw(tags=b"\x91\x01", tokens=2),
+        raw(tags=b"\xa1a", tokens=2),
+        raw(tags=b"\x91\xa1\xff", tokens=2),
+        raw(tags=b"\xdd\xff\xff\xff\xff", tokens=2),
+        raw(tokens=0xFFFF)[:100],
     ],
 )
 def test_what_no_one_has_sealed_for_the_key_is_corrupt(readers, blob):
-    good = raw()
-    found = [Entry(1, 1.0, 2.0, None), None, Entry(1, 1.0, 2.0, None)]
-    assert agreed(readers, [good, blob, good], [KEY] * 3) == (found, [], 1)
+    good, entry = raw(), Entry(1, 1.0, 2.0, None, id=ID, stamp=7)
+    assert agreed(readers, [good, blob, good], [KEY] * 3) == ([entry, None, entry], [], 1)
 
 
 def test_an_infinite_past_is_a_time(readers):
-    assert agreed(readers, [raw(fresh=-math.inf)], [KEY])[0] == [Entry(1, 1.0, -math.inf, None)]
+    assert agreed(readers, [raw(fresh=-math.inf)], [KEY])[0] == [Entry(1, 1.0, -math.inf, None, id=ID, stamp=7)]
     assert agreed(readers, [raw(kept=-math.inf)], [KEY]) == ([None], [], 0)
 
 
@@ -123,18 +253,52 @@ def test_more_than_the_limit_is_not_opened(readers, tags):
     assert agreed(readers, [blob], [KEY], limit=len(blob) - 1) == ([None], [], 1)
 
 
+@given(entries, keys)
+def test_no_envelope_is_larger_than_it_was_said_to_be(entry, key):
+    assert len(sealed(entry, key)) <= envelope.size(key, envelope.pack_value(entry.value), entry.tags)
+
+
+def test_an_entry_has_at_most_as_many_tags_as_can_be_counted(readers):
+    entry = Entry("v", 1.0, None, None, ("",) * 65_534, id=ID)
+    assert envelope.size(KEY, b"", entry.tags) > 0
+    assert agreed(readers, [sealed(entry)], [KEY])[0] == [entry]
+    with pytest.raises(ValueError, match="must have at most 65,534 tags, got 65,535"):
+        envelope.size(KEY, b"", ("",) * 65_535)
+
+
+def test_an_id_has_eight_bytes(readers):
+    for wrong in (b"1", b"123456789"):
+        with pytest.raises(ValueError, match="id must be 8 bytes"):
+            sealed(Entry("v", 1.0, None, None, id=wrong))
+    assert agreed(readers, [sealed(Entry("v", 1.0, None, None))], [KEY])[0][0].id == bytes(8)
+
+
+def test_the_envelope_of_another_key_is_recognized():
+    for tags in ((), ("a",)):
+        for token in (TOKEN, None):
+            blob = sealed(Entry("v", 1.0, None, None, tags), token=token)
+            assert envelope.is_of_another_key(blob, b"j")
+            assert not envelope.is_of_another_key(blob, KEY)
+            assert not envelope.is_of_another_key(blob[:50], b"j")
+    assert not envelope.is_of_another_key(None, KEY)
+    assert not envelope.is_of_another_key(envelope.seal_header(ID, 1, b"T"), KEY)
+
+
 def test_as_many_envelopes_as_keys_are_asked_for(readers):
     for reader in readers:
         for blobs, keys in (([None], []), ([], [KEY])):
             with pytest.raises(ValueError, match="zip"):
-                reader.unseal_many(blobs, keys, 100, NOW)
+                reader.unseal_many(blobs, keys, 100, NOW, 0.0, TOKEN)
 
 
 def test_nothing_is_held_on_to(readers):
-    blobs = [sealed(Entry({"a": [1]}, 1.0, 2.0, None, tags)) for tags in ((), ("a",))] + [b"bad" * 20, raw(kept=0.0)]
+    blobs = [sealed(Entry({"a": [1]}, 1.0, 2.0, None, tags)) for tags in ((), ("a",))]
+    blobs += [b"bad" * 20, raw(kept=0.0), raw(payload=b"\xa1\xff"), envelope.seal_header(ID, 1, b"M")]
     keys = [b"%c" % KEY] * len(blobs)
     for reader in readers:
-        before = [sys.getrefcount(thing) for thing in (*blobs, *keys)]
-        for _ in range(10):
-            reader.unseal_many(blobs, keys, 10**6, NOW)
-        assert [sys.getrefcount(thing) for thing in (*blobs, *keys)] == before
+        for token in (b"%s" % TOKEN, b"%sx" % TOKEN):
+            held = (*blobs, *keys, token)
+            before = [sys.getrefcount(thing) for thing in held]
+            for _ in range(10):
+                reader.unseal_many(blobs, keys, 10**6, NOW, 0.5, token)
+            assert [sys.getrefcount(thing) for thing in held] == before

@@ -57,7 +57,7 @@ async def tier(make: MakeTier, namespace: str) -> AsyncIterator[ServerTier]:
 @pytest.fixture
 def entry() -> Callable[..., Entry]:
     def make_entry(value: object = "v", *, kept: float | None = 60, tags: tuple[str, ...] = ()) -> Entry:
-        now = time.time()
+        now = time.monotonic()
         return Entry(value, now, now + 10, None if kept is None else now + kept, tags)
 
     return make_entry

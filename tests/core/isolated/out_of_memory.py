@@ -134,11 +134,12 @@ def requests():
 
 
 def envelopes():
-    entries = [Entry(f"value {number}", 1.0, 2.0, None) for number in range(3)]
+    entries = [Entry(f"value {number}", 1.0, 2.0, None, id=b"12345678", stamp=2**60 + number) for number in range(3)]
     keys = [b"key %d" % number for number in range(3)]
-    blobs = [seal(entry, key, pack_value(entry.value)) for entry, key in zip(entries, keys, strict=True)]
-    assert with_failures(envelope.unseal_many, blobs, keys, 100, 1.0) >= 3
-    assert envelope.unseal_many(blobs, keys, 100, 1.0) == (entries, [], 0)
+    parts = [seal(entry, key, pack_value(entry.value), 0.0) for entry, key in zip(entries, keys, strict=True)]
+    blobs = [head + b"a token." + tail for head, tail in parts]
+    assert with_failures(envelope.unseal_many, blobs, keys, 100, 1.0, 0.0, b"a token.") >= 3 * 5
+    assert envelope.unseal_many(blobs, keys, 100, 1.0, 0.0, b"a token.") == (entries, [], 0)
 
 
 for check in (growing, shrinking, evicting, histograms, validators, requests, envelopes):

@@ -1,0 +1,149 @@
+"""Calls of scripts: by name, several in one round trip, and what to do if the server refuses them."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
+
+from acgsperf.tiers.redis_connections import Command, RedisConnections
+from acgsperf.tiers.redis_replies import UnexpectedReplyError
+from acgsperf.tiers.redis_scripts import Script
+
+__all__ = ["KEYS_A_SCRIPT", "Job", "RedisCalls", "Reply", "ScriptCall"]
+
+_log: Final = logging.getLogger("acgsperf.tiers")
+
+# A script stops the server for everybody.
+KEYS_A_SCRIPT: Final = 50
+_RIGHTS: Final = "+@all -@admin -@dangerous +info, or at least +@read +@write +@scripting +@connection +info"
+
+# What a script that takes several keys answers: what it says of all, then one item for each key. A refusal of it all.
+Reply = list[Any] | ResponseError
+
+
+class ScriptCall(NamedTuple):
+    """One call of a script.
+
+    Attributes:
+        script: the script.
+        keys: its keys.
+        arguments: its arguments.
+        items: how many items its reply has, unless it has a single one because the deadline has passed.
+    """
+
+    script: Script
+    keys: Sequence[bytes]
+    arguments: Sequence[Any]
+    items: int
+
+    def command(self, *, by_name: bool = True) -> Command:
+        """Returns the command that calls it."""
+        what = ("EVALSHA", self.script.sha) if by_name else ("EVAL", self.script.text)
+        return (*what, len(self.keys), *self.keys, *self.arguments)
+
+
+# Builds the call of a script for some items.
+Job = tuple[Callable[[Sequence[Any]], ScriptCall], Sequence[Any]]
+
+
+class RedisCalls:
+    """Calls scripts over connections.
+
+    Args:
+        connections: to the server.
+        label: names the tier in log lines.
+        prefix: of the keys that the tier uses, for the message about missing rights.
+    """
+
+    def __init__(self, connections: RedisConnections, label: str, prefix: str) -> None:
+        self._connections = connections
+        self._label = label
+        self._prefix = prefix
+        self._has_warned = False
+
+    async def run(self, calls: Sequence[ScriptCall], before_sending: Callable[[], None] | None = None) -> list[Any]:
+        """Calls scripts together and returns their replies; the refusal of a call is an exception among them."""
+
+        def read(replies: list[Any]) -> list[Any]:
+            for call, reply in zip(asked, replies, strict=True):
+                if not isinstance(reply, ResponseError):
+                    _check(call, reply)
+            return replies
+
+        asked = calls
+        commands = [call.command() for call in calls]
+        replies = await self._connections.ask(commands, read, before_sending=before_sending)
+        unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            asked = [calls[at] for at in unknown]
+            commands = [call.command(by_name=False) for call in asked]
+            again = await self._connections.ask(commands, read, before_sending=before_sending)
+            for at, reply in zip(unknown, again, strict=True):
+                replies[at] = reply
+        for reply in replies:
+            if isinstance(reply, NoPermissionError):
+                self._warn(reply)
+        return replies
+
+    async def run_one(self, call: ScriptCall, before_sending: Callable[[], None] | None = None) -> Any:
+        """Calls one script and returns its reply. Raises ResponseError if the server refuses it."""
+        (reply,) = await self.run([call], before_sending)
+        if isinstance(reply, ResponseError):
+            raise reply
+        return reply
+
+    async def run_each(
+        self, jobs: Sequence[Job], before_sending: Callable[[], None] | None = None
+    ) -> list[tuple[Job, Reply]]:
+        """Calls scripts for items, at most 50 in one call, and returns what they answered for which.
+
+        If the user may not use one of the keys, the server refuses the whole call: each item gets one of its own then.
+        """
+        parts = [
+            (build, items[at : at + KEYS_A_SCRIPT])
+            for build, items in jobs
+            for at in range(0, len(items), KEYS_A_SCRIPT)
+        ]
+        answered = await self._run_parts(parts, before_sending)
+        alone = [
+            (build, [item])
+            for (build, items), reply in answered
+            if len(items) > 1 and isinstance(reply, NoPermissionError)
+            for item in items
+        ]
+        if alone:
+            answered = [
+                (part, reply)
+                for part, reply in answered
+                if len(part[1]) == 1 or not isinstance(reply, NoPermissionError)
+            ]
+            answered += await self._run_parts(alone, before_sending)
+        return answered
+
+    async def _run_parts(
+        self, parts: Sequence[Job], before_sending: Callable[[], None] | None
+    ) -> list[tuple[Job, Reply]]:
+        replies = await self.run([build(items) for build, items in parts], before_sending)
+        return list(zip(parts, replies, strict=True))
+
+    def _warn(self, error: NoPermissionError) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning(
+                "%s: the server refuses a call (%s); what it refuses is a miss and is not stored. The user needs %s, "
+                "and the keys ~%s:* ~%s%%*",
+                *(self._label, error, _RIGHTS, self._prefix, self._prefix),
+            )
+
+
+def _check(call: ScriptCall, reply: Any) -> None:
+    """Raises UnexpectedReplyError if this is no reply of the script."""
+    if call.items:
+        fits = type(reply) is list and len(reply) in (1, call.items)
+        fits = fits and all(type(item) in (int, bytes) or isinstance(item, ResponseError) for item in reply)
+    else:
+        fits = type(reply) in (int, bytes)
+    if not fits:
+        expected = f"{call.items} items" if call.items else "a number or a string"
+        raise UnexpectedReplyError(f"reply of the script {call.script.name} must be {expected}, got {reply!r:.80}")

@@ -1,0 +1,48 @@
+"""The keys of a namespace in Redis."""
+
+from typing import Final
+
+from acgsperf._native import envelope_format as envelope
+
+__all__ = ["RedisKeys"]
+
+
+class RedisKeys:
+    """Names the keys of a namespace.
+
+    Colons in a namespace are escaped, so that no key of `a` is a key of `a:b`. Keys that are not entries have a % in
+    place of the colon; no escape sequence looks like that.
+
+    Args:
+        namespace: the namespace.
+
+    Attributes:
+        prefix: of entries.
+        tags: prefix of the tokens of tags.
+        token: the token of the namespace, 8 bytes, and 8 that say which server it belongs to.
+        invalidations: changes when a tag is invalidated or the namespace is cleared.
+        log: a stream of records.
+        fence: the last token of a lock.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        escaped = namespace.replace("%", "%25").replace(":", "%3A").encode()
+        self.prefix: Final = escaped + b":"
+        self.tags: Final = escaped + b"%tag:"
+        self.token: Final = escaped + b"%token:"
+        self.invalidations: Final = escaped + b"%invalidations"
+        self.log: Final = escaped + b"%log"
+        self.fence: Final = escaped + b"%fence:"
+        self._locks = escaped + b"%lock:"
+
+    def entry(self, key: str) -> bytes:
+        """Returns where the entry of a key is."""
+        return self.prefix + envelope.address(envelope.identity(key))
+
+    def tag(self, tag: str) -> bytes:
+        """Returns where the token of a tag is."""
+        return self.tags + envelope.address(envelope.identity(tag))
+
+    def lock(self, key: str) -> bytes:
+        """Returns where the lock of a key is."""
+        return self._locks + envelope.address(envelope.identity(key))

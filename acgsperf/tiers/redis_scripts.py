@@ -1,0 +1,398 @@
+"""The scripts of the Redis tier.
+
+Every script that writes entries takes several keys. It checks the server's time once: after the deadline it answers
+with the time alone, and does nothing. Otherwise its reply has one item for each key: -1 done, -2 done and a live entry
+was removed, or an error. A stamp in its place says that the tier has something newer.
+
+A server without free memory refuses a command that needs some, unless the script has written already. A tombstone must
+be possible even then, so its script removes the key first; every other script writes its entry first, so that the
+server refuses it.
+
+Stamps are compared as numbers, because Lua compares strings in the order of the server's locale.
+"""
+
+import hashlib
+from typing import Final, NamedTuple
+
+__all__ = [
+    "EXPIRE",
+    "EXPIRE_TAG",
+    "GENERATION",
+    "INVALIDATE",
+    "LOCK",
+    "OBSERVE",
+    "STORE",
+    "SWEEP",
+    "TOMBSTONE",
+    "UNDO",
+    "UNLOCK",
+    "WRITE",
+    "Script",
+]
+
+
+class Script(NamedTuple):
+    """A script, and the name by which the server knows it once it has run it."""
+
+    name: str
+    text: bytes
+    sha: str
+
+
+# `header` returns the start of what is stored, if it is of this version.
+_COMMON: Final = """
+local at = 0
+local function take() at = at + 1; return ARGV[at] end
+local function take_number() return tonumber(take()) end
+local function take_records() local first, count = at + 2, take_number(); at = at + count; return first end
+local function clock() local time = redis.call('TIME'); return time[1] * 1000000 + time[2] end
+local function failed(reply) return type(reply) == 'table' and reply.err end
+local function header(key, last)
+    local value = redis.pcall('GETRANGE', key, 0, last)
+    if type(value) == 'string' and #value >= 17 and string.find(value, '^[ETM]', 17)
+        and (#value == 17 or string.byte(value, 18) == 2) then return value end
+end
+local function id(value) return string.sub(value, 1, 8) end
+local function stamp(value) return (struct.unpack('>I8', value, 9)) end
+local function kind(value) return string.sub(value, 17, 17) end
+local function is_live(value, now)
+    return kind(value) == 'E' and #value >= 48 and struct.unpack('<d', value, 41) > now / 1000000
+end
+local function newer(old, new) return old and stamp(old) >= stamp(new) and id(old) ~= id(new) end
+local function put(key, value, px)
+    if px == '' then return redis.pcall('SET', key, value) end
+    return redis.pcall('SET', key, value, 'PX', px)
+end
+local function extend(key, px)
+    local left = redis.call('PTTL', key)
+    if left >= 0 and px == '' then redis.call('PERSIST', key)
+    elseif left >= 0 and left < tonumber(px) then redis.call('PEXPIRE', key, px) end
+end
+local function token(key, new, px)
+    local value = redis.call('GET', key)
+    if value then return value end
+    if px == '' then redis.call('SET', key, new) else redis.call('SET', key, new, 'PX', px) end
+    return new
+end
+local function publish(log, first)
+    local count, done = tonumber(ARGV[first - 1]), 1
+    for i = first, first + count - 1 do
+        if failed(redis.pcall('XADD', log, 'MAXLEN', '~', 10000, '*', 'r', ARGV[i])) then done = 0 end
+    end
+    return count > 0 and done or 0
+end
+"""
+
+
+def _script(name: str, text: str) -> Script:
+    whole = (_COMMON + text).encode()
+    # Redis names scripts by their SHA-1.
+    return Script(name, whole, hashlib.sha1(whole, usedforsecurity=False).hexdigest())
+
+
+# KEYS: log, token, entries, tags.
+# ARGV: entries, deadline, new token of the namespace, its lifetime, new token of tags, records; for each entry: head,
+# tail, lifetime, its tags as positions among the tags.
+WRITE: Final = _script(
+    "WRITE",
+    """
+local n, deadline, now = take_number(), take_number(), clock()
+if now > deadline then return {now} end
+local new_namespace, namespace_px, new = take(), take(), take()
+local records, results = take_records(), {}
+local namespace = id(token(KEYS[2], new_namespace, namespace_px))
+for i = 1, n do
+    local key, head, tail, px, tags = KEYS[2 + i], take(), take(), take(), take()
+    local old = header(key, 17)
+    if newer(old, head) then
+        results[1 + i] = stamp(old)
+    else
+        local tokens = {namespace}
+        for j = 1, #tags, 2 do
+            tokens[#tokens + 1] = id(token(KEYS[2 + n + struct.unpack('>H', tags, j)], new, px))
+        end
+        local done = put(key, head .. table.concat(tokens) .. tail, px)
+        results[1 + i] = failed(done) and done or -1
+        if not failed(done) then
+            for j = 1, #tags, 2 do extend(KEYS[2 + n + struct.unpack('>H', tags, j)], px) end
+            if px == '' or tonumber(px) > tonumber(namespace_px) then extend(KEYS[2], px) end
+        end
+    end
+end
+results[1] = publish(KEYS[1], records)
+return results
+""",
+)
+
+# KEYS: log, entries. ARGV: entries, deadline, lifetime, records; for each entry: id and stamp.
+TOMBSTONE: Final = _script(
+    "TOMBSTONE",
+    """
+local n, deadline, now = take_number(), take_number(), clock()
+if now > deadline then return {now} end
+local px, records, results = take(), take_records(), {}
+for i = 1, n do
+    local key, head = KEYS[1 + i], take()
+    local old = header(key, 47)
+    if newer(old, head) then
+        results[1 + i] = stamp(old)
+    else
+        redis.pcall('UNLINK', key)
+        local done = put(key, head .. 'T', px)
+        results[1 + i] = failed(done) and done or old and is_live(old, now) and -2 or -1
+    end
+end
+results[1] = publish(KEYS[1], records)
+return results
+""",
+)
+
+# Stale from now on: the time at which the entry stops to be fresh is replaced. A marker or a tombstone gets the new id,
+# so that nothing that was observed before is stored.
+# KEYS: log, entries. ARGV: entries, deadline, lifetime of markers, records; for each entry: id and stamp.
+EXPIRE: Final = _script(
+    "EXPIRE",
+    """
+local n, deadline, now = take_number(), take_number(), clock()
+if now > deadline then return {now} end
+local px, records, results = take(), take_records(), {}
+for i = 1, n do
+    local key, head = KEYS[1 + i], take()
+    local old, done = header(key, 47), true
+    if newer(old, head) then
+        results[1 + i] = stamp(old)
+    else
+        if old and kind(old) == 'E' and #old >= 48 then
+            done = redis.pcall('SETRANGE', key, 0, head)
+            if not failed(done) and struct.unpack('<d', old, 33) > now / 1000000 then
+                done = redis.pcall('SETRANGE', key, 32, struct.pack('<d', now / 1000000))
+            end
+        elseif old then
+            done = put(key, head .. kind(old), px)
+        end
+        results[1 + i] = failed(done) and done or -1
+    end
+end
+results[1] = publish(KEYS[1], records)
+return results
+""",
+)
+
+# KEYS: log, entries. ARGV: entries, lifetime, records; for each entry: the id to remove, the id of the tombstone.
+UNDO: Final = _script(
+    "UNDO",
+    """
+local n, now, px = take_number(), clock(), take()
+local records, results = take_records(), {}
+for i = 1, n do
+    local key, unwanted, new = KEYS[1 + i], take(), take()
+    local old = header(key, 47)
+    results[1 + i] = -1
+    if old and id(old) == unwanted then
+        redis.pcall('UNLINK', key)
+        local done = put(key, new .. string.sub(old, 9, 16) .. 'T', px)
+        results[1 + i] = failed(done) and done or is_live(old, now) and -2 or -1
+    end
+end
+results[1] = publish(KEYS[1], records)
+return results
+""",
+)
+
+# KEYS: token, invalidations, tags, entries.
+# ARGV: tags, entries, lifetime, new token of the namespace, new token of others, lifetime of the first two, new ids.
+OBSERVE: Final = _script(
+    "OBSERVE",
+    """
+local m, n, px = take_number(), take_number(), take()
+local new_namespace, new, namespace_px, ids = take(), take(), take(), take()
+local results = {token(KEYS[1], new_namespace, namespace_px), token(KEYS[2], new, namespace_px)}
+for i = 1, m do
+    results[2 + i] = token(KEYS[2 + i], new, px)
+    extend(KEYS[2 + i], px)
+end
+for i = 1, n do
+    local key = KEYS[2 + m + i]
+    local value = header(key, 17)
+    if value then
+        extend(key, px)
+    else
+        value = string.sub(ids, 8 * i - 7, 8 * i) .. string.rep('\\0', 8) .. 'M'
+        local done = put(key, value, px)
+        if failed(done) then value = done end
+    end
+    results[2 + m + i] = type(value) == 'string' and string.sub(value, 1, 17) or value
+end
+return results
+""",
+)
+
+# KEYS: log, token, invalidations, entries, tags.
+# ARGV: entries, new token of the namespace, its lifetime, new token of tags; for each entry: kind, observed id or last
+# position of the log, observed tokens, observed invalidations or nothing, time limit, head, tail, lifetime, its tags as
+# positions. Kinds: T compares the tokens of all tags, I the invalidations, C as well and no tag may be refused below,
+# D requires that the key is absent and that the log has not gone on.
+# Results: -1 stored, 0 superseded.
+STORE: Final = _script(
+    "STORE",
+    """
+local n, now = take_number(), clock()
+local new_namespace, namespace_px, new = take(), take(), take()
+local results = {0}
+local current = redis.call('GET', KEYS[2]) or ''
+local function counted(value) return string.char(#value) .. value end
+local function last_position()
+    local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+    return last[1] and last[1][1] or ''
+end
+local function refused_below(value) return #value % 2 == 1 end
+for i = 1, n do
+    local key, compare, seen, tokens, invalidations = KEYS[3 + i], take(), take(), take(), take()
+    local limit = take_number()
+    local head, tail, px, tags = take(), take(), take(), take()
+    local names, values, refused = {}, {}, false
+    for j = 1, #tags, 2 do
+        names[#names + 1] = KEYS[3 + n + struct.unpack('>H', tags, j)]
+        values[#values + 1] = redis.call('GET', names[#names]) or ''
+        refused = refused or refused_below(values[#values])
+    end
+    local is_current = now <= limit
+    if compare == 'D' then
+        is_current = is_current and redis.call('EXISTS', key) == 0 and seen ~= '' and last_position() == seen
+    else
+        local old = header(key, 17)
+        local found = counted(current)
+        if compare == 'T' then
+            for j = 1, #values do found = found .. counted(values[j]) end
+        elseif #values > 0 then
+            is_current = is_current and (redis.call('GET', KEYS[3]) or '') == invalidations
+        end
+        is_current = is_current and old and id(old) == seen and found == tokens and current ~= ''
+    end
+    if compare == 'C' or compare == 'D' then
+        is_current = is_current and not refused and not refused_below(current)
+    end
+    if not is_current then
+        results[1 + i] = 0
+    else
+        if current == '' then current = token(KEYS[2], new_namespace, namespace_px) end
+        local parts = {id(current)}
+        for j = 1, #names do
+            if values[j] == '' then values[j] = token(names[j], new, px) end
+            parts[#parts + 1] = id(values[j])
+        end
+        local done = put(key, head .. table.concat(parts) .. tail, px)
+        results[1 + i] = failed(done) and done or -1
+        if not failed(done) then
+            for j = 1, #names do extend(names[j], px) end
+            if px == '' or tonumber(px) > tonumber(namespace_px) then extend(KEYS[2], px) end
+        end
+    end
+end
+return results
+""",
+)
+
+# What has a token that is no longer there is a miss, so invalidating needs no memory. If the slower tier has refused it,
+# the new token says so.
+# KEYS: log, token, invalidations. ARGV: deadline, new token if it was refused below or nothing, its lifetime, records.
+INVALIDATE: Final = _script(
+    "INVALIDATE",
+    """
+local deadline, now = take_number(), clock()
+if now > deadline then return {now} end
+local new, px, records = take(), take(), take_records()
+redis.call('UNLINK', KEYS[2], KEYS[3])
+if new ~= '' then redis.call('SET', KEYS[2], new, 'PX', px) end
+return {publish(KEYS[1], records), -1}
+""",
+)
+
+# KEYS: log, token. ARGV: deadline, records.
+EXPIRE_TAG: Final = _script(
+    "EXPIRE_TAG",
+    """
+local deadline, now = take_number(), clock()
+if now > deadline then return {now} end
+local records, value = take_records(), redis.call('GET', KEYS[2])
+if value then
+    local refused = #value % 2 == 1 and 'R' or ''
+    local done = redis.pcall('SET', KEYS[2], id(value) .. struct.pack('>I8', now) .. refused, 'KEEPTTL')
+    if failed(done) then redis.call('UNLINK', KEYS[2]) end
+end
+return {publish(KEYS[1], records), -1}
+""",
+)
+
+# Removes entries of a former token of the namespace, and of other versions.
+# KEYS: token, entries. Results: -2 a live entry was removed, -1 another was, 0 it was kept.
+SWEEP: Final = _script(
+    "SWEEP",
+    """
+local now, current, results = clock(), id(redis.call('GET', KEYS[1]) or ''), {0}
+for i = 2, #KEYS do
+    local value = header(KEYS[i], 67)
+    if value and (kind(value) ~= 'E' or string.sub(value, 61, 68) == current) then
+        results[i] = 0
+    else
+        local gone = redis.call('UNLINK', KEYS[i]) == 1
+        results[i] = gone and ((not value or is_live(value, now)) and -2 or -1) or 0
+    end
+end
+return results
+""",
+)
+
+# The token of a namespace says which run of the server it belongs to. After a restart from a snapshot, or a failover,
+# what is there may be older than what was acknowledged.
+# KEYS: token, invalidations, log, fence. ARGV: lifetime. Returns 8 bytes for this run; nothing if they are unknown.
+GENERATION: Final = _script(
+    "GENERATION",
+    """
+local px, info = take(), redis.pcall('INFO', 'server')
+local run = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
+if run ~= '' then
+    run = string.sub(redis.sha1hex(run), 1, 8)
+    local value = redis.call('GET', KEYS[1])
+    if value and string.sub(value, 9, 16) ~= run then redis.call('UNLINK', KEYS[1], KEYS[2]) end
+end
+extend(KEYS[1], px)
+for i = 2, 4 do redis.call('PEXPIRE', KEYS[i], px) end
+return run
+""",
+)
+
+# The value of a lock is its token, its owner, and a + for each caller that waits; the script recognizes a repeated
+# command by the owner. A token is at least the clock in microseconds, so that tokens keep growing even if the server
+# has lost the counter.
+# KEYS: lock, fence. ARGV: lifetime, owner.
+LOCK: Final = _script(
+    "LOCK",
+    """
+local px, owner, held = take(), take(), redis.call('GET', KEYS[1])
+if held then
+    local number, holder, waiting = string.match(held, '^(%d+):([^+]+)(%+?)')
+    if holder == owner then return tonumber(number) end
+    if waiting == '' then redis.pcall('APPEND', KEYS[1], '+') end
+    return 0
+end
+local number = math.max(tonumber(redis.call('GET', KEYS[2]) or 0) + 1, clock())
+number = string.format('%.0f', number)
+redis.call('SET', KEYS[2], number)
+redis.call('SET', KEYS[1], number .. ':' .. owner, 'PX', px)
+return tonumber(number)
+""",
+)
+
+# Releases by token or by owner. KEYS: lock, log. ARGV: token or owner, records.
+UNLOCK: Final = _script(
+    "UNLOCK",
+    """
+local mine, records = take(), take_records()
+local number, owner, waiting = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+):([^+]+)(%+?)')
+if not number or (number ~= mine and owner ~= mine) then return 0 end
+redis.call('DEL', KEYS[1])
+if waiting ~= '' then publish(KEYS[2], records) end
+return 1
+""",
+)

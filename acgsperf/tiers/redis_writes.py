@@ -1,0 +1,326 @@
+"""Carries out the writes of a namespace in Redis: explicit writes, conditional stores, observations, invalidations."""
+
+import math
+import secrets
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from redis.exceptions import ResponseError
+
+from acgsperf._native import envelope_format as envelope
+from acgsperf.tiers import records
+from acgsperf.tiers.base import Entry, Observation, Outcome, Store, StoreKind, WriteResult
+from acgsperf.tiers.records import Record, RecordKind
+from acgsperf.tiers.redis_calls import Job, RedisCalls, Reply, ScriptCall
+from acgsperf.tiers.redis_keys import RedisKeys
+from acgsperf.tiers.redis_scripts import EXPIRE, EXPIRE_TAG, INVALIDATE, OBSERVE, STORE, TOMBSTONE, UNDO, WRITE, Script
+from acgsperf.tiers.server import Wanted
+from acgsperf.tiers.server_calls import Attempt
+from acgsperf.tiers.server_clock import ServerClock
+from acgsperf.tiers.write_batches import REFUSED, Action, Operation, WriteBatch
+
+__all__ = ["TOKEN_TTL_MS", "UNKNOWN_RUN", "RedisWrites"]
+
+TOKEN_TTL_MS: Final = 30 * 24 * 3600 * 1000
+UNKNOWN_RUN: Final = b"-" * 8
+# Redis refuses an expiry time beyond 64 bits. An entry that is kept longer than this has no expiry.
+_LONGEST_MS: Final = 1 << 60
+# Lua's numbers are exact up to this.
+_LATEST_US: Final = 1 << 53
+_REMOVED: Final = -2
+_REFUSED_BELOW: Final = b"R"
+
+_Item = tuple[str, Operation]
+
+
+class RedisWrites:
+    """Writes of one namespace.
+
+    Args:
+        scripts: calls the scripts.
+        keys: names the keys.
+        clock: the server's.
+        retention: the seconds for which ids and tombstones are kept after an entry has ended.
+        writer: names this cache in records; empty for no records.
+        errors: counts what the server refuses, by kind.
+
+    Attributes:
+        run: 8 bytes for the server's run, from the script GENERATION.
+    """
+
+    def __init__(
+        self,
+        scripts: RedisCalls,
+        keys: RedisKeys,
+        clock: ServerClock,
+        *,
+        retention: float,
+        writer: bytes,
+        errors: Counter[str],
+    ) -> None:
+        self.run = UNKNOWN_RUN
+        self._scripts = scripts
+        self._keys = keys
+        self._clock = clock
+        self._retention_s = retention
+        self._retention_ms = math.ceil(retention * 1000)
+        self._writer = writer
+        self._errors = errors
+
+    async def carry_out(self, batch: WriteBatch) -> None:
+        """Carries out a batch and records the results in it."""
+        items: dict[str, list[_Item]] = {}
+        for key, operation in batch.operations.items():
+            items.setdefault(_kind(operation), []).append((key, operation))
+        build: dict[str, Any] = {
+            "write": lambda some: self._write_call(some, batch),
+            "tombstone": lambda some: self._header_call(TOMBSTONE, some, batch),
+            "expire": lambda some: self._header_call(EXPIRE, some, batch),
+            "undo": self._undo_call,
+            "store": self._store_call,
+        }
+        await self._run(batch, [(build[kind], some) for kind, some in items.items()])
+        # What the server has refused to store is out of date all the same. Removing needs no memory.
+        tombstones = [
+            (key, operation)
+            for key, operation in items.get("write", []) + items.get("expire", [])
+            if batch.results[key].outcome is Outcome.REFUSED
+        ]
+        undone = [
+            (key, Operation(Action.UNDO, seen.id))
+            for key, operation in items.get("store", [])
+            if batch.results[key].outcome is Outcome.REFUSED and (seen := _seen_by_load(operation)) is not None
+        ]
+        followed = [job for job in ((build["tombstone"], tombstones), (self._undo_call, undone)) if job[1]]
+        if followed:
+            removal = WriteBatch(batch.done, batch.queued_at)
+            removal.began_at, removal.until = batch.began_at, batch.until
+            await self._run(removal, followed)
+            batch.removed |= removal.removed
+            for key, result in removal.results.items():
+                batch.results[key] = WriteResult(Outcome.REFUSED, published=result.published)
+
+    async def _run(self, batch: WriteBatch, jobs: Sequence[Job]) -> None:
+        """Calls scripts, once more if the server finds that their deadline has passed: this clock may be wrong."""
+        for is_last in (False, True):
+            sent = time.monotonic()
+            late: list[Job] = []
+            for job, reply in await self._scripts.run_each(jobs, batch.mark_sent):
+                if isinstance(reply, list) and len(reply) == 1:
+                    self._clock.measured(sent, time.monotonic(), reply[0] / 1e6)
+                    late.append(job)
+                else:
+                    self._note(batch, job[1], reply)
+            jobs = late
+            if not jobs:
+                return
+            if is_last or batch.remaining() <= 0:
+                batch.results.update((key, REFUSED) for _, items in late for key, _ in items)
+                return
+
+    def _note(self, batch: WriteBatch, items: Sequence[_Item], reply: Reply) -> None:
+        if isinstance(reply, ResponseError):
+            self._errors[type(reply).__name__] += 1
+            batch.results.update((key, REFUSED) for key, _ in items)
+            return
+        published = reply[0] == 1
+        for (key, _), result in zip(items, reply[1:], strict=True):
+            if isinstance(result, ResponseError):
+                self._errors[type(result).__name__] += 1
+                batch.results[key] = REFUSED
+            elif result >= 0:
+                batch.results[key] = WriteResult(Outcome.NEWER, result, published)
+            else:
+                batch.results[key] = WriteResult(Outcome.STORED, published=published)
+                if result == _REMOVED:
+                    batch.removed.add(key)
+
+    async def observe(self, wanted: Sequence[Wanted]) -> list[Observation | None]:
+        """Returns what is under keys, and leaves a marker where nothing is."""
+        expires_at = time.monotonic() + self._retention_s
+        found: dict[Wanted, Observation] = {}
+        for (_, some), reply in await self._scripts.run_each([(self._observe_call, wanted)]):
+            if isinstance(reply, ResponseError):
+                self._errors[type(reply).__name__] += 1
+                continue
+            tags = _positions(tag for _, tags in some for tag in tags)
+            values = reply[2 + len(tags) :]
+            for item, value in zip(some, values, strict=True):
+                if isinstance(value, ResponseError):
+                    self._errors[type(value).__name__] += 1
+                else:
+                    header = envelope.unseal_header(value)
+                    tokens = (reply[0], *(reply[2 + tags[tag]] for tag in item[1]))
+                    found[item] = Observation(header.id, header.stamp, expires_at, tokens, reply[1])
+        return [found.get(item) for item in wanted]
+
+    async def invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
+        """Removes the token of a tag, or that of the namespace."""
+        token = new = b""
+        if tag is None:
+            token, new, lifetime_ms = self._keys.token, self._new_namespace_token() + _REFUSED_BELOW, TOKEN_TTL_MS
+            record = Record(RecordKind.CLEAR)
+        else:
+            token, new, lifetime_ms = self._keys.tag(tag), self._new_token() + _REFUSED_BELOW, self._retention_ms
+            record = records.of_tag(RecordKind.TAG, tag)
+        keys = [self._keys.log, token, self._keys.invalidations]
+        arguments = [new if refused_below else b"", lifetime_ms, *self._packed([record])]
+        return await self._run_one(INVALIDATE, keys, arguments, attempt)
+
+    async def expire_tag(self, tag: str, attempt: Attempt) -> WriteResult:
+        """Notes with the token of a tag the time before which its entries are stale."""
+        record = records.of_tag(RecordKind.EXPIRED_TAG, tag)
+        keys = [self._keys.log, self._keys.tag(tag)]
+        return await self._run_one(EXPIRE_TAG, keys, self._packed([record]), attempt)
+
+    async def _run_one(
+        self, script: Script, keys: Sequence[bytes], arguments: Sequence[Any], attempt: Attempt
+    ) -> WriteResult:
+        for _ in range(2):
+            sent = time.monotonic()
+            call = ScriptCall(script, keys, [self._deadline_us(attempt), *arguments], 2)
+            (reply,) = await self._scripts.run([call], attempt.mark_sent)
+            if isinstance(reply, ResponseError):
+                self._errors[type(reply).__name__] += 1
+                return REFUSED
+            if len(reply) == 2:
+                return WriteResult(Outcome.STORED, published=reply[0] == 1)
+            self._clock.measured(sent, time.monotonic(), reply[0] / 1e6)
+            if attempt.remaining() <= 0:
+                break
+        return REFUSED
+
+    def _write_call(self, items: Sequence[_Item], attempt: Attempt) -> ScriptCall:
+        tags = _positions(tag for _, operation in items for tag in _tags(operation))
+        arguments: list[Any] = [len(items), self._deadline_us(attempt), *self._new_tokens(), *self._records(items)]
+        now = time.monotonic()
+        for key, operation in items:
+            assert operation.entry is not None
+            arguments += self._sealed(key, operation, operation.entry, now, tags)
+        keys = [self._keys.log, self._keys.token, *self._entries(items), *map(self._keys.tag, tags)]
+        return ScriptCall(WRITE, keys, arguments, 1 + len(items))
+
+    def _header_call(self, script: Script, items: Sequence[_Item], attempt: Attempt) -> ScriptCall:
+        kind = RecordKind.EXPIRED_KEYS if script is EXPIRE else RecordKind.KEYS
+        arguments = [len(items), self._deadline_us(attempt), self._retention_ms, *self._records(items, kind)]
+        arguments += [_id_and_stamp(operation) for _, operation in items]
+        return ScriptCall(script, [self._keys.log, *self._entries(items)], arguments, 1 + len(items))
+
+    def _undo_call(self, items: Sequence[_Item]) -> ScriptCall:
+        # The record names the tombstone: whoever has the entry that is removed must not keep it.
+        new = [self._new_token() for _ in items]
+        removed = records.of_keys(RecordKind.KEYS, zip((key for key, _ in items), new, strict=True))
+        arguments: list[Any] = [len(items), self._retention_ms, *self._packed(removed)]
+        for (_, operation), identifier in zip(items, new, strict=True):
+            arguments += operation.id, identifier
+        return ScriptCall(UNDO, [self._keys.log, *self._entries(items)], arguments, 1 + len(items))
+
+    def _store_call(self, items: Sequence[_Item]) -> ScriptCall:
+        tags = _positions(tag for _, operation in items for tag in _tags(operation))
+        arguments: list[Any] = [len(items), *self._new_tokens()]
+        now = time.monotonic()
+        for key, operation in items:
+            assert operation.entry is not None
+            assert operation.store is not None
+            arguments += _conditions(operation.store)
+            until = now + self._retention_s if operation.store.seen is None else operation.store.seen.expires_at
+            arguments.append(int(min((until + self._clock.offset) * 1e6, _LATEST_US)))
+            arguments += self._sealed(key, operation, operation.entry, now, tags)
+        keys = [self._keys.log, self._keys.token, self._keys.invalidations]
+        return ScriptCall(STORE, [*keys, *self._entries(items), *map(self._keys.tag, tags)], arguments, 1 + len(items))
+
+    def _observe_call(self, wanted: Sequence[Wanted]) -> ScriptCall:
+        tags = _positions(tag for _, tags in wanted for tag in tags)
+        arguments = [
+            len(tags),
+            len(wanted),
+            self._retention_ms,
+            self._new_namespace_token(),
+            self._new_token(),
+            TOKEN_TTL_MS,
+            secrets.token_bytes(envelope.ID_BYTES * len(wanted)),
+        ]
+        entries = [self._keys.entry(key) for key, _ in wanted]
+        keys = [self._keys.token, self._keys.invalidations, *map(self._keys.tag, tags), *entries]
+        return ScriptCall(OBSERVE, keys, arguments, 2 + len(tags) + len(wanted))
+
+    def _sealed(
+        self, key: str, operation: Operation, entry: Entry, now: float, tags: dict[str, int]
+    ) -> tuple[bytes, bytes, int | bytes, bytes]:
+        """Returns the arguments for an entry: head, tail, lifetime and the positions of its tags."""
+        head, tail = envelope.seal(entry, envelope.identity(key), operation.payload, self._clock.offset)
+        lifetime: int | bytes = b""
+        if entry.kept_until is not None:
+            lifetime_ms = (max(entry.kept_until - now, 0) + self._retention_s) * 1000
+            if lifetime_ms < _LONGEST_MS:
+                lifetime = math.ceil(lifetime_ms)
+        positions = b"".join([struct.pack(">H", tags[tag] + 1) for tag in entry.tags])
+        return _id_and_stamp(operation) + head[envelope.HEADER_BYTES - 1 :], tail, lifetime, positions
+
+    def _entries(self, items: Iterable[_Item]) -> list[bytes]:
+        return [self._keys.entry(key) for key, _ in items]
+
+    def _deadline_us(self, attempt: Attempt) -> int:
+        return int((self._clock.now() + attempt.remaining()) * 1e6)
+
+    def _new_token(self) -> bytes:
+        return secrets.token_bytes(envelope.TOKEN_BYTES)
+
+    def _new_namespace_token(self) -> bytes:
+        return self._new_token() + self.run
+
+    def _new_tokens(self) -> tuple[bytes, int, bytes]:
+        return self._new_namespace_token(), TOKEN_TTL_MS, self._new_token()
+
+    def _records(self, items: Sequence[_Item], kind: RecordKind = RecordKind.KEYS) -> list[Any]:
+        if not self._writer:
+            return [0]
+        return self._packed(records.of_keys(kind, [(key, operation.id) for key, operation in items]))
+
+    def _packed(self, found: Sequence[Record]) -> list[Any]:
+        """Returns the number of records, and the records."""
+        if not self._writer:
+            return [0]
+        now_us = self._clock.now_us()
+        return [len(found), *(records.packed(record, self._writer, now_us) for record in found)]
+
+
+def _kind(operation: Operation) -> str:
+    if operation.action is Action.WRITE and operation.entry is None:
+        return "tombstone"
+    return operation.action.value
+
+
+def _seen_by_load(operation: Operation) -> Observation | None:
+    store = operation.store
+    return store.seen if store is not None and store.kind is StoreKind.LOAD else None
+
+
+def _tags(operation: Operation) -> tuple[str, ...]:
+    return operation.entry.tags if operation.entry is not None else ()
+
+
+def _positions(tags: Iterable[str]) -> dict[str, int]:
+    return {tag: at for at, tag in enumerate(dict.fromkeys(tags))}
+
+
+def _id_and_stamp(operation: Operation) -> bytes:
+    return operation.id + operation.stamp.to_bytes(8, "big")
+
+
+def _conditions(store: Store) -> tuple[bytes, bytes, bytes, bytes]:
+    """Returns what to compare, the observed id or position, tokens and invalidations."""
+    seen = store.seen
+    if seen is None:
+        return b"D", store.log_position, b"", b""
+    tokens = seen.tokens
+    compare = b"C"
+    if store.kind is StoreKind.LOAD:
+        # If the tags were not known before the load, no tag may have been invalidated since.
+        compare = b"T" if len(tokens) == 1 + len(store.entry.tags) else b"I"
+    if compare != b"T":
+        tokens = tokens[:1]
+    return compare, seen.id, b"".join([bytes([len(token)]) + token for token in tokens]), seen.invalidations
