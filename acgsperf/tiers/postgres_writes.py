@@ -120,7 +120,9 @@ class Writer:
         for key, _ in rows:
             result = batch.results.get(key, REFUSED)
             removed = result.outcome is Outcome.STORED
-            batch.results[key] = WriteResult(Outcome.REMOVED if removed else Outcome.REFUSED, published=result.published)
+            batch.results[key] = WriteResult(
+                Outcome.REMOVED if removed else Outcome.REFUSED, published=result.published
+            )
         return len(entries)
 
     async def _write_all(self, batch: WriteBatch, rows: _Rows, connection: Any) -> None:

@@ -20,6 +20,7 @@ from acgsperf.service import PerformanceService
 from acgsperf.settings import Settings
 from acgsperf.tiers.base import TierStats
 from acgsperf.tiers.postgres import PostgresTier
+from acgsperf.tiers.postgres_schema import Tables
 from acgsperf.tiers.redis import RedisTier
 from acgsperf.validator import HASH_FIELD
 from acgsperf.workbench.traces import Request
@@ -311,7 +312,7 @@ async def replay(
                         await cache.clear()
             finally:
                 async with pool.acquire() as connection:
-                    await connection.execute(f"DROP TABLE IF EXISTS {table}, {table}_l3")
+                    await connection.execute(f"DROP TABLE IF EXISTS {table}, {', '.join(Tables(f'{table}_l3').names)}")
     except ExceptionGroup as failures:
         # Workers that fail together fail for the same reason.
         raise _as_failure(failures.exceptions[0]) from failures
