@@ -21,7 +21,11 @@ try:
     from rich.progress import Progress
     from typer.core import TyperCommand
 except ImportError as missing:
-    print(f"acgsperf: {missing.name} is not installed: pip install 'acgsperf[cli]'", file=sys.stderr)
+    print(
+        f"acgsperf: {missing.name} is not installed, and the command needs the extra cli: "
+        "pip install 'acgsperf[cli]', or pip install -e '.[cli,embedded]' in a clone",
+        file=sys.stderr,
+    )
     raise SystemExit(2) from None
 
 from acgsperf.workbench.tables import Cell, print_table

@@ -464,7 +464,11 @@ def without(modules, *arguments):
 def test_a_missing_extra_says_how_to_install_it(module):
     done = without([module], "--version")
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"acgsperf: \S+ is not installed: pip install 'acgsperf\[cli\]'\n", done.stderr)
+    assert re.fullmatch(
+        r"acgsperf: \S+ is not installed, and the command needs the extra cli: pip install 'acgsperf\[cli\]', "
+        r"or pip install -e '\.\[cli,embedded\]' in a clone\n",
+        done.stderr,
+    )
 
 
 def test_a_comparison_runs_and_names_who_is_left_out():
