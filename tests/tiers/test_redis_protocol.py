@@ -143,7 +143,7 @@ class TestExplicitWrites:
 
     async def test_an_older_version_of_the_package_is_no_newer_write(self, pair, entry):
         first, _ = pair
-        await first._ask([("SET", first.keys.entry("k"), b"\xacG\x01\x00" + b"\xff" * 60)], list)
+        await first._ask([("SET", first.keys.entry("k"), b"\xacG\x01\x00" + b"\xff" * 12 + b"E\x01" + bytes(40))], list)
         assert (await _write(first, "k", entry())).outcome is Outcome.STORED
 
 
@@ -575,6 +575,8 @@ class TestClearing:
         seen = (await first.observe(["loading"]))["loading"]
         await first.set("k", entry(tags=("t",)))
         assert await second.clear() == 1
+        await first.set("new", entry())
+        assert await second._sweep() == 0
         assert await _write(first, "deleted", entry(), 4_000) == WriteResult(Outcome.NEWER, 5_000, published=True)
         assert (await second.observe(["loading"]))["loading"].id == seen.id
         assert await first._ask([("EXISTS", first.keys.tag("t"))], list) == [0]
