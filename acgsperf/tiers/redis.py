@@ -121,9 +121,7 @@ class RedisTier(ServerTier):
             errors=self._calls.errors,
         )
         self._locks = RedisLocks(self._calls, self._scripts, keys, self.server_clock, self.writer)
-        generation = ScriptCall(
-            GENERATION, [keys.token, keys.invalidations, keys.log, keys.fence], [TOKEN_TTL_MS], items=0
-        )
+        generation = ScriptCall(GENERATION, [keys.token, keys.invalidations, keys.fence], [TOKEN_TTL_MS], items=0)
         self.connections.greeting = Greeting([("TIME",), generation.command(by_name=False)], self._greeted)
         self.connections.open()
         await self._ask([("PING",)], lambda replies: text(replies[0]))
