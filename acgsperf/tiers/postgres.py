@@ -239,9 +239,11 @@ class PostgresTier(ServerTier):
             self._ready = True
 
     async def _measure_clock(self, connection: Any) -> None:
-        sent = time.monotonic()
-        server_time = await connection.fetchval(_TIME)
-        self.server_clock.measured(sent, time.monotonic(), server_time)
+        # The first call also prepares the statement, which takes a round trip of its own.
+        for _ in range(2):
+            sent = time.monotonic()
+            server_time = await connection.fetchval(_TIME)
+            self.server_clock.measured(sent, time.monotonic(), server_time)
 
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
         identities = envelope.identities(keys)
@@ -341,7 +343,7 @@ class PostgresTier(ServerTier):
             attempt.mark_sent()
             for _ in range(2):
                 clock, sent = self.server_clock, time.monotonic()
-                arguments["deadline"] = attempt.until + clock.offset
+                arguments["deadline"] = clock.deadline(attempt.until)
                 arguments["records"] = [records.packed(record, self.writer, clock.now_us())]
                 rows = await self._writer.unless_refused(self._fetch_rows(statement, arguments, connection))
                 if rows is None:

@@ -127,7 +127,7 @@ class Writer:
         for attempt in range(_ATTEMPTS):
             if not rows:
                 return
-            deadline = batch.until + self._clock.offset
+            deadline = self._clock.deadline(batch.until)
             try:
                 written = await self._write_once(batch, rows, deadline, soft, connection)
             except asyncpg.PostgresError as error:
@@ -145,7 +145,7 @@ class Writer:
         self, batch: WriteBatch, rows: _Rows, deadline: float, soft: bool, connection: Any
     ) -> set[str]:
         """Send rows and return the keys that were written."""
-        arguments, tagged = columns_of_writes(rows, self._clock.offset, self.retention)
+        arguments, tagged = columns_of_writes(rows, self._clock, self.retention)
         arguments |= {"namespace": self._namespace, "deadline": deadline}
         kind = RecordKind.EXPIRED_KEYS if soft else RecordKind.KEYS
         self._add_records(arguments, kind, [(key, operation.id) for key, operation in rows])
@@ -205,8 +205,8 @@ class Writer:
             batch.results.setdefault(key, _NEWER)
 
     async def _store_some(self, batch: WriteBatch, statement: Statement, rows: _Rows, connection: Any) -> None:
-        arguments = columns_of_stores(rows, self._clock.offset, self.retention)
-        arguments |= {"namespace": self._namespace, "deadline": batch.until + self._clock.offset}
+        arguments = columns_of_stores(rows, self._clock, self.retention)
+        arguments |= {"namespace": self._namespace, "deadline": self._clock.deadline(batch.until)}
         try:
             stored = await connection.fetch(statement.sql, *statement.arguments(arguments))
         except asyncpg.PostgresError as error:
