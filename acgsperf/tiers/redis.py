@@ -28,7 +28,7 @@ from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, blobs, eac
 from acgsperf.tiers.redis_scripts import GENERATION, SWEEP
 from acgsperf.tiers.redis_tokens import drop_invalidated
 from acgsperf.tiers.redis_writes import TOKEN_TTL_MS, UNKNOWN_RUN, RedisWrites
-from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Unsealed, Wanted
+from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Unsealed, Wanted, check_tag
 from acgsperf.tiers.server_calls import Attempt
 from acgsperf.tiers.write_batches import WriteBatch
 
@@ -82,6 +82,7 @@ class RedisTier(ServerTier):
         return f"RedisTier({self._where!r})"
 
     async def invalidate_tag(self, tag: str) -> int | None:
+        check_tag(tag)
         result = await self.invalidate(tag)
         # How many entries had the former token is unknown.
         return 0 if result.outcome is Outcome.STORED else None
@@ -130,8 +131,12 @@ class RedisTier(ServerTier):
     def _greeted(self, sent: float, received: float, replies: list[Any]) -> None:
         """Learns the server's time and run. A server that refuses to tell them can be used all the same."""
         time, run = replies
-        if type(time) is list and len(time) == 2:
-            self.server_clock.measured(sent, received, int(time[0]) + int(time[1]) / 1e6)
+        if not isinstance(time, ResponseError):
+            try:
+                seconds, microseconds = map(int, time)
+            except (TypeError, ValueError):
+                raise UnexpectedReplyError(f"reply of TIME must be two numbers, got {time!r:.80}") from None
+            self.server_clock.measured(sent, received, seconds + microseconds / 1e6)
         if isinstance(run, bytes):
             self._redis_writes.run = run or UNKNOWN_RUN
 

@@ -293,9 +293,9 @@ return results
 """,
 )
 
-# What has a token that is no longer there is a miss, so invalidating needs no memory. If the slower tier has refused it,
-# the new token says so.
-# KEYS: log, token, invalidations. ARGV: deadline, new token if it was refused below or nothing, its lifetime, records.
+# What has a token that is no longer there is a miss, so invalidating needs no memory. If the slower tier has refused
+# it, the new token says so.
+# KEYS: log, token, invalidations. ARGV: deadline, new token or nothing, its lifetime, records.
 INVALIDATE: Final = _script(
     "INVALIDATE",
     """
