@@ -323,7 +323,7 @@ class PostgresTier(ServerTier):
 
     async def _write(self, batch: WriteBatch) -> None:
         async with self._connection() as connection:
-            self._refused += await self._writer.carry_out(batch, connection)
+            await self._writer.carry_out(batch, connection)
 
     async def _invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
         result, token = await self._send_invalidation(tag, refused_below, attempt)

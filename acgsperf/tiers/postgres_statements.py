@@ -39,7 +39,7 @@ _GENERATION: Final = "(SELECT token FROM {tags} WHERE namespace = :namespace AND
 # sub-select parses it once; a filter would parse it again for each row.
 _KEYS: Final = "namespace = :namespace AND key = ANY((SELECT :keys::text::bytea[])::bytea[])"
 
-# The sub-select for tags costs a batch 8 us even if no row has any. So there are two: this one leaves rows with tags empty.
+# The sub-select for tags costs a batch 8 us even if no row has any. This one returns rows with tags as empty.
 _GET_UNTAGGED: Final = """
 SELECT key, CASE WHEN tags IS NULL AND octet_length(value) <= :limit THEN value ELSE '' END
 FROM {entries} c WHERE {keys} AND generation = {generation} AND value IS NOT NULL
