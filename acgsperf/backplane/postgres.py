@@ -3,15 +3,24 @@
 import asyncio
 import re
 from collections.abc import Sequence
-from typing import Final
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
 
 from acgsperf.backplane.base import TIMEOUT_S
 from acgsperf.backplane.postgres_reader import PostgresReader
+from acgsperf.backplane.postgres_watch import Watch, install, prepare, remove
 from acgsperf.backplane.receiver import Receiver
 from acgsperf.backplane.server import ServerBackplane
+from acgsperf.errors import BackplaneError
 from acgsperf.pool.server_address import parsed_address
 from acgsperf.tiers.postgres import PostgresTier
+from acgsperf.tiers.postgres_schema import Tables
 from acgsperf.tiers.records import Record, packed
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 __all__ = ["PostgresBackplane"]
 
@@ -47,7 +56,7 @@ class PostgresBackplane(ServerBackplane):
             raise ValueError(f"table must be 1 to 50 lower-case letters, digits and underscores, got {table!r:.80}")
         self._connect_timeout = parsed_address("the DSN", dsn).connect_timeout or max(self.timeout, _CONNECT_TIMEOUT_S)
         self._dsn = dsn
-        self._table = table
+        self._tables = Tables(table)
         self._reader: PostgresReader | None = None
 
     @classmethod
@@ -56,7 +65,61 @@ class PostgresBackplane(ServerBackplane):
         return cls(tier._dsn, table=tier._tables.table, timeout=timeout)
 
     def __repr__(self) -> str:
-        return f"PostgresBackplane(table={self._table!r})"
+        return f"PostgresBackplane(table={self._tables.table!r})"
+
+    async def watch(self, table: str, tags: Sequence[str], *, coarse: str | None = None) -> bool:
+        """Install triggers: rows that change in a table of the application invalidate tags, whoever changes them.
+
+        A change takes effect when its transaction commits. In the database of the cache, the trigger removes the tags'
+        tokens in the same transaction: L3 has no valid entry with these tags from then on. The caches that are open get
+        a record without a writer. Each of them drops its L1's entries and invalidates the tags in its tiers, because
+        the database cannot reach L2. While no cache of the namespace is open, L2 is not told.
+
+        The triggers stay until `unwatch`. They cost a writer one short statement. If a column has been dropped or
+        renamed, they invalidate the coarse tag and warn the writer; they never make a write fail. A change of a
+        partition that names the partition, and a change by logical replication, fire no triggers.
+
+        Args:
+            table: the table, with its schema if it is not in the search path.
+            tags: templates with names of columns in braces, such as `"user:{id}"`. For an update, the tags of the row
+                before and after are invalidated. NULL is empty text.
+            coarse: what is invalidated instead if a statement changes more than 200 rows, or truncates the table; by
+                default `"table:"` and the name of the table. Give entries this tag as well.
+
+        Returns:
+            Whether the triggers were installed now; False if they were there.
+
+        Raises:
+            BackplaneError: if the table or a column does not exist, the user lacks a right (TRIGGER on the table,
+                CREATE in the schema of the cache), or the table is locked for longer than 5 s.
+            TierError: if the backplane is not open.
+            ValueError: if an argument is not valid.
+        """
+        self._check_use()
+        watch = Watch.of(table, tags, coarse)
+        async with self._own_connection() as connection:
+            await prepare(connection, self._tables)
+            return await install(connection, self._tables, self._namespace, watch)
+
+    async def unwatch(self, table: str) -> bool:
+        """Remove what `watch` has installed for this namespace. Returns False if there was nothing.
+
+        Raises:
+            BackplaneError: if the user lacks a right, or the table is locked for longer than 5 s.
+            TierError: if the backplane is not open.
+        """
+        self._check_use()
+        async with self._own_connection() as connection:
+            return await remove(connection, self._tables, self._namespace, table)
+
+    @asynccontextmanager
+    async def _own_connection(self) -> "AsyncIterator[Any]":
+        assert self._reader is not None
+        try:
+            async with self._reader.connect() as connection:
+                yield connection
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise BackplaneError(f"the watch cannot be changed: {self._reader.described(error)}") from error
 
     async def _join(self, receiver: Receiver) -> None:
         place = asyncio.get_running_loop(), self._dsn
@@ -64,7 +127,7 @@ class PostgresBackplane(ServerBackplane):
         if reader is None:
             reader = _readers[place] = PostgresReader(self._dsn, self._connect_timeout)
         self._reader = reader
-        await reader.join(self._table, receiver)
+        await reader.join(self._tables.table, receiver)
 
     async def _leave(self, receiver: Receiver) -> None:
         reader, self._reader = self._reader, None
@@ -73,14 +136,14 @@ class PostgresBackplane(ServerBackplane):
         if reader.is_only(receiver):
             # Before the reader is closed, so that a cache that opens meanwhile gets a new one.
             _readers.pop((asyncio.get_running_loop(), self._dsn), None)
-        await reader.leave(self._table, receiver)
+        await reader.leave(self._tables.table, receiver)
 
     async def _publish(self, records: Sequence[Record]) -> int:
         reader = self._reader
         assert reader is not None
         blobs = [packed(record, record.writer, record.sent_us) for record in records]
         async with asyncio.timeout(self.timeout):
-            return await reader.publish(self._table, self._namespace, blobs)
+            return await reader.publish(self._tables.table, self._namespace, blobs)
 
     def _now_us(self) -> int:
         assert self._reader is not None

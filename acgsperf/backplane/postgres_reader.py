@@ -212,6 +212,10 @@ class PostgresReader:
         finally:
             connection.terminate()
 
+    def described(self, error: Exception) -> str:
+        """Return an error as text, without the password."""
+        return self._connector.describe(error)
+
     def _patience(self) -> float:
         """The timeout of the most impatient cache."""
         return min((it.timeout for log in self.logs.values() for it in log.all_receivers), default=1.0)

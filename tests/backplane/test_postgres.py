@@ -25,31 +25,6 @@ from acgsperf.tiers.postgres_schema import channel_of
 from acgsperf.tiers.records import Record, RecordKind, packed
 
 
-@pytest.fixture
-def dsn(servers):
-    return str(servers.database_url)
-
-
-@pytest.fixture
-async def connection(dsn):
-    connection = await asyncpg.connect(dsn)
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-async def table(connection):
-    name = f"c_{secrets.token_hex(4)}"
-    yield name
-    for suffix in ("", "_tags", "_log"):
-        await connection.execute(f"DROP TABLE IF EXISTS {name}_v2{suffix}")
-
-
-@pytest.fixture
-def postgres(dsn, table):
-    return lambda **options: PostgresBackplane(dsn, **{"table": table, **options})
-
-
 def data(*names, sent_us=0):
     return packed(Record(RecordKind.KEYS, tuple((name.encode(), b"") for name in names)), b"somebody", sent_us)
 
