@@ -340,7 +340,7 @@ class ConnectionPool(Queries):
             idle=len(inventory.idle),
             in_use=inventory.in_use,
             waiting=len(self._waiters.waiting),
-            connecting=supply.connecting,
+            connecting=supply.connecting + supply.spare.in_use,
             min_size=supply.min_size,
             max_size=supply.max_size,
             target_size=supply.target_size,

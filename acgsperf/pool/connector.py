@@ -13,6 +13,7 @@ from asyncpg.exceptions import TargetServerAttributeNotMatched
 from acgsperf.addresses import secrets_of, server_of
 from acgsperf.names import resolve
 from acgsperf.pool.options import PoolOptions
+from acgsperf.pool.second_attempt import Spare, first_to_connect
 from acgsperf.pool.server_address import Endpoint, ServerAddress
 from acgsperf.pool.slot import pooled_class
 
@@ -72,10 +73,14 @@ class Connector:
         self._endpoints = list(() if own else address.endpoints)
         self._attributes = str(connect_options.get("target_session_attrs") or address.session_attributes or "any")
 
-    async def connect(self) -> "Connection":
-        """Open a connection within `connect_timeout`, then run `init` on it within another `connect_timeout`."""
+    async def connect(self, spare: Spare) -> "Connection":
+        """Open a connection within `connect_timeout`, then run `init` on it within another `connect_timeout`.
+
+        Args:
+            spare: the permission for a second attempt, if the first one is silent.
+        """
         timeout = self._options.connect_timeout
-        connection = await (self._connect_to_one() if len(self._endpoints) > 1 else self._connect(timeout, {}))
+        connection = await first_to_connect(self._attempt, timeout, spare)
         try:
             self._set_socket_options(connection)
             if self._options.init is not None:
@@ -87,6 +92,9 @@ class Connector:
             connection.terminate()
             raise
         return connection
+
+    async def _attempt(self, timeout: float) -> "Connection":  # noqa: ASYNC109
+        return await (self._connect_to_one(timeout) if len(self._endpoints) > 1 else self._connect(timeout, {}))
 
     async def _connect(self, timeout: float, choice: Endpoint) -> "Connection":  # noqa: ASYNC109
         options = {**self._connect_options, **choice}
@@ -101,9 +109,9 @@ class Connector:
         hosts = options.get("host") or [endpoint.get("host") for endpoint in self._endpoints]
         return [hosts] if isinstance(hosts, str) else [host for host in hosts if host]
 
-    async def _connect_to_one(self) -> "Connection":
+    async def _connect_to_one(self, timeout: float) -> "Connection":  # noqa: ASYNC109
         clock = asyncio.get_running_loop().time
-        deadline = clock() + self._options.connect_timeout
+        deadline = clock() + timeout
         attempts = self._attempts()
         failure: Exception | None = None
         for position, (endpoint, attributes) in enumerate(attempts):

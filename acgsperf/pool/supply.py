@@ -16,6 +16,7 @@ from acgsperf.pool.health import ServerHealth
 from acgsperf.pool.inventory import Inventory
 from acgsperf.pool.lifecycle import Lifecycle
 from acgsperf.pool.options import CloseReason, PoolOptions
+from acgsperf.pool.second_attempt import Spare
 from acgsperf.pool.slot import Slot
 from acgsperf.pool.tasks import BackgroundTasks
 from acgsperf.pool.waiters import SizeWaiters, WaitQueue
@@ -35,7 +36,8 @@ class Supply:
 
     Attributes:
         inventory: the connections.
-        connecting: connection attempts in flight.
+        connecting: connection attempts in flight, without a second attempt.
+        spare: whether a second attempt is in flight.
         checks: checks of connections in flight.
         opened: connections opened since the pool was opened.
         target_size: the number of connections that the pool keeps, between `min_size` and `max_size`.
@@ -64,6 +66,7 @@ class Supply:
         self.min_size, self.max_size = options.min_size, options.max_size
         self.target_size = options.min_size
         self.connecting = self.checks = self.opened = 0
+        self.spare = Spare(lambda: self.room > 0)
         self.patient = False
         # The checks that the server has not answered for `_SLOW_CHECK_S`.
         self._slow_checks = 0
@@ -73,7 +76,7 @@ class Supply:
     @property
     def room(self) -> int:
         """How many more connections may be opened."""
-        return self.max_size - self.inventory.size - self.connecting
+        return self.max_size - self.inventory.size - self.connecting - self.spare.in_use
 
     @property
     def arriving(self) -> int:
@@ -244,10 +247,12 @@ class Supply:
         return self._tasks.start(self._connect())
 
     async def _connect(self) -> None:
+        clock = asyncio.get_running_loop().time
+        start = clock()
         try:
             slot = await self._new_slot()
         except Exception as error:
-            self._note_failure(error)
+            self._note_failure(error, clock() - start if isinstance(error, TimeoutError) else 0.0)
         except asyncio.CancelledError:
             # Only closing the pool cancels this task from outside.
             if not self._lifecycle.is_open:
@@ -259,7 +264,9 @@ class Supply:
     async def _new_slot(self) -> Slot:
         generation = self._generation
         try:
-            return Slot(self, self._lifecycle.name, await self._connector.connect(), generation, self._clock())
+            return Slot(
+                self, self._lifecycle.name, await self._connector.connect(self.spare), generation, self._clock()
+            )
         finally:
             self.connecting -= 1
 
@@ -302,11 +309,11 @@ class Supply:
             self._health.note_proof()
             self.replenish()
 
-    def _note_failure(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception, silent_s: float = 0.0) -> None:
         self._health.note_failure(error)
         if not self._lifecycle.is_open:
             return
-        self._health.back_off(then=self.replenish)
+        self._health.back_off(silent_s, then=self.replenish)
         if self.patient and self._connector.may_pass(error):
             return
         if self._health.failures >= _FAILURES_TOLERATED and not self.inventory.has_live():
