@@ -1,12 +1,14 @@
 """How soon a pool works again after a server or a network was silent, with the default `connect_timeout`."""
 
 import asyncio
+import socket
+import threading
 import time
 
 import asyncpg
 import pytest
 
-from acgsperf import CloseReason, ConnectionPool, PoolTimeout
+from acgsperf import CloseReason, ConnectionPool, PoolError, PoolTimeout
 
 RECOVERY_S = 2.0
 
@@ -204,3 +206,32 @@ async def test_the_time_of_a_silent_attempt_is_a_part_of_the_backoff(dsn):
         health.back_off(silent_s, then=lambda: None)
         assert health.retry.when() - loop.time() <= most_s
         health.cancel_retry()
+
+
+async def outcome_of_acquire(pool):
+    try:
+        async with pool.acquire(timeout=0.2):
+            return None
+    except PoolError as error:
+        return type(error)
+
+
+async def test_a_pool_works_again_when_the_name_server_does(proxy, monkeypatch):
+    answer, asked = threading.Event(), []
+    original = socket.getaddrinfo
+
+    def getaddrinfo(host, *arguments, **options):
+        asked.append(host)
+        answer.wait(20)
+        return original(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    async with ConnectionPool(proxy.dsn.replace("127.0.0.1", "localhost"), min_size=0, max_size=4) as pool:
+        # Longer than the second attempt takes to begin.
+        for _ in range(6):
+            outcomes = await asyncio.gather(*(outcome_of_acquire(pool) for _ in range(20)))
+            assert set(outcomes) == {PoolTimeout}
+        assert asked == ["localhost"]
+        answer.set()
+        async with asyncio.timeout(RECOVERY_S):
+            assert await pool.fetchval("SELECT 1") == 1
