@@ -18,7 +18,7 @@ from acgsperf.pool.lifecycle import Lifecycle
 from acgsperf.pool.options import CloseReason, PoolOptions
 from acgsperf.pool.second_attempt import Spare
 from acgsperf.pool.slot import Slot
-from acgsperf.pool.tasks import BackgroundTasks
+from acgsperf.pool.tasks import BackgroundTasks, set_ended
 from acgsperf.pool.waiters import SizeWaiters, WaitQueue
 
 _log = logging.getLogger("acgsperf.pool")
@@ -110,15 +110,17 @@ class Supply:
         else:
             self._start_check(slot)
 
-    def put_back(self, slot: Slot, now: float) -> "asyncio.Task[None] | None":
-        """Make a connection whose lease has ended available again; returns the task that resets it, if one does."""
+    def put_back(self, slot: Slot, now: float) -> "asyncio.Future[None] | None":
+        """Make a connection whose lease has ended available again; returns the end of its reset, if one is needed."""
         if slot.connection.is_closed():
             self._lose(slot)
             self.replenish()
         elif reason := self._reason_to_retire(slot, now):
             self._retire(slot, reason)
         elif self._options.reset or slot.connection.is_in_transaction() or slot.is_cancelling():
-            return self._tasks.start(self._reset(slot))
+            ended = asyncio.get_running_loop().create_future()
+            self._tasks.start(self._reset(slot, ended), ended=ended)
+            return ended
         elif self._health.error is not None:
             # Only a reply of the server says that it is back.
             self._start_check(slot)
@@ -365,14 +367,17 @@ class Supply:
             self._note_hang_up(slot)
         self.replenish()
 
-    async def _reset(self, slot: Slot) -> None:
+    async def _reset(self, slot: Slot, ended: "asyncio.Future[None]") -> None:
+        reset, timeout = self._options.reset, self._options.reset_timeout
         try:
-            async with asyncio.timeout(self._options.reset_timeout):
-                # A query that is being cancelled may have begun a transaction. The reply of the server says whether.
-                if not self._options.reset or slot.is_cancelling():
+            if reset and not slot.is_cancelling():
+                await slot.connection.reset(timeout=timeout)
+            else:
+                async with asyncio.timeout(timeout):
+                    # A query that is being cancelled may have begun a transaction. Only its reply says whether.
                     await slot.connection.execute("ROLLBACK")
-                if self._options.reset:
-                    await slot.connection.reset()
+                    if reset:
+                        await slot.connection.reset()
         except Exception as error:
             _log.debug("pool %r: a reset failed (%r); the connection is replaced", self._lifecycle.name, error)
             self.terminate(slot, CloseReason.RESET_FAILED)
@@ -380,6 +385,8 @@ class Supply:
             self.offer(slot)
             if not slot.proven:
                 self._prove(slot)
+        finally:
+            set_ended(ended)
 
     # asyncpg calls these two if it finds that a table or a type has changed.
 
