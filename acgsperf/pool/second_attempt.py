@@ -23,28 +23,35 @@ _SILENT_S: Final = 1.0
 class Spare:
     """The permission for a second attempt: a pool has one.
 
+    If the pool has no room for another connection, but several silent attempts, one of them makes room: it is aborted.
+
     Args:
         has_room: tells whether the pool may open one more connection.
 
     Attributes:
-        in_use: 1 while a second attempt is in flight, otherwise 0.
+        first_attempts: first attempts in flight.
+        in_use: 1 while a second attempt uses room of its own, otherwise 0.
     """
 
-    __slots__ = ("_has_room", "in_use")
+    __slots__ = ("_has_room", "_taken", "first_attempts", "in_use")
 
     def __init__(self, has_room: Callable[[], bool]) -> None:
         self._has_room = has_room
-        self.in_use = 0
+        self._taken = False
+        self.first_attempts = self.in_use = 0
 
     def take(self) -> bool:
-        """Begin a second attempt; returns False if one is in flight, or the pool has no room for its connection."""
-        if self.in_use or not self._has_room():
+        """Take the permission; returns False if it is taken, or there is no room for a connection."""
+        has_room = self._has_room()
+        if self._taken or not (has_room or self.first_attempts > 1):
             return False
-        self.in_use = 1
+        self._taken = True
+        self.in_use = int(has_room)
         return True
 
     def give_back(self) -> None:
-        """End the second attempt."""
+        """Give the permission back."""
+        self._taken = False
         self.in_use = 0
 
 
@@ -61,18 +68,24 @@ async def first_to_connect(connect: "Connect", timeout: float, spare: Spare) -> 
     """
     if timeout <= _SILENT_S:
         return await connect(timeout)
+    deadline = asyncio.get_running_loop().time() + timeout
     first = asyncio.create_task(connect(timeout))
     attempts = [first]
+    spare.first_attempts += 1
     try:
         await asyncio.wait(attempts, timeout=_SILENT_S)
         if not first.done():
-            attempts.append(asyncio.create_task(_try_again(connect, spare)))
+            attempts.append(asyncio.create_task(_try_again(connect, deadline, spare, first)))
             await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED)
-        winner = next(filter(_has_succeeded, attempts), first)
+            if first.cancelled():
+                await asyncio.wait(attempts)
+        winner = next(filter(_has_succeeded, attempts), attempts[-1] if first.cancelled() else first)
         connection = await winner
     except BaseException:
         await _abort(attempts)
         raise
+    finally:
+        spare.first_attempts -= 1
     attempts.remove(winner)
     try:
         await _abort(attempts)
@@ -82,6 +95,31 @@ async def first_to_connect(connect: "Connect", timeout: float, spare: Spare) -> 
     return connection
 
 
+async def _try_again(
+    connect: "Connect", deadline: float, spare: Spare, first: "asyncio.Task[Connection]"
+) -> "Connection":
+    clock = asyncio.get_running_loop().time
+    while not spare.take():  # noqa: ASYNC110 - the room of a pool changes in many ways
+        await asyncio.sleep(_SILENT_S)
+    try:
+        if not spare.in_use:
+            first.cancel()
+            await asyncio.wait((first,))
+        while (remaining := deadline - clock()) > 0:
+            # If no attempt of a slow server is left that has more time, this one has to be it.
+            is_last = not spare.in_use and spare.first_attempts == 1
+            share = remaining if is_last else min(_SILENT_S, remaining)
+            next_at = clock() + share
+            try:
+                return await connect(share)
+            except Exception as error:  # The error of the first attempt is the one that counts.
+                _log.debug("a second connection attempt failed: %s", type(error).__name__)
+            await asyncio.sleep(next_at - clock())
+        raise TimeoutError
+    finally:
+        spare.give_back()
+
+
 async def _abort(attempts: "Collection[asyncio.Task[Connection]]") -> None:
     for attempt in attempts:
         # Also closes the connection if the wait below is cancelled.
@@ -89,20 +127,6 @@ async def _abort(attempts: "Collection[asyncio.Task[Connection]]") -> None:
         attempt.cancel()
     if attempts:
         await asyncio.wait(attempts)
-
-
-async def _try_again(connect: "Connect", spare: Spare) -> "Connection":
-    clock = asyncio.get_running_loop().time
-    while True:
-        next_at = clock() + _SILENT_S
-        if spare.take():
-            try:
-                return await connect(_SILENT_S)
-            except Exception as error:  # The error of the first attempt is the one that counts.
-                _log.debug("a second connection attempt failed: %s", type(error).__name__)
-            finally:
-                spare.give_back()
-        await asyncio.sleep(next_at - clock())
 
 
 def _has_succeeded(attempt: "asyncio.Task[Connection]") -> bool:

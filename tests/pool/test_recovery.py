@@ -235,3 +235,40 @@ async def test_a_pool_works_again_when_the_name_server_does(proxy, monkeypatch):
         answer.set()
         async with asyncio.timeout(RECOVERY_S):
             assert await pool.fetchval("SELECT 1") == 1
+
+
+async def test_a_pool_whose_room_is_full_of_silent_attempts_recovers(proxy, hole, until):
+    hole.open()
+    async with ConnectionPool(proxy.dsn, min_size=0, max_size=4) as pool:
+        callers = [asyncio.create_task(pool.fetchval("SELECT 1")) for _ in range(4)]
+        await until(lambda: proxy.accepted == 5)
+        # One of the attempts has made room for the new one.
+        await until(lambda: proxy.connections == 4)
+        assert pool.stats().connecting == 4
+        hole.close()
+        start = time.monotonic()
+        assert await asyncio.gather(*callers) == [1] * 4
+        assert time.monotonic() - start < RECOVERY_S
+        await until(lambda: pool.stats().connecting == 3)
+        assert proxy.connections == 4
+
+
+async def test_a_slow_server_gives_all_callers_a_connection_although_there_is_no_more_room(proxy):
+    def make_relay():
+        answered = False
+
+        async def relay(data, write):
+            nonlocal answered
+            if not answered:
+                answered = True
+                await asyncio.sleep(1.3)
+            await write(data)
+
+        return relay
+
+    proxy.make_relay = make_relay
+    async with ConnectionPool(proxy.dsn, min_size=0, max_size=3) as pool:
+        leases = await asyncio.gather(*(pool.acquire(timeout=4.5) for _ in range(3)))
+        assert (pool.stats().size, pool.stats().failed_connects) == (3, 0)
+        for lease in leases:
+            await pool.release(lease)
