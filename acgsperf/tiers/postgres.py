@@ -110,7 +110,7 @@ class PostgresTier(ServerTier):
         # While an attempt waits for a silent server, the pool starts no other.
         self._connect_timeout = address.connect_timeout or max(self.deadline, _CONNECT_TIMEOUT_S)
         self._pool: ConnectionPool | None = None
-        self._ready = False
+        self._ready = self._clock_is_known = False
         self._setting_up = asyncio.Lock()
         self._statements = Statements(self._tables)
         # Until when batches of reads look for tags as well.
@@ -224,7 +224,7 @@ class PostgresTier(ServerTier):
                     reset=False,
                     connect_timeout=self._connect_timeout,
                     statement_cache_size=self._statement_cache_size,
-                    init=self._measure_clock,
+                    init=self._note_connection,
                 )
                 await pool.open()
                 self._pool = pool
@@ -243,12 +243,17 @@ class PostgresTier(ServerTier):
                     raise
             self._ready = True
 
+    async def _note_connection(self, connection: Any) -> None:
+        # It may be another server's. A query here would not be protected against what a server should not send.
+        self._clock_is_known = False
+
     async def _measure_clock(self, connection: Any) -> None:
         # The first call also prepares the statement, which takes a round trip of its own.
         for _ in range(2):
             sent = time.monotonic()
             server_time = await connection.fetchval(_TIME)
             self.server_clock.measured(sent, time.monotonic(), server_time)
+        self._clock_is_known = True
 
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
         identities = envelope.identities(keys)
@@ -431,6 +436,12 @@ class _Connection:
         assert tier._pool is not None
         self._acquire = tier._pool.acquire()
         self._connection = await self._acquire.__aenter__()
+        if not tier._clock_is_known:
+            try:
+                await tier._measure_clock(self._connection)
+            except BaseException as error:
+                await self.__aexit__(type(error), error, error.__traceback__)
+                raise
         return self._connection
 
     async def __aexit__(
