@@ -75,14 +75,17 @@ class Connector:
         attributes = connect_options.get("target_session_attrs") or address.session_attributes
         self._attributes = attributes or os.environ.get("PGTARGETSESSIONATTRS") or "any"
 
-    async def connect(self, spare: Spare) -> "Connection":
+    async def connect(self, spare: Spare | None = None) -> "Connection":
         """Open a connection within `connect_timeout`, then run `init` on it within another `connect_timeout`.
 
         Args:
-            spare: the permission for a second attempt, if the first one is silent.
+            spare: the permission for a second attempt, if the first one is silent; None for a single attempt.
         """
         timeout = self._options.connect_timeout
-        connection = await first_to_connect(self._attempt, timeout, spare)
+        if spare is None:
+            connection = await self._attempt(timeout)
+        else:
+            connection = await first_to_connect(self._attempt, timeout, spare)
         try:
             self._set_socket_options(connection)
             if self._options.init is not None:
