@@ -133,6 +133,21 @@ class TestDeadline:
             assert (await write()).outcome is Outcome.STORED
             assert tier.server_clock.offset == pytest.approx(right, abs=1)
 
+    async def test_every_write_measures_the_clock(self, open_tier, monkeypatch, entry):
+        tier = await open_tier()
+        right = tier.server_clock.offset
+        for write in (
+            lambda: _write(tier, "k", entry()),
+            lambda: _write(tier, "k", None),
+            lambda: tier.expire_now({"k": Write(None, _id(), tier.now_us())}),
+            lambda: tier.invalidate("t"),
+            lambda: tier.expire_tag("t"),
+        ):
+            # As if the clock of the server had been set back, so that no write is late.
+            tier.server_clock.offset = right + 3_600
+            await write()
+            assert tier.server_clock.offset == pytest.approx(right, abs=1)
+
     async def test_the_time_of_the_server_counts_and_not_that_of_this_machine(self, open_tier, monkeypatch, entry):
         monkeypatch.setattr(time, "time", lambda: 1.0)
         monkeypatch.setattr(time, "time_ns", lambda: 10**9)
@@ -257,6 +272,15 @@ class TestMemory:
         assert await full.get("k") is None
         # The tombstone needs no memory that was not there before.
         assert (await full.observe(["k"]))["k"].id != seen.id
+
+    async def test_what_could_not_be_observed_is_compared_with_nothing(self, full, admin, entry):
+        seen = (await full.observe(["k"], ["new"]))["k"]
+        assert (seen.tokens[1], seen.invalidations) == (b"", b"")
+        await admin.config_set("maxmemory", "0")
+        loaded = replace(entry("loaded", tags=("new",)), id=_id(), stamp=seen.stamp)
+        assert not await full.store({"k": Store(loaded, seen)})
+        assert not await full.store({"k": Store(loaded, seen, StoreKind.COPY)})
+        assert (await full.get("k")).value == "former"
 
     @pytest.mark.parametrize(
         "policy",
