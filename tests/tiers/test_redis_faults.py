@@ -83,15 +83,16 @@ class TestDeadline:
         # The server has read the late command by now.
         assert await _seen(other, "k") == ("former", True)
 
+    @pytest.mark.parametrize("what", ["set", "invalidate"])
     async def test_a_write_whose_connection_is_lost_is_unknown_until_the_deadline_has_passed(
-        self, private_server, open_tier, entry
+        self, private_server, open_tier, entry, what
     ):
         async with Proxy(f"{private_server.folder}/redis.sock") as proxy:
             tier = await open_tier(f"redis://127.0.0.1:{proxy.port}", deadline=0.5)
             await tier.set("k", entry())
             private_server.freeze()
             started = time.monotonic()
-            write = asyncio.ensure_future(_write(tier, "k", entry()))
+            write = asyncio.ensure_future(_write(tier, "k", entry()) if what == "set" else tier.invalidate("t"))
             await asyncio.sleep(0.05)
             for writer in proxy._writers:
                 writer.transport.abort()
