@@ -1,104 +1,84 @@
 """L3: entries in a PostgreSQL table, over a connection pool of the tier's own.
 
 The pool does not reset sessions after use: a reset halves the throughput, and only this module uses these sessions.
-An entry is one row: its envelope, its expiry time, and the xxh3-64 hashes of its tags, which have a GIN index. If two
-tags have the same hash, invalidating one also deletes the entries of the other. A write is acknowledged after its
-commit.
+
+An entry is one row: its envelope, its id and stamp, the time until which it is kept, and the tokens that were current
+when it was written: the namespace's generation and one for each tag. Reading compares them, so that `clear` and
+`invalidate` take effect at once, whatever they invalidate; rows are removed afterwards.
+
+A write is acknowledged after its commit. What is removed stays as a tombstone for `retention` seconds: its id and stamp
+stop older loads and writes.
 """
 
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Mapping, Sequence
 from random import uniform
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import asyncpg
-from xxhash import xxh3_64_intdigest
 
 from acgsperf._native import envelope_format as envelope
 from acgsperf._native.arguments import checked_at_least
 from acgsperf.pool import ConnectionPool
 from acgsperf.pool.server_address import parsed_address
-from acgsperf.tiers.base import Entry
-from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, check_tag, seconds
-from acgsperf.tiers.write_batches import WriteBatch
+from acgsperf.tiers import records
+from acgsperf.tiers.base import Entry, Observation, Outcome, WriteResult
+from acgsperf.tiers.postgres_rows import RESERVE, array, token_parts
+from acgsperf.tiers.postgres_schema import (
+    INVALIDATIONS,
+    NAMESPACE,
+    TableError,
+    Tables,
+    channel_of,
+    create,
+    new_token,
+    tag_hash,
+    token_bytes,
+    token_number,
+)
+from acgsperf.tiers.postgres_statements import ROWS_A_STATEMENT, Statement, Statements
+from acgsperf.tiers.postgres_writes import Writer
+from acgsperf.tiers.read_batches import MAX_READS_TOGETHER, ReadBatches
+from acgsperf.tiers.records import Record, RecordKind
+from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Wanted
+from acgsperf.tiers.server_calls import Attempt
+from acgsperf.tiers.tier_arguments import check_keys, check_tag, seconds
+from acgsperf.tiers.write_batches import REFUSED, WriteBatch
 
 __all__ = ["PostgresTier"]
 
-_T = TypeVar("_T")
-
-SCHEMA_VERSION: Final = 1
-ROWS_A_STATEMENT: Final = 1_000
 EXPIRY_INTERVAL_S: Final = 60.0
 MAX_CONNECTIONS: Final = 6
 _CONNECT_TIMEOUT_S: Final = 1.0
-
-# The schema version is in the table's comment, so that a dump keeps it.
-_COMMENT: Final = "acgsperf cache, schema {version}"
-_CREATE: Final = """
-CREATE TABLE IF NOT EXISTS {table} (
-    namespace text NOT NULL,
-    key bytea NOT NULL,
-    value bytea NOT NULL,
-    expires_at double precision,
-    tags bigint[] NOT NULL,
-    PRIMARY KEY (namespace, key)
-);
-CREATE INDEX IF NOT EXISTS {table}_expires_at ON {table} (expires_at) WHERE expires_at IS NOT NULL;
-CREATE INDEX IF NOT EXISTS {table}_tags ON {table} USING gin (tags) WHERE tags <> '{{}}';
-COMMENT ON TABLE {table} IS '{comment}';
-"""
-# The keys travel as one text, because asyncpg needs longer to encode an array than the server to parse its text. A
-# sub-select parses it once; a filter would parse it again for each row. Values that are too large come back empty.
-_SELECT: Final = """
-SELECT key, CASE WHEN octet_length(value) <= $3 THEN value ELSE '' END
-FROM {table} WHERE namespace = $1 AND key = ANY((SELECT $2::text::bytea[])::bytea[])
-"""
-# Ordered by key, so that two processes that write the same keys wait for each other and never deadlock.
-_UPSERT: Final = """
-INSERT INTO {table} (namespace, key, value, expires_at, tags)
-SELECT $1, key, value, expires_at, tags::bigint[]
-FROM unnest($2::bytea[], $3::bytea[], $4::double precision[], $5::text[]) AS entry (key, value, expires_at, tags)
-ORDER BY key
-ON CONFLICT (namespace, key)
-DO UPDATE SET value = excluded.value, expires_at = excluded.expires_at, tags = excluded.tags
-"""
-_DELETE: Final = """
-WITH doomed AS (
-    SELECT key FROM {table} WHERE namespace = $1 AND key = ANY($2::bytea[]) ORDER BY key FOR UPDATE
-)
-DELETE FROM {table} USING doomed WHERE namespace = $1 AND {table}.key = doomed.key RETURNING {table}.key
-"""
-_DELETE_SOME: Final = """
-WITH doomed AS (
-    SELECT namespace, key FROM {table} WHERE {condition} ORDER BY namespace, key LIMIT {rows} FOR UPDATE
-)
-DELETE FROM {table} USING doomed WHERE {table}.namespace = doomed.namespace AND {table}.key = doomed.key
-"""
-
+# After a row with tags, reads expect more of them for so long.
+_TAGGED_S: Final = 60.0
+# A record is read after its transaction has committed. The backplane removes records earlier, by the time of commit.
+_LONGEST_TRANSACTION_S: Final = 3600.0
+_TIME: Final = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 
 # No connection, no login, no database, too many connections, shutting down: the SQLSTATE concerns all calls.
 _REFUSES_ALL: Final = ("08", "28", "3D", "53300", "57P")
 
-
-class TableError(Exception):
-    """The table cannot be used or created. This concerns all calls."""
+# The entry of a key, and what was observed.
+_LookedUp = tuple[Entry | None, Observation]
 
 
 class PostgresTier(ServerTier):
-    """Keeps entries in a PostgreSQL table that processes share. The tier creates the table and its indexes.
+    """Keeps entries in a PostgreSQL table that processes share. The tier creates its tables and their indexes.
 
     Args:
         dsn: `postgresql://` URL, as asyncpg accepts it.
-        table: name of the table: lower-case letters, digits and underscores.
+        table: name of the table: lower-case letters, digits and underscores. `_v2` is appended; two more tables have
+            tags and the log of writes.
         deadline: seconds after which a call returns, even if the server does not answer.
         max_value_bytes: larger envelopes are neither stored nor read.
         statement_cache_size: number of prepared statements for each connection; must be 0 for PgBouncer in transaction
             mode.
-        expiry_interval: seconds between two searches for expired rows.
+        expiry_interval: seconds between two removals of expired rows.
 
     Raises:
         ValueError: if the table name or the DSN is not valid. The message does not repeat the DSN, because it may
@@ -126,48 +106,88 @@ class PostgresTier(ServerTier):
         where = f"{parts.hostname or 'a unix socket'}{parts.path}"
         super().__init__(where, deadline=deadline, max_value_bytes=max_value_bytes)
         self._dsn = dsn
-        self._table = table
+        self._tables = Tables(table)
         # While an attempt waits for a silent server, the pool starts no other.
         self._connect_timeout = address.connect_timeout or max(self.deadline, _CONNECT_TIMEOUT_S)
         self._pool: ConnectionPool | None = None
         self._ready = False
         self._setting_up = asyncio.Lock()
-        self._select, self._upsert, self._delete = (s.format(table=table) for s in (_SELECT, _UPSERT, _DELETE))
+        self._statements = Statements(self._tables)
+        # Until when batches of reads look for tags as well.
+        self._tagged_until = 0.0
+        self._look_ups: ReadBatches[Wanted, _LookedUp] = ReadBatches(self._calls, self._look_up_batch, self.deadline)
 
     def __repr__(self) -> str:
-        return f"PostgresTier({self._where!r}, table={self._table!r})"
+        return f"PostgresTier({self._where!r}, table={self._tables.table!r})"
+
+    @property
+    def channel(self) -> str:
+        """The channel on which PostgreSQL notifies of this namespace's records."""
+        return channel_of(self._tables.table, self._namespace)
 
     async def invalidate_tag(self, tag: str) -> int | None:
         check_tag(tag)
-        return await self._delete_all("namespace = $1 AND tags <> '{}' AND tags @> ARRAY[$2::bigint]", _tag_hash(tag))
+        return await self._invalidate_and_remove(tag)
 
     async def clear(self) -> int | None:
-        return await self._delete_all("namespace = $1")
+        return await self._invalidate_and_remove(None)
 
-    async def _delete_all(self, condition: str, *arguments: object) -> int | None:
-        self._check_use()
-        if not self._calls.allow(1):
+    async def _invalidate_and_remove(self, tag: str | None) -> int | None:
+        tokens: list[int | None] = []
+
+        async def send(attempt: Attempt) -> WriteResult:
+            result, token = await self._send_invalidation(tag, False, attempt)
+            tokens.append(token)
+            return result
+
+        result = await self._attempt(send)
+        if result.outcome is not Outcome.STORED:
             return None
-        await self._writes.wait_for_all()
-        deleted = 0
-        while True:
-            some = await self._calls.run(lambda: self._delete_some(condition, self._namespace, *arguments))
-            if some is None:
-                return None
-            deleted += some
-            if some < ROWS_A_STATEMENT:
-                return deleted
+        (token,) = tokens
+        return 0 if token is None else await self._remove_invalidated(tag, token)
 
-    async def _delete_some(self, condition: str, *arguments: object) -> int:
-        statement = _DELETE_SOME.format(table=self._table, condition=condition, rows=ROWS_A_STATEMENT)
-        async with self._connection() as connection:
-            status: str = await connection.execute(statement, *arguments)
-        return int(status.rpartition(" ")[2])
+    async def look_up(
+        self, keys: Sequence[str], tags: Sequence[str] = ()
+    ) -> tuple[dict[str, Entry], dict[str, Observation]]:
+        self._check_use()
+        check_keys(keys)
+        for tag in tags:
+            check_tag(tag)
+        if not keys or not self._may_read(len(keys)):
+            return {}, {}
+        wanted = [(key, tuple(tags)) for key in keys]
+        found: dict[Wanted, _LookedUp] = {}
+        try:
+            async with asyncio.timeout(self.deadline):
+                if not self._pending_writes.keys().isdisjoint(keys):
+                    await self._writes.wait_for_keys(keys)
+                    # The tier may have been closed during the wait.
+                    self._check_use()
+                for at in range(0, len(wanted), MAX_READS_TOGETHER):
+                    found |= await self._look_ups.get_many(wanted[at : at + MAX_READS_TOGETHER])
+        except TimeoutError:
+            pass
+        entries = {key: entry for (key, _), (entry, _) in found.items() if entry is not None}
+        self._reads.hits += len(entries)
+        self._reads.misses += len(keys) - len(entries)
+        now = time.monotonic()
+        return entries, {
+            key: seen
+            for (key, _), (entry, seen) in found.items()
+            if entry is None or (entry.fresh_until is not None and entry.fresh_until <= now)
+        }
 
     async def _start(self) -> None:
         # A lock belongs to the event loop in which it was first waited for.
         self._setting_up = asyncio.Lock()
-        self._calls.start(self._expire())
+        self._look_ups.open()
+        self._writer = Writer(self._statements, self.server_clock, self._namespace, self.channel, self._is_refusal)
+        self._writer.retention, self._writer.writer, self._writer.errors = (
+            self.retention,
+            self.writer,
+            self._calls.errors,
+        )
+        self._calls.start(self._remove_expired())
         async with self._connection():
             pass
 
@@ -176,6 +196,7 @@ class PostgresTier(ServerTier):
         return state is not None and not state.startswith(_REFUSES_ALL)
 
     async def _stop(self) -> None:
+        self._look_ups.close()
         pool, self._pool, self._ready = self._pool, None, False
         if pool is not None:
             # All calls have ended or were cancelled; closing must not wait for a server that hangs.
@@ -197,22 +218,24 @@ class PostgresTier(ServerTier):
             if self._pool is None:
                 pool = ConnectionPool(
                     self._dsn,
-                    name=f"tier {self._table}",
+                    name=f"tier {self._tables.table}",
                     min_size=0,
                     max_size=MAX_CONNECTIONS,
                     reset=False,
                     connect_timeout=self._connect_timeout,
                     statement_cache_size=self._statement_cache_size,
+                    init=self._measure_clock,
                 )
                 await pool.open()
                 self._pool = pool
             async with self._pool.acquire() as connection:
                 try:
-                    await self._create_table(connection)
+                    await create(connection, self._tables)
+                    await self._writer.add_generation(connection)
                 except asyncpg.PostgresError as error:
                     connection.terminate()
                     if self._is_refusal(error):
-                        raise TableError(f"table {self._table} cannot be created: {error}") from error
+                        raise TableError(f"table {self._tables.entries} cannot be created: {error}") from error
                     raise
                 except BaseException:
                     # Without a rollback: a server that hangs would not answer it.
@@ -220,86 +243,177 @@ class PostgresTier(ServerTier):
                     raise
             self._ready = True
 
-    async def _create_table(self, connection: Any) -> None:
-        comment = _COMMENT.format(version=SCHEMA_VERSION)
-        await connection.execute("BEGIN")
-        await connection.execute("SELECT pg_advisory_xact_lock($1)", _tag_hash(f"schema {self._table}"))
-        found = await connection.fetchval("SELECT obj_description(to_regclass($1), 'pg_class')", self._table)
-        if found is not None and found != comment:
-            raise TableError(f"table {self._table} must have the comment {comment!r}, got {found!r}")
-        if found is None:
-            await connection.execute(_CREATE.format(table=self._table, comment=comment))
-        await connection.execute("COMMIT")
+    async def _measure_clock(self, connection: Any) -> None:
+        # The first call also prepares the statement, which takes a round trip of its own.
+        for _ in range(2):
+            sent = time.monotonic()
+            server_time = await connection.fetchval(_TIME)
+            self.server_clock.measured(sent, time.monotonic(), server_time)
 
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
         identities = envelope.identities(keys)
         addresses = envelope.addresses(identities)
+        tagged = time.monotonic() < self._tagged_until
+        while True:
+            sql = (self._statements.get if tagged else self._statements.get_untagged).sql
+            async with self._connection() as connection:
+                rows = await connection.fetch(sql, self._max_value_bytes, self._namespace, array(addresses))
+            # `dict(rows)` takes twice as long for asyncpg's records.
+            blobs = {address: blob for address, blob in rows}  # noqa: C416
+            found, _, corrupt = self._unseal(map(blobs.get, addresses), identities, None)
+            if not corrupt or tagged or b"" not in blobs.values():
+                self._corrupt += corrupt
+                return found
+            # A row has tags, or is too large. Others will come.
+            self._tagged_until = time.monotonic() + _TAGGED_S
+            tagged = True
+
+    async def _observe(self, wanted: Sequence[Wanted]) -> list[Observation | None]:
+        return [None if found is None else found[1] for found in await self._look_up_batch(wanted)]
+
+    async def _look_up_batch(self, wanted: Sequence[Wanted]) -> list[_LookedUp | None]:
+        identities = envelope.identities([key for key, _ in wanted])
+        addresses = envelope.addresses(identities)
+        hashes = {tag: tag_hash(tag) for _, tags in wanted for tag in tags}
+        needed = dict.fromkeys((NAMESPACE, INVALIDATIONS, *hashes.values()))
+        arguments = {"limit": self._max_value_bytes, "namespace": self._namespace, "keys": array(addresses)}
+        arguments |= {"retention": self.retention, "tags": list(needed)}
         async with self._connection() as connection:
-            rows = await connection.fetch(self._select, self._namespace, _array(addresses), self._max_value_bytes)
-        # `dict(rows)` takes twice as long for asyncpg's records.
-        blobs = {address: blob for address, blob in rows}  # noqa: C416
-        found, _, corrupt = self._unseal(map(blobs.get, addresses), identities)
+            for _ in range(2):
+                # An observation counts from the time before it was made.
+                sent = time.monotonic()
+                rows = await self._fetch_rows(self._statements.look_up, arguments, connection)
+                tokens, ending = self._tokens_in(rows, sent)
+                if NAMESPACE in tokens and INVALIDATIONS in tokens:
+                    break
+                await self._writer.add_generation(connection)
+            else:
+                return [None] * len(wanted)
+            if missing := [tag for tag in needed if tag not in tokens or tag in ending]:
+                tokens |= await self._ensure_tokens(missing, connection)
+        blobs = {row[0]: row[1] for row in rows}
+        seen = {row[0]: (row[2], row[3]) for row in rows}
+        found, _, corrupt = self._unseal(map(blobs.get, addresses), identities, None)
         self._corrupt += corrupt
-        return found
+        expires_at, invalidations = sent + self.retention, tokens[INVALIDATIONS]
+        result: list[_LookedUp | None] = []
+        for (_, tags), address, entry in zip(wanted, addresses, found, strict=True):
+            of_tags = (tokens[hashes[tag]] for tag in tags)
+            everything = (tokens[NAMESPACE], *of_tags)
+            result.append((entry, Observation(*seen.get(address, (b"", 0)), expires_at, everything, invalidations)))
+        return result
+
+    def _tokens_in(self, rows: Sequence[Any], sent: float) -> tuple[dict[int, bytes], set[int]]:
+        """Return the tokens in the rows of a look-up, and the tags whose token ends before a load may take."""
+        tokens, ending = {}, set()
+        for key, tag_bytes, both, lives, server_time in rows:
+            if key is None:
+                tag = token_number(tag_bytes)
+                tokens[tag] = token_bytes(*token_parts(both))
+                if not lives:
+                    ending.add(tag)
+                self.server_clock.measured(sent, time.monotonic(), server_time)
+        return tokens, ending
+
+    async def _ensure_tokens(self, tags: Sequence[int], connection: Any) -> dict[int, bytes]:
+        arguments = {"namespace": self._namespace, "tags": tags, "tokens": [new_token() for _ in tags]}
+        arguments["lifetimes"] = [self.retention * (1 + RESERVE)] * len(tags)
+        rows = await self._fetch_rows(self._statements.ensure, arguments, connection)
+        return {tag: token_bytes(token, stale_before) for tag, token, stale_before in rows}
 
     async def _write(self, batch: WriteBatch) -> None:
-        rows = []
-        deletes: dict[bytes, str] = {}
-        for key, operation in batch.operations.items():
-            identity = envelope.identity(key)
-            address = envelope.address(identity)
-            if operation is None:
-                deletes[address] = key
-            else:
-                entry, payload = operation
-                tags = "{" + ",".join(str(_tag_hash(tag)) for tag in entry.tags) + "}"
-                blob = b"".join(envelope.seal(entry, identity, payload, 0.0, with_tokens=False))
-                rows.append((address, blob, entry.kept_until, tags))
-        # Two transactions: each is committed when it is acknowledged, and the first holds no row lock while the second
-        # waits for one, so that two processes cannot deadlock.
         async with self._connection() as connection:
-            if deletes:
-                gone = await self._unless_refused(connection.fetch(self._delete, self._namespace, list(deletes)))
-                batch.removed = {deletes[row[0]] for row in gone or ()}
-                batch.refused.update(deletes.values() if gone is None else ())
-            else:
-                batch.removed = set()
-            if rows:
-                keys = {key for key, operation in batch.operations.items() if operation is not None}
-                columns = list(map(list, zip(*rows, strict=True)))
-                if await self._unless_refused(connection.execute(self._upsert, self._namespace, *columns)) is not None:
-                    batch.stored = keys
-                    return
-                batch.refused |= keys
-                self._refused += len(keys)
-                # The former values are deleted, because they are out of date.
-                gone = await self._unless_refused(connection.fetch(self._delete, self._namespace, columns[0]))
-                self._deletes += len(gone or ())
+            await self._writer.carry_out(batch, connection)
 
-    async def _unless_refused(self, statement: Awaitable[_T]) -> _T | None:
-        """Returns the result of a statement; None if the server refuses it."""
-        try:
-            return await statement
-        except asyncpg.PostgresError as error:
-            if isinstance(error, asyncpg.UndefinedTableError) or not self._is_refusal(error):
-                raise
-            self._calls.errors[type(error).__name__] += 1
-            return None
+    async def _invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
+        result, token = await self._send_invalidation(tag, refused_below, attempt)
+        if token is not None:
+            self._calls.start(self._remove_in_background(tag, token))
+        return result
+
+    async def _send_invalidation(
+        self, tag: str | None, refused_below: bool, attempt: Attempt
+    ) -> tuple[WriteResult, int | None]:
+        """Change the token; return the result, and the former token of the tag or the new one of the namespace."""
+        logged = bool(self.writer)
+        statement = self._statements.invalidate(clear=tag is None, refused_below=refused_below, logged=logged)
+        record = Record(RecordKind.CLEAR) if tag is None else records.of_tag(RecordKind.TAG, tag)
+        arguments = {"refused_below": refused_below, "refusing": new_token(), "count": new_token()}
+        return await self._send_for_tag(statement, tag, record, arguments, attempt)
+
+    async def _expire_tag(self, tag: str, attempt: Attempt) -> WriteResult:
+        statement = self._statements.expire_tag(logged=bool(self.writer))
+        record = records.of_tag(RecordKind.EXPIRED_TAG, tag)
+        return (await self._send_for_tag(statement, tag, record, {}, attempt))[0]
+
+    async def _send_for_tag(
+        self, statement: Statement, tag: str | None, record: Record, arguments: dict[str, Any], attempt: Attempt
+    ) -> tuple[WriteResult, int | None]:
+        arguments |= {"namespace": self._namespace, "tag": None if tag is None else tag_hash(tag)}
+        arguments |= {"channel": self.channel, "retention": self.retention}
+        async with self._connection() as connection:
+            attempt.mark_sent()
+            for _ in range(2):
+                clock, sent = self.server_clock, time.monotonic()
+                arguments["deadline"] = clock.deadline(attempt.until)
+                arguments["records"] = [records.packed(record, self.writer, clock.now_us())]
+                rows = await self._writer.unless_refused(self._fetch_rows(statement, arguments, connection))
+                if rows is None:
+                    break
+                token, in_time, server_time = rows[0]
+                if in_time:
+                    return WriteResult(Outcome.STORED, published=bool(self.writer)), token
+                clock.measured(sent, time.monotonic(), server_time)
+                if attempt.remaining() <= 0:
+                    break
+        return REFUSED, None
+
+    async def _remove_in_background(self, tag: str | None, token: int) -> None:
+        await self._remove_invalidated(tag, token)
+
+    async def _remove_invalidated(self, tag: str | None, token: int) -> int | None:
+        """Remove what an invalidation has left behind, in steps; return how many entries, or None if one failed."""
+        statement = self._statements.sweep if tag is None else self._statements.bury
+        arguments = {"namespace": self._namespace, "tag": None if tag is None else tag_hash(tag)}
+        arguments |= {"token": token, "generation": token}
+        removed = 0
+        while True:
+            rows = await self._calls.run(lambda: self._fetch_over_a_connection(statement, arguments))
+            if rows is None:
+                return None
+            steps, valid = map(int, rows[0])
+            removed += valid
+            if steps < ROWS_A_STATEMENT:
+                return removed
+
+    async def _fetch_over_a_connection(self, statement: Statement, arguments: Mapping[str, Any]) -> list[Any]:
+        async with self._connection() as connection:
+            return await self._fetch_rows(statement, arguments, connection)
+
+    @staticmethod
+    async def _fetch_rows(statement: Statement, arguments: Mapping[str, Any], connection: Any) -> list[Any]:
+        rows: list[Any] = await connection.fetch(statement.sql, *statement.arguments(arguments))
+        return rows
 
     async def _describe(self) -> str:
         async with self._connection() as connection:
             return f"PostgreSQL {await connection.fetchval('SHOW server_version')} at {self._where}"
 
-    async def _expire(self) -> None:
+    async def _remove_expired(self) -> None:
         task = asyncio.current_task()
         if task is not None:
             task.set_name("expiry")
         while True:
             # With jitter, so that processes do not search at the same time.
             await asyncio.sleep(self._expiry_interval * uniform(0.8, 1.2))
-            deleted: int | None = ROWS_A_STATEMENT
-            while deleted == ROWS_A_STATEMENT and self._calls.allow(0):
-                deleted = await self._calls.run(lambda: self._delete_some("expires_at < $1", time.time()))
+            for statement, retention in zip(
+                self._statements.remove, (self.retention, 0.0, _LONGEST_TRANSACTION_S), strict=True
+            ):
+                arguments = {"namespace": self._namespace, "retention": retention}
+                removed: int | None = ROWS_A_STATEMENT
+                while removed == ROWS_A_STATEMENT and self._calls.allow(0):
+                    rows = await self._calls.run(lambda: self._fetch_over_a_connection(statement, arguments))  # noqa: B023
+                    removed = None if rows is None else int(rows[0][0])
 
 
 class _Connection:
@@ -328,13 +442,3 @@ class _Connection:
         elif error is not None and not isinstance(error, asyncpg.PostgresError):
             self._connection.terminate()
         await self._acquire.__aexit__(kind, error, trace)
-
-
-def _array(addresses: Sequence[bytes]) -> str:
-    """Returns a bytea[] of at least one item as text."""
-    return '{"\\\\x' + '","\\\\x'.join(map(bytes.hex, addresses)) + '"}'
-
-
-def _tag_hash(tag: str) -> int:
-    """Returns the hash of a tag as a bigint."""
-    return xxh3_64_intdigest(envelope.identity(tag)) - (1 << 63)

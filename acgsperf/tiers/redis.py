@@ -270,8 +270,11 @@ class RedisTier(ServerTier):
 
     async def _describe(self) -> str:
         info = await self._ask([("INFO", "server")], lambda replies: text(replies[0]))
-        version = re.search(rb"redis_version:(\S+)", info)
-        return f"Redis {version[1].decode() if version else ''} at {self._where}"
+        # For its clients, Valkey calls itself Redis 7.2.4, too.
+        for name in ("Valkey", "Redis"):
+            if version := re.search(rb"\b%s_version:(\S+)" % name.lower().encode(), info):
+                return f"{name} {version[1].decode()} at {self._where}"
+        return f"Redis at {self._where}"
 
 
 def _scanned(replies: list[Any]) -> tuple[bytes, list[bytes]]:
