@@ -273,7 +273,7 @@ class RedisWrites:
         return [self._keys.entry(key) for key, _ in items]
 
     def _deadline_us(self, attempt: Attempt) -> int:
-        return int((self._clock.now() + attempt.remaining()) * 1e6)
+        return int(self._clock.deadline(time.monotonic() + attempt.remaining()) * 1e6)
 
     def _new_token(self) -> bytes:
         return secrets.token_bytes(envelope.TOKEN_BYTES)

@@ -234,7 +234,7 @@ class TestMemory:
 
     async def test_a_value_is_refused_and_leaves_nothing_of_the_former_one(self, full, entry):
         stamp = full.now_us()
-        assert await _write(full, "k", entry("new"), stamp) == WriteResult(Outcome.REFUSED, published=True)
+        assert await _write(full, "k", entry("new"), stamp) == WriteResult(Outcome.REMOVED, published=True)
         assert await full.get("k") is None
         seen = (await full.observe(["k"]))["k"]
         assert seen.stamp == stamp
@@ -260,7 +260,7 @@ class TestMemory:
 
     async def test_an_entry_that_cannot_be_made_stale_is_removed(self, full):
         (result,) = (await full.expire_now({"third": Write(None, _id(), full.now_us())})).values()
-        assert result.outcome is Outcome.REFUSED
+        assert result.outcome is Outcome.REMOVED
         assert await full.get("third") is None
         assert (await full.expire_tag("t")).outcome is Outcome.STORED
         assert await full.get("k") is None

@@ -100,14 +100,14 @@ class TestExplicitWrites:
         assert bare(found) == bare(written)
 
     @pytest.mark.parametrize("value", [object(), "x" * 2_000_000])
-    async def test_an_entry_that_cannot_be_stored_removes_the_former_one_and_is_refused(self, pair, entry, value):
+    async def test_an_entry_that_cannot_be_stored_removes_the_former_one(self, pair, entry, value):
         first, second = pair
         await _write(first, "k", entry())
         stamp = first.now_us()
-        assert await _write(first, "k", entry(value), stamp) == WriteResult(Outcome.REFUSED, published=True)
+        assert await _write(first, "k", entry(value), stamp) == WriteResult(Outcome.REMOVED, published=True)
         assert await second.get("k") is None
         assert (await second.observe(["k"]))["k"].stamp == stamp
-        assert await _write(first, "other", entry(kept=-1)) == WriteResult(Outcome.REFUSED, published=True)
+        assert await _write(first, "other", entry(kept=-1)) == WriteResult(Outcome.REMOVED, published=True)
 
     async def test_results_are_those_of_each_key(self, pair, entry):
         first, _ = pair
@@ -117,7 +117,7 @@ class TestExplicitWrites:
         writes |= {"bad": Write(entry(object()), _id(), 1_000), "newer": Write(entry(), _id(), 8_000)}
         results = await first.write(writes)
         assert list(results) == list(writes)
-        assert results.pop("bad").outcome is Outcome.REFUSED
+        assert results.pop("bad").outcome is Outcome.REMOVED
         assert results.pop("newer") == WriteResult(Outcome.NEWER, 9_000, published=True)
         assert set(results.values()) == {WriteResult(Outcome.STORED, published=True)}
 
