@@ -289,9 +289,12 @@ class PostgresTier(ServerTier):
     ) -> tuple[WriteResult, int | None]:
         """Change the token; return the result, and the former token of the tag or the new one of the namespace."""
         logged = bool(self.writer)
-        statement = self._statements.invalidate(clear=tag is None, refused_below=refused_below, logged=logged)
+        statement = self._statements.invalidate(clear=tag is None, logged=logged)
         record = Record(RecordKind.CLEAR) if tag is None else records.of_tag(RecordKind.TAG, tag)
-        arguments = {"refused_below": refused_below, "refusing": new_token(), "count": new_token()}
+        # A token that nobody uses need not be kept for longer than statements take that have not seen it.
+        lifetime = self.retention if refused_below else self.retention / 2
+        arguments = {"refused_below": refused_below, "lifetime": lifetime}
+        arguments |= {"new_token": new_token(), "count": new_token()}
         return await self._send_for_tag(statement, tag, record, arguments, attempt)
 
     async def _expire_tag(self, tag: str, attempt: Attempt) -> WriteResult:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from acgsperf.tiers import Entry, Outcome, Store, StoreKind, Write
 from acgsperf.tiers.postgres import PostgresTier
-from acgsperf.tiers.postgres_schema import channel_of, position_bytes
+from acgsperf.tiers.postgres_schema import channel_of, position_bytes, tag_hash
 from acgsperf.tiers.records import RecordKind, unpacked
 
 
@@ -167,12 +167,45 @@ class TestLoads:
 
     async def test_a_copy_keeps_its_id_and_stamp(self, one, entry):
         copied = replace(entry("v", tags=("t",)), id=new_id(), stamp=5)
-        # A copy of a tagged entry needs the token.
-        assert (await one.look_up(["x"], ["t"]))[0] == {}
         _, seen = await one.look_up(["k"])
         assert await one.store({"k": Store(copied, seen["k"], StoreKind.COPY)}) == {"k"}
         found = await one.get("k")
         assert (found.id, found.stamp, found.tags) == (copied.id, 5, ("t",))
+
+    @pytest.mark.parametrize("change", ["nothing", "invalidate"])
+    async def test_a_load_may_have_tags_that_were_not_known_before(self, one, other, entry, change):
+        _, seen = await one.look_up(["k"])
+        if change == "invalidate":
+            await other.invalidate("t")
+        loaded = replace(entry("loaded", tags=("t",)), id=new_id())
+        assert (await one.store({"k": Store(loaded, seen["k"])}) == {"k"}) is (change == "nothing")
+        assert await value(other, "k") == ("loaded" if change == "nothing" else None)
+        await other.invalidate("t")
+        assert await one.get("k") is None
+
+    async def test_a_copy_that_creates_a_token_while_its_tag_is_invalidated_is_not_stored(
+        self, one, entry, connection, table
+    ):
+        _, seen = await one.look_up(["k"])
+        copied = replace(entry("old", tags=("t",)), id=new_id())
+        # As another process that is about to commit.
+        await connection.execute("BEGIN")
+        statement = one._statements.invalidate()
+        arguments = {"namespace": "n", "tag": tag_hash("t"), "new_token": 1, "refused_below": False, "lifetime": 60.0}
+        arguments |= {"deadline": time.time() + 60, "count": 2}
+        await connection.fetch(statement.sql, *statement.arguments(arguments))
+        storing = asyncio.create_task(one.store({"k": Store(copied, seen["k"], StoreKind.COPY)}))
+        await asyncio.sleep(0.1)
+        assert not storing.done()
+        await connection.execute("COMMIT")
+        assert await storing == frozenset()
+        assert await one.get("k") is None
+
+    async def test_invalidations_of_other_tags_stop_no_entry_without_tags(self, one, other, entry):
+        _, seen = await one.look_up(["k"])
+        await other.invalidate("t")
+        copied = replace(entry(), id=new_id())
+        assert await one.store({"k": Store(copied, seen["k"], StoreKind.COPY)}) == {"k"}
 
     @pytest.mark.parametrize("change", ["set", "delete", "invalidate", "invalidate another", "clear", "refused"])
     async def test_a_copy_does_not_undo_a_write(self, one, other, entry, change):
