@@ -146,9 +146,9 @@ WITH given AS (
     SELECT *, tags::bigint[] AS tag_array
     FROM unnest(:keys::bytea[], :observed::bytea[], :ids::bytea[], :stamps::bigint[], :values::bytea[],
         :created::double precision[], :kept::double precision[], :tags::text[], :not_after::double precision[],
-        :generations::bigint[], :invalidations::bigint[], :positions::text[],
-        :copied::boolean[]) AS g (key, observed, id, stamp, value,
-        created_at, kept_until, tags, not_after, seen_generation, seen_invalidations, position, copied)
+        :generations::bigint[], :invalidations::bigint[], :positions::text[], :copied::boolean[])
+        AS g (key, observed, id, stamp, value, created_at, kept_until, tags, not_after, seen_generation,
+        seen_invalidations, position, copied)
 ), pairs AS (
     SELECT * FROM unnest(:pair_keys::bytea[], :pair_tags::bigint[], :pair_tokens::bigint[], :pair_stale::bigint[])
         AS p (key, tag, token, stale_before)
@@ -185,22 +185,23 @@ WITH given AS (
         SELECT FROM {log} l WHERE l.namespace = :namespace AND l.xid >= g.position::xid8
     ))
 )"""
+# A load is as old as its observation: a soft invalidation that has come between may not have been committed.
+_CREATED: Final = "least(s.created_at, s.not_after - :retention, {now})"
 _STORE_NEW: Final = """
 INSERT INTO {entries} AS c (namespace, key, id, stamp, generation, created_at, kept_until, tags, tokens, value)
-SELECT :namespace, key, id, stamp, generation, least(created_at, {now}), kept_until, tag_array, tokens, value
+SELECT :namespace, key, id, stamp, generation, {created}, kept_until, tag_array, tokens, value
 FROM (SELECT * FROM checked ORDER BY key OFFSET 0) s WHERE {now} < not_after AND {now} < :deadline
 ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value WHERE c.id = excluded.id
 RETURNING c.key
 """
 _STORE_OVER: Final = """
-UPDATE {entries} c SET id = s.id, stamp = s.stamp, generation = s.generation, created_at = least(s.created_at, {now}),
+UPDATE {entries} c SET id = s.id, stamp = s.stamp, generation = s.generation, created_at = {created},
     kept_until = s.kept_until, tags = s.tag_array, tokens = s.tokens, value = s.value
 FROM (
     SELECT g.* FROM {entries} c JOIN checked g ON c.namespace = :namespace AND c.key = g.key
     WHERE c.id = g.observed OR c.id = g.id ORDER BY c.key OFFSET 0 FOR UPDATE OF c
 ) s
-WHERE c.namespace = :namespace AND c.key = s.key AND (c.id = s.observed OR c.id = s.id)
-AND {now} < s.not_after AND {now} < :deadline
+WHERE c.namespace = :namespace AND c.key = s.key AND {now} < s.not_after AND {now} < :deadline
 RETURNING c.key
 """
 
@@ -363,7 +364,7 @@ class Statements:
     def _statement(self, text: str, **parts: object) -> Statement:
         names = {"namespace_tag": NAMESPACE, "invalidations": INVALIDATIONS, "now": _NOW, "rows": ROWS_A_STATEMENT}
         names |= {"value": _VALUE, "keys": _KEYS, "generation": _GENERATION, "limited": _LIMITED, "foreign": _FOREIGN_S}
-        names["long_ago"] = _LONG_AGO
+        names |= {"long_ago": _LONG_AGO, "created": _CREATED}
         for _ in range(3):
             # Parts contain parts.
             text = self._tables.fill(text, **names | parts)

@@ -201,6 +201,19 @@ class TestLoads:
         assert await storing == frozenset()
         assert await one.get("k") is None
 
+    async def test_a_load_is_stale_if_its_tag_expires_at_the_same_time(self, one, entry, connection, table):
+        # Its token need not be extended: the store waits for nobody.
+        assert await one.set("other", entry(tags=("t",), kept=600))
+        end = await begin_load(one, "k", ["t"])
+        await connection.execute("BEGIN")
+        statement = one._statements.expire_tag()
+        arguments = {"namespace": "n", "tag": tag_hash("t"), "deadline": time.time() + 60}
+        await connection.fetch(statement.sql, *statement.arguments(arguments))
+        # What is not committed cannot be compared.
+        assert await end(entry("old"))
+        await connection.execute("COMMIT")
+        assert (await one.get("k")).fresh_until <= time.monotonic()
+
     async def test_invalidations_of_other_tags_stop_no_entry_without_tags(self, one, other, entry):
         _, seen = await one.look_up(["k"])
         await other.invalidate("t")
