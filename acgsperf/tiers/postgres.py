@@ -56,6 +56,9 @@ _TAGGED_S: Final = 60.0
 # No connection, no login, no database, too many connections, shutting down: the SQLSTATE concerns all calls.
 _REFUSES_ALL: Final = ("08", "28", "3D", "53300", "57P")
 
+# The session has ended while it carried out a write.
+_LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError)
+
 # The entry of a key, and what was observed.
 _LookedUp = tuple[Entry | None, Observation]
 
@@ -275,8 +278,16 @@ class PostgresTier(ServerTier):
         return {tag: token_bytes(token, stale_before) for tag, token, stale_before in rows}
 
     async def _write(self, batch: WriteBatch) -> None:
-        async with self._connection() as connection:
-            await self._writer.carry_out(batch, connection)
+        try:
+            async with self._connection() as connection:
+                await self._writer.carry_out(batch, connection)
+        except _LOST as error:
+            if not batch.sent or batch.remaining() <= 0:
+                raise
+            # It may have been carried out. It has the same ids, so that it may be repeated.
+            self._calls.errors[type(error).__name__] += 1
+            async with self._connection() as connection:
+                await self._writer.carry_out(batch, connection)
 
     async def _invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
         result, token = await self._send_invalidation(tag, refused_below, attempt)

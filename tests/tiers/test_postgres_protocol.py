@@ -394,6 +394,19 @@ class TestWrites:
         assert {key: e.value for key, e in (await one.get_many(["a", "b"])).items()} == {"a": "newer"}
         assert await connection.fetchval(f"SELECT count(*) FROM {table}_v2") == 1
 
+    async def test_a_write_is_repeated_if_its_session_ends(self, open_tier, one, connection, table, entry, servers):
+        assert await one.set("k", entry("former"))
+        other = await asyncpg.connect(servers.database_url)
+        async with Held(connection, table, "k"):
+            writing = asyncio.create_task(write(one, "k", entry("new")))
+            waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            while (pid := await other.fetchval(waiting)) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await other.execute("SELECT pg_terminate_backend($1, 5000)", pid)
+        assert (await writing).outcome is Outcome.STORED
+        assert await value(one, "k") == "new"
+        await other.close()
+
     @pytest.mark.parametrize("call", ["write", "store", "invalidate", "expire_now", "expire_tag"])
     async def test_what_a_frozen_server_receives_is_not_carried_out_when_it_goes_on(
         self, private_server, private_tier, until_it_answers, entry, call
