@@ -3,7 +3,11 @@
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -66,7 +70,10 @@ async def test_a_silent_name_server_costs_a_bounded_number_of_threads_and_none_o
     assert len(pending) == 3 * names.MAX_LOOKUPS
     refusals = {str(task.exception()) for task in done}
     assert len(refusals) == 30 - names.MAX_LOOKUPS
-    assert "cannot look up 'host-29.example': 8 lookups of other names have no answer yet" in refusals
+    assert (
+        "cannot look up 'host-29.example': 8 lookups of other names have no answer yet; the name server may be down"
+        in refusals
+    )
     assert await asyncio.to_thread(lambda: "free") == "free"
     silent.answer()
     assert {type(error) for error in await asyncio.gather(*pending, return_exceptions=True)} == {socket.gaierror}
@@ -97,3 +104,30 @@ def test_a_forked_process_starts_lookups_of_its_own(silent):
     if pid == 0:
         os._exit(0 if names._lookups is not lookups and not names._lookups._in_flight else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+SCRIPT = Path(__file__).parent / "silent_names.py"
+_NAMESPACES = ("unshare", "--user", "--map-root-user", "--mount", "--net")
+
+
+def _has_namespaces():
+    try:
+        return subprocess.run([*_NAMESPACES, "true"], capture_output=True, timeout=30).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("server", ["resolver", "stand-in"])
+def test_callers_of_pools_and_tiers_are_answered_in_time_while_the_name_server_is_silent(server, tmp_path):
+    command = [sys.executable, str(SCRIPT), server]
+    if server == "resolver":
+        if not _has_namespaces():
+            pytest.skip("this system gives processes no network and mount namespaces of their own")
+        (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+        mount = f"mount --bind {tmp_path}/resolv.conf /etc/resolv.conf"
+        command = [*_NAMESPACES, "sh", "-c", f'{mount} && exec "$@"', "sh", *command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ended = time.monotonic()
+    assert done.returncode == 0, done.stderr
+    # The lookups in flight end with the process.
+    assert ended - float(done.stdout) < 2

@@ -85,7 +85,7 @@ class ConnectionPool(Queries):
 
     Raises:
         ValueError: for sizes or times that are out of range, or a DSN that cannot be used or has a parameter that
-            cannot be honoured. The message names the parameter, but does not contain the DSN.
+            cannot be honored. The message names the parameter, but does not contain the DSN.
         TypeError: for an argument of the wrong type, or an option that neither the pool nor `asyncpg.connect` has.
     """
 
@@ -281,10 +281,9 @@ class ConnectionPool(Queries):
         Raises:
             ValueError: if the connection is not from this pool.
         """
-        task = self._lender.take_back(connection)
-        if task is not None:
-            # Not `asyncio.shield`: if closing the pool cancels the reset, this caller must not be cancelled.
-            await asyncio.wait((task,))
+        reset = self._lender.take_back(connection)
+        if reset is not None:
+            await reset
 
     async def warm(self, n: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109
         """Return when at least `n` connections are open. Surplus ones are closed after `max_idle`.
@@ -297,7 +296,7 @@ class ConnectionPool(Queries):
         """
         n, timeout = checked_int("n", n), checked_seconds("timeout", timeout, zero=True)
         if not 0 <= n <= self.max_size:
-            raise ValueError(f"n must be from 0 to max_size, which is {self.max_size}, got {n}")
+            raise ValueError(f"n must be between 0 and max_size ({self.max_size}), got {n}")
         self._lifecycle.refuse_unless_open()
         if not self.healthy:
             raise self._health.unhealthy()
@@ -340,7 +339,7 @@ class ConnectionPool(Queries):
             idle=len(inventory.idle),
             in_use=inventory.in_use,
             waiting=len(self._waiters.waiting),
-            connecting=supply.connecting,
+            connecting=supply.connecting + supply.spare.in_use,
             min_size=supply.min_size,
             max_size=supply.max_size,
             target_size=supply.target_size,

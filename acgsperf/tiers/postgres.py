@@ -1,7 +1,5 @@
 """L3: entries in a PostgreSQL table, over a connection pool of the tier's own.
 
-The pool does not reset sessions after use: a reset halves the throughput, and only this module uses these sessions.
-
 An entry is one row: its envelope, its id and stamp, the time until which it is kept, and the tokens that were current
 when it was written: the namespace's generation and one for each tag. Reading compares them, so that `clear` and
 `invalidate` take effect at once, whatever they invalidate; rows are removed afterwards.
@@ -15,7 +13,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from random import uniform
-from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -23,18 +20,16 @@ import asyncpg
 
 from acgsperf._native import envelope_format as envelope
 from acgsperf._native.arguments import checked_at_least
-from acgsperf.pool import ConnectionPool
 from acgsperf.pool.server_address import parsed_address
 from acgsperf.tiers import records
 from acgsperf.tiers.base import Entry, Observation, Outcome, WriteResult
+from acgsperf.tiers.postgres_connections import Connections
 from acgsperf.tiers.postgres_rows import RESERVE, array, token_parts
 from acgsperf.tiers.postgres_schema import (
     INVALIDATIONS,
     NAMESPACE,
-    TableError,
     Tables,
     channel_of,
-    create,
     new_token,
     tag_hash,
     token_bytes,
@@ -52,11 +47,11 @@ from acgsperf.tiers.write_batches import REFUSED, WriteBatch
 __all__ = ["PostgresTier"]
 
 EXPIRY_INTERVAL_S: Final = 60.0
-MAX_CONNECTIONS: Final = 6
 _CONNECT_TIMEOUT_S: Final = 1.0
+# After a row with tags, reads expect more of them for so long.
+_TAGGED_S: Final = 60.0
 # A record is read after its transaction has committed. The backplane removes records earlier, by the time of commit.
 _LONGEST_TRANSACTION_S: Final = 3600.0
-_TIME: Final = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 
 # No connection, no login, no database, too many connections, shutting down: the SQLSTATE concerns all calls.
 _REFUSES_ALL: Final = ("08", "28", "3D", "53300", "57P")
@@ -96,7 +91,7 @@ class PostgresTier(ServerTier):
         expiry_interval: float = EXPIRY_INTERVAL_S,
     ) -> None:
         self._expiry_interval = seconds("expiry_interval", expiry_interval)
-        self._statement_cache_size = checked_at_least("statement_cache_size", statement_cache_size, 0)
+        checked_at_least("statement_cache_size", statement_cache_size, 0)
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,49}", table):
             raise ValueError(f"table must be 1 to 50 lower-case letters, digits and underscores, got {table!r:.80}")
         address = parsed_address("the DSN", dsn)
@@ -105,13 +100,20 @@ class PostgresTier(ServerTier):
         super().__init__(where, deadline=deadline, max_value_bytes=max_value_bytes)
         self._dsn = dsn
         self._tables = Tables(table)
-        # While an attempt waits for a silent server, the pool starts no other.
-        self._connect_timeout = address.connect_timeout or max(self.deadline, _CONNECT_TIMEOUT_S)
-        self._pool: ConnectionPool | None = None
-        self._ready = False
-        self._setting_up = asyncio.Lock()
+        self._connections = Connections(
+            dsn,
+            self._tables,
+            self.server_clock,
+            self._is_refusal,
+            lambda connection: self._writer.add_generation(connection),
+            statement_cache_size=statement_cache_size,
+            # While an attempt waits for a silent server, the pool starts no other.
+            connect_timeout=address.connect_timeout or max(self.deadline, _CONNECT_TIMEOUT_S),
+        )
+        self._connection = self._connections.borrow
         self._statements = Statements(self._tables)
-        self._get_sql = self._statements.get.sql
+        # Until when batches of reads look for tags as well.
+        self._tagged_until = 0.0
         self._look_ups: ReadBatches[Wanted, _LookedUp] = ReadBatches(self._calls, self._look_up_batch, self.deadline)
 
     def __repr__(self) -> str:
@@ -175,8 +177,7 @@ class PostgresTier(ServerTier):
         }
 
     async def _start(self) -> None:
-        # A lock belongs to the event loop in which it was first waited for.
-        self._setting_up = asyncio.Lock()
+        self._connections.open()
         self._look_ups.open()
         self._writer = Writer(self._statements, self.server_clock, self._namespace, self.channel, self._is_refusal)
         self._writer.retention, self._writer.writer, self._writer.errors = (
@@ -194,10 +195,7 @@ class PostgresTier(ServerTier):
 
     async def _stop(self) -> None:
         self._look_ups.close()
-        pool, self._pool, self._ready = self._pool, None, False
-        if pool is not None:
-            # All calls have ended or were cancelled; closing must not wait for a server that hangs.
-            await pool.close(0)
+        await self._connections.close()
 
     async def close(self) -> None:
         for task in self._calls.tasks:
@@ -205,56 +203,23 @@ class PostgresTier(ServerTier):
                 task.cancel()
         await super().close()
 
-    def _connection(self) -> "_Connection":
-        return _Connection(self)
-
-    async def _set_up(self) -> None:
-        async with self._setting_up:
-            if self._ready:
-                return
-            if self._pool is None:
-                pool = ConnectionPool(
-                    self._dsn,
-                    name=f"tier {self._tables.table}",
-                    min_size=0,
-                    max_size=MAX_CONNECTIONS,
-                    reset=False,
-                    connect_timeout=self._connect_timeout,
-                    statement_cache_size=self._statement_cache_size,
-                    init=self._measure_clock,
-                )
-                await pool.open()
-                self._pool = pool
-            async with self._pool.acquire() as connection:
-                try:
-                    await create(connection, self._tables)
-                    await self._writer.add_generation(connection)
-                except asyncpg.PostgresError as error:
-                    connection.terminate()
-                    if self._is_refusal(error):
-                        raise TableError(f"table {self._tables.entries} cannot be created: {error}") from error
-                    raise
-                except BaseException:
-                    # Without a rollback: a server that hangs would not answer it.
-                    connection.terminate()
-                    raise
-            self._ready = True
-
-    async def _measure_clock(self, connection: Any) -> None:
-        sent = time.monotonic()
-        server_time = await connection.fetchval(_TIME)
-        self.server_clock.measured(sent, time.monotonic(), server_time)
-
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
         identities = envelope.identities(keys)
         addresses = envelope.addresses(identities)
-        async with self._connection() as connection:
-            rows = await connection.fetch(self._get_sql, self._max_value_bytes, self._namespace, array(addresses))
-        # `dict(rows)` takes twice as long for asyncpg's records.
-        blobs = {address: blob for address, blob in rows}  # noqa: C416
-        found, _, corrupt = self._unseal(map(blobs.get, addresses), identities, None)
-        self._corrupt += corrupt
-        return found
+        tagged = time.monotonic() < self._tagged_until
+        while True:
+            sql = (self._statements.get if tagged else self._statements.get_untagged).sql
+            async with self._connection() as connection:
+                rows = await connection.fetch(sql, self._max_value_bytes, self._namespace, array(addresses))
+            # `dict(rows)` takes twice as long for asyncpg's records.
+            blobs = {address: blob for address, blob in rows}  # noqa: C416
+            found, _, corrupt = self._unseal(map(blobs.get, addresses), identities, None)
+            if not corrupt or tagged or b"" not in blobs.values():
+                self._corrupt += corrupt
+                return found
+            # A row has tags, or is too large. Others will come.
+            self._tagged_until = time.monotonic() + _TAGGED_S
+            tagged = True
 
     async def _observe(self, wanted: Sequence[Wanted]) -> list[Observation | None]:
         return [None if found is None else found[1] for found in await self._look_up_batch(wanted)]
@@ -311,7 +276,7 @@ class PostgresTier(ServerTier):
 
     async def _write(self, batch: WriteBatch) -> None:
         async with self._connection() as connection:
-            self._refused += await self._writer.carry_out(batch, connection)
+            await self._writer.carry_out(batch, connection)
 
     async def _invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
         result, token = await self._send_invalidation(tag, refused_below, attempt)
@@ -343,7 +308,7 @@ class PostgresTier(ServerTier):
             attempt.mark_sent()
             for _ in range(2):
                 clock, sent = self.server_clock, time.monotonic()
-                arguments["deadline"] = attempt.until + clock.offset
+                arguments["deadline"] = clock.deadline(attempt.until)
                 arguments["records"] = [records.packed(record, self.writer, clock.now_us())]
                 rows = await self._writer.unless_refused(self._fetch_rows(statement, arguments, connection))
                 if rows is None:
@@ -402,31 +367,3 @@ class PostgresTier(ServerTier):
                 while removed == ROWS_A_STATEMENT and self._calls.allow(0):
                     rows = await self._calls.run(lambda: self._fetch_over_a_connection(statement, arguments))  # noqa: B023
                     removed = None if rows is None else int(rows[0][0])
-
-
-class _Connection:
-    """Borrows a connection to a server that has the table. If its use fails, the connection is closed."""
-
-    __slots__ = ("_acquire", "_connection", "_tier")
-
-    def __init__(self, tier: PostgresTier) -> None:
-        self._tier = tier
-
-    async def __aenter__(self) -> Any:
-        tier = self._tier
-        if not tier._ready:
-            await tier._set_up()
-        assert tier._pool is not None
-        self._acquire = tier._pool.acquire()
-        self._connection = await self._acquire.__aenter__()
-        return self._connection
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, asyncpg.UndefinedTableError):
-            # The table was dropped; the next call creates it again.
-            self._tier._ready = False
-        elif error is not None and not isinstance(error, asyncpg.PostgresError):
-            self._connection.terminate()
-        await self._acquire.__aexit__(kind, error, trace)

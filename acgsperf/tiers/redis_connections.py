@@ -255,8 +255,9 @@ class RedisConnections:
         Raises:
             redis.RedisError, OSError: what `read` raises, or if the server cannot be reached.
         """
-        packed = b"".join([_pack(command) for command in commands])
         count, fence = len(commands), None
+        # A comprehension is a call.
+        packed = _pack(commands[0]) if count == 1 else b"".join([_pack(command) for command in commands])
         if fenced:
             fence = b"%d" % next(self._fences)
             packed += b"*2\r\n$4\r\nECHO\r\n$%d\r\n%b\r\n" % (len(fence), fence)
@@ -368,7 +369,7 @@ class RedisConnections:
 def _check_refused(reply: Any) -> None:
     """Raises an error unless this is the refusal of ECHO by an ACL."""
     if not isinstance(reply, ResponseError) or "echo" not in str(reply).lower():
-        raise UnexpectedReplyError("the last reply must be that of ECHO")
+        raise UnexpectedReplyError("the last reply must belong to ECHO")
 
 
 class _ContradictionError(Exception):
@@ -396,7 +397,9 @@ class _Provider(CredentialProvider):
             return (found,)
         if isinstance(found, tuple) and list(map(type, found)) == [str, str]:
             return found
-        raise RedisConnectionError(f"credentials must return a str or two, got {type(found).__name__}")
+        raise RedisConnectionError(
+            f"credentials must return a password or (user name, password), got {type(found).__name__}"
+        )
 
 
 def _factory(url: str, options: dict[str, Any], credentials: Credentials | None) -> ConnectionPool:

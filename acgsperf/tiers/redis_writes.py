@@ -101,7 +101,8 @@ class RedisWrites:
             await self._run(removal, followed)
             batch.removed |= removal.removed
             for key, result in removal.results.items():
-                batch.results[key] = WriteResult(Outcome.REFUSED, published=result.published)
+                outcome = Outcome.REMOVED if result.outcome is Outcome.STORED else Outcome.REFUSED
+                batch.results[key] = WriteResult(outcome, published=result.published)
 
     async def _run(self, batch: WriteBatch, jobs: Sequence[Job]) -> None:
         """Calls scripts, once more if the server finds that their deadline has passed: this clock may be wrong."""

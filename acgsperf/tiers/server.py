@@ -29,7 +29,7 @@ from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.read_batches import MAX_READS_TOGETHER, ReadBatches
 from acgsperf.tiers.server_calls import Attempt, ServerCalls
 from acgsperf.tiers.server_clock import ServerClock
-from acgsperf.tiers.tier_arguments import check_key, check_keys, check_tag, check_times, seconds
+from acgsperf.tiers.tier_arguments import check_id_and_stamp, check_key, check_keys, check_tag, check_times, seconds
 from acgsperf.tiers.write_batches import REFUSED, UNKNOWN, Action, Operation, WriteBatch, WriteBatches
 
 __all__ = ["DEADLINE_S", "MAX_VALUE_BYTES", "ServerTier", "Unsealed", "Wanted", "check_tag", "seconds"]
@@ -75,7 +75,7 @@ class ServerTier(Tier):
         self._namespace = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self._refused = self._deletes = self._corrupt = 0
+        self._refused = self._corrupt = 0
         self.server_clock: Final = ServerClock()
         self._last_stamp = 0
         self._calls = ServerCalls(self.name, deadline, self._timed_out, self._is_refusal)
@@ -167,20 +167,27 @@ class ServerTier(Tier):
             self._calls.close()
             await self._stop()
 
+    def begin_get(self, key: str) -> "asyncio.Future[Entry | None] | None":
+        """Start what `get` does, and return its future; None if the tier cannot just read."""
+        # Asking for the running loop is a system call on 3.11, so only the first caller of a batch does it. In this
+        # thread no other loop can run while this one has calls waiting.
+        reads = self._reads
+        if not reads.waiting or get_ident() != self._thread:
+            self._check_use()
+        if self._breaker.state is not _CLOSED or key in self._pending_writes:
+            return None
+        return reads.get(key)
+
     async def get(self, key: str) -> Entry | None:
         try:
-            # Asking for the running loop is a system call on 3.11, so only the first caller of a batch does it. In this
-            # thread no other loop can run while this one has calls waiting.
-            reads = self._reads
-            if not reads.waiting or get_ident() != self._thread:
-                self._check_use()
             if not isinstance(key, str):
                 check_key(key)
+            future = self.begin_get(key)
+            if future is not None:
+                return await future
             if self._breaker.state is not _CLOSED and not self._may_read(1):
                 return None
-            if key in self._pending_writes:
-                return (await self._read_after_write((key,))).get(key)
-            return await reads.get(key)
+            return (await self._read_after_write((key,))).get(key)
         except RuntimeError:
             # asyncio raises this in a task that waits for a future of another loop.
             self._check_use()
@@ -233,6 +240,8 @@ class ServerTier(Tier):
     async def expire_now(self, writes: Mapping[str, Write]) -> dict[str, WriteResult]:
         self._check_use()
         check_keys(list(writes))
+        for write in writes.values():
+            check_id_and_stamp(write)
         operations = {key: Operation(Action.EXPIRE, write.id, write.stamp) for key, write in writes.items()}
         if not self._calls.allow(len(operations)):
             return dict.fromkeys(operations, REFUSED)
@@ -344,6 +353,7 @@ class ServerTier(Tier):
     def _operation(self, key: str, write: Write) -> Operation:
         """Returns what to do with a key; a tombstone if the entry cannot be kept, because the former one is older."""
         check_key(key)
+        check_id_and_stamp(write)
         entry = write.entry
         if entry is None:
             return Operation(Action.WRITE, write.id, write.stamp)
@@ -377,8 +387,8 @@ class ServerTier(Tier):
             hits=reads.hits,
             misses=reads.misses,
             stores=writes.stores,
-            refused=self._refused,
-            deletes=writes.deletes + self._deletes,
+            refused=self._refused + writes.refused,
+            deletes=writes.deletes,
             skipped=calls.skipped,
             timeouts=calls.errors["TimeoutError"],
             errors=dict(calls.errors),

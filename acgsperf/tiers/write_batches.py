@@ -120,12 +120,12 @@ class WriteBatches:
         deadline: seconds after which a batch ends.
 
     Attributes:
-        stores, deletes: entries stored and deleted so far.
+        stores, deletes, refused: entries stored, deleted, and refused by the server so far.
         pending: the last batch that writes a key, for each key in a batch that has not ended.
     """
 
     def __init__(self, calls: ServerCalls, write: Callable[[WriteBatch], Awaitable[None]], deadline: float) -> None:
-        self.stores = self.deletes = 0
+        self.stores = self.deletes = self.refused = 0
         self.pending: Final[dict[str, WriteBatch]] = {}
         self._queue: deque[WriteBatch] = deque()
         self._calls = calls
@@ -209,9 +209,10 @@ class WriteBatches:
         for key, operation in batch.operations.items():
             result = batch.results.setdefault(key, unsure)
             if operation.refused and result.outcome is Outcome.STORED:
-                batch.results[key] = WriteResult(Outcome.REFUSED, published=result.published)
-            elif operation.entry is not None and result.outcome is Outcome.STORED:
-                self.stores += 1
+                batch.results[key] = WriteResult(Outcome.REMOVED, published=result.published)
+            elif operation.entry is not None:
+                self.stores += result.outcome is Outcome.STORED
+                self.refused += batch.sent and result.outcome is Outcome.REFUSED
             if self.pending.get(key) is batch:
                 del self.pending[key]
         self.deletes += len(batch.removed)

@@ -13,8 +13,8 @@ from acgsperf.tiers.redis_parser import _Lengths
 
 
 @pytest.fixture
-async def fake():
-    async with FakeRedis() as server:
+async def fake(servers):
+    async with FakeRedis(servers.redis_url) as server:
         yield server
 
 
@@ -70,10 +70,12 @@ READS = {
     "nil": lambda reply: b"$-1\r\n",
     "no array": lambda reply: b"*-1\r\n",
     "an empty array": lambda reply: b"*0\r\n",
-    "an item too many": lambda reply: array([bulk(None)] * 2),
-    "an item that is a number": lambda reply: array([b":5\r\n"]),
-    "an item that is an array": lambda reply: array([b"*0\r\n"]),
-    "an item that is an error": lambda reply: array([b"-ERR no\r\n"]),
+    "an item too few": lambda reply: array([bulk(None)]),
+    "an item too many": lambda reply: array([bulk(None)] * 3),
+    "an item that is a number": lambda reply: array([b":5\r\n", bulk(None)]),
+    "an item that is an array": lambda reply: array([b"*0\r\n", bulk(None)]),
+    "an item that is an error": lambda reply: array([b"-ERR no\r\n", bulk(None)]),
+    "no token": lambda reply: array([bulk(b"x" * 100), bulk(None)]),
 }
 
 
@@ -89,11 +91,11 @@ async def _holds(fake, tier, entry):
         assert await tier.get("absent") is None
         assert await tier.delete_many(["other"]) == 1
     assert tier.stats().breaker is BreakerState.CLOSED
-    assert tier._connections._size <= 5
-    assert len(tier._connections._idle) == tier._connections._size
+    assert tier.connections._size <= 5
+    assert len(tier.connections._idle) == tier.connections._size
     for _ in range(20):
         await asyncio.sleep(0)
-    assert fake.open == tier._connections._size
+    assert fake.open == tier.connections._size
     assert asyncio.all_tasks() - {asyncio.current_task()} <= fake._tasks
 
 
@@ -112,10 +114,12 @@ async def test_a_read_finds_the_value_or_misses(fake, tier, entry, change):
 
 @_named({**ANY_COMMAND, "a number": lambda reply: b":5\r\n", "nil": lambda reply: b"$-1\r\n"})
 async def test_a_write_is_acknowledged_only_if_it_is_stored(fake, tier, entry, change):
-    fake.change, fake.times = {"SET": change}, 1
+    assert await tier.set("k", entry("former"))
+    fake.change, fake.times = {"EVALSHA": change}, 1
     stored = await tier.set("k", entry("right"))
     fake.change.clear()
-    assert ((await tier.get("k")) is not None) or not stored
+    found = await tier.get("k")
+    assert not stored or found.value == "right"
     await _holds(fake, tier, entry)
 
 
@@ -127,7 +131,7 @@ async def test_a_refused_write_is_never_a_success(fake, tier, entry, change):
     await tier.health()
     fake.change, fake.times = {"ECHO": change}, 1
     await tier.set("other", entry())
-    fake.refused.add("SET")
+    fake.refused |= {"EVALSHA", "EVAL"}
     assert not await tier.set("k", entry("new"))
     fake.refused.clear()
     await _holds(fake, tier, entry)
@@ -135,12 +139,14 @@ async def test_a_refused_write_is_never_a_success(fake, tier, entry, change):
 
 @_named(ANY_COMMAND)
 async def test_locks_tags_and_clear_survive(fake, tier, entry, change):
-    fake.change = dict.fromkeys(["EVAL", "UNLINK", "SCAN", "GET", "PEXPIRE", "INFO"], change)
+    fake.change = dict.fromkeys(["EVALSHA", "SCAN", "GET", "INFO"], change)
     for call in (
         lambda: tier.lock("k", 1),
         lambda: tier.unlock("k", 7),
         lambda: tier.invalidate_tag("t"),
         lambda: tier.set("k", entry(tags=("t",))),
+        lambda: tier.observe(["k"], ["t"]),
+        lambda: tier.expire_tag("t"),
         lambda: tier.clear(),
         lambda: tier.health(),
     ):
@@ -148,21 +154,35 @@ async def test_locks_tags_and_clear_survive(fake, tier, entry, change):
         await call()
     fake.change.clear()
     # No lock is left to be released later.
-    tier._unknown_locks.clear()
+    tier._locks.unknown.clear()
     for task in list(tier._calls.tasks):
         task.cancel()
     await _holds(fake, tier, entry)
 
 
+@_named({**ANY_COMMAND, "a number": lambda reply: b":5\r\n", "words": lambda reply: array([bulk(b"x"), bulk(b"y")])})
+@pytest.mark.parametrize("name", ["TIME", "EVAL"])
+async def test_a_new_connection_survives_any_greeting(fake, tier, entry, name, change):
+    fake.change, fake.times = {name: change}, 1
+    tier.connections.close_idle()
+    await tier.get("k")
+    fake.change.clear()
+    tier.server_clock.measured(0, 0, 1)
+    tier.connections.close_idle()
+    await _holds(fake, tier, entry)
+
+
 async def test_the_envelope_of_another_key_is_not_given_and_the_connection_is_closed(fake, tier, entry):
     await tier.set_many({"a": entry("a"), "b": entry("b")})
-    others = {b"n:a": fake.data[b"n:b"], b"n:b": fake.data[b"n:a"]}
-    fake.change, fake.times = {"MGET": lambda reply: array(list(map(bulk, others.values())))}, 1
+    others = {b"n:a": await fake.stored(b"n:b"), b"n:b": await fake.stored(b"n:a")}
+    values = [*others.values(), await fake.stored(b"n%token:")]
+    fake.change, fake.times = {"MGET": lambda reply: array(list(map(bulk, values)))}, 1
     found = await tier.get_many(["a", "b"])
     assert {key: found[key].value for key in found} == {"a": "a", "b": "b"}
     assert fake.accepted == 2
     # What is really stored under the wrong key is a miss, and harms no other key.
-    fake.data.update(others)
+    for key, value in others.items():
+        await fake.put(key, value)
     await tier.set("c", entry("c"))
     assert list(await tier.get_many(["a", "b", "c"])) == ["c"]
     assert tier.stats().corrupt == 2

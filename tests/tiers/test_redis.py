@@ -8,7 +8,7 @@ import pytest
 import redis.asyncio
 
 from acgsperf.tiers import BreakerState, LockingTier
-from acgsperf.tiers.redis import _LOCK, RedisTier
+from acgsperf.tiers.redis import RedisTier
 from acgsperf.workbench.server_binaries import redis_program
 
 
@@ -32,6 +32,13 @@ async def test_a_write_that_is_refused_for_lack_of_memory_leaves_nothing_of_the_
     await private_tier._ask([("CONFIG", "SET", "maxmemory", "1")], list)
     assert not await private_tier.set("k", entry("new"))
     assert set(await private_tier.get_many(["k", "other"])) == {"other"}
+
+
+async def test_health_names_the_server_that_runs(tier, servers):
+    async with redis.asyncio.Redis.from_url(servers.redis_url, protocol=2) as other:
+        about = await other.info("server")
+    name = f"Valkey {about['valkey_version']}" if "valkey_version" in about else f"Redis {about['redis_version']}"
+    assert (await tier.health()).detail.startswith(f"{name} at ")
 
 
 async def test_connections_that_the_server_closed_while_idle_cost_no_miss(tier, servers, entry):
@@ -68,16 +75,16 @@ async def test_a_server_that_was_killed_and_started_again_is_used_again(
 
 async def test_an_evicted_generation_makes_misses_and_no_stale_hits(tier, entry):
     await tier.set("k", entry(tags=("x",)))
-    await tier._ask([("DEL", tier._tag_key("x"))], list)
+    await tier._ask([("DEL", tier.keys.tag("x"))], list)
     assert await tier.get("k") is None
     await tier.set("other", entry(tags=("x",)))
     assert await tier.get("k") is None
 
 
-async def test_an_entry_is_kept_by_the_server_until_its_time(tier, entry):
-    await tier.set_many({"k": entry(kept=60), "ever": entry(kept=None)})
-    left, ever = await tier._ask([("PTTL", tier._prefix + b"k"), ("PTTL", tier._prefix + b"ever")], list)
-    assert 59_000 < left <= 60_000
+async def test_the_server_keeps_an_entry_for_its_time_and_the_retention(tier, entry):
+    await tier.set_many({"k": entry(kept=40), "ever": entry(kept=None)})
+    left, ever = await tier._ask([("PTTL", tier.keys.entry("k")), ("PTTL", tier.keys.entry("ever"))], list)
+    assert 99_000 < left <= 100_000
     assert ever == -1
 
 
@@ -97,7 +104,7 @@ async def test_a_lock_is_held_by_one_and_its_tokens_grow(tier):
 
 async def test_tokens_grow_though_the_server_forgot_the_last_one(tier):
     first = await tier.lock("a", 60)
-    await tier._ask([("DEL", tier._special("fence"))], list)
+    await tier._ask([("DEL", tier.keys.fence)], list)
     assert await tier.lock("b", 60) > first
 
 
@@ -140,13 +147,13 @@ async def test_a_lock_that_a_frozen_server_takes_later_is_given_back(private_ser
 async def test_a_lock_that_the_server_refuses_is_not_looked_for(private_tier):
     await private_tier._ask([("CONFIG", "SET", "maxmemory", "1")], list)
     assert await private_tier.lock("k", 60) is None
-    assert private_tier._unknown_locks == {}
+    assert private_tier._locks.unknown == {}
 
 
 async def test_a_lock_that_was_asked_for_twice_is_had_once(tier):
     owner = "owner"
-    command = ("EVAL", _LOCK, 2, tier._lock_key("k"), tier._special("fence"), 60_000, owner)
-    first, second = await tier._ask([command, command], list)
+    call = tier._locks.lock_call("k", 60_000, owner)
+    first, second = await tier._scripts.run([call, call])
     assert first == second > 0
     assert await tier.lock("k", 60) == 0
     assert await tier.unlock("k", first)
@@ -172,14 +179,14 @@ def test_an_error_about_a_url_does_not_repeat_the_password(url):
 def test_a_tier_does_not_show_its_password_and_checks_the_host_name():
     tier = RedisTier("rediss://user:pass-word@cache.example:6380/1")
     assert repr(tier) == "RedisTier('cache.example:6380')"
-    context = tier._connections.new().ssl_context
+    context = tier.connections.new().ssl_context
     assert context.check_hostname
     assert context.cert_reqs.name == "CERT_REQUIRED"
 
 
 async def test_options_of_a_url_do_not_bring_back_retries_or_another_protocol(servers, namespace):
     tier = RedisTier("redis://localhost?protocol=3&socket_timeout=9&retry_on_timeout=yes&decode_responses=1")
-    connection = tier._connections.new()
+    connection = tier.connections.new()
     assert connection.protocol == 2
     assert connection.retry.get_retries() == 0
     assert connection.socket_timeout is None
@@ -193,4 +200,4 @@ async def test_closing_leaves_no_connection_behind(servers, namespace, entry):
     await tier.clear()
     await tier.close()
     gc.collect()
-    assert tier._connections._idle == []
+    assert tier.connections._idle == []

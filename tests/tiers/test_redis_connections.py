@@ -69,7 +69,7 @@ async def test_idle_connections_are_closed_but_a_few(open_tier, admin, monkeypat
     await asyncio.gather(*(tier.lock(f"k{i}", 5) for i in range(100)))
     assert await clients(admin) == 20
     monkeypatch.setattr(redis_connections, "MAX_IDLE_S", 0.02)
-    tier._connections._close_unused()
+    tier.connections._close_unused()
     await wait_until(lambda: _is(clients(admin), redis_connections.KEPT_IDLE))
     assert await tier.lock("other", 5)
 
@@ -174,7 +174,7 @@ async def test_a_caller_that_is_cancelled_while_it_waits_keeps_no_connection(ope
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
     assert await tier.lock("k", 5)
-    assert tier._connections._size <= 1
+    assert tier.connections._size <= 1
 
 
 async def test_closing_while_callers_wait_answers_them_and_leaves_nothing(open_tier, admin):
@@ -184,8 +184,8 @@ async def test_closing_while_callers_wait_answers_them_and_leaves_nothing(open_t
     await tier.close()
     await asyncio.wait_for(asyncio.gather(*calls), 5)
     await wait_until(lambda: _is(clients(admin), 0))
-    assert tier._connections._size == 0
-    assert tier._connections._idle == []
+    assert tier.connections._size == 0
+    assert tier.connections._idle == []
 
 
 async def test_connections_that_were_dropped_silently_cost_one_deadline(open_tier, private_server, entry):

@@ -409,31 +409,41 @@ async def test_a_server_that_goes_on_failing_is_left_alone_and_logged_once(
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
+def _envelope(*fields, rest=b"", version=2):
+    """An envelope of a key of one byte, with fields of the kind that must come after its version."""
+    return struct.pack(">8sQ", b"i" * 8, 1) + struct.pack("<BBHIdddIIHH", ord("E"), version, *fields) + rest
+
+
 @pytest.mark.parametrize(
-    "garbage",
+    ("garbage", "corrupt"),
     [
-        b"",
-        b"x",
-        b"\xacG",
-        pickle.dumps({"a": 1}),
-        b"[" * 100 + b"]" * 100,
-        b"\xacG\x02" + bytes(60),
-        b"\xacG\x01\x00" + struct.pack("<dddIII", 1, 2, 3, 1, 0, 512 << 20) + b"k",
-        b"\xacG\x01\x00" + struct.pack("<dddIII", 1, 2, 3, 1, 0, 100_000) + b"k" + b"\x91" * 100_000,
-        b"\xacG\x01\x00" + struct.pack("<dddIII", 1, 2, 3, 1, 0, 5) + b"k" + b"\xdd\xff\xff\xff\xff",
-        b"\xacG\x01\x00" + struct.pack("<dddIII", 1, float("inf"), float("inf"), 1, 0, 1) + b"j\x01",
+        (b"", 1),
+        (b"x", 1),
+        (b"[" * 17, 1),
+        (pickle.dumps({"a": "another program"}), 0),
+        (b"\xacG\x01\x00" + struct.pack("<dddIII", 1, 2, 3, 1, 0, 1) + b"k\x01", 0),
+        (_envelope(0, 0, 1, 2, 3, 512 << 20, 0, 0, 0, rest=b"k"), 1),
+        (_envelope(0, 0, 1, 2, 3, 1, 512 << 20, 0, 0, rest=b"k"), 1),
+        (_envelope(0, 0, 1, 2, 3, 1, 0, 65_535, 0, rest=b"k"), 1),
+        (_envelope(0, 0, 1, float("inf"), float("inf"), 1, 0, 0, 0, rest=b"j\x01"), 1),
+        (_envelope(0, 0, 1, float("nan"), float("inf"), 1, 0, 0, 0, rest=b"k\x01"), 1),
+        (_envelope(0, 0, 1, float("inf"), float("inf"), 1, 0, 0, 0, rest=b"k\x01", version=3), 0),
+        (_envelope(2, 0, 1, float("inf"), float("inf"), 1, 0, 0, 0, rest=b"k\x01"), 0),
     ],
-    ids=["nothing", "short", "magic", "pickle", "json", "version", "512 MB", "deep", "claim", "other key"],
+    ids=["nothing", "short", "json", "pickle", "v1", "key", "tags", "tokens", "other key", "NaN", "v3", "flag"],
 )
-async def test_garbage_is_a_miss_and_counted(tier, servers, namespace, entry, garbage):
+async def test_garbage_is_a_miss_and_counted(tier, servers, namespace, entry, garbage, corrupt):
     await tier.set("k", entry())
     if tier.name == "redis":
-        await tier._ask([("SET", tier._prefix + b"k", garbage)], list)
+        await tier._ask([("SET", tier.keys.prefix + b"k", garbage)], list)
     else:
         async with tier._connection() as connection:
-            await connection.execute("UPDATE acgsperf_cache SET value = $2 WHERE namespace = $1", namespace, garbage)
+            await connection.execute("UPDATE acgsperf_cache_v2 SET value = $2 WHERE namespace = $1", namespace, garbage)
     assert await tier.get("k") is None
-    assert tier.stats().corrupt == 1
+    assert tier.stats().corrupt == corrupt
+    assert await tier.observe(["k"])
+    assert await tier.set("k", entry("new"))
+    assert (await tier.get("k")).value == "new"
 
 
 async def test_a_server_that_is_down_is_no_error(kind, tmp_path, entry):
