@@ -7,11 +7,13 @@ import time
 import asyncpg
 import pytest
 
+from acgsperf import LRUCache, TieredCache
 from acgsperf.backplane.postgres import PostgresBackplane
 from acgsperf.errors import BackplaneError, TierError
 from acgsperf.tiers import Entry
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.records import RecordKind, texts
+from acgsperf.tiers.redis import RedisTier
 
 FUNCTIONS = """
 SELECT oid::regprocedure::text FROM pg_proc WHERE obj_description(oid, 'pg_proc') = 'acgsperf watch for ' || $1
@@ -344,3 +346,25 @@ async def test_a_partitioned_table_is_watched(listener, connection, users, until
     await connection.execute(f"INSERT INTO {users}_p VALUES (1)")
     await until(lambda: heard(listener) == [["user:1"]])
     await connection.execute(f"DROP TABLE {users}_p")
+
+
+@pytest.mark.parametrize("isolation", ["read_committed", "repeatable_read"])
+async def test_every_tier_of_a_cache_forgets_the_rows_that_changed(
+    connection, dsn, redis_url, users, table, namespace, until, isolation
+):
+    l2, l3 = RedisTier(redis_url, deadline=5), PostgresTier(dsn, table=table, deadline=5)
+    backplane = PostgresBackplane(dsn, table=table)
+    async with TieredCache(LRUCache(10), l2, l3, namespace=namespace, deadline=5, backplane=backplane) as cache:
+        await backplane.watch(users, ["user:{id}"])
+        assert (await cache.set("one", "old", tags=("user:1",))).everywhere
+        assert (await cache.set("two", "kept", tags=("user:2",))).everywhere
+        async with connection.transaction(isolation=isolation):
+            await connection.execute(f"INSERT INTO {users} VALUES (1)")
+        async with asyncio.timeout(5):
+            while await l2.get("one") or await l3.get("one"):
+                pass
+        await until(lambda: cache.get_local("one") is None)
+        assert await cache.get("one") is None
+        assert await cache.get("two") == "kept"
+        await backplane.unwatch(users)
+        await cache.clear()
