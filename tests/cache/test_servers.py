@@ -108,7 +108,7 @@ def private_redis():
 @pytest.mark.parametrize("value", [None, 0, False, "", [], {"a": [1, 2.5, "ä"]}, b"\x00\xff"], ids=repr)
 async def test_a_value_set_by_one_process_is_read_by_another(open_on, value):
     one, other = await open_on(), await open_on()
-    assert await one.set("key", value, tags=["t"]) == Written(True, True, True)
+    assert await one.set("key", value, tags=["t"]) == Written(True, True, True, published=True)
     assert await other.get("key", "missing") == value
     assert await other.get_many(["key"]) == {"key": value}
     assert await other.get_or_load("key", Loader()) == value
@@ -157,7 +157,7 @@ async def test_clear_does_not_touch_a_namespace_with_the_same_prefix(open_on, na
     outer, inner = await open_on(), await open_on(namespace=f"{namespace}:b")
     await outer.set("b:key", 1)
     await inner.set("key", 2)
-    assert await outer.clear() == Written(True, True, True)
+    assert await outer.clear() == Written(True, True, True, published=True)
     assert await inner.get("key") == 2
     assert await outer.get("b:key") is None
 
