@@ -105,9 +105,14 @@ class L1(Generic[_V]):
             self.negative_hits += 1
         return entry
 
-    def peek(self, key: str) -> Any:
-        """Return the fresh value of a key from any cache of this process, without counting a hit; else `MISSING`."""
-        value: Any = self.lru.peek(key, MISSING) if self._answers else MISSING
+    def peek(self, key: str, even_if_silent: bool = False) -> Any:
+        """Return the fresh value of a key from any cache of this process, without counting a hit; else `MISSING`.
+
+        Args:
+            key: the key.
+            even_if_silent: look also if the backplane is silent: the value is known to be newer than the question.
+        """
+        value: Any = self.lru.peek(key, MISSING) if even_if_silent or self._answers else MISSING
         if value is MISSING:
             entry = self._side_entry(key)
             if entry is not None and self._staleness.is_fresh(entry):

@@ -135,8 +135,10 @@ class Loading:
                 if entry is not None:
                     self._classify(key, entry, found)
                 # Another caller may have loaded the key meanwhile.
-                if key not in found.values and (value := self._l1.peek(key)) is not MISSING:
-                    found.values[key] = value
+                if key not in found.values:
+                    since = not self._lower_tiers.ordering.is_current(found.began_at, key)
+                    if (value := self._l1.peek(key, since)) is not MISSING:
+                        found.values[key] = value
                 if key not in found.values:
                     found.seen[key] = read.seen(key)
         # From here there is no await until the new load is registered: no other caller can start the same one.

@@ -23,15 +23,19 @@ _SHARED_TIMER_TOLERANCE_S: Final = 0.01
 class Found:
     """What a read of the lower tiers has found.
 
+    Args:
+        began_at: the number of the latest write when the read began.
+
     Attributes:
         entries: for each key the entry of the first tier that has a fresh one, or else the newest stale one.
         l2: what was under a key in L2, if it had no fresh entry.
         l3: the same for L3.
     """
 
-    __slots__ = ("entries", "l2", "l3")
+    __slots__ = ("began_at", "entries", "l2", "l3")
 
-    def __init__(self) -> None:
+    def __init__(self, began_at: int) -> None:
+        self.began_at = began_at
         self.entries: dict[str, Entry] = {}
         self.l2: dict[str, Observation] = {}
         self.l3: dict[str, Observation] = {}
@@ -128,7 +132,7 @@ class Lookup:
     async def observe(self, keys: Sequence[str], tags: Sequence[str]) -> dict[str, Seen]:
         """Return what the tiers have under keys, before a load that replaces a fresh entry."""
         l2, l3 = self._lower_tiers.l2, self._lower_tiers.l3
-        found, started = Found(), self._time()
+        found, started = Found(self._ordering.latest), self._time()
         if l2 is not None:
             with self._timer(started):
                 found.l2 = await l2.observe(keys, tags)
@@ -141,12 +145,13 @@ class Lookup:
         """Return L1's unverified entry of a key if no tier has answered. Otherwise remove it: the tiers know better."""
         if found.answered(key):
             if (entry := found.entries.get(key)) is None or not self._staleness.is_fresh(entry):
-                self._drop_unverified(key)
+                self._drop_unverified(key, found.began_at)
             return None
         return self._l1.unverified(key)
 
-    def _drop_unverified(self, key: str) -> None:
-        if self._l1.unverified(key) is not None and self._l1.held(key) is None:
+    def _drop_unverified(self, key: str, began_at: int) -> None:
+        # What was written or loaded since the read began is newer than what the read has found.
+        if self._l1.unverified(key) is not None and self._ordering.is_current(began_at, key):
             self._l1.remove(key)
 
     async def _get_from_tiers(self, key: str) -> Entry | None:
@@ -186,17 +191,17 @@ class Lookup:
             if passed or (entry is None and self._deadline_passed(started)):
                 self.deadlines += 1
             return entry
-        found = Found()
+        found = Found(began_at)
         if entry is not None:
             found.entries[key] = entry
         await self._go_on(found, [key], (), began_at, started, passed, observing=False)
         return found.entries.get(key) or self.unverified(key, found)
 
     async def _read(self, keys: Sequence[str], tags: Sequence[str], observing: bool) -> Found:
-        found = Found()
+        began_at = self._ordering.latest
+        found = Found(began_at)
         if not self._tiers or not keys:
             return found
-        began_at = self._ordering.latest
         started = self._time()
         tier = self._tiers[0]
         passed = False

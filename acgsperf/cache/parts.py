@@ -91,6 +91,7 @@ class Parts:
         self.writes.publish = backplane.publish
         if home is not None:
             home.writer = self._writer
+            self.writes.is_published_by_tier = True
             if home is self.lower_tiers.l2:
                 self.lower_tiers.log_position = lambda: backplane.position or None
                 if lock is not None:

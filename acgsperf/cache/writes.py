@@ -21,9 +21,12 @@ from acgsperf.tiers.records import Record, RecordKind, of_keys, of_tag
 __all__ = ["Writes"]
 
 _T = TypeVar("_T")
+_Call = Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]]
 
 # How often a write is tried if a tier has something with a greater stamp: the clock of another process is ahead.
 _TRIES: Final = 3
+# The share of the deadline in which L3 has to answer before L2 is written as well.
+_HEAD_START: Final = 0.1
 _STORED: Final = WriteResult(Outcome.STORED)
 # What a tier has after these is no older than the write.
 _SETTLED: Final = {Outcome.STORED, Outcome.REMOVED}
@@ -47,6 +50,7 @@ class Writes:
 
     Attributes:
         publish: tells the other processes what a tier has not told them; None without a backplane.
+        is_published_by_tier: whether a tier is on the backplane's server, and publishes what it carries out.
     """
 
     def __init__(
@@ -63,10 +67,12 @@ class Writes:
         self._loading = loading
         self._promotion = promotion
         self._repairs = repairs
-        self.publish: Callable[[Record], Awaitable[bool]] | None = None
+        self.publish: Callable[[Record], asyncio.Future[bool]] | None = None
+        self.is_published_by_tier = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_stamp = 0
         self._begun = Begun()
+        self._longest_deadline: Final = max((tier.deadline for tier in lower_tiers.tiers), default=0.0)
 
     async def close(self) -> None:
         """Wait for the writes in flight."""
@@ -134,7 +140,7 @@ class Writes:
         self,
         writes: Mapping[str, Write],
         kind: RecordKind = RecordKind.KEYS,
-        call: Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]] | None = None,
+        call: _Call | None = None,
     ) -> dict[str, Written]:
         if not self._lower_tiers.tiers and self.publish is None:
             for key in writes:
@@ -191,7 +197,7 @@ class Writes:
         number: int,
         writes: Mapping[str, Write],
         kind: RecordKind,
-        call: Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]],
+        call: _Call,
     ) -> dict[str, Written]:
         done, l2, l3 = await self._by_stamp(number, writes, call)
         unpublished = []
@@ -204,16 +210,16 @@ class Writes:
             if not (of_l2 is not None and of_l2.published) and not (of_l3 is not None and of_l3.published):
                 unpublished.append((key, write.id))
             results[key] = of_l2, of_l3
-        published = None if self.publish is None else dict.fromkeys(writes, True)
-        if self.publish is not None and published is not None and unpublished:
-            told = await self._publish_all(of_keys(kind, unpublished))
+        published: dict[str, bool | None] = dict.fromkeys(writes, None if self.publish is None else True)
+        if unpublished:
+            told = await self._tell(of_keys(kind, unpublished))
             published.update((key, told) for key, _ in unpublished)
         return {
             key: Written(
                 True,
                 None if of_l2 is None else _carried_out(of_l2),
                 None if of_l3 is None else _carried_out(of_l3),
-                None if published is None else published[key],
+                published[key],
             )
             for key, (of_l2, of_l3) in results.items()
         }
@@ -222,7 +228,7 @@ class Writes:
         self,
         number: int,
         writes: Mapping[str, Write],
-        call: Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]],
+        call: _Call,
     ) -> tuple[dict[str, Write], dict[str, WriteResult], dict[str, WriteResult]]:
         """Write to L3, then to L2. If a tier has a greater stamp, start again from L3 with a stamp above it."""
         stamp = self._next_stamp()
@@ -231,22 +237,14 @@ class Writes:
         l3: dict[str, WriteResult] = {}
         started = time.monotonic()
         for tries in range(1, _TRIES + 1):
-            newer: dict[str, int] = {}
-            for tier, results in ((self._lower_tiers.l3, l3), (self._lower_tiers.l2, l2)):
-                if tier is None:
-                    continue
-                wanted = {}
-                for key, write in pending.items():
-                    if not self._is_latest(number, key, write):
-                        # The later write of this process decides, and reports.
-                        results[key] = _STORED
-                    elif key not in newer:
-                        wanted[key] = write
-                if wanted:
-                    answers = await call(tier, wanted)
-                    results.update(answers)
-                    newer |= {key: result.stamp for key, result in answers.items() if result.outcome is Outcome.NEWER}
-            if not newer or tries == _TRIES or time.monotonic() - started > self._longest_deadline():
+            await self._write_once(number, pending, call, l2, l3)
+            newer = {
+                key: result.stamp
+                for key in pending
+                for result in (l2.get(key), l3.get(key))
+                if result is not None and result.outcome is Outcome.NEWER
+            }
+            if not newer or tries == _TRIES or time.monotonic() - started > self._longest_deadline:
                 break
             stamp = max(self._next_stamp(), max(newer.values()) + 1)
             self._last_stamp = stamp
@@ -254,12 +252,60 @@ class Writes:
             done = done | pending
         return done, l2, l3
 
+    async def _write_once(
+        self,
+        number: int,
+        writes: Mapping[str, Write],
+        call: _Call,
+        l2: dict[str, WriteResult],
+        l3: dict[str, WriteResult],
+    ) -> None:
+        """Write to L3, then to L2 unless L3 has something newer.
+
+        If L3 does not answer at once, L2 is written at the same time, so that a caller waits for one deadline and not
+        for two. If L3 then carries the write out after all, L2 is written again: in between, a read may have copied
+        L3's old row to it.
+        """
+        second, third = self._lower_tiers.l2, self._lower_tiers.l3
+        if third is None or second is None:
+            only, results = (second, l2) if third is None else (third, l3)
+            if only is not None and (wanted := self._still_wanted(number, writes, results)):
+                results.update(await call(only, wanted))
+            return
+        wanted = self._still_wanted(number, writes, l3)
+        if wanted:
+            first = asyncio.Task(_awaited(call(third, wanted)))
+            await asyncio.wait((first,), timeout=self._longest_deadline * _HEAD_START)
+            if not first.done():
+                early = self._still_wanted(number, writes, l2)
+                l2.update(await call(second, early))
+                l3.update(await first)
+                again = {key: write for key, write in early.items() if l3[key].outcome is Outcome.STORED}
+                if again:
+                    l2.update(await call(second, again))
+                return
+            l3.update(first.result())
+        rest = {key: write for key, write in writes.items() if l3[key].outcome is not Outcome.NEWER}
+        wanted = self._still_wanted(number, rest, l2)
+        if wanted:
+            l2.update(await call(second, wanted))
+
+    def _still_wanted(
+        self, number: int, writes: Mapping[str, Write], results: dict[str, WriteResult]
+    ) -> dict[str, Write]:
+        """Return the writes that no later one of this process has superseded. The others count as done."""
+        wanted = {}
+        for key, write in writes.items():
+            if self._is_latest(number, key, write):
+                wanted[key] = write
+            else:
+                # The later write decides, and reports.
+                results[key] = _STORED
+        return wanted
+
     def _is_latest(self, number: int, key: str, write: Write) -> bool:
         tags = write.entry.tags if write.entry is not None else ()
         return self._begun.is_latest(number, (ALL, key_name(key), *map(tag_name, tags)))
-
-    def _longest_deadline(self) -> float:
-        return max(tier.deadline for tier in self._lower_tiers.tiers)
 
     def _next_stamp(self) -> int:
         """Return a stamp greater than every earlier one. All processes take it from the clock of the same server."""
@@ -278,27 +324,38 @@ class Writes:
             self._repairs.undo(key, write.id)
 
     async def _invalidate(self, tag: str | None, record: Record) -> Written:
-        l2, l3 = self._lower_tiers.l2, self._lower_tiers.l3
-        of_l2 = of_l3 = None
-        if l3 is not None:
-            of_l3 = await l3.invalidate(tag)
-        if l2 is not None:
-            of_l2 = await (l2.invalidate(tag) if _carried_out(of_l3) else l2.invalidate(tag, refused_below=True))
+        of_l2, of_l3 = await self._in_order(
+            lambda l3: l3.invalidate(tag),
+            lambda l2, done: l2.invalidate(tag) if done else l2.invalidate(tag, refused_below=True),
+        )
         if not (_carried_out(of_l2) and _carried_out(of_l3)):
             self._repairs.invalidate(tag)
         return await self._written(of_l2, of_l3, record)
 
     async def _expire_tag(self, tag: str) -> Written:
-        l2, l3 = self._lower_tiers.l2, self._lower_tiers.l3
-        of_l3 = None if l3 is None else await l3.expire_tag(tag)
-        of_l2 = None if l2 is None else await l2.expire_tag(tag)
+        of_l2, of_l3 = await self._in_order(lambda l3: l3.expire_tag(tag), lambda l2, done: l2.expire_tag(tag))
         return await self._written(of_l2, of_l3, of_tag(RecordKind.EXPIRED_TAG, tag))
 
+    async def _in_order(
+        self,
+        call_l3: Callable[[Tier], Awaitable[WriteResult]],
+        call_l2: Callable[[Tier, bool], Awaitable[WriteResult]],
+    ) -> tuple[WriteResult | None, WriteResult | None]:
+        """Call L3, then L2 with whether L3 has carried it out. If L3 does not answer at once, L2 does not wait for it."""
+        l2, l3 = self._lower_tiers.l2, self._lower_tiers.l3
+        if l3 is None:
+            return None if l2 is None else await call_l2(l2, True), None
+        if l2 is None:
+            return None, await call_l3(l3)
+        first = asyncio.Task(_awaited(call_l3(l3)))
+        await asyncio.wait((first,), timeout=self._longest_deadline * _HEAD_START)
+        of_l2 = await call_l2(l2, first.done() and _carried_out(first.result()))
+        return of_l2, await first
+
     async def _written(self, l2: WriteResult | None, l3: WriteResult | None, record: Record) -> Written:
-        published = None
-        if self.publish is not None:
-            told = any(result is not None and result.published for result in (l2, l3))
-            published = told or await self.publish(record)
+        published = True if any(result is not None and result.published for result in (l2, l3)) else None
+        if published is None:
+            published = await self._tell([record])
         return Written(
             True, None if l2 is None else _carried_out(l2), None if l3 is None else _carried_out(l3), published
         )
@@ -314,9 +371,22 @@ class Writes:
             None if self.publish is None else all(one.published for one in each),
         )
 
-    async def _publish_all(self, records: Sequence[Record]) -> bool:
-        assert self.publish is not None
-        return all(await asyncio.gather(*map(self.publish, records)))
+    async def _tell(self, records: Sequence[Record]) -> bool | None:
+        """Publish records, and return whether the others have been told; None without a backplane.
+
+        If the tier on the backplane's server has not published them, that server does not answer now: nobody waits.
+        """
+        if self.publish is None:
+            return None
+        futures = list(map(self.publish, records))
+        if self.is_published_by_tier:
+            return False
+        done, pending = await asyncio.wait(futures, timeout=self._longest_deadline or None)
+        return not pending and all(future.result() for future in done)
+
+
+async def _awaited(call: Awaitable[_T]) -> _T:
+    return await call
 
 
 def _expire_now(tier: Tier, writes: Mapping[str, Write]) -> Awaitable[dict[str, WriteResult]]:

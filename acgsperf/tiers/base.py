@@ -293,7 +293,8 @@ class Tier(ABC):
     async def write(self, writes: Mapping[str, Write]) -> dict[str, WriteResult]:
         """Carry out explicit writes, unless the tier has something newer.
 
-        An entry that the tier cannot keep (too large, not serializable, expired already) removes the former one. A write that was carried out and is repeated with the same id counts as stored.
+        An entry that the tier cannot keep (too large, not serializable, expired already) removes the former one. A
+        write that was carried out and is repeated with the same id counts as stored.
         """
         results = {}
         entries = {key: write.entry for key, write in writes.items() if write.entry is not None}

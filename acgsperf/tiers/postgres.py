@@ -54,6 +54,10 @@ __all__ = ["PostgresTier"]
 EXPIRY_INTERVAL_S: Final = 60.0
 MAX_CONNECTIONS: Final = 6
 _CONNECT_TIMEOUT_S: Final = 1.0
+# A reader that has been away for the retention must still find everything.
+_LOG_RETENTIONS: Final = 2.0
+# After a row with tags, reads expect more of them for so long.
+_TAGGED_S: Final = 60.0
 _TIME: Final = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 
 # No connection, no login, no database, too many connections, shutting down: the SQLSTATE concerns all calls.
@@ -109,7 +113,8 @@ class PostgresTier(ServerTier):
         self._ready = False
         self._setting_up = asyncio.Lock()
         self._statements = Statements(self._tables)
-        self._get_sql = self._statements.get.sql
+        # Until when batches of reads look for tags as well.
+        self._tagged_until = 0.0
         self._look_ups: ReadBatches[Wanted, _LookedUp] = ReadBatches(self._calls, self._look_up_batch, self.deadline)
 
     def __repr__(self) -> str:
@@ -239,20 +244,29 @@ class PostgresTier(ServerTier):
             self._ready = True
 
     async def _measure_clock(self, connection: Any) -> None:
-        sent = time.monotonic()
-        server_time = await connection.fetchval(_TIME)
-        self.server_clock.measured(sent, time.monotonic(), server_time)
+        # The first call also prepares the statement, which takes a round trip of its own.
+        for _ in range(2):
+            sent = time.monotonic()
+            server_time = await connection.fetchval(_TIME)
+            self.server_clock.measured(sent, time.monotonic(), server_time)
 
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
         identities = envelope.identities(keys)
         addresses = envelope.addresses(identities)
-        async with self._connection() as connection:
-            rows = await connection.fetch(self._get_sql, self._max_value_bytes, self._namespace, array(addresses))
-        # `dict(rows)` takes twice as long for asyncpg's records.
-        blobs = {address: blob for address, blob in rows}  # noqa: C416
-        found, _, corrupt = self._unseal(map(blobs.get, addresses), identities, None)
-        self._corrupt += corrupt
-        return found
+        tagged = time.monotonic() < self._tagged_until
+        while True:
+            sql = (self._statements.get if tagged else self._statements.get_untagged).sql
+            async with self._connection() as connection:
+                rows = await connection.fetch(sql, self._max_value_bytes, self._namespace, array(addresses))
+            # `dict(rows)` takes twice as long for asyncpg's records.
+            blobs = {address: blob for address, blob in rows}  # noqa: C416
+            found, _, corrupt = self._unseal(map(blobs.get, addresses), identities, None)
+            if not corrupt or tagged or b"" not in blobs.values():
+                self._corrupt += corrupt
+                return found
+            # A row has tags, or is too large. Others will come.
+            self._tagged_until = time.monotonic() + _TAGGED_S
+            tagged = True
 
     async def _observe(self, wanted: Sequence[Wanted]) -> list[Observation | None]:
         return [None if found is None else found[1] for found in await self._look_up_batch(wanted)]
@@ -309,7 +323,7 @@ class PostgresTier(ServerTier):
 
     async def _write(self, batch: WriteBatch) -> None:
         async with self._connection() as connection:
-            self._refused += await self._writer.carry_out(batch, connection)
+            await self._writer.carry_out(batch, connection)
 
     async def _invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
         result, token = await self._send_invalidation(tag, refused_below, attempt)
@@ -341,7 +355,7 @@ class PostgresTier(ServerTier):
             attempt.mark_sent()
             for _ in range(2):
                 clock, sent = self.server_clock, time.monotonic()
-                arguments["deadline"] = attempt.until + clock.offset
+                arguments["deadline"] = clock.deadline(attempt.until)
                 arguments["records"] = [records.packed(record, self.writer, clock.now_us())]
                 rows = await self._writer.unless_refused(self._fetch_rows(statement, arguments, connection))
                 if rows is None:
@@ -393,7 +407,7 @@ class PostgresTier(ServerTier):
             # With jitter, so that processes do not search at the same time.
             await asyncio.sleep(self._expiry_interval * uniform(0.8, 1.2))
             for statement, retention in zip(
-                self._statements.remove, (self.retention, 0.0, self.retention), strict=True
+                self._statements.remove, (self.retention, 0.0, self.retention * _LOG_RETENTIONS), strict=True
             ):
                 arguments = {"namespace": self._namespace, "retention": retention}
                 removed: int | None = ROWS_A_STATEMENT

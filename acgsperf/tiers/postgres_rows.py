@@ -12,6 +12,7 @@ from acgsperf.tiers import records
 from acgsperf.tiers.base import Store, StoreKind
 from acgsperf.tiers.postgres_schema import tag_hash, token_number
 from acgsperf.tiers.records import RecordKind
+from acgsperf.tiers.server_clock import ServerClock
 from acgsperf.tiers.write_batches import Operation
 
 __all__ = ["array", "can_compare", "columns_of_stores", "columns_of_writes", "packed_records", "token_parts"]
@@ -29,7 +30,7 @@ def array(addresses: Sequence[bytes]) -> str:
     return '{"\\\\x' + '","\\\\x'.join(map(bytes.hex, addresses)) + '"}'
 
 
-def columns_of_writes(rows: Pairs, offset: float, retention: float) -> tuple[dict[str, Any], bool]:
+def columns_of_writes(rows: Pairs, clock: ServerClock, retention: float) -> tuple[dict[str, Any], bool]:
     """Return the arguments of explicit writes, and whether one has tags."""
     columns: dict[str, list[Any]] = {
         name: [] for name in ("keys", "ids", "stamps", "values", "created", "kept", "tags")
@@ -38,13 +39,13 @@ def columns_of_writes(rows: Pairs, offset: float, retention: float) -> tuple[dic
     for key, operation in rows:
         identity = envelope.identity(key)
         written = envelope.address(identity), operation.id, min(operation.stamp, _MAX_STAMP)
-        row = (*written, *_entry_columns(identity, operation, offset, retention, wanted))
+        row = (*written, *_entry_columns(identity, operation, clock.offset, retention, wanted))
         for column, item in zip(columns.values(), row, strict=True):
             column.append(item)
     return columns | _wanted(wanted, retention), bool(wanted)
 
 
-def columns_of_stores(rows: Pairs, offset: float, retention: float) -> dict[str, Any]:
+def columns_of_stores(rows: Pairs, clock: ServerClock, retention: float) -> dict[str, Any]:
     """Return the arguments of stores."""
     names = ("keys", "observed", "ids", "stamps", "values", "created", "kept", "tags", "not_after", "generations")
     columns: dict[str, list[Any]] = {name: [] for name in (*names, "invalidations", "positions")}
@@ -55,13 +56,13 @@ def columns_of_stores(rows: Pairs, offset: float, retention: float) -> dict[str,
         assert store is not None
         identity = envelope.identity(key)
         address = envelope.address(identity)
-        value, created, kept, tags = _entry_columns(identity, operation, offset, retention, wanted)
+        value, created, kept, tags = _entry_columns(identity, operation, clock.offset, retention, wanted)
         seen = store.seen
         copy, demotion = store.kind is StoreKind.COPY, store.kind is StoreKind.DEMOTION
         row = (
             *(address, seen.id if seen else b"", operation.id, min(operation.stamp, _MAX_STAMP), value, created, kept),
             tags,
-            seen.expires_at + offset if seen else inf,
+            clock.deadline(seen.expires_at) if seen else inf,
             token_number(seen.tokens[0]) if seen and seen.tokens else None,
             token_number(seen.invalidations) if seen and copy else None,
             str(int.from_bytes(store.log_position, "big")) if demotion else None,

@@ -92,6 +92,11 @@ class Tables:
         self.tags: Final = f"{table}_v2_tags"
         self.log: Final = f"{table}_v2_log"
 
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """The names of all tables."""
+        return self.entries, self.tags, self.log
+
     def fill(self, statement: str, **parts: object) -> str:
         """Return a statement with the names of the tables put in."""
         return statement.format(entries=self.entries, tags=self.tags, log=self.log, **parts)

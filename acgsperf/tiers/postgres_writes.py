@@ -67,14 +67,13 @@ class Writer:
         self._channel = channel
         self._is_refusal = is_refusal
 
-    async def carry_out(self, batch: WriteBatch, connection: Any) -> int:
-        """Carry out a batch, and return how many entries the server has refused. Results that are known are kept."""
+    async def carry_out(self, batch: WriteBatch, connection: Any) -> None:
+        """Carry out the operations of a batch that have no result yet."""
         rows: dict[Action, _Rows] = {}
         for key, operation in batch.operations.items():
             if key not in batch.results:
                 rows.setdefault(operation.action, []).append((key, operation))
         batch.mark_sent()
-        refused = 0
         # One transaction each: it is committed when it is acknowledged, and holds no lock while the next one waits.
         if undone := rows.get(Action.UNDO):
             await self._undo(batch, undone, connection)
@@ -82,8 +81,7 @@ class Writer:
             await self._store(batch, stored, connection)
         for action in (Action.EXPIRE, Action.WRITE):
             if written := rows.get(action):
-                refused += await self._write(batch, written, connection)
-        return refused
+                await self._write(batch, written, connection)
 
     async def unless_refused(self, statement: Awaitable[_T]) -> _T | None:
         """Return the result of a statement; None if the server refuses it."""
@@ -98,19 +96,19 @@ class Writer:
             raise error
         self.errors[type(error).__name__] += 1
 
-    async def _write(self, batch: WriteBatch, rows: _Rows, connection: Any) -> int:
+    async def _write(self, batch: WriteBatch, rows: _Rows, connection: Any) -> None:
         """Write rows. If the server refuses one, the others are written without it, and a tombstone takes its place."""
         try:
             await self._write_all(batch, rows, connection)
+            return
         except asyncpg.PostgresError as error:
             self._check_refusal(error)
             rows = [row for row in rows if row[0] not in batch.results]
             if len(rows) > 1 and str(error.sqlstate).startswith(_REFUSES_A_ROW):
                 middle = len(rows) // 2
-                refused = await self._write(batch, rows[:middle], connection)
-                return refused + await self._write(batch, rows[middle:], connection)
-        else:
-            return 0
+                await self._write(batch, rows[:middle], connection)
+                await self._write(batch, rows[middle:], connection)
+                return
         entries = [(key, operation) for key, operation in rows if operation.entry is not None]
         tombstones = [(key, Operation(Action.WRITE, operation.id, operation.stamp)) for key, operation in entries]
         try:
@@ -120,15 +118,16 @@ class Writer:
         for key, _ in rows:
             result = batch.results.get(key, REFUSED)
             removed = result.outcome is Outcome.STORED
-            batch.results[key] = WriteResult(Outcome.REMOVED if removed else Outcome.REFUSED, published=result.published)
-        return len(entries)
+            batch.results[key] = WriteResult(
+                Outcome.REMOVED if removed else Outcome.REFUSED, published=result.published
+            )
 
     async def _write_all(self, batch: WriteBatch, rows: _Rows, connection: Any) -> None:
         soft = bool(rows) and rows[0][1].action is Action.EXPIRE
         for attempt in range(_ATTEMPTS):
             if not rows:
                 return
-            deadline = batch.until + self._clock.offset
+            deadline = self._clock.deadline(batch.until)
             try:
                 written = await self._write_once(batch, rows, deadline, soft, connection)
             except asyncpg.PostgresError as error:
@@ -146,7 +145,7 @@ class Writer:
         self, batch: WriteBatch, rows: _Rows, deadline: float, soft: bool, connection: Any
     ) -> set[str]:
         """Send rows and return the keys that were written."""
-        arguments, tagged = columns_of_writes(rows, self._clock.offset, self.retention)
+        arguments, tagged = columns_of_writes(rows, self._clock, self.retention)
         arguments |= {"namespace": self._namespace, "deadline": deadline}
         kind = RecordKind.EXPIRED_KEYS if soft else RecordKind.KEYS
         self._add_records(arguments, kind, [(key, operation.id) for key, operation in rows])
@@ -206,8 +205,8 @@ class Writer:
             batch.results.setdefault(key, _NEWER)
 
     async def _store_some(self, batch: WriteBatch, statement: Statement, rows: _Rows, connection: Any) -> None:
-        arguments = columns_of_stores(rows, self._clock.offset, self.retention)
-        arguments |= {"namespace": self._namespace, "deadline": batch.until + self._clock.offset}
+        arguments = columns_of_stores(rows, self._clock, self.retention)
+        arguments |= {"namespace": self._namespace, "deadline": self._clock.deadline(batch.until)}
         try:
             stored = await connection.fetch(statement.sql, *statement.arguments(arguments))
         except asyncpg.PostgresError as error:

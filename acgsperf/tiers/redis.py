@@ -121,9 +121,7 @@ class RedisTier(ServerTier):
             errors=self._calls.errors,
         )
         self._locks = RedisLocks(self._calls, self._scripts, keys, self.server_clock, self.writer)
-        generation = ScriptCall(
-            GENERATION, [keys.token, keys.invalidations, keys.log, keys.fence], [TOKEN_TTL_MS], items=0
-        )
+        generation = ScriptCall(GENERATION, [keys.token, keys.invalidations, keys.fence], [TOKEN_TTL_MS], items=0)
         self.connections.greeting = Greeting([("TIME",), generation.command(by_name=False)], self._greeted)
         self.connections.open()
         await self._ask([("PING",)], lambda replies: text(replies[0]))
@@ -268,8 +266,11 @@ class RedisTier(ServerTier):
 
     async def _describe(self) -> str:
         info = await self._ask([("INFO", "server")], lambda replies: text(replies[0]))
-        version = re.search(rb"redis_version:(\S+)", info)
-        return f"Redis {version[1].decode() if version else ''} at {self._where}"
+        # For its clients, Valkey calls itself Redis 7.2.4, too.
+        for name in ("Valkey", "Redis"):
+            if version := re.search(rb"\b%s_version:(\S+)" % name.lower().encode(), info):
+                return f"{name} {version[1].decode()} at {self._where}"
+        return f"Redis at {self._where}"
 
 
 def _scanned(replies: list[Any]) -> tuple[bytes, list[bytes]]:

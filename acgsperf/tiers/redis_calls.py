@@ -1,9 +1,11 @@
 """Calls of scripts: by name, several in one round trip, and what to do if the server refuses them."""
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
+from redis._parsers.base import BaseParser
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from acgsperf.tiers.redis_connections import Command, RedisConnections
@@ -17,6 +19,9 @@ _log: Final = logging.getLogger("acgsperf.tiers")
 # A script stops the server for everybody.
 KEYS_A_SCRIPT: Final = 50
 _RIGHTS: Final = "+@all -@admin -@dangerous +info, or at least +@read +@write +@scripting +@connection +info"
+
+_WRAPPED: Final = re.compile(r"@user_script: ?\d+: -([A-Z]+ .*)")
+_PLAIN: Final = frozenset({int, bytes})
 
 # What a script that takes several keys answers: what it says of all, then one item for each key. A refusal of it all.
 Reply = list[Any] | ResponseError
@@ -66,10 +71,7 @@ class RedisCalls:
         """Calls scripts together and returns their replies; the refusal of a call is an exception among them."""
 
         def read(replies: list[Any]) -> list[Any]:
-            for call, reply in zip(asked, replies, strict=True):
-                if not isinstance(reply, ResponseError):
-                    _check(call, reply)
-            return replies
+            return list(map(_checked, asked, replies))
 
         asked = calls
         commands = [call.command() for call in calls]
@@ -137,13 +139,27 @@ class RedisCalls:
             )
 
 
-def _check(call: ScriptCall, reply: Any) -> None:
-    """Raises UnexpectedReplyError if this is no reply of the script."""
+def _checked(call: ScriptCall, reply: Any) -> Any:
+    """Returns the reply of a script. Raises UnexpectedReplyError if it is none."""
+    if isinstance(reply, ResponseError):
+        return _unwrapped(reply)
     if call.items:
         fits = type(reply) is list and len(reply) in (1, call.items)
-        fits = fits and all(type(item) in (int, bytes) or isinstance(item, ResponseError) for item in reply)
+        if fits and not _PLAIN.issuperset(map(type, reply)):
+            reply = [_unwrapped(item) if isinstance(item, ResponseError) else item for item in reply]
+            fits = all(type(item) in _PLAIN or isinstance(item, ResponseError) for item in reply)
     else:
-        fits = type(reply) in (int, bytes)
+        fits = type(reply) in _PLAIN
     if not fits:
         expected = f"{call.items} items" if call.items else "a number or a string"
         raise UnexpectedReplyError(f"reply of the script {call.script.name} must be {expected}, got {reply!r:.80}")
+    return reply
+
+
+def _unwrapped(error: ResponseError) -> ResponseError:
+    """Returns the error of the command that failed in a script. Redis 6 puts it into a text of its own."""
+    found = _WRAPPED.search(str(error)) if type(error) is ResponseError else None
+    if found is None:
+        return error
+    inner = BaseParser.parse_error(found[1])  # type: ignore[no-untyped-call]
+    return inner if isinstance(inner, ResponseError) else error

@@ -76,6 +76,8 @@ local function token(key, new, px)
 end
 local function publish(log, first)
     local count, done = tonumber(ARGV[first - 1]), 1
+    -- After this command, which needs no memory, a server that is full accepts one that does.
+    if count > 0 then redis.pcall('PEXPIRE', log, 2592000000) end
     for i = first, first + count - 1 do
         if failed(redis.pcall('XADD', log, 'MAXLEN', '~', 10000, '*', 'r', ARGV[i])) then done = 0 end
     end
@@ -199,6 +201,7 @@ return results
 """,
 )
 
+# What the server has no memory for is observed as nothing: no store compares equal with that.
 # KEYS: token, invalidations, tags, entries.
 # ARGV: tags, entries, lifetime, new token of the namespace, new token of others, lifetime of the first two, new ids.
 OBSERVE: Final = _script(
@@ -206,9 +209,13 @@ OBSERVE: Final = _script(
     """
 local m, n, px = take_number(), take_number(), take()
 local new_namespace, new, namespace_px, ids = take(), take(), take(), take()
-local results = {token(KEYS[1], new_namespace, namespace_px), token(KEYS[2], new, namespace_px)}
+local function seen(key, value, lifetime)
+    local old = redis.call('GET', key)
+    return old or not failed(put(key, value, lifetime)) and value or ''
+end
+local results = {seen(KEYS[1], new_namespace, namespace_px), seen(KEYS[2], new, namespace_px)}
 for i = 1, m do
-    results[2 + i] = token(KEYS[2 + i], new, px)
+    results[2 + i] = seen(KEYS[2 + i], new, px)
     extend(KEYS[2 + i], px)
 end
 for i = 1, n do
@@ -263,9 +270,12 @@ for i = 1, n do
         local old = header(key, 17)
         local found = counted(current)
         if compare == 'T' then
-            for j = 1, #values do found = found .. counted(values[j]) end
+            for j = 1, #values do
+                is_current = is_current and values[j] ~= ''
+                found = found .. counted(values[j])
+            end
         elseif #values > 0 then
-            is_current = is_current and (redis.call('GET', KEYS[3]) or '') == invalidations
+            is_current = is_current and invalidations ~= '' and redis.call('GET', KEYS[3]) == invalidations
         end
         is_current = is_current and old and id(old) == seen and found == tokens and current ~= ''
     end
@@ -293,9 +303,9 @@ return results
 """,
 )
 
-# What has a token that is no longer there is a miss, so invalidating needs no memory. If the slower tier has refused to,
-# the new token says so.
-# KEYS: log, token, invalidations. ARGV: deadline, new token if it was refused below or nothing, its lifetime, records.
+# What has a token that is no longer there is a miss, so invalidating needs no memory. If the slower tier has refused
+# it, the new token says so.
+# KEYS: log, token, invalidations. ARGV: deadline, new token or nothing, its lifetime, records.
 INVALIDATE: Final = _script(
     "INVALIDATE",
     """
@@ -345,7 +355,7 @@ return results
 
 # The token of a namespace says which run of the server it belongs to. After a restart from a snapshot, or a failover,
 # what is there may be older than what was acknowledged.
-# KEYS: token, invalidations, log, fence. ARGV: lifetime. Returns 8 bytes for this run; nothing if they are unknown.
+# KEYS: token, invalidations, fence. ARGV: lifetime. Returns 8 bytes for this run; nothing if they are unknown.
 GENERATION: Final = _script(
     "GENERATION",
     """
@@ -357,7 +367,7 @@ if run ~= '' then
     if value and string.sub(value, 9, 16) ~= run then redis.call('UNLINK', KEYS[1], KEYS[2]) end
 end
 extend(KEYS[1], px)
-for i = 2, 4 do redis.call('PEXPIRE', KEYS[i], px) end
+for i = 2, 3 do redis.call('PEXPIRE', KEYS[i], px) end
 return run
 """,
 )

@@ -29,7 +29,7 @@ from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.read_batches import MAX_READS_TOGETHER, ReadBatches
 from acgsperf.tiers.server_calls import Attempt, ServerCalls
 from acgsperf.tiers.server_clock import ServerClock
-from acgsperf.tiers.tier_arguments import check_key, check_keys, check_tag, check_times, seconds
+from acgsperf.tiers.tier_arguments import check_id_and_stamp, check_key, check_keys, check_tag, check_times, seconds
 from acgsperf.tiers.write_batches import REFUSED, UNKNOWN, Action, Operation, WriteBatch, WriteBatches
 
 __all__ = ["DEADLINE_S", "MAX_VALUE_BYTES", "ServerTier", "Unsealed", "Wanted", "check_tag", "seconds"]
@@ -240,6 +240,8 @@ class ServerTier(Tier):
     async def expire_now(self, writes: Mapping[str, Write]) -> dict[str, WriteResult]:
         self._check_use()
         check_keys(list(writes))
+        for write in writes.values():
+            check_id_and_stamp(write)
         operations = {key: Operation(Action.EXPIRE, write.id, write.stamp) for key, write in writes.items()}
         if not self._calls.allow(len(operations)):
             return dict.fromkeys(operations, REFUSED)
@@ -351,6 +353,7 @@ class ServerTier(Tier):
     def _operation(self, key: str, write: Write) -> Operation:
         """Returns what to do with a key; a tombstone if the entry cannot be kept, because the former one is older."""
         check_key(key)
+        check_id_and_stamp(write)
         entry = write.entry
         if entry is None:
             return Operation(Action.WRITE, write.id, write.stamp)

@@ -33,6 +33,14 @@ class ServerClock:
         if round_trip <= self._round_trip or contradicts or received - self._measured_at > _SAMPLE_MAX_AGE_S:
             self.offset, self._round_trip, self._measured_at = offset, round_trip, received
 
+    def deadline(self, until: float) -> float:
+        """Return a time of the server's clock that is surely not after a time of `time.monotonic`.
+
+        The offset may be wrong by half a round trip: what must not be carried out later must be so by either clock.
+        """
+        error = self._round_trip / 2
+        return until + self.offset - (error if error < float("inf") else 0)
+
     def now(self) -> float:
         """Return the server's time, in seconds since the epoch."""
         return time.monotonic() + self.offset

@@ -3,6 +3,7 @@
 import codecs
 import json
 import re
+import sys
 from array import array
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -76,15 +77,26 @@ def _text(line: str) -> Request | None:
     return None if line == "*" else keyed(line)
 
 
+class _RefusedJsonError(ValueError):
+    """The line looks like JSON, but this parser does not accept it."""
+
+
 def _no_number(constant: str) -> None:
-    raise ValueError(constant)
+    raise _RefusedJsonError("expected numbers that JSON has")
 
 
 def _object(line: str) -> dict[str, Any]:
     try:
         found = json.loads(line, parse_constant=_no_number)
-    except (ValueError, RecursionError):
+    except json.JSONDecodeError:
         found = None
+    except _RefusedJsonError:
+        raise
+    except RecursionError:
+        raise _RefusedJsonError("expected less nesting") from None
+    except ValueError:
+        # The only other one is that of `int`.
+        raise _RefusedJsonError(f"expected integers of at most {sys.get_int_max_str_digits():,} digits") from None
     if not isinstance(found, dict):
         raise ValueError("expected a JSON object")
     return found
@@ -291,7 +303,11 @@ def _is_access(line: str) -> bool:
 
 
 def _is_object(line: str) -> bool:
-    return line.startswith("{") and isinstance(_object(line), dict)
+    try:
+        return line.startswith("{") and isinstance(_object(line), dict)
+    except _RefusedJsonError:
+        # Its message is better than that of an unknown format.
+        return True
 
 
 def _of_lines(name: str, sample: list[str], *, is_text: bool) -> TraceFormat | None:
@@ -305,7 +321,8 @@ def _of_lines(name: str, sample: list[str], *, is_text: bool) -> TraceFormat | N
     if _are_keys(sample):
         return TraceFormat.TEXT
     first = sample[0]
-    raise TraceError(f"{name}: unknown format: looked at {len(sample)} lines, the first is {first[:60]!r}; {_EXPECTED}")
+    found = "1 line, which is " if len(sample) == 1 else f"{len(sample)} lines, the first is "
+    raise TraceError(f"{name}: unknown format: looked at {found}{first[:60]!r}; {_EXPECTED}")
 
 
 def _are_keys(sample: list[str]) -> bool:

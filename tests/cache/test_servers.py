@@ -13,6 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from loaders import Loader
+from redis.asyncio import Redis
 
 from acgsperf import LRUCache
 from acgsperf.cache import TieredCache, Written
@@ -126,11 +127,16 @@ async def test_values_that_redis_has_lost_are_restored_from_postgres(open_on):
     assert len(await one._lower_tiers.l2.get_many([str(i) for i in range(100)])) == 100
 
 
-async def test_entries_evicted_from_l1_are_written_to_a_redis_that_lost_them(open_on):
+async def test_entries_evicted_from_l1_are_written_to_a_redis_that_lost_them(open_on, servers):
     cache = await open_on(size=10)
     await cache.set_many({str(i): i for i in range(10)})
-    await cache._lower_tiers.l2.delete_many(["0", "1"])
-    await cache.set_many({f"more {i}": i for i in range(10)})
+    async with Redis.from_url(servers.redis_url) as redis:
+        assert await redis.unlink(f"{cache.namespace}:0", f"{cache.namespace}:1") == 2
+
+    async def load(keys):
+        return dict.fromkeys(keys, "loaded")
+
+    await cache.get_or_load_many([f"more {i}" for i in range(10)], load)
     await until(lambda: asyncio.sleep(0, cache.stats().demotions == 2))
     assert (await cache._lower_tiers.l2.get("0")).value == 0
 

@@ -123,7 +123,7 @@ def test_a_tier_can_be_opened_in_one_event_loop_after_another(private_server, ki
         await tier.open("n")
         if private_server.kind == "postgres":
             admin = await asyncpg.connect(private_server.url)
-            await admin.execute("DROP TABLE acgsperf_cache")
+            await admin.execute("DROP TABLE acgsperf_cache_v2")
             await admin.close()
             # It notices; the next calls create the table together.
             await tier.get("k")

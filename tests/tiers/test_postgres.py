@@ -50,7 +50,9 @@ async def test_it_works_without_prepared_statements(make, namespace, entry):
 
 
 async def test_a_table_of_another_schema_is_left_alone(make, table, connection, entry):
-    await connection.execute(f"CREATE TABLE {table}_v2 (a int); COMMENT ON TABLE {table}_v2 IS 'acgsperf cache, schema 99'")
+    await connection.execute(
+        f"CREATE TABLE {table}_v2 (a int); COMMENT ON TABLE {table}_v2 IS 'acgsperf cache, schema 99'"
+    )
     tier = make(table=table, deadline=5)
     await tier.open("n")
     assert not await tier.set("k", entry())
@@ -67,6 +69,7 @@ async def test_a_tag_counts_what_it_removed(tier, entry):
 
 async def test_expired_rows_are_deleted_behind(make, namespace, table, connection, entry):
     tier = make(table=table, expiry_interval=0.01, deadline=5)
+    tier.retention = 0.1
     await tier.open(namespace)
     await tier.set_many({"gone": entry(kept=0.5), "stays": entry(), "ever": entry(kept=None)})
     until = time.monotonic() + 10
@@ -160,12 +163,10 @@ async def test_processes_that_write_and_delete_crosswise_do_not_wait_for_each_ot
         await tier.open(namespace)
     for _ in range(20):
         await one.set_many({"a": entry(), "b": entry()})
-        done = await asyncio.gather(
+        # Of two writes of a key the one with the greater stamp wins, so that the other may not be carried out.
+        await asyncio.gather(
             one.set("b", entry()), one.delete_many(["a"]), other.set("a", entry()), other.delete_many(["b"])
         )
-        assert None not in done
-        assert done[0]
-        assert done[2]
     for tier in (one, other):
         assert tier.stats().errors == {}
         await tier.close()

@@ -79,7 +79,7 @@ async def test_a_caller_hears_only_of_its_own_refusals(private_tier, private_ser
             await admin.config_set("maxmemory", "1")
     else:
         admin = await asyncpg.connect(private_server.url)
-        await admin.execute("ALTER TABLE acgsperf_cache ADD CHECK (octet_length(value) < 1000)")
+        await admin.execute("ALTER TABLE acgsperf_cache_v2 ADD CHECK (octet_length(value) < 1000)")
         await admin.close()
     stored, deleted = await asyncio.gather(
         private_tier.set("k", entry("x" * 2_000)), private_tier.delete_many(["other"])
@@ -95,7 +95,7 @@ async def test_a_refused_entry_leaves_nothing_of_the_former_value(private_tier, 
             await admin.config_set("maxmemory", "1")
     else:
         admin = await asyncpg.connect(private_server.url)
-        await admin.execute("ALTER TABLE acgsperf_cache ADD CHECK (octet_length(value) < 1000)")
+        await admin.execute("ALTER TABLE acgsperf_cache_v2 ADD CHECK (octet_length(value) < 1000)")
         await admin.close()
     assert not await private_tier.set("k", entry("x" * 2_000))
     assert await private_tier.get("k") is None
