@@ -19,4 +19,9 @@ def beside(tier: Tier | None) -> Backplane | None:
         from acgsperf.tiers.redis import RedisTier
 
         return RedisBackplane.beside(tier) if isinstance(tier, RedisTier) else None
+    if tier.name == "postgres":
+        from acgsperf.backplane.postgres import PostgresBackplane
+        from acgsperf.tiers.postgres import PostgresTier
+
+        return PostgresBackplane.beside(tier) if isinstance(tier, PostgresTier) else None
     return None

@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from acgsperf.backplane import Backplane
+from acgsperf.backplane.postgres import PostgresBackplane
 from acgsperf.backplane.redis import RedisBackplane
 from acgsperf.tiers.records import Record, RecordKind, texts
 from acgsperf.workbench.embedded import Servers
@@ -146,3 +148,28 @@ def redis_victim(scratch: Path) -> Iterator[RedisVictim]:
     server = RedisVictim(scratch)
     yield server
     server.stop()
+
+
+@pytest.fixture
+def dsn(servers):
+    return str(servers.database_url)
+
+
+@pytest.fixture
+async def connection(dsn):
+    connection = await asyncpg.connect(dsn)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+async def table(connection):
+    name = f"c_{secrets.token_hex(4)}"
+    yield name
+    for suffix in ("", "_tags", "_log"):
+        await connection.execute(f"DROP TABLE IF EXISTS {name}_v2{suffix}")
+
+
+@pytest.fixture
+def postgres(dsn, table):
+    return lambda **options: PostgresBackplane(dsn, **{"table": table, **options})
