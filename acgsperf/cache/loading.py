@@ -246,26 +246,34 @@ class Loading:
         while waiting:
             with lock.waiting(waiting) as released:
                 locks = await lock.acquire(waiting, give_up_at)
+                unshared: set[str] = set()
                 try:
                     # The previous holder of a lock may have stored a value since the last read.
                     entries, seen = await self._read_again(waiting, source)
                     values |= {key: self._store_in_l1(flight, key, entry) for key, entry in entries.items()}
                     own = [key for key in locks.tokens if key not in entries]
                     if own:
-                        values |= await self._load_own(flight, own, source, seen, locks)
+                        loaded, stored = await self._load_own(flight, own, source, seen, locks)
+                        values |= loaded
+                        unshared = {key for key in own if key not in stored}
                 except BaseException as error:
-                    await lock.release(locks, list(locks.tokens), error)
+                    await lock.release(locks, error=error)
                     raise
-                await lock.release(locks, list(locks.tokens))
+                await lock.release(locks, unshared)
                 waiting = [key for key in waiting if key not in entries and key not in own]
-                if waiting:
-                    await released.wait(waiting, give_up_at)
+                if waiting and await released.wait(waiting, give_up_at):
+                    # Nothing comes of the load of another process. Then it is faster if each loads for itself.
+                    give_up_at = 0
         return values
 
     async def _load_own(
         self, flight: Flight, keys: list[str], source: Source, seen: Mapping[str, Seen], locks: HeldLocks
-    ) -> dict[str, Any]:
-        """Load keys whose locks this load holds, and return when the first tier has them."""
+    ) -> tuple[dict[str, Any], frozenset[str]]:
+        """Load keys whose locks this load holds, and return when the first tier has them.
+
+        Returns:
+            The values, and the keys whose value the tier has stored.
+        """
         loaded = await self._call_loader(flight, keys, source)
         if locks.expired:
             newer, _ = await self._read_again(list(loaded), source)
@@ -275,10 +283,9 @@ class Loading:
             values = {}
         shared = {key: entry for key, entry in loaded.items() if key in flight.keys and self._may_be_shared(entry)}
         values |= {key: self._store_in_l1(flight, key, entry, seen[key]) for key, entry in loaded.items()}
-        if shared:
-            # Wait before the locks are released. Otherwise the next holder would not find the entries.
-            await self._lower_tiers.put_and_wait(shared, seen)
-        return values
+        # Wait before the locks are released. Otherwise the next holder would not find the entries.
+        stored = await self._lower_tiers.put_and_wait(shared, seen) if shared else frozenset[str]()
+        return values, stored
 
     async def _read_again(self, keys: Sequence[str], source: Source) -> tuple[dict[str, Entry], dict[str, Seen]]:
         """Return the entries in the tiers that are not due for refresh, and what the tiers have under the other keys.

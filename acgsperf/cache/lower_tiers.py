@@ -97,8 +97,8 @@ class LowerTiers:
         for queue, store in self._stores(entry, seen):
             queue.put(key, store)
 
-    async def put_and_wait(self, entries: Mapping[str, Entry], seen: Mapping[str, Seen]) -> None:
-        """`put` entries, but return when the first tier has them."""
+    async def put_and_wait(self, entries: Mapping[str, Entry], seen: Mapping[str, Seen]) -> frozenset[str]:
+        """`put` entries, but wait for the first tier, and return the keys that it has stored."""
         first: dict[str, Store] = {}
         for key, entry in entries.items():
             self.ordering.supersede(key)
@@ -108,8 +108,7 @@ class LowerTiers:
                     first[key] = store
                 else:
                     queue.put(key, store)
-        if first:
-            await self.tiers[0].store(first)
+        return await self.tiers[0].store(first) if first else frozenset()
 
     def _stores(self, entry: Entry, seen: Seen) -> "list[tuple[WriteBehind, Store]]":
         stores = []

@@ -78,9 +78,7 @@ class Parts:
         self._writer = new_id()
         self.backplane = self._connected(backplane, backplane_timeout, lock)
 
-    def _connected(
-        self, backplane: Backplane | None, timeout: float, lock: ProcessLock | None
-    ) -> Backplane | None:
+    def _connected(self, backplane: Backplane | None, timeout: float, lock: ProcessLock | None) -> Backplane | None:
         """Choose the backplane, and let the tier on its server publish its own writes."""
         home: Tier | None = None
         if backplane is AUTOMATIC:

@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final, Self
 
 from acgsperf.errors import LoadError
@@ -15,6 +15,11 @@ _POLL_INTERVAL_S: Final = 0.02
 # in case the record is lost or late.
 _WAKE_INTERVAL_S: Final = 0.25
 _MAX_OUTCOME_CHARACTERS: Final = 200
+# What those that wait for a lock are told: the value is in the tier; there is none, and each loads for itself; or, with
+# its error after it, the load has failed.
+_STORED: Final = b""
+_NOTHING: Final = b"-"
+_FAILED: Final = b"!"
 
 
 class HeldLocks:
@@ -84,18 +89,29 @@ class ProcessLock:
             now + self.ttl,
         )
 
-    async def release(self, locks: HeldLocks, keys: Iterable[str], error: BaseException | None = None) -> None:
-        """Release the locks of keys, and tell those that wait for them if the load has failed."""
-        held = [(key, token) for key in keys if (token := locks.tokens.pop(key, 0))]
-        if not held:
-            return
-        if self._tells:
-            # A cancelled load says nothing about the next one.
-            failed = isinstance(error, Exception)
-            outcome = f"{type(error).__name__}: {error}"[:_MAX_OUTCOME_CHARACTERS].encode(errors="replace")
-            await asyncio.gather(*(self._unlock(key, token, outcome if failed else b"") for key, token in held))
-        else:
+    async def release(
+        self, locks: HeldLocks, unshared: Collection[str] = (), error: BaseException | None = None
+    ) -> None:
+        """Release locks, and tell those that wait for them what has come of the load.
+
+        Args:
+            locks: the locks.
+            unshared: the keys whose value the tier did not store.
+            error: why the load has failed.
+        """
+        held = [(key, token) for key, token in locks.tokens.items() if token]
+        locks.tokens.clear()
+        if not self._tells:
             await asyncio.gather(*(self._unlock(key, token) for key, token in held))
+            return
+        failure = b""
+        # A cancelled load says nothing about the next one.
+        if isinstance(error, Exception):
+            text = f"{type(error).__name__}: {error}"[:_MAX_OUTCOME_CHARACTERS]
+            failure = _FAILED + text.encode(errors="replace")
+        await asyncio.gather(
+            *(self._unlock(key, token, failure or (_NOTHING if key in unshared else _STORED)) for key, token in held)
+        )
 
     def waiting(self, keys: Sequence[str]) -> "Waiting":
         """Return a context in which the release of the lock of each key is noticed, from its beginning on."""
@@ -106,7 +122,7 @@ class ProcessLock:
 
         Args:
             key: of the lock.
-            outcome: empty if the load has succeeded; otherwise its error.
+            outcome: what has come of its load.
         """
         for waiter in self._waiters.get(key, ()):
             if not waiter.done():
@@ -134,8 +150,8 @@ class Waiting:
             if not waiters[key]:
                 del waiters[key]
 
-    async def wait(self, keys: Sequence[str], give_up_at: float) -> None:
-        """Wait until the lock of one of the keys is released.
+    async def wait(self, keys: Sequence[str], give_up_at: float) -> bool:
+        """Wait until the lock of one of the keys is released, and return whether there is nothing to wait for any more.
 
         Raises:
             LoadError: if the load of another process has failed.
@@ -146,9 +162,11 @@ class Waiting:
         timeout = max(0.0, min(interval, give_up_at - now))
         if not futures:
             await asyncio.sleep(timeout)
-            return
+            return False
         done, _ = await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        for future in done:
-            if future.result():
-                why = future.result().decode(errors="replace")
-                raise LoadError(f"the load of {futures[future]!r} failed in another process: {why}")
+        outcomes = {futures[future]: future.result() for future in done}
+        for key, outcome in outcomes.items():
+            if outcome.startswith(_FAILED):
+                why = outcome.removeprefix(_FAILED).decode(errors="replace")
+                raise LoadError(f"the load of {key!r} failed in another process: {why}")
+        return _NOTHING in outcomes.values()

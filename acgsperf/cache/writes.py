@@ -341,7 +341,7 @@ class Writes:
         call_l3: Callable[[Tier], Awaitable[WriteResult]],
         call_l2: Callable[[Tier, bool], Awaitable[WriteResult]],
     ) -> tuple[WriteResult | None, WriteResult | None]:
-        """Call L3, then L2 with whether L3 has carried it out. If L3 does not answer at once, L2 does not wait for it."""
+        """Call L3, then L2 with whether L3 has done it. If L3 does not answer at once, L2 does not wait for it."""
         l2, l3 = self._lower_tiers.l2, self._lower_tiers.l3
         if l3 is None:
             return None if l2 is None else await call_l2(l2, True), None
