@@ -2,7 +2,7 @@
 
 Environment switches:
     ACGSPERF_NO_EXTENSIONS=1  builds a pure-Python wheel, in which the pure twins run. PyPy always gets one.
-    ACGSPERF_DEBUG=1          C assertions, no optimisation, an annotated HTML page beside each module.
+    ACGSPERF_DEBUG=1          C assertions, no optimization, an annotated HTML page beside each module.
 """
 
 import os
@@ -74,7 +74,7 @@ def extensions() -> list[Extension]:
                 include_dirs=["acgsperf/_native"],
                 extra_compile_args=compile_args,
             )
-            for name in ("_core", "_native.canonical", "_native.envelope")
+            for name in ("_core", "_native.canonical", "_native.envelope", "_native.read_path")
         ],
         annotate=debug,
         build_dir="build/cython",

@@ -36,16 +36,16 @@ from acgsperf.errors import (
     TierError,
 )
 from acgsperf.fingerprint import canonical, fingerprint, request_key
-from acgsperf.settings import Settings
-from acgsperf.validator import ComplianceValidator, ContextVerdict, ValidatorMetrics
 
 if TYPE_CHECKING:
     from acgsperf.cache import CacheHealth, TieredCache, TieredStats, Written
     from acgsperf.monitor import Alert, AlertKind, AlertState, Monitor, Reading, Targets
     from acgsperf.pool import CloseReason, ConnectionPool, PoolHealth, PoolManager, PoolOptimization, PoolStats
     from acgsperf.service import PerformanceService, PerformanceSummary, ServiceHealth
+    from acgsperf.settings import Settings
     from acgsperf.tiers.postgres import PostgresTier
     from acgsperf.tiers.redis import RedisTier
+    from acgsperf.validator import ComplianceValidator, ContextVerdict, ValidatorMetrics
 
 __all__ = [
     "CONSTITUTIONAL_HASH",
@@ -105,15 +105,17 @@ __all__ = [
     "request_key",
 ]
 
-# asyncio and the clients of servers take longer to import than the rest, and a program that uses only the core needs
-# neither.
+# asyncio, the clients of servers and the settings take longer to import than the rest, and a program that uses only the
+# core needs none of them.
 _LATER = {
     "Alert": "acgsperf.monitor",
     "AlertKind": "acgsperf.monitor",
     "AlertState": "acgsperf.monitor",
     "CacheHealth": "acgsperf.cache",
     "CloseReason": "acgsperf.pool",
+    "ComplianceValidator": "acgsperf.validator",
     "ConnectionPool": "acgsperf.pool",
+    "ContextVerdict": "acgsperf.validator",
     "Monitor": "acgsperf.monitor",
     "PerformanceService": "acgsperf.service",
     "PerformanceSummary": "acgsperf.service",
@@ -125,9 +127,11 @@ _LATER = {
     "Reading": "acgsperf.monitor",
     "RedisTier": "acgsperf.tiers.redis",
     "ServiceHealth": "acgsperf.service",
+    "Settings": "acgsperf.settings",
     "Targets": "acgsperf.monitor",
     "TieredCache": "acgsperf.cache",
     "TieredStats": "acgsperf.cache",
+    "ValidatorMetrics": "acgsperf.validator",
     "Written": "acgsperf.cache",
 }
 

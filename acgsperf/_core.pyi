@@ -28,6 +28,7 @@ class HashValidator:
 @final
 class LRUCache(Generic[_K, _V]):
     on_evict: Callable[[_K, _V, EvictionReason], object] | None
+    answers_until: float | None
     def __new__(
         cls,
         maxsize: int,

@@ -38,7 +38,8 @@ from types import GenericAlias
 
 from acgsperf._native import hdr_codec
 from acgsperf._native.arguments import (
-    checked_callable, checked_hashes, checked_interval_ns, checked_maxsize, checked_percent, checked_ttl_ns,
+    checked_callable, checked_hashes, checked_interval_ns, checked_maxsize, checked_percent, checked_time_ns,
+    checked_ttl_ns,
 )
 from acgsperf._native.hdr_layout import Layout
 from acgsperf._native.types import (
@@ -73,7 +74,7 @@ cdef enum Finding:
 
 
 cdef inline bint is_hexadecimal(uint64_t word) noexcept nogil:
-    """Whether all eight bytes are of 0-9a-f.
+    """Return whether all eight bytes are of 0-9a-f.
 
     Each sum carries into a byte's top bit when the byte is at or past a bound (Mycroft's trick); bytes above 127 are
     excluded first, so no sum carries into the next byte.
@@ -261,6 +262,7 @@ cdef class LRUCache:
     cdef uint64_t version
     cdef uint32_t _maxsize
     cdef int64_t ttl_ns
+    cdef int64_t answers_until_ns
     cdef readonly object ttl
     cdef object clock
     cdef object _on_evict
@@ -277,6 +279,7 @@ cdef class LRUCache:
         self._maxsize = checked_maxsize(maxsize)
         self.ttl_ns = ttl_to_ns(ttl)
         self.ttl = None if ttl is None else float(ttl) if self.ttl_ns != NEVER else float("inf")
+        self.answers_until_ns = NEVER
         self.clock = checked_callable("clock", clock)
         self.on_evict = on_evict
 
@@ -307,6 +310,29 @@ cdef class LRUCache:
     def on_evict(self):
         raise AttributeError("property 'on_evict' of 'LRUCache' object has no deleter")
 
+    @property
+    def answers_until(self):
+        """The time of the cache's clock from which reads miss, while the entries stay; None for never; may be changed.
+
+        It applies to `get`, `cache[key]`, `in` and `setdefault`. `peek` and all other operations ignore it.
+        """
+        cdef int64_t until
+        with cython.critical_section(self):
+            until = self.answers_until_ns
+        return None if until == NEVER else until / 1e9
+
+    @answers_until.setter
+    def answers_until(self, time):
+        cdef int64_t until
+        ns = checked_time_ns("answers_until", time)
+        until = NEVER if ns is None else ns
+        with cython.critical_section(self):
+            self.answers_until_ns = until
+
+    @answers_until.deleter
+    def answers_until(self):
+        raise AttributeError("property 'answers_until' of 'LRUCache' object has no deleter")
+
     cdef int64_t read_clock(self) except? -1:
         """Read the user's clock; 0 if there is none, because `is_expired` then reads the system's only if it must."""
         cdef double now
@@ -326,6 +352,11 @@ cdef class LRUCache:
         if expires_ns - acgsperf_coarse_ns() > ACGSPERF_COARSE_LAG_NS:
             return False
         return acgsperf_monotonic_ns() >= expires_ns
+
+    cdef inline bint answers(self, uint32_t number, int64_t now_ns) noexcept:
+        """Whether a read may return this entry: both its expiry and `answers_until` are later than now."""
+        # The earlier of the two, so that the clock is read once for both.
+        return not self.is_expired(min(self.table.slots[number].expires_ns, self.answers_until_ns), now_ns)
 
     cdef inline int64_t expiry(self, int64_t ttl_ns, int64_t now_ns) noexcept:
         if ttl_ns == NEVER:
@@ -458,9 +489,10 @@ cdef class LRUCache:
         if number == 0:
             self.misses += 1
             return MISSING
-        if self.is_expired(self.table.slots[number].expires_ns, now):
+        if not self.answers(number, now):
             self.misses += 1
-            self.dispose(self.evict(number, True))
+            if self.is_expired(self.table.slots[number].expires_ns, now):
+                self.dispose(self.evict(number, True))
             return MISSING
         self.hits += 1
         ring_touch(&self.table, number)
@@ -511,7 +543,10 @@ cdef class LRUCache:
         return 0
 
     def peek(self, key, default=None, /):
-        """Return the value of a fresh entry, or `default`; neither the order nor the counters change."""
+        """Return the value of a fresh entry, or `default`; neither the order nor the counters change.
+
+        It ignores `answers_until`.
+        """
         cdef Py_hash_t hash = acgsperf_hash(key)
         cdef int64_t now
         cdef uint32_t number
@@ -539,14 +574,14 @@ cdef class LRUCache:
             self.store(key, hash, value, ttl_ns, self.read_clock())
 
     def setdefault(self, key, default=None, /):
-        """Return the value of a key; if it is missing or expired, store `default` first."""
+        """Return the value of a key; if it is missing, expired or past `answers_until`, store `default` first."""
         cdef Py_hash_t hash = acgsperf_hash(key)
         cdef int64_t now
         cdef uint32_t number
         with cython.critical_section(self):
             now = self.read_clock()
             number = self.find(key, hash)
-            if number and not self.is_expired(self.table.slots[number].expires_ns, now):
+            if number and self.answers(number, now):
                 self.hits += 1
                 ring_touch(&self.table, number)
                 return <object> self.table.slots[number].value
@@ -777,7 +812,13 @@ cdef class LRUCache:
         Py_DECREF(<object> removed.key)
 
     def __contains__(self, key, /):
-        return self.peek(key, MISSING) is not MISSING
+        cdef Py_hash_t hash = acgsperf_hash(key)
+        cdef int64_t now
+        cdef uint32_t number
+        with cython.critical_section(self):
+            now = self.read_clock()
+            number = self.find(key, hash)
+            return number != 0 and self.answers(number, now)
 
     def __iter__(self):
         return iter(self.keys())
@@ -897,7 +938,7 @@ cdef complete_type(PyTypeObject *type):
     """Give LRUCache what Cython has no syntax for.
 
     The garbage collector must see the references in the table. A `get` without keywords is called 10 ns faster. `match`
-    recognises a mapping by a flag.
+    recognizes a mapping by a flag.
     """
     global traverse_fields, clear_fields
     traverse_fields, clear_fields = type.tp_traverse, type.tp_clear

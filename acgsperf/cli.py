@@ -19,13 +19,18 @@ try:
     import typer
     from rich.console import Console
     from rich.progress import Progress
+    from typer.core import TyperCommand
 except ImportError as missing:
-    print(f"acgsperf: {missing.name} is not installed: pip install 'acgsperf[cli]'", file=sys.stderr)
+    print(
+        f"acgsperf: {missing.name} is not installed, and the command needs the extra cli: "
+        "pip install 'acgsperf[cli]', or pip install -e '.[cli,embedded]' in a clone",
+        file=sys.stderr,
+    )
     raise SystemExit(2) from None
 
 from acgsperf.workbench.tables import Cell, print_table
 from acgsperf.workbench.trace_formats import TraceFormat
-from acgsperf.workbench.usage import UsageError, choice, explained, number, subset, whole_number
+from acgsperf.workbench.usage import UsageError, choice, counted, explained, number, subset, whole_number
 
 if TYPE_CHECKING:
     from acgsperf.workbench.doctor import Finding
@@ -40,6 +45,22 @@ app = typer.Typer(
 )
 # The class of all usage errors. Its module differs between versions of typer.
 _TyperUsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class _Command(TyperCommand):
+    """A command whose usage line looks the same in every version of typer: `[OPTIONS] HASH...`.
+
+    Arguments are hidden in the list of options, because the help of the command describes them.
+    """
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        pieces = ["[OPTIONS]"]
+        for parameter in self.params:
+            if parameter.param_type_name == "argument":
+                name = f"{parameter.metavar}{'' if parameter.nargs == 1 else '...'}"
+                pieces.append(name if parameter.required else f"[{name}]")
+        return pieces
+
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 # A longer list of requests would take hours to prepare, and gigabytes.
@@ -68,14 +89,9 @@ def options(
     """
 
 
-@app.command(short_help="Replay a trace.")
+@app.command(cls=_Command, short_help="Replay a trace.")
 def replay(
-    trace: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="TRACE", show_default=False, help="A trace file, - for the standard input. Default: synthetic."
-        ),
-    ] = None,
+    trace: Annotated[str | None, typer.Argument(metavar="TRACE", hidden=True)] = None,
     trace_format: Annotated[
         str | None,
         typer.Option(
@@ -96,6 +112,8 @@ def replay(
 ) -> None:
     """Send every request of TRACE through a service, and compare its speed with the targets.
 
+    TRACE is a file, or - for the standard input. Without TRACE, the requests are synthetic.
+
     The service uses a private Redis and PostgreSQL, or those that REDIS_URL and DATABASE_URL name. The exit status is 1
     if a target was missed.
     """
@@ -108,7 +126,7 @@ def replay(
     }
     used = subset("--tiers", tiers, "l1", ("l2", "l3"))
     if trace is None and trace_format is not None:
-        raise UsageError(f"--format {trace_format} needs a TRACE, and there is none")
+        raise UsageError(f"--format {trace_format} needs a TRACE argument")
     if trace is not None and seed is not None:
         raise UsageError(f"--seed {seed} is for the synthetic workload, and cannot be used with the trace {trace}")
     if trace is None:
@@ -133,7 +151,7 @@ def _synthetic(count: int, seed: int) -> "Load":
 
 
 def _recorded(path: str, trace_format: str | None, count: int | None) -> "tuple[Load, dict[str, Any]]":
-    """The load, and a description of its source."""
+    """Return the load, and a description of its source."""
     from acgsperf.workbench.replay import Load
     from acgsperf.workbench.traces import Trace
 
@@ -173,11 +191,15 @@ def _replay(load: "Load", tiers: frozenset[str], arguments: dict[str, Any]) -> "
 
 
 def _print_report(report: "Report", source: dict[str, Any] | None) -> None:
-    title = f"{report.requests:,} requests in {report.seconds:.2f} s, {report.loads:,} read from PostgreSQL"
+    title = counted(report.requests, "request")
+    if report.refused:
+        number = "all" if report.refused == report.requests else f"{report.refused:,} of them"
+        title += f", {number} refused by the compliance gate,"
+    title += f" in {report.seconds:.2f} s, {report.loads:,} read from PostgreSQL"
     if source is not None:
         title += f", format {source['format']}"
         if source["skipped"]:
-            title += f", {source['skipped']:,} of {source['lines']:,} lines skipped"
+            title += f", {source['skipped']:,} of {counted(source['lines'], 'line')} skipped"
     rows: list[list[Cell]] = []
     for row in report.rows:
         status: Cell = "" if row.met is None else "met" if row.met else ("missed", "bold red")
@@ -185,7 +207,7 @@ def _print_report(report: "Report", source: dict[str, Any] | None) -> None:
     print_table(Console(), ("Metric", "Target", "Achieved", "Status"), rows, title=title)
 
 
-@app.command(short_help="Compare with other libraries.")
+@app.command(cls=_Command, short_help="Compare with other libraries.")
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Few repetitions. Do not quote the figures.")] = False,
     as_json: _Json = False,
@@ -206,7 +228,7 @@ def bench(
         results.print(Console())
 
 
-@app.command(short_help="Check this machine.")
+@app.command(cls=_Command, short_help="Check this machine.")
 def doctor(as_json: _Json = False) -> None:
     """Check that a service can run here: extension, settings, servers, versions, clocks.
 
@@ -231,12 +253,14 @@ async def _findings() -> "list[Finding]":
     return [finding async for finding in examine(os.environ)]
 
 
-@app.command(short_help="Check hashes.")
+@app.command(cls=_Command, short_help="Check hashes.")
 def validate(
-    hashes: Annotated[list[str], typer.Argument(metavar="HASH...", help="Hashes as a client sends them.")],
+    hashes: Annotated[list[str], typer.Argument(metavar="HASH", hidden=True)],
     as_json: _Json = False,
 ) -> None:
-    """Print whether a service here accepts each HASH. The exit status is 1 if it does not accept one.
+    """Print whether a service here accepts each HASH, as a client sends it.
+
+    The exit status is 1 if it does not accept one.
 
     CONSTITUTIONAL_HASH names the accepted hashes, separated by commas.
     """
@@ -255,14 +279,17 @@ def validate(
     raise typer.Exit(not all(verdicts))
 
 
-@app.command(short_help="Read a running service.")
+@app.command(cls=_Command, short_help="Read a running service.")
 def stats(
-    url: Annotated[str, typer.Argument(help="A page of metrics, for example http://localhost:8000/metrics.")],
+    url: Annotated[str, typer.Argument(metavar="URL", hidden=True)],
     namespace: Annotated[str, typer.Option(metavar="NAME", help="Prefix of the metrics' names.")] = "acgsperf",
     timeout: Annotated[str, typer.Option(metavar="SECONDS", help="Deadline for the whole page.")] = "5",
     as_json: _Json = False,
 ) -> None:
-    """Print requests, latencies, hit rates and pools of a running service."""
+    """Print requests, latencies, hit rates and pools of a running service.
+
+    URL is its page of metrics, for example http://localhost:8000/metrics.
+    """
     from acgsperf.workbench import scrape
 
     seconds = number("--timeout", timeout, 0.001, 3600)
@@ -298,8 +325,8 @@ def main() -> NoReturn:
     except SystemExit as ending:
         # A signal that came while servers ran; they are stopped now.
         status = ending.code if isinstance(ending.code, int) else 1
-        if status == 128 + signal.SIGINT:
-            _complain("interrupted", status)
+        if (ended := interrupts.ENDINGS.get(status - 128)) is not None:
+            _complain(ended, status)
     interrupts.ignore()
     sys.exit(status)
 

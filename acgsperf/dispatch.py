@@ -12,6 +12,7 @@ __all__ = [
     "HashValidator",
     "LRUCache",
     "LatencyHistogram",
+    "ReadPath",
     "Timer",
     "canonical",
     "fingerprint",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
     from acgsperf._native.canonical import canonical, fingerprint, request_key
     from acgsperf._native.envelope import unseal_many
+    from acgsperf._native.read_path import ReadPath
 else:
     # All or none, so that IMPLEMENTATION is true of all.
     _pure = os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" or find_spec("acgsperf._native.built_pure") is not None
@@ -55,6 +57,7 @@ else:
         try:
             from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
             from acgsperf._native.canonical import canonical, fingerprint, request_key
+            from acgsperf._native.read_path import ReadPath
 
             if find_spec(_READER) is None:
                 raise ModuleNotFoundError(f"No module named {_READER!r}", name=_READER)
@@ -64,6 +67,7 @@ else:
     if _pure:
         from acgsperf._native.canonical_py import canonical, fingerprint, request_key
         from acgsperf._native.core_py import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
+        from acgsperf._native.read_path_py import ReadPath
 
     def __getattr__(name: str) -> object:
         """Import the reader of envelopes when a tier needs it: msgspec, which it uses, takes long to import."""

@@ -66,6 +66,10 @@ class TierError(AcgsperfError):
     """A tier that is not open, or that belongs to another event loop or process."""
 
 
+class BackplaneError(AcgsperfError):
+    """A table that cannot be watched."""
+
+
 class CacheError(AcgsperfError):
     """A tiered cache that is not open, or that belongs to another event loop."""
 

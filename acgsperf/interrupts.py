@@ -27,17 +27,18 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What the command prints when a signal ends it.
+ENDINGS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_SIGNALS = tuple(ENDINGS)
 
 
 def exit_now(number: int, frame: FrameType | None) -> None:
-    """Signal handler: ends the process at once, with one line for Ctrl-C and the usual exit status."""
+    """Signal handler: ends the process at once, with one line and the usual exit status."""
     ignore()
-    if number == signal.SIGINT:
-        try:  # noqa: SIM105 - contextlib is not loaded yet
-            os.write(2, b"acgsperf: interrupted\n")
-        except OSError:
-            pass
+    try:  # noqa: SIM105 - contextlib is not loaded yet
+        os.write(2, f"acgsperf: {ENDINGS[number]}\n".encode())
+    except OSError:
+        pass
     os._exit(128 + number)
 
 
@@ -55,7 +56,7 @@ def ignore() -> None:
 
 
 def is_command() -> bool:
-    """Whether this process is the command `acgsperf`, by its own name or as `python -m acgsperf`."""
+    """Return whether this process is the command `acgsperf`, by its own name or as `python -m acgsperf`."""
     name = os.path.basename(sys.argv[0]) if getattr(sys, "argv", None) else ""  # noqa: PTH119 - pathlib loads slowly
     if name == "-m" and "-m" in sys.orig_argv:
         # The package of `python -m PACKAGE` is being imported.

@@ -30,7 +30,10 @@ class _Lookups:
             lookup = self._in_flight.get(host)
             if lookup is None:
                 if len(self._in_flight) >= MAX_LOOKUPS:
-                    raise OSError(f"cannot look up {host!r}: {MAX_LOOKUPS} lookups of other names have no answer yet")
+                    raise OSError(
+                        f"cannot look up {host!r}: {MAX_LOOKUPS} lookups of other names have no answer yet;"
+                        " the name server may be down"
+                    )
                 lookup = self._in_flight[host] = Future()
                 # A running lookup cannot be cancelled, so that a caller that is cancelled does not harm the others.
                 lookup.set_running_or_notify_cancel()

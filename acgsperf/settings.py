@@ -59,7 +59,7 @@ class Settings:
         p50_latency_target_ms, p95_latency_target_ms, p99_latency_target_ms: the latency targets, in milliseconds.
         throughput_target_rps: the throughput target, in requests per second.
         monitoring_interval_s: time between two evaluations of the metrics, in seconds.
-        optimization_interval_s: time between two optimisations, in seconds.
+        optimization_interval_s: time between two optimizations, in seconds.
         workers_directory: the directory in which the processes of one service on this machine share their metrics; None
             for one process, or if each reports for itself.
 

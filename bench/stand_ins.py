@@ -13,7 +13,7 @@ _HOUR = 3600
 
 
 class PlainValidator:
-    """A memoised method over sets and a regular expression."""
+    """A memoized method over sets and a regular expression."""
 
     def __init__(self) -> None:
         self.good = {CONSTITUTIONAL_HASH}

@@ -1,19 +1,29 @@
-"""An L1 hit of the tiered cache, compared with its lower bound and with the memory backends of other libraries.
+"""Hits of the tiered cache, compared with what a user would call instead.
 
-Run `pytest bench/test_cache.py` with `acgsperf[bench]`. One call is 1,000 awaited hits in one turn of the event loop.
+Run `pytest bench/test_cache.py` with `acgsperf[bench]`. For L1, one call is 1,000 awaited hits in one turn of the event
+loop, compared with their lower bound and with the memory backends of other libraries. For L2 and L3, one call is
+20,000 hits of different keys by 50 callers through `TieredCache.get`, compared with the bare clients. L1 is too small
+to answer, and nothing is promoted to it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import aiocache
+import asyncpg
 import cashews
 import pytest
+import redis.asyncio
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from acgsperf import LRUCache
 from acgsperf.cache import TieredCache
+from acgsperf.tiers.postgres import PostgresTier
+from acgsperf.tiers.redis import RedisTier
+from acgsperf.workbench.embedded import Servers, embedded_servers
 
 KEYS = [f"key {i}" for i in range(1_000)]
 
@@ -82,3 +92,100 @@ def test_l1_hit(benchmark: BenchmarkFixture, contestant: str) -> None:
         calls = runner.run(CONTESTANTS[contestant]())
         loop = runner.get_loop()
         benchmark(lambda: loop.run_until_complete(calls()))
+
+
+CALLERS = 50
+MANY_KEYS = [f"key {i}" for i in range(20_000)]
+VALUE = {"id": 7, "name": "Ada", "tags": ["a", "b", "c"], "text": "x" * 100}
+_NEVER = 1_000_000
+
+_Get = Callable[[str], Awaitable[Any]]
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    with embedded_servers() as found:
+        yield found
+
+
+async def tiered_cache_l2(servers: Servers, stack: AsyncExitStack) -> _Get:
+    return await _filled(stack, RedisTier(str(servers.redis_url), deadline=5), None)
+
+
+async def redis_py(servers: Servers, stack: AsyncExitStack) -> _Get:
+    client = redis.asyncio.Redis.from_url(str(servers.redis_url), protocol=2)
+    stack.push_async_callback(client.aclose)
+    text = json.dumps(VALUE)
+    await client.mset({f"plain {key}": text for key in MANY_KEYS})
+
+    async def get(key: str) -> object:
+        return json.loads(await client.get(f"plain {key}"))
+
+    return get
+
+
+async def tiered_cache_l3(servers: Servers, stack: AsyncExitStack) -> _Get:
+    return await _filled(stack, None, PostgresTier(str(servers.database_url), deadline=5))
+
+
+async def asyncpg_pool(servers: Servers, stack: AsyncExitStack) -> _Get:
+    pool = await stack.enter_async_context(asyncpg.create_pool(servers.database_url))
+    await pool.execute("CREATE TABLE IF NOT EXISTS bench_many (key text PRIMARY KEY, value text)")
+    await pool.execute(
+        "INSERT INTO bench_many SELECT unnest($1::text[]), $2 ON CONFLICT DO NOTHING", MANY_KEYS, json.dumps(VALUE)
+    )
+    await pool.execute("ANALYZE bench_many")
+
+    async def get(key: str) -> object:
+        return json.loads(await pool.fetchval("SELECT value FROM bench_many WHERE key = $1", key))
+
+    return get
+
+
+async def _filled(stack: AsyncExitStack, l2: RedisTier | None, l3: PostgresTier | None) -> _Get:
+    cache = TieredCache[Any](
+        LRUCache(10), l2, l3, namespace="bench", deadline=5, promotion_threshold=_NEVER, demotion=False
+    )
+    await stack.enter_async_context(cache)
+    for at in range(0, len(MANY_KEYS), len(KEYS)):
+        written = await cache.set_many(dict.fromkeys(MANY_KEYS[at : at + len(KEYS)], VALUE))
+        assert all(one.everywhere for one in written.values())
+    return cache.get
+
+
+LOWER_TIERS = {
+    "L2": {"acgsperf TieredCache.get": tiered_cache_l2, "redis-py get + json.loads": redis_py},
+    "L3": {"acgsperf TieredCache.get": tiered_cache_l3, "asyncpg fetchval + json.loads": asyncpg_pool},
+}
+
+
+@pytest.mark.parametrize(
+    ("tier", "contestant"), [(tier, name) for tier, names in LOWER_TIERS.items() for name in names]
+)
+def test_lower_tier_hit(benchmark: BenchmarkFixture, servers: Servers, tier: str, contestant: str) -> None:
+    benchmark.group = f"await cache.get(key), {tier} hit, {CALLERS} callers, {len(MANY_KEYS):,} keys"
+    benchmark.extra_info["operations"] = len(MANY_KEYS)
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+
+        async def ready() -> _Get:
+            return await LOWER_TIERS[tier][contestant](servers, stack)
+
+        get = runner.run(ready())
+
+        async def caller(number: int) -> int:
+            hits = 0
+            for key in MANY_KEYS[number::CALLERS]:
+                hits += await get(key) is not None
+            return hits
+
+        async def all_callers() -> None:
+            # A miss is answered faster than a hit.
+            assert sum(await asyncio.gather(*map(caller, range(CALLERS)))) == len(MANY_KEYS)
+
+        async def check() -> None:
+            assert await get(MANY_KEYS[0]) == VALUE
+
+        runner.run(check())
+        benchmark.pedantic(lambda: runner.run(all_callers()), rounds=10, warmup_rounds=1)
+        runner.run(stack.aclose())

@@ -32,7 +32,7 @@ _Contestants = dict[str, Callable[[], object]]
 def validators() -> _Contestants:
     core, compat, plain = HashValidator(), UltraFastConstitutionalValidator(), PlainValidator()
 
-    # One loop per contestant, which looks up the method like a caller: the interpreter specialises it for one type.
+    # One loop per contestant, which looks up the method like a caller: the interpreter specializes it for one type.
     def core_calls() -> None:
         for _ in KEYS:
             core.validate(CONSTITUTIONAL_HASH)
@@ -48,7 +48,7 @@ def validators() -> _Contestants:
     return {
         "HashValidator.validate": core_calls,
         "compat validate_hash": compat_calls,
-        "plain memoised method": plain_calls,
+        "plain memoized method": plain_calls,
     }
 
 
@@ -102,7 +102,7 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-@pytest.mark.parametrize("contestant", ["HashValidator.validate", "compat validate_hash", "plain memoised method"])
+@pytest.mark.parametrize("contestant", ["HashValidator.validate", "compat validate_hash", "plain memoized method"])
 def test_validation(benchmark: BenchmarkFixture, contestant: str) -> None:
     benchmark.group = "validate a valid hash"
     benchmark.extra_info["operations"] = len(KEYS)

@@ -1,4 +1,4 @@
-"""A request that L1 answers, compared with an empty coroutine; and the time of a monitoring and an optimisation round.
+"""A request that L1 answers, compared with an empty coroutine; and the time of a monitoring and an optimization round.
 
 Run `pytest bench/test_service.py` with `acgsperf[bench]`. One call of the first group is 1,000 requests in one turn
 of the event loop. Divide a time of the second group by its interval (30 s and 60 s) to get its share of a core.

@@ -1,4 +1,4 @@
-"""What all tests share: servers (private ones unless REDIS_URL and DATABASE_URL name others), and one to kill."""
+"""What all tests share: a clock, servers (private unless REDIS_URL and DATABASE_URL name others), and one to kill."""
 
 import asyncio
 import os
@@ -18,6 +18,24 @@ from acgsperf.workbench.server_processes import PrivatePostgres
 
 # A shell lets its background jobs ignore SIGINT, and so do the commands that they start and that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Clock:
+    """A clock that moves only when a test advances it."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
 
 
 class Victim:
@@ -47,7 +65,7 @@ class Victim:
         self._process.wait(10)
 
     def start(self) -> None:
-        """After a kill; returns when the server accepts connections."""
+        """Return when the server accepts connections after a kill."""
         self._server.start(lambda: None)
 
     def freeze(self) -> None:
@@ -139,7 +157,7 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture
 def check_nothing_left() -> Callable[[Path], None]:
-    """Fails if a folder still has directories of private servers, or processes that use them."""
+    """Fail if a folder still has directories of private servers, or processes that use them."""
 
     def check(folder: Path) -> None:
         assert list(folder.glob("acgs-*")) == []

@@ -16,7 +16,7 @@ import asyncpg
 import pytest
 
 COMMAND = [sys.executable, "-W", "error", "-m", "acgsperf"]
-REPORT = {"requests", "seconds", "loads", "rows", "met"}
+REPORT = {"requests", "refused", "seconds", "loads", "rows", "met"}
 ROW = {"metric", "target", "achieved", "met", "value"}
 
 
@@ -43,6 +43,22 @@ def test_help_names_the_commands():
     assert "replay" in done.stdout
     assert "bench" in done.stdout
     assert "stats" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("replay", "[OPTIONS] [TRACE]"),
+        ("bench", "[OPTIONS]"),
+        ("validate", "[OPTIONS] HASH..."),
+        ("stats", "[OPTIONS] URL"),
+    ],
+)
+def test_the_usage_of_a_command_has_the_usual_form(command, usage):
+    done = acgsperf(command, "--help", COLUMNS="100")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"acgsperf {command} {usage}\n" in done.stdout
+    assert "<" not in done.stdout
 
 
 def test_version_is_one_line():
@@ -75,6 +91,25 @@ def test_a_missed_target_is_status_1(database, tmp_path):
     assert done.returncode == 1
     assert done.stderr == ""
     assert not json.loads(done.stdout)["met"]
+
+
+def test_a_trace_whose_requests_are_all_refused_meets_no_target_that_needs_answers(database, tmp_path):
+    trace = tmp_path / "refused.jsonl"
+    trace.write_text("".join(f'{{"constitutional_hash": "{0:016}", "id": {i}}}\n' for i in range(100)))
+    done = acgsperf("replay", trace, COLUMNS="200", **database)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[0].startswith("100 requests, all refused by the compliance gate, in ")
+    for metric in ("P50 latency", "P95 latency", "P99 latency", "Throughput", "Cache hit rate"):
+        (line,) = (line for line in done.stdout.splitlines() if line.startswith(metric))
+        assert re.search(r"not measured +missed\s*$", line), line
+
+
+def test_a_count_of_one_is_in_the_singular(database, tmp_path):
+    done = acgsperf("replay", "--requests", "1", COLUMNS="200", **database)
+    assert re.match(r"1 request in \d", done.stdout)
+    trace = tmp_path / "trace"
+    trace.write_text("<a>\n")
+    assert "looked at 1 line, which is '<a>'" in acgsperf("replay", trace).stderr
 
 
 def test_a_trace_may_be_cut_short(database, tmp_path):
@@ -119,7 +154,7 @@ COMMANDS = "bench, doctor, replay, stats or validate"
             ["replay", "--seed", "1.5"],
             "--seed must be a whole number from -9,223,372,036,854,775,808 to 9,223,372,036,854,775,807, got '1.5'",
         ),
-        (["replay", "--format", "jsonl"], "--format jsonl needs a TRACE, and there is none"),
+        (["replay", "--format", "jsonl"], "--format jsonl needs a TRACE argument"),
         (
             ["replay", "a.log", "--format", "csv"],
             "--format must be int32, int64, text, jsonl, access-log or json-log, got 'csv'",
@@ -130,6 +165,8 @@ COMMANDS = "bench, doctor, replay, stats or validate"
         ),
         (["replay", "--tiers", "l2"], "--tiers must be l1, or l1 with l2, l3, got 'l2'"),
         (["replay", "--tiers", "l1,l4"], "--tiers must be l1, or l1 with l2, l3, got 'l1,l4'"),
+        (["replay", "--tiers", "l1,l1"], "--tiers must have each name once, got 'l1,l1'"),
+        (["replay", "--tiers", "l1,L2,l2"], "--tiers must have each name once, got 'l1,L2,l2'"),
         (["replay", "one", "two"], f"there is one argument too many, 'two'{HELP}"),
         (["replay", "/nowhere/at all"], "/nowhere/at all: cannot be read: No such file or directory"),
         (["replay", "/"], "/: cannot be read: Is a directory"),
@@ -286,7 +323,7 @@ SIGNALS = pytest.mark.parametrize(
     [
         (signal.SIGINT, 1, 130, "acgsperf: interrupted\n"),
         (signal.SIGINT, 3, 130, "acgsperf: interrupted\n"),
-        (signal.SIGTERM, 1, 143, ""),
+        (signal.SIGTERM, 1, 143, "acgsperf: terminated\n"),
     ],
     ids=["SIGINT", "SIGINT-thrice", "SIGTERM"],
 )
@@ -387,6 +424,17 @@ def test_ctrl_c_while_the_standard_input_is_read_is_one_line(scratch):
         assert process.stderr.read().endswith("acgsperf: interrupted\n")
 
 
+def test_sigterm_while_modules_are_imported_is_one_line(scratch):
+    with start(scratch, "replay", python=("-X", "importtime")) as process:
+        for line in process.stderr:
+            if line.rstrip().endswith(" typer"):
+                break
+        press(process, signal.SIGTERM, 1)
+        process.wait(60)
+        assert process.returncode == 143
+        assert process.stderr.read().endswith("acgsperf: terminated\n")
+
+
 def test_ctrl_c_while_a_page_is_fetched_is_one_line(scratch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
@@ -416,7 +464,11 @@ def without(modules, *arguments):
 def test_a_missing_extra_says_how_to_install_it(module):
     done = without([module], "--version")
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"acgsperf: \S+ is not installed: pip install 'acgsperf\[cli\]'\n", done.stderr)
+    assert re.fullmatch(
+        r"acgsperf: \S+ is not installed, and the command needs the extra cli: pip install 'acgsperf\[cli\]', "
+        r"or pip install -e '\.\[cli,embedded\]' in a clone\n",
+        done.stderr,
+    )
 
 
 def test_a_comparison_runs_and_names_who_is_left_out():
@@ -425,6 +477,16 @@ def test_a_comparison_runs_and_names_who_is_left_out():
     comparison = json.loads(done.stdout)
     assert {"cachetools", "moka-py"} <= set(comparison["left_out"])
     assert {"acgsperf", "dict"} <= {result["contestant"] for result in comparison["results"]}
+
+
+def test_a_long_line_of_doctor_is_continued_under_its_subject(servers):
+    environ = {"REDIS_URL": servers.redis_url, "DATABASE_URL": servers.database_url, "DB_POOL_MAX_SIZE": "5000"}
+    lines = acgsperf("doctor", **environ, COLUMNS="40").stdout.splitlines()
+    first = [line for line in lines if re.match(r"(ok|warning) ", line)]
+    assert len(first) == 5 < len(lines)
+    assert {len(line) - len(line.lstrip()) for line in lines if line not in first} == {8}
+    lines = acgsperf("doctor", **environ, COLUMNS="70").stdout.splitlines()
+    assert {len(line) - len(line.lstrip()) for line in lines if not re.match(r"(ok|warning) ", line)} == {19}
 
 
 def test_doctor_prints_a_line_each_and_its_status_tells(servers):

@@ -39,7 +39,7 @@ def build(source, target, **environment):
 
 @pytest.fixture(scope="module")
 def make_clone(tmp_path_factory):
-    """Copies what git holds of the package."""
+    """Copy what git holds of the package."""
 
     def make():
         clone = tmp_path_factory.mktemp("clone")
@@ -90,7 +90,7 @@ def test_a_wheels_metadata_names_the_project(wheel):
 
 @pytest.fixture
 def bare_python(tmp_path_factory):
-    """Runs an interpreter that has the dependencies and build tools of this one, but not the package."""
+    """Run an interpreter that has the dependencies and build tools of this one, but not the package."""
     folder = tmp_path_factory.mktemp("venv")
     made = run(sys.executable, "-m", "venv", "--without-pip", str(folder))
     assert made.returncode == 0, made.stderr

@@ -144,6 +144,18 @@ def checked_ttl_ns(ttl: SupportsFloat | None) -> int | None:
     return max(1, round(seconds * 1e9))
 
 
+def checked_time_ns(name: str, value: SupportsFloat | None) -> int | None:
+    """Accept a time of a clock in seconds; return whole nanoseconds, None for never."""
+    if value is None:
+        return None
+    seconds = _checked_real(name, "a number of seconds or None", value)
+    if math.isnan(seconds):
+        raise ValueError(f"{name} must be a time, got {value!r}")
+    if seconds * 1e9 >= LONGEST_NS:
+        return None
+    return round(max(seconds * 1e9, -LONGEST_NS))
+
+
 def checked_interval_ns(latency_ns: int, expected_interval_ns: SupportsIndex) -> int:
     """Accept an interval by which a latency can be corrected."""
     interval = checked_int("expected_interval_ns", expected_interval_ns)

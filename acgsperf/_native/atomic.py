@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable
 from functools import wraps
+from types import FunctionType
 from typing import Final, NoReturn, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
@@ -53,14 +54,50 @@ def atomic(function: Callable[_P, _R]) -> Callable[_P, _R]:
     return exclusive(function)
 
 
-class FinalType:
+_FINISHED: Final[set[type]] = set()
+
+
+class _Immutable(type):
+    """The type of classes whose attributes cannot be set or deleted after `finish`."""
+
+    def __setattr__(cls, name: str, value: object) -> None:
+        cls._check(name)
+        super().__setattr__(name, value)
+
+    def __delattr__(cls, name: str) -> None:
+        cls._check(name)
+        super().__delattr__(name)
+
+    def _check(cls, name: str) -> None:
+        if cls in _FINISHED:
+            raise TypeError(f"cannot set {name!r} attribute of immutable type '{qualified(cls)}'")
+
+
+class FinalType(metaclass=_Immutable):
     """Refuses subclasses of its subclasses, and pickling, as the compiled types do."""
 
     __slots__ = ()
 
     def __init_subclass__(cls) -> None:
         if FinalType not in cls.__bases__:
-            raise TypeError(f"type '{cls.__mro__[1].__name__}' is not an acceptable base type")
+            raise TypeError(f"type '{qualified(cls.__mro__[1])}' is not an acceptable base type")
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"cannot pickle '{type(self).__name__}' object")
+
+
+def qualified(kind: type) -> str:
+    """The name of a type in the messages of compiled code: without the module if that is `builtins`."""
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def finish(kind: type[FinalType], module: str) -> None:
+    """Give a class the module of its twin, and signatures without annotations; nothing can change it from now on."""
+    kind.__module__ = module
+    for attribute in vars(kind).values():
+        # What a static method, a class method or a decorator holds.
+        function = getattr(attribute, "__func__", attribute)
+        while isinstance(function, FunctionType):
+            function.__annotations__ = {}
+            function = getattr(function, "__wrapped__", None)
+    _FINISHED.add(kind)

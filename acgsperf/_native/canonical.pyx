@@ -27,8 +27,6 @@ from acgsperf._native.python cimport (
     PyUnicode_GET_LENGTH, PyUnicode_IS_COMPACT_ASCII,
 )
 
-from hashlib import sha256
-
 from xxhash import xxh3_128_hexdigest
 
 from acgsperf._native import canonical_py
@@ -40,6 +38,7 @@ cdef extern from "platform.h":
 IMPLEMENTATION = "c"
 
 cdef object hexdigest = xxh3_128_hexdigest
+cdef object sha256 = None
 cdef object encode_py = canonical_py.canonical
 cdef int MAX_DEPTH = canonical_py.MAX_DEPTH
 cdef Py_ssize_t MAX_KEY_BYTES = canonical_py.MAX_KEY_BYTES
@@ -100,7 +99,16 @@ def request_key(request, /):
     cdef bytes key = encoded(request)
     if len(key) <= MAX_KEY_BYTES:
         return PyUnicode_DecodeLatin1(PyBytes_AS_STRING(<PyObject *> key), len(key), NULL)
-    return "sha256:" + sha256(key).hexdigest()
+    return "sha256:" + digest(key)
+
+
+cdef str digest(bytes key):
+    """Return the SHA-256 of a key. OpenSSL, which hashlib loads, takes long to import and few programs need it."""
+    global sha256
+    if sha256 is None:
+        import hashlib
+        sha256 = hashlib.sha256
+    return sha256(key).hexdigest()
 
 
 def canonical(request, /):
@@ -343,7 +351,7 @@ cdef void *enlarged(
 
 
 cdef inline bint precedes(const char *text, const Pair *one, const Pair *other) noexcept nogil:
-    """Whether one pair precedes another. No key's bytes are a prefix of another's, so pairs sort as their keys do."""
+    """Return whether one pair precedes another. No key's bytes are a prefix of another's: pairs sort as keys do."""
     return memcmp(text + one.start, text + other.start, min(one.size, other.size)) < 0
 
 

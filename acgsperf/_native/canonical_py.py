@@ -7,7 +7,6 @@ encode itself. So this module defines the canonical bytes, and rejects what has 
 import math
 import struct
 from collections.abc import Callable, Mapping
-from hashlib import sha256
 from typing import Final
 
 from xxhash import xxh3_128_hexdigest
@@ -28,7 +27,11 @@ def fingerprint(request: object, /) -> str:
 def request_key(request: object, /) -> str:
     """Return the cache key of a request."""
     key = canonical(request)
-    return key.decode("latin-1") if len(key) <= MAX_KEY_BYTES else "sha256:" + sha256(key).hexdigest()
+    if len(key) <= MAX_KEY_BYTES:
+        return key.decode("latin-1")
+    import hashlib  # takes long to import, and few programs need it
+
+    return "sha256:" + hashlib.sha256(key).hexdigest()
 
 
 def canonical(request: object, /) -> bytes:

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from acgsperf._native.atomic import finish
 from acgsperf._native.histogram_py import LatencyHistogram, Timer
 from acgsperf._native.lru_py import LRUCache
 from acgsperf._native.validator_py import HashValidator
@@ -12,4 +13,4 @@ IMPLEMENTATION: Final = "python"
 
 # The twin of `_core` is this module, in however many files.
 for _class in (HashValidator, LRUCache, LatencyHistogram, Timer):
-    _class.__module__ = __name__
+    finish(_class, __name__)

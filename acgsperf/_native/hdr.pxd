@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""The counts of a HdrHistogram, in plain C: no Python code runs in here.  `hdr_layout.py` describes their layout.
+"""The counts of a HdrHistogram, in plain C: no Python code runs in here. `hdr_layout.py` describes their layout.
 
 Only the slots from the smallest to the largest recorded value are read, so that pages that were never written are never
 read.  If anything was counted, the first and the last of these slots are not zero.
@@ -110,7 +110,7 @@ cdef inline void hdr_merge(Counts *counts, const Counts *other) noexcept nogil:
 
 
 cdef inline bint hdr_equal(const Counts *one, const Counts *other) noexcept nogil:
-    """Whether two histograms of one layout have counted the same."""
+    """Return whether two histograms of one layout have counted the same."""
     cdef Py_ssize_t first = hdr_first(one), end = hdr_end(one)
     return (
         one.total == other.total and first == hdr_first(other) and end == hdr_end(other)

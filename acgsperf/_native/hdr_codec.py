@@ -76,7 +76,7 @@ def decode(blob: bytes) -> tuple[Layout, Sequence[int], Sequence[int], int, int]
 
 
 def cumulative(blob: bytes, bounds_ns: Sequence[int]) -> tuple[list[int], int, int]:
-    """How many latencies of a histogram lie within each bound, as histograms of fixed buckets count them.
+    """Return how many latencies of a histogram lie within each bound, as histograms of fixed buckets count them.
 
     A slot is within a bound when its smallest latency is: what was recorded at the bound is counted, and so may be what
     lies above it by less than the width of a slot.
@@ -115,30 +115,30 @@ def _checksum(packed: bytes, smallest: int, largest: int) -> int:
 def _unpack(data: bytes) -> tuple[Layout, bytes, tuple[int, int] | None]:
     cookie, length = _ENVELOPE.unpack_from(data)
     if cookie != _COMPRESSED_COOKIE:
-        raise ValueError(f"its cookie must be {_COMPRESSED_COOKIE:#x}, got {cookie:#x}")
+        raise ValueError(f"the blob's cookie must be {_COMPRESSED_COOKIE:#x}, got {cookie:#x}")
     packed = data[_ENVELOPE.size :]
     if length != len(packed):
-        raise ValueError(f"{length} bytes announced, got {len(packed)}")
+        raise ValueError(f"the blob announces {length} compressed bytes, got {len(packed)}")
     inflater = zlib.decompressobj()
     head = inflater.decompress(packed, _HEADER.size)
     cookie, length, offset, figures, lowest_ns, highest_ns, ratio = _HEADER.unpack(head)
     if cookie != _COOKIE:
-        raise ValueError(f"its inner cookie must be {_COOKIE:#x}, got {cookie:#x}")
+        raise ValueError(f"the blob's inner cookie must be {_COOKIE:#x}, got {cookie:#x}")
     if offset != 0 or ratio != 1.0:
-        raise ValueError("it is normalised or scaled, which is not supported")
+        raise ValueError("the blob is normalized or scaled, which is not supported")
     layout = Layout(lowest_ns, highest_ns, figures)
     if not 0 <= length <= layout.length * _LONGEST_VARINT:
-        raise ValueError(f"{length} bytes of counts announced for {layout.length} counts")
+        raise ValueError(f"the header announces {length} bytes of counts, which cannot hold {layout.length} counts")
     if length > _most_bytes(len(packed)):
-        raise ValueError(f"{length} bytes of counts announced in {len(packed)} compressed ones")
+        raise ValueError(f"the header announces {length} bytes of counts, too many for {len(packed)} compressed bytes")
     payload = inflater.decompress(inflater.unconsumed_tail, length + 1)
     if len(payload) != length or not inflater.eof:
-        raise ValueError(f"{length} bytes of counts announced, got {len(payload)}")
+        raise ValueError(f"the header announces {length} bytes of counts, got {len(payload)}")
     if not inflater.unused_data:
         return layout, payload, None
     smallest, largest, checksum = _EXTREMES.unpack(inflater.unused_data)
     if checksum != _checksum(packed[: -_EXTREMES.size], smallest, largest):
-        raise ValueError("the checksum of its extremes is wrong")
+        raise ValueError("checksum of min and max is wrong")
     return layout, payload, (smallest, largest)
 
 
@@ -149,9 +149,9 @@ def _extremes(layout: Layout, slots: Sequence[int], extremes: tuple[int, int] | 
         return layout.lowest_of(slots[0]), min(layout.highest_of(slots[-1]), layout.highest_ns)
     smallest, largest = extremes
     if not 0 <= smallest <= largest <= layout.highest_ns:
-        raise ValueError(f"its extremes must be ascending latencies, got {smallest} and {largest}")
+        raise ValueError(f"min and max must be ascending latencies, got {smallest} and {largest}")
     if (layout.index_of(smallest), layout.index_of(largest)) != (slots[0], slots[-1]):
-        raise ValueError(f"its extremes must be in the first and the last bucket, got {smallest} and {largest}")
+        raise ValueError(f"min and max must be in the first and the last bucket, got {smallest} and {largest}")
     return extremes
 
 
@@ -181,7 +181,7 @@ def _counts(layout: Layout, payload: bytes) -> tuple[Sequence[int], Sequence[int
             raise ValueError(f"more than {length} counts")
         zigzag = shift = 0
     if shift:
-        raise ValueError("its last count is cut off")
+        raise ValueError("the last count is cut off")
     # Half of what a histogram can count: there is room for as many again.
     if sum(counts) > 2**62:
         raise ValueError("more than 2**62 latencies")

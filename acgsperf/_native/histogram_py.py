@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, Self, SupportsIndex
 
 from acgsperf._native import hdr_codec
 from acgsperf._native.arguments import checked_interval_ns, checked_percent
-from acgsperf._native.atomic import FinalType, atomic
+from acgsperf._native.atomic import FinalType, atomic, qualified
 from acgsperf._native.hdr_layout import Layout
 from acgsperf._native.types import HistogramSnapshot
 
@@ -256,7 +256,7 @@ class LatencyHistogram(FinalType):
     def merge(self, other: "LatencyHistogram", /) -> None:
         """Add the counts of another histogram; if its layout differs, by the middle of each of its buckets."""
         if not isinstance(other, LatencyHistogram):
-            raise TypeError(f"Argument 'other' must be a LatencyHistogram, not {type(other).__name__}")
+            raise TypeError(_incorrect("other", other))
         read = other._read()
         if read.largest > self.highest_ns:
             raise ValueError(f"merged latencies must be at most {self.highest_ns} ns, got {read.largest}")
@@ -355,10 +355,16 @@ class LatencyHistogram(FinalType):
 
 @atomic
 def _have_equal_counts(one: LatencyHistogram, other: LatencyHistogram) -> bool:
-    """Whether two histograms of one layout have counted the same."""
+    """Return whether two histograms of one layout have counted the same."""
     if one._total != other._total or one._first != other._first or one._end != other._end:
         return False
     return one._counts == other._counts
+
+
+def _incorrect(name: str, value: object) -> str:
+    """The message of compiled code for an argument that is no histogram."""
+    expected = qualified(LatencyHistogram)
+    return f"Argument '{name}' has incorrect type (expected {expected}, got {qualified(type(value))})"
 
 
 class Timer(FinalType):
@@ -371,7 +377,7 @@ class Timer(FinalType):
 
     def __new__(cls, histogram: LatencyHistogram) -> Self:
         if not isinstance(histogram, LatencyHistogram):
-            raise TypeError(f"Argument 'histogram' must be a LatencyHistogram, not {type(histogram).__name__}")
+            raise TypeError(_incorrect("histogram", histogram))
         self = super().__new__(cls)
         self._histogram = histogram
         self._started_ns = -1

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Mut
 from types import GenericAlias
 from typing import Any, Final, Self
 
-from acgsperf._native.arguments import checked_callable, checked_maxsize, checked_ttl_ns
+from acgsperf._native.arguments import checked_callable, checked_maxsize, checked_time_ns, checked_ttl_ns
 from acgsperf._native.atomic import FinalType
 from acgsperf._native.lru_table_py import (
     EVICTIONS,
@@ -37,8 +37,9 @@ _EXPIRED: Final = (EXPIRATIONS, UNCOUNTED, UNCOUNTED)
 class LRUCache(FinalType):
     """A mapping of bounded size that evicts the least recently used entry, and removes expired ones."""
 
-    __slots__ = ("__weakref__", "_clock", "_on_evict", "_table", "_ttl", "_ttl_ns")
+    __slots__ = ("__weakref__", "_answers_until_ns", "_clock", "_on_evict", "_table", "_ttl", "_ttl_ns")
 
+    _answers_until_ns: int
     _clock: Callable[[], float] | None
     _on_evict: Callable[[Any, Any, EvictionReason], object] | None
     _table: Table
@@ -58,6 +59,7 @@ class LRUCache(FinalType):
         self._table = Table(checked_maxsize(maxsize))
         self._ttl_ns = checked_ttl_ns(ttl)
         self._ttl = None if ttl is None else math.inf if self._ttl_ns is None else float(ttl)
+        self._answers_until_ns = _NEVER
         self._clock = checked_callable("clock", clock)
         self._on_evict = checked_callable("on_evict", on_evict)
         return self
@@ -80,6 +82,17 @@ class LRUCache(FinalType):
     @on_evict.setter
     def on_evict(self, callback: Callable[[Any, Any, EvictionReason], object] | None) -> None:
         self._on_evict = checked_callable("on_evict", callback)
+
+    @property
+    def answers_until(self) -> float | None:
+        """The time of the cache's clock from which reads miss, while the entries stay; None for never."""
+        until = self._answers_until_ns
+        return None if until == _NEVER else until / 1e9
+
+    @answers_until.setter
+    def answers_until(self, time: float | None) -> None:
+        ns = checked_time_ns("answers_until", time)
+        self._answers_until_ns = _NEVER if ns is None else ns
 
     def _now_ns(self) -> int:
         if self._clock is None:
@@ -119,6 +132,9 @@ class LRUCache(FinalType):
     def _reason(self, entry: Entry, now_ns: int) -> EvictionReason:
         return EvictionReason.EXPIRED if now_ns >= entry.expires_ns else EvictionReason.SIZE
 
+    def _answers(self, entry: Entry, now_ns: int) -> bool:
+        return now_ns < entry.expires_ns and now_ns < self._answers_until_ns
+
     def _notify(self, entry: Entry, reason: EvictionReason) -> None:
         callback = self._on_evict
         if callback is None:
@@ -134,9 +150,12 @@ class LRUCache(FinalType):
             if entry is None:
                 self._table.miss()
                 return _MISSING
-            if now_ns < entry.expires_ns:
+            if self._answers(entry, now_ns):
                 if self._table.hit(entry):
                     return entry.value
+            elif now_ns < entry.expires_ns:
+                self._table.miss()
+                return _MISSING
             elif self._table.take(bucket, entry, EXPIRATIONS, MISSES):
                 self._notify(entry, EvictionReason.EXPIRED)
                 return _MISSING
@@ -168,13 +187,13 @@ class LRUCache(FinalType):
         self._store(key, key_hash, value, self._expiry(ttl_ns, now_ns), now_ns)
 
     def setdefault(self, key: Hashable, default: Any = None, /) -> Any:
-        """Return the value of a key; if it is missing or expired, store `default` first."""
+        """Return the value of a key; if it is missing, expired or past `answers_until`, store `default` first."""
         key_hash = hash(key)
         now_ns = self._now_ns()
         expires_ns = self._expiry(self._ttl_ns, now_ns)
         while True:
             bucket, found = self._table.find(key, key_hash)
-            if found is not None and now_ns < found.expires_ns:
+            if found is not None and self._answers(found, now_ns):
                 if self._table.hit(found):
                     return found.value
             elif self._place(bucket, found, Entry(key, key_hash, default, expires_ns), now_ns, MISSES):
@@ -319,7 +338,10 @@ class LRUCache(FinalType):
                 return
 
     def __contains__(self, key: Hashable, /) -> bool:
-        return self.peek(key, _MISSING) is not _MISSING
+        key_hash = hash(key)
+        now_ns = self._now_ns()
+        _, entry = self._table.find(key, key_hash)
+        return entry is not None and self._answers(entry, now_ns)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.keys())

@@ -70,20 +70,20 @@ class Stored(NamedTuple):
     route: str
 
     def matches_etag(self, if_none_match: str) -> bool:
-        """Returns whether its entity tag is in `If-None-Match`, by weak comparison."""
+        """Return whether its entity tag is in `If-None-Match`, by weak comparison."""
         etag = _joined(self.headers, b"etag")
         tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
         return etag is not None and ("*" in tags or etag.removeprefix("W/") in tags)
 
     def headers_at(self, now: float, *, not_modified: bool = False) -> list[tuple[bytes, bytes]]:
-        """Returns its headers and its age; with `not_modified` only the headers of a 304."""
+        """Return its headers and its age; with `not_modified` only the headers of a 304."""
         headers = [
             (name, value) for name, value in self.headers if not not_modified or name.lower() in _IN_NOT_MODIFIED
         ]
         return [*headers, (b"age", str(int(self.age(now))).encode())]
 
     def age(self, now: float) -> float:
-        """Returns the seconds since the origin created it."""
+        """Return the seconds since the origin created it."""
         return self.initial_age + max(now - self.stored_at, 0.0)
 
 
@@ -141,7 +141,7 @@ class Recording:
         self._size = 0
 
     def begin(self, status: int, headers: Headers, ttl: float | None, now: float) -> None:
-        """Decides by status and headers whether it may be stored; `ttl` applies to responses without a lifetime."""
+        """Decide by status and headers whether it may be stored; `ttl` applies to responses without a lifetime."""
         directives = _directives(_joined(headers, b"cache-control"))
         names = {name.lower() for name, _ in headers}
         if (
@@ -167,7 +167,7 @@ class Recording:
         self._status, self._headers = status, headers
 
     def add(self, piece: bytes) -> None:
-        """Adds a part of the body. If the body gets too large, the response is not stored."""
+        """Add a part of the body. If the body gets too large, the response is not stored."""
         if not self.storable:
             return
         self._size += len(piece)
@@ -177,12 +177,12 @@ class Recording:
             self._pieces.append(bytes(piece))
 
     def give_up(self) -> None:
-        """Drops the body; the response is not stored."""
+        """Drop the body; the response is not stored."""
         self.storable = False
         self._pieces.clear()
 
     def finished(self, now: float, route: str) -> Stored | None:
-        """Returns the complete response; None if it may not be stored."""
+        """Return the complete response; None if it may not be stored."""
         if not self.storable or self._declared not in {None, self._size}:
             return None
         connection = _joined(self._headers, b"connection") or ""
@@ -221,7 +221,7 @@ class ResponseCache:
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not isinstance(cache, TieredCache):
-            raise TypeError(f"cache must be a TieredCache or None, got {cache!r:.100}")
+            raise TypeError(f"cache must be a TieredCache or None, got {type(cache).__name__}")
         self.cache = cache
         self.max_body_bytes = max_body_bytes
         self.clock = clock
@@ -231,7 +231,7 @@ class ResponseCache:
         self._in_flight: dict[str, set[CacheableRequest]] = {}
 
     def request(self, scope: Mapping[str, Any]) -> CacheableRequest | None:
-        """Returns the request of a scope; None if the cache must not answer it."""
+        """Return the request of a scope; None if the cache must not answer it."""
         headers: Headers = scope["headers"]
         names = {name for name, _ in headers}
         directives = _directives(_joined(headers, b"cache-control")) if b"cache-control" in names else {}
@@ -250,7 +250,7 @@ class ResponseCache:
         return CacheableRequest(root, tag, headers, directives)
 
     async def find(self, request: CacheableRequest) -> Stored | None:
-        """Returns the stored response that answers a request; None for a miss."""
+        """Return the stored response that answers a request; None for a miss."""
         found = _stored(await self._lookup(request)) if request.uses_stored else None
         if found is not None and request.reach <= found.reach:
             age = found.age(self.clock())
@@ -269,7 +269,7 @@ class ResponseCache:
 
     @contextmanager
     def loading(self, request: CacheableRequest) -> Iterator[None]:
-        """Wraps a call of the application for a request that no stored response answers."""
+        """Wrap a call of the application for a request that no stored response answers."""
         in_flight = self._in_flight.setdefault(request.tag, set())
         in_flight.add(request)
         try:
@@ -280,13 +280,13 @@ class ResponseCache:
                 self._in_flight.pop(request.tag, None)
 
     def record(self, request: CacheableRequest, status: int, headers: Headers) -> Recording:
-        """Starts recording a response with its status and headers."""
+        """Start recording a response with its status and headers."""
         recording = Recording(request, self.max_body_bytes)
         recording.begin(status, headers, self._ttl, self.clock())
         return recording
 
     async def store(self, recording: Recording, route: str) -> None:
-        """Stores a response that has been sent completely."""
+        """Store a response that has been sent completely."""
         request = recording.request
         response = recording.finished(self.clock(), route)
         if response is None or request.outdated:
@@ -299,7 +299,7 @@ class ResponseCache:
         self.stored += 1
 
     async def invalidate(self, scope: Mapping[str, Any]) -> None:
-        """Deletes what is stored for the URI of an unsafe request that succeeded (RFC 9111, 4.4)."""
+        """Delete what is stored for the URI of an unsafe request that succeeded (RFC 9111, 4.4)."""
         if scope["method"] not in _SAFE and len(tag := _uri(scope)) <= _MAX_KEY:
             for request in self._in_flight.get(tag, ()):
                 request.outdated = True
@@ -325,7 +325,7 @@ def _varied(key: str, names: Sequence[str], headers: Headers) -> str:
 
 
 def _varying(value: object) -> Sequence[str] | None:
-    """Returns the header names in an entry that lists what the variants of a URI depend on; None for others."""
+    """Return the header names in an entry that lists what the variants of a URI depend on; None for others."""
     return value[1] if isinstance(value, list | tuple) and len(value) == 2 and value[0] == _FORMAT else None
 
 
@@ -341,13 +341,13 @@ def _stored(value: object) -> Stored | None:
 
 
 def _joined(headers: Headers, wanted: bytes) -> str | None:
-    """Returns the value of a header; several headers are joined by commas."""
+    """Return the value of a header; several headers are joined by commas."""
     found = [value for name, value in headers if name.lower() == wanted]
     return b", ".join(found).decode("latin-1") if found else None
 
 
 def _directives(value: str | None) -> dict[str, str | None]:
-    """Returns the directives of `Cache-Control`; of a repeated one, the first."""
+    """Return the directives of `Cache-Control`; of a repeated one, the first."""
     found: dict[str, str | None] = {}
     for name, quoted, token in _DIRECTIVE.findall(value or ""):
         found.setdefault(name.lower(), quoted or token or None)
@@ -355,14 +355,14 @@ def _directives(value: str | None) -> dict[str, str | None]:
 
 
 def _seconds(value: str | None) -> int:
-    """Returns a number of seconds; 0, which means stale, if the value is not a number."""
+    """Return a number of seconds; 0, which means stale, if the value is not a number."""
     if value is None or not (value.isascii() and value.isdecimal()):
         return 0
     return min(int(value[:12]), _MAX_SECONDS)
 
 
 def _lifetime(directives: Mapping[str, str | None], headers: Headers, now: float) -> int | None:
-    """Returns for how many seconds a response is fresh by its own headers; None if they do not say."""
+    """Return for how many seconds a response is fresh by its own headers; None if they do not say."""
     for directive in ("s-maxage", "max-age"):
         if directive in directives:
             return _seconds(directives[directive])

@@ -103,7 +103,7 @@ class PerformanceMiddleware:
         self._added_names = frozenset(name for name, _ in self._added)
 
     def routes(self) -> dict[str, LatencyHistogram]:
-        """Returns the latencies of responses by route, in ns, until their last byte was sent.
+        """Return the latencies of responses by route, in ns, until their last byte was sent.
 
         A route is the template that the framework has put into `scope["route"]`; without one it is the path. Paths that
         were not found, and all routes beyond `max_routes`, are "other". The histograms are live objects with two
@@ -112,14 +112,14 @@ class PerformanceMiddleware:
         return self._routes.copy()
 
     def counts(self) -> HttpCounts:
-        """Returns the counts so far."""
+        """Return the counts so far."""
         cached = self._responses
         if cached is None:
             return HttpCounts(self._refused, 0, 0, 0, 0)
         return HttpCounts(self._refused, cached.hits, cached.misses, cached.bypassed, cached.stored)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request, or passes it to the application."""
+        """Answer a request, or pass it to the application."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -194,11 +194,11 @@ class _Routes:
         self._latencies: dict[str, LatencyHistogram] = {}
 
     def copy(self) -> dict[str, LatencyHistogram]:
-        """Returns the live histograms in a new dict."""
+        """Return the live histograms in a new dict."""
         return dict(self._latencies)
 
     def record(self, route: str, started_ns: int) -> None:
-        """Counts a response that has just ended."""
+        """Count a response that has just ended."""
         elapsed_ns = time.perf_counter_ns() - started_ns
         latency = self._latencies.get(route)
         if latency is None:
@@ -247,14 +247,14 @@ class _Exchange:
         self.status = 0
 
     async def receive(self) -> Message:
-        """Passes a message of the client to the application."""
+        """Pass a message of the client to the application."""
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._disconnected = True
         return message
 
     async def send(self, message: Message) -> None:
-        """Passes a message of the application to the client at once."""
+        """Pass a message of the application to the client at once."""
         kind = message["type"]
         last = False
         if kind == "http.response.start":
@@ -287,7 +287,7 @@ class _Exchange:
             await self.responses.store(recording, self._route())
 
     def end(self) -> None:
-        """Records the latency. Call it when the response has ended, complete or not."""
+        """Record the latency. Call it when the response has ended, complete or not."""
         routes, self._routes = self._routes, None
         if routes is not None:
             routes.record(self._route(), self._started_ns)

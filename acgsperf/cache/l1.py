@@ -1,5 +1,6 @@
 """What a tiered cache holds in this process: L1, the stale store and the negative entries."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Generic, TypeVar
 
@@ -8,6 +9,7 @@ from msgspec.structs import replace
 from acgsperf._native.arguments import checked_maxsize
 from acgsperf._native.types import EvictionReason
 from acgsperf.cache.staleness import Staleness
+from acgsperf.cache.tag_index import TagIndex
 from acgsperf.dispatch import LRUCache
 from acgsperf.tiers.base import Entry
 
@@ -19,21 +21,27 @@ MISSING: Final[Any] = object()
 
 
 class L1(Generic[_V]):
-    """An `LRUCache` of bare values, and two side caches for the entries that it cannot hold.
+    """An `LRUCache` of bare values, and three side caches for the entries that it does not answer with.
 
     The `LRUCache` holds the value of an entry until the entry is due for refresh, so that a hit costs no more than
     `LRUCache.get`. Then the entry moves to the stale store, where it stays while it may be served, fresh or stale.
     Negative entries have a cache of their own, so that requests for keys without a value evict no value.
+
+    An entry is unverified if another process may have changed the key without this process knowing: the `LRUCache` has
+    a ttl, and it has passed; the backplane is silent; or it has missed records. The lower tiers are asked first then.
+    An unverified entry is served only if no tier answers.
 
     Args:
         lru: belongs to this object from now on. Its `on_evict` is still called.
         staleness: decides about the times of entries.
         negative_maxsize: the maximum number of negative entries.
         on_evict_fresh: called with key and entry when a fresh entry is evicted to make room; None for no call.
+        has_lower_tiers: whether there is a tier that can verify an entry.
 
     Attributes:
         lru: the `LRUCache`.
-        negative_hits: how often `in_side_caches` found a negative entry.
+        side_caches: the others, for `in`.
+        negative_hits: how often `held` found a negative entry.
 
     Raises:
         ValueError: if `lru` belongs to another cache, or `negative_maxsize` is out of range.
@@ -45,48 +53,37 @@ class L1(Generic[_V]):
         staleness: Staleness,
         negative_maxsize: int,
         on_evict_fresh: Callable[[str, Entry], object] | None,
+        has_lower_tiers: bool,
     ) -> None:
         if isinstance(getattr(lru.on_evict, "__self__", None), L1):
             raise ValueError("l1 must not belong to another TieredCache")
         self.lru = lru
         self._staleness = staleness
         self._on_evict_fresh = on_evict_fresh
+        self._has_lower_tiers = has_lower_tiers
         # The entry of each value in the LRUCache.
         self._entries: dict[str, Entry] = {}
-        self._stale_store: LRUCache[str, Entry] = LRUCache(
+        # When each of them was put, if the LRUCache has a ttl.
+        self._put_at: dict[str, float] = {}
+        # Entries with the time at which they were known to be right.
+        self._stale_store: LRUCache[str, tuple[Entry, float]] = LRUCache(
             lru.maxsize, clock=staleness.lru_clock, on_evict=self._on_stale_store_evict
         )
         self._negatives: LRUCache[str, Entry] = LRUCache(
             checked_maxsize(negative_maxsize, "negative_maxsize"), clock=staleness.lru_clock
         )
-        self._tags = _TagIndex()
+        # What the LRUCache held when the backplane missed records.
+        self._unverified: dict[str, Entry] = {}
+        # Where else than in the LRUCache an entry may be.
+        self.side_caches: Final = (self._stale_store, self._negatives, self._unverified)
+        self._missed_at = -math.inf
+        self._answers_until = math.inf
+        self._tags = TagIndex()
         self.negative_hits = 0
         self._users_on_evict = lru.on_evict
         lru.on_evict = self._on_lru_evict
 
-    def put(self, key: str, entry: Entry) -> None:
-        """Store an entry: in the `LRUCache` until it is due for refresh, or else in the side cache where it belongs."""
-        if entry.negative:
-            self.remove(key)
-            remaining = self._staleness.seconds_until_removal(entry)
-            if remaining > 0:
-                self._negatives.set(key, entry, ttl=remaining)
-            return
-        remaining = self._staleness.seconds_until_refresh(entry)
-        if remaining <= 0:
-            self.remove(key)
-            self._tags.add(key, entry)
-            self._put_in_stale_store(key, entry)
-            return
-        if self.lru.ttl is not None:
-            remaining = min(remaining, self.lru.ttl)
-        # If an older value has expired, this call moves it to the stale store. It has to come before the pop below.
-        self.lru.set(key, entry.value, remaining)
-        self._negatives.pop(key, None)
-        self._tags.discard(key, self._stale_store.pop(key, None))
-        self._tags.discard(key, self._entries.get(key))
-        self._entries[key] = entry
-        self._tags.add(key, entry)
+    # Reading
 
     def get_many(self, keys: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
         """Return the values that the `LRUCache` has, and the keys that it misses. Repeated keys count once."""
@@ -101,16 +98,21 @@ class L1(Generic[_V]):
                 values[key] = value
         return values, missed
 
-    def in_side_caches(self, key: str) -> Entry | None:
+    def held(self, key: str) -> Entry | None:
         """Return the entry of a key that the `LRUCache` misses: negative, stale, or fresh and due for refresh."""
         entry = self._side_entry(key)
         if entry is not None and entry.negative:
             self.negative_hits += 1
         return entry
 
-    def peek(self, key: str) -> Any:
-        """Return the fresh value of a key from any cache of this process, without counting a hit; else `MISSING`."""
-        value: Any = self.lru.peek(key, MISSING)
+    def peek(self, key: str, even_if_silent: bool = False) -> Any:
+        """Return the fresh value of a key from any cache of this process, without counting a hit; else `MISSING`.
+
+        Args:
+            key: the key.
+            even_if_silent: look also if the backplane is silent: the value is known to be newer than the question.
+        """
+        value: Any = self.lru.peek(key, MISSING) if even_if_silent or self._answers else MISSING
         if value is MISSING:
             entry = self._side_entry(key)
             if entry is not None and self._staleness.is_fresh(entry):
@@ -118,7 +120,64 @@ class L1(Generic[_V]):
         return value
 
     def _side_entry(self, key: str) -> Entry | None:
-        return self._stale_store.get(key) or self._negatives.get(key)
+        found = self._stale_store.get(key)
+        if found is not None and self._is_verified(found[1]):
+            return found[0]
+        return self._negatives.get(key) if self._answers else None
+
+    def unverified(self, key: str) -> Entry | None:
+        """Return the entry of a key that may be served only if no tier answers."""
+        found = self._stale_store.get(key)
+        entry = found[0] if found is not None else self._unverified.get(key)
+        if entry is None and not self._answers:
+            entry = self._entries.get(key) or self._negatives.get(key)
+        return entry if entry is not None and self._staleness.seconds_until_removal(entry) > 0 else None
+
+    def was_unverified(self, key: str) -> bool:
+        """Whether the `LRUCache` has held the key until the backplane missed records."""
+        return key in self._unverified
+
+    @property
+    def _answers(self) -> bool:
+        return self._staleness.clock() <= self._answers_until
+
+    def _is_verified(self, put_at: float) -> bool:
+        if not self._has_lower_tiers:
+            return True
+        if put_at <= self._missed_at or not self._answers:
+            return False
+        return self.lru.ttl is None or self._staleness.clock() < put_at + self.lru.ttl
+
+    # Writing
+
+    def put(self, key: str, entry: Entry) -> None:
+        """Store an entry: in the `LRUCache` until it is due for refresh, or else in the side cache where it belongs."""
+        self._unverified.pop(key, None)
+        if entry.negative:
+            self.remove(key)
+            remaining = self._up_to_ttl(self._staleness.seconds_until_removal(entry))
+            if remaining > 0:
+                self._negatives.set(key, entry, ttl=remaining)
+                self._tags.add(key, entry)
+            return
+        remaining = self._staleness.seconds_until_refresh(entry)
+        if remaining <= 0:
+            self.remove(key)
+            self._tags.add(key, entry)
+            self._put_in_stale_store(key, entry, self._staleness.clock())
+            return
+        # If an older value has expired, this call moves it to the stale store. It has to come before the pop below.
+        self.lru.set(key, entry.value, self._up_to_ttl(remaining))
+        self._tags.discard(key, self._negatives.pop(key, None))
+        self._discard_stale(key)
+        self._tags.discard(key, self._entries.get(key))
+        self._entries[key] = entry
+        if self.lru.ttl is not None:
+            self._put_at[key] = self._staleness.clock()
+        self._tags.add(key, entry)
+
+    def _up_to_ttl(self, seconds: float) -> float:
+        return seconds if self.lru.ttl is None else min(seconds, self.lru.ttl)
 
     @property
     def has_room_for_negatives(self) -> bool:
@@ -128,19 +187,54 @@ class L1(Generic[_V]):
     def remove(self, key: str) -> None:
         """Remove a key."""
         self.lru.pop(key, None)
-        self._negatives.pop(key, None)
+        self._put_at.pop(key, None)
+        self._tags.discard(key, self._negatives.pop(key, None))
         self._tags.discard(key, self._entries.pop(key, None))
-        self._tags.discard(key, self._stale_store.pop(key, None))
+        self._tags.discard(key, self._unverified.pop(key, None))
+        self._discard_stale(key)
+
+    def remove_unless(self, key: str, identifier: bytes) -> None:
+        """Remove a key unless its entry has this id."""
+        entry = self._entries.get(key)
+        if entry is None or entry.id != identifier:
+            self.remove(key)
 
     def remove_tag(self, tag: str) -> None:
         """Remove every entry with a tag."""
         for key in self._tags.keys(tag):
             self.remove(key)
 
+    def remove_if(self, condition: Callable[[str], bool]) -> None:
+        """Remove the keys for which a condition is true. O(n)."""
+        for keys in (self._entries, self._unverified, self._stale_store.keys(), self._negatives.keys()):
+            for key in [key for key in keys if condition(key)]:
+                self.remove(key)
+
     def clear(self) -> None:
         """Remove everything."""
-        for cache in (self.lru, self._entries, self._stale_store, self._negatives, self._tags):
+        for cache in (self.lru, self._entries, self._put_at, self._unverified, self._stale_store, self._negatives):
             cache.clear()
+        self._tags.clear()
+
+    def expire_now(self, key: str) -> None:
+        """Make the entry of a key stale, and keep it in the stale store for as long as it may be served."""
+        entry = self._entries.get(key)
+        if entry is None:
+            self._tags.discard(key, self._negatives.pop(key, None))
+            found = self._stale_store.get(key)
+            entry = found[0] if found is not None else self._unverified.get(key)
+        if entry is not None:
+            self.remove(key)
+            now = self._staleness.clock()
+            if entry.fresh_until is None or entry.fresh_until > now:
+                entry = replace(entry, fresh_until=now)
+            self._tags.add(key, entry)
+            self._put_in_stale_store(key, entry, now)
+
+    def expire_tag(self, tag: str) -> None:
+        """Make every entry with a tag stale."""
+        for key in self._tags.keys(tag):
+            self.expire_now(key)
 
     def remove_unservable(self) -> int:
         """Remove the entries that may no longer be served, and return their number. O(n)."""
@@ -149,7 +243,27 @@ class L1(Generic[_V]):
         self.lru.expire()
         self._stale_store.expire()
         self._negatives.expire()
+        for key in [key for key in self._unverified if self.unverified(key) is None]:
+            self.remove(key)
         return before - self._size()
+
+    # What the backplane says
+
+    def answer_until(self, time: float) -> None:
+        """Answer without asking a tier until this time of the cache's clock; then every entry is unverified."""
+        self._answers_until = time
+        self.lru.answers_until = None if time == math.inf else time
+
+    def verify_all(self) -> None:
+        """Make every entry unverified, because records were missed. O(n), in C."""
+        self._missed_at = self._staleness.clock()
+        self._unverified.update(self._entries)
+        self._entries.clear()
+        self._put_at.clear()
+        self.lru.clear()
+        for key, entry in self._negatives.items():
+            self._tags.discard(key, entry)
+        self._negatives.clear()
 
     @property
     def stale_count(self) -> int:
@@ -162,61 +276,38 @@ class L1(Generic[_V]):
         return len(self._negatives)
 
     def _size(self) -> int:
-        return len(self.lru) + len(self._stale_store) + len(self._negatives)
+        return len(self.lru) + len(self._stale_store) + len(self._negatives) + len(self._unverified)
 
     def _on_lru_evict(self, key: str, value: _V, reason: EvictionReason) -> None:
         entry = self._entries.pop(key, None)
+        put_at = self._put_at.pop(key, None)
         if entry is not None:
             if reason is EvictionReason.EXPIRED:
-                self._put_in_stale_store(key, entry)
+                self._put_in_stale_store(key, entry, self._staleness.clock() if put_at is None else put_at)
             else:
                 self._tags.discard(key, entry)
-                if self._on_evict_fresh is not None and self._staleness.is_fresh(entry):
+                if self._on_evict_fresh is not None and self._answers and self._staleness.is_fresh(entry):
                     self._on_evict_fresh(key, entry)
         if self._users_on_evict is not None:
             self._users_on_evict(key, value, reason)
 
-    def _put_in_stale_store(self, key: str, entry: Entry) -> None:
-        if self.lru.ttl is not None and self._staleness.is_fresh(entry):
-            # The LRUCache's own ttl limits how long this process may serve a value without asking the lower tiers.
+    def _put_in_stale_store(self, key: str, entry: Entry, put_at: float) -> None:
+        if self.lru.ttl is not None and not self._has_lower_tiers and self._staleness.is_fresh(entry):
+            # Nothing can verify the entry but a load.
             if self._staleness.stale_ttl == 0:
                 self._tags.discard(key, entry)
                 return
             entry = replace(entry, fresh_until=self._staleness.clock())
         remaining = self._staleness.seconds_until_removal(entry)
         if remaining > 0:
-            self._stale_store.set(key, entry, ttl=remaining)
+            self._stale_store.set(key, (entry, put_at), ttl=remaining)
         else:
             self._tags.discard(key, entry)
 
-    def _on_stale_store_evict(self, key: str, entry: Entry, reason: EvictionReason) -> None:
-        self._tags.discard(key, entry)
+    def _discard_stale(self, key: str) -> None:
+        found = self._stale_store.pop(key, None)
+        if found is not None:
+            self._tags.discard(key, found[0])
 
-
-class _TagIndex:
-    """The keys of each tag."""
-
-    def __init__(self) -> None:
-        self._keys: dict[str, set[str]] = {}
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def keys(self, tag: str) -> list[str]:
-        return list(self._keys.get(tag, ()))
-
-    def add(self, key: str, entry: Entry) -> None:
-        for tag in entry.tags:
-            self._keys.setdefault(tag, set()).add(key)
-
-    def discard(self, key: str, entry: Entry | None) -> None:
-        tags: Iterable[str] = entry.tags if entry is not None else ()
-        for tag in tags:
-            keys = self._keys.get(tag)
-            if keys is not None:
-                keys.discard(key)
-                if not keys:
-                    del self._keys[tag]
-
-    def clear(self) -> None:
-        self._keys.clear()
+    def _on_stale_store_evict(self, key: str, found: tuple[Entry, float], reason: EvictionReason) -> None:
+        self._tags.discard(key, found[0])

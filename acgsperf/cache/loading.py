@@ -2,14 +2,15 @@
 
 import asyncio
 import inspect
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 from acgsperf.cache.l1 import L1, MISSING
 from acgsperf.cache.lookup import Lookup
-from acgsperf.cache.lower_tiers import LowerTiers
-from acgsperf.cache.process_lock import ProcessLock
+from acgsperf.cache.lower_tiers import LowerTiers, Seen
+from acgsperf.cache.process_lock import HeldLocks, ProcessLock
 from acgsperf.cache.single_flight import Flight, Flights
 from acgsperf.cache.staleness import Staleness
 from acgsperf.dispatch import LRUCache
@@ -55,7 +56,7 @@ class Source:
         return cls(load, ttl, tags)
 
 
-class _Found:
+class _Answers:
     """What one call has found for its keys so far.
 
     Args:
@@ -65,17 +66,17 @@ class _Found:
         values: the values to return.
         due_for_refresh: the fresh entries that are due for refresh.
         stale: the stale entries.
-        held: the keys whose entry came from this process.
+        seen: what the tiers had under the keys that have no fresh entry there.
     """
 
-    __slots__ = ("began_at", "due_for_refresh", "held", "stale", "values")
+    __slots__ = ("began_at", "due_for_refresh", "seen", "stale", "values")
 
     def __init__(self, began_at: int) -> None:
         self.began_at = began_at
         self.values: dict[str, Any] = {}
         self.due_for_refresh: dict[str, Entry] = {}
         self.stale: dict[str, Entry] = {}
-        self.held: set[str] = set()
+        self.seen: dict[str, Seen] = {}
 
 
 class Loading:
@@ -125,15 +126,21 @@ class Loading:
 
     async def load(self, keys: Sequence[str], source: Source) -> dict[str, Any]:
         """Return the values of distinct keys that the `LRUCache` has missed."""
-        found = _Found(self._lower_tiers.ordering.latest)
+        found = _Answers(self._lower_tiers.ordering.latest)
         unknown = self._look_in_this_process(keys, found)
         if unknown:
-            for key, entry in (await self._read(unknown)).items():
-                self._classify(key, entry, found)
+            read = await self._lookup.read(unknown, source.tags)
             for key in unknown:
+                entry = read.entries.get(key) or self._lookup.unverified(key, read)
+                if entry is not None:
+                    self._classify(key, entry, found)
                 # Another caller may have loaded the key meanwhile.
-                if key not in found.values and (value := self._l1.peek(key)) is not MISSING:
-                    found.values[key] = value
+                if key not in found.values:
+                    since = not self._lower_tiers.ordering.is_current(found.began_at, key)
+                    if (value := self._l1.peek(key, since)) is not MISSING:
+                        found.values[key] = value
+                if key not in found.values:
+                    found.seen[key] = read.seen(key)
         # From here there is no await until the new load is registered: no other caller can start the same one.
         waits = self._join_or_start(keys, found, source)
         if waits:
@@ -145,11 +152,11 @@ class Loading:
                 found.values[key] = entry.value
         return {key: found.values[key] for key in keys}
 
-    def _look_in_this_process(self, keys: Sequence[str], found: _Found) -> list[str]:
+    def _look_in_this_process(self, keys: Sequence[str], found: _Answers) -> list[str]:
         """Classify the entries that this process has, and return the keys to look for in the lower tiers."""
         unknown = []
         for key in keys:
-            entry = self._l1.in_side_caches(key)
+            entry = self._l1.held(key)
             flight = self.flights.get(key)
             if entry is None and flight is not None:
                 entry = flight.stale.get(key)
@@ -157,10 +164,9 @@ class Loading:
                 self._classify(key, entry, found)
             elif flight is None:
                 unknown.append(key)
-        found.held = {*found.due_for_refresh, *found.stale}
         return unknown
 
-    def _classify(self, key: str, entry: Entry, found: _Found) -> None:
+    def _classify(self, key: str, entry: Entry, found: _Answers) -> None:
         if not self._staleness.is_fresh(entry):
             found.stale[key] = entry
             return
@@ -168,7 +174,7 @@ class Loading:
         if self._staleness.is_due_for_refresh(entry):
             found.due_for_refresh[key] = entry
 
-    def _join_or_start(self, keys: Sequence[str], found: _Found, source: Source) -> dict[Flight, list[str]]:
+    def _join_or_start(self, keys: Sequence[str], found: _Answers, source: Source) -> dict[Flight, list[str]]:
         """Find or start a load for every key that needs one, and return the loads to wait for, with their keys."""
         missing = [key for key in keys if key not in found.values and not self._retries_later(key, found.stale)]
         refreshed = [
@@ -195,7 +201,7 @@ class Loading:
     def _retries_later(self, key: str, stale: Mapping[str, Entry]) -> bool:
         return key in stale and key in self._failures and self.flights.get(key) is None
 
-    def _start(self, keys: Sequence[str], found: _Found, source: Source) -> Flight:
+    def _start(self, keys: Sequence[str], found: _Answers, source: Source) -> Flight:
         # Callers that join the load may get these entries, so leave out those that a write has superseded.
         candidates = {**found.due_for_refresh, **found.stale}
         servable = {
@@ -204,54 +210,95 @@ class Loading:
             if (entry := candidates.get(key)) is not None
             and self._lower_tiers.ordering.is_current(found.began_at, key, entry.tags)
         }
-        held = [key for key in keys if key in found.held]
-        return self.flights.start(keys, partial(self._run, keys, held, source), source.tags, servable)
+        return self.flights.start(keys, partial(self._run, keys, found.seen, source), source.tags, servable)
 
-    async def _run(self, keys: Sequence[str], held: Sequence[str], source: Source, flight: Flight) -> Mapping[str, Any]:
-        """Load keys that are not in flight. For keys that this process has held, read the lower tiers first."""
+    async def _run(
+        self, keys: Sequence[str], seen: Mapping[str, Seen], source: Source, flight: Flight
+    ) -> Mapping[str, Any]:
+        """Load keys that are not in flight.
+
+        Keys whose entry came from this process, or that are due for refresh, are read from the tiers first: another
+        process may have loaded them, and nothing may be stored that was not observed before.
+        """
         values: dict[str, Any] = {}
-        # Another process may have loaded them since.
-        if held:
-            for key, entry in (await self._read(held)).items():
-                if not self._staleness.is_due_for_refresh(entry):
-                    values[key] = self._store_in_l1(flight, key, entry)
+        seen = dict(seen)
+        unread = [key for key in keys if key not in seen]
+        if unread:
+            entries, more = await self._read_again(unread, source)
+            values = {key: self._store_in_l1(flight, key, entry) for key, entry in entries.items()}
+            seen |= more
         missing = [key for key in keys if key not in values]
-        if self._lock is not None and len(missing) == 1:
-            return values | await self._load_locked(self._lock, flight, missing[0], source)
+        if missing and self._lock is not None:
+            return values | await self._load_locked(self._lock, flight, missing, source)
         if missing:
-            entries = await self._call_loader(flight, missing, source)
-            values |= {key: self._store(flight, key, entry) for key, entry in entries.items()}
+            loaded = await self._call_loader(flight, missing, source)
+            values |= {key: self._store(flight, key, entry, seen[key]) for key, entry in loaded.items()}
         return values
 
-    async def _load_locked(self, lock: ProcessLock, flight: Flight, key: str, source: Source) -> dict[str, Any]:
-        """Load a key that no other process is loading, or return what another process has just loaded."""
-        async with lock.acquire(key, self._read_unless_due) as attempt:
-            if attempt.entry is not None:
-                return {key: self._store_in_l1(flight, key, attempt.entry)}
-            entry = (await self._call_loader(flight, [key], source)).get(key)
-            if entry is None:
-                return {}
-            if attempt.lock_expired:
-                newer = await self._read_unless_due(key)
-                if newer is not None:
-                    return {key: self._store_in_l1(flight, key, newer)}
-            if key in flight.keys and self._may_be_shared(entry):
-                self._store_in_l1(flight, key, entry)
-                # Wait before the lock is released. Otherwise the next holder would not find the entry.
-                await self._lower_tiers.put_and_wait(key, entry)
-                return {key: entry.value}
-            return {key: self._store_in_l1(flight, key, entry)}
+    async def _load_locked(
+        self, lock: ProcessLock, flight: Flight, keys: Sequence[str], source: Source
+    ) -> dict[str, Any]:
+        """Load the keys that no other process is loading, and wait for what the others load."""
+        values: dict[str, Any] = {}
+        waiting = list(keys)
+        give_up_at = asyncio.get_running_loop().time() + lock.ttl
+        while waiting:
+            with lock.waiting(waiting) as released:
+                locks = await lock.acquire(waiting, give_up_at)
+                try:
+                    # The previous holder of a lock may have stored a value since the last read.
+                    entries, seen = await self._read_again(waiting, source)
+                    values |= {key: self._store_in_l1(flight, key, entry) for key, entry in entries.items()}
+                    own = [key for key in locks.tokens if key not in entries]
+                    if own:
+                        values |= await self._load_own(flight, own, source, seen, locks)
+                except BaseException as error:
+                    await lock.release(locks, list(locks.tokens), error)
+                    raise
+                await lock.release(locks, list(locks.tokens))
+                waiting = [key for key in waiting if key not in entries and key not in own]
+                if waiting:
+                    await released.wait(waiting, give_up_at)
+        return values
 
-    async def _read(self, keys: Sequence[str]) -> dict[str, Entry]:
-        if len(keys) > 1:
-            return await self._lookup.read_many(keys)
-        entry = await self._lookup.read(keys[0])
-        return {} if entry is None else {keys[0]: entry}
+    async def _load_own(
+        self, flight: Flight, keys: list[str], source: Source, seen: Mapping[str, Seen], locks: HeldLocks
+    ) -> dict[str, Any]:
+        """Load keys whose locks this load holds, and return when the first tier has them."""
+        loaded = await self._call_loader(flight, keys, source)
+        if locks.expired:
+            newer, _ = await self._read_again(list(loaded), source)
+            values = {key: self._store_in_l1(flight, key, entry) for key, entry in newer.items()}
+            loaded = {key: entry for key, entry in loaded.items() if key not in newer}
+        else:
+            values = {}
+        shared = {key: entry for key, entry in loaded.items() if key in flight.keys and self._may_be_shared(entry)}
+        values |= {key: self._store_in_l1(flight, key, entry, seen[key]) for key, entry in loaded.items()}
+        if shared:
+            # Wait before the locks are released. Otherwise the next holder would not find the entries.
+            await self._lower_tiers.put_and_wait(shared, seen)
+        return values
 
-    async def _read_unless_due(self, key: str) -> Entry | None:
-        """Return the entry of a key from the lower tiers, unless it is due for refresh."""
-        entry = await self._lookup.read(key)
-        return None if entry is None or self._staleness.is_due_for_refresh(entry) else entry
+    async def _read_again(self, keys: Sequence[str], source: Source) -> tuple[dict[str, Entry], dict[str, Seen]]:
+        """Return the entries in the tiers that are not due for refresh, and what the tiers have under the other keys.
+
+        Nothing may be stored that was not observed before.
+        """
+        entries: dict[str, Entry] = {}
+        seen: dict[str, Seen] = {}
+        due = []
+        found = await self._lookup.read(keys, source.tags)
+        for key in keys:
+            entry = found.entries.get(key)
+            if entry is None or not self._staleness.is_fresh(entry):
+                seen[key] = found.seen(key)
+            elif self._staleness.is_due_for_refresh(entry):
+                due.append(key)
+            else:
+                entries[key] = entry
+        if due:
+            seen |= await self._lookup.observe(due, source.tags)
+        return entries, seen
 
     async def _call_loader(self, flight: Flight, keys: list[str], source: Source) -> dict[str, Entry]:
         """Return an entry for each loaded value and, with a `negative_ttl`, for each key without a value."""
@@ -263,22 +310,30 @@ class Loading:
         entries = {}
         for key in keys:
             if loaded.get(key) is None and self._staleness.negative_ttl is not None:
-                entries[key] = self._staleness.negative_entry()
+                entries[key] = self._staleness.negative_entry(source.tags)
             elif key in loaded:
                 entries[key] = self._staleness.entry(loaded[key], source.ttl, source.tags)
         return entries
 
-    def _store(self, flight: Flight, key: str, entry: Entry) -> Any:
+    def _store(self, flight: Flight, key: str, entry: Entry, seen: Seen) -> Any:
         """Store a loaded entry in every tier, unless a write has superseded the load. Return its value."""
         if key in flight.keys and self._may_be_shared(entry):
-            self._lower_tiers.put(key, entry)
-        return self._store_in_l1(flight, key, entry)
+            self._lower_tiers.put(key, entry, seen)
+        return self._store_in_l1(flight, key, entry, seen)
 
-    def _store_in_l1(self, flight: Flight, key: str, entry: Entry) -> Any:
-        """Store an entry in L1, unless a write has superseded the load. Return its value."""
+    def _store_in_l1(self, flight: Flight, key: str, entry: Entry, seen: Seen | None = None) -> Any:
+        """Store an entry in L1, unless a write has superseded the load. Return its value.
+
+        Args:
+            flight: the load.
+            key: one of its keys.
+            entry: what it has loaded or found.
+            seen: what the tiers had before the load. If it took longer than they remember writes, it is not kept.
+        """
         if key in flight.keys:
             self._failures.pop(key, None)
-            self._l1.put(key, entry)
+            if seen is None or time.monotonic() < seen.expires_at:
+                self._l1.put(key, entry)
         return entry.value
 
     def _may_be_shared(self, entry: Entry) -> bool:
@@ -301,7 +356,7 @@ class Loading:
                     flight.detached = True
                     self.refreshes += 1
 
-    def _collect(self, waits: Mapping[Flight, Sequence[str]], found: _Found) -> None:
+    def _collect(self, waits: Mapping[Flight, Sequence[str]], found: _Answers) -> None:
         """Add the loaded values. Raises the error of a load, unless there is a stale value."""
         for flight, keys in waits.items():
             for key in keys:

@@ -6,24 +6,56 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Self
 
 from acgsperf.cache.l1 import L1
-from acgsperf.cache.lower_tiers import LowerTiers
+from acgsperf.cache.lower_tiers import LowerTiers, Seen
 from acgsperf.cache.promotion import Promotion
 from acgsperf.cache.staleness import Staleness
-from acgsperf.tiers.base import Entry, Tier
+from acgsperf.tiers.base import Entry, Observation, Tier
 from acgsperf.tiers.deadline import Deadline, Wait
+from acgsperf.tiers.server import ServerTier
 
-__all__ = ["Lookup"]
+__all__ = ["Found", "Lookup"]
 
 # The waits for L3 share one timer if their reads began at most this long ago. So a wait may end late by up to this
 # time.
 _SHARED_TIMER_TOLERANCE_S: Final = 0.01
 
 
+class Found:
+    """What a read of the lower tiers has found.
+
+    Args:
+        began_at: the number of the latest write when the read began.
+
+    Attributes:
+        entries: for each key the entry of the first tier that has a fresh one, or else the newest stale one.
+        l2: what was under a key in L2, if it had no fresh entry.
+        l3: the same for L3.
+    """
+
+    __slots__ = ("began_at", "entries", "l2", "l3")
+
+    def __init__(self, began_at: int) -> None:
+        self.began_at = began_at
+        self.entries: dict[str, Entry] = {}
+        self.l2: dict[str, Observation] = {}
+        self.l3: dict[str, Observation] = {}
+
+    def answered(self, key: str) -> bool:
+        """Whether a tier has answered for a key."""
+        return key in self.entries or key in self.l2 or key in self.l3
+
+    def seen(self, key: str) -> Seen:
+        """Return what was under a key in each tier."""
+        return Seen(self.l2.get(key), self.l3.get(key))
+
+
 class Lookup:
     """Reads the side caches of L1, then the lower tiers in order, down to the first fresh entry.
 
-    A fresh entry that is found in L3 is written to L2. A key is promoted to L1 when its hits in the lower tiers reach
+    A fresh entry that is found in L3 is copied to L2. A key is promoted to L1 when its hits in the lower tiers reach
     the threshold. Neither happens if a write has superseded the read.
+
+    Before L3 is read, L2 is observed: if it has something newer than L3's row, that row does not answer.
 
     Args:
         l1: is read first, and gets the promoted entries.
@@ -34,6 +66,7 @@ class Lookup:
     Attributes:
         promotions: the entries promoted so far.
         deadlines: the reads that the deadline has ended.
+        begin_get: starts a read of the first tier; None if that tier needs a coroutine for it.
     """
 
     def __init__(self, l1: L1[Any], lower_tiers: LowerTiers, staleness: Staleness, promotion: Promotion) -> None:
@@ -46,6 +79,8 @@ class Lookup:
         self._deadline = Deadline(staleness.deadline)
         # The first tier, if it answers within the deadline by itself: a read needs no timer for it.
         self._self_limited = next((tier for tier in self._tiers[:1] if tier.deadline <= staleness.deadline), None)
+        # Starts a read of that tier without a coroutine.
+        self.begin_get: Final = self._self_limited.begin_get if isinstance(self._self_limited, ServerTier) else None
         self._time: Callable[[], float] = time.monotonic
         self.promotions = 0
         self.deadlines = 0
@@ -60,9 +95,9 @@ class Lookup:
 
     async def get(self, key: str, default: Any) -> Any:
         """Return the fresh value of a key, or `default`."""
-        entry = self._l1.in_side_caches(key)
+        entry = self._l1.held(key)
         if entry is None or not self._staleness.is_fresh(entry):
-            entry = await self.read(key)
+            entry = await self._get_from_tiers(key)
         if entry is None or entry.negative or not self._staleness.is_fresh(entry):
             return default
         return entry.value
@@ -72,79 +107,202 @@ class Lookup:
         found: dict[str, Any] = {}
         unknown = []
         for key in keys:
-            entry = self._l1.in_side_caches(key)
+            entry = self._l1.held(key)
             if entry is None or not self._staleness.is_fresh(entry):
                 unknown.append(key)
             elif not entry.negative:
                 found[key] = entry.value
-        for key, entry in (await self.read_many(unknown)).items():
-            if not entry.negative and self._staleness.is_fresh(entry):
-                found[key] = entry.value
+        if unknown and self._tiers:
+            read = await self._read(unknown, (), observing=False)
+            for key in unknown:
+                entry = read.entries.get(key) or self.unverified(key, read)
+                if entry is not None and not entry.negative and self._staleness.is_fresh(entry):
+                    found[key] = entry.value
         return found
 
-    async def read(self, key: str) -> Entry | None:
-        """Return the entry of a key from the first lower tier that has a fresh one, or else the newest stale one."""
+    async def read(self, keys: Sequence[str], tags: Sequence[str]) -> Found:
+        """Return the entries of keys, and observe those without a fresh one, for a load that will store them.
+
+        Args:
+            keys: distinct keys.
+            tags: those of the entries that the load will make.
+        """
+        return await self._read(keys, tags, observing=True)
+
+    async def observe(self, keys: Sequence[str], tags: Sequence[str]) -> dict[str, Seen]:
+        """Return what the tiers have under keys, before a load that replaces a fresh entry."""
+        l2, l3 = self._lower_tiers.l2, self._lower_tiers.l3
+        found, started = Found(self._ordering.latest), self._time()
+        if l2 is not None:
+            with self._timer(started):
+                found.l2 = await l2.observe(keys, tags)
+        if l3 is not None:
+            with self._timer(started):
+                found.l3 = await l3.observe(keys, tags)
+        return {key: found.seen(key) for key in keys}
+
+    def unverified(self, key: str, found: Found) -> Entry | None:
+        """Return L1's unverified entry of a key if no tier has answered. Otherwise remove it: the tiers know better."""
+        if found.answered(key):
+            if (entry := found.entries.get(key)) is None or not self._staleness.is_fresh(entry):
+                self._drop_unverified(key, found.began_at)
+            return None
+        return self._l1.unverified(key)
+
+    def _drop_unverified(self, key: str, began_at: int) -> None:
+        # What was written or loaded since the read began is newer than what the read has found.
+        if self._l1.unverified(key) is not None and self._ordering.is_current(began_at, key):
+            self._l1.remove(key)
+
+    async def _get_from_tiers(self, key: str) -> Entry | None:
+        """Return the entry of a key. Nothing is observed unless it is needed to answer."""
         if not self._tiers:
             return None
         began_at = self._ordering.latest
-        best: Entry | None = None
         started = self._time()
-        for tier in self._tiers:
-            with self._limit(tier, started) as wait:
-                entry = await tier.get(key)
-            if wait.passed or (entry is None and self._deadline_passed(started)):
-                self.deadlines += 1
-                break
-            if entry is not None and (best is None or entry.created_at > best.created_at):
-                best = entry
-                if self._staleness.is_fresh(entry):
-                    self._copy_upwards(began_at, key, entry, tier)
-                    break
-        return best
+        tier = self._tiers[0]
+        entry = None
+        with self._limit(tier, started) as wait:
+            entry = await tier.get(key)
+        return await self._after_first_tier(key, entry, began_at, started, wait.passed)
 
-    async def read_many(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """`read` every key that has an entry, with one call of each tier."""
-        best: dict[str, Entry] = {}
-        if not self._tiers or not keys:
-            return best
-        began_at = self._ordering.latest
-        wanted = keys
-        started = self._time()
-        for tier in self._tiers:
-            with self._limit(tier, started) as wait:
-                found = await tier.get_many(wanted)
-            if wait.passed or (not found and self._deadline_passed(started)):
+    async def get_on(self, key: str, default: Any, entry: Entry | None, began_at: int, started: float) -> Any:
+        """Return the fresh value of a key, or `default`, after a read that `begin_get` has started.
+
+        Args:
+            key: the key.
+            default: what to return if there is no fresh value.
+            entry: what the first tier had.
+            began_at: the number of the latest write when the read began.
+            started: the time of `time.monotonic` at which it began.
+        """
+        entry = await self._after_first_tier(key, entry, began_at, started, False)
+        if entry is None or entry.negative or not self._staleness.is_fresh(entry):
+            return default
+        return entry.value
+
+    async def _after_first_tier(
+        self, key: str, entry: Entry | None, began_at: int, started: float, passed: bool
+    ) -> Entry | None:
+        if entry is not None and self._staleness.is_fresh(entry):
+            self._keep(began_at, key, entry)
+            return entry
+        if len(self._tiers) == 1 and self._l1.unverified(key) is None:
+            if passed or (entry is None and self._deadline_passed(started)):
                 self.deadlines += 1
-                break
-            for key, entry in found.items():
-                if key not in best or entry.created_at > best[key].created_at:
-                    best[key] = entry
-                    if self._staleness.is_fresh(entry):
-                        self._copy_upwards(began_at, key, entry, tier)
-            wanted = [key for key in wanted if key not in best or not self._staleness.is_fresh(best[key])]
-            if not wanted:
-                break
-        return best
+            return entry
+        found = Found(began_at)
+        if entry is not None:
+            found.entries[key] = entry
+        await self._go_on(found, [key], (), began_at, started, passed, observing=False)
+        return found.entries.get(key) or self.unverified(key, found)
+
+    async def _read(self, keys: Sequence[str], tags: Sequence[str], observing: bool) -> Found:
+        began_at = self._ordering.latest
+        found = Found(began_at)
+        if not self._tiers or not keys:
+            return found
+        started = self._time()
+        tier = self._tiers[0]
+        passed = False
+        if tier is self._lower_tiers.l2 or not observing:
+            with self._limit(tier, started) as wait:
+                if len(keys) == 1:
+                    entry = await tier.get(keys[0])
+                    found.entries = {} if entry is None else {keys[0]: entry}
+                else:
+                    found.entries = await tier.get_many(keys)
+            passed = wait.passed
+            for key, entry in found.entries.items():
+                if self._staleness.is_fresh(entry):
+                    self._keep(began_at, key, entry)
+        await self._go_on(found, self._missing(keys, found), tags, began_at, started, passed, observing)
+        return found
+
+    async def _go_on(
+        self,
+        found: Found,
+        wanted: Sequence[str],
+        tags: Sequence[str],
+        began_at: int,
+        started: float,
+        passed: bool,
+        observing: bool,
+    ) -> None:
+        """Observe L2 and read L3, for keys for which the first tier had no fresh entry."""
+        l2, l3 = self._lower_tiers.l2, self._lower_tiers.l3
+        if passed or (not found.entries and self._deadline_passed(started)):
+            if wanted:
+                self.deadlines += 1
+            return
+        if not wanted:
+            return
+        if l2 is not None:
+            with self._timer(started) as wait:
+                found.l2 = await l2.observe(wanted, tags)
+            if wait.passed:
+                self.deadlines += 1
+                return
+        if l3 is None:
+            return
+        if l2 is None and not observing:
+            # It was read already.
+            if any(self._l1.unverified(key) is not None for key in wanted):
+                with self._timer(started):
+                    found.l3 = await l3.observe(wanted, tags)
+            return
+        entries: dict[str, Entry] = {}
+        with self._timer(started) as wait:
+            entries, found.l3 = await self._look_up(l3, wanted, tags, observing)
+        if wait.passed or (not entries and self._deadline_passed(started)):
+            self.deadlines += 1
+            return
+        for key, entry in entries.items():
+            seen = found.l2.get(key)
+            if seen is not None and l3.coherent and entry.stamp < seen.stamp:
+                # L2 has had a newer write, which L3 has not carried out.
+                continue
+            best = found.entries.get(key)
+            if best is None or entry.created_at > best.created_at:
+                found.entries[key] = entry
+                if self._staleness.is_fresh(entry):
+                    if seen is not None and self._ordering.is_current(began_at, key, entry.tags):
+                        self._lower_tiers.copy_to_l2(key, entry, seen)
+                    self._keep(began_at, key, entry)
+
+    async def _look_up(
+        self, l3: Tier, keys: Sequence[str], tags: Sequence[str], observing: bool
+    ) -> tuple[dict[str, Entry], dict[str, Observation]]:
+        if observing:
+            return await l3.look_up(keys, tags)
+        if len(keys) == 1:
+            entry = await l3.get(keys[0])
+            return ({} if entry is None else {keys[0]: entry}), {}
+        return await l3.get_many(keys), {}
+
+    def _missing(self, keys: Sequence[str], found: Found) -> list[str]:
+        is_fresh = self._staleness.is_fresh
+        return [key for key in keys if (entry := found.entries.get(key)) is None or not is_fresh(entry)]
 
     def _deadline_passed(self, started: float) -> bool:
         # A tier that limits its calls by itself does not report that the deadline has passed.
         return self._time() - started >= self._staleness.deadline
 
     def _limit(self, tier: Tier, started: float) -> "Wait | _NoLimit":
-        """Return a context that ends the call of a tier at the deadline of the read that began at `started`."""
-        if tier is self._self_limited:
-            return _NO_LIMIT
+        """Return a context that ends the first call of a read, which began at `started`, at the deadline."""
+        return _NO_LIMIT if tier is self._self_limited else self._timer(started)
+
+    def _timer(self, started: float) -> Wait:
         if self._time() - started <= _SHARED_TIMER_TOLERANCE_S:
             return self._deadline.wait(started)
         # The shared timer ends waits in the order in which they were made. A wait with an older start needs its own.
         return Deadline(self._staleness.deadline).wait(started)
 
-    def _copy_upwards(self, began_at: int, key: str, entry: Entry, tier: Tier) -> None:
+    def _keep(self, began_at: int, key: str, entry: Entry) -> None:
+        """Put a fresh entry that a tier had into L1, if it is due for promotion, or verifies what L1 has."""
         if not self._ordering.is_current(began_at, key, entry.tags):
             return
-        if tier is not self._tiers[0]:
-            self._lower_tiers.write_back(key, entry)
-        if entry.negative:
+        if entry.negative or self._l1.was_unverified(key):
             self._l1.put(key, entry)
         elif self._promotion.count_hit(key):
             self.promotions += 1

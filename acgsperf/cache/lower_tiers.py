@@ -1,35 +1,54 @@
-"""L2 and L3 together: opened and closed, written to, and the order of these writes."""
+"""L2 and L3 together: opened and closed, and what is stored there in the background. `Writes` writes to them."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from msgspec.structs import replace
 
 from acgsperf.cache.ordering import Ordering
 from acgsperf.cache.write_behind import WriteBehind
-from acgsperf.tiers.base import Entry, Tier, TierHealth
+from acgsperf.tiers.base import Entry, Observation, Store, StoreKind, Tier, TierHealth
 
-__all__ = ["LowerTiers"]
+__all__ = ["LowerTiers", "Seen"]
 
-_T = TypeVar("_T")
+
+class Seen:
+    """What L2 and L3 had under a key before a load; None for a tier that could not be read, or is absent."""
+
+    __slots__ = ("l2", "l3")
+
+    def __init__(self, l2: Observation | None = None, l3: Observation | None = None) -> None:
+        self.l2 = l2
+        self.l3 = l3
+
+    @property
+    def expires_at(self) -> float:
+        """The time of `time.monotonic` until which the value of the load may be kept."""
+        return min((seen.expires_at for seen in (self.l2, self.l3) if seen is not None), default=float("inf"))
 
 
 class LowerTiers:
     """The tiers below L1, either of which may be absent. `Lookup` reads them.
 
+    Everything that is stored here was read or loaded before. The tiers store it only if no write has superseded it.
+
     Args:
         l2: the faster tier.
         l3: the slower tier.
+        retention: the seconds for which the tiers remember what was removed.
 
     Attributes:
         tiers: those that are present, in the order in which they are read.
         queues: the write-behind queue of each.
-        ordering: the order of the writes.
+        ordering: the order of the writes of this process.
+        log_position: returns the last position of L2's log that this process has processed; None if L2 has no log.
 
     Raises:
         TypeError: if `l2` or `l3` is neither a `Tier` nor None.
     """
 
-    def __init__(self, l2: Tier | None, l3: Tier | None) -> None:
+    def __init__(self, l2: Tier | None, l3: Tier | None, retention: float) -> None:
         for name, tier in (("l2", l2), ("l3", l3)):
             if tier is not None and not isinstance(tier, Tier):
                 raise TypeError(f"{name} must be a Tier or None, got {type(tier).__name__}")
@@ -37,13 +56,15 @@ class LowerTiers:
         self.tiers: Final = tuple(tier for tier in (l2, l3) if tier is not None)
         self.queues: Final = tuple(WriteBehind(tier) for tier in self.tiers)
         self.ordering: Final = Ordering()
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self.log_position: Callable[[], bytes | None] = _no_position
+        self._retention = retention
 
     async def open(self, namespace: str) -> None:
         """Open the tiers and start their queues. If a tier does not open, close those that did."""
         opened: list[Tier] = []
         try:
             for tier in self.tiers:
+                tier.retention = self._retention
                 await tier.open(namespace)
                 opened.append(tier)
         except BaseException:
@@ -53,12 +74,14 @@ class LowerTiers:
         for queue in self.queues:
             queue.open()
 
+    async def end_stores(self) -> None:
+        """Store what is queued."""
+        await asyncio.gather(*(queue.close() for queue in self.queues))
+
     async def close(self) -> None:
-        """Write what is queued, wait for the writes in flight, and close the tiers."""
+        """Store what is queued, and close the tiers."""
         try:
-            await asyncio.gather(*(queue.close() for queue in self.queues))
-            if self._tasks:
-                await asyncio.wait(self._tasks)
+            await self.end_stores()
         finally:
             for tier in self.tiers:
                 await tier.close()
@@ -68,90 +91,65 @@ class LowerTiers:
         answers = iter(await asyncio.gather(*(tier.health() for tier in self.tiers)))
         return None if self.l2 is None else next(answers), None if self.l3 is None else next(answers)
 
-    def put(self, key: str, entry: Entry) -> None:
-        """Queue a loaded entry for every tier. Reads in flight are superseded: what they find is older."""
+    def put(self, key: str, entry: Entry, seen: Seen) -> None:
+        """Queue a loaded entry for every tier that was observed. Reads in flight are superseded."""
         self.ordering.supersede(key)
-        for queue in self.queues:
-            queue.put(key, entry)
+        for queue, store in self._stores(entry, seen):
+            queue.put(key, store)
 
-    async def put_and_wait(self, key: str, entry: Entry) -> None:
-        """`put`, but return when the first tier has the entry."""
-        self.put(key, entry)
-        self.queues[0].supersede(key)
-        await self.tiers[0].set(key, entry)
+    async def put_and_wait(self, entries: Mapping[str, Entry], seen: Mapping[str, Seen]) -> None:
+        """`put` entries, but return when the first tier has them."""
+        first: dict[str, Store] = {}
+        for key, entry in entries.items():
+            self.ordering.supersede(key)
+            for queue, store in self._stores(entry, seen[key]):
+                if queue is self.queues[0]:
+                    queue.supersede(key)
+                    first[key] = store
+                else:
+                    queue.put(key, store)
+        if first:
+            await self.tiers[0].store(first)
 
-    def write_back(self, key: str, entry: Entry) -> None:
-        """Queue an entry, found in a slower tier, to be written to the first tier."""
-        self.queues[0].put(key, entry)
+    def _stores(self, entry: Entry, seen: Seen) -> "list[tuple[WriteBehind, Store]]":
+        stores = []
+        for queue, tier in zip(self.queues, self.tiers, strict=True):
+            observed = seen.l2 if tier is self.l2 else seen.l3
+            if observed is not None:
+                # A load raises no stamp: it is older than any write that comes after the observation.
+                stores.append((queue, Store(replace(entry, stamp=observed.stamp), observed)))
+        return stores
+
+    def copy_to_l2(self, key: str, entry: Entry, seen: Observation) -> None:
+        """Queue an entry that was found in L3 for L2."""
+        self.queues[0].put(key, Store(entry, seen, StoreKind.COPY))
 
     def demote(self, key: str, entry: Entry) -> None:
-        """Write a fresh entry that L1 has evicted to L2, if L2 has lost it."""
-        if self.l2 is not None:
-            self.queues[0].demote(key, entry)
+        """Queue a fresh entry that L1 has evicted for L2, in case L2 has lost it."""
+        if self.l2 is None or not self.ordering.is_current(self.ordering.latest, key, entry.tags):
+            # A write of this key is in flight, and may fail.
+            return
+        position = self.log_position()
+        if position is not None:
+            self.queues[0].demote(key, Store(entry, None, StoreKind.DEMOTION, position))
+        elif not self.l2.coherent:
+            self.queues[0].demote(key, Store(entry, None, StoreKind.DEMOTION))
 
-    async def store(self, entries: Mapping[str, Entry]) -> tuple[frozenset[str] | None, frozenset[str] | None]:
-        """Write to every tier, and return the keys that L2 and L3 accepted; None for an absent tier."""
-        with self.ordering.writing(entries):
-            self._supersede(entries)
-            if len(entries) == 1:
-                ((key, entry),) = entries.items()
-                answers = await self._call_both(lambda tier: tier.set(key, entry))
-                l2, l3 = (
-                    None if accepted is None else frozenset(entries) if accepted else frozenset[str]()
-                    for accepted in answers
-                )
-                return l2, l3
-            return await self._call_both(lambda tier: tier.set_many(entries))
+    def supersede(self, key: str) -> None:
+        """Remove what is queued for a key, because of a later write."""
+        for queue in self.queues:
+            queue.supersede(key)
 
-    async def remove(self, keys: Sequence[str]) -> tuple[bool | None, bool | None]:
-        """Remove keys, and return whether L2 and L3 have done so; None for an absent tier."""
-        with self.ordering.writing(keys):
-            self._supersede(keys)
-            return await self._remove_from_both(lambda tier: tier.delete_many(keys))
+    def supersede_tag(self, tag: str) -> None:
+        """Remove every queued entry with a tag."""
+        for queue in self.queues:
+            queue.supersede_tag(tag)
 
-    async def invalidate_tag(self, tag: str) -> tuple[bool | None, bool | None]:
-        """Remove every entry with a tag. Returns as `remove` does."""
-        with self.ordering.invalidating(tag):
-            for queue in self.queues:
-                queue.supersede_tag(tag)
-            return await self._remove_from_both(lambda tier: tier.invalidate_tag(tag))
+    def supersede_all(self) -> None:
+        """Remove every queued entry."""
+        for queue in self.queues:
+            queue.supersede_all()
 
-    async def clear(self) -> tuple[bool | None, bool | None]:
-        """Remove every entry of the namespace. Returns as `remove` does."""
-        with self.ordering.clearing():
-            for queue in self.queues:
-                queue.supersede_all()
-            return await self._remove_from_both(lambda tier: tier.clear())
 
-    def _supersede(self, keys: Iterable[str]) -> None:
-        for key in keys:
-            for queue in self.queues:
-                queue.supersede(key)
-
-    async def _remove_from_both(
-        self, call: Callable[[Tier], Coroutine[Any, Any, int | None]]
-    ) -> tuple[bool | None, bool | None]:
-        # A tier returns a number, or None if its server did not carry out the removal.
-        l2, l3 = await self._call_both(call)
-        return None if self.l2 is None else l2 is not None, None if self.l3 is None else l3 is not None
-
-    async def _call_both(self, call: Callable[[Tier], Coroutine[Any, Any, _T]]) -> tuple[_T | None, _T | None]:
-        if self.l2 is None or self.l3 is None:
-            # No task is started, so the tier gets the call before anything else runs in this iteration of the loop.
-            l2 = await call(self.l2) if self.l2 is not None else None
-            l3 = await call(self.l3) if self.l3 is not None else None
-            return l2, l3
-        # If the caller is cancelled, this task still finishes its write.
-        task = asyncio.create_task(call(self.l3))
-        self._tasks.add(task)
-        task.add_done_callback(self._discard)
-        l2 = await call(self.l2)
-        await asyncio.wait((task,))
-        return l2, task.result()
-
-    def _discard(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        # Retrieve the error. Otherwise, if the call of L2 has raised as well, asyncio would log this error as never
-        # retrieved.
-        if not task.cancelled():
-            task.exception()
+def _no_position() -> Any:
+    return None

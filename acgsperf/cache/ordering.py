@@ -46,6 +46,15 @@ class Ordering:
         """Supersede the reads of a key that are in flight."""
         self._record(self._keys, key)
 
+    def supersede_tag(self, tag: str) -> None:
+        """Supersede the reads in flight that find an entry with a tag."""
+        self._record(self._tags, tag)
+
+    def supersede_all(self) -> None:
+        """Supersede every read in flight."""
+        self.latest += 1
+        self._all_superseded_at = self.latest
+
     def writing(self, keys: Iterable[str]) -> AbstractContextManager[None]:
         """Return a context for a `set` or `delete` in flight."""
         return self._in_flight(self._keys, tuple(keys))
@@ -62,7 +71,7 @@ class Ordering:
             yield
         finally:
             self._clears -= 1
-            self._supersede_all()
+            self.supersede_all()
 
     @contextmanager
     def _in_flight(self, writes: "_Writes", names: tuple[str, ...]) -> Iterator[None]:
@@ -81,11 +90,7 @@ class Ordering:
         writes.last[name] = self.latest
         if len(writes.last) > _MAX_REMEMBERED:
             writes.last.clear()
-            self._supersede_all()
-
-    def _supersede_all(self) -> None:
-        self.latest += 1
-        self._all_superseded_at = self.latest
+            self.supersede_all()
 
 
 class _Writes:

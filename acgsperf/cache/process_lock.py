@@ -1,76 +1,154 @@
-"""Single flight between processes: one process loads a key, the others wait for what it stores."""
+"""Single flight between processes: one process loads a key, the others wait for what comes of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Final
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final, Self
 
-from acgsperf.tiers.base import Entry, LockingTier, Tier
+from acgsperf.errors import LoadError
+from acgsperf.tiers.base import LockingTier, Tier
 
-__all__ = ["LockAttempt", "ProcessLock"]
+__all__ = ["HeldLocks", "ProcessLock"]
 
 _POLL_INTERVAL_S: Final = 0.02
+# With a backplane, the release of a lock wakes those that wait for it. After this time they look again by themselves,
+# in case the record is lost or late.
+_WAKE_INTERVAL_S: Final = 0.25
+_MAX_OUTCOME_CHARACTERS: Final = 200
 
 
-@dataclass(slots=True)
-class LockAttempt:
-    """The outcome of an attempt to acquire the lock of a key.
+class HeldLocks:
+    """The locks of some keys that one load holds.
 
     Attributes:
-        entry: what another process has stored meanwhile; None if this process has to load the key.
-        token: the fencing token of the lock, 0 without a lock.
-        expires_at: when the lock expires, by the clock of the event loop.
+        tokens: the fencing token of each key; 0 for a key that is loaded without a lock.
     """
 
-    entry: Entry | None = None
-    token: int = 0
-    expires_at: float = 0.0
+    __slots__ = ("_expires_at", "tokens")
+
+    def __init__(self, tokens: Mapping[str, int], expires_at: float) -> None:
+        self.tokens = dict(tokens)
+        self._expires_at = expires_at
 
     @property
-    def lock_expired(self) -> bool:
-        """Whether another process may have acquired the lock since, and stored a newer value."""
-        return bool(self.token) and asyncio.get_running_loop().time() >= self.expires_at
+    def expired(self) -> bool:
+        """Whether another process may have acquired a lock since, and stored a newer value."""
+        return any(self.tokens.values()) and asyncio.get_running_loop().time() >= self._expires_at
 
 
 class ProcessLock:
     """A lock for each key, kept in a tier that all processes share.
 
-    The locks save loads; correctness does not depend on them. If the tier does not answer, or the lock is not acquired
+    The locks save loads; correctness does not depend on them. If the tier does not answer, or a lock is not acquired
     within `ttl`, a process loads without it.
 
     Args:
         tier: keeps the locks.
         ttl: the seconds after which a lock expires, in case its process has died.
 
+    Attributes:
+        wakes: whether `released` is called when another process releases a lock.
+
     Raises:
         TypeError: if the tier cannot lock.
     """
 
     def __init__(self, tier: Tier | None, ttl: float) -> None:
-        self._ttl = ttl
+        self.ttl: Final = ttl
+        self.wakes = False
+        # Resolved with the outcome of a load by another process.
+        self._waiters: dict[str, set[asyncio.Future[bytes]]] = {}
         if not isinstance(tier, LockingTier):
             raise TypeError(f"lock_ttl needs an l2 with lock() and unlock(), got {tier!r}")
         self._tier: LockingTier = tier
+        self._unlock: Callable[..., Awaitable[bool]] = tier.unlock
+        # Whether the tier tells those that wait what has come of the load.
+        self._tells: bool = "outcome" in inspect.signature(tier.unlock).parameters
 
-    @asynccontextmanager
-    async def acquire(self, key: str, read: Callable[[str], Awaitable[Entry | None]]) -> AsyncIterator[LockAttempt]:
-        """Acquire the lock of a key for the time of a load, or wait until `read` finds what its holder has stored."""
-        attempt = LockAttempt()
-        now = asyncio.get_running_loop().time
-        give_up_at = now() + self._ttl
-        try:
-            while True:
-                expires_at = now() + self._ttl
-                token = await self._tier.lock(key, self._ttl)
-                if token:
-                    attempt.token, attempt.expires_at = token, expires_at
-                # The previous holder of the lock may have stored the value since the last read.
-                attempt.entry = await read(key)
-                if attempt.entry is not None or token != 0 or now() >= give_up_at:
-                    break
-                await asyncio.sleep(_POLL_INTERVAL_S)
-            yield attempt
-        finally:
-            if attempt.token:
-                await self._tier.unlock(key, attempt.token)
+    async def acquire(self, keys: Sequence[str], give_up_at: float) -> HeldLocks:
+        """Try to acquire the locks of keys, and return those that were acquired.
+
+        Args:
+            keys: the keys.
+            give_up_at: the event loop's time from which keys are loaded without a lock.
+        """
+        now = asyncio.get_running_loop().time()
+        tokens = await asyncio.gather(*(self._tier.lock(key, self.ttl) for key in keys))
+        return HeldLocks(
+            {
+                key: token or 0
+                for key, token in zip(keys, tokens, strict=True)
+                # None: the tier does not answer. 0: another process holds the lock.
+                if token != 0 or now >= give_up_at
+            },
+            now + self.ttl,
+        )
+
+    async def release(self, locks: HeldLocks, keys: Iterable[str], error: BaseException | None = None) -> None:
+        """Release the locks of keys, and tell those that wait for them if the load has failed."""
+        held = [(key, token) for key in keys if (token := locks.tokens.pop(key, 0))]
+        if not held:
+            return
+        if self._tells:
+            # A cancelled load says nothing about the next one.
+            failed = isinstance(error, Exception)
+            outcome = f"{type(error).__name__}: {error}"[:_MAX_OUTCOME_CHARACTERS].encode(errors="replace")
+            await asyncio.gather(*(self._unlock(key, token, outcome if failed else b"") for key, token in held))
+        else:
+            await asyncio.gather(*(self._unlock(key, token) for key, token in held))
+
+    def waiting(self, keys: Sequence[str]) -> "Waiting":
+        """Return a context in which the release of the lock of each key is noticed, from its beginning on."""
+        return Waiting(self, keys)
+
+    def released(self, key: str, outcome: bytes) -> None:
+        """Wake those that wait for a lock that another process has released.
+
+        Args:
+            key: of the lock.
+            outcome: empty if the load has succeeded; otherwise its error.
+        """
+        for waiter in self._waiters.get(key, ()):
+            if not waiter.done():
+                waiter.set_result(outcome)
+
+
+class Waiting:
+    """A wait for the locks of keys. It ends when one of them is released, and at the latest after an interval."""
+
+    def __init__(self, lock: ProcessLock, keys: Sequence[str]) -> None:
+        self._lock = lock
+        self._futures: dict[str, asyncio.Future[bytes]] = {}
+        self._keys = keys
+
+    def __enter__(self) -> Self:
+        for key in self._keys if self._lock.wakes else ():
+            future = self._futures[key] = asyncio.get_running_loop().create_future()
+            self._lock._waiters.setdefault(key, set()).add(future)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        waiters = self._lock._waiters
+        for key, future in self._futures.items():
+            waiters[key].discard(future)
+            if not waiters[key]:
+                del waiters[key]
+
+    async def wait(self, keys: Sequence[str], give_up_at: float) -> None:
+        """Wait until the lock of one of the keys is released.
+
+        Raises:
+            LoadError: if the load of another process has failed.
+        """
+        now = asyncio.get_running_loop().time()
+        interval = _WAKE_INTERVAL_S if self._futures else _POLL_INTERVAL_S
+        futures = {self._futures[key]: key for key in keys if key in self._futures}
+        timeout = max(0.0, min(interval, give_up_at - now))
+        if not futures:
+            await asyncio.sleep(timeout)
+            return
+        done, _ = await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        for future in done:
+            if future.result():
+                why = future.result().decode(errors="replace")
+                raise LoadError(f"the load of {futures[future]!r} failed in another process: {why}")

@@ -20,12 +20,16 @@ class Promotion:
     Args:
         threshold: the hit at which a key is promoted; 1 promotes at the first.
         counters: the maximum number of keys that are counted; the least recently hit key is forgotten first.
+
+    Attributes:
+        threshold: the hit at which a key is promoted.
+        hits: the hits of each key that is counted.
     """
 
     def __init__(self, threshold: int, counters: int) -> None:
         self.set_threshold(threshold)
         self._highest = max(HIGHEST, threshold)
-        self._hits: LRUCache[str, int] = LRUCache(counters)
+        self.hits: LRUCache[str, int] = LRUCache(counters)
         self._step = -1
         self._before: CacheStats | None = None
         self._rate: float | None = None
@@ -40,20 +44,20 @@ class Promotion:
 
     def count_hit(self, key: str) -> bool:
         """Count a hit, and return whether the key is to be promoted now."""
-        hits = self._hits.get(key, 0) + 1
+        hits = self.hits.get(key, 0) + 1
         if hits >= self.threshold:
-            self._hits.pop(key, 0)
+            self.hits.pop(key, 0)
             return True
-        self._hits.set(key, hits)
+        self.hits.set(key, hits)
         return False
 
     def forget(self, key: str) -> None:
         """Reset the count of a key."""
-        self._hits.pop(key, 0)
+        self.hits.pop(key, 0)
 
     def clear(self) -> None:
         """Reset the count of every key."""
-        self._hits.clear()
+        self.hits.clear()
 
     def adapt(self, l1: CacheStats) -> str | None:
         """Move the threshold by one, judged by L1's hit rate since the last move.
@@ -77,7 +81,7 @@ class Promotion:
         if l1.evictions == before.evictions:
             return self._move(-1, "L1 has room")
         if last is None:
-            return self._move(self._step, f"trial, at an L1 hit rate of {rate:.1%}")
+            return self._move(self._step, f"trying a new threshold; L1 hit rate is {rate:.1%}")
         if rate >= last + _MIN_RATE_CHANGE:
             return self._move(self._step, f"the L1 hit rate rose from {last:.1%} to {rate:.1%}")
         if rate <= last - _MIN_RATE_CHANGE:
@@ -90,4 +94,4 @@ class Promotion:
         if old == self.threshold:
             self._step = -self._step
             return None
-        return f"promotion threshold from {old} to {self.threshold}: {why}"
+        return f"promotion threshold changed from {old} to {self.threshold}: {why}"

@@ -76,7 +76,10 @@ class Flight:
         """
         flights = tuple(flights)
         if any(flight._depends_on(self) for flight in flights):
-            raise LoadError(f"the {self} would wait for itself")
+            raise LoadError(
+                f"the {self} would wait for itself: a loader must not call the cache for a key whose load waits for"
+                " this loader"
+            )
         self._dependencies += flights
         return flights
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from acgsperf.cache.arguments import checked_number, checked_ttl
-from acgsperf.tiers.base import Entry
+from acgsperf.tiers.base import RETENTION_S, Entry
+from acgsperf.tiers.ids import new_id
 
 __all__ = ["Staleness"]
 
@@ -46,7 +47,12 @@ class Staleness:
     @property
     def lru_clock(self) -> Callable[[], float] | None:
         """The clock for an `LRUCache`: None for its own coarse clock, which is faster, unless the user gave one."""
-        return None if self.clock is time.time else self.clock
+        return None if self.clock is time.monotonic else self.clock
+
+    @property
+    def retention(self) -> float:
+        """The seconds for which tiers remember what was removed. The value of a load that takes longer is not kept."""
+        return max(RETENTION_S, 2 * (self.hard_timeout or 0))
 
     def set_refresh_ahead(self, share: float | None) -> None:
         """Change the refresh point. Entries that L1 already holds keep their old one."""
@@ -59,16 +65,16 @@ class Staleness:
         now = self.clock()
         lifetime = checked_ttl(ttl)
         if lifetime == math.inf:
-            return Entry(value, now, None, None, tags)
+            return Entry(value, now, None, None, tags, id=new_id())
         fresh_until = now + lifetime * (1 - self.ttl_jitter * random.random())
         kept_until = fresh_until + self.stale_ttl
-        return Entry(value, now, fresh_until, None if kept_until == math.inf else kept_until, tags)
+        return Entry(value, now, fresh_until, None if kept_until == math.inf else kept_until, tags, id=new_id())
 
-    def negative_entry(self) -> Entry:
+    def negative_entry(self, tags: tuple[str, ...]) -> Entry:
         """Return an entry that says that the key has no value, as of now."""
         now = self.clock()
         until = now + (self.negative_ttl or 0)
-        return Entry(None, now, until, until, negative=True)
+        return Entry(None, now, until, until, tags, negative=True, id=new_id())
 
     def is_fresh(self, entry: Entry) -> bool:
         """Whether any caller may get the entry."""

@@ -1,22 +1,15 @@
 """Collects the counts of the parts of a tiered cache."""
 
-from typing import Any
-
-from acgsperf.cache.l1 import L1
-from acgsperf.cache.loading import Loading
-from acgsperf.cache.lookup import Lookup
-from acgsperf.cache.lower_tiers import LowerTiers
-from acgsperf.cache.promotion import Promotion
+from acgsperf.cache.parts import Parts
 from acgsperf.cache.types import TieredStats
 
 __all__ = ["collect_stats"]
 
 
-def collect_stats(
-    l1: L1[Any], lower_tiers: LowerTiers, lookup: Lookup, loading: Loading, promotion: Promotion
-) -> TieredStats:
+def collect_stats(parts: Parts) -> TieredStats:
     """Return the counts of the parts so far."""
-    l2, l3, queues = lower_tiers.l2, lower_tiers.l3, lower_tiers.queues
+    l1, lookup, loading, promotion = parts.l1, parts.lookup, parts.loading, parts.promotion
+    l2, l3, queues = parts.lower_tiers.l2, parts.lower_tiers.l3, parts.lower_tiers.queues
     return TieredStats(
         l1=l1.lru.stats(),
         l2=None if l2 is None else l2.stats(),
@@ -38,4 +31,6 @@ def collect_stats(
         stale_entries=l1.stale_count,
         negative_entries=l1.negative_count,
         loading=len(loading.flights),
+        unrepaired=len(parts.repairs),
+        backplane=None if parts.backplane is None else parts.backplane.stats(),
     )

@@ -1,24 +1,21 @@
 """`TieredCache`, the public face of the tiered cache: L1 in this process, then L2 and L3, then a loader."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, overload
 
 from acgsperf._native.arguments import checked_bool, checked_namespace
+from acgsperf.backplane import Backplane
 from acgsperf.cache.arguments import checked_key, checked_tags, checked_ttl
 from acgsperf.cache.decorator import cached_function
-from acgsperf.cache.l1 import L1, MISSING
-from acgsperf.cache.loading import Loading, Source
-from acgsperf.cache.lookup import Lookup
-from acgsperf.cache.lower_tiers import LowerTiers
-from acgsperf.cache.process_lock import ProcessLock
-from acgsperf.cache.promotion import Promotion
+from acgsperf.cache.l1 import MISSING
+from acgsperf.cache.loading import Source
+from acgsperf.cache.parts import AUTOMATIC, Parts
 from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats, Written
-from acgsperf.cache.writes import Writes
 from acgsperf.dispatch import LRUCache
 from acgsperf.errors import CacheError
 from acgsperf.tiers.base import Entry, Tier
@@ -30,7 +27,6 @@ _D = TypeVar("_D")
 _R = TypeVar("_R")
 _P = ParamSpec("_P")
 
-_CLOSE_GRACE_S: Final = 5.0
 # Stands for the cache's own ttl when a call passes none: None means that a value does not expire.
 _DEFAULT: Final[Any] = object()
 
@@ -68,14 +64,17 @@ class TieredCache(Generic[_V]):
         negative_maxsize: the maximum number of keys remembered that way, 10,000 by default.
         promotion_threshold: the hit in the lower tiers at which a value is copied to L1, 3 by default. `optimize`
             moves it.
-        demotion: whether a fresh value that L1 evicts is written to L2 if L2 has lost it. True by default. Warning: if
-            another process has deleted the value, L2 does not have it either, and demotion restores it until it
-            expires. Pass False if processes delete or invalidate what others hold.
+        demotion: whether a fresh value that L1 evicts is written to L2 if L2 has lost it. True by default. It needs a
+            backplane on the server of L2, which tells whether another process has removed the value.
         deadline: the seconds after which a read of L2 and L3 together is a miss, 0.25 by default.
         retry_after: the seconds for which a failed load is not retried if there is a stale value, 1 by default.
         lock_ttl: the seconds for which a process that loads a key for `get_or_load` holds a lock in L2. Other processes
-            wait for its value, also for at most this time. With None (default), each process loads for itself.
-        clock: returns the time in seconds since the epoch, `time.time` by default. Pass the same clock to L1.
+            wait for its value, also for at most this time. If its load fails, those that wait get a `LoadError`. With
+            None (default), each process loads for itself.
+        backplane: tells the caches of other processes what this one writes, and this one what they write. By default
+            one on the server of L2, or else of L3. With None, L1 serves what others have changed or deleted until it
+            expires there; give L1 a ttl then.
+        clock: for tests. Returns seconds and never goes back, `time.monotonic` by default. Pass the same clock to L1.
 
     Attributes:
         namespace: the namespace.
@@ -106,7 +105,8 @@ class TieredCache(Generic[_V]):
         deadline: float = 0.25,
         retry_after: float = 1.0,
         lock_ttl: float | None = None,
-        clock: Callable[[], float] = time.time,
+        backplane: Backplane | None = AUTOMATIC,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         if not isinstance(l1, LRUCache):
             raise TypeError(f"l1 must be an LRUCache, got {type(l1).__name__}")
@@ -124,15 +124,21 @@ class TieredCache(Generic[_V]):
             deadline=deadline,
             lock_ttl=lock_ttl,
         )
-        self._promotion = Promotion(promotion_threshold, l1.maxsize)
-        self._lower_tiers = LowerTiers(l2, l3)
-        lock = None if lock_ttl is None else ProcessLock(l2, lock_ttl)
-        demote = self._lower_tiers.demote if checked_bool("demotion", demotion) else None
-        self._l1 = L1(l1, staleness, negative_maxsize, demote)
-        self._lookup = Lookup(self._l1, self._lower_tiers, staleness, self._promotion)
-        self._loading = Loading(namespace, self._l1, self._lower_tiers, self._lookup, staleness, lock)
-        self._writes = Writes(self._l1, self._lower_tiers, self._loading, self._promotion)
+        self._parts = Parts(
+            l1,
+            l2,
+            l3,
+            namespace=self.namespace,
+            staleness=staleness,
+            negative_maxsize=negative_maxsize,
+            promotion_threshold=promotion_threshold,
+            demotion=checked_bool("demotion", demotion),
+            backplane=backplane,
+        )
+        self._l1, self._lower_tiers, self._promotion = self._parts.l1, self._parts.lower_tiers, self._parts.promotion
+        self._lookup, self._loading, self._writes = self._parts.lookup, self._parts.loading, self._parts.writes
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._read_path, self._ordering = self._parts.read_path, self._lower_tiers.ordering
         # The method of the LRUCache itself: a hit costs no Python call besides the compiled lookup.
         self.get_local = l1.get
 
@@ -151,10 +157,9 @@ class TieredCache(Generic[_V]):
         """
         if self._loop is not None:
             raise CacheError(f"cache {self.namespace!r} is already open")
-        await self._lower_tiers.open(self.namespace)
-        self._lookup.open()
+        await self._parts.open()
         self._loop = asyncio.get_running_loop()
-        self._loading.flights.open()
+        self._read_path.enabled = self._lookup.begin_get is not None
         return self
 
     async def close(self) -> None:
@@ -167,11 +172,8 @@ class TieredCache(Generic[_V]):
             return
         self._require_open()
         self._loop = None
-        try:
-            await self._loading.flights.close(_CLOSE_GRACE_S)
-            await self._lower_tiers.close()
-        finally:
-            self._lookup.close()
+        self._read_path.enabled = False
+        await self._parts.close()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -194,6 +196,14 @@ class TieredCache(Generic[_V]):
         value = self.get_local(key)
         if value is not None or self._l1.lru.peek(key, MISSING) is None:
             return value
+        path = self._read_path
+        future = path.begin(key)
+        if future is not None:
+            began_at, started = self._ordering.latest, monotonic()
+            entry = await future
+            if path.end(key, entry):
+                return entry.value
+            return await self._lookup.get_on(key, default, entry, began_at, started)
         self._require_open()
         checked_key(key)
         return await self._lookup.get(key, default)
@@ -209,9 +219,7 @@ class TieredCache(Generic[_V]):
         return found
 
     async def set(self, key: str, value: _V, ttl: float | None = _DEFAULT, *, tags: Sequence[str] = ()) -> Written:
-        """Store a value in every tier. A load in flight does not overwrite it.
-
-        Warning: other processes are not notified. Their L1 serves an older value until it expires.
+        """Store a value in every tier, and tell the other processes. A load in flight does not overwrite it.
 
         Args:
             key: any str.
@@ -236,11 +244,7 @@ class TieredCache(Generic[_V]):
         return await self._writes.set_many(self._entries(values, ttl, tags))
 
     async def delete(self, key: str) -> Written:
-        """Remove a key from every tier, and return which tiers did so. A load in flight does not restore it.
-
-        Warning: other processes are not notified. Their L1 serves the value until it expires, and their demotion may
-        restore it in L2 (see `demotion`).
-        """
+        """Remove a key from every tier, and return which tiers did so. A load in flight does not restore it."""
         return await self.delete_many((key,))
 
     async def delete_many(self, keys: Iterable[str]) -> Written:
@@ -252,19 +256,13 @@ class TieredCache(Generic[_V]):
         return await self._writes.delete_many(keys)
 
     async def invalidate_tag(self, tag: str) -> Written:
-        """Remove every entry with a tag from every tier, and return which tiers did so.
-
-        Warning: other processes are not notified, as with `delete`.
-        """
+        """Remove every entry with a tag from every tier, and return which tiers did so."""
         self._require_open()
         checked_tags((tag,))
         return await self._writes.invalidate_tag(tag)
 
     async def clear(self) -> Written:
-        """Remove every entry of this cache's namespace from every tier, and return which tiers did so.
-
-        Warning: other processes are not notified, as with `delete`.
-        """
+        """Remove every entry of this cache's namespace from every tier, and return which tiers did so."""
         self._require_open()
         return await self._writes.clear()
 
@@ -315,7 +313,6 @@ class TieredCache(Generic[_V]):
         """`get_or_load` each key, with one call of each tier, and one call of the loader for what is missing.
 
         If another caller is loading a key, this call waits for that load, and does not pass the key to its loader.
-        `lock_ttl` has an effect only if a single key is missing.
 
         Args:
             keys: any str.
@@ -369,7 +366,7 @@ class TieredCache(Generic[_V]):
 
     def stats(self) -> TieredStats:
         """Return the counts so far."""
-        return collect_stats(self._l1, self._lower_tiers, self._lookup, self._loading, self._promotion)
+        return collect_stats(self._parts)
 
     async def health(self) -> CacheHealth:
         """Ask the servers of the lower tiers now, and return their answers."""
@@ -402,17 +399,35 @@ class TieredCache(Generic[_V]):
         """Whether there is an L2 or an L3."""
         return bool(self._lower_tiers.tiers)
 
-    def expire(self) -> int:
+    async def expire_now(self, *keys: str) -> Written:
+        """Make the values of keys stale in every tier and process, and return which tiers did so.
+
+        A stale value is loaded again by the next `get_or_load`, and is kept for `stale_ttl`, in case the load fails.
+        `delete` removes a value at once.
+        """
+        self._require_open()
+        keys = tuple(dict.fromkeys(keys))
+        for key in keys:
+            checked_key(key)
+        return await self._writes.expire_now(keys)
+
+    async def expire_tag_now(self, tag: str) -> Written:
+        """`expire_now` for every value with a tag."""
+        self._require_open()
+        checked_tags((tag,))
+        return await self._writes.expire_tag(tag)
+
+    def remove_expired(self) -> int:
         """Remove the entries of this process that may not be served any more, and return their number. O(n)."""
         return self._l1.remove_unservable()
 
     def optimize(self) -> tuple[str, ...]:
-        """Remove expired entries as `expire` does, and move the promotion threshold towards a higher L1 hit rate.
+        """Do what `remove_expired` does, and move the promotion threshold towards a higher L1 hit rate.
 
         Returns:
             What was done, in words; empty if nothing was.
         """
-        removed = self.expire()
+        removed = self.remove_expired()
         moved = self._promotion.adapt(self._l1.lru.stats())
         done = [f"removed {removed} expired entries"] if removed else []
         return (*done, moved) if moved else tuple(done)

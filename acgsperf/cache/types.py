@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import msgspec
 
 from acgsperf._native.types import CacheStats
+from acgsperf.backplane.base import BackplaneStats
 from acgsperf.tiers.base import TierHealth, TierStats
 
 __all__ = ["CacheHealth", "TieredStats", "Written"]
@@ -18,16 +19,19 @@ class Written:
         l1: True.
         l2: whether L2 did; None if the cache has no L2.
         l3: whether L3 did; None if the cache has no L3.
+        published: whether the other processes have been told; None if the cache has no backplane. If it is False, they
+            are told as soon as the backplane's server answers.
     """
 
     l1: bool
     l2: bool | None
     l3: bool | None
+    published: bool | None = None
 
     @property
     def everywhere(self) -> bool:
-        """Whether every tier of the cache did so."""
-        return self.l1 and self.l2 is not False and self.l3 is not False
+        """Whether every tier of the cache did so, and every other process knows."""
+        return self.l1 and self.l2 is not False and self.l3 is not False and self.published is not False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,8 @@ class TieredStats:
         stale_entries: entries in the stale store now, including those that may not be served any more.
         negative_entries: negative entries now, including those that have expired.
         loading: keys that are being loaded now.
+        unrepaired: writes that one tier carried out and another did not, and that wait for a repair.
+        backplane: the counts of the backplane; None if the cache has none.
     """
 
     l1: CacheStats
@@ -100,3 +106,5 @@ class TieredStats:
     stale_entries: int
     negative_entries: int
     loading: int
+    unrepaired: int = 0
+    backplane: BackplaneStats | None = None

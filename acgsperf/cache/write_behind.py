@@ -1,10 +1,10 @@
-"""Write-behind: queues entries for a tier, and writes them in batches while no caller waits."""
+"""Write-behind: queues entries for a tier, and stores them in batches while no caller waits."""
 
 import asyncio
 from itertools import islice
 from typing import Final
 
-from acgsperf.tiers.base import Entry, Tier
+from acgsperf.tiers.base import Store, Tier
 
 __all__ = ["WriteBehind"]
 
@@ -14,22 +14,22 @@ _BATCHING_ITERATIONS: Final = 8
 
 
 class WriteBehind:
-    """A bounded queue of entries for one tier, and the task that writes them, up to 500 in a round trip.
+    """A bounded queue of entries for one tier, and the task that stores them, up to 500 in a round trip.
 
     An entry that does not fit is dropped and counted. A later write of the same key removes the queued entry, so that
     the older value cannot arrive after the newer one.
 
     Attributes:
-        written: the entries that the tier accepted.
-        demoted: the entries evicted from L1 that were written, because the tier had lost them.
+        written: the entries that the tier stored.
+        demoted: the entries evicted from L1 that were stored, because the tier had lost them.
         dropped: the entries that did not fit into the queue.
-        refused: the entries that the tier did not accept.
+        refused: the entries that the tier did not store; a write may have superseded them.
     """
 
     def __init__(self, tier: Tier) -> None:
         self._tier = tier
-        self._writes: dict[str, Entry] = {}
-        self._demotions: dict[str, Entry] = {}
+        self._stores: dict[str, Store] = {}
+        self._demotions: dict[str, Store] = {}
         self._wake = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
@@ -48,65 +48,66 @@ class WriteBehind:
         """Write what is queued, and wait until the task has ended."""
         self._closing = True
         self._wake.set()
-        if self._task is not None:
-            await self._task
+        task, self._task = self._task, None
+        if task is not None:
+            await task
 
-    def put(self, key: str, entry: Entry) -> None:
+    def put(self, key: str, store: Store) -> None:
         """Queue an entry, unless a newer one is queued."""
-        queued = self._writes.get(key)
-        if queued is not None and queued.created_at > entry.created_at:
+        queued = self._stores.get(key)
+        if queued is not None and queued.entry.created_at > store.entry.created_at:
             return
         self._demotions.pop(key, None)
-        self._queue(self._writes, key, entry)
+        self._queue(self._stores, key, store)
 
-    def demote(self, key: str, entry: Entry) -> None:
-        """Queue an entry that is written only if the tier no longer has the key."""
-        if key not in self._writes:
-            self._queue(self._demotions, key, entry)
+    def demote(self, key: str, store: Store) -> None:
+        """Queue an entry that is stored only if the tier no longer has the key."""
+        if key not in self._stores:
+            self._queue(self._demotions, key, store)
 
     def supersede(self, key: str) -> None:
         """Remove the queued entry of a key, because of a later write."""
-        self._writes.pop(key, None)
+        self._stores.pop(key, None)
         self._demotions.pop(key, None)
 
     def supersede_tag(self, tag: str) -> None:
         """Remove every queued entry with a tag."""
-        for queue in (self._writes, self._demotions):
-            for key in [key for key, entry in queue.items() if tag in entry.tags]:
+        for queue in (self._stores, self._demotions):
+            for key in [key for key, store in queue.items() if tag in store.entry.tags]:
                 del queue[key]
 
     def supersede_all(self) -> None:
         """Remove every queued entry."""
-        self._writes.clear()
+        self._stores.clear()
         self._demotions.clear()
 
-    def _queue(self, queue: dict[str, Entry], key: str, entry: Entry) -> None:
+    def _queue(self, queue: dict[str, Store], key: str, store: Store) -> None:
         if len(queue) >= _MAX_QUEUED and key not in queue:
             self.dropped += 1
             return
-        queue[key] = entry
+        queue[key] = store
         self._wake.set()
 
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
-            if not self._closing and len(self._writes) < _BATCH:
+            if not self._closing and len(self._stores) < _BATCH:
                 # No caller waits, and a few iterations of the event loop collect a larger batch.
                 for _ in range(_BATCHING_ITERATIONS):
                     await asyncio.sleep(0)
             self._wake.clear()
-            await self._write()
+            await self._store()
             await self._demote()
-            if self._writes or self._demotions or self._closing:
+            if self._stores or self._demotions or self._closing:
                 self._wake.set()
-            if self._closing and not self._writes and not self._demotions:
+            if self._closing and not self._stores and not self._demotions:
                 return
 
-    async def _write(self) -> None:
-        batch = {key: self._writes.pop(key) for key in list(islice(self._writes, _BATCH))}
+    async def _store(self) -> None:
+        batch = {key: self._stores.pop(key) for key in list(islice(self._stores, _BATCH))}
         # There is no await between removing the batch and calling the tier: no later write can get in between.
         if batch:
-            stored = await self._tier.set_many(batch)
+            stored = await self._tier.store(batch)
             self.written += len(stored)
             self.refused += len(batch) - len(stored)
 
@@ -114,13 +115,14 @@ class WriteBehind:
         batch = {key: self._demotions[key] for key in islice(self._demotions, _BATCH)}
         if not batch:
             return
-        present = await self._tier.get_many(list(batch))
+        # The server of a coherent tier compares what it has. Another tier is asked first.
+        present = {} if self._tier.coherent else await self._tier.get_many(list(batch))
         lost = {}
-        for key, entry in batch.items():
+        for key, store in batch.items():
             # A key that was written or evicted again meanwhile has another entry, or none.
-            if self._demotions.get(key) is entry:
+            if self._demotions.get(key) is store:
                 del self._demotions[key]
                 if key not in present:
-                    lost[key] = entry
+                    lost[key] = store
         if lost:
-            self.demoted += len(await self._tier.set_many(lost))
+            self.demoted += len(await self._tier.store(lost))

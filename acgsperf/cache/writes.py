@@ -1,65 +1,402 @@
-"""`set`, `delete`, `invalidate_tag` and `clear`: what they supersede, and which tiers carry them out."""
+"""`set`, `delete`, `invalidate_tag`, `clear`, `expire_now`: what they supersede, and which tiers carry them out."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any, Final, TypeVar
 
+from acgsperf.cache.begun import ALL, Begun, key_name, tag_name
 from acgsperf.cache.l1 import L1
 from acgsperf.cache.loading import Loading
 from acgsperf.cache.lower_tiers import LowerTiers
 from acgsperf.cache.promotion import Promotion
+from acgsperf.cache.repairs import Repairs
 from acgsperf.cache.types import Written
-from acgsperf.tiers.base import Entry
+from acgsperf.tiers.base import Entry, Outcome, Tier, Write, WriteResult
+from acgsperf.tiers.ids import new_id
+from acgsperf.tiers.records import Record, RecordKind, of_keys, of_tag
 
 __all__ = ["Writes"]
+
+_T = TypeVar("_T")
+_Call = Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]]
+
+# How often a write is tried if a tier has something with a greater stamp: the clock of another process is ahead.
+_TRIES: Final = 3
+# The share of the deadline in which L3 has to answer before L2 is written as well.
+_HEAD_START: Final = 0.1
+_STORED: Final = WriteResult(Outcome.STORED)
+# What a tier has after these is no older than the write.
+_SETTLED: Final = {Outcome.STORED, Outcome.REMOVED}
 
 
 class Writes:
     """The writes of callers, as opposed to those that follow a load or a lookup.
 
-    A write supersedes the loads in flight of its keys, then changes L1, then the lower tiers. L1 has changed before the
-    first `await`: a caller that reads the key during the write gets the new value.
+    A write supersedes the loads in flight of its keys, then changes L1, then L3, then L2, and then tells the other
+    processes. L1 has changed before the first `await`: a caller that reads the key during the write gets the new value.
+    If a tier did not carry the write out, L1 gives the value up, and what the tiers disagree about is removed.
+
+    A write continues if its caller is cancelled.
 
     Args:
         l1: is changed first.
-        lower_tiers: are changed together after it.
+        lower_tiers: are changed after it.
         loading: its loads are superseded.
         promotion: counts the hits of a written key from zero again.
+        repairs: remove what the tiers disagree about.
+
+    Attributes:
+        publish: tells the other processes what a tier has not told them; None without a backplane.
+        is_published_by_tier: whether a tier is on the backplane's server, and publishes what it carries out.
     """
 
-    def __init__(self, l1: L1[Any], lower_tiers: LowerTiers, loading: Loading, promotion: Promotion) -> None:
+    def __init__(
+        self,
+        l1: L1[Any],
+        lower_tiers: LowerTiers,
+        loading: Loading,
+        promotion: Promotion,
+        repairs: Repairs,
+    ) -> None:
         self._l1 = l1
         self._lower_tiers = lower_tiers
+        self._ordering = lower_tiers.ordering
         self._loading = loading
         self._promotion = promotion
+        self._repairs = repairs
+        self.publish: Callable[[Record], asyncio.Future[bool]] | None = None
+        self.is_published_by_tier = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._last_stamp = 0
+        self._begun = Begun()
+        self._longest_deadline: Final = max((tier.deadline for tier in lower_tiers.tiers), default=0.0)
+
+    async def close(self) -> None:
+        """Wait for the writes in flight."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def set_many(self, entries: Mapping[str, Entry]) -> dict[str, Written]:
         """Store entries, and return for each key which tiers accepted it."""
+        self._supersede(entries)
         for key, entry in entries.items():
-            self._loading.supersede(key)
-            self._promotion.forget(key)
             self._l1.put(key, entry)
-        l2, l3 = await self._lower_tiers.store(entries)
-        return {
-            key: Written(True, None if l2 is None else key in l2, None if l3 is None else key in l3) for key in entries
-        }
+        return await self._write({key: Write(entry, entry.id, 0) for key, entry in entries.items()})
 
     async def delete_many(self, keys: Sequence[str]) -> Written:
         """Remove distinct keys, and return which tiers removed them all."""
+        self._supersede(keys)
         for key in keys:
-            self._loading.supersede(key)
-            self._promotion.forget(key)
             self._l1.remove(key)
-        return Written(True, *await self._lower_tiers.remove(keys))
+        return self._all_of(await self._write({key: Write(None, new_id(), 0) for key in keys}))
+
+    async def expire_now(self, keys: Sequence[str]) -> Written:
+        """Make the entries of distinct keys stale everywhere, and return which tiers did so for all of them."""
+        self._supersede(keys)
+        for key in keys:
+            self._l1.expire_now(key)
+        writes = {key: Write(None, new_id(), 0) for key in keys}
+        return self._all_of(await self._write(writes, RecordKind.EXPIRED_KEYS, _expire_now))
 
     async def invalidate_tag(self, tag: str) -> Written:
         """Remove every entry with a tag, and return which tiers did so."""
-        self._loading.flights.supersede_tag(tag)
+        self._supersede_tag(tag)
         self._l1.remove_tag(tag)
-        return Written(True, *await self._lower_tiers.invalidate_tag(tag))
+        return await self._finish_tag(tag, self._invalidate(tag, of_tag(RecordKind.TAG, tag)))
+
+    async def expire_tag(self, tag: str) -> Written:
+        """Make every entry with a tag stale, and return which tiers did so."""
+        self._supersede_tag(tag)
+        self._l1.expire_tag(tag)
+        return await self._finish_tag(tag, self._expire_tag(tag))
 
     async def clear(self) -> Written:
         """Remove every entry, and return which tiers did so."""
-        self._loading.flights.supersede_all()
-        self._promotion.clear()
+        self._supersede_all()
         self._l1.clear()
-        return Written(True, *await self._lower_tiers.clear())
+        write = self._invalidate(None, Record(RecordKind.CLEAR))
+        self._begun.begin([ALL])
+        return await self._finish([ALL], self._ordering.clearing(), self._supersede_all, write)
+
+    def _supersede(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._loading.supersede(key)
+            self._lower_tiers.supersede(key)
+            self._promotion.forget(key)
+
+    def _supersede_tag(self, tag: str) -> None:
+        self._loading.flights.supersede_tag(tag)
+        self._lower_tiers.supersede_tag(tag)
+
+    def _supersede_all(self) -> None:
+        self._loading.flights.supersede_all()
+        self._lower_tiers.supersede_all()
+        self._promotion.clear()
+
+    async def _write(
+        self,
+        writes: Mapping[str, Write],
+        kind: RecordKind = RecordKind.KEYS,
+        call: _Call | None = None,
+    ) -> dict[str, Written]:
+        if not self._lower_tiers.tiers and self.publish is None:
+            for key in writes:
+                self._ordering.supersede(key)
+            return dict.fromkeys(writes, Written(True, None, None, None))
+        names = list(map(key_name, writes))
+        write = self._write_to_tiers(self._begun.begin(names), writes, kind, call or _write)
+        return await self._finish(names, self._ordering.writing(writes), partial(self._supersede, writes), write)
+
+    async def _finish_tag(self, tag: str, write: Coroutine[Any, Any, Written]) -> Written:
+        names = [tag_name(tag)]
+        self._begun.begin(names)
+        return await self._finish(names, self._ordering.invalidating(tag), partial(self._supersede_tag, tag), write)
+
+    async def _finish(
+        self,
+        names: Collection[str],
+        mark: AbstractContextManager[None],
+        supersede: Callable[[], None],
+        write: Coroutine[Any, Any, _T],
+    ) -> _T:
+        """Run a write that continues if its caller is cancelled.
+
+        Args:
+            names: what is written; see `Begun`.
+            mark: marks what is written in the meantime. It begins now, and not when the task starts: a read that begins
+                and ends before that would put the old value into L1.
+            supersede: supersedes loads. It is called when the write has ended, for those that have begun since.
+            write: the write.
+        """
+        mark.__enter__()
+        task = asyncio.Task(write)
+        self._tasks.add(task)
+        task.add_done_callback(partial(self._ended, mark, supersede, names))
+        return await asyncio.shield(task)
+
+    def _ended(
+        self,
+        mark: AbstractContextManager[None],
+        supersede: Callable[[], None],
+        names: Collection[str],
+        task: asyncio.Task[Any],
+    ) -> None:
+        mark.__exit__(None, None, None)
+        self._begun.end(names)
+        supersede()
+        self._tasks.discard(task)
+        # Retrieve the error. If the caller was cancelled, asyncio would log it as never retrieved.
+        if not task.cancelled():
+            task.exception()
+
+    async def _write_to_tiers(
+        self,
+        number: int,
+        writes: Mapping[str, Write],
+        kind: RecordKind,
+        call: _Call,
+    ) -> dict[str, Written]:
+        done, l2, l3 = await self._by_stamp(number, writes, call)
+        unpublished = []
+        results = {}
+        for key, write in done.items():
+            of_l2, of_l3 = l2.get(key), l3.get(key)
+            self._repair(key, write, [of_l2, of_l3])
+            if not (_carried_out(of_l2) and _carried_out(of_l3)) and self._is_latest(number, key, write):
+                self._l1.remove(key)
+            if not (of_l2 is not None and of_l2.published) and not (of_l3 is not None and of_l3.published):
+                unpublished.append((key, write.id))
+            results[key] = of_l2, of_l3
+        published: dict[str, bool | None] = dict.fromkeys(writes, None if self.publish is None else True)
+        if unpublished:
+            told = await self._tell(of_keys(kind, unpublished))
+            published.update((key, told) for key, _ in unpublished)
+        return {
+            key: Written(
+                True,
+                None if of_l2 is None else _carried_out(of_l2),
+                None if of_l3 is None else _carried_out(of_l3),
+                published[key],
+            )
+            for key, (of_l2, of_l3) in results.items()
+        }
+
+    async def _by_stamp(
+        self,
+        number: int,
+        writes: Mapping[str, Write],
+        call: _Call,
+    ) -> tuple[dict[str, Write], dict[str, WriteResult], dict[str, WriteResult]]:
+        """Write to L3, then to L2. If a tier has a greater stamp, start again from L3 with a stamp above it."""
+        stamp = self._next_stamp()
+        done = pending = {key: Write(write.entry, write.id, stamp) for key, write in writes.items()}
+        l2: dict[str, WriteResult] = {}
+        l3: dict[str, WriteResult] = {}
+        started = time.monotonic()
+        for tries in range(1, _TRIES + 1):
+            await self._write_once(number, pending, call, l2, l3)
+            newer = {
+                key: result.stamp
+                for key in pending
+                for result in (l2.get(key), l3.get(key))
+                if result is not None and result.outcome is Outcome.NEWER
+            }
+            if not newer or tries == _TRIES or time.monotonic() - started > self._longest_deadline:
+                break
+            stamp = max(self._next_stamp(), max(newer.values()) + 1)
+            self._last_stamp = stamp
+            pending = {key: Write(done[key].entry, done[key].id, stamp) for key in newer}
+            done = done | pending
+        return done, l2, l3
+
+    async def _write_once(
+        self,
+        number: int,
+        writes: Mapping[str, Write],
+        call: _Call,
+        l2: dict[str, WriteResult],
+        l3: dict[str, WriteResult],
+    ) -> None:
+        """Write to L3, then to L2 unless L3 has something newer.
+
+        If L3 does not answer at once, L2 is written at the same time, so that a caller waits for one deadline and not
+        for two. If L3 then carries the write out after all, L2 is written again: in between, a read may have copied
+        L3's old row to it.
+        """
+        second, third = self._lower_tiers.l2, self._lower_tiers.l3
+        if third is None or second is None:
+            only, results = (second, l2) if third is None else (third, l3)
+            if only is not None and (wanted := self._still_wanted(number, writes, results)):
+                results.update(await call(only, wanted))
+            return
+        wanted = self._still_wanted(number, writes, l3)
+        if wanted:
+            first = asyncio.Task(_awaited(call(third, wanted)))
+            await asyncio.wait((first,), timeout=self._longest_deadline * _HEAD_START)
+            if not first.done():
+                early = self._still_wanted(number, writes, l2)
+                l2.update(await call(second, early))
+                l3.update(await first)
+                again = {key: write for key, write in early.items() if l3[key].outcome is Outcome.STORED}
+                if again:
+                    l2.update(await call(second, again))
+                return
+            l3.update(first.result())
+        rest = {key: write for key, write in writes.items() if l3[key].outcome is not Outcome.NEWER}
+        wanted = self._still_wanted(number, rest, l2)
+        if wanted:
+            l2.update(await call(second, wanted))
+
+    def _still_wanted(
+        self, number: int, writes: Mapping[str, Write], results: dict[str, WriteResult]
+    ) -> dict[str, Write]:
+        """Return the writes that no later one of this process has superseded. The others count as done."""
+        wanted = {}
+        for key, write in writes.items():
+            if self._is_latest(number, key, write):
+                wanted[key] = write
+            else:
+                # The later write decides, and reports.
+                results[key] = _STORED
+        return wanted
+
+    def _is_latest(self, number: int, key: str, write: Write) -> bool:
+        tags = write.entry.tags if write.entry is not None else ()
+        return self._begun.is_latest(number, (ALL, key_name(key), *map(tag_name, tags)))
+
+    def _next_stamp(self) -> int:
+        """Return a stamp greater than every earlier one. All processes take it from the clock of the same server."""
+        tiers = self._lower_tiers.tiers
+        now = tiers[0].now_us() if tiers else 0
+        self._last_stamp = max(self._last_stamp + 1, now)
+        return self._last_stamp
+
+    def _repair(self, key: str, write: Write, results: Sequence[WriteResult | None]) -> None:
+        """Have a write repaired that one tier carried out and the other did not, or that may have been carried out."""
+        outcomes = {result.outcome for result in results if result is not None}
+        if outcomes & _SETTLED:
+            if outcomes - _SETTLED:
+                self._repairs.remove(key, Write(None, new_id(), write.stamp))
+        elif Outcome.UNKNOWN in outcomes:
+            self._repairs.undo(key, write.id)
+
+    async def _invalidate(self, tag: str | None, record: Record) -> Written:
+        of_l2, of_l3 = await self._in_order(
+            lambda l3: l3.invalidate(tag),
+            lambda l2, done: l2.invalidate(tag) if done else l2.invalidate(tag, refused_below=True),
+        )
+        if not (_carried_out(of_l2) and _carried_out(of_l3)):
+            self._repairs.invalidate(tag)
+        return await self._written(of_l2, of_l3, record)
+
+    async def _expire_tag(self, tag: str) -> Written:
+        of_l2, of_l3 = await self._in_order(lambda l3: l3.expire_tag(tag), lambda l2, done: l2.expire_tag(tag))
+        return await self._written(of_l2, of_l3, of_tag(RecordKind.EXPIRED_TAG, tag))
+
+    async def _in_order(
+        self,
+        call_l3: Callable[[Tier], Awaitable[WriteResult]],
+        call_l2: Callable[[Tier, bool], Awaitable[WriteResult]],
+    ) -> tuple[WriteResult | None, WriteResult | None]:
+        """Call L3, then L2 with whether L3 has carried it out. If L3 does not answer at once, L2 does not wait for it."""
+        l2, l3 = self._lower_tiers.l2, self._lower_tiers.l3
+        if l3 is None:
+            return None if l2 is None else await call_l2(l2, True), None
+        if l2 is None:
+            return None, await call_l3(l3)
+        first = asyncio.Task(_awaited(call_l3(l3)))
+        await asyncio.wait((first,), timeout=self._longest_deadline * _HEAD_START)
+        of_l2 = await call_l2(l2, first.done() and _carried_out(first.result()))
+        return of_l2, await first
+
+    async def _written(self, l2: WriteResult | None, l3: WriteResult | None, record: Record) -> Written:
+        published = True if any(result is not None and result.published for result in (l2, l3)) else None
+        if published is None:
+            published = await self._tell([record])
+        return Written(
+            True, None if l2 is None else _carried_out(l2), None if l3 is None else _carried_out(l3), published
+        )
+
+    def _all_of(self, written: Mapping[str, Written]) -> Written:
+        """Return which tiers carried out all of several writes."""
+        each = written.values()
+        tiers = self._lower_tiers
+        return Written(
+            True,
+            None if tiers.l2 is None else all(one.l2 for one in each),
+            None if tiers.l3 is None else all(one.l3 for one in each),
+            None if self.publish is None else all(one.published for one in each),
+        )
+
+    async def _tell(self, records: Sequence[Record]) -> bool | None:
+        """Publish records, and return whether the others have been told; None without a backplane.
+
+        If the tier on the backplane's server has not published them, that server does not answer now: nobody waits.
+        """
+        if self.publish is None:
+            return None
+        futures = list(map(self.publish, records))
+        if self.is_published_by_tier:
+            return False
+        done, pending = await asyncio.wait(futures, timeout=self._longest_deadline or None)
+        return not pending and all(future.result() for future in done)
+
+
+async def _awaited(call: Awaitable[_T]) -> _T:
+    return await call
+
+
+def _expire_now(tier: Tier, writes: Mapping[str, Write]) -> Awaitable[dict[str, WriteResult]]:
+    return tier.expire_now(writes)
+
+
+def _write(tier: Tier, writes: Mapping[str, Write]) -> Awaitable[dict[str, WriteResult]]:
+    return tier.write(writes)
+
+
+def _carried_out(result: WriteResult | None) -> bool:
+    """Whether a tier carried a write out, or there is none that could."""
+    return result is None or result.outcome is Outcome.STORED

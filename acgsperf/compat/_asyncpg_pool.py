@@ -56,7 +56,7 @@ async def ping(pool: Any) -> bool:
 
 
 async def release(pool: Any, connection: Any) -> None:
-    """Return a connection to the pool. Terminates it if its session is not reset within 5 s.
+    """Return a connection to the pool. Terminate it if its session is not reset within 5 s.
 
     Raises:
         TimeoutError: after the connection was terminated.

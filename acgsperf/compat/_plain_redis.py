@@ -121,7 +121,9 @@ class PlainRedis:
             async with asyncio.timeout(DEADLINE_S):
                 await maybe_await(self.client.ping())
         except Exception as error:
-            _log.warning("redis: health check failed: %s", type(error).__name__)
+            _log.warning(
+                "redis: health check failed: %s; l2_healthy is False, and L1 still serves", type(error).__name__
+            )
             return False
         self._succeeded()
         return True
@@ -138,11 +140,11 @@ class PlainRedis:
                 reply = await maybe_await(getattr(self.client, command)(*arguments))
         except ResponseError as error:
             # A server that refuses a command is healthy.
-            _log.warning("redis: command %s refused: %s", command, error)
+            _log.warning("redis: command %s refused: %s; the cache continues without its result", command, error)
             reply = _NO_REPLY
         except (DataError, UnicodeError) as error:
             # The caller's key is not valid; this says nothing about the server.
-            _log.warning("redis: command %s cannot be sent: %s", command, error)
+            _log.warning("redis: command %s cannot be sent: %s; the cache continues without its result", command, error)
             return _NO_REPLY
         except Exception as error:
             _log.debug("redis: command %s failed", command, exc_info=True)
@@ -169,7 +171,7 @@ async def close_client(client: Any) -> None:
     try:
         await maybe_await(close())
     except Exception as error:
-        _log.warning("redis: client did not close: %s", type(error).__name__)
+        _log.warning("redis: client did not close: %s; its connections may stay open", type(error).__name__)
 
 
 def _is_redis_py(client: Any) -> bool:

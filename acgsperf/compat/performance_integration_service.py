@@ -392,7 +392,7 @@ _service: Final = ProcessSingleton(_make_service)
 
 
 async def get_performance_service() -> PerformanceIntegrationService:
-    """Return the initialised service of this process. A closed service is initialised again."""
+    """Return the initialized service of this process. A closed service is initialized again."""
     service = await _service.get()
     await service.initialize()
     return service

@@ -396,12 +396,12 @@ def _rate(hits: int, misses: int) -> float:
 
 
 async def get_ultra_fast_cache() -> UltraFastMultiTierCache:
-    """Return the initialised cache of this process. Its Redis is `REDIS_URL`, by default the former URL."""
+    """Return the initialized cache of this process. Its Redis is `REDIS_URL`, by default the former URL."""
     return await _cache.get()
 
 
 async def create_ultra_fast_cache(redis_url: str = _DEFAULT_URL, l1_max_size: int = 100000) -> UltraFastMultiTierCache:
-    """Create and initialise a cache."""
+    """Create and initialize a cache."""
     cache = UltraFastMultiTierCache(redis_url, l1_max_size)
     await cache.initialize()
     return cache

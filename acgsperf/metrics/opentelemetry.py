@@ -40,7 +40,7 @@ class Instrumentation:
         seat.source = source
 
     def close(self) -> None:
-        """Stops reporting and releases the source. May be called again."""
+        """Stop reporting and release the source. May be called again."""
         if self._source is not None:
             self._source = self._instruments.source = None
 
@@ -71,7 +71,7 @@ _instruments_of: Final[WeakKeyDictionary[MeterProvider, _Instruments]] = WeakKey
 
 
 def instrument(source: MetricsSource, meter_provider: MeterProvider | None = None) -> Instrumentation:
-    """Reports the metrics of a service at every collection.
+    """Report the metrics of a service at every collection.
 
     A reader may collect in a thread of its own: it reads plain counters, each exact, without locks.
 
@@ -180,10 +180,16 @@ _INSTRUMENTS: Final[tuple[tuple[str, str, str, str, _Read], ...]] = (
         "db.client.connection.idle.min",
         "updowncounter",
         "{connection}",
-        "Fewest connections kept.",
+        "Minimum connections kept open.",
         _of_pools("min_size"),
     ),
-    ("db.client.connection.max", "updowncounter", "{connection}", "Most connections allowed.", _of_pools("max_size")),
+    (
+        "db.client.connection.max",
+        "updowncounter",
+        "{connection}",
+        "Maximum connections open.",
+        _of_pools("max_size"),
+    ),
     (
         "db.client.connection.pending_requests",
         "updowncounter",
@@ -194,7 +200,7 @@ _INSTRUMENTS: Final[tuple[tuple[str, str, str, str, _Read], ...]] = (
     ("db.client.connection.timeouts", "counter", "{timeout}", "Waits that timed out.", _of_pools("timeouts")),
     ("acgsperf.cache.requests", "counter", "{key}", "Keys read, by tier and result.", _lookups),
     ("acgsperf.cache.entries", "updowncounter", "{entry}", "Entries in L1.", _of_l1("size")),
-    ("acgsperf.cache.max_entries", "updowncounter", "{entry}", "Most entries that L1 holds.", _of_l1("maxsize")),
+    ("acgsperf.cache.max_entries", "updowncounter", "{entry}", "Maximum entries in L1.", _of_l1("maxsize")),
     ("acgsperf.cache.evictions", "counter", "{entry}", "Entries that L1 evicted or expired.", _evictions),
     ("acgsperf.cache.promotions", "counter", "{entry}", "Entries promoted to L1.", _of_cache("promotions")),
     ("acgsperf.cache.loads", "counter", "{load}", "Loader calls.", _of_cache("loads")),

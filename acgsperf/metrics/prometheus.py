@@ -86,7 +86,7 @@ class PerformanceCollector(Collector):
         self._bound_names = [f"{bound:g}" for bound in buckets_s]
 
     def collect(self) -> Iterator[Metric]:
-        """Yields every metric with its current value."""
+        """Yield every metric with its current value."""
         if self._source is not None:
             yield from self._requests(self._source)
             yield from self._compliance(self._source)
@@ -96,7 +96,7 @@ class PerformanceCollector(Collector):
             yield from self._routes(self._http)
 
     def describe(self) -> Iterator[Metric]:
-        """Yields the same metrics as `collect`, so that a registry refuses a second collector with the same names."""
+        """Yield the same metrics as `collect`, so that a registry refuses a second collector with the same names."""
         return self.collect()
 
     def _requests(self, source: MetricsSource) -> Iterator[Metric]:
@@ -131,7 +131,7 @@ class PerformanceCollector(Collector):
         yield self._counter("cache_hits", "Keys found.", [(name, it.hits) for name, it in tiers], tier)
         yield self._counter("cache_misses", "Keys not found.", [(name, it.misses) for name, it in tiers], tier)
         yield self._gauge("cache_entries", "Entries in L1.", l1.size)
-        yield self._gauge("cache_max_entries", "Most entries that L1 holds.", l1.maxsize)
+        yield self._gauge("cache_max_entries", "Maximum entries in L1.", l1.maxsize)
         yield self._counter(
             "cache_evictions",
             "Entries that L1 evicted or expired.",
@@ -189,8 +189,8 @@ class PerformanceCollector(Collector):
         yield self._gauge(
             "pool_used_connections", "Connections in use, in a check or in a reset.", each("in_use"), pool
         )
-        yield self._gauge("pool_min_connections", "Fewest connections kept open.", each("min_size"), pool)
-        yield self._gauge("pool_max_connections", "Most connections allowed.", each("max_size"), pool)
+        yield self._gauge("pool_min_connections", "Minimum connections kept open.", each("min_size"), pool)
+        yield self._gauge("pool_max_connections", "Maximum connections open.", each("max_size"), pool)
         yield self._gauge("pool_waiting_requests", "Callers waiting for a connection.", each("waiting"), pool)
         healthy = [((it.name,), float(it.healthy)) for it in pools]
         yield self._gauge("pool_healthy", "1 when the server answers.", healthy, pool)
@@ -260,7 +260,7 @@ class PerformanceCollector(Collector):
     def _summary(
         self, name: str, text: str, values: Iterable[tuple[tuple[str, ...], HistogramSnapshot]], labels: tuple[str, ...]
     ) -> Metric:
-        """Returns a summary, for latencies of which there is only a snapshot."""
+        """Return a summary, for latencies of which there is only a snapshot."""
         metric = self._family(SummaryMetricFamily, name, text, labels)
         for own, latency in values:
             constants = dict(zip((*self._label_names, *labels), (*self._label_values, *own), strict=True))
@@ -272,5 +272,5 @@ class PerformanceCollector(Collector):
 
 
 def exposition(registry: CollectorRegistry) -> Callable[[], tuple[str, bytes]]:
-    """Returns a function for `PerformanceMiddleware(metrics=...)` that renders all metrics of a registry."""
+    """Return a function for `PerformanceMiddleware(metrics=...)` that renders all metrics of a registry."""
     return lambda: (CONTENT_TYPE_LATEST, generate_latest(registry))

@@ -45,10 +45,10 @@ class MetricsSource(Protocol):
         """Its compliance gate."""
 
     def latency(self) -> LatencyHistogram:
-        """Returns a copy of the latencies of answered requests, in ns."""
+        """Return a copy of the latencies of answered requests, in ns."""
 
     def counts(self) -> RequestCounts:
-        """Returns the counts of the other requests."""
+        """Return the counts of the other requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +74,13 @@ class HttpSource(Protocol):
     """A middleware whose metrics can be exported; `PerformanceMiddleware` is one."""
 
     def routes(self) -> Mapping[str, LatencyHistogram]:
-        """Returns the latencies of responses by route, in ns."""
+        """Return the latencies of responses by route, in ns."""
 
     def counts(self) -> HttpCounts:
-        """Returns the counts so far."""
+        """Return the counts so far."""
 
 
 def pools_of(source: MetricsSource) -> list[ConnectionPool]:
-    """Returns the open pools and their replicas; each has a unique name."""
+    """Return the open pools and their replicas; each has a unique name."""
     pools = [source.pools.get(name) for name in source.pools.names()]
     return [member for pool in pools for member in (pool, *pool.replicas)]

@@ -58,11 +58,11 @@ class Alert:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The judgement of one interval about one subject. Between bad and good, both are False.
+    """The judgment of one interval about one subject. Between bad and good, both are False.
 
     Attributes:
         bad: raises the alert.
-        good: counts towards clearing the alert.
+        good: counts toward clearing the alert.
         message: see `Alert`.
         value, limit: see `Alert`.
         intervals: of a forecast, how many intervals remain until the figure crosses its target.

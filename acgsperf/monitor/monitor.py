@@ -229,7 +229,9 @@ class Monitor:
         good = not missed and (ahead is None or ahead > _FORECAST_MARGIN * self._horizon)
         message = f"no trend crosses the target of {target:g}"
         if bad:
-            message = f"{level:.4g}; at its current slope it crosses the target of {target:g} in {ahead:.1f} intervals"
+            message = (
+                f"{level:.4g} now; at its current slope it will cross the target of {target:g} in {ahead:.1f} intervals"
+            )
         return Finding(bad, good, message, level, target, ahead)
 
     def _update(self, kind: AlertKind, subject: str, finding: Finding | None, reading: Reading) -> Iterator[Alert]:

@@ -85,7 +85,7 @@ class ConnectionPool(Queries):
 
     Raises:
         ValueError: for sizes or times that are out of range, or a DSN that cannot be used or has a parameter that
-            cannot be honoured. The message names the parameter, but does not contain the DSN.
+            cannot be honored. The message names the parameter, but does not contain the DSN.
         TypeError: for an argument of the wrong type, or an option that neither the pool nor `asyncpg.connect` has.
     """
 
@@ -297,7 +297,7 @@ class ConnectionPool(Queries):
         """
         n, timeout = checked_int("n", n), checked_seconds("timeout", timeout, zero=True)
         if not 0 <= n <= self.max_size:
-            raise ValueError(f"n must be from 0 to max_size, which is {self.max_size}, got {n}")
+            raise ValueError(f"n must be between 0 and max_size ({self.max_size}), got {n}")
         self._lifecycle.refuse_unless_open()
         if not self.healthy:
             raise self._health.unhealthy()

@@ -97,7 +97,7 @@ class Connector:
         return connection
 
     def _hosts(self, options: Mapping[str, Any]) -> "Sequence[str]":
-        """The names that asyncpg is going to look up."""
+        """Return the names that asyncpg is going to look up."""
         hosts = options.get("host") or [endpoint.get("host") for endpoint in self._endpoints]
         return [hosts] if isinstance(hosts, str) else [host for host in hosts if host]
 
@@ -149,7 +149,7 @@ class Connector:
         return isinstance(error, _MAY_PASS)
 
     def describe(self, error: Exception) -> str:
-        """An error as text for messages, without the password."""
+        """Return an error as text for messages, without the password."""
         kind, text = type(error).__name__, str(error)
         # The server and the system never repeat the password. But a short password may occur in their messages by
         # chance.

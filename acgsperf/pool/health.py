@@ -36,7 +36,7 @@ class ServerHealth:
         self.retry: asyncio.TimerHandle | None = None
 
     def unhealthy(self) -> PoolUnhealthy:
-        """The exception for a caller of an unhealthy pool."""
+        """Return the exception for a caller of an unhealthy pool."""
         assert self.error is not None
         where, text = self._connector.where, self._connector.describe(self.error)
         error = PoolUnhealthy(f"pool {self._name!r} cannot reach {where}: {text}")
@@ -44,7 +44,7 @@ class ServerHealth:
         return error
 
     def describe(self, error: Exception) -> str:
-        """An error as text for messages, without the password."""
+        """Return an error as text for messages, without the password."""
         return self._connector.describe(error)
 
     def note_failure(self, error: Exception) -> None:

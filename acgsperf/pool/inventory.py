@@ -69,7 +69,7 @@ class Inventory:
             self._tasks.start(self._close_gracefully(slot))
 
     def retire_idle(self, reason: CloseReason, keep: int = 0) -> int:
-        """Retire idle connections, those idle for longest first, down to `keep` open ones; returns how many."""
+        """Retire idle connections, those idle for longest first, down to `keep` open ones; return how many."""
         retired = 0
         while self.idle and len(self.slots) > keep:
             self.retire(self.idle.popleft(), reason)
@@ -92,7 +92,7 @@ class Inventory:
         self._on_room()
 
     def remove(self, slot: Slot, reason: CloseReason) -> bool:
-        """Remove a connection and end its lease; returns whether the pool had it."""
+        """Remove a connection and end its lease; return whether the pool had it."""
         if slot not in self.slots:
             return False
         self.slots.discard(slot)

@@ -79,7 +79,7 @@ class Lender:
         return self._lifecycle.is_open and self._health.error is None
 
     async def take(self, timeout: float, borrower: "CallStack | None") -> "Lease":  # noqa: ASYNC109
-        """Return a lease; raises as `ConnectionPool.acquire`."""
+        """Return a lease. It raises what `ConnectionPool.acquire` raises."""
         self._lifecycle.refuse_unless_open()
         if self._health.error is not None:
             raise self._health.unhealthy()
@@ -145,10 +145,10 @@ class Lender:
 
     def _timed_out(self, timeout: float) -> PoolTimeout:
         in_use, size = self._inventory.in_use, len(self._inventory.slots)
-        text = f"pool {self._lifecycle.name!r}: no connection within {timeout} s; {in_use} of {size} in use"
+        text = f"pool {self._lifecycle.name!r}: no connection within {timeout} s; {in_use} of {size} connections in use"
         failure = self._health.last_failure
         if failure is not None:
-            text += f", no more can be opened: {self._health.describe(failure)}"
+            text += f"; opening another one failed: {self._health.describe(failure)}"
         error = PoolTimeout(text)
         error.__cause__ = failure
         return error
@@ -192,7 +192,7 @@ class Lender:
         return peak
 
     def _check_nesting(self, task: asyncio.Task[Any] | None, first: Slot) -> Slot | None:
-        """Log that a task acquires a second connection, once per place; returns the first one if it is still lent."""
+        """Log that a task acquires a second connection, once per place; return the first one if it is still lent."""
         if task is None or first.task is not task:
             # The first connection was closed while it was lent.
             del self._held[task]
@@ -203,8 +203,8 @@ class Lender:
             return first
         self._nesting_reported.add(place)
         _log.warning(
-            "pool %r: a task that holds a connection acquires a second one; tasks that do so wait for each other if no"
-            " connection is idle. It was acquired at\n%s",
+            "pool %r: a task that holds a connection acquires a second one; such tasks can deadlock when the pool is"
+            " full. The second connection is acquired at\n%s",
             self._lifecycle.name,
             describe_stack(stack),
         )

@@ -21,7 +21,7 @@ class Lifecycle:
         self.loop = asyncio.get_running_loop()
 
     def stop(self) -> bool:
-        """Mark the pool as closed; returns whether it was open."""
+        """Mark the pool as closed; return whether it was open."""
         was_open, self.is_open, self.closed = self.is_open, False, True
         return was_open
 

@@ -93,13 +93,13 @@ class PoolManager:
         return self._pools
 
     async def health(self) -> dict[str, PoolHealth]:
-        """Check all pools and replicas concurrently; returns the results by name."""
+        """Check all pools and replicas concurrently; return the results by name."""
         pools = _members(self._open_pools().values())
         answers = await asyncio.gather(*(pool.health() for pool in pools))
         return {pool.name: answer for pool, answer in zip(pools, answers, strict=True)}
 
     def optimize(self) -> dict[str, PoolOptimization]:
-        """Adapt the size of every pool and replica to its recent demand; returns what was done, by name."""
+        """Adapt the size of every pool and replica to its recent demand; return what was done, by name."""
         pools = _members(self._open_pools().values())
         return {pool.name: pool.optimize() for pool in pools}
 

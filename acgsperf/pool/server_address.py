@@ -51,7 +51,7 @@ _KEYWORDS: Final = frozenset(
         "statement_cache_size",
     }
 )
-# Parameters that the pool honours itself.
+# Parameters that the pool honors itself.
 _SOCKET_OPTIONS: Final = frozenset(
     {"keepalives", "keepalives_count", "keepalives_idle", "keepalives_interval", "tcp_user_timeout"}
 )
@@ -93,7 +93,7 @@ def parsed_address(name: str, dsn: str) -> ServerAddress:
 
     Raises:
         TypeError: if it is not a str.
-        ValueError: if it cannot be used, or has a parameter of libpq that the pool cannot honour. The message names the
+        ValueError: if it cannot be used, or has a parameter of libpq that the pool cannot honor. The message names the
             parameter. It contains no value, because a value may be a part of a password.
     """
     parts = urlsplit(checked_dsn(name, dsn))
@@ -118,15 +118,17 @@ def _check_parameter(name: str, parameter: str, value: str) -> None:
     if parameter in _UNSUPPORTED:
         raise ValueError(f"{name} must not have the parameter {parameter}, which asyncpg does not support")
     if parameter in _KEYWORDS:
-        raise ValueError(f"{name} must not have the parameter {parameter}, which is not one of libpq")
+        raise ValueError(
+            f"{name} must not have the parameter {parameter}, which libpq does not know; pass it as a keyword argument"
+        )
     if parameter in _CHOICES:
         choices = _CHOICES[parameter]
         if value not in choices and value.lower() not in choices:
-            raise ValueError(f"{name} must have one of these as its {parameter}: {', '.join(choices)}")
+            raise ValueError(f"{name}: parameter {parameter} must be one of: {', '.join(choices)}")
     elif parameter in _OWN and parameter != "fallback_application_name":
         least = 1 if parameter == "connect_timeout" else 0
         if re.fullmatch(r"[0-9]{1,9}", value) is None or int(value) < least:
-            raise ValueError(f"{name} must have an integer that is at least {least} as its {parameter}")
+            raise ValueError(f"{name}: parameter {parameter} must be an integer of at least {least}")
 
 
 def _kept(query: str, named: bool) -> list[str]:

@@ -108,7 +108,7 @@ class Supply:
             self._start_check(slot)
 
     def put_back(self, slot: Slot, now: float) -> "asyncio.Task[None] | None":
-        """Make a connection whose lease has ended available again; returns the task that resets it, if one does."""
+        """Make a connection whose lease has ended available again; return the task that resets it, if one does."""
         if slot.connection.is_closed():
             self._lose(slot)
             self.replenish()
@@ -160,7 +160,7 @@ class Supply:
         self.replenish()
 
     def aim_at(self, size: int) -> int:
-        """Keep `size` connections from now on, within the bounds; returns how many idle ones were closed."""
+        """Keep `size` connections from now on, within the bounds; return how many idle ones were closed."""
         self.target_size = min(max(size, self.min_size), self.max_size)
         closed = self.inventory.retire_idle(CloseReason.SHRUNK, keep=self.target_size)
         self.replenish()
@@ -252,7 +252,7 @@ class Supply:
             # Only closing the pool cancels this task from outside.
             if not self._lifecycle.is_open:
                 raise
-            self._note_failure(PoolError("init was cancelled from inside"))
+            self._note_failure(PoolError("init cancelled its own task"))
         else:
             self._add(slot)
 

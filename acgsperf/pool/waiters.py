@@ -47,7 +47,8 @@ class WaitQueue:
         if self._max_waiting is not None and waiting - arriving >= self._max_waiting:
             self.saturations += 1
             raise PoolSaturated(
-                f"pool {self._name!r}: {waiting} callers are waiting already, max_waiting is {self._max_waiting}"
+                f"pool {self._name!r}: {waiting} callers are waiting already, max_waiting is {self._max_waiting};"
+                " raise max_waiting or max_size, or retry later"
             )
         return next(self._tickets)
 
@@ -72,7 +73,7 @@ class WaitQueue:
             waiter.set_exception(error())
 
     def serve(self, slot: Slot) -> bool:
-        """Hand a connection to the first caller; returns whether there was one."""
+        """Hand a connection to the first caller; return whether there was one."""
         while self.waiting:
             waiter, _ = self.waiting.popitem(last=False)
             if not waiter.done():
@@ -103,7 +104,7 @@ class SizeWaiters:
         return max(self._wanted.values(), default=0)
 
     async def wait(self, n: int, timeout: float, begin: Callable[[], None]) -> None:  # noqa: ASYNC109
-        """Call `begin`, and return when `n` connections are open; raises TimeoutError after `timeout` seconds."""
+        """Call `begin`, and return when `n` connections are open; raise TimeoutError after `timeout` seconds."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wanted[waiter] = n
         try:

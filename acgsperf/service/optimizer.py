@@ -1,4 +1,4 @@
-"""One optimisation round: removes expired entries, resizes the pools, and tries one change of a cache setting."""
+"""One optimization round: removes expired entries, resizes the pools, and tries one change of a cache setting."""
 
 import math
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _REFRESH_AHEAD: Final = (0.8, 1.0)
 
 
 class Optimizer:
-    """Optimises the parts of a service, one round per call of `run`.
+    """Optimizes the parts of a service, one round per call of `run`.
 
     A round does at once what can be calculated: it removes expired entries, and gives each pool the size at which its
     recent demand is 80 % of it. It tunes cache settings by trial: one change per round, judged by the mean response
@@ -63,7 +63,7 @@ class Optimizer:
         yield from _removal("validator contexts", contexts, self._validator.metrics().context_size)
         stats = self._cache.stats()
         entries = stats.l1.size + stats.stale_entries + stats.negative_entries
-        yield from _removal("cache entries in this process", entries, entries - self._cache.expire())
+        yield from _removal("cache entries in this process", entries, entries - self._cache.remove_expired())
 
     def _resize_pools(self) -> Iterator[Action]:
         for name, done in self._pools.optimize().items():

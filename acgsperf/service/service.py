@@ -82,11 +82,11 @@ class PerformanceService:
         pools: PoolManager | None = None,
     ) -> None:
         if settings is not None and not isinstance(settings, Settings):
-            raise TypeError(f"settings must be Settings or None, got {settings!r:.100}")
+            raise TypeError(f"settings must be Settings or None, got {type(settings).__name__}")
         if cache is not None and not isinstance(cache, TieredCache):
-            raise TypeError(f"cache must be a TieredCache or None, got {cache!r:.100}")
+            raise TypeError(f"cache must be a TieredCache or None, got {type(cache).__name__}")
         if pools is not None and not isinstance(pools, PoolManager):
-            raise TypeError(f"pools must be a PoolManager or None, got {pools!r:.100}")
+            raise TypeError(f"pools must be a PoolManager or None, got {type(pools).__name__}")
         self.settings: Final = settings if settings is not None else Settings.from_environment()
         self.handler = checked_callable("handler", handler)
         self.validator: Final = ComplianceValidator(
@@ -111,7 +111,7 @@ class PerformanceService:
         self._record = self.traffic.latency_ns.record
 
     async def open(self) -> Self:
-        """Open the parts that the service created, and start monitoring and optimisation.
+        """Open the parts that the service created, and start monitoring and optimization.
 
         If Redis is not reachable, the service opens without it, and later calls try to connect again. The same holds
         for PostgreSQL if `db_pool_min_size` is 0.
@@ -145,7 +145,7 @@ class PerformanceService:
         return self
 
     async def close(self) -> None:
-        """Stop monitoring and optimisation, and close the parts that the service created. You may call it again.
+        """Stop monitoring and optimization, and close the parts that the service created. You may call it again.
 
         Raises:
             ServiceError: if called in a different event loop than `open`.
@@ -160,7 +160,7 @@ class PerformanceService:
                 self._workers.close()
         except OSError as error:
             _log.warning(
-                "service: its report cannot be removed; other workers count it for up to 3 more rounds: %s", error
+                "service: cannot remove this worker's report; other workers count it for up to 3 more rounds: %s", error
             )
         finally:
             await self._exits.aclose()
@@ -290,7 +290,7 @@ class PerformanceService:
         return reading
 
     def optimize(self) -> tuple[Action, ...]:
-        """Run one optimisation round now.
+        """Run one optimization round now.
 
         An open service does this by itself every `optimization_interval_s`.
 
@@ -312,7 +312,7 @@ class PerformanceService:
         reports = [self._report()]
         if workers:
             if self._workers is None:
-                raise ServiceError("workers=True needs the setting workers_directory, got None")
+                raise ServiceError("workers=True needs workers_directory; set it in Settings")
             reports += self._workers.others()
         return summarize(
             reports,

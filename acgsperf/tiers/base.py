@@ -150,10 +150,12 @@ class Write(Struct, frozen=True):
 
 
 class Outcome(Enum):
-    """STORED: done. NEWER: not done, because the tier has something newer. REFUSED: not done, and it will not be done.
+    """STORED: done. REMOVED: the tier cannot keep the entry, and has removed the former one. NEWER: not done, because
+    the tier has something newer. REFUSED: not done, and it will not be done.
     UNKNOWN: the server did not answer; it may have been done, and it will not be done later."""
 
     STORED = "stored"
+    REMOVED = "removed"
     NEWER = "newer"
     REFUSED = "refused"
     UNKNOWN = "unknown"
@@ -276,7 +278,7 @@ class Tier(ABC):
             keys: the keys.
             tags: those of the entries that will be stored.
         """
-        return {key: _ANYTHING for key in keys}
+        return dict.fromkeys(keys, _ANYTHING)
 
     async def look_up(
         self, keys: Sequence[str], tags: Sequence[str] = ()
@@ -291,8 +293,8 @@ class Tier(ABC):
     async def write(self, writes: Mapping[str, Write]) -> dict[str, WriteResult]:
         """Carry out explicit writes, unless the tier has something newer.
 
-        An entry that the tier cannot keep (too large, not serializable, expired already) removes the former one, and
-        is reported as refused. A write that was carried out and is repeated with the same id counts as stored.
+        An entry that the tier cannot keep (too large, not serializable, expired already) removes the former one. A
+        write that was carried out and is repeated with the same id counts as stored.
         """
         results = {}
         entries = {key: write.entry for key, write in writes.items() if write.entry is not None}
@@ -306,7 +308,7 @@ class Tier(ABC):
         return results
 
     async def remove_written(self, ids: Mapping[str, bytes]) -> bool:
-        """Remove keys whose entry has the given id: writes of unknown outcome are undone. Return whether it was done."""
+        """Remove keys whose entry has the given id: undo writes of unknown outcome. Return whether it was done."""
         return await self.delete_many(list(ids)) is not None
 
     async def invalidate(self, tag: str | None, *, refused_below: bool = False) -> WriteResult:
@@ -353,5 +355,9 @@ class LockingTier(Protocol):
             if the server did not answer.
         """
 
-    async def unlock(self, key: str, token: int) -> bool:
-        """Releases a lock. Returns False if it was no longer held under this token, or if the server did not answer."""
+    async def unlock(self, key: str, token: int, outcome: bytes = b"") -> bool:
+        """Releases a lock. If somebody waits for it, the tier publishes a record with the outcome.
+
+        Returns:
+            False if the lock was no longer held under this token, or if the server did not answer.
+        """

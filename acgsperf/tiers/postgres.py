@@ -48,10 +48,10 @@ __all__ = ["PostgresTier"]
 
 EXPIRY_INTERVAL_S: Final = 60.0
 _CONNECT_TIMEOUT_S: Final = 1.0
-# A reader that has been away for the retention must still find everything.
-_LOG_RETENTIONS: Final = 2.0
 # After a row with tags, reads expect more of them for so long.
 _TAGGED_S: Final = 60.0
+# A record is read after its transaction has committed. The backplane removes records earlier, by the time of commit.
+_LONGEST_TRANSACTION_S: Final = 3600.0
 
 # No connection, no login, no database, too many connections, shutting down: the SQLSTATE concerns all calls.
 _REFUSES_ALL: Final = ("08", "28", "3D", "53300", "57P")
@@ -374,7 +374,7 @@ class PostgresTier(ServerTier):
             # With jitter, so that processes do not search at the same time.
             await asyncio.sleep(self._expiry_interval * uniform(0.8, 1.2))
             for statement, retention in zip(
-                self._statements.remove, (self.retention, 0.0, self.retention * _LOG_RETENTIONS), strict=True
+                self._statements.remove, (self.retention, 0.0, _LONGEST_TRANSACTION_S), strict=True
             ):
                 arguments = {"namespace": self._namespace, "retention": retention}
                 removed: int | None = ROWS_A_STATEMENT

@@ -11,6 +11,7 @@ invalidating one also invalidates the other. The table of version 1 is neither r
 """
 
 import secrets
+from hashlib import sha256
 from typing import Any, Final
 
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
@@ -92,6 +93,11 @@ class Tables:
         self.tags: Final = f"{table}_v2_tags"
         self.log: Final = f"{table}_v2_log"
 
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """The names of all tables."""
+        return self.entries, self.tags, self.log
+
     def fill(self, statement: str, **parts: object) -> str:
         """Return a statement with the names of the tables put in."""
         return statement.format(entries=self.entries, tags=self.tags, log=self.log, **parts)
@@ -130,8 +136,8 @@ def position_bytes(position: int) -> bytes:
 
 
 def tag_hash(tag: str) -> int:
-    """Return the hash of a tag as a bigint that is not reserved."""
-    return (xxh3_64_intdigest(envelope.identity(tag)) & ~_RESERVED) - (1 << 63)
+    """Return the hash of a tag as a bigint that is not reserved. A trigger computes the same, so it is one of SQL's."""
+    return int.from_bytes(sha256(envelope.identity(tag)).digest()[:8], "big", signed=True) & ~_RESERVED
 
 
 def new_token() -> int:

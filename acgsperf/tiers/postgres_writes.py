@@ -116,8 +116,11 @@ class Writer:
         except asyncpg.PostgresError as error:
             self._check_refusal(error)
         for key, _ in rows:
-            published = key in batch.results and batch.results[key].published
-            batch.results[key] = WriteResult(Outcome.REFUSED, published=published)
+            result = batch.results.get(key, REFUSED)
+            removed = result.outcome is Outcome.STORED
+            batch.results[key] = WriteResult(
+                Outcome.REMOVED if removed else Outcome.REFUSED, published=result.published
+            )
 
     async def _write_all(self, batch: WriteBatch, rows: _Rows, connection: Any) -> None:
         soft = bool(rows) and rows[0][1].action is Action.EXPIRE

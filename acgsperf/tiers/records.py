@@ -1,7 +1,7 @@
 """Records: what one process tells the others about its writes.
 
-A record is a MessagePack array: version, writer, time, kind, items. Keys, tags and ids are bytes, because a key may have
-lone surrogates, which are not UTF-8.
+A record is a MessagePack array: version, writer, time, kind, items. Keys, tags and ids are bytes, because a key may
+have lone surrogates, which are not UTF-8.
 """
 
 from collections.abc import Iterable, Sequence

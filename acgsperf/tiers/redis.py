@@ -110,6 +110,7 @@ class RedisTier(ServerTier):
 
     async def _start(self) -> None:
         self.keys = keys = RedisKeys(self._namespace)
+        self._read_keys = keys.prefix, keys.token
         label = f"{self.name} tier {self._namespace!r}"
         self._scripts = RedisCalls(self.connections, label, keys.prefix.decode()[:-1])
         self._redis_writes = RedisWrites(
@@ -121,9 +122,7 @@ class RedisTier(ServerTier):
             errors=self._calls.errors,
         )
         self._locks = RedisLocks(self._calls, self._scripts, keys, self.server_clock, self.writer)
-        generation = ScriptCall(
-            GENERATION, [keys.token, keys.invalidations, keys.log, keys.fence], [TOKEN_TTL_MS], items=0
-        )
+        generation = ScriptCall(GENERATION, [keys.token, keys.invalidations, keys.fence], [TOKEN_TTL_MS], items=0)
         self.connections.greeting = Greeting([("TIME",), generation.command(by_name=False)], self._greeted)
         self.connections.open()
         await self._ask([("PING",)], lambda replies: text(replies[0]))
@@ -151,11 +150,14 @@ class RedisTier(ServerTier):
         self.connections.close_idle()
 
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
-        prefix = self.keys.prefix
+        prefix, token_key = self._read_keys
         identities = envelope.identities(keys)
         addresses = [prefix + address for address in envelope.addresses(identities)]
-        addresses.append(self.keys.token)
-        chunks = [addresses[at : at + KEYS_A_COMMAND] for at in range(0, len(addresses), KEYS_A_COMMAND)]
+        addresses.append(token_key)
+        if len(addresses) <= KEYS_A_COMMAND:
+            chunks = [addresses]
+        else:
+            chunks = [addresses[at : at + KEYS_A_COMMAND] for at in range(0, len(addresses), KEYS_A_COMMAND)]
 
         def read(replies: list[Any]) -> Unsealed:
             if len(replies) == 1:
@@ -268,8 +270,11 @@ class RedisTier(ServerTier):
 
     async def _describe(self) -> str:
         info = await self._ask([("INFO", "server")], lambda replies: text(replies[0]))
-        version = re.search(rb"redis_version:(\S+)", info)
-        return f"Redis {version[1].decode() if version else ''} at {self._where}"
+        # For its clients, Valkey calls itself Redis 7.2.4, too.
+        for name in ("Valkey", "Redis"):
+            if version := re.search(rb"\b%s_version:(\S+)" % name.lower().encode(), info):
+                return f"{name} {version[1].decode()} at {self._where}"
+        return f"Redis at {self._where}"
 
 
 def _scanned(replies: list[Any]) -> tuple[bytes, list[bytes]]:

@@ -3,6 +3,7 @@
 import asyncio
 import inspect
 import itertools
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,7 +25,7 @@ from acgsperf.names import resolve
 from acgsperf.tiers.redis_parser import CheckedParser
 from acgsperf.tiers.redis_replies import UnexpectedReplyError
 
-__all__ = ["Command", "Credentials", "Greeting", "RedisConnections"]
+__all__ = ["Command", "Credentials", "Greeting", "OwnConnection", "RedisConnections"]
 
 MAX_CONNECTIONS: Final = 10
 MAX_LIFETIME_S: Final = 3600.0
@@ -92,6 +93,37 @@ class _Connection:
             writer.transport.abort()
         self.parser.on_disconnect()  # type: ignore[no-untyped-call]
         self.redis._close()  # type: ignore[no-untyped-call]
+
+
+class OwnConnection:
+    """A connection that only its owner uses. Its calls have no deadline, and are not repeated.
+
+    After an error of a call it cannot be used again.
+    """
+
+    def __init__(self, redis: AbstractConnection) -> None:
+        self._connection = _Connection(redis, math.inf, None)
+
+    async def ask(self, commands: Sequence[Command], read: Callable[[list[Any]], _T]) -> _T:
+        """Send commands together and return what `read` makes of their replies. The first call connects.
+
+        Args:
+            commands: the commands.
+            read: gets the replies, in order; error replies are exceptions among them.
+
+        Raises:
+            redis.RedisError, OSError: what `read` raises, or if the server cannot be reached.
+        """
+        connection = self._connection
+        if not connection.is_open:
+            await connection.open()
+        packed = b"".join(map(_pack, commands))
+        await connection.redis.send_packed_command(packed, check_health=False)
+        return read(await connection.parser.read_replies(len(commands)))
+
+    def close(self) -> None:
+        """Close it at once."""
+        self._connection.close()
 
 
 class RedisConnections:
@@ -185,6 +217,15 @@ class RedisConnections:
             credentials=self._credentials,
         )
 
+    @property
+    def identity(self) -> object:
+        """Equal for connections that were created with the same URL and credentials."""
+        return self._url, self._credentials
+
+    def own_connection(self) -> OwnConnection:
+        """Returns a connection that is not counted as one of these, without a greeting."""
+        return OwnConnection(self.new())
+
     def new(self) -> AbstractConnection:
         """Returns a connection that is not connected."""
         connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
@@ -214,8 +255,9 @@ class RedisConnections:
         Raises:
             redis.RedisError, OSError: what `read` raises, or if the server cannot be reached.
         """
-        packed = b"".join([_pack(command) for command in commands])
         count, fence = len(commands), None
+        # A comprehension is a call.
+        packed = _pack(commands[0]) if count == 1 else b"".join([_pack(command) for command in commands])
         if fenced:
             fence = b"%d" % next(self._fences)
             packed += b"*2\r\n$4\r\nECHO\r\n$%d\r\n%b\r\n" % (len(fence), fence)
@@ -327,7 +369,7 @@ class RedisConnections:
 def _check_refused(reply: Any) -> None:
     """Raises an error unless this is the refusal of ECHO by an ACL."""
     if not isinstance(reply, ResponseError) or "echo" not in str(reply).lower():
-        raise UnexpectedReplyError("the last reply must be that of ECHO")
+        raise UnexpectedReplyError("the last reply must belong to ECHO")
 
 
 class _ContradictionError(Exception):
@@ -355,7 +397,9 @@ class _Provider(CredentialProvider):
             return (found,)
         if isinstance(found, tuple) and list(map(type, found)) == [str, str]:
             return found
-        raise RedisConnectionError(f"credentials must return a str or two, got {type(found).__name__}")
+        raise RedisConnectionError(
+            f"credentials must return a password or (user name, password), got {type(found).__name__}"
+        )
 
 
 def _factory(url: str, options: dict[str, Any], credentials: Credentials | None) -> ConnectionPool:

@@ -1,14 +1,16 @@
 """The scripts of the Redis tier.
 
 Every script that writes entries takes several keys. It checks the server's time once: after the deadline it answers
-with the time alone, and does nothing. Otherwise its reply has one item for each key: -1 done, -2 done and a live entry
-was removed, or an error. A stamp in its place says that the tier has something newer.
+with the time alone, and does nothing. Otherwise its reply has the time, negative if the record was not published, and
+one item for each key: -1 done, -2 done and a live entry was removed, or an error. A stamp in its place says that the
+tier has something newer.
 
 A server without free memory refuses a command that needs some, unless the script has written already. A tombstone must
 be possible even then, so its script removes the key first; every other script writes its entry first, so that the
 server refuses it.
 
-Stamps are compared as numbers, because Lua compares strings in the order of the server's locale.
+Stamps are compared as numbers, because Lua compares strings in the order of the server's locale. A stamp beyond 53 bits
+comes from no tier, and counts as 0.
 """
 
 import hashlib
@@ -53,7 +55,10 @@ local function header(key, last)
         and (#value == 17 or string.byte(value, 18) == 2) then return value end
 end
 local function id(value) return string.sub(value, 1, 8) end
-local function stamp(value) return (struct.unpack('>I8', value, 9)) end
+local function stamp(value)
+    local found = struct.unpack('>I8', value, 9)
+    return found < 9007199254740992 and found or 0
+end
 local function kind(value) return string.sub(value, 17, 17) end
 local function is_live(value, now)
     return kind(value) == 'E' and #value >= 48 and struct.unpack('<d', value, 41) > now / 1000000
@@ -74,12 +79,15 @@ local function token(key, new, px)
     if px == '' then redis.call('SET', key, new) else redis.call('SET', key, new, 'PX', px) end
     return new
 end
-local function publish(log, first)
+-- Returns the time, negative if there was nothing to publish or it has failed.
+local function publish(log, first, now)
     local count, done = tonumber(ARGV[first - 1]), 1
+    -- After this command, which needs no memory, a server that is full accepts one that does.
+    if count > 0 then redis.pcall('PEXPIRE', log, 2592000000) end
     for i = first, first + count - 1 do
         if failed(redis.pcall('XADD', log, 'MAXLEN', '~', 10000, '*', 'r', ARGV[i])) then done = 0 end
     end
-    return count > 0 and done or 0
+    return count > 0 and done == 1 and now or -now
 end
 """
 
@@ -119,7 +127,7 @@ for i = 1, n do
         end
     end
 end
-results[1] = publish(KEYS[1], records)
+results[1] = publish(KEYS[1], records, now)
 return results
 """,
 )
@@ -142,7 +150,7 @@ for i = 1, n do
         results[1 + i] = failed(done) and done or old and is_live(old, now) and -2 or -1
     end
 end
-results[1] = publish(KEYS[1], records)
+results[1] = publish(KEYS[1], records, now)
 return results
 """,
 )
@@ -173,7 +181,7 @@ for i = 1, n do
         results[1 + i] = failed(done) and done or -1
     end
 end
-results[1] = publish(KEYS[1], records)
+results[1] = publish(KEYS[1], records, now)
 return results
 """,
 )
@@ -194,11 +202,12 @@ for i = 1, n do
         results[1 + i] = failed(done) and done or is_live(old, now) and -2 or -1
     end
 end
-results[1] = publish(KEYS[1], records)
+results[1] = publish(KEYS[1], records, now)
 return results
 """,
 )
 
+# What the server has no memory for is observed as nothing: no store compares equal with that.
 # KEYS: token, invalidations, tags, entries.
 # ARGV: tags, entries, lifetime, new token of the namespace, new token of others, lifetime of the first two, new ids.
 OBSERVE: Final = _script(
@@ -206,9 +215,13 @@ OBSERVE: Final = _script(
     """
 local m, n, px = take_number(), take_number(), take()
 local new_namespace, new, namespace_px, ids = take(), take(), take(), take()
-local results = {token(KEYS[1], new_namespace, namespace_px), token(KEYS[2], new, namespace_px)}
+local function seen(key, value, lifetime)
+    local old = redis.call('GET', key)
+    return old or not failed(put(key, value, lifetime)) and value or ''
+end
+local results = {seen(KEYS[1], new_namespace, namespace_px), seen(KEYS[2], new, namespace_px)}
 for i = 1, m do
-    results[2 + i] = token(KEYS[2 + i], new, px)
+    results[2 + i] = seen(KEYS[2 + i], new, px)
     extend(KEYS[2 + i], px)
 end
 for i = 1, n do
@@ -263,9 +276,12 @@ for i = 1, n do
         local old = header(key, 17)
         local found = counted(current)
         if compare == 'T' then
-            for j = 1, #values do found = found .. counted(values[j]) end
+            for j = 1, #values do
+                is_current = is_current and values[j] ~= ''
+                found = found .. counted(values[j])
+            end
         elseif #values > 0 then
-            is_current = is_current and (redis.call('GET', KEYS[3]) or '') == invalidations
+            is_current = is_current and invalidations ~= '' and redis.call('GET', KEYS[3]) == invalidations
         end
         is_current = is_current and old and id(old) == seen and found == tokens and current ~= ''
     end
@@ -304,7 +320,7 @@ if now > deadline then return {now} end
 local new, px, records = take(), take(), take_records()
 redis.call('UNLINK', KEYS[2], KEYS[3])
 if new ~= '' then redis.call('SET', KEYS[2], new, 'PX', px) end
-return {publish(KEYS[1], records), -1}
+return {publish(KEYS[1], records, now), -1}
 """,
 )
 
@@ -320,7 +336,7 @@ if value then
     local done = redis.pcall('SET', KEYS[2], id(value) .. struct.pack('>I8', now) .. refused, 'KEEPTTL')
     if failed(done) then redis.call('UNLINK', KEYS[2]) end
 end
-return {publish(KEYS[1], records), -1}
+return {publish(KEYS[1], records, now), -1}
 """,
 )
 
@@ -345,7 +361,7 @@ return results
 
 # The token of a namespace says which run of the server it belongs to. After a restart from a snapshot, or a failover,
 # what is there may be older than what was acknowledged.
-# KEYS: token, invalidations, log, fence. ARGV: lifetime. Returns 8 bytes for this run; nothing if they are unknown.
+# KEYS: token, invalidations, fence. ARGV: lifetime. Returns 8 bytes for this run; nothing if they are unknown.
 GENERATION: Final = _script(
     "GENERATION",
     """
@@ -357,7 +373,7 @@ if run ~= '' then
     if value and string.sub(value, 9, 16) ~= run then redis.call('UNLINK', KEYS[1], KEYS[2]) end
 end
 extend(KEYS[1], px)
-for i = 2, 4 do redis.call('PEXPIRE', KEYS[i], px) end
+for i = 2, 3 do redis.call('PEXPIRE', KEYS[i], px) end
 return run
 """,
 )
@@ -392,7 +408,7 @@ local mine, records = take(), take_records()
 local number, owner, waiting = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+):([^+]+)(%+?)')
 if not number or (number ~= mine and owner ~= mine) then return 0 end
 redis.call('DEL', KEYS[1])
-if waiting ~= '' then publish(KEYS[2], records) end
+if waiting ~= '' then publish(KEYS[2], records, 0) end
 return 1
 """,
 )

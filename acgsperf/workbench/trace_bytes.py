@@ -50,7 +50,7 @@ class ByteStream(io.RawIOBase):
         return len(piece)
 
     def peek(self, size: int) -> bytes:
-        """The next bytes: `size` of them, or all that remain."""
+        """Return the next bytes: `size` of them, or all that remain."""
         while len(self._ahead) < size and (piece := self._read(PIECE_BYTES)):
             self._ahead += piece
         return self._ahead[:size]
@@ -143,7 +143,7 @@ _COMPRESSIONS: Final[tuple[tuple[re.Pattern[bytes], _Opener], ...]] = (
 
 
 def decompressed(source: IO[bytes], name: str) -> ByteStream:
-    """The content of a stream that is compressed by gzip, xz, bzip2 or zstd, even repeatedly, or not at all.
+    """Return the content of a stream that is compressed by gzip, xz, bzip2 or zstd, even repeatedly, or not at all.
 
     Raises:
         TraceError: here or while it is read, when the data is damaged or cut.
@@ -184,14 +184,14 @@ class _Recoded(io.RawIOBase):
 
 
 def recoded(stream: ByteStream, encoding: str) -> ByteStream:
-    """A stream of UTF-8 from one in another encoding."""
+    """Return a stream of UTF-8 from one in another encoding."""
     found = ByteStream(_Recoded(stream, encoding), stream.name)
     found.encoding = encoding.removesuffix("-sig")
     return found
 
 
 def lines(stream: ByteStream) -> Iterator[tuple[int, bytes | None]]:
-    """The lines that are not blank, numbered from 1, without NUL bytes; None for one of more than 1 MiB.
+    """Yield the lines that are not blank, numbered from 1, without NUL bytes; None for one of more than 1 MiB.
 
     Log rotation by copying and truncating leaves NUL bytes in front of a line.
     """

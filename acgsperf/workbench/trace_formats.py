@@ -1,8 +1,9 @@
-"""What the formats of a trace look like: recognised from the first bytes, and read line by line."""
+"""What the formats of a trace look like: recognized from the first bytes, and read line by line."""
 
 import codecs
 import json
 import re
+import sys
 from array import array
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -56,7 +57,7 @@ _BYTE_ORDER_MARKS: Final = (
 
 
 class TraceFormat(StrEnum):
-    """How a trace is written. Compression and encoding are recognised separately."""
+    """How a trace is written. Compression and encoding are recognized separately."""
 
     INT32 = "int32"
     INT64 = "int64"
@@ -67,7 +68,7 @@ class TraceFormat(StrEnum):
 
 
 def keyed(key: object) -> Request:
-    """The request for a recorded key."""
+    """Return the request for a recorded key."""
     return {"type": "read", "key": key}
 
 
@@ -76,15 +77,26 @@ def _text(line: str) -> Request | None:
     return None if line == "*" else keyed(line)
 
 
+class _RefusedJsonError(ValueError):
+    """The line looks like JSON, but this parser does not accept it."""
+
+
 def _no_number(constant: str) -> None:
-    raise ValueError(constant)
+    raise _RefusedJsonError("expected numbers that JSON has")
 
 
 def _object(line: str) -> dict[str, Any]:
     try:
         found = json.loads(line, parse_constant=_no_number)
-    except (ValueError, RecursionError):
+    except json.JSONDecodeError:
         found = None
+    except _RefusedJsonError:
+        raise
+    except RecursionError:
+        raise _RefusedJsonError("expected less nesting") from None
+    except ValueError:
+        # The only other one is that of `int`.
+        raise _RefusedJsonError(f"expected integers of at most {sys.get_int_max_str_digits():,} digits") from None
     if not isinstance(found, dict):
         raise ValueError("expected a JSON object")
     return found
@@ -115,7 +127,7 @@ def _first(record: Mapping[str, Any], *names: str) -> str | None:
 
 
 def _of_json_log(record: Mapping[str, Any]) -> Request | None:
-    """The request in a record of Caddy (an object `request`), Traefik, or another server with usual field names."""
+    """Return the request in a record of Caddy (an object `request`), Traefik, or a server with usual field names."""
     request = record.get("request")
     fields = request if isinstance(request, dict) else record
     method = _first(fields, "method", "RequestMethod", "request_method", "http_method", "verb")
@@ -141,7 +153,7 @@ _EVENT: Final = frozenset((*_TIME, "msg", "message"))
 
 
 def _is_json_log(line: str) -> bool:
-    """Whether a JSON object is a log record: of a request, or of another event of the server.
+    """Return whether a JSON object is a log record: of a request, or of another event of the server.
 
     A request itself would have no status and no time, or no level.
     """
@@ -160,7 +172,7 @@ PARSERS: Final[dict[TraceFormat, Parser]] = {
 
 
 def recognised(stream: ByteStream, trace_format: TraceFormat | None) -> tuple[ByteStream, TraceFormat]:
-    """The stream as UTF-8, or as integers, and its format: the given one, or what the first 64 KiB show.
+    """Return the stream as UTF-8, or as integers, and its format: the given one, or what the first 64 KiB show.
 
     Raises:
         TraceError: when the format is none of those.
@@ -209,7 +221,7 @@ def _blank(head: bytes, nuls: int) -> str:
 
 
 _EXPECTED: Final = (
-    "expected JSON objects, an access log, a key a line or big-endian integers (--format says which, if it is one)"
+    "expected JSON objects, an access log, one key per line or big-endian integers (use --format to choose one)"
 )
 
 
@@ -230,7 +242,7 @@ def _encoding(head: bytes) -> str | None:
 
 
 def _is_text_in(encoding: str, head: bytes) -> bool:
-    """Whether bytes are lines of text in UTF-16 or UTF-32, with few bad lines.
+    """Return whether bytes are lines of text in UTF-16 or UTF-32, with few bad lines.
 
     Integers can contain newlines, too: then they contain as many of each control character, or every second character
     is a newline. In UTF-32, only ASCII text differs from integers.
@@ -247,7 +259,7 @@ def _is_text_in(encoding: str, head: bytes) -> bool:
 
 
 def _is_text_with_nuls(head: bytes) -> bool:
-    """Whether the bytes are UTF-8 text with fewer than half NULs. Integers that look like text all begin with NUL."""
+    """Return whether this is UTF-8 text with fewer than half NULs. Integers that look like text all begin with NUL."""
     text = head.replace(b"\0", b"")
     if not len(head) < 2 * len(text) < 2 * len(head) or _BINARY.search(text) or not head[::8].strip(b"\0"):
         return False
@@ -259,7 +271,7 @@ def _is_text_with_nuls(head: bytes) -> bool:
 
 
 def _head_with_lines(stream: ByteStream) -> bytes:
-    """The first bytes without a line that is cut; more of them if the first line is a long one."""
+    """Return the first bytes without a line that is cut; more of them if the first line is a long one."""
     head = b""
     for size in (_HEAD_BYTES, LONGEST_LINE_BYTES + _HEAD_BYTES):
         head = stream.peek(size)
@@ -291,11 +303,15 @@ def _is_access(line: str) -> bool:
 
 
 def _is_object(line: str) -> bool:
-    return line.startswith("{") and isinstance(_object(line), dict)
+    try:
+        return line.startswith("{") and isinstance(_object(line), dict)
+    except _RefusedJsonError:
+        # Its message is better than that of an unknown format.
+        return True
 
 
 def _of_lines(name: str, sample: list[str], *, is_text: bool) -> TraceFormat | None:
-    """The format that half of the lines have; None for what is no text."""
+    """Return the format that half of the lines have; None for what is no text."""
     if sample and 2 * (objects := _matches(_is_object, sample)) >= len(sample):
         return TraceFormat.JSON_LOG if 2 * _matches(_is_json_log, sample) >= objects else TraceFormat.JSONL
     if sample and 2 * _matches(_is_access, sample) >= len(sample):
@@ -305,11 +321,12 @@ def _of_lines(name: str, sample: list[str], *, is_text: bool) -> TraceFormat | N
     if _are_keys(sample):
         return TraceFormat.TEXT
     first = sample[0]
-    raise TraceError(f"{name}: unknown format: looked at {len(sample)} lines, the first is {first[:60]!r}; {_EXPECTED}")
+    found = "1 line, which is " if len(sample) == 1 else f"{len(sample)} lines, the first is "
+    raise TraceError(f"{name}: unknown format: looked at {found}{first[:60]!r}; {_EXPECTED}")
 
 
 def _are_keys(sample: list[str]) -> bool:
-    """Whether each line is a key: mostly one word, no markup, and no table with the same columns in all lines."""
+    """Return whether each line is a key: mostly one word, no markup, no table with the same columns in all lines."""
     if 2 * sum(len(line) > _LONGEST_KEY for line in sample) >= len(sample):
         return False
     if 2 * sum(bool(_MARKUP.search(line)) for line in sample) >= len(sample):
@@ -322,7 +339,7 @@ def _are_keys(sample: list[str]) -> bool:
 
 
 def _of_integers(name: str, head: bytes) -> TraceFormat:
-    """The width of the integers, if their distribution is that of keys: they repeat, or use a part of the range."""
+    """Return the width of the integers, if they are distributed like keys: they repeat, or use a part of the range."""
     whole = len(head) < _HEAD_BYTES
     if len(head) % 4 == 0 or not whole:
         head = head[: len(head) // 8 * 8] if not whole else head
@@ -338,7 +355,9 @@ def _of_integers(name: str, head: bytes) -> TraceFormat:
 
 
 def _is_int64(head: bytes) -> bool:
-    """Whether the data is more likely integers of 64 bits than of 32: then one half of a word determines the other.
+    """Return whether the data is more likely 64-bit integers than 32-bit ones.
+
+    In 64-bit integers, one half of a word determines the other.
 
     Small numbers have few distinct high halves, and as many low halves as words. Hashes have as many of both. Pairs of
     independent keys of 32 bits have many more distinct values than the keys.

@@ -11,6 +11,7 @@ from typing import IO, Final, Self
 from acgsperf.fingerprint import fingerprint
 from acgsperf.workbench.trace_bytes import PIECE_BYTES, ByteStream, TraceError, decompressed, lines
 from acgsperf.workbench.trace_formats import PARSERS, Request, TraceFormat, integers, keyed, recognised
+from acgsperf.workbench.usage import counted
 
 __all__ = ["Request", "Trace", "TraceError", "TraceFormat", "read_trace", "zipf_requests", "zipf_trace"]
 
@@ -28,7 +29,7 @@ class Trace:
 
     Args:
         path: the file, perhaps compressed by gzip, xz, bzip2 or zstd; `-` is the standard input.
-        trace_format: the format; None to recognise it from the content.
+        trace_format: the format; None to recognize it from the content.
 
     Attributes:
         format: the format.
@@ -81,7 +82,7 @@ class Trace:
         self.check()
 
     def head(self, requests: int | None) -> Iterator[Request]:
-        """The first requests, or all if `requests` is None; the rest is not read."""
+        """Return the first requests, or all if `requests` is None; the rest is not read."""
         yield from itertools.islice(self, requests)
         self.check()
 
@@ -89,8 +90,8 @@ class Trace:
         """Raise a TraceError if what has been read so far is no trace."""
         if self.skipped > MAX_SKIPPED * self.lines:
             raise TraceError(
-                f"{self.name}: {self.skipped:,} of {self.lines:,} lines are not {self.format}, expected at most 10 %; "
-                f"the first is {self._first_skipped}"
+                f"{self.name}: {self.skipped:,} of {counted(self.lines, 'line')} {'is' if self.lines == 1 else 'are'} "
+                f"not {self.format}, expected at most 10 %; the first is {self._first_skipped}"
             )
         if not self._requests:
             raise TraceError(f"{self.name}: no requests in it, expected at least one as {self.format}")
@@ -132,7 +133,8 @@ def _problem(line: bytes | None, error: Exception, encoding: str) -> str:
         if encoding == "utf-8":
             return f"expected UTF-8, got {line[:60]!r}"
         return f"expected {encoding.upper()}, got {line.decode(errors='replace')[:60]!r}"
-    return f"{error}, got {line.decode()[:60]!r}"
+    # A message about a value in the line has the value after "got".
+    return f"{error}, {'in' if ', got ' in str(error) else 'got'} {line.decode()[:60]!r}"
 
 
 def read_trace(path: Path | str, trace_format: TraceFormat | None = None) -> list[Request]:
@@ -140,7 +142,7 @@ def read_trace(path: Path | str, trace_format: TraceFormat | None = None) -> lis
 
     Args:
         path: the file, perhaps compressed; `-` is the standard input.
-        trace_format: the format; None to recognise it from the content.
+        trace_format: the format; None to recognize it from the content.
 
     Raises:
         TraceError: when the trace cannot be read, is empty, is in no known format, or more than 10 % of its lines are
@@ -151,7 +153,7 @@ def read_trace(path: Path | str, trace_format: TraceFormat | None = None) -> lis
 
 
 def zipf_trace(requests: int, *, distinct: int = 5_000, exponent: float = 1.0, seed: int = 1) -> list[Request]:
-    """A synthetic workload: keys of popularity 1 / rank ** exponent, the same for the same seed.
+    """Return a synthetic workload: keys of popularity 1 / rank ** exponent, the same for the same seed.
 
     Args:
         requests: how many.

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from acgsperf.errors import AcgsperfError
 
-__all__ = ["UsageError", "choice", "explained", "number", "subset", "whole_number"]
+__all__ = ["UsageError", "choice", "counted", "explained", "number", "subset", "whole_number"]
 
 _HELP = " (--help shows what is possible)"
 
@@ -50,12 +50,20 @@ def choice(option: str, text: str, choices: Iterable[str]) -> str:
 
 
 def subset(option: str, text: str, required: str, others: Iterable[str]) -> frozenset[str]:
-    """The names in a list that is separated by commas: the required one, and any of the others."""
+    """Return the names in a list that is separated by commas: the required one, and any of the others."""
     others = list(others)
-    found = frozenset(name.strip() for name in text.lower().split(","))
+    names = [name.strip() for name in text.lower().split(",")]
+    found = frozenset(names)
     if not {required} <= found <= {required, *others}:
         raise UsageError(f"{option} must be {required}, or {required} with {', '.join(others)}, got {_shown(text)}")
+    if len(names) > len(found):
+        raise UsageError(f"{option} must have each name once, got {_shown(text)}")
     return found
+
+
+def counted(count: int, noun: str) -> str:
+    """A number and its noun: `1 line`, `1,000 lines`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def explained(error: Exception, commands: Iterable[str]) -> str:
@@ -92,7 +100,7 @@ def explained(error: Exception, commands: Iterable[str]) -> str:
 
 def _name_of(parameter: object) -> str:
     metavar = getattr(parameter, "metavar", None) or getattr(parameter, "name", None)
-    return str(metavar or "").upper().removesuffix("...")
+    return str(metavar or "").upper()
 
 
 def _perhaps(similar: list[str]) -> str:

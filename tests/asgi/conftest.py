@@ -12,24 +12,6 @@ from acgsperf import LRUCache, TieredCache
 from acgsperf.asgi import PerformanceMiddleware
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self):
-        self.now = 1_000.0
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += seconds
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 class Origin:
     """An application that answers with what a test has put into it, and counts its calls."""
 

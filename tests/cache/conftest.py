@@ -10,24 +10,6 @@ from acgsperf import LRUCache
 from acgsperf.cache import TieredCache
 
 
-class Clock:
-    """A clock that moves only when a test advances it."""
-
-    def __init__(self):
-        self.now = 1_000.0
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += seconds
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def l2(clock):
     return MemoryTier("l2", clock)

@@ -13,10 +13,10 @@ class MemoryTier(Tier):
     Answers wait while `gate` is closed. While `up` is false, every call fails at once. `calls` lists the calls.
     """
 
-    def __init__(self, name, clock=time.time, store=None):
+    def __init__(self, name, clock=time.monotonic, data=None):
         self.name = name
         self.clock = clock
-        self.store = {} if store is None else store
+        self.data = {} if data is None else data
         self.namespace = None
         self.gate = asyncio.Event()
         self.gate.set()
@@ -32,14 +32,14 @@ class MemoryTier(Tier):
         self.namespace = None
 
     def __getitem__(self, key):
-        return self.store[self.namespace, key]
+        return self.data[self.namespace, key]
 
     def __contains__(self, key):
-        return (self.namespace, key) in self.store
+        return (self.namespace, key) in self.data
 
     def lose(self, *keys):
         for key in keys:
-            del self.store[self.namespace, key]
+            del self.data[self.namespace, key]
 
     async def _answer(self, kind, keys):
         self.calls.append((kind, tuple(keys)))
@@ -58,7 +58,7 @@ class MemoryTier(Tier):
     async def _got(self, kind, keys):
         assert self.namespace is not None
         # Read before the answer is sent, as a server does: a later write does not change the answer.
-        found = {key: self.store.get((self.namespace, key)) for key in keys if self.up}
+        found = {key: self.data.get((self.namespace, key)) for key in keys if self.up}
         await self._answer(kind, keys)
         now = self.clock()
         return {
@@ -76,7 +76,7 @@ class MemoryTier(Tier):
     async def _stored(self, kind, entries):
         assert self.namespace is not None
         if self.up:
-            self.store.update({(self.namespace, key): entry for key, entry in entries.items()})
+            self.data.update({(self.namespace, key): entry for key, entry in entries.items()})
         await self._answer(kind, entries)
         return frozenset(entries) if self.up else frozenset()
 
@@ -84,16 +84,16 @@ class MemoryTier(Tier):
         return await self._deleted("delete_many", keys)
 
     async def _deleted(self, kind, keys):
-        gone = [self.store.pop((self.namespace, key), None) for key in keys if self.up]
+        gone = [self.data.pop((self.namespace, key), None) for key in keys if self.up]
         await self._answer(kind, keys)
         return sum(entry is not None for entry in gone) if self.up else None
 
     async def invalidate_tag(self, tag):
-        tagged = [k for (space, k), entry in self.store.items() if space == self.namespace and tag in entry.tags]
+        tagged = [k for (space, k), entry in self.data.items() if space == self.namespace and tag in entry.tags]
         return await self._deleted("invalidate_tag", tagged)
 
     async def clear(self):
-        return await self._deleted("clear", [key for space, key in self.store if space == self.namespace])
+        return await self._deleted("clear", [key for space, key in self.data if space == self.namespace])
 
     async def lock(self, key, ttl):
         await self._answer("lock", [key])

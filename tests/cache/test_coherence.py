@@ -75,7 +75,7 @@ async def test_a_caller_after_a_write_does_not_get_what_an_earlier_read_found(
     open_cache, l2, clock, settle, write, stale_ttl
 ):
     await (await open_cache(l2, ttl=60)).set("a", "old", tags=["t"])
-    l2.store["test", "a"] = structs.replace(l2["a"], kept_until=clock.now + 1_000)
+    l2.data["test", "a"] = structs.replace(l2["a"], kept_until=clock.now + 1_000)
     clock.advance(61 if stale_ttl else 40)
     cache = await open_cache(l2, ttl=60, stale_ttl=stale_ttl, soft_timeout=0, refresh_ahead=0.5)
     loaded = asyncio.Event()

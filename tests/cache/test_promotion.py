@@ -38,8 +38,8 @@ def test_while_l1_has_room_the_threshold_falls_to_one(promotion, l1):
     moves = [promotion.adapt(l1.pass_time(hits=900, misses=100)) for _ in range(3)]
     assert promotion.threshold == 1
     assert moves == [
-        "promotion threshold from 3 to 2: L1 has room",
-        "promotion threshold from 2 to 1: L1 has room",
+        "promotion threshold changed from 3 to 2: L1 has room",
+        "promotion threshold changed from 2 to 1: L1 has room",
         None,
     ]
 

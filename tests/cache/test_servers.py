@@ -13,6 +13,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from loaders import Loader
+from redis.asyncio import Redis
 
 from acgsperf import LRUCache
 from acgsperf.cache import TieredCache, Written
@@ -108,7 +109,7 @@ def private_redis():
 @pytest.mark.parametrize("value", [None, 0, False, "", [], {"a": [1, 2.5, "ä"]}, b"\x00\xff"], ids=repr)
 async def test_a_value_set_by_one_process_is_read_by_another(open_on, value):
     one, other = await open_on(), await open_on()
-    assert await one.set("key", value, tags=["t"]) == Written(True, True, True)
+    assert await one.set("key", value, tags=["t"]) == Written(True, True, True, published=True)
     assert await other.get("key", "missing") == value
     assert await other.get_many(["key"]) == {"key": value}
     assert await other.get_or_load("key", Loader()) == value
@@ -126,11 +127,16 @@ async def test_values_that_redis_has_lost_are_restored_from_postgres(open_on):
     assert len(await one._lower_tiers.l2.get_many([str(i) for i in range(100)])) == 100
 
 
-async def test_entries_evicted_from_l1_are_written_to_a_redis_that_lost_them(open_on):
+async def test_entries_evicted_from_l1_are_written_to_a_redis_that_lost_them(open_on, servers):
     cache = await open_on(size=10)
     await cache.set_many({str(i): i for i in range(10)})
-    await cache._lower_tiers.l2.delete_many(["0", "1"])
-    await cache.set_many({f"more {i}": i for i in range(10)})
+    async with Redis.from_url(servers.redis_url) as redis:
+        assert await redis.unlink(f"{cache.namespace}:0", f"{cache.namespace}:1") == 2
+
+    async def load(keys):
+        return dict.fromkeys(keys, "loaded")
+
+    await cache.get_or_load_many([f"more {i}" for i in range(10)], load)
     await until(lambda: asyncio.sleep(0, cache.stats().demotions == 2))
     assert (await cache._lower_tiers.l2.get("0")).value == 0
 
@@ -157,7 +163,7 @@ async def test_clear_does_not_touch_a_namespace_with_the_same_prefix(open_on, na
     outer, inner = await open_on(), await open_on(namespace=f"{namespace}:b")
     await outer.set("b:key", 1)
     await inner.set("key", 2)
-    assert await outer.clear() == Written(True, True, True)
+    assert await outer.clear() == Written(True, True, True, published=True)
     assert await inner.get("key") == 2
     assert await outer.get("b:key") is None
 

@@ -221,7 +221,7 @@ async def test_a_loader_that_waits_for_its_own_load_gets_an_error(open_cache):
     async def own(key):
         return await cache.get_or_load(key, own)
 
-    with pytest.raises(LoadError, match="the load of 'key' would wait for itself"):
+    with pytest.raises(LoadError, match="the load of 'key' would wait for itself: a loader must not call the cache"):
         await cache.get_or_load("key", own)
 
     async def there(key):
@@ -327,7 +327,7 @@ async def test_closing_the_cache_cancels_its_loads_and_its_callers_get_an_error(
 
 
 async def test_closing_the_cache_logs_the_loads_that_ignore_their_cancellation(open_cache, monkeypatch, caplog):
-    monkeypatch.setattr("acgsperf.cache.tiered._CLOSE_GRACE_S", 0.01)
+    monkeypatch.setattr("acgsperf.cache.parts._CLOSE_GRACE_S", 0.01)
     cache = await open_cache()
     release, ended = asyncio.Event(), asyncio.Event()
 

@@ -214,7 +214,7 @@ async def test_jitter_shortens_a_ttl_by_at_most_its_share(open_cache, l2):
 async def test_a_ttl_of_l1_limits_how_long_the_lower_tiers_are_not_asked(open_cache, clock, l2):
     cache = await open_cache(l2, l1_ttl=10, ttl=100, promotion_threshold=1)
     await cache.set("key", "old")
-    l2.store["test", "key"] = type(l2["key"])("theirs", clock(), clock() + 100, clock() + 100)
+    l2.data["test", "key"] = type(l2["key"])("theirs", clock(), clock() + 100, clock() + 100)
     clock.advance(9)
     assert await cache.get("key") == "old"
     clock.advance(1)
@@ -262,7 +262,7 @@ async def test_negative_entries_are_bounded_and_evict_no_value(open_cache, l2, s
         await cache.get_or_load(f"none {i}", Loader(None))
     await settle()
     assert cache.stats().negative_entries == 20
-    assert sum(entry.negative for entry in l2.store.values()) <= 20
+    assert sum(entry.negative for entry in l2.data.values()) <= 20
     assert [cache.get_local(str(i)) for i in range(10)] == list(range(10))
 
 

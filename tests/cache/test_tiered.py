@@ -9,6 +9,7 @@ from loaders import Loader
 from acgsperf import LRUCache
 from acgsperf.cache import TieredCache, Written
 from acgsperf.errors import CacheError
+from acgsperf.tiers import Store
 
 FALSY = [None, 0, False, "", []]
 
@@ -285,14 +286,14 @@ async def test_a_single_str_as_tags_raises_a_type_error(open_cache):
 @pytest.mark.parametrize(("one", "other"), [("a", "b"), ("a", "a:b"), ("a:b", "a")])
 async def test_namespaces_share_nothing(open_cache, l2, one, other):
     first = await open_cache(l2, namespace=one)
-    second = await open_cache(type(l2)("l2", l2.clock, l2.store), namespace=other)
+    second = await open_cache(type(l2)("l2", l2.clock, l2.data), namespace=other)
     await first.set("b:key", 1)
     await first.set("key", 1)
     await second.set("key", 2)
     await first.clear()
     assert await second.get("key") == 2
     assert await second.get("b:key") is None
-    assert list(l2.store) == [(other, "key")]
+    assert list(l2.data) == [(other, "key")]
 
 
 def test_an_l1_of_another_cache_is_rejected():
@@ -355,7 +356,7 @@ async def test_a_queued_write_is_replaced_by_newer_entries_only(open_cache, l2, 
     await (await open_cache(None, l3)).set("key", "old")
     clock.advance(1)
     queue = cache._lower_tiers.queues[0]
-    queue.put("key", cache._staleness.entry("new", 60, ()))
+    queue.put("key", Store(cache._staleness.entry("new", 60, ())))
     assert await cache.get("key") == "old"
     await settle()
     assert l2["key"].value == "new"
@@ -459,7 +460,7 @@ async def test_closing_writes_the_queued_entries(open_cache, l2, l3):
     cache = await open_cache(l2, l3)
     await cache.get_or_load_many([str(i) for i in range(1500)], many({str(i): i for i in range(1500)}))
     await cache.close()
-    assert len(l2.store) == len(l3.store) == 1500
+    assert len(l2.data) == len(l3.data) == 1500
 
 
 async def test_the_write_behind_queue_is_bounded_and_counts_dropped_entries(open_cache, l2):
@@ -467,7 +468,7 @@ async def test_the_write_behind_queue_is_bounded_and_counts_dropped_entries(open
     keys = [str(i) for i in range(12_000)]
     await cache.get_or_load_many(keys, many(dict.fromkeys(keys, 1)))
     await cache.close()
-    assert len(l2.store) == 10_000
+    assert len(l2.data) == 10_000
     assert cache.stats().dropped == 2_000
 
 

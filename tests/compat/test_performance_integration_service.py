@@ -61,7 +61,7 @@ class Handler:
 
 @pytest.fixture
 async def open_service(servers):
-    """Creates services with a cache in the shared Redis and without loops. Removes their entries afterwards."""
+    """Create services with a cache in the shared Redis and without loops. Afterwards, remove their entries."""
     caches = []
 
     async def opened(handler=None):
@@ -90,7 +90,7 @@ async def manager():
 
 @pytest.fixture
 def warned(caplog):
-    """Returns the messages of the warnings and errors that the module logged."""
+    """Return the messages of the warnings and errors that the module logged."""
     caplog.set_level(logging.WARNING, LOGGER)
     return lambda: [record.getMessage() for record in caplog.records if record.name == LOGGER]
 

@@ -40,7 +40,7 @@ COUNTERS = {
 
 @pytest.fixture
 def alone():
-    """A cache without Redis, which was not initialised."""
+    """A cache without Redis, which was not initialized."""
     return UltraFastMultiTierCache(l1_max_size=3)
 
 

@@ -30,7 +30,7 @@ async def manager():
 
 
 def mocked(pool=None):
-    """An initialised pool with a mock instead of an asyncpg pool."""
+    """An initialized pool with a mock instead of an asyncpg pool."""
     mocked = UltraFastConnectionPool("orders", "postgresql://unused", 2, 3)
     mocked.pool = pool or AsyncMock()
     mocked.is_initialized = True

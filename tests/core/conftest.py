@@ -53,24 +53,6 @@ def encoders() -> list[ModuleType]:
     return [imported("canonical", implementation) for implementation in IMPLEMENTATIONS]
 
 
-class Clock:
-    """A clock that a test advances."""
-
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 def run_isolated(script: str, *arguments: str) -> None:
     environment = dict(os.environ)
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
@@ -84,5 +66,5 @@ def run_isolated(script: str, *arguments: str) -> None:
 
 @pytest.fixture(scope="session")
 def isolated() -> Callable[..., None]:
-    """Runs a script of isolated/ in a process of its own, which must end well and say nothing."""
+    """Run a script of isolated/ in a process of its own, which must end well and say nothing."""
     return run_isolated

@@ -1,6 +1,9 @@
 import copy
+import dataclasses
+import math
 import pickle
 import sys
+import time
 import weakref
 from collections.abc import MutableMapping
 from fractions import Fraction
@@ -185,6 +188,100 @@ def test_the_clock_is_monotonic_when_none_is_given(core):
         pass
     assert cache.expire() == 1
     assert cache.keys() == ["a"]
+
+
+def test_reads_miss_from_the_time_until_which_the_cache_answers(cache, clock, log):
+    filled(cache)
+    cache.answers_until = 1_001.0
+    clock.now = 1_000.999999999
+    assert (cache.get("a"), cache["b"], cache.setdefault("c", "other"), "a" in cache) == ("A", "B", "C", True)
+    clock.now = 1_001.0
+    before = cache.stats()
+    assert cache.get("a") is None
+    assert cache.get("a", "default") == "default"
+    with pytest.raises(KeyError, match="a"):
+        cache["a"]
+    assert "a" not in cache
+    assert cache.stats() == dataclasses.replace(before, misses=before.misses + 3)
+    assert log == []
+    # Every entry is still there, in its order.
+    assert cache.items() == [("a", "A"), ("b", "B"), ("c", "C")]
+    cache.answers_until = 1_001.5
+    assert (cache.get("a"), "a" in cache) == ("A", True)
+    cache.answers_until = None
+    clock.now = 1_059.0
+    assert cache.get("a") == "A"
+
+
+def test_what_looks_after_the_entries_ignores_until_when_the_cache_answers(cache, clock):
+    filled(cache)
+    cache.answers_until = -math.inf
+    assert cache.peek("a") == "A"
+    assert cache.expires_in("a") == 60.0
+    assert list(cache) == ["a", "b", "c"]
+    assert cache.values() == ["A", "B", "C"]
+    assert len(cache) == 3
+    assert cache.expire() == 0
+    assert cache.pop("b") == "B"
+    assert cache.popitem() == ("a", "A")
+    cache.set("c", "new")
+    assert cache.stats().updates == 1
+    del cache["c"]
+    assert len(cache) == 0
+
+
+def test_setdefault_replaces_what_the_cache_does_not_answer_with(cache, clock, log):
+    filled(cache)
+    cache.answers_until = clock.now
+    assert cache.setdefault("a", "new") == "new"
+    assert cache.items() == [("b", "B"), ("c", "C"), ("a", "new")]
+    assert log == []
+    assert (cache.stats().misses, cache.stats().updates) == (1, 1)
+
+
+def test_an_expired_entry_is_removed_even_if_the_cache_does_not_answer(cache, clock, log):
+    cache.set("a", 1)
+    cache.answers_until = 1_030.0
+    clock.now = 1_060.0
+    assert cache.get("a") is None
+    assert log == [("a", 1, EvictionReason.EXPIRED)]
+    assert (cache.stats().misses, cache.stats().expirations) == (1, 1)
+
+
+def test_without_a_clock_the_cache_answers_until_a_time_of_the_monotonic_one(core):
+    cache = core.LRUCache(2, 3600)
+    cache.set("a", 1)
+    cache.set("never", 2, None)
+    for later in (3600, 0.001):
+        cache.answers_until = time.monotonic() + later
+    while "a" in cache:
+        pass
+    assert time.monotonic() >= cache.answers_until
+    assert (cache.get("a"), cache.get("never")) == (None, None)
+    cache.answers_until = time.monotonic() + 3600
+    assert (cache.get("a"), cache.get("never")) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("time", "stored"),
+    [(None, None), (5, 5.0), (Fraction(1, 4), 0.25), (-2.5, -2.5), (0.1, 0.1), (123_456.789, 123_456.789)]
+    + [(never, None) for never in (math.inf, 1e300, 10**400, 2**33)]
+    + [(past, -(2**62) / 1e9) for past in (-math.inf, -1e300, -(10**400), -(2**33))],
+)
+def test_any_time_may_be_the_last_at_which_a_cache_answers(core, time, stored):
+    cache = core.LRUCache(1)
+    assert cache.answers_until is None
+    cache.answers_until = time
+    assert repr(cache.answers_until) == repr(stored)
+
+
+@pytest.mark.parametrize("time", [math.nan, "1", b"1", True, [], 1j])
+def test_what_is_not_a_time_is_refused(core, time):
+    cache = core.LRUCache(1)
+    cache.answers_until = 7.0
+    with pytest.raises((TypeError, ValueError), match=r"answers_until must be a (number of seconds or None|time), got"):
+        cache.answers_until = time
+    assert cache.answers_until == 7.0
 
 
 def test_setting_an_expired_key_is_an_expiration_and_an_insertion(cache, clock, log):

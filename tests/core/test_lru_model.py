@@ -33,6 +33,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.reported, self.expected = [], []
         self.model = OrderedDict()
         self.maxsize, self.ttl = maxsize, ttl
+        self.answers_until = NEVER
         self.counts = dict.fromkeys(("hits", "misses", "insertions", "updates", "evictions", "expirations"), 0)
         self.cache = self.core.LRUCache(
             maxsize, ttl, clock=lambda: self.now, on_evict=lambda *evicted: self.reported.append(evicted)
@@ -51,8 +52,11 @@ class CacheMachine(RuleBasedStateMachine):
         if key in self.model and not self.fresh(key):
             self.evict(key)
 
+    def answers(self, key):
+        return self.fresh(key) and self.now < self.answers_until
+
     def read(self, key):
-        if self.fresh(key):
+        if self.answers(key):
             self.counts["hits"] += 1
             self.model.move_to_end(key)
             return True
@@ -77,6 +81,11 @@ class CacheMachine(RuleBasedStateMachine):
     def fresh_items(self):
         return [(stored, value) for stored, value, expires in self.model.values() if self.now < expires]
 
+    @rule(seconds=st.none() | st.sampled_from([-1, 0, 0.5, 3]))
+    def answer_for(self, seconds):
+        self.answers_until = NEVER if seconds is None else self.now + seconds
+        self.cache.answers_until = None if seconds is None else self.answers_until
+
     @rule(seconds=st.sampled_from([0.5, 1, 3, 10]))
     def wait(self, seconds):
         self.now += seconds
@@ -96,7 +105,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(key=KEYS)
     def look(self, key):
-        assert (key in self.cache) == self.fresh(key)
+        assert (key in self.cache) == self.answers(key)
         assert self.cache.peek(key, "default") == (self.model[key][1] if self.fresh(key) else "default")
         if not self.fresh(key):
             with pytest.raises(KeyError):

@@ -213,6 +213,43 @@ def test_a_callback_may_change_the_cache(core, clock, step):
     assert calls > 10
 
 
+@pytest.mark.parametrize("read", [lambda cache, key: cache.get(key), lambda cache, key: key in cache])
+def test_user_code_that_runs_in_a_read_may_end_the_answers(core, read):
+    def end():
+        cache.answers_until = -1.0
+
+    def now():
+        action()
+        return 0.0
+
+    action = int
+    cache = core.LRUCache(2, clock=now)
+    stored = Key("a")
+    cache.set(stored, 1)
+    for key in (Key("a", on_equal=end), Key("a", on_hash=end)):
+        cache.answers_until = None
+        assert not read(cache, key)
+        assert cache.peek(stored) == 1
+    cache.answers_until = None
+    assert read(cache, stored)
+    action = end
+    assert not read(cache, stored)
+
+
+def test_a_time_may_change_the_cache_when_it_is_asked_for_its_number(core):
+    class Time:
+        def __float__(self):
+            cache.clear()
+            cache.answers_until = 5.0
+            return 7.0
+
+    cache = core.LRUCache(2, clock=lambda: 6.0)
+    cache.set("a", 1)
+    cache.answers_until = Time()
+    assert cache.answers_until == 7.0
+    assert len(cache) == 0
+
+
 def test_a_callback_may_store_what_was_evicted_elsewhere_and_back(core):
     spilled = {}
     cache = core.LRUCache(2, on_evict=lambda key, value, reason: spilled.update({key: value}))

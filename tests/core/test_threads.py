@@ -7,6 +7,7 @@ RACES = [
     "keys_that_yield_to_others",
     "cache_is_resized_cleared_and_expired",
     "callback_is_replaced_while_entries_are_evicted",
+    "answers_end_and_resume_while_entries_are_read",
     "pop_gives_an_entry_to_one_thread",
     "setdefault_gives_every_thread_the_same",
     "validator_counts_exactly",

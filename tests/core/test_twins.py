@@ -28,20 +28,22 @@ PROPERTIES = {
 }
 
 
+def qualified(kind):
+    return f"{kind.__module__}.{kind.__name__}"
+
+
 def described(function):
-    """A signature without annotations and the name of an operand."""
-    parameters = inspect.signature(function).parameters.values()
-    return [
-        inspect.Parameter("other" if item.name == "value" else item.name, item.kind, default=item.default)
-        for item in parameters
+    """A signature without the name of an operand."""
+    signature = inspect.signature(function)
+    parameters = [
+        item.replace(name="other" if item.name == "value" else item.name) for item in signature.parameters.values()
     ]
+    return signature.replace(parameters=parameters)
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
 def test_a_class_has_a_signature(core, name):
-    signature = inspect.signature(getattr(core, name))
-    bare = [item.replace(annotation=inspect.Parameter.empty) for item in signature.parameters.values()]
-    assert str(inspect.Signature(bare)) == SIGNATURES[name]
+    assert str(inspect.signature(getattr(core, name))) == SIGNATURES[name]
     assert not (inspect.getdoc(getattr(core, name)) or "").startswith(name)
 
 
@@ -85,6 +87,37 @@ def test_an_object_is_never_half_created(core, name):
 
 
 @pytest.mark.parametrize("name", MAKE)
+def test_attributes_of_a_class_cannot_be_set_or_deleted(core, name):
+    kind = getattr(core, name)
+    for change in (
+        lambda: setattr(kind, "anything", 1),
+        lambda: setattr(kind, "__repr__", object.__repr__),
+        lambda: delattr(kind, "__repr__"),
+        lambda: setattr(kind, "__module__", "elsewhere"),
+    ):
+        with pytest.raises(TypeError, match=rf"^cannot set '\w+' attribute of immutable type '{qualified(kind)}'$"):
+            change()
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_class_has_no_subclasses(core, name):
+    kind = getattr(core, name)
+    with pytest.raises(TypeError, match=f"^type '{qualified(kind)}' is not an acceptable base type$"):
+        type("Subclass", (kind,), {})
+
+
+def test_what_is_no_histogram_is_named(core):
+    for use in (core.LatencyHistogram().merge, core.Timer):
+        for other in (7, None, core.HashValidator()):
+            with pytest.raises(TypeError) as raised:
+                use(other)
+            got = type(other).__name__ if type(other).__module__ == "builtins" else qualified(type(other))
+            assert str(raised.value).endswith(
+                f" has incorrect type (expected {qualified(core.LatencyHistogram)}, got {got})"
+            )
+
+
+@pytest.mark.parametrize("name", MAKE)
 def test_attributes_cannot_be_set_or_deleted(core, name):
     thing = MAKE[name](core)
     for attribute in [*PROPERTIES[name], "anything"]:
@@ -94,11 +127,13 @@ def test_attributes_cannot_be_set_or_deleted(core, name):
             delattr(thing, attribute)
 
 
-def test_the_callback_of_a_cache_cannot_be_deleted(core):
-    cache = core.LRUCache(1, on_evict=print)
-    with pytest.raises(AttributeError, match="property 'on_evict' of 'LRUCache' object has no deleter"):
-        del cache.on_evict
-    assert cache.on_evict is print
+@pytest.mark.parametrize(("attribute", "value"), [("on_evict", print), ("answers_until", 7.0)])
+def test_an_attribute_of_a_cache_that_may_be_changed_cannot_be_deleted(core, attribute, value):
+    cache = core.LRUCache(1)
+    setattr(cache, attribute, value)
+    with pytest.raises(AttributeError, match=f"property '{attribute}' of 'LRUCache' object has no deleter"):
+        delattr(cache, attribute)
+    assert getattr(cache, attribute) == value
 
 
 @pytest.mark.parametrize("name", MAKE)

@@ -90,7 +90,7 @@ class Application:
         return done
 
     async def set_elsewhere(self, *keys):
-        """Writes keys as another process does."""
+        """Write keys as another process does."""
         values = {key: self._value(key) for key in keys}
         now = time.time()
         stored = await self._truth.set_many({key: Entry(values[key], now, now + 60, now + 60) for key in keys})
@@ -126,7 +126,7 @@ class Application:
         return done
 
     async def lock(self, key):
-        """Locks a key, checks that nobody else gets the lock, and unlocks it. Returns whether all of that worked."""
+        """Lock a key, check that nobody else gets the lock, and unlock it. Return whether all of that worked."""
         token = await self._call("lock", self.tier.lock(key, 2))
         if not token:
             return False
@@ -152,7 +152,7 @@ class Application:
         return value
 
     async def works(self, name):
-        """Checks that the tier behaves as if there had never been a fault."""
+        """Check that the tier behaves as if there had never been a fault."""
         key, other = f"{name}-a", f"{name}-b"
         assert await self.set(key)
         assert await self.set(other, tags=("t",))

@@ -54,7 +54,7 @@ class Oracle:
         self._loop.set_exception_handler(None)
 
     async def call(self, what, call, within):
-        """Awaits a call, which must return or raise within some seconds."""
+        """Await a call, which must return or raise within some seconds."""
         began, stalled = time.perf_counter(), self._stalled
         try:
             return await call
@@ -111,7 +111,7 @@ def _memory():
 
 
 async def eventually(check, within=RECOVERY_S):
-    """Repeats a check until it passes; raises its last AssertionError after some seconds."""
+    """Repeat a check until it passes; raise its last AssertionError after some seconds."""
     end = time.monotonic() + within
     while True:
         try:

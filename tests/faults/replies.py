@@ -70,7 +70,7 @@ def _array(items):
 
 
 def _changed_array(change):
-    """Returns a part that changes the items of an array; a reply that is no array becomes an array."""
+    """Return a part that changes the items of an array; a reply that is no array becomes an array."""
 
     def part(right):
         reader = hiredis.Reader()
@@ -82,7 +82,7 @@ def _changed_array(change):
 
 
 def _changed_strings(change):
-    """Returns a part that changes the strings of an array, or a reply that is a string."""
+    """Return a part that changes the strings of an array, or a reply that is a string."""
 
     def part(right):
         reader = hiredis.Reader()
@@ -194,12 +194,12 @@ def _message(kind, payload=b""):
 
 
 def _in_its_place(message):
-    """Returns a script that sends one message, and ReadyForQuery if the right reply has it."""
+    """Return a script that sends one message, and ReadyForQuery if the right reply has it."""
     return lambda messages: (message + (_READY if messages[-1][:1] == b"Z" else b""),)
 
 
 def _rows(change):
-    """Returns a script that changes the DataRow messages, each a list of columns."""
+    """Return a script that changes the DataRow messages, each a list of columns."""
 
     def script(messages):
         rows = [_columns(message) for message in messages if message[:1] == b"D"]

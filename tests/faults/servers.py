@@ -53,7 +53,7 @@ class HostileServer:
         await self._server.wait_closed()
 
     def arm(self, script, to, times=float("inf"), *, executed=True):
-        """Plays a script instead of replies of some kinds, a number of times.
+        """Play a script instead of replies of some kinds, a number of times.
 
         Args:
             script: the parts to send.
@@ -64,16 +64,16 @@ class HostileServer:
         self._case, self._to, self._times, self._executed = script, frozenset(to), times, executed
 
     def heal(self):
-        """Passes everything on from now on."""
+        """Pass everything on from now on."""
         self._times = 0
 
     def hang_up(self):
-        """Closes all connections."""
+        """Close all connections."""
         for writer in self._writers:
             writer.transport.abort()
 
     def _take(self, kind):
-        """Returns whether the script is to be played now."""
+        """Return whether the script is to be played now."""
         if self._times <= 0 or kind not in self._to:
             return False
         self._times -= 1
@@ -104,7 +104,7 @@ class HostileServer:
                         await each.wait_closed()
 
     async def _play(self, script, right, reader, writer):
-        """Sends the parts of a script; `right` is the right reply."""
+        """Send the parts of a script; `right` is the right reply."""
         for part in script:
             if callable(part):
                 part = part(right)
@@ -147,7 +147,7 @@ class HostileServer:
 
 
 def _pieces(data):
-    """Cuts data: its beginning and end into single bytes, and what is between into fifty pieces."""
+    """Cut data: its beginning and end into single bytes, and what is between into fifty pieces."""
     size = max(1, len(data) // 50)
     at = 0
     while at < len(data):
@@ -199,7 +199,7 @@ class HostileRedis(HostileServer):
                 await self._play(script, right, reader, writer)
 
     def _to_others(self, name, arguments, right):
-        """Returns the last reply to a command for other keys, and remembers this one."""
+        """Return the last reply to a command for other keys, and remember this one."""
         keys = arguments if name in ("MGET", "UNLINK") else arguments[2:3] if name == "EVAL" else arguments[:1]
         keys, earlier = frozenset(keys), self._earlier[name]
         found = next((reply for others, reply in reversed(earlier) if others.isdisjoint(keys)), right)
@@ -208,7 +208,7 @@ class HostileRedis(HostileServer):
 
 
 async def _raw_reply(reader):
-    """Reads one reply of RESP2 and returns its bytes."""
+    """Read one reply of RESP2 and return its bytes."""
     line = await reader.readline()
     if not line:
         raise EOFError

@@ -76,7 +76,7 @@ async def _is_unused(server):
 
 
 async def _use(application, call, round_):
-    """Calls that send the commands of `REDIS_CALLS`; returns whether all of them succeeded."""
+    """Send the commands of `REDIS_CALLS`; return whether all of them succeeded."""
     match call:
         case "get":
             found = await asyncio.gather(*map(application.get, KEYS))
@@ -127,7 +127,7 @@ async def _works_again(application, after):
 
 @contextmanager
 def _noted(what):
-    """Says in the report of a failure what was going on."""
+    """Say in the report of a failure what was going on."""
     try:
         yield
     except BaseException as error:

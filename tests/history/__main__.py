@@ -38,7 +38,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the modes; returns 1 if one of them is not ok."""
+    """Run the modes; return 1 if one of them is not ok."""
     arguments = _arguments()
     modes = arguments.mode or ["plain"]
     tiers = arguments.tiers and arguments.tiers.split(",")

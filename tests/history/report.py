@@ -89,7 +89,7 @@ class Report:
             f"  reads            {self.reads:,}, of which {self.found:,} found a value",
             f"  writes           {len(history.writes):,}, of which {self.acknowledged:,} were acknowledged everywhere",
             f"  loads            {len(history.loads):,}",
-            f"  stale reads      {len(self.stale):,} later than {self.lag_s:g} s after the acknowledgement"
+            f"  stale reads      {len(self.stale):,} later than {self.lag_s:g} s after the acknowledgment"
             + "".join(f"; {len(self.stale_after(lag)):,} later than {lag:g} s" for lag in LAGS_S if lag != self.lag_s),
             f"  worst staleness  {max(0.0, self.superseded[0].age_s if self.superseded else 0.0):.3f} s",
             f"  own writes       {len(self.own):,} reads older than an acknowledged write of the same process",
@@ -140,7 +140,7 @@ def check(history: History, *, lag_s: float = 1.0, stale_ttl_s: float = 0.0, tit
 
     Args:
         history: the history.
-        lag_s: how long after its acknowledgement a write may be unknown to other processes.
+        lag_s: how long after its acknowledgment a write may be unknown to other processes.
         stale_ttl_s: how long `get_or_load` may serve an expired value.
         title: the first words of the report.
     """

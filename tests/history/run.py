@@ -57,7 +57,7 @@ async def run(
         postgres: the server of L3.
         seconds: how long the processes work.
         processes: how many there are.
-        lag_s: how long after its acknowledgement a write may be unknown to other processes.
+        lag_s: how long after its acknowledgment a write may be unknown to other processes.
         settle_s: how long the caches have for what they do in the background, before they are compared; None for what
             the mode says.
         seed: of all that is random, except time; None for a new one.

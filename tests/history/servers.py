@@ -32,7 +32,7 @@ class Postgres(Protocol):
         """As `kill -9` of every process of the server does."""
 
     def start(self) -> None:
-        """After a kill; returns when the server accepts connections."""
+        """Return when the server accepts connections after a kill."""
 
     def freeze(self) -> None:
         """Stop every process of the server, until `thaw`."""
@@ -91,7 +91,7 @@ class RedisServer:
         return redis.Redis.from_url(self.url, protocol=2, socket_timeout=10)
 
     def start(self) -> None:
-        """Start the server; returns when it accepts connections."""
+        """Start the server; return when it accepts connections."""
         server = [self._executable, "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self._folder)]
         server += ["--save", "", "--appendonly", "no"]
         self.socket.unlink(missing_ok=True)

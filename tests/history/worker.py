@@ -298,7 +298,9 @@ class Worker:
         await self._write("clear", self._keys, lambda _: self._cache.clear())
 
     async def _expire(self) -> None:
-        self._cache.expire()
+        # A version of the package without a backplane has another name for it.
+        remove_expired = getattr(self._cache, "remove_expired", None) or self._cache.expire
+        remove_expired()
 
 
 def _move_wall_clock(seconds: float) -> None:

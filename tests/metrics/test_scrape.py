@@ -63,6 +63,8 @@ async def test_the_figures_are_those_of_the_service(source):
     assert found.p50_ms == pytest.approx(1.0)
     assert found.p99_ms == pytest.approx(30_000)
     assert found.hit_rates == {"l1": 0.5, "l2": 0, "l3": 0}
+    # Of the 6 requests that passed the gate, one reached the handler.
+    assert found.hit_rate == pytest.approx(5 / 6)
     assert found.pools["main"] == {"connections": 2, "in_use": 1, "max": 3, "waiting": 0}
 
 
@@ -71,13 +73,15 @@ async def test_the_command_prints_a_table_and_json(source):
         table, as_json = stats(url), stats(url, "--json")
     assert (table.returncode, table.stderr) == (0, "")
     assert re.search(r"P50, estimated from buckets\W+1\.000 ms", table.stdout)
+    assert re.search(r"Hits per request\W+83\.33%", table.stdout)
+    assert re.search(r"Hits per look-up in L1\W+50\.00%", table.stdout)
     assert (as_json.returncode, as_json.stderr) == (0, "")
     assert json.loads(as_json.stdout)["requests"] == 4
 
 
 def test_a_page_of_a_middleware_alone_has_figures_too():
     found = figures(page_of(http=PerformanceMiddleware(None)).decode())
-    assert (found.requests, found.error_rate, found.p50_ms, found.pools) == (0, None, None, {})
+    assert (found.requests, found.error_rate, found.hit_rate, found.p50_ms, found.pools) == (0, None, None, None, {})
 
 
 @pytest.mark.parametrize(

@@ -299,7 +299,7 @@ def test_a_drift_is_forecast_before_it_crosses_the_target(watch):
     assert 1.5 <= level < 2.0
     assert alert.value == pytest.approx(level, rel=0.05)
     assert alert.due == pytest.approx(watch.now + 30 * (2.0 - level) / 0.05, abs=60)
-    assert "crosses the target of 2 in" in alert.message
+    assert "now; at its current slope it will cross the target of 2 in" in alert.message
 
 
 def test_a_forecast_stays_while_the_target_is_missed_and_clears_once_it_is_met(watch):

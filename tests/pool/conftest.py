@@ -15,19 +15,6 @@ async def until(condition, seconds=10.0):
             await asyncio.sleep(0.005)
 
 
-class Clock:
-    """A clock that a test advances."""
-
-    def __init__(self):
-        self.now = 1_000.0
-
-    def __call__(self):
-        return self.now
-
-    def advance(self, seconds):
-        self.now += seconds
-
-
 class Opened(list):
     """The connections that a pool has opened: pass it as `init`."""
 
@@ -162,11 +149,6 @@ def opened():
 @pytest.fixture(name="until")
 def _until():
     return until
-
-
-@pytest.fixture
-def clock():
-    return Clock()
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ async def noises():
 
 @pytest.fixture
 async def running(admin):
-    """Returns when so many queries of the pool run on the server."""
+    """Return when so many queries of the pool run on the server."""
 
     async def wait(count):
         async with asyncio.timeout(5):

@@ -10,7 +10,7 @@ from acgsperf import ConnectionPool, PoolTimeout
 
 @pytest.fixture
 def warnings(caplog):
-    """Returns the warnings about a second connection."""
+    """Return the warnings about a second connection."""
 
     def messages():
         return [record.getMessage() for record in caplog.records if "second" in record.message]

@@ -42,7 +42,7 @@ async def clear(service):
 
 @pytest.fixture
 async def open_service(servers, handler):
-    """Opens services. Afterwards it closes them, and removes their entries from the servers."""
+    """Open services. Afterwards, close them and remove their entries from the servers."""
     async with AsyncExitStack() as stack:
 
         async def opened(tiers="l1", **changes):

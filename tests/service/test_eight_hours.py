@@ -1,4 +1,4 @@
-"""Simulates eight hours of adversarial figures: 960 readings and 480 optimisation rounds."""
+"""Simulates eight hours of adversarial figures: 960 readings and 480 optimization rounds."""
 
 import math
 import random

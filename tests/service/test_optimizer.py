@@ -1,4 +1,4 @@
-"""One optimisation round, and its effect on the parts of a service."""
+"""One optimization round, and its effect on the parts of a service."""
 
 import asyncio
 

@@ -353,10 +353,10 @@ def test_an_unusable_workers_directory_is_a_settings_error(tmp_path, where):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"settings": {"a": 1}}, "settings must be Settings"),
+        ({"settings": {"redis_url": "redis://:secret@host"}}, "settings must be Settings or None, got dict$"),
         ({"handler": 5}, "handler must be callable"),
-        ({"cache": "x"}, "cache must be a TieredCache"),
-        ({"pools": 5}, "pools must be a PoolManager"),
+        ({"cache": "redis://:secret@host"}, "cache must be a TieredCache or None, got str$"),
+        ({"pools": 5}, "pools must be a PoolManager or None, got int"),
     ],
 )
 def test_an_argument_of_the_wrong_type_is_named(arguments, message):

@@ -12,7 +12,7 @@ from acgsperf.workbench.server_binaries import redis_program
 
 @pytest.fixture
 def outage(monkeypatch):
-    """Lets the breaker of a tier live through a long outage, with attempts that fail."""
+    """Let the breaker of a tier live through a long outage, with attempts that fail."""
 
     async def last(tier):
         skipped = 0.0

@@ -34,6 +34,13 @@ async def test_a_write_that_is_refused_for_lack_of_memory_leaves_nothing_of_the_
     assert set(await private_tier.get_many(["k", "other"])) == {"other"}
 
 
+async def test_health_names_the_server_that_runs(tier, servers):
+    async with redis.asyncio.Redis.from_url(servers.redis_url, protocol=2) as other:
+        about = await other.info("server")
+    name = f"Valkey {about['valkey_version']}" if "valkey_version" in about else f"Redis {about['redis_version']}"
+    assert (await tier.health()).detail.startswith(f"{name} at ")
+
+
 async def test_connections_that_the_server_closed_while_idle_cost_no_miss(tier, servers, entry):
     await tier.set("k", entry())
     async with redis.asyncio.Redis.from_url(servers.redis_url, protocol=2) as other:

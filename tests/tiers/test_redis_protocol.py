@@ -143,8 +143,19 @@ class TestExplicitWrites:
 
     async def test_an_older_version_of_the_package_is_no_newer_write(self, pair, entry):
         first, _ = pair
-        await first._ask([("SET", first.keys.entry("k"), b"\xacG\x01\x00" + b"\xff" * 60)], list)
+        header = b"\xacG\x01\x00" + bytes(4) + (1 << 52).to_bytes(8, "big")
+        await first._ask([("SET", first.keys.entry("k"), header + b"E\x01" + bytes(40))], list)
         assert (await _write(first, "k", entry())).outcome is Outcome.STORED
+
+    @pytest.mark.parametrize("kind", [b"E\x02", b"T", b"M"])
+    async def test_a_stamp_that_no_tier_makes_is_no_newer_write(self, pair, entry, kind):
+        first, _ = pair
+        foreign = b"foreign!" + b"\xff" * 8 + kind
+        await first._ask([("SET", first.keys.entry("k"), foreign)], list)
+        seen = (await first.observe(["k"]))["k"]
+        assert (seen.id, seen.stamp) == (b"foreign!", 0)
+        assert (await _write(first, "k", entry())).outcome is Outcome.STORED
+        assert (await first.get("k")).value == "v"
 
 
 class TestLoads:
@@ -241,7 +252,9 @@ class TestLoads:
         await _write(first, "k", entry(), 1_000, b"8 bytes.")
         for seen in (Observation(b"", 0, math.inf), Observation(b"8 bytes.", 1_000, math.inf)):
             assert not await _load(first, "k", entry("new"), seen)
-        assert not await first.store({"k": Store(entry("new"), None)})
+        position = await _last_position(first)
+        await first._ask([("DEL", first.keys.entry("k"))], list)
+        assert not await first.store({"k": Store(replace(entry(), id=_id()), None, StoreKind.LOAD, position)})
 
     async def test_what_is_loaded_and_cannot_be_stored_removes_what_was_observed(self, pair, entry):
         first, second = pair
@@ -575,6 +588,8 @@ class TestClearing:
         seen = (await first.observe(["loading"]))["loading"]
         await first.set("k", entry(tags=("t",)))
         assert await second.clear() == 1
+        await first.set("new", entry())
+        assert await second._sweep() == 0
         assert await _write(first, "deleted", entry(), 4_000) == WriteResult(Outcome.NEWER, 5_000, published=True)
         assert (await second.observe(["loading"]))["loading"].id == seen.id
         assert await first._ask([("EXISTS", first.keys.tag("t"))], list) == [0]

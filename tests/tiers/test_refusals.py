@@ -14,7 +14,7 @@ from acgsperf.tiers.redis import RedisTier
 
 @pytest.fixture
 async def refuse(private_server):
-    """Makes a server refuse all writes from now on, and answer reads."""
+    """Make a server refuse all writes from now on, and answer reads."""
     if private_server.kind == "redis":
         async with redis.asyncio.Redis.from_url(private_server.url, protocol=2) as admin:
             # As a failover makes a server a replica.

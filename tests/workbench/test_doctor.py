@@ -1,5 +1,6 @@
 """`acgsperf doctor`, with servers that work, have problems, or are absent."""
 
+import asyncpg
 import pytest
 import redis
 
@@ -89,6 +90,22 @@ async def test_a_pool_that_may_grow_beyond_the_server_is_a_warning(environ):
     found = await findings(**environ | {"DB_POOL_MAX_SIZE": "5000"})
     assert found["PostgreSQL"].severity is Severity.WARNING
     assert "DB_POOL_MAX_SIZE is 5000" in found["PostgreSQL"].detail
+
+
+async def test_the_connections_that_the_server_reserves_are_not_there_for_a_pool(environ):
+    connection = await asyncpg.connect(environ["DATABASE_URL"])
+    allowed = int(await connection.fetchval("SHOW max_connections"))
+    reserved = int(await connection.fetchval("SHOW superuser_reserved_connections"))
+    await connection.close()
+    assert reserved
+    for size, severity in ((allowed, Severity.WARNING), (allowed - reserved, Severity.OK)):
+        found = await findings(**environ | {"DB_POOL_MAX_SIZE": str(size)})
+        assert found["PostgreSQL"].severity is severity
+    found = await findings(**environ | {"DB_POOL_MAX_SIZE": str(allowed)})
+    assert found["PostgreSQL"].detail.endswith(
+        f"DB_POOL_MAX_SIZE is {allowed}, but the server allows {allowed - reserved} connections to its users "
+        f"(max_connections {allowed}, of which it reserves {reserved})"
+    )
 
 
 async def test_a_read_only_database_is_a_warning(environ):

@@ -84,6 +84,9 @@ async def test_refused_requests_lower_the_compliance_and_load_nothing(url):
     compliance = row(report, "Compliance")
     assert (compliance.value, compliance.achieved, compliance.met) == (0.5, "50.00 %", False)
     assert row(report, "Cache hit rate").value == 0.98
+    # The gate refuses a request in no time.
+    assert row(report, "Throughput").value == pytest.approx(100 / report.seconds)
+    assert (report.requests, report.refused) == (200, 100)
     assert not report.met
 
 
@@ -99,7 +102,8 @@ async def test_the_report_holds_every_metric_against_its_target(url):
 
 async def test_what_nothing_was_measured_of_is_no_target_met(url):
     report = await replay([{"constitutional_hash": "0" * 16}] * 3, url)
-    for metric in ("P50 latency", "P95 latency", "P99 latency"):
+    assert (report.requests, report.refused) == (3, 3)
+    for metric in ("P50 latency", "P95 latency", "P99 latency", "Throughput", "Cache hit rate"):
         unmeasured = row(report, metric)
         assert (unmeasured.achieved, unmeasured.met, unmeasured.value) == ("not measured", False, None)
     # However short a trace is, the steps are timed.
@@ -250,14 +254,22 @@ async def test_tiers_that_had_nothing_to_do_do_not_look_broken(servers):
     refused = [{"constitutional_hash": "0" * 16}]
     report = await replay(refused, servers.database_url, **options)
     for tier in ("L2 tier", "L3 tier"):
-        assert (row(report, tier).achieved, row(report, tier).value) == ("not read: L1 answered every request", None)
+        assert (row(report, tier).achieved, row(report, tier).value) == ("not read: every request was refused", None)
+    assert (row(report, "L1 tier").achieved, row(report, "L1 tier").value) == (
+        "not read: every request was refused",
+        None,
+    )
+    kept = [{"key": 1}] * 10
+    report = await replay(kept, servers.database_url, **options, warm=True)
+    assert row(report, "L1 tier").achieved == "hits in 100.00 % of requests, 0 promotions, 0 demotions"
 
 
 async def test_tiers_that_were_needed_show_their_hit_rate(servers):
     trace = [{"key": i % 200} for i in range(1_000)]
     options = {"concurrency": 1, "l1_size": 10, "redis_url": servers.redis_url, "l3": True}
     report = await replay(trace, servers.database_url, **options)
-    assert re.fullmatch(r"P99 \d+\.\d{4} ms, [1-9]\d\.\d\d % hits", row(report, "L2 tier").achieved)
+    assert re.fullmatch(r"P99 \d+\.\d{4} ms, hits in [1-9]\d\.\d\d % of reads", row(report, "L2 tier").achieved)
+    assert row(report, "Cache hit rate").achieved == "80.00 % of requests"
 
 
 def test_equal_requests_of_a_load_are_one_object():

@@ -277,8 +277,11 @@ def test_an_unknown_format_is_an_error_that_says_what_was_looked_at(trace, conte
     trace.write_bytes(content)
     with pytest.raises(TraceError) as raised:
         read_trace(trace)
-    assert re.match(f"{trace}: unknown format: (looked at \\d+ (lines|bytes), |the data is )", str(raised.value))
-    assert str(raised.value).endswith("(--format says which, if it is one)")
+    assert re.match(
+        f"{trace}: unknown format: (looked at \\d+ (lines|bytes), |looked at 1 line, which is |the data is )",
+        str(raised.value),
+    )
+    assert str(raised.value).endswith("(use --format to choose one)")
 
 
 @pytest.mark.parametrize(
@@ -310,6 +313,38 @@ def test_an_unknown_format_is_an_error_that_says_what_was_looked_at(trace, conte
             b'{"a": 1}\n[1]\n',
             None,
             f": 1 of 2 lines are not jsonl, {MOST}; the first is line 2: expected a JSON object, got '[1]'",
+        ),
+        (
+            b'{"k": 1e999}\n',
+            None,
+            (
+                f": 1 of 1 line is not jsonl, {MOST}; the first is line 1: "
+                "$.k must be a finite number, got inf, in '{\"k\": 1e999}'"
+            ),
+        ),
+        (
+            b'{"k": 1' + b"0" * 5_000 + b"}\n",
+            None,
+            (
+                f": 1 of 1 line is not jsonl, {MOST}; the first is line 1: expected integers of at most 4,300 digits, "
+                f"got '{{\"k\": 1{'0' * 53}'"
+            ),
+        ),
+        (
+            b'{"k": NaN}\n{"k": -Infinity}\n',
+            None,
+            (
+                f": 2 of 2 lines are not jsonl, {MOST}; the first is line 1: expected numbers that JSON has, "
+                "got '{\"k\": NaN}'"
+            ),
+        ),
+        (
+            b'{"k": ' + b"[" * 200_000 + b"]" * 200_000 + b"}\n",
+            None,
+            (
+                f": 1 of 1 line is not jsonl, {MOST}; the first is line 1: expected less nesting, "
+                f"got '{{\"k\": {'[' * 54}'"
+            ),
         ),
         (
             COMMON.encode() + b"x\n",

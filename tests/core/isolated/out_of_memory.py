@@ -12,7 +12,7 @@ HASH = "cdd01ef066bc6cf2"
 
 
 def with_failures(operation, *arguments, state=lambda: None):
-    """Lets all allocations from the first, the second, ... on fail until the call succeeds; says how often it failed.
+    """Let all allocations from the first, the second, ... on fail until the call succeeds; return how often it failed.
 
     The operation is called as it is, for a function around it would be one more that has to do without memory. And
     this one is short: an `except` beyond a function's 256th instruction may send CPython searching for ever.

@@ -151,6 +151,32 @@ def callback_is_replaced_while_entries_are_evicted():
     assert len(reported) == cache.stats().evictions
 
 
+def answers_end_and_resume_while_entries_are_read():
+    cache = core.LRUCache(50, 3600)
+    cache.update((i, str(i)) for i in range(50))
+    hits = [0] * THREADS
+
+    def read(number):
+        for i in range(ROUNDS):
+            value = cache.get(i % 50)
+            assert value is None or value == str(i % 50)
+            hits[number] += value is not None
+            assert cache.peek(i % 50) == str(i % 50)
+
+    def lease(number):
+        for i in range(ROUNDS):
+            cache.answers_until = time.monotonic() + 3600 if i % 2 else 0.0
+            until = cache.answers_until
+            assert until == 0.0 or until > 3600
+
+    run(*[read] * (THREADS - 2), lease, lease)
+    stats = cache.stats()
+    assert (stats.hits, stats.misses) == (sum(hits), ROUNDS * (THREADS - 2) - sum(hits))
+    cache.answers_until = None
+    assert [cache.get(i) for i in range(50)] == [str(i) for i in range(50)]
+    check(cache)
+
+
 def pop_gives_an_entry_to_one_thread():
     cache = core.LRUCache(5_000)
     cache.update((i, i) for i in range(5_000))
@@ -328,6 +354,7 @@ RACES = {
         keys_that_yield_to_others,
         cache_is_resized_cleared_and_expired,
         callback_is_replaced_while_entries_are_evicted,
+        answers_end_and_resume_while_entries_are_read,
         pop_gives_an_entry_to_one_thread,
         setdefault_gives_every_thread_the_same,
         validator_counts_exactly,

@@ -1,0 +1,438 @@
+"""Follows the logs of all caches of an event loop in one PostgreSQL database, over one connection.
+
+A log is a table of records. NOTIFY says that there are new ones; they are also looked for several times within the
+timeout, which proves that nothing was missed. The position in a log is the snapshot of the last reading: what is new is
+what that snapshot did not see. Neither a sequence nor the number of a transaction would do, because transactions commit
+in another order than they begin.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+
+from acgsperf.backplane.backoff import Backoff
+from acgsperf.backplane.receiver import Receiver, parsed
+from acgsperf.errors import AcgsperfError
+from acgsperf.pool.connector import Connector
+from acgsperf.pool.options import PoolOptions
+from acgsperf.pool.server_address import parsed_address
+from acgsperf.tiers.postgres_schema import TableError, Tables, channel_of, create, position_bytes
+from acgsperf.tiers.server_clock import ServerClock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["KEPT_S", "Log", "PostgresReader"]
+
+_log: Final = logging.getLogger("acgsperf.backplane")
+# How long records are kept after their transaction has committed.
+KEPT_S: Final = 60.0
+_LONGEST_BLOCK_S: Final = 5.0
+_SHORTEST_BLOCK_S: Final = 0.01
+_SWEEP_EVERY_S: Final = 30.0
+_SWEPT_ROWS: Final = 5_000
+_RETRY_S: Final = 1.0
+_SLICE_S: Final = 0.005
+
+# One statement, so that the records and the snapshot belong together. Another file number says that the table was
+# truncated or created anew.
+_READ: Final = """
+SELECT pg_current_snapshot()::text, pg_snapshot_xmin(pg_current_snapshot())::text, one.file,
+    extract(epoch FROM clock_timestamp())::double precision, l.namespace, l.record
+FROM (SELECT relfilenode AS file FROM pg_catalog.pg_class WHERE oid = '{log}'::regclass) one
+LEFT JOIN {log} l ON l.namespace = ANY($1::text[])
+    AND l.xid >= pg_snapshot_xmin($2::text::pg_snapshot) AND NOT pg_visible_in_snapshot(l.xid, $2::text::pg_snapshot)
+ORDER BY l.xid
+"""
+_START: Final = """
+SELECT pg_current_snapshot()::text, pg_snapshot_xmin(pg_current_snapshot())::text, relfilenode,
+    extract(epoch FROM clock_timestamp())::double precision
+FROM pg_catalog.pg_class WHERE oid = '{log}'::regclass
+"""
+_PUBLISH: Final = """
+WITH logged AS (INSERT INTO {log} (namespace, record) SELECT $1, unnest($2::bytea[])) SELECT pg_notify($3, '')
+"""
+# The age of a record is that of its commit: it may have been written long before.
+_SWEEP: Final = """
+DELETE FROM {log} WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM {log} WHERE namespace = ANY($1::text[]) AND xid < pg_snapshot_xmax($2::text::pg_snapshot)
+        AND pg_visible_in_snapshot(xid, $2::text::pg_snapshot) LIMIT $3 FOR UPDATE SKIP LOCKED
+))
+"""
+# What a failover changes.
+_SERVER: Final = """
+SELECT pg_backend_pid(), (SELECT system_identifier::text FROM pg_control_system()),
+    left(pg_walfile_name(pg_current_wal_lsn()), 8)
+"""
+
+
+class PoolerError(AcgsperfError):
+    """Between this process and PostgreSQL there is a pooler, over which notifications do not arrive."""
+
+
+class Log:
+    """The log in one table, with the namespaces that are followed.
+
+    Attributes:
+        tables: the names of the tables.
+        receivers: the caches, by namespace.
+        snapshot: of the last reading; empty if the log is not followed.
+        xmin: the oldest transaction that was in progress then.
+        read_at: when, by the server's clock.
+        level_at: when, by `time.monotonic`.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables: Final = tables
+        self.receivers: dict[str, dict[Receiver, None]] = {}
+        self.snapshot = ""
+        self.xmin = 0
+        self.file = 0
+        self.read_at = self.level_at = 0.0
+        self.recovering = self.refused = False
+        self.retry_at = 0.0
+        # A snapshot, and from when on what it saw is old.
+        self.old: tuple[str, float] = ("", 0.0)
+        self.swept_at = 0.0
+        self.settled = asyncio.Event()
+        self.read_sql: Final = tables.fill(_READ)
+
+    @property
+    def all_receivers(self) -> list[Receiver]:
+        """The caches that follow this log."""
+        return [receiver for group in self.receivers.values() for receiver in group]
+
+    @property
+    def position(self) -> bytes:
+        """For the tier."""
+        return position_bytes(self.xmin)
+
+    def missed(self) -> None:
+        """Records may have been missed."""
+        self.snapshot = ""
+        for receiver in self.all_receivers:
+            receiver.missed()
+
+
+class PostgresReader:
+    """Follows the logs of all caches of an event loop in one database.
+
+    Args:
+        dsn: of the database.
+
+    Attributes:
+        clock: of the server.
+        logs: the logs that are followed, by the configured name of the table.
+        where: the server, for messages.
+    """
+
+    def __init__(self, dsn: str, connect_timeout: float) -> None:
+        self.clock: Final = ServerClock()
+        self.logs: Final[dict[str, Log]] = {}
+        self._connector = Connector(
+            dsn, parsed_address("the DSN", dsn), PoolOptions(connect_timeout=connect_timeout), {}
+        )
+        self.where: Final = self._connector.where
+        self._connection: Any = None
+        # asyncpg allows one query at a time.
+        self._turn = asyncio.Lock()
+        self._server: tuple[object, ...] = ()
+        self._listening: set[str] = set()
+        self._failing = self._off = False
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def join(self, table: str, receiver: Receiver) -> None:
+        """Let a cache follow a log. Returns when it does, or when it does not soon."""
+        log = self.logs.get(table)
+        if log is None:
+            log = self.logs[table] = Log(Tables(table))
+        log.receivers.setdefault(receiver.namespace, {})[receiver] = None
+        if self._off:
+            receiver.refused()
+            return
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="acgsperf postgres backplane")
+        if log.snapshot and len(log.receivers[receiver.namespace]) > 1:
+            receiver.start(log.level_at, log.position)
+            return
+        # The namespace is a new one: the next reading looks for its records as well.
+        self._wake.set()
+        if not self._failing and not log.refused:
+            try:
+                async with asyncio.timeout(receiver.timeout):
+                    while not receiver.position and not log.refused and not self._off:
+                        log.settled.clear()
+                        await log.settled.wait()
+            except TimeoutError:
+                self._warn(f"no answer within {receiver.timeout:g} s")
+
+    def is_only(self, receiver: Receiver) -> bool:
+        """Return whether no cache would be left without this one."""
+        return all(it is receiver for log in self.logs.values() for it in log.all_receivers)
+
+    async def leave(self, table: str, receiver: Receiver) -> None:
+        """Let a cache follow a log no longer. If it was the last one, close the connection."""
+        log = self.logs.get(table)
+        if log is not None:
+            group = log.receivers.get(receiver.namespace, {})
+            group.pop(receiver, None)
+            if not group:
+                log.receivers.pop(receiver.namespace, None)
+            if not log.receivers:
+                del self.logs[table]
+        if self.logs:
+            return
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def publish(self, table: str, namespace: str, records: Sequence[bytes]) -> int:
+        """Append records to a log. Returns how many the server has accepted: all or none."""
+        async with self._turn:
+            connection = self._connection
+            if connection is None:
+                return 0
+            statement = Tables(table).fill(_PUBLISH)
+            await connection.fetchval(statement, namespace, list(records), channel_of(table, namespace))
+        return len(records)
+
+    @asynccontextmanager
+    async def connect(self) -> "AsyncIterator[Any]":
+        """Provide another connection, for what takes long."""
+        connection = await self._connector.connect()
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    def described(self, error: Exception) -> str:
+        """Return an error as text, without the password."""
+        return self._connector.describe(error)
+
+    def _patience(self) -> float:
+        """The timeout of the most impatient cache."""
+        return min((it.timeout for log in self.logs.values() for it in log.all_receivers), default=1.0)
+
+    async def _run(self) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                connection = await self._greet()
+                try:
+                    while True:
+                        await self._round(connection)
+                        backoff.reset()
+                        if self._failing:
+                            _log.info("postgres backplane at %s: the server answers again", self.where)
+                            self._failing = False
+                        await self._wait()
+                finally:
+                    self._connection = None
+                    connection.terminate()
+            except PoolerError as error:
+                self._turn_off(error)
+                return
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+                self._lost(error)
+            except Exception:
+                _log.exception("postgres backplane at %s: unexpected error; connecting again", self.where)
+                self._lost(None)
+            await asyncio.sleep(backoff.pause())
+
+    async def _wait(self) -> None:
+        """Wait for a notification, but not for so long that the leases end."""
+        block = max(min(self._patience() / 4, _LONGEST_BLOCK_S), _SHORTEST_BLOCK_S)
+        try:
+            async with asyncio.timeout(block):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _greet(self) -> Any:
+        """Connect, and find out whether it is the server of before, and whether there is a pooler in between."""
+        try:
+            connection = await self._connector.connect()
+        except Exception as error:
+            self._warn(self._connector.describe(error))
+            raise
+        try:
+            async with asyncio.timeout(min(self._patience(), 4 * _LONGEST_BLOCK_S)):
+                pid, *server = await self._ask_server(connection)
+                if pid != connection.get_server_pid():
+                    raise PoolerError("the connection goes through a pooler such as PgBouncer")
+        except TimeoutError:
+            self._warn("no answer")
+            connection.terminate()
+            raise
+        except BaseException:
+            connection.terminate()
+            raise
+        connection.add_termination_listener(lambda _: self._wake.set())
+        for log in self.logs.values():
+            log.recovering = bool(log.snapshot)
+            if log.snapshot and (None in server or tuple(server) != self._server):
+                # Another server may not have what was committed on the former one.
+                log.missed()
+        self._server = tuple(server)
+        self._listening.clear()
+        self._connection = connection
+        return connection
+
+    @staticmethod
+    async def _ask_server(connection: Any) -> Sequence[Any]:
+        try:
+            return await connection.fetchrow(_SERVER)  # type: ignore[no-any-return]
+        except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFunctionError):
+            return await connection.fetchval("SELECT pg_backend_pid()"), None
+
+    async def _round(self, connection: Any) -> None:
+        """Read what is new in each log, and apply it."""
+        self._wake.clear()
+        patience = max(min(self._patience(), 4 * _LONGEST_BLOCK_S), 4 * _SHORTEST_BLOCK_S)
+        for log in tuple(self.logs.values()):
+            if log.retry_at > monotonic():
+                continue
+            namespaces = list(log.receivers)
+            try:
+                async with self._turn, asyncio.timeout(patience / 2):
+                    await self._listen(connection)
+                    if not log.snapshot:
+                        await self._start(connection, log)
+                        continue
+                    sent = monotonic()
+                    rows = await connection.fetch(log.read_sql, namespaces, log.snapshot)
+            except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedTableError, TableError) as error:
+                self._refuse(log, error)
+                continue
+            await self._take(log, namespaces, sent, rows)
+            if log.snapshot and sent - log.swept_at > _SWEEP_EVERY_S:
+                log.swept_at = sent
+                async with self._turn, asyncio.timeout(patience / 2):
+                    await self._sweep(connection, log)
+
+    async def _listen(self, connection: Any) -> None:
+        """Listen to the channels of all namespaces: before the records are read."""
+        wanted = {channel_of(log.tables.table, namespace) for log in self.logs.values() for namespace in log.receivers}
+        for channel in wanted - self._listening:
+            self._listening.add(channel)
+            await connection.add_listener(channel, self._notified)
+        for channel in self._listening - wanted:
+            self._listening.discard(channel)
+            await connection.remove_listener(channel, self._notified)
+
+    def _notified(self, *_: object) -> None:
+        self._wake.set()
+
+    async def _start(self, connection: Any, log: Log) -> None:
+        """Follow a log from now on. Creates its tables if they are missing."""
+        sent = monotonic()
+        if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", log.tables.log):
+            try:
+                await create(connection, log.tables)
+            except (asyncpg.PostgresError, TableError):
+                await connection.execute("ROLLBACK")
+                raise
+            sent = monotonic()
+        log.snapshot, xmin, log.file, now = await connection.fetchrow(log.tables.fill(_START))
+        self.clock.measured(sent, monotonic(), now)
+        log.xmin, log.read_at, log.level_at = int(xmin), now, sent
+        log.refused = log.recovering = False
+        log.settled.set()
+        for receiver in log.all_receivers:
+            receiver.start(sent, log.position)
+
+    async def _take(self, log: Log, namespaces: Sequence[str], sent: float, rows: Sequence[Any]) -> None:
+        """Apply what was read."""
+        if not rows:
+            # There is no such table any more; a new one is another log.
+            log.missed()
+            self._wake.set()
+            return
+        snapshot, xmin, file, now, *_ = rows[0]
+        self.clock.measured(sent, monotonic(), now)
+        if file != log.file or now - log.read_at > KEPT_S:
+            _log.info("postgres backplane at %s: the log %s has a gap; L1 is verified", self.where, log.tables.log)
+            log.missed()
+            self._wake.set()
+            return
+        position = position_bytes(int(xmin))
+        began = monotonic()
+        for *_, namespace, data in rows:
+            if namespace is None:
+                break
+            record = parsed(data)
+            for receiver in tuple(log.receivers.get(namespace, ())):
+                receiver.take(record, self.clock, recovering=log.recovering)
+            if monotonic() - began > _SLICE_S:
+                await asyncio.sleep(0)
+                began = monotonic()
+        log.snapshot, log.xmin, log.read_at, log.level_at, log.recovering = snapshot, int(xmin), now, sent, False
+        log.settled.set()
+        for namespace in namespaces:
+            for receiver in log.receivers.get(namespace, ()):
+                if receiver.position:
+                    receiver.level(sent, position)
+                else:
+                    receiver.start(sent, position)
+
+    async def _sweep(self, connection: Any, log: Log) -> None:
+        """Remove records that every process has had the time to read."""
+        snapshot, old_at = log.old
+        if not snapshot:
+            log.old = log.snapshot, log.read_at + KEPT_S
+        elif log.read_at > old_at:
+            status = f"DELETE {_SWEPT_ROWS}"
+            while status == f"DELETE {_SWEPT_ROWS}":
+                status = await connection.execute(log.tables.fill(_SWEEP), list(log.receivers), snapshot, _SWEPT_ROWS)
+            log.old = log.snapshot, log.read_at + KEPT_S
+
+    def _refuse(self, log: Log, error: Exception) -> None:
+        """The server does not let this process follow a log, at least for now."""
+        if log.snapshot:
+            log.missed()
+        log.retry_at = monotonic() + _RETRY_S
+        log.settled.set()
+        for receiver in log.all_receivers:
+            receiver.refused()
+        if not log.refused:
+            log.refused = True
+            _log.warning(
+                "postgres backplane at %s: the server refuses the log %s (%s); the user needs SELECT, INSERT and DELETE"
+                " on it, or CREATE in the schema; these caches do not hear of writes by others, and try again",
+                *(self.where, log.tables.log, error),
+            )
+
+    def _turn_off(self, error: PoolerError) -> None:
+        self._off = True
+        _log.warning(
+            "postgres backplane at %s: %s, so notifications do not arrive; these caches do not hear of writes by "
+            "others. Give PostgresBackplane a DSN that leads directly to PostgreSQL",
+            *(self.where, error),
+        )
+        for log in self.logs.values():
+            log.settled.set()
+            for receiver in log.all_receivers:
+                receiver.refused()
+
+    def _lost(self, error: Exception | None) -> None:
+        if error is not None and not self._failing:
+            _log.info("postgres backplane at %s: connection lost (%s)", self.where, self._connector.describe(error))
+        for log in self.logs.values():
+            for receiver in log.all_receivers:
+                receiver.lost()
+
+    def _warn(self, problem: str) -> None:
+        if not self._failing:
+            _log.warning(
+                "postgres backplane at %s: cannot reach the server (%s); this process does not hear of writes by "
+                "others, and tries again",
+                *(self.where, problem),
+            )
+            self._failing = True

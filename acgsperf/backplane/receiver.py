@@ -1,0 +1,127 @@
+"""What one cache has received: passes records on to it, and counts."""
+
+import logging
+from typing import Final
+
+from acgsperf.backplane.base import BackplaneState, BackplaneStats, Listener
+from acgsperf.dispatch import LatencyHistogram
+from acgsperf.tiers.records import MalformedRecordError, Record, RecordKind, unpacked
+from acgsperf.tiers.server_clock import ServerClock
+
+__all__ = ["Counts", "Receiver", "parsed"]
+
+_log: Final = logging.getLogger("acgsperf.backplane")
+# A greater lag is a time that a foreign writer has invented.
+_LONGEST_LAG_US: Final = 3_600_000_000
+# How far the estimates of two processes of a server's clock may differ.
+_EARLIEST_US: Final = -60_000_000
+
+
+def parsed(data: object) -> Record | None:
+    """Return the record in these bytes, or None if there is none."""
+    if type(data) is not bytes:
+        return None
+    try:
+        return unpacked(data)
+    except MalformedRecordError:
+        return None
+
+
+class Counts:
+    """The counts of a backplane; see `BackplaneStats`."""
+
+    def __init__(self) -> None:
+        self.state = BackplaneState.OFF
+        self.sent = self.received = self.applied = self.recovered = self.gaps = self.malformed = 0
+        self.lag: Final = LatencyHistogram()
+
+    def stats(self, queued: int) -> BackplaneStats:
+        """Return the counts so far."""
+        return BackplaneStats(
+            state=self.state,
+            sent=self.sent,
+            received=self.received,
+            applied=self.applied,
+            recovered=self.recovered,
+            gaps=self.gaps,
+            malformed=self.malformed,
+            queued=queued,
+            lag=self.lag.snapshot(),
+        )
+
+
+class Receiver:
+    """One cache that follows a log.
+
+    Args:
+        namespace: of the cache.
+        listener: gets the records.
+        writer: records of this writer are not applied.
+        timeout: how long the lease of L1 is, in seconds.
+        counts: where to count.
+
+    Attributes:
+        position: the last position in the log that was processed; empty if the cache does not follow the log.
+        joined: whether the cache has followed the log before.
+    """
+
+    def __init__(self, namespace: str, listener: Listener, writer: bytes, timeout: float, counts: Counts) -> None:
+        self.namespace: Final = namespace
+        self.timeout: Final = timeout
+        self.counts: Final = counts
+        self.position = b""
+        self.joined = False
+        self._listener = listener
+        self._writer = writer
+        counts.state = BackplaneState.CONNECTING
+
+    def take(self, record: Record | None, clock: ServerClock, *, recovering: bool) -> None:
+        """Pass on a record of another cache; None for one that could not be parsed."""
+        counts = self.counts
+        if record is None:
+            counts.received += 1
+            counts.malformed += 1
+            return
+        if record.kind is RecordKind.HELLO:
+            return
+        if record.writer == self._writer:
+            counts.sent += 1
+            return
+        counts.received += 1
+        lag_us = clock.now_us() - record.sent_us
+        if _EARLIEST_US <= lag_us <= _LONGEST_LAG_US:
+            counts.lag.record(max(lag_us, 0) * 1000)
+        try:
+            self._listener.apply(record)
+        except Exception:
+            # It must not keep the other caches of this connection from their records.
+            _log.exception("backplane %r: the cache could not apply a record; L1 is verified", self.namespace)
+            self._listener.missed()
+        counts.applied += 1
+        counts.recovered += recovering
+
+    def start(self, at: float, position: bytes) -> None:
+        """The cache follows the log from this position on. What it has may be older."""
+        self.joined = True
+        self._listener.missed()
+        self.level(at, position)
+
+    def level(self, at: float, position: bytes) -> None:
+        """All records up to a time of `time.monotonic`, and up to this position, have been applied."""
+        self.position = position
+        self.counts.state = BackplaneState.FOLLOWING
+        self._listener.extend(at + self.timeout)
+
+    def missed(self) -> None:
+        """Records may have been missed. `start` follows."""
+        self.counts.gaps += 1
+        self.lost()
+        self.position = b""
+
+    def lost(self) -> None:
+        """No records arrive at present."""
+        self.counts.state = BackplaneState.RECOVERING if self.joined else BackplaneState.CONNECTING
+
+    def refused(self) -> None:
+        """The server refuses to let the cache follow the log."""
+        self.counts.state = BackplaneState.OFF

@@ -1,0 +1,373 @@
+"""Follows the logs of all caches of an event loop on one Redis server, over one connection.
+
+A log is a stream. Each round is one pipeline: XREAD waits for records of all streams, and then XRANGE asks for the last
+position of each. If it is gone, the stream was trimmed or replaced before that, and records may have been missed. A
+position that is still there proves that nothing after it was trimmed before XREAD read it.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Sequence
+from time import monotonic
+from typing import Any, Final
+
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
+
+from acgsperf.backplane.backoff import Backoff
+from acgsperf.backplane.receiver import Receiver, parsed
+from acgsperf.tiers.records import Record, RecordKind, packed
+from acgsperf.tiers.redis_connections import Command, OwnConnection, RedisConnections
+from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, each, text
+from acgsperf.tiers.server_clock import ServerClock
+
+__all__ = ["RedisReader", "Stream"]
+
+_log: Final = logging.getLogger("acgsperf.backplane")
+MAX_RECORDS: Final = 10_000
+RECORDS_A_ROUND: Final = 1_000
+_RETRY_S: Final = 1.0
+_LONGEST_BLOCK_S: Final = 5.0
+_SHORTEST_BLOCK_S: Final = 0.01
+_CLOCK_EVERY_S: Final = 60.0
+# Applying records must not keep the event loop from other work for longer than this.
+_SLICE_S: Final = 0.005
+_POSITION: Final = re.compile(rb"\d{1,20}-\d{1,20}")
+_RIGHTS: Final = "+xadd +xread +xrange +info +time +client|id +client|unblock"
+
+
+class Stream:
+    """The log of a namespace.
+
+    Attributes:
+        key: of the stream.
+        receivers: the caches that follow it.
+        position: the last one that was processed; empty if the log is not followed.
+        level_at: the time of `time.monotonic` up to which all records have been applied.
+        recovering: whether what comes next was missed during a lost connection.
+        retry_at: when to try to join it again.
+        joining: whether an attempt is in flight outside the reader's task.
+        settled: set when an attempt to join has ended.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self.key: Final = key
+        self.receivers: dict[Receiver, None] = {}
+        self.position = b""
+        self.level_at = 0.0
+        self.recovering = False
+        self.refused = False
+        self.retry_at = 0.0
+        self.joining = False
+        self.settled = asyncio.Event()
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return repr(next(iter(self.receivers)).namespace) if self.receivers else repr(self.key)
+
+    def start(self, at: float, position: bytes) -> None:
+        """Follow the log from a position on."""
+        self.position, self.level_at, self.refused, self.recovering = position, at, False, False
+        self.settled.set()
+        for receiver in self.receivers:
+            receiver.start(at, position)
+
+    def level(self, at: float) -> None:
+        """All records up to a time have been applied."""
+        self.level_at, self.recovering = at, False
+        for receiver in self.receivers:
+            receiver.level(self.level_at, self.position)
+
+    def missed(self) -> None:
+        """Records may have been missed."""
+        self.position = b""
+        for receiver in self.receivers:
+            receiver.missed()
+
+
+class RedisReader:
+    """Follows the logs of all caches of an event loop on one server.
+
+    Args:
+        connections: to the server; the reader's own.
+
+    Attributes:
+        clock: of the server.
+        streams: the logs that caches of this event loop follow, by key.
+    """
+
+    def __init__(self, connections: RedisConnections) -> None:
+        self.clock: Final = ServerClock()
+        self.streams: Final[dict[bytes, Stream]] = {}
+        self._connections = connections
+        connections.open()
+        self._writer = secrets.token_bytes(8)
+        self._run_id: bytes | None = None
+        self._client_id: int | None = None
+        self._measured_at = 0.0
+        # Whether the connection waits in XREAD.
+        self._blocked = False
+        # The last attempt to connect has failed, and the log says so.
+        self._failing = False
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def join(self, key: bytes, receiver: Receiver) -> None:
+        """Let a cache follow a log. Returns when it does, or when it does not soon."""
+        stream = self.streams.get(key)
+        if stream is None:
+            stream = self.streams[key] = Stream(key)
+        stream.receivers[receiver] = None
+        if self._task is None:
+            self._task = asyncio.create_task(self._run(), name="acgsperf redis backplane")
+        self._changed.set()
+        if stream.position:
+            receiver.start(stream.level_at, stream.position)
+        elif not self._failing and not stream.refused:
+            try:
+                async with asyncio.timeout(receiver.timeout):
+                    if self._blocked and not stream.joining:
+                        await self._join_meanwhile(stream)
+                    await stream.settled.wait()
+            except TimeoutError:
+                self._warn(f"no answer within {receiver.timeout:g} s")
+
+    def is_only(self, key: bytes, receiver: Receiver) -> bool:
+        """Return whether no cache would be left without this one."""
+        return all(it.key == key and it.receivers.keys() <= {receiver} for it in self.streams.values())
+
+    async def leave(self, key: bytes, receiver: Receiver) -> None:
+        """Let a cache follow a log no longer. If it was the last one, close the connections."""
+        stream = self.streams.get(key)
+        if stream is not None:
+            stream.receivers.pop(receiver, None)
+            if not stream.receivers:
+                del self.streams[key]
+        if self.streams:
+            return
+        task, self._task = self._task, None
+        self._connections.close()
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def publish(self, key: bytes, records: Sequence[bytes]) -> int:
+        """Append records to a log, and return how many of the first ones the server has accepted."""
+        replies = await self._connections.ask([self._append(key, record) for record in records], _added)
+        for count, reply in enumerate(replies):
+            if isinstance(reply, Exception):
+                self._log_refusal(self.streams.get(key), reply)
+                return count
+        return len(records)
+
+    @staticmethod
+    def _append(key: bytes, record: bytes) -> Command:
+        return ("XADD", key, "MAXLEN", "~", MAX_RECORDS, "*", "r", record)
+
+    def _hello(self, stream: Stream) -> Command:
+        return self._append(stream.key, packed(Record(RecordKind.HELLO), self._writer, self.clock.now_us()))
+
+    async def _join_meanwhile(self, stream: Stream) -> None:
+        """Join a log over another connection, because the reader's one waits in XREAD, and end that wait."""
+        stream.joining = True
+        sent = monotonic()
+        try:
+            (hello,) = await self._connections.ask([self._hello(stream)], list)
+            self._started(stream, sent, hello)
+            # Only now: the reader must find the position of the log.
+            if self._blocked and self._client_id is not None:
+                await self._connections.ask([("CLIENT", "UNBLOCK", self._client_id)], list)
+        except (RedisError, OSError):
+            # The reader tries it in its next round.
+            pass
+        finally:
+            stream.joining = False
+            self._connections.close_idle()
+
+    def _started(self, stream: Stream, sent: float, hello: Any) -> None:
+        """Follow a log from one's own record on."""
+        if isinstance(hello, ResponseError):
+            self._refuse(stream, hello)
+        elif not stream.position:
+            stream.start(sent, _position(hello))
+
+    async def _run(self) -> None:
+        backoff = Backoff()
+        while True:
+            connection = self._connections.own_connection()
+            try:
+                await self._greet(connection)
+                while True:
+                    await self._round(connection)
+                    backoff.reset()
+                    if self._failing:
+                        _log.info("redis backplane at %s: the server answers again", self._connections.where)
+                        self._failing = False
+            except (RedisError, OSError, TimeoutError) as error:
+                self._lost(error)
+            except Exception:
+                _log.exception("redis backplane at %s: unexpected error; connecting again", self._connections.where)
+                self._lost(None)
+            finally:
+                connection.close()
+            await asyncio.sleep(backoff.pause())
+
+    def _patience(self) -> float:
+        """The timeout of the most impatient cache."""
+        return min((receiver.timeout for stream in self.streams.values() for receiver in stream.receivers), default=1.0)
+
+    async def _greet(self, connection: OwnConnection) -> None:
+        """Connect, and find out whether it is the server of before."""
+        try:
+            async with asyncio.timeout(min(self._patience(), _LONGEST_BLOCK_S)):
+                info, client_id = await connection.ask([("INFO", "server"), ("CLIENT", "ID")], list)
+                await self._measure_clock(connection)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._warn(_described(error))
+            raise
+        self._client_id = client_id if type(client_id) is int else None
+        found = re.search(rb"run_id:(\w+)", info) if type(info) is bytes else None
+        run_id = found[1] if found else None
+        for stream in self.streams.values():
+            stream.recovering = bool(stream.position)
+            if stream.position and (run_id is None or run_id != self._run_id):
+                # Another server, or one restarted from a snapshot: it may have lost records that nobody had read.
+                stream.missed()
+        self._run_id = run_id
+
+    async def _measure_clock(self, connection: OwnConnection) -> None:
+        sent = monotonic()
+        (reply,) = await connection.ask([("TIME",)], list)
+        if type(reply) is list and len(reply) == 2 and all(type(part) is bytes and part.isdigit() for part in reply):
+            self.clock.measured(sent, monotonic(), int(reply[0]) + int(reply[1]) / 1e6)
+        self._measured_at = sent
+
+    def _lost(self, error: Exception | None) -> None:
+        if error is not None and not self._failing:
+            _log.info("redis backplane at %s: connection lost (%s)", self._connections.where, _described(error))
+        self._client_id = None
+        self._connections.close_idle()
+        for stream in self.streams.values():
+            for receiver in stream.receivers:
+                receiver.lost()
+
+    def _warn(self, problem: str) -> None:
+        if not self._failing:
+            _log.warning(
+                "redis backplane at %s: cannot reach the server (%s); this process does not hear of writes by others, "
+                "and tries again",
+                *(self._connections.where, problem),
+            )
+            self._failing = True
+
+    def _refuse(self, stream: Stream, error: Exception) -> None:
+        """The server does not let this process follow a log, at least for now."""
+        if stream.position:
+            stream.missed()
+        self._log_refusal(stream, error)
+        stream.retry_at = monotonic() + _RETRY_S
+        stream.settled.set()
+        for receiver in stream.receivers:
+            receiver.refused()
+
+    def _log_refusal(self, stream: Stream | None, error: Exception) -> None:
+        if stream is None or stream.refused:
+            return
+        stream.refused = True
+        needs = ""
+        if isinstance(error, NoPermissionError):
+            needs = f"; the user needs the rights {_RIGHTS} and the key {stream.key.decode(errors='replace')}"
+        _log.warning(
+            "redis backplane %s: the server refuses the log (%s)%s; this cache does not hear of writes by others, "
+            "and tries again",
+            *(stream.name, error, needs),
+        )
+
+    async def _round(self, connection: OwnConnection) -> None:
+        """Wait for records once, and apply them."""
+        patience = min(self._patience(), 4 * _LONGEST_BLOCK_S)
+        block = max(patience / 4, _SHORTEST_BLOCK_S)
+        now = monotonic()
+        self._changed.clear()
+        async with asyncio.timeout(patience):
+            if now - self._measured_at > _CLOCK_EVERY_S:
+                await self._measure_clock(connection)
+            new = [it for it in self.streams.values() if not (it.position or it.joining) and it.retry_at <= now]
+            if new:
+                sent = monotonic()
+                hellos = await connection.ask(list(map(self._hello, new)), list)
+                for stream, hello in zip(new, hellos, strict=True):
+                    self._started(stream, sent, hello)
+        followed = [stream for stream in self.streams.values() if stream.position]
+        if not followed:
+            try:
+                async with asyncio.timeout(block):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+            return
+        keys, positions = [stream.key for stream in followed], [stream.position for stream in followed]
+        read: Command = ("XREAD", "COUNT", RECORDS_A_ROUND, "BLOCK", int(block * 1000), "STREAMS", *keys, *positions)
+        checks: list[Command] = [("XRANGE", *it) for it in zip(keys, positions, positions, strict=True)]
+        sent, self._blocked = monotonic(), True
+        try:
+            async with asyncio.timeout(2 * block):
+                found, *checked = await connection.ask([read, *checks], list)
+        finally:
+            self._blocked = False
+        records = self._sorted(followed, found, checked)
+        for stream in followed:
+            if stream.position and await self._apply(stream, records.get(stream.key, ())):
+                stream.level(sent)
+
+    def _sorted(self, followed: Sequence[Stream], found: Any, checked: Sequence[Any]) -> dict[bytes, list[Any]]:
+        """Return the records of each log. Logs that the server refuses, or that have a gap, are followed no longer."""
+        refused = False
+        for stream, position in zip(followed, checked, strict=True):
+            if isinstance(position, ResponseError):
+                self._refuse(stream, position)
+                refused = True
+            elif not array(position):
+                _log.info("redis backplane %s: the log has a gap; L1 is verified", stream.name)
+                stream.missed()
+        if isinstance(found, ResponseError):
+            for stream in followed if not refused else ():
+                self._refuse(stream, found)
+            return {}
+        records = {}
+        for part in array(found) if found is not None else ():
+            key, entries = array(part)
+            records[text(key)] = array(entries)
+        return records
+
+    async def _apply(self, stream: Stream, entries: Sequence[Any]) -> bool:
+        """Pass records on to the caches. Returns whether there were all that the log has."""
+        began = monotonic()
+        for entry in entries:
+            position, fields = array(entry)
+            record = parsed(fields[1]) if type(fields) is list and len(fields) == 2 and fields[0] == b"r" else None
+            stream.position = _position(position)
+            for receiver in tuple(stream.receivers):
+                receiver.take(record, self.clock, recovering=stream.recovering)
+                receiver.position = stream.position
+            if monotonic() - began > _SLICE_S:
+                await asyncio.sleep(0)
+                began = monotonic()
+        return len(entries) < RECORDS_A_ROUND
+
+
+def _added(replies: list[Any]) -> list[Any]:
+    return each(replies, bytes)
+
+
+def _position(reply: Any) -> bytes:
+    position = text(reply)
+    if not _POSITION.fullmatch(position):
+        raise UnexpectedReplyError("reply must be a position of a stream")
+    return position
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,57 @@
+"""Which of the writes of this process that are in flight has begun last."""
+
+from collections.abc import Iterable
+from typing import Final
+
+__all__ = ["ALL", "Begun", "key_name", "tag_name"]
+
+ALL: Final = ""
+
+
+class Begun:
+    """Numbers the writes of keys, of tags and of everything, so that an earlier one gives way to a later one.
+
+    A write goes to L3 first and then to L2. Of two writes of a key in flight, the earlier one may reach L2 last. Then
+    it must not be carried out there any more.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        # The number of the last write of a name, and how many are in flight.
+        self._last: dict[str, tuple[int, int]] = {}
+
+    def begin(self, names: Iterable[str]) -> int:
+        """Record that a write begins, and return its number.
+
+        Args:
+            names: what it writes, from `key_name`, `tag_name` and `ALL`.
+        """
+        self._count += 1
+        for name in names:
+            in_flight = self._last.get(name, (0, 0))[1]
+            self._last[name] = self._count, in_flight + 1
+        return self._count
+
+    def end(self, names: Iterable[str]) -> None:
+        """Record that a write has ended."""
+        for name in names:
+            last, in_flight = self._last[name]
+            if in_flight == 1:
+                del self._last[name]
+            else:
+                self._last[name] = last, in_flight - 1
+
+    def is_latest(self, number: int, names: Iterable[str]) -> bool:
+        """Whether no write of these names that is in flight has begun after the one with this number."""
+        last = self._last
+        return all(name not in last or last[name][0] <= number for name in names)
+
+
+def key_name(key: str) -> str:
+    """Return the name for the writes of a key."""
+    return "k" + key
+
+
+def tag_name(tag: str) -> str:
+    """Return the name for the invalidations of a tag."""
+    return "t" + tag

@@ -1,0 +1,137 @@
+"""The parts of a tiered cache, and how they are connected, opened and closed."""
+
+import math
+from typing import Any, Final
+
+from acgsperf.backplane import Backplane, beside
+from acgsperf.cache.l1 import L1
+from acgsperf.cache.listener import CacheListener
+from acgsperf.cache.loading import Loading
+from acgsperf.cache.lookup import Lookup
+from acgsperf.cache.lower_tiers import LowerTiers
+from acgsperf.cache.process_lock import ProcessLock
+from acgsperf.cache.promotion import Promotion
+from acgsperf.cache.repairs import Repairs
+from acgsperf.cache.staleness import Staleness
+from acgsperf.cache.writes import Writes
+from acgsperf.dispatch import LRUCache, ReadPath
+from acgsperf.tiers.base import Tier
+from acgsperf.tiers.ids import new_id
+from acgsperf.tiers.records import Record
+
+__all__ = ["AUTOMATIC", "Parts"]
+
+# Stands for the backplane on the server of a tier.
+AUTOMATIC: Final[Any] = object()
+_CLOSE_GRACE_S: Final = 5.0
+
+
+class Parts:
+    """Everything that a `TieredCache` is made of.
+
+    A read goes down: `l1`, `lookup`, `loading`. A write goes down: `writes`, `lower_tiers`. What other processes write
+    comes from the backplane through `listener`.
+
+    Args:
+        lru: what L1 keeps values in.
+        l2: the faster tier, or None.
+        l3: the slower tier, or None.
+        namespace: of the cache.
+        staleness: the options about time.
+        negative_maxsize: the maximum number of negative entries.
+        promotion_threshold: the hit in the lower tiers at which a value is copied to L1.
+        demotion: whether what L1 evicts may be stored in L2.
+        backplane: tells other processes what this one writes; None for none, `AUTOMATIC` for one beside a tier.
+
+    Raises:
+        TypeError, ValueError: if an argument is not valid.
+    """
+
+    def __init__(
+        self,
+        lru: LRUCache[str, Any],
+        l2: Tier | None,
+        l3: Tier | None,
+        *,
+        namespace: str,
+        staleness: Staleness,
+        negative_maxsize: int,
+        promotion_threshold: int,
+        demotion: bool,
+        backplane: Backplane | None,
+    ) -> None:
+        self._namespace = namespace
+        tiers = self.lower_tiers = LowerTiers(l2, l3, staleness.retention)
+        self.promotion = Promotion(promotion_threshold, lru.maxsize)
+        lock = None if staleness.lock_ttl is None else ProcessLock(l2, staleness.lock_ttl)
+        self.l1: L1[Any] = L1(lru, staleness, negative_maxsize, tiers.demote if demotion else None, bool(tiers.tiers))
+        self.lookup = Lookup(self.l1, tiers, staleness, self.promotion)
+        self.read_path = ReadPath(
+            self.l1.side_caches, self.lookup.begin_get or _nothing, self.promotion, staleness.clock
+        )
+        self.loading = Loading(namespace, self.l1, tiers, self.lookup, staleness, lock)
+        self.repairs = Repairs(tiers, self._publish)
+        self.writes = Writes(self.l1, tiers, self.loading, self.promotion, self.repairs)
+        self.listener = CacheListener(self.l1, tiers, self.loading, None if lock is None else lock.released)
+        self._writer = new_id()
+        self.backplane = self._connected(backplane, lock)
+
+    def _connected(self, backplane: Backplane | None, lock: ProcessLock | None) -> Backplane | None:
+        """Choose the backplane, and let the tier on its server publish its own writes."""
+        home: Tier | None = None
+        if backplane is AUTOMATIC:
+            backplane = None
+            for tier in self.lower_tiers.tiers:
+                if backplane is None and (backplane := beside(tier)) is not None:
+                    home = tier
+        elif backplane is not None and not isinstance(backplane, Backplane):
+            raise TypeError(f"backplane must be a Backplane or None, got {type(backplane).__name__}")
+        if backplane is None:
+            return None
+        self.writes.publish = backplane.publish
+        if home is not None:
+            home.writer = self._writer
+            self.writes.is_published_by_tier = True
+            if home is self.lower_tiers.l2:
+                self.lower_tiers.log_position = lambda: backplane.position or None
+                if lock is not None:
+                    lock.wakes = True
+        return backplane
+
+    def _publish(self, record: Record) -> None:
+        if self.backplane is not None:
+            self.backplane.publish(record)
+
+    async def open(self) -> None:
+        """Open the tiers, then the backplane."""
+        await self.lower_tiers.open(self._namespace)
+        try:
+            if self.backplane is not None:
+                await self.backplane.open(self._namespace, self.listener, self._writer)
+        except BaseException:
+            await self.lower_tiers.close()
+            raise
+        self.repairs.open(self._namespace)
+        self.lookup.open()
+        self.loading.flights.open()
+
+    async def close(self) -> None:
+        """Cancel the loads, end the writes, leave the backplane, and close the tiers."""
+        try:
+            await self.loading.flights.close(_CLOSE_GRACE_S)
+            await self.writes.close()
+            await self.repairs.close()
+            await self.listener.close()
+            await self.lower_tiers.end_stores()
+            if self.backplane is not None:
+                await self.backplane.close()
+                self.l1.answer_until(math.inf)
+        finally:
+            try:
+                await self.lower_tiers.close()
+            finally:
+                self.lookup.close()
+
+
+def _nothing(key: str) -> None:
+    """Start no read."""

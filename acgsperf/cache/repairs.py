@@ -1,0 +1,168 @@
+"""Repairs: a write that one tier carried out and the other did not is followed by an invalidation of both."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable
+from itertools import islice
+from typing import Final
+
+from acgsperf.cache.lower_tiers import LowerTiers
+from acgsperf.tiers.base import Outcome, Tier, Write
+from acgsperf.tiers.records import Record, RecordKind, of_keys, of_tag
+
+__all__ = ["Repairs"]
+
+_log: Final = logging.getLogger("acgsperf.cache")
+
+_MAX_QUEUED: Final = 10_000
+_BATCH: Final = 500
+_DONE: Final = (Outcome.STORED, Outcome.REMOVED, Outcome.NEWER)
+_FIRST_PAUSE_S: Final = 0.1
+_LONGEST_PAUSE_S: Final = 5.0
+
+
+class Repairs:
+    """Invalidates what tiers disagree about, in the background, until every tier has answered.
+
+    L3 comes first, then L2: in the meantime a read may have copied L3's old row to L2. Then the other processes are
+    told. A removal has the stamp of the failed write, so that it removes nothing newer.
+
+    Args:
+        lower_tiers: the tiers.
+        publish: tells the other processes.
+    """
+
+    def __init__(self, lower_tiers: LowerTiers, publish: Callable[[Record], object]) -> None:
+        self._tiers = [tier for tier in (lower_tiers.l3, lower_tiers.l2) if tier is not None]
+        self._publish = publish
+        self._namespace = ""
+        self._removals: dict[str, Write] = {}
+        # Writes of unknown outcome that no tier surely has: the id of each.
+        self._undos: dict[str, bytes] = {}
+        # None stands for the whole namespace.
+        self._tags: dict[str | None, None] = {}
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._removals) + len(self._undos) + len(self._tags)
+
+    def open(self, namespace: str) -> None:
+        """Start the task that repairs, in the running event loop."""
+        self._namespace = namespace
+        self._wake = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+        if len(self):
+            self._wake.set()
+
+    async def close(self) -> None:
+        """Stop. What is not repaired is logged."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        if len(self):
+            _log.warning(
+                "cache %r: closed with %d failed writes not repaired; a tier may return older values until they expire",
+                self._namespace,
+                len(self),
+            )
+
+    def remove(self, key: str, write: Write) -> None:
+        """Remove a key from every tier unless a tier has something newer than a failed write."""
+        if self._has_room(key, self._removals):
+            self._removals[key] = write
+
+    def undo(self, key: str, identifier: bytes) -> None:
+        """Remove a key where a tier has the write with this id."""
+        if self._has_room(key, self._undos):
+            self._undos[key] = identifier
+
+    def invalidate(self, tag: str | None) -> None:
+        """Invalidate a tag in every tier; with None, everything."""
+        if self._has_room(tag, self._tags):
+            self._tags[tag] = None
+            self._wake.set()
+
+    def _has_room(self, name: object, queue: "dict[str, Write] | dict[str, bytes] | dict[str | None, None]") -> bool:
+        if None in self._tags and name is not None:
+            return False
+        self._wake.set()
+        if len(self) >= _MAX_QUEUED and name not in queue:
+            _log.warning(
+                "cache %r: more than %d failed writes wait for a tier; it will be cleared when it answers again",
+                self._namespace,
+                _MAX_QUEUED,
+            )
+            self._removals.clear()
+            self._undos.clear()
+            self._tags.clear()
+            self._tags[None] = None
+            return False
+        return True
+
+    async def _run(self) -> None:
+        pause = _FIRST_PAUSE_S
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            done = await self._repair_keys() & await self._undo() & await self._repair_tags()
+            if len(self):
+                self._wake.set()
+                # With jitter, so that processes do not come together when a server is back.
+                pause = _FIRST_PAUSE_S if done else min(2 * pause, _LONGEST_PAUSE_S)
+                await asyncio.sleep(pause * random.uniform(0.8, 1.2))
+            else:
+                pause = _FIRST_PAUSE_S
+
+    async def _repair_keys(self) -> bool:
+        batch = dict(islice(self._removals.items(), _BATCH))
+        left = set(batch)
+        for tier in self._tiers:
+            if not left:
+                break
+            results = await tier.write({key: batch[key] for key in left})
+            # Something newer needs no repair, but the other processes have to know.
+            left &= {
+                key
+                for key, result in results.items()
+                if result.outcome in (Outcome.STORED, Outcome.REMOVED, Outcome.NEWER)
+            }
+        for key in left:
+            if self._removals.get(key) is batch[key]:
+                del self._removals[key]
+        for record in of_keys(RecordKind.KEYS, ((key, batch[key].id) for key in left)):
+            self._publish(record)
+        return len(left) == len(batch)
+
+    async def _undo(self) -> bool:
+        batch = dict(islice(self._undos.items(), _BATCH))
+        if not batch or not await self._by_all(lambda tier: tier.remove_written(batch)):
+            return not batch
+        for key, identifier in batch.items():
+            if self._undos.get(key) == identifier:
+                del self._undos[key]
+        for record in of_keys(RecordKind.KEYS, batch.items()):
+            self._publish(record)
+        return True
+
+    async def _repair_tags(self) -> bool:
+        done = True
+        for tag in list(self._tags):
+            if await self._by_all(lambda tier, tag=tag: _invalidated(tier, tag)):  # type: ignore[misc]
+                self._tags.pop(tag, None)
+                self._publish(Record(RecordKind.CLEAR) if tag is None else of_tag(RecordKind.TAG, tag))
+            else:
+                done = False
+        return done
+
+    async def _by_all(self, call: Callable[[Tier], Awaitable[bool]]) -> bool:
+        for tier in self._tiers:
+            if not await call(tier):
+                return False
+        return True
+
+
+async def _invalidated(tier: Tier, tag: str | None) -> bool:
+    return (await tier.invalidate(tag)).outcome is Outcome.STORED

@@ -1,0 +1,322 @@
+"""PostgresBackplane.watch: rows that change invalidate tags, and no writer fails because of it."""
+
+import asyncio
+import secrets
+import time
+
+import asyncpg
+import pytest
+
+from acgsperf.backplane.postgres import PostgresBackplane
+from acgsperf.errors import BackplaneError, TierError
+from acgsperf.tiers import Entry
+from acgsperf.tiers.postgres import PostgresTier
+from acgsperf.tiers.records import RecordKind, texts
+
+
+@pytest.fixture
+async def users(connection):
+    """A table of the application."""
+    name = f"users_{secrets.token_hex(4)}"
+    await connection.execute(f"CREATE TABLE {name} (id int PRIMARY KEY, team text, note text)")
+    yield name
+    await connection.execute(f"DROP TABLE IF EXISTS {name} CASCADE")
+
+
+@pytest.fixture
+async def listener(postgres, opened, namespace, connection, table):
+    backplane = postgres()
+    listener = await opened(backplane, namespace)
+    listener.backplane = backplane
+    yield listener
+    await connection.execute(f"DROP FUNCTION IF EXISTS {table}_v2_watch CASCADE")
+
+
+def heard(listener):
+    """The tags of all records, sorted within each."""
+    return [sorted(tag for tag, _ in texts(record.items)) for record in listener.records]
+
+
+@pytest.fixture
+def warnings(connection):
+    found = []
+    connection.add_log_listener(lambda _, message: found.append(str(message)))
+    return found
+
+
+async def test_changed_rows_invalidate_their_tags(listener, connection, users, until):
+    assert await listener.backplane.watch(users, ["user:{id}", "team {team}"])
+    await connection.execute(f"INSERT INTO {users} VALUES (1, 'a'), (2, 'a')")
+    await connection.execute(f"UPDATE {users} SET team = 'b' WHERE id = 1")
+    await connection.execute(f"DELETE FROM {users} WHERE id = 2")
+    await until(lambda: len(listener.records) == 3)
+    assert heard(listener) == [["team a", "user:1", "user:2"], ["team a", "team b", "user:1"], ["team a", "user:2"]]
+    assert {(record.kind, record.writer) for record in listener.records} == {(RecordKind.TAG, b"")}
+    assert all(abs(record.sent_us / 1e6 - time.time()) < 60 for record in listener.records)
+    assert listener.backplane.stats().malformed == 0
+
+
+async def test_what_changes_nothing_says_nothing(listener, connection, users, until):
+    await listener.backplane.watch(users, ["user:{id}"])
+    await connection.execute(f"UPDATE {users} SET team = 'b'")
+    await connection.execute(f"DELETE FROM {users}")
+    await connection.execute(f"INSERT INTO {users} VALUES (1)")
+    await until(lambda: listener.records)
+    assert heard(listener) == [["user:1"]]
+
+
+async def test_a_transaction_that_is_rolled_back_says_nothing(listener, connection, users, until):
+    await listener.backplane.watch(users, ["user:{id}"])
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute(f"INSERT INTO {users} VALUES (1)")
+    await transaction.rollback()
+    await connection.execute(f"INSERT INTO {users} VALUES (2)")
+    await until(lambda: listener.records)
+    assert heard(listener) == [["user:2"]]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO {users} SELECT i + 1000 FROM generate_series(1, 201) i",
+        "UPDATE {users} SET note = 'x'",
+        "DELETE FROM {users}",
+        "TRUNCATE {users}",
+    ],
+)
+async def test_a_large_change_invalidates_one_coarse_tag(listener, connection, users, until, statement):
+    await connection.execute(f"INSERT INTO {users} SELECT i FROM generate_series(1, 500) i")
+    await listener.backplane.watch(users, ["user:{id}"])
+    await connection.execute(statement.format(users=users))
+    await until(lambda: listener.records)
+    assert heard(listener) == [[f"table:{users}"]]
+
+
+async def test_200_rows_are_told_one_by_one(listener, connection, users, until):
+    await listener.backplane.watch(users, ["user:{id}"], coarse="all users")
+    await connection.execute(f"INSERT INTO {users} SELECT i FROM generate_series(1, 200) i")
+    await connection.execute(f"UPDATE {users} SET note = 'x'")
+    await connection.execute(f"INSERT INTO {users} SELECT i FROM generate_series(1001, 1201) i")
+    await until(lambda: len(listener.records) == 3)
+    expected = sorted(f"user:{number}" for number in range(1, 201))
+    assert heard(listener) == [expected, expected, ["all users"]]
+
+
+async def test_a_tag_that_is_too_long_is_the_coarse_one(listener, connection, users, until):
+    await listener.backplane.watch(users, ["{note}"], coarse="all users")
+    await connection.execute(f"INSERT INTO {users} (id, note) VALUES (1, repeat('x', 1024))")
+    await connection.execute(f"INSERT INTO {users} (id, note) VALUES (2, repeat('ü', 513))")
+    await until(lambda: len(listener.records) == 2)
+    assert heard(listener) == [["x" * 1024], ["all users"]]
+
+
+async def test_every_way_to_write_is_seen(listener, connection, users, until):
+    await listener.backplane.watch(users, ["user:{id}"])
+    await connection.copy_records_to_table(users, records=[(1, "a", "b")])
+    await connection.execute(
+        f"INSERT INTO {users} VALUES (1, 'c'), (2, 'c') ON CONFLICT (id) DO UPDATE SET team = excluded.team"
+    )
+    await connection.execute(f"WITH gone AS (DELETE FROM {users} WHERE id = 2) SELECT 1")
+    await until(lambda: len(listener.records) == 4)
+    assert heard(listener)[0] == ["user:1"]
+    assert sorted(heard(listener)[1:3]) == [["user:1"], ["user:2"]]
+    assert heard(listener)[3] == ["user:2"]
+
+
+async def test_templates_may_have_any_text_and_any_column(listener, connection, users, until):
+    await connection.execute(f'ALTER TABLE {users} ADD "odd "" name\'" text')
+    await listener.backplane.watch(users, ["it's {{{odd \" name'}}} \\ {note} ü", "constant"])
+    await connection.execute(f"INSERT INTO {users} VALUES (1, 'a', NULL, 'x')")
+    await until(lambda: listener.records)
+    assert heard(listener) == [["constant", "it's {x} \\  ü"]]
+
+
+async def test_the_watched_table_may_be_altered(listener, connection, users, until, warnings):
+    await listener.backplane.watch(users, ["user:{id}"], coarse="all users")
+    await connection.execute(f"INSERT INTO {users} VALUES (1)")
+    await connection.execute(f"ALTER TABLE {users} ADD more int DEFAULT 5")
+    await connection.execute(f"INSERT INTO {users} VALUES (2)")
+    await connection.execute(f"ALTER TABLE {users} DROP team, ALTER id TYPE bigint")
+    await connection.execute(f"UPDATE {users} SET note = 'x' WHERE id = 2")
+    await connection.execute(f"ALTER TABLE {users} RENAME TO {users}_renamed")
+    await connection.execute(f"ALTER TABLE {users}_renamed RENAME TO {users}")
+    await connection.execute(f"DELETE FROM {users} WHERE id = 1")
+    assert warnings == []
+    await connection.execute(f"ALTER TABLE {users} RENAME id TO number")
+    await connection.execute(f"INSERT INTO {users} (number) VALUES (3)")
+    async with asyncio.timeout(5):
+        while not warnings:
+            await connection.execute("SELECT 1")
+    assert "acgsperf: the tags of changed rows" in warnings[0]
+    assert await connection.fetchval(f"SELECT count(*) FROM {users} WHERE number = 3") == 1
+    await until(lambda: len(listener.records) == 5)
+    assert heard(listener) == [["user:1"], ["user:2"], ["user:2"], ["user:1"], ["all users"]]
+
+
+@pytest.mark.parametrize("damage", ["DROP TABLE {table}_v2_log", "DROP TABLE {table}_v2_tags"])
+async def test_a_writer_does_not_fail_if_the_tables_of_the_cache_are_gone(
+    listener, connection, users, table, warnings, damage
+):
+    await listener.backplane.watch(users, ["user:{id}"])
+    await listener.backplane.close()
+    await connection.execute(f"INSERT INTO {users} VALUES (1)")
+    await connection.execute(damage.format(table=table))
+    await connection.execute(f"INSERT INTO {users} VALUES (2)")
+    async with asyncio.timeout(5):
+        while not warnings:
+            await connection.execute("SELECT 1")
+    assert "are not told to caches" in warnings[0]
+    assert await connection.fetchval(f"SELECT count(*) FROM {users}") == 2
+
+
+async def test_a_writer_needs_no_rights_on_the_cache(listener, connection, dsn, users, until):
+    await listener.backplane.watch(users, ["user:{id}"])
+    role = f"r_{secrets.token_hex(4)}"
+    await connection.execute(f"CREATE ROLE {role} LOGIN; GRANT INSERT ON {users} TO {role}")
+    try:
+        writer = await asyncpg.connect(dsn.replace("postgres:@", f"{role}:@"))
+        await writer.execute("SET search_path = pg_catalog")
+        await writer.execute(f"INSERT INTO public.{users} VALUES (1)")
+        await writer.close()
+        await until(lambda: heard(listener) == [["user:1"]])
+    finally:
+        await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+@pytest.fixture
+async def tier(dsn, table, namespace):
+    tier = PostgresTier(dsn, table=table, deadline=5)
+    await tier.open(namespace)
+    yield tier
+    await tier.close()
+
+
+def entry(*tags):
+    now = time.monotonic()
+    return Entry("v", now, now + 60, now + 60, tags)
+
+
+async def test_entries_in_the_same_database_are_invalid_with_the_commit(listener, connection, dsn, users, tier):
+    await listener.backplane.watch(users, ["user:{id}"])
+    await listener.backplane.close()
+    assert await tier.set("one", entry("user:1", "other"))
+    assert await tier.set("two", entry("user:2"))
+    async with connection.transaction():
+        await connection.execute(f"INSERT INTO {users} VALUES (1)")
+        assert await tier.get("one")
+    assert await tier.get("one") is None
+    assert await tier.get("two")
+    await connection.execute(f"TRUNCATE {users}")
+    assert await tier.set("all", entry(f"table:{users}", "ü" * 40))
+    await connection.execute(f"TRUNCATE {users}")
+    assert await tier.get("all") is None
+
+
+@pytest.mark.parametrize("isolation", ["read_committed", "repeatable_read", "serializable"])
+async def test_a_writer_neither_waits_nor_fails_because_a_token_is_in_use(
+    listener, connection, dsn, users, table, tier, until, isolation
+):
+    await listener.backplane.watch(users, ["user:{id}"])
+    assert await tier.set("one", entry("user:1"))
+    other = await asyncpg.connect(dsn)
+    try:
+        async with connection.transaction(isolation=isolation), asyncio.timeout(5):
+            await connection.execute("SELECT 1")
+            # Somebody extends the tokens: before this transaction's snapshot ends, and again while the trigger runs.
+            await other.execute(f"UPDATE {table}_v2_tags SET expires_at = expires_at + 1")
+            async with other.transaction():
+                await other.execute(f"UPDATE {table}_v2_tags SET expires_at = expires_at + 1")
+                await connection.execute(f"INSERT INTO {users} VALUES (1)")
+        await until(lambda: heard(listener) == [["user:1"]])
+    finally:
+        await other.close()
+
+
+async def test_a_transaction_with_many_statements_takes_one_number(listener, connection, users):
+    await listener.backplane.watch(users, ["user:{id}"])
+    async with connection.transaction():
+        first = await connection.fetchval("SELECT pg_current_xact_id()::text::bigint")
+        for number in range(50):
+            await connection.execute(f"INSERT INTO {users} VALUES ({number})")
+    async with connection.transaction():
+        assert await connection.fetchval("SELECT pg_current_xact_id()::text::bigint") < first + 40
+
+
+async def leftovers(connection, table):
+    triggers = "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'acgsperf%' AND tgfoid = to_regproc($1)"
+    function = f"{table}_v2_watch"
+    return [*await connection.fetch(triggers, function), await connection.fetchval("SELECT to_regproc($1)", function)]
+
+
+async def test_unwatching_removes_everything(listener, postgres, opened, namespace, connection, users, table, until):
+    other = postgres()
+    theirs = await opened(other, namespace + "2")
+    assert await listener.backplane.watch(users, ["user:{id}"])
+    assert await other.watch(users, ["user:{id}"])
+    assert not await listener.backplane.watch(users, ["user:{id}"])
+    assert await listener.backplane.unwatch(users)
+    await connection.execute(f"INSERT INTO {users} VALUES (1)")
+    await until(lambda: heard(theirs) == [["user:1"]])
+    assert heard(listener) == []
+    await connection.execute(f"ALTER TABLE {users} RENAME TO {users}_new")
+    assert await other.unwatch(f"{users}_new")
+    assert await leftovers(connection, table) == [None]
+    assert not await other.unwatch(f"{users}_new")
+    assert not await other.unwatch("never_there")
+    await connection.execute(f"DROP TABLE {users}_new")
+
+
+async def test_other_tags_replace_those_of_before(listener, connection, users, until):
+    assert await listener.backplane.watch(users, ["user:{id}"])
+    assert await listener.backplane.watch(users, ["person:{id}"])
+    await connection.execute(f"ALTER TABLE {users} DISABLE TRIGGER USER")
+    assert await listener.backplane.watch(users, ["person:{id}"])
+    await connection.execute(f"INSERT INTO {users} VALUES (1)")
+    await until(lambda: listener.records)
+    assert heard(listener) == [["person:1"]]
+
+
+async def test_processes_that_watch_at_the_same_time_do_not_disturb_each_other(dsn, table, namespace, opened, users):
+    backplanes = [PostgresBackplane(dsn, table=table) for _ in range(5)]
+    for backplane in backplanes:
+        await opened(backplane, namespace)
+    done = await asyncio.gather(*(backplane.watch(users, ["user:{id}"]) for backplane in backplanes))
+    assert sorted(done) == [False] * 4 + [True]
+    assert await backplanes[0].unwatch(users)
+
+
+async def test_what_cannot_be_watched(listener, postgres, connection, users, dsn, table, namespace, opened):
+    watch = listener.backplane.watch
+    with pytest.raises(BackplaneError, match="'nothing' does not exist"):
+        await watch("nothing", ["user:{id}"])
+    with pytest.raises(BackplaneError, match="has no column 'nothing'"):
+        await watch(users, ["user:{nothing}"])
+    for tags in ([], "user:{id}", ["{}"], ["{id!r}"], ["{id:5}"], ["{id"], [""], [5], ["{id}"] * 17):
+        with pytest.raises(ValueError, match=r"tags must be|a tag must"):
+            await watch(users, tags)
+    with pytest.raises(ValueError, match="coarse must be"):
+        await watch(users, ["{id}"], coarse="")
+    with pytest.raises(TierError, match="is not open"):
+        await postgres().watch(users, ["{id}"])
+    role = f"r_{secrets.token_hex(4)}"
+    await connection.execute(f"CREATE ROLE {role} LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    await connection.execute(f"REVOKE TRIGGER ON {users} FROM {role}")
+    try:
+        backplane = PostgresBackplane(dsn.replace("postgres:@", f"{role}:@"), table=table)
+        await opened(backplane, namespace)
+        with pytest.raises(BackplaneError, match="permission denied"):
+            await backplane.watch(users, ["user:{id}"])
+        await backplane.close()
+    finally:
+        await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    assert await leftovers(connection, table) == [None]
+
+
+async def test_a_partitioned_table_is_watched(listener, connection, users, until):
+    await connection.execute(f"CREATE TABLE {users}_p (id int, team text) PARTITION BY RANGE (id)")
+    await connection.execute(f"CREATE TABLE {users}_p1 PARTITION OF {users}_p FOR VALUES FROM (0) TO (100)")
+    await listener.backplane.watch(f"{users}_p", ["user:{id}"])
+    await connection.execute(f"INSERT INTO {users}_p VALUES (1)")
+    await until(lambda: heard(listener) == [["user:1"]])
+    await connection.execute(f"DROP TABLE {users}_p")
