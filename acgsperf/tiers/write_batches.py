@@ -212,7 +212,7 @@ class WriteBatches:
                 batch.results[key] = WriteResult(Outcome.REMOVED, published=result.published)
             elif operation.entry is not None:
                 self.stores += result.outcome is Outcome.STORED
-                self.refused += batch.sent and result.outcome is Outcome.REFUSED
+                self.refused += batch.sent and result.outcome in (Outcome.REFUSED, Outcome.REMOVED)
             if self.pending.get(key) is batch:
                 del self.pending[key]
         self.deletes += len(batch.removed)
