@@ -40,14 +40,10 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
 
-# The blocks of these pages continue each other, and run together.
-CONTINUED = {"docs/cache.md"}
 EXAMPLES = [
     pytest.param(code, id=f"{name_of(page)}-{number}")
     for page in PAGES
-    for number, code in enumerate(
-        ["".join(blocks(page, "python"))] if name_of(page) in CONTINUED else blocks(page, "python")
-    )
+    for number, code in enumerate(blocks(page, "python"))
 ]
 
 

@@ -34,10 +34,8 @@ _DEFAULT: Final[Any] = object()
 class TieredCache(Generic[_V]):
     """L1, L2 and L3 as one cache. L2 and L3 are the lower tiers; either may be absent.
 
-    Open the cache before use, with `async with` or `open`. It belongs to the event loop that opened it, and must be
-    used in the thread of that loop.
-
-    Keys are str. With a lower tier, values must be JSON-like or bytes. A stored None, 0, False, "" or [] is a hit.
+    Open it before use, with `async with` or `open`, and use it in the thread of the event loop that opened it. Keys are
+    str. With a lower tier, values must be JSON-like or bytes. A stored None, 0, False, "" or [] is a hit.
 
     Warning: L1 returns the stored object itself, not a copy. Do not change it: every later caller would get the change.
 
@@ -46,34 +44,28 @@ class TieredCache(Generic[_V]):
             value for at most that time before it asks the lower tiers again.
         l2: the faster of the lower tiers. The cache opens and closes it. None (default) for no L2.
         l3: the slower of the lower tiers. The cache opens and closes it. None (default) for no L3.
-        namespace: separates the keys of this cache from those of other caches on the same servers. 1 to 100 printable
-            characters.
+        namespace: 1 to 100 printable characters. Caches with the same one on the same servers share their entries.
         ttl: the seconds for which a value is fresh, 3600 by default; None for no limit.
-        ttl_jitter: the share of the ttl by which it is shortened at random, so that values stored together do not
-            expire together. 0 by default; less than 1.
-        stale_ttl: the seconds for which an expired value is kept, to be served when a load is slow or fails. 0 by
-            default.
+        ttl_jitter: the share of the ttl, less than 1, by which it is shortened at random. 0 by default.
+        stale_ttl: the seconds for which an expired value is kept, in case a load is slow or fails. 0 by default.
         soft_timeout: the seconds that a caller waits for a load if there is a stale value. Then it gets the stale
             value, and the load continues in the background. 0 (default) serves the stale value at once
             (stale-while-revalidate). None serves it only if the load fails (stale-if-error).
         hard_timeout: the seconds that a load may take, None (default) for no limit.
         refresh_ahead: the share of the ttl after which a hit of `get_or_load` starts a load in the background. Greater
             than 0 and less than 1; None (default) for never. A `PerformanceService` moves it between 0.8 and None.
-        negative_ttl: the seconds for which the cache remembers that a loader returned None. With None (default), None
-            is a value like any other.
+        negative_ttl: the seconds for which a loader's None is remembered. With None (default), it is like any value.
         negative_maxsize: the maximum number of keys remembered that way, 10,000 by default.
-        promotion_threshold: the hit in the lower tiers at which a value is copied to L1, 3 by default. `optimize`
-            moves it.
-        demotion: whether a fresh value that L1 evicts is written to L2 if L2 has lost it. True by default. It needs a
-            backplane on the server of L2, which tells whether another process has removed the value.
+        promotion_threshold: the hit in the lower tiers that copies a value to L1, 3 by default. `optimize` moves it.
+        demotion: whether a fresh value that L1 evicts is written to L2 if L2 has lost it. True by default. It needs the
+            default backplane, on the server of L2, which tells whether another process has removed the value.
         deadline: the seconds after which a read of L2 and L3 together is a miss, 0.25 by default.
         retry_after: the seconds for which a failed load is not retried if there is a stale value, 1 by default.
-        lock_ttl: the seconds for which a process that loads a key for `get_or_load` holds a lock in L2. Other processes
-            wait for its value, also for at most this time. If its load fails, those that wait get a `LoadError`. With
-            None (default), each process loads for itself.
-        backplane: tells the caches of other processes what this one writes, and this one what they write. By default
-            one on the server of L2, or else of L3. With None, L1 serves what others have changed or deleted until it
-            expires there; give L1 a ttl then.
+        lock_ttl: the seconds for which a process that loads a key holds a lock in L2, and others wait for its value. If
+            its load fails, they get a `LoadError`. With None (default), each process loads for itself.
+        backplane: tells other processes what this one writes, and vice versa. By default one on the server of L2, or
+            else of L3. With None, L1 serves what others have changed until it expires there; give L1 a ttl then.
+        backplane_timeout: the seconds of silence of that backplane after which L1 does not answer alone, 1 by default.
         clock: for tests. Returns seconds and never goes back, `time.monotonic` by default. Pass the same clock to L1.
 
     Attributes:
@@ -106,6 +98,7 @@ class TieredCache(Generic[_V]):
         retry_after: float = 1.0,
         lock_ttl: float | None = None,
         backplane: Backplane | None = AUTOMATIC,
+        backplane_timeout: float = 1.0,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         if not isinstance(l1, LRUCache):
@@ -134,6 +127,7 @@ class TieredCache(Generic[_V]):
             promotion_threshold=promotion_threshold,
             demotion=checked_bool("demotion", demotion),
             backplane=backplane,
+            backplane_timeout=backplane_timeout,
         )
         self._l1, self._lower_tiers, self._promotion = self._parts.l1, self._parts.lower_tiers, self._parts.promotion
         self._lookup, self._loading, self._writes = self._parts.lookup, self._parts.loading, self._parts.writes
@@ -166,7 +160,7 @@ class TieredCache(Generic[_V]):
         """Cancel the loads, write what is queued, and close the tiers.
 
         Callers that wait for a load get a `CacheError`. A loader that ignores its cancellation is abandoned after 5 s.
-        Closing a cache again does nothing.
+        Repairs of writes that are not done yet (`stats().unrepaired`) are dropped. Closing again does nothing.
         """
         if self._loop is None:
             return
@@ -219,7 +213,9 @@ class TieredCache(Generic[_V]):
         return found
 
     async def set(self, key: str, value: _V, ttl: float | None = _DEFAULT, *, tags: Sequence[str] = ()) -> Written:
-        """Store a value in every tier, and tell the other processes. A load in flight does not overwrite it.
+        """Store a value in every tier, and tell the other processes. A load in flight does not replace it.
+
+        Of two concurrent `set` of a key, one wins everywhere, not necessarily that of the last change in your database.
 
         Args:
             key: any str.
@@ -228,7 +224,7 @@ class TieredCache(Generic[_V]):
             tags: labels that `invalidate_tag` finds the value by.
 
         Returns:
-            Which tiers accepted the value. A tier that did not accept it may serve an older value later.
+            Which tiers accepted the value. If only one did, both remove it in the background.
 
         Raises:
             CacheError: if the cache is not open, or is open in another event loop.
@@ -244,7 +240,10 @@ class TieredCache(Generic[_V]):
         return await self._writes.set_many(self._entries(values, ttl, tags))
 
     async def delete(self, key: str) -> Written:
-        """Remove a key from every tier, and return which tiers did so. A load in flight does not restore it."""
+        """Remove a key from every tier, and return which tiers did so. A load in flight does not restore it.
+
+        If L3 refuses to write, but not to read, for longer than L2 remembers the deletion (60 s), the value may return.
+        """
         return await self.delete_many((key,))
 
     async def delete_many(self, keys: Iterable[str]) -> Written:
@@ -256,13 +255,13 @@ class TieredCache(Generic[_V]):
         return await self._writes.delete_many(keys)
 
     async def invalidate_tag(self, tag: str) -> Written:
-        """Remove every entry with a tag from every tier, and return which tiers did so."""
+        """Remove every entry with a tag from every tier, and return which did. It has the limit of `delete`."""
         self._require_open()
         checked_tags((tag,))
         return await self._writes.invalidate_tag(tag)
 
     async def clear(self) -> Written:
-        """Remove every entry of this cache's namespace from every tier, and return which tiers did so."""
+        """Remove every entry of the namespace from every tier, and return which did. It has the limit of `delete`."""
         self._require_open()
         return await self._writes.clear()
 
@@ -288,7 +287,7 @@ class TieredCache(Generic[_V]):
         Raises:
             LoadTimeoutError: if the load takes longer than `hard_timeout`, and there is no stale value.
             LoadCancelledError: if the loader cancels its own load.
-            LoadError: if the load would wait for itself.
+            LoadError: if the load would wait for itself, or fails in another process that holds the lock.
             CacheError: if the cache is not open, or is closed during the load.
             TypeError: if `loader` is not a coroutine function, or as for `set`.
             ValueError: as for `set`.
@@ -402,8 +401,8 @@ class TieredCache(Generic[_V]):
     async def expire_now(self, *keys: str) -> Written:
         """Make the values of keys stale in every tier and process, and return which tiers did so.
 
-        A stale value is loaded again by the next `get_or_load`, and is kept for `stale_ttl`, in case the load fails.
-        `delete` removes a value at once.
+        The next `get_or_load` loads the key; `soft_timeout` decides whether it returns the stale value meanwhile. The
+        value is kept for as long as it would have been, in case the load fails. `delete` removes a value.
         """
         self._require_open()
         keys = tuple(dict.fromkeys(keys))
@@ -412,7 +411,7 @@ class TieredCache(Generic[_V]):
         return await self._writes.expire_now(keys)
 
     async def expire_tag_now(self, tag: str) -> Written:
-        """`expire_now` for every value with a tag."""
+        """`expire_now` for every value with a tag. If a tier did not do it, call it again: this is not repaired."""
         self._require_open()
         checked_tags((tag,))
         return await self._writes.expire_tag(tag)

@@ -20,7 +20,8 @@ class Written:
         l2: whether L2 did; None if the cache has no L2.
         l3: whether L3 did; None if the cache has no L3.
         published: whether the other processes have been told; None if the cache has no backplane. If it is False, they
-            are told as soon as the backplane's server answers.
+            are told as soon as the backplane's server answers. If this process ends before that, their L1 keeps what it
+            has until it expires there.
     """
 
     l1: bool

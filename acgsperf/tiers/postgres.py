@@ -56,6 +56,9 @@ _LONGEST_TRANSACTION_S: Final = 3600.0
 # No connection, no login, no database, too many connections, shutting down: the SQLSTATE concerns all calls.
 _REFUSES_ALL: Final = ("08", "28", "3D", "53300", "57P")
 
+# The session has ended while it carried out a write.
+_LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError)
+
 # The entry of a key, and what was observed.
 _LookedUp = tuple[Entry | None, Observation]
 
@@ -275,8 +278,16 @@ class PostgresTier(ServerTier):
         return {tag: token_bytes(token, stale_before) for tag, token, stale_before in rows}
 
     async def _write(self, batch: WriteBatch) -> None:
-        async with self._connection() as connection:
-            await self._writer.carry_out(batch, connection)
+        try:
+            async with self._connection() as connection:
+                await self._writer.carry_out(batch, connection)
+        except _LOST as error:
+            if not batch.sent or batch.remaining() <= 0:
+                raise
+            # It may have been carried out. It has the same ids, so that it may be repeated.
+            self._calls.errors[type(error).__name__] += 1
+            async with self._connection() as connection:
+                await self._writer.carry_out(batch, connection)
 
     async def _invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
         result, token = await self._send_invalidation(tag, refused_below, attempt)
@@ -289,9 +300,12 @@ class PostgresTier(ServerTier):
     ) -> tuple[WriteResult, int | None]:
         """Change the token; return the result, and the former token of the tag or the new one of the namespace."""
         logged = bool(self.writer)
-        statement = self._statements.invalidate(clear=tag is None, refused_below=refused_below, logged=logged)
+        statement = self._statements.invalidate(clear=tag is None, logged=logged)
         record = Record(RecordKind.CLEAR) if tag is None else records.of_tag(RecordKind.TAG, tag)
-        arguments = {"refused_below": refused_below, "refusing": new_token(), "count": new_token()}
+        # A token that nobody uses need not be kept for longer than statements take that have not seen it.
+        lifetime = self.retention if refused_below else self.retention / 2
+        arguments = {"refused_below": refused_below, "lifetime": lifetime}
+        arguments |= {"new_token": new_token(), "count": new_token()}
         return await self._send_for_tag(statement, tag, record, arguments, attempt)
 
     async def _expire_tag(self, tag: str, attempt: Attempt) -> WriteResult:

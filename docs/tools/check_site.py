@@ -18,6 +18,7 @@ SITE: Final = ROOT / "site"
 PACKAGES: Final = (
     "acgsperf",
     "acgsperf.asgi",
+    "acgsperf.backplane",
     "acgsperf.cache",
     "acgsperf.compat",
     "acgsperf.fingerprint",
