@@ -6,6 +6,7 @@ from typing import Final
 from weakref import WeakKeyDictionary
 
 from acgsperf._native.types import CacheStats
+from acgsperf.backplane import BackplaneState
 from acgsperf.metrics.source import MetricsSource, pools_of
 from acgsperf.tiers.base import BreakerState, TierStats
 
@@ -143,6 +144,26 @@ def _of_cache(attribute: str) -> _Read:
     return lambda source: [(getattr(source.cache.stats(), attribute), {})]
 
 
+def _of_backplane(attribute: str) -> _Read:
+    def read(source: MetricsSource) -> _Values:
+        stats = source.cache.stats().backplane
+        return [] if stats is None else [(getattr(stats, attribute), {})]
+
+    return read
+
+
+def _following(source: MetricsSource) -> _Values:
+    stats = source.cache.stats().backplane
+    return [] if stats is None else [(int(stats.state is BackplaneState.FOLLOWING), {})]
+
+
+def _lag(source: MetricsSource) -> _Values:
+    stats = source.cache.stats().backplane
+    if stats is None:
+        return []
+    return [(getattr(stats.lag, attribute) / 1e9, {_QUANTILE: quantile}) for quantile, attribute in _QUANTILES]
+
+
 def _of_l1(attribute: str) -> _Read:
     return lambda source: [(getattr(source.cache.stats().l1, attribute), {})]
 
@@ -208,6 +229,15 @@ _INSTRUMENTS: Final[tuple[tuple[str, str, str, str, _Read], ...]] = (
     ("acgsperf.cache.deadlines", "counter", "{read}", "Reads ended by the deadline.", _of_cache("deadlines")),
     ("acgsperf.cache.errors", "counter", "{call}", "Failed calls to a server.", _errors),
     ("acgsperf.cache.breaker.open", "gauge", "1", "1 while calls skip the tier.", _open_breakers),
+    ("acgsperf.backplane.following", "gauge", "1", "1 while records of other processes arrive.", _following),
+    ("acgsperf.backplane.sent", "counter", "{record}", "Records that the log has.", _of_backplane("sent")),
+    ("acgsperf.backplane.received", "counter", "{record}", "Records of others read.", _of_backplane("received")),
+    ("acgsperf.backplane.applied", "counter", "{record}", "Records of others applied.", _of_backplane("applied")),
+    ("acgsperf.backplane.recovered", "counter", "{record}", "Read after a reconnect.", _of_backplane("recovered")),
+    ("acgsperf.backplane.gaps", "counter", "{gap}", "Gaps after which L1 was verified.", _of_backplane("gaps")),
+    ("acgsperf.backplane.malformed", "counter", "{record}", "Records not parsed.", _of_backplane("malformed")),
+    ("acgsperf.backplane.queued", "updowncounter", "{record}", "Waiting to be published.", _of_backplane("queued")),
+    ("acgsperf.backplane.lag.quantile", "gauge", "s", "Percentiles of the time until a record arrives.", _lag),
     ("acgsperf.requests", "counter", "{request}", "Requests, by outcome.", _requests),
     ("acgsperf.request.misses", "counter", "{request}", "Requests that no tier could answer.", _misses),
     (

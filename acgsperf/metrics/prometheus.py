@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from acgsperf._native.hdr_codec import cumulative
 from acgsperf._native.types import CacheStats, HistogramSnapshot
+from acgsperf.backplane import BackplaneState, BackplaneStats
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.metrics.source import HttpSource, MetricsSource, pools_of
 from acgsperf.tiers.base import BreakerState, TierStats
@@ -147,6 +148,8 @@ class PerformanceCollector(Collector):
         yield self._counter("cache_deadlines", "Reads of lower tiers ended by the deadline.", stats.deadlines)
         yield self._counter("cache_dropped_writes", "Queued writes that a tier did not store.", stats.dropped)
         yield self._gauge("cache_loading", "Keys whose load is in flight.", stats.loading)
+        if stats.backplane is not None:
+            yield from self._backplane(stats.backplane)
         if not lower_tiers:
             return
         yield self._counter(
@@ -173,6 +176,22 @@ class PerformanceCollector(Collector):
             [(name, it.latency) for name, it in lower_tiers],
             tier,
         )
+
+    def _backplane(self, stats: BackplaneStats) -> Iterator[Metric]:
+        yield self._gauge(
+            "backplane_state",
+            "1 for the current state of the backplane.",
+            [((state.value,), float(stats.state is state)) for state in BackplaneState],
+            ("state",),
+        )
+        yield self._counter("backplane_sent", "Records of this cache that the log has.", stats.sent)
+        yield self._counter("backplane_received", "Records of other caches that were read.", stats.received)
+        yield self._counter("backplane_applied", "Records of other caches that were applied.", stats.applied)
+        yield self._counter("backplane_recovered", "Records read after a lost connection.", stats.recovered)
+        yield self._counter("backplane_gaps", "Gaps after which L1 was verified.", stats.gaps)
+        yield self._counter("backplane_malformed", "Records that could not be parsed.", stats.malformed)
+        yield self._gauge("backplane_queued", "Records that wait to be published.", stats.queued)
+        yield self._summary("backplane_lag_seconds", "Time from a write to its record.", [((), stats.lag)], ())
 
     def _pools(self, source: MetricsSource) -> Iterator[Metric]:
         pools = pools_of(source)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import platform
+import secrets
 import textwrap
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 import asyncpg
 import redis.asyncio
+import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from rich.console import Console
@@ -174,6 +176,7 @@ async def _redis(url: str, settings: Settings) -> Finding:
         answered = time.time()
         about = await client.info("server")
         memory = await client.info("memory")
+        refused = await _refused_log(client)
     finally:
         await client.aclose()
     took, server = answered - asked, about["redis_version"]
@@ -184,11 +187,32 @@ async def _redis(url: str, settings: Settings) -> Finding:
         return Finding("Redis", Severity.ERROR, f"{measured}; its clock differs from ours by {skew:+.1f} s")
     if tuple(int(part) for part in server.split(".")[:2]) < OLDEST_REDIS:
         return Finding("Redis", Severity.WARNING, f"{measured}; the oldest tested version is 6.0")
+    if refused:
+        problem = f"the user may not use {', '.join(refused)}: caches do not hear of each other's writes"
+        return Finding("Redis", Severity.WARNING, f"{measured}; {problem}")
     if memory.get("maxmemory") and memory.get("maxmemory_policy") == "noeviction":
         return Finding(
             "Redis", Severity.WARNING, f"{measured}; maxmemory-policy is noeviction: it refuses writes when it is full"
         )
     return Finding("Redis", Severity.OK, measured)
+
+
+async def _refused_log(client: Any) -> list[str]:
+    """Use a log as a backplane does, and return the commands that the user may not use."""
+    key = f"acgsperf-doctor-{secrets.token_hex(8)}%log"
+    commands: list[tuple[str | int, ...]] = [
+        ("XADD", key, "MAXLEN", "~", 10, "*", "r", ""),
+        ("XRANGE", key, "-", "+"),
+        ("XREAD", "COUNT", 1, "STREAMS", key, "0"),
+        ("PEXPIRE", key, 1000),
+        ("UNLINK", key),
+    ]
+    async with client.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        replies = await pipe.execute(raise_on_error=False)
+    asked = zip(commands[:3], replies, strict=False)
+    return [str(command[0]) for command, reply in asked if isinstance(reply, redis.exceptions.NoPermissionError)]
 
 
 async def _postgres(url: str, settings: Settings) -> Finding:
@@ -204,6 +228,7 @@ async def _postgres(url: str, settings: Settings) -> Finding:
             " current_setting('server_version_num')::int, current_setting('server_version')"
         )
         read_only = await connection.fetchval("SHOW transaction_read_only") == "on"
+        direct = connection.get_server_pid() == await connection.fetchval("SELECT pg_backend_pid()")
     finally:
         await connection.close(timeout=1)
     took = answered - asked
@@ -218,6 +243,9 @@ async def _postgres(url: str, settings: Settings) -> Finding:
             f"DB_POOL_MAX_SIZE is {settings.db_pool_max_size}, but the server allows {allowed - reserved} connections "
             f"to its users (max_connections {allowed}, of which it reserves {reserved})"
         )
+        return Finding("PostgreSQL", Severity.WARNING, f"{measured}; {problem}")
+    if not direct and settings.redis_url is None:
+        problem = "a pooler is in between, and there is no Redis: caches do not hear of each other's writes"
         return Finding("PostgreSQL", Severity.WARNING, f"{measured}; {problem}")
     if number < OLDEST_POSTGRES:
         return Finding("PostgreSQL", Severity.WARNING, f"{measured}; the oldest supported version is 12")

@@ -160,6 +160,8 @@ async def test_records_that_are_read_after_a_gap_are_not_taken_for_all(opened, r
 async def test_a_reader_that_is_far_behind_catches_up_in_steps(redis, opened, client, namespace, until):
     backplane = redis(timeout=5)
     listener = await opened(backplane, namespace)
+    extensions = []
+    listener.extend = lambda until: extensions.append(len(listener.records))
     async with client.pipeline(transaction=True) as pipe:
         for number in range(3_500):
             record = Record(RecordKind.KEYS, ((str(number).encode(), b""),))
@@ -168,6 +170,9 @@ async def test_a_reader_that_is_far_behind_catches_up_in_steps(redis, opened, cl
     await until(lambda: len(listener.records) == 3_500)
     assert listener.keys == list(map(str, range(3_500)))
     assert listener.misses == 1
+    await until(lambda: 3_500 in extensions)
+    # While it is behind, L1's lease is not extended.
+    assert set(extensions) <= {0, 3_500}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import pytest
 
 from acgsperf import ComplianceValidator, LatencyHistogram, LRUCache, PoolManager, PostgresTier, RedisTier, TieredCache
+from acgsperf.backplane import beside
+from acgsperf.tiers.records import Record, RecordKind
 
 
 @dataclass
@@ -35,15 +37,46 @@ class Source:
         return self.counted
 
 
+async def said_by_another(cache, l2, namespace):
+    """Another process tells of a write, and this cache hears of that and of its own write."""
+    backplane = beside(l2)
+    await backplane.open(namespace, Deaf(), b"somebody")
+    assert await backplane.publish(Record(RecordKind.KEYS, ((b"other", b"12345678"),)))
+    await backplane.close()
+    while (stats := cache.stats().backplane).sent + stats.applied < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+
+
+class Deaf:
+    """A cache that does nothing with what it is told."""
+
+    def apply(self, record):
+        pass
+
+    def extend(self, until):
+        pass
+
+    def missed(self):
+        pass
+
+
+@pytest.fixture
+async def source_without_backplane():
+    async with PoolManager() as pools, TieredCache(LRUCache(10), namespace="alone") as cache:
+        yield Source(cache, pools)
+
+
 @pytest.fixture
 async def source(servers):
     """A service that has done something of everything."""
     tiers = RedisTier(servers.redis_url, deadline=5), PostgresTier(servers.database_url, deadline=5)
-    async with PoolManager() as pools, TieredCache(LRUCache(10), *tiers, namespace=secrets.token_hex(4)) as cache:
+    namespace = secrets.token_hex(4)
+    async with PoolManager() as pools, TieredCache(LRUCache(10), *tiers, namespace=namespace) as cache:
         source = Source(cache, pools)
         pool = await pools.create("main", servers.database_url, min_size=2, max_size=3, replicas=[servers.database_url])
         async with pool.acquire(), asyncio.timeout(10):
             await cache.set("a", 1)
+            await said_by_another(cache, tiers[0], namespace)
             await cache.get("a")
             await cache.get("b")
             source.validator.validate_many(["cdd01ef066bc6cf2", "0" * 16, "nonsense"])

@@ -48,6 +48,10 @@ async def test_what_the_service_counts_is_reported(source, reader, provider):
         ("acgsperf.cache.requests", "hit", "l1"): 1,
         ("acgsperf.cache.requests", "l3", "miss"): 1,
         ("acgsperf.cache.breaker.open", "l2"): 0,
+        ("acgsperf.backplane.following",): 1,
+        ("acgsperf.backplane.sent",): 1,
+        ("acgsperf.backplane.applied",): 1,
+        ("acgsperf.backplane.queued",): 0,
         ("acgsperf.requests", "answered"): 4,
         ("acgsperf.requests", "failed"): 2,
         ("acgsperf.requests", "refused"): 3,
@@ -55,6 +59,11 @@ async def test_what_the_service_counts_is_reported(source, reader, provider):
     }
     assert {key: found[key] for key in expected} == expected
     assert {name for name, *_ in found} == {name for name, *_ in opentelemetry._INSTRUMENTS}
+
+
+async def test_without_a_backplane_none_is_reported(source_without_backplane, reader, provider):
+    instrument(source_without_backplane, provider)
+    assert not [name for name, *_ in collected(reader) if "backplane" in name]
 
 
 async def test_after_close_nothing_is_reported_until_it_is_begun_again(source, reader, provider):

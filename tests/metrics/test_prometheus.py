@@ -64,6 +64,15 @@ async def test_what_the_service_counts_is_exported(source):
         ("cache_max_entries",): 10,
         ("cache_breaker_state", "closed", "l2"): 1,
         ("cache_breaker_state", "l2", "open"): 0,
+        ("backplane_state", "following"): 1,
+        ("backplane_state", "off"): 0,
+        ("backplane_sent_total",): 1,
+        ("backplane_received_total",): 1,
+        ("backplane_applied_total",): 1,
+        ("backplane_gaps_total",): 0,
+        ("backplane_malformed_total",): 0,
+        ("backplane_queued",): 0,
+        ("backplane_lag_seconds_count",): 1,
         ("pool_connections", "main"): 2,
         ("pool_used_connections", "main"): 1,
         ("pool_max_connections", "main/replica-1"): 3,
@@ -77,6 +86,10 @@ async def test_what_the_service_counts_is_exported(source):
     }
     assert {key: found[f"acgsperf_{key[0]}", *key[1:]] for key in expected} == expected
     assert found["acgsperf_request_duration_seconds_sum",] == pytest.approx(60.0045, rel=1e-3)
+
+
+async def test_without_a_backplane_none_is_exported(source_without_backplane):
+    assert not [name for name, *_ in samples(PerformanceCollector(source_without_backplane)) if "backplane" in name]
 
 
 async def test_names_and_constant_labels_are_the_users(source):

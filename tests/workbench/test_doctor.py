@@ -86,6 +86,22 @@ async def test_a_redis_that_will_refuse_writes_when_it_is_full_is_a_warning(envi
     assert "noeviction" in found["Redis"].detail
 
 
+async def test_a_user_who_may_not_use_streams_is_a_warning(environ):
+    with redis.Redis.from_url(environ["REDIS_URL"]) as client:
+        client.acl_setuser(
+            "no-streams", enabled=True, nopass=True, keys="*", commands=["+@all", "-xadd", "-xread", "-xrange"]
+        )
+        try:
+            url = environ["REDIS_URL"].replace("unix://", "unix://no-streams:x@")
+            found = await findings(**environ | {"REDIS_URL": url})
+            keys = client.keys("acgsperf-doctor*")
+        finally:
+            client.acl_deluser("no-streams")
+    assert found["Redis"].severity is Severity.WARNING
+    assert "XADD, XRANGE, XREAD" in found["Redis"].detail
+    assert keys == []
+
+
 async def test_a_pool_that_may_grow_beyond_the_server_is_a_warning(environ):
     found = await findings(**environ | {"DB_POOL_MAX_SIZE": "5000"})
     assert found["PostgreSQL"].severity is Severity.WARNING
