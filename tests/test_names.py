@@ -3,7 +3,11 @@
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +104,30 @@ def test_a_forked_process_starts_lookups_of_its_own(silent):
     if pid == 0:
         os._exit(0 if names._lookups is not lookups and not names._lookups._in_flight else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+SCRIPT = Path(__file__).parent / "silent_names.py"
+_NAMESPACES = ("unshare", "--user", "--map-root-user", "--mount", "--net")
+
+
+def _has_namespaces():
+    try:
+        return subprocess.run([*_NAMESPACES, "true"], capture_output=True, timeout=30).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("server", ["resolver", "stand-in"])
+def test_callers_of_pools_and_tiers_are_answered_in_time_while_the_name_server_is_silent(server, tmp_path):
+    command = [sys.executable, str(SCRIPT), server]
+    if server == "resolver":
+        if not _has_namespaces():
+            pytest.skip("this system gives processes no network and mount namespaces of their own")
+        (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+        mount = f"mount --bind {tmp_path}/resolv.conf /etc/resolv.conf"
+        command = [*_NAMESPACES, "sh", "-c", f'{mount} && exec "$@"', "sh", *command]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    ended = time.monotonic()
+    assert done.returncode == 0, done.stderr
+    # The lookups in flight end with the process.
+    assert ended - float(done.stdout) < 2

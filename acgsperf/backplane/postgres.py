@@ -67,7 +67,7 @@ class PostgresBackplane(ServerBackplane):
     def __repr__(self) -> str:
         return f"PostgresBackplane(table={self._tables.table!r})"
 
-    async def watch(self, table: str, tags: Sequence[str], *, coarse: str | None = None) -> bool:
+    async def watch(self, table: str, tags: Sequence[str], *, coarse: str | None = None, notify: bool = True) -> bool:
         """Install triggers: rows that change in a table of the application invalidate tags, whoever changes them.
 
         A change takes effect when its transaction commits. In the database of the cache, the trigger removes the tags'
@@ -85,6 +85,9 @@ class PostgresBackplane(ServerBackplane):
                 before and after are invalidated. NULL is empty text.
             coarse: what is invalidated instead if a statement changes more than 200 rows, or truncates the table; by
                 default `"table:"` and the name of the table. Give entries this tag as well.
+            notify: whether PostgreSQL notifies the caches. It commits transactions that notify one after the other, so
+                that many concurrent writers of one row each may wait. With False, caches hear of a change within a
+                quarter of `timeout`, and writers do not wait.
 
         Returns:
             Whether the triggers were installed now; False if they were there.
@@ -96,7 +99,7 @@ class PostgresBackplane(ServerBackplane):
             ValueError: if an argument is not valid.
         """
         self._check_use()
-        watch = Watch.of(table, tags, coarse)
+        watch = Watch.of(table, tags, coarse, notify)
         async with self._own_connection() as connection:
             await prepare(connection, self._tables)
             return await install(connection, self._tables, self._namespace, watch)

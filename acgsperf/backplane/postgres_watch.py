@@ -5,6 +5,7 @@ record to the log of the namespace, in the transaction of the writer.
 """
 
 import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import Formatter
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 from xxhash import xxh3_64_hexdigest
 
+from acgsperf._native.arguments import checked_bool
 from acgsperf.errors import BackplaneError
 from acgsperf.tiers.postgres_schema import Tables, channel_of, create, lock_of
 
@@ -23,23 +25,24 @@ MAX_TEMPLATES: Final = 16
 # A longer tag is replaced with the coarse one.
 _LONGEST_TAG: Final = 1_024
 _LOCK_TIMEOUT: Final = "5s"
+_NEW: Final = "NEW TABLE AS acgsperf_new"
+_OLD: Final = "OLD TABLE AS acgsperf_old"
+# For each event: the transition tables, and the rows whose tags are invalidated.
 _EVENTS: Final = {
-    "insert": ("REFERENCING NEW TABLE AS acgsperf_new", "SELECT * FROM acgsperf_new"),
-    "update": (
-        "REFERENCING OLD TABLE AS acgsperf_old NEW TABLE AS acgsperf_new",
-        "SELECT * FROM acgsperf_old UNION ALL SELECT * FROM acgsperf_new",
+    "INSERT": (_NEW, "SELECT {columns} FROM acgsperf_new"),
+    "UPDATE": (
+        f"{_OLD} {_NEW}",
+        "SELECT {columns} FROM acgsperf_old UNION ALL SELECT {columns} FROM acgsperf_new",
     ),
-    "delete": ("REFERENCING OLD TABLE AS acgsperf_old", "SELECT * FROM acgsperf_old"),
-    "truncate": ("", ""),
+    "DELETE": (_OLD, "SELECT {columns} FROM acgsperf_old"),
+    "TRUNCATE": ("", ""),
 }
-# The columns are read by dynamic SQL, so that a table may be altered. What does not work is a warning, never an
-# error of the writer. Only the reading is in a block of its own, because a block that writes takes a transaction number
-# of its own, and many of them in one transaction slow down every snapshot. If the whole transaction has one snapshot,
-# removing a token that somebody has extended would be an error, so it is left to the caches that listen.
+# What does not work is a warning, never an error of the writer. If the table was altered, PostgreSQL plans the query
+# anew, and that fails if a column is gone. Only the query is in a block of its own, because a block that writes takes a
+# transaction number of its own, and many of them in one transaction slow down every snapshot. If the whole transaction
+# has one snapshot, removing a token that somebody has extended would be an error: the caches that listen do it.
 # A record is a MessagePack array: version, no writer, time, kind, pairs of tag and b"".
-_FUNCTION: Final = r"""
-CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp AS $body$
+_BODY: Final = r"""
 DECLARE
     changed bigint;
     longest int;
@@ -47,49 +50,54 @@ DECLARE
 BEGIN
     IF TG_OP <> 'TRUNCATE' THEN
         BEGIN
-            EXECUTE TG_ARGV[3] INTO changed, longest, tags;
+            {queries}
             IF changed = 0 THEN
                 RETURN NULL;
             END IF;
-            IF changed > TG_ARGV[4]::bigint OR longest > {longest} THEN
+            IF longest > {longest} THEN
                 tags := NULL;
             END IF;
         EXCEPTION WHEN OTHERS THEN
             RAISE WARNING 'acgsperf: the tags of changed rows in % are unknown (%); % is invalidated',
-                TG_RELID::regclass, SQLERRM, TG_ARGV[2];
+                TG_RELID::regclass, SQLERRM, {coarse};
             tags := NULL;
         END;
     END IF;
-    tags := coalesce(tags, ARRAY[TG_ARGV[2]]);
-    IF to_regclass('{log}') IS NULL OR to_regclass('{tags}') IS NULL
-        OR NOT has_table_privilege('{log}', 'INSERT') OR NOT has_table_privilege('{tags}', 'UPDATE')
-        OR NOT has_table_privilege('{tags}', 'SELECT') OR NOT has_table_privilege('{tags}', 'DELETE') THEN
-        RAISE WARNING 'acgsperf: changes in % are not told to caches, because {log} or {tags} cannot be used',
-            TG_RELID::regclass;
+    tags := coalesce(tags, ARRAY[{coarse}]);
+    IF to_regclass({log_name}) IS NULL OR to_regclass({tags_name}) IS NULL
+        OR NOT has_table_privilege({log_name}, 'INSERT') OR NOT has_table_privilege({tags_name}, 'UPDATE')
+        OR NOT has_table_privilege({tags_name}, 'SELECT') OR NOT has_table_privilege({tags_name}, 'DELETE') THEN
+        RAISE WARNING 'acgsperf: changes in % are not told to caches, because % or % cannot be used',
+            TG_RELID::regclass, {log_name}, {tags_name};
         RETURN NULL;
     END IF;
     IF current_setting('transaction_isolation') = 'read committed' THEN
         DELETE FROM {tags} WHERE ctid = ANY(ARRAY(
-            SELECT ctid FROM {tags} WHERE namespace = TG_ARGV[0] AND tag = ANY(ARRAY(
+            SELECT ctid FROM {tags} WHERE namespace = {namespace} AND tag = ANY(ARRAY(
                 SELECT ('x' || encode(substr(sha256(convert_to(tag, 'UTF8')), 1, 8), 'hex'))::bit(64)::bigint
                     & ~3::bigint
                 FROM unnest(tags) AS t (tag)
             )) FOR UPDATE SKIP LOCKED
         ));
     END IF;
-    INSERT INTO {log} (namespace, record) SELECT TG_ARGV[0],
+    INSERT INTO {log} (namespace, record) SELECT {namespace},
         '\x9501c400cf'::bytea || int8send((extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
         || '\xa174dc'::bytea || int2send(count(*)::int2)
         || string_agg('\x92c6'::bytea || int4send(octet_length(tag)) || tag || '\xc400'::bytea, ''::bytea)
     FROM (SELECT convert_to(tag, 'UTF8') AS tag FROM unnest(tags) AS t (tag)) t;
-    PERFORM pg_notify(TG_ARGV[1], '');
+    {notify}
     RETURN NULL;
 END
-$body$
 """
-_TAGS: Final = """
-SELECT count(*), max(octet_length(tag)), array_agg(DISTINCT tag)
-FROM (SELECT unnest(ARRAY[{tags}]) AS tag FROM ({rows} LIMIT {limit}) AS r) AS t
+# NULL instead of the tags if there are too many.
+_QUERY: Final = """IF TG_OP = '{event}' THEN
+                SELECT count(*), max(octet_length(tag)), CASE WHEN count(*) <= {most} THEN array_agg(DISTINCT tag) END
+                INTO changed, longest, tags
+                FROM (SELECT unnest(ARRAY[{tags}]) AS tag FROM ({rows} LIMIT {limit}) AS r) AS t;
+            END IF;"""
+_CREATE: Final = """
+CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS {body}
 """
 _TABLE: Final = """
 SELECT c.oid, c.oid::regclass::text, ARRAY(
@@ -99,11 +107,16 @@ FROM pg_class c WHERE c.oid = to_regclass($1)
 """
 _SCHEMA: Final = "SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass($1)"
 _TRIGGERS: Final = """
-SELECT tgname::text, tgargs FROM pg_trigger WHERE tgrelid = $1 AND tgname = ANY($2::text[]) AND tgenabled <> 'D'
+SELECT t.tgname::text, t.tgenabled <> 'D', p.pronamespace::regnamespace || '.' || quote_ident(p.proname), p.prosrc
+FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = $1 AND t.tgname = ANY($2::text[])
 """
-_VERSION: Final = "SELECT obj_description(to_regprocedure($1), 'pg_proc')"
-_USED: Final = "SELECT EXISTS (SELECT FROM pg_trigger WHERE tgfoid = to_regprocedure($1))"
-_COMMENT: Final = "acgsperf watch, version 1"
+# Also those of tables that were dropped.
+_UNUSED: Final = """
+SELECT oid::regprocedure::text FROM pg_proc p
+WHERE proname LIKE 'acgsperf\\_watch\\_%' AND pg_has_role(proowner, 'USAGE') AND obj_description(oid, 'pg_proc') = $1
+    AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgfoid = p.oid)
+"""
+_COMMENT: Final = "acgsperf watch for {table}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +128,17 @@ class Watch:
         tags: templates such as `user:{id}`, as SQL expressions.
         columns: the columns in them.
         coarse: the tag of a large change.
+        notify: whether PostgreSQL notifies the listeners.
     """
 
     table: str
     tags: tuple[str, ...]
     columns: frozenset[str]
     coarse: str
+    notify: bool
 
     @classmethod
-    def of(cls, table: str, tags: Sequence[str], coarse: str | None) -> "Watch":
+    def of(cls, table: str, tags: Sequence[str], coarse: str | None, notify: bool) -> "Watch":
         """Check the arguments of `PostgresBackplane.watch`."""
         if not isinstance(table, str) or not table:
             raise ValueError(f"table must be the name of a table, got {table!r:.100}")
@@ -131,9 +146,10 @@ class Watch:
             raise ValueError(f"tags must be a sequence of 1 to {MAX_TEMPLATES} templates, got {tags!r:.100}")
         columns: set[str] = set()
         coarse = f"table:{table}" if coarse is None else coarse
+        checked_bool("notify", notify)
         if not isinstance(coarse, str) or not 0 < len(coarse.encode()) <= _LONGEST_TAG:
             raise ValueError(f"coarse must be a tag of at most {_LONGEST_TAG} bytes, got {coarse!r:.100}")
-        return cls(table, tuple(_expression(tag, columns) for tag in tags), frozenset(columns), coarse)
+        return cls(table, tuple(_expression(tag, columns) for tag in tags), frozenset(columns), coarse, notify)
 
 
 def _expression(template: str, columns: set[str]) -> str:
@@ -176,48 +192,39 @@ async def install(connection: Any, tables: Tables, namespace: str, watch: Watch)
     async with connection.transaction():
         await _lock(connection, tables)
         oid, name = await _found(connection, watch)
-        function = await _function(connection, tables)
-        wanted = _wanted(tables, namespace, watch)
-        present = {name: bytes(args) for name, args in await connection.fetch(_TRIGGERS, oid, list(wanted))}
-        same = all(present.get(name) == _packed(args) for name, (_, args) in wanted.items())
-        if same and await connection.fetchval(_VERSION, f"{function}()") == _COMMENT:
+        schema = await connection.fetchval(_SCHEMA, tables.log)
+        body = _body(tables, schema, namespace, watch)
+        names = _triggers(tables, namespace)
+        present = await connection.fetch(_TRIGGERS, oid, list(names))
+        if len(present) == len(names) and all(enabled and source == body for _, enabled, _, source in present):
             return False
-        schema = function.rpartition(".")[0]
-        await connection.execute(
-            _FUNCTION.format(
-                function=function,
-                longest=_LONGEST_TAG,
-                log=f"{schema}.{tables.log}",
-                tags=f"{schema}.{tables.tags}",
-            )
-        )
-        await connection.execute(f"COMMENT ON FUNCTION {function}() IS '{_COMMENT}'")
-        for trigger, (event, args) in wanted.items():
+        function = present[0][2] if present else f"{schema}.acgsperf_watch_{secrets.token_hex(8)}"
+        await connection.execute(_CREATE.format(function=function, body=_literal(body)))
+        comment = _literal(_COMMENT.format(table=tables.table))
+        await connection.execute(f"COMMENT ON FUNCTION {function}() IS {comment}")
+        for trigger, event in names.items():
             await connection.execute(f"DROP TRIGGER IF EXISTS {trigger} ON {name}")
+            transition = f"REFERENCING {_EVENTS[event][0]}" if _EVENTS[event][0] else ""
             await connection.execute(
-                f"CREATE TRIGGER {trigger} AFTER {event.upper()} ON {name} {_EVENTS[event][0]} FOR EACH STATEMENT"
-                f" EXECUTE FUNCTION {function}({', '.join(map(_literal, args))})"
+                f"CREATE TRIGGER {trigger} AFTER {event} ON {name} {transition} FOR EACH STATEMENT"
+                f" EXECUTE FUNCTION {function}()"
             )
         return True
 
 
 async def remove(connection: Any, tables: Tables, namespace: str, table: str) -> bool:
-    """Remove the triggers of a table, and their function with the last of them. Returns False if there are none."""
+    """Remove the triggers of a table and their function. Returns False if there are none."""
     async with connection.transaction():
         await _lock(connection, tables)
         found = await connection.fetchrow(_TABLE, table)
-        removed = False
+        present = []
         if found is not None:
-            names = [_trigger(tables, namespace, event) for event in _EVENTS]
-            for name, _ in await connection.fetch(_TRIGGERS.replace(" AND tgenabled <> 'D'", ""), found[0], names):
-                await connection.execute(f"DROP TRIGGER {name} ON {found[1]}")
-                removed = True
-        schema = await connection.fetchval(_SCHEMA, tables.log)
-        if schema is not None:
-            function = f"{schema}.{tables.entries}_watch"
-            if not await connection.fetchval(_USED, f"{function}()"):
-                await connection.execute(f"DROP FUNCTION IF EXISTS {function}()")
-        return removed
+            present = await connection.fetch(_TRIGGERS, found[0], list(_triggers(tables, namespace)))
+            for trigger, *_ in present:
+                await connection.execute(f"DROP TRIGGER {trigger} ON {found[1]}")
+        for (function,) in await connection.fetch(_UNUSED, _COMMENT.format(table=tables.table)):
+            await connection.execute(f"DROP FUNCTION {function}")
+        return bool(present)
 
 
 async def _lock(connection: Any, tables: Tables) -> None:
@@ -236,32 +243,43 @@ async def _found(connection: Any, watch: Watch) -> tuple[int, str]:
     return oid, name
 
 
-async def _function(connection: Any, tables: Tables) -> str:
-    """Return the qualified name of the trigger function, which is in the schema of the log."""
-    schema = await connection.fetchval(_SCHEMA, tables.log)
-    return f"{schema}.{tables.entries}_watch"
+def _triggers(tables: Tables, namespace: str) -> dict[str, str]:
+    """Return the events by the names of their triggers."""
+    # The name of the watched table is not in them, so that it may be renamed.
+    place = xxh3_64_hexdigest(f"{tables.table} {namespace}".encode())
+    return {f"acgsperf_{place}_{event.lower()}": event for event in _EVENTS}
 
 
-def _trigger(tables: Tables, namespace: str, event: str) -> str:
-    # One for each cache and namespace. The name of the table is not in it, so that the table may be renamed.
-    return f"acgsperf_{xxh3_64_hexdigest(f'{tables.table} {namespace}'.encode())}_{event}"
-
-
-def _wanted(tables: Tables, namespace: str, watch: Watch) -> dict[str, tuple[str, list[str]]]:
-    """Return the event and the arguments of each trigger, by its name."""
-    wanted = {}
-    for event, (_, rows) in _EVENTS.items():
-        # An update has the rows before and after.
-        most = MAX_ROWS * (2 if event == "update" else 1)
-        query = _TAGS.format(tags=", ".join(watch.tags), rows=rows, limit=most + 1).strip()
-        args = [namespace, channel_of(tables.table, namespace), watch.coarse, query, str(most * len(watch.tags))]
-        wanted[_trigger(tables, namespace, event)] = event, args
-    return wanted
-
-
-def _packed(args: Sequence[str]) -> bytes:
-    """Return the arguments of a trigger as PostgreSQL keeps them."""
-    return b"".join(arg.encode() + b"\0" for arg in args)
+def _body(tables: Tables, schema: str, namespace: str, watch: Watch) -> str:
+    """Return the trigger function. It is written for one table, because dynamic SQL is planned at every call."""
+    columns = ", ".join(map(_identifier, sorted(watch.columns))) or "1"
+    queries = []
+    for event, (transition, rows) in _EVENTS.items():
+        if transition:
+            # An update has the rows before and after.
+            most = MAX_ROWS * (2 if event == "UPDATE" else 1)
+            queries.append(
+                _QUERY.format(
+                    event=event,
+                    most=most * len(watch.tags),
+                    tags=", ".join(watch.tags),
+                    rows=rows.format(columns=columns),
+                    limit=most + 1,
+                )
+            )
+    log, tags = f"{schema}.{tables.log}", f"{schema}.{tables.tags}"
+    channel = channel_of(tables.table, namespace)
+    return _BODY.format(
+        queries="\n            ".join(queries),
+        longest=_LONGEST_TAG,
+        coarse=_literal(watch.coarse),
+        namespace=_literal(namespace),
+        log=log,
+        tags=tags,
+        log_name=_literal(log),
+        tags_name=_literal(tags),
+        notify=f"PERFORM pg_notify({_literal(channel)}, '');" if watch.notify else "",
+    )
 
 
 async def prepare(connection: Any, tables: Tables) -> None:

@@ -59,13 +59,13 @@ class CacheListener:
                 self._supersede_tag(tag)
                 if kind is RecordKind.TAG:
                     self._l1.remove_tag(tag)
-                    self._invalidate_l2(record, tag)
+                    self._invalidate_tiers(record, tag)
                 else:
                     self._l1.expire_tag(tag)
         elif kind is RecordKind.CLEAR:
             self._supersede_all()
             self._l1.clear()
-            self._invalidate_l2(record, None)
+            self._invalidate_tiers(record, None)
         elif kind is RecordKind.LONG_KEYS:
             self._supersede_all()
             self._l1.remove_if(lambda key: len(key) * 4 > MAX_KEY_BYTES < len(envelope.identity(key)))
@@ -97,9 +97,22 @@ class CacheListener:
         self._loading.flights.supersede_all()
         self._lower_tiers.supersede_all()
 
-    def _invalidate_l2(self, record: Record, tag: str | None) -> None:
-        # A trigger in the database has invalidated L3. It cannot reach L2.
-        if not record.writer and self._lower_tiers.l2 is not None:
-            task = asyncio.create_task(self._lower_tiers.l2.invalidate(tag))
+    def _invalidate_tiers(self, record: Record, tag: str | None) -> None:
+        # A trigger in the database cannot reach L2. It invalidates L3, but leaves out a token that is in use, and all
+        # tokens if its transaction has one snapshot.
+        if not record.writer:
+            task = asyncio.create_task(self._invalidate(tag))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+
+    async def _invalidate(self, tag: str | None) -> None:
+        tiers = [tier for tier in (self._lower_tiers.l3, self._lower_tiers.l2) if tier is not None]
+        for tier in tiers:
+            await tier.invalidate(tag)
+        # What was read from a tier until now may be old.
+        if tag is None:
+            self._supersede_all()
+            self._l1.clear()
+        else:
+            self._supersede_tag(tag)
+            self._l1.remove_tag(tag)

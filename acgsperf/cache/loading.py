@@ -168,7 +168,8 @@ class Loading:
 
     def _classify(self, key: str, entry: Entry, found: _Answers) -> None:
         if not self._staleness.is_fresh(entry):
-            found.stale[key] = entry
+            if self._staleness.seconds_until_removal(entry) > 0:
+                found.stale[key] = entry
             return
         found.values[key] = entry.value
         if self._staleness.is_due_for_refresh(entry):

@@ -42,6 +42,7 @@ class Parts:
         promotion_threshold: the hit in the lower tiers at which a value is copied to L1.
         demotion: whether what L1 evicts may be stored in L2.
         backplane: tells other processes what this one writes; None for none, `AUTOMATIC` for one beside a tier.
+        backplane_timeout: the seconds of silence after which L1 does not answer by itself.
 
     Raises:
         TypeError, ValueError: if an argument is not valid.
@@ -59,6 +60,7 @@ class Parts:
         promotion_threshold: int,
         demotion: bool,
         backplane: Backplane | None,
+        backplane_timeout: float,
     ) -> None:
         self._namespace = namespace
         tiers = self.lower_tiers = LowerTiers(l2, l3, staleness.retention)
@@ -74,15 +76,17 @@ class Parts:
         self.writes = Writes(self.l1, tiers, self.loading, self.promotion, self.repairs)
         self.listener = CacheListener(self.l1, tiers, self.loading, None if lock is None else lock.released)
         self._writer = new_id()
-        self.backplane = self._connected(backplane, lock)
+        self.backplane = self._connected(backplane, backplane_timeout, lock)
 
-    def _connected(self, backplane: Backplane | None, lock: ProcessLock | None) -> Backplane | None:
+    def _connected(
+        self, backplane: Backplane | None, timeout: float, lock: ProcessLock | None
+    ) -> Backplane | None:
         """Choose the backplane, and let the tier on its server publish its own writes."""
         home: Tier | None = None
         if backplane is AUTOMATIC:
             backplane = None
             for tier in self.lower_tiers.tiers:
-                if backplane is None and (backplane := beside(tier)) is not None:
+                if backplane is None and (backplane := beside(tier, timeout)) is not None:
                     home = tier
         elif backplane is not None and not isinstance(backplane, Backplane):
             raise TypeError(f"backplane must be a Backplane or None, got {type(backplane).__name__}")

@@ -65,6 +65,7 @@ class TieredCache(Generic[_V]):
             its load fails, they get a `LoadError`. With None (default), each process loads for itself.
         backplane: tells other processes what this one writes, and vice versa. By default one on the server of L2, or
             else of L3. With None, L1 serves what others have changed until it expires there; give L1 a ttl then.
+        backplane_timeout: the seconds of silence of that backplane after which L1 does not answer alone, 1 by default.
         clock: for tests. Returns seconds and never goes back, `time.monotonic` by default. Pass the same clock to L1.
 
     Attributes:
@@ -97,6 +98,7 @@ class TieredCache(Generic[_V]):
         retry_after: float = 1.0,
         lock_ttl: float | None = None,
         backplane: Backplane | None = AUTOMATIC,
+        backplane_timeout: float = 1.0,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         if not isinstance(l1, LRUCache):
@@ -125,6 +127,7 @@ class TieredCache(Generic[_V]):
             promotion_threshold=promotion_threshold,
             demotion=checked_bool("demotion", demotion),
             backplane=backplane,
+            backplane_timeout=backplane_timeout,
         )
         self._l1, self._lower_tiers, self._promotion = self._parts.l1, self._parts.lower_tiers, self._parts.promotion
         self._lookup, self._loading, self._writes = self._parts.lookup, self._parts.loading, self._parts.writes

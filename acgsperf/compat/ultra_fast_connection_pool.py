@@ -177,8 +177,8 @@ class UltraFastConnectionPool:
     async def health_check(self) -> dict[str, Any]:
         """Run `SELECT 1` on the server, and set `is_healthy` by the outcome.
 
-        An unhealthy pool serves again after a successful check. If every connection is in use, no check is possible,
-        and `is_healthy` does not change.
+        An unhealthy pool serves again after a successful check. If every connection is in use, or borrowers take them
+        all while the check waits for one, no check is possible, and `is_healthy` does not change.
         """
         if self.pool is None:
             return self._health(False, {"error": "Pool not initialized"})
@@ -186,13 +186,14 @@ class UltraFastConnectionPool:
         if not self._is_exhausted():
             try:
                 # No connection in time says nothing about the server if borrowers hold all of them.
-                if not await ping(self.pool) and not self._is_exhausted():
+                if await ping(self.pool):
+                    self.is_healthy = True
+                elif not self._is_exhausted():
                     raise TimeoutError
             except Exception as error:
                 self.is_healthy = False
                 self.metrics.health_check_failures += 1
                 return self._health(False, {"error": str(error) or type(error).__name__})
-            self.is_healthy = True
         return self._health(
             self.is_healthy,
             {

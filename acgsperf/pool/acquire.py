@@ -67,10 +67,10 @@ class Acquire:
     ) -> None:
         lease, self._lease, self._entered = self._lease, None, False
         assert lease is not None
-        task = self._lender.take_back(lease)
+        reset = self._lender.take_back(lease)
         # A caller whose deadline passed, or that was cancelled, does not wait for a server that may not answer.
-        if task is not None and not isinstance(error, TimeoutError | asyncio.CancelledError):
-            await asyncio.wait((task,))
+        if reset is not None and not isinstance(error, TimeoutError | asyncio.CancelledError):
+            await reset
 
 
 def _better_replica(replicas: Sequence[Lender]) -> Lender | None:

@@ -281,10 +281,9 @@ class ConnectionPool(Queries):
         Raises:
             ValueError: if the connection is not from this pool.
         """
-        task = self._lender.take_back(connection)
-        if task is not None:
-            # Not `asyncio.shield`: if closing the pool cancels the reset, this caller must not be cancelled.
-            await asyncio.wait((task,))
+        reset = self._lender.take_back(connection)
+        if reset is not None:
+            await reset
 
     async def warm(self, n: int, timeout: float = 30.0) -> None:  # noqa: ASYNC109
         """Return when at least `n` connections are open. Surplus ones are closed after `max_idle`.
@@ -340,7 +339,7 @@ class ConnectionPool(Queries):
             idle=len(inventory.idle),
             in_use=inventory.in_use,
             waiting=len(self._waiters.waiting),
-            connecting=supply.connecting,
+            connecting=supply.connecting + supply.spare.in_use,
             min_size=supply.min_size,
             max_size=supply.max_size,
             target_size=supply.target_size,

@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-import random
+import os
 import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -12,8 +12,10 @@ from asyncpg.exceptions import TargetServerAttributeNotMatched
 
 from acgsperf.addresses import secrets_of, server_of
 from acgsperf.names import resolve
+from acgsperf.pool.hosts import Hosts
 from acgsperf.pool.options import PoolOptions
-from acgsperf.pool.server_address import Endpoint, ServerAddress
+from acgsperf.pool.second_attempt import Spare, first_to_connect
+from acgsperf.pool.server_address import Endpoint, ServerAddress, chosen_endpoints
 from acgsperf.pool.slot import pooled_class
 
 if TYPE_CHECKING:
@@ -39,8 +41,7 @@ _SOCKET_OPTIONS: Final = {
 class Connector:
     """Opens connections to one server, or to one of several, with the options of a pool.
 
-    If there are several servers, they are tried in the order of the DSN, but the one that accepted the last connection
-    comes first. Each has an equal share of what remains of `connect_timeout`.
+    If there are several servers, each has an equal share of what remains of `connect_timeout`. `Hosts` has their order.
 
     Args:
         dsn: the DSN, for messages.
@@ -64,18 +65,27 @@ class Connector:
         self._dsn = dsn
         self._address = address
         self._options = options
-        own = [str(connect_options[name]) for name in ("host", "port") if connect_options.get(name)]
-        self.where = ":".join(own) or server_of(dsn)
         connection_class = pooled_class(connect_options.get("connection_class", asyncpg.Connection))
         self._connect_options: dict[str, Any] = {**connect_options, "connection_class": connection_class}
-        # A host that is a keyword argument replaces those of the DSN.
-        self._endpoints = list(() if own else address.endpoints)
-        self._attributes = str(connect_options.get("target_session_attrs") or address.session_attributes or "any")
+        endpoints = chosen_endpoints(address, connect_options, os.environ)
+        self._hosts = Hosts(endpoints, address.shuffled, options.clock)
+        self.where = server_of(dsn)
+        if endpoints != address.endpoints:
+            self.where = ", ".join(":".join(str(part) for part in endpoint.values()) for endpoint in endpoints)
+        attributes = connect_options.get("target_session_attrs") or address.session_attributes
+        self._attributes = attributes or os.environ.get("PGTARGETSESSIONATTRS") or "any"
 
-    async def connect(self) -> "Connection":
-        """Open a connection within `connect_timeout`, then run `init` on it within another `connect_timeout`."""
+    async def connect(self, spare: Spare | None = None) -> "Connection":
+        """Open a connection within `connect_timeout`, then run `init` on it within another `connect_timeout`.
+
+        Args:
+            spare: the permission for a second attempt, if the first one is silent; None for a single attempt.
+        """
         timeout = self._options.connect_timeout
-        connection = await (self._connect_to_one() if len(self._endpoints) > 1 else self._connect(timeout, {}))
+        if spare is None:
+            connection = await self._attempt(timeout)
+        else:
+            connection = await first_to_connect(self._attempt, timeout, spare)
         try:
             self._set_socket_options(connection)
             if self._options.init is not None:
@@ -88,22 +98,25 @@ class Connector:
             raise
         return connection
 
+    async def _attempt(self, timeout: float) -> "Connection":  # noqa: ASYNC109
+        return await (self._connect_to_one(timeout) if len(self._hosts.endpoints) > 1 else self._connect(timeout, {}))
+
     async def _connect(self, timeout: float, choice: Endpoint) -> "Connection":  # noqa: ASYNC109
         options = {**self._connect_options, **choice}
         async with asyncio.timeout(timeout):
-            for host in self._hosts(options):
+            for host in self._names(options):
                 await resolve(host)
             connection: Connection = await asyncpg.connect(self._address.dsn, timeout=timeout, **options)
         return connection
 
-    def _hosts(self, options: Mapping[str, Any]) -> "Sequence[str]":
+    def _names(self, options: Mapping[str, Any]) -> "Sequence[str]":
         """Return the names that asyncpg is going to look up."""
-        hosts = options.get("host") or [endpoint.get("host") for endpoint in self._endpoints]
+        hosts = options.get("host") or [endpoint.get("host") for endpoint in self._hosts.endpoints]
         return [hosts] if isinstance(hosts, str) else [host for host in hosts if host]
 
-    async def _connect_to_one(self) -> "Connection":
+    async def _connect_to_one(self, timeout: float) -> "Connection":  # noqa: ASYNC109
         clock = asyncio.get_running_loop().time
-        deadline = clock() + self._options.connect_timeout
+        deadline = clock() + timeout
         attempts = self._attempts()
         failure: Exception | None = None
         for position, (endpoint, attributes) in enumerate(attempts):
@@ -114,17 +127,14 @@ class Connector:
                 connection = await self._connect(share, {**endpoint, "target_session_attrs": attributes})
             except _MAY_PASS as error:
                 failure = error
-                self._put_last(endpoint)
+                self._hosts.note_failure(endpoint)
             else:
+                self._hosts.note_success(endpoint)
                 return connection
         raise failure or TimeoutError
 
-    def _put_last(self, failed: Endpoint) -> None:
-        # So the server that accepted the last connection comes first.
-        self._endpoints.sort(key=lambda endpoint: endpoint is failed)
-
     def _attempts(self) -> "Sequence[tuple[Endpoint, str]]":
-        endpoints = random.sample(self._endpoints, len(self._endpoints)) if self._address.shuffled else self._endpoints
+        endpoints = self._hosts.in_order()
         # asyncpg tries the servers one by one here, so it cannot fall back to a primary itself.
         kinds = ("standby", "any") if self._attributes == "prefer-standby" else (self._attributes,)
         return [(endpoint, kind) for kind in kinds for endpoint in endpoints]

@@ -68,11 +68,16 @@ class ServerHealth:
         """Whether a new connection has to answer a check before it counts as a success."""
         return self.failures > 0 or self.error is not None
 
-    def back_off(self, then: Callable[[], None]) -> None:
-        """Call `then` after a time that doubles with each failure, with jitter."""
+    def back_off(self, silent_s: float, then: Callable[[], None]) -> None:
+        """Call `then` after a time that doubles with each failure, with jitter.
+
+        Args:
+            silent_s: seconds for which the attempt waited for the server in vain. They are a part of the time.
+            then: what to call.
+        """
         assert self.last_failure is not None
         doubled = _FIRST_BACKOFF_S * 2 ** min(self.failures - 1, 10)
-        backoff_s = min(_LAST_BACKOFF_S, doubled) * random.uniform(0.5, 1.0)
+        backoff_s = max(min(_LAST_BACKOFF_S, doubled) * random.uniform(0.5, 1.0) - silent_s, 0.0)
         _log.debug(
             "pool %r: connecting failed (%s); trying again in %.2f s",
             self._name,

@@ -153,8 +153,8 @@ class Lender:
         error.__cause__ = failure
         return error
 
-    def take_back(self, lease: "Lease") -> "asyncio.Task[None] | None":
-        """End a lease, and return the task that resets its connection, if one does.
+    def take_back(self, lease: "Lease") -> "asyncio.Future[None] | None":
+        """End a lease, and return the end of the reset of its connection, if one is needed.
 
         A lease that has ended is ignored.
 
@@ -247,4 +247,5 @@ class Lender:
 
 def nanoseconds(seconds: float) -> int:
     """Return a time as a number of nanoseconds that a histogram can record."""
-    return min(max(int(seconds * 1e9), 0), _LONGEST_NS)
+    value = int(seconds * 1e9)
+    return value if 0 <= value <= _LONGEST_NS else 0 if value < 0 else _LONGEST_NS

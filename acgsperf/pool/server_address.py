@@ -1,7 +1,7 @@
 """The DSN of a pool: what asyncpg reads of it, and what the pool does itself."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, unquote_plus, urlsplit
@@ -74,6 +74,8 @@ class ServerAddress:
     Attributes:
         dsn: the DSN for asyncpg, without the parameters that it does not know.
         endpoints: the host and port of each server, as keyword arguments for asyncpg; empty if the DSN names none.
+        ports: the `port` parameter of the DSN.
+        service: the `service` of the DSN, which may name hosts.
         connect_timeout: the `connect_timeout` of the DSN, in seconds.
         shuffled: whether `load_balance_hosts` asks for a random order of servers.
         session_attributes: the `target_session_attrs` of the DSN.
@@ -82,6 +84,8 @@ class ServerAddress:
 
     dsn: str
     endpoints: tuple[Endpoint, ...] = ()
+    ports: tuple[int | None, ...] = ()
+    service: str | None = None
     connect_timeout: float | None = None
     shuffled: bool = False
     session_attributes: str | None = None
@@ -107,6 +111,8 @@ def parsed_address(name: str, dsn: str) -> ServerAddress:
     return ServerAddress(
         dsn=f"{before}{mark}{query}" if query else before,
         endpoints=_endpoints(name, parts.netloc, parameters),
+        ports=_ports(name, parameters["port"]) if parameters.get("port") else (),
+        service=parameters.get("service"),
         connect_timeout=float(seconds) if seconds else None,
         shuffled=parameters.get("load_balance_hosts") == "random",
         session_attributes=parameters.get("target_session_attrs"),
@@ -144,6 +150,57 @@ def _kept(query: str, named: bool) -> list[str]:
     return kept
 
 
+def chosen_endpoints(
+    address: ServerAddress, connect_options: Mapping[str, Any], environ: Mapping[str, str]
+) -> tuple[Endpoint, ...]:
+    """Return the host and port of each server, chosen as asyncpg does it.
+
+    Hosts are those of the keyword argument, of the DSN, or of `PGHOST`. None are returned if asyncpg has to find them:
+    in a service file, or in the places where a server on this machine has its socket.
+
+    Raises:
+        ValueError: if there is neither one port nor one for each host.
+    """
+    host, port = connect_options.get("host"), connect_options.get("port")
+    ports = list(port) if isinstance(port, list | tuple) else [port] if port else []
+    if host:
+        endpoints: list[Endpoint] = [{"host": name} for name in (host if isinstance(host, list | tuple) else [host])]
+        ports = ports or list(address.ports)
+    elif address.endpoints:
+        endpoints = list(address.endpoints)
+    elif address.service or connect_options.get("service") or not environ.get("PGHOST"):
+        return ()
+    else:
+        endpoints = [_endpoint(spec) for spec in environ["PGHOST"].split(",")]
+        ports = ports or list(address.ports)
+    if ports:
+        return _with_ports("host and port", [{"host": endpoint["host"]} for endpoint in endpoints], ports)
+    if all("port" in endpoint for endpoint in endpoints):
+        return tuple(endpoints)
+    return _with_ports("PGPORT", endpoints, _ports("PGPORT", environ.get("PGPORT", "")))
+
+
+def _with_ports(name: str, endpoints: Sequence[Endpoint], ports: Sequence[Any]) -> tuple[Endpoint, ...]:
+    """Give each host without a port its port, if that is given."""
+    if len(ports) <= 1:
+        ports = (list(ports) or [None]) * len(endpoints)
+    if len(ports) != len(endpoints):
+        raise ValueError(
+            f"{name} must have one port, or one for each host, got {len(endpoints)} hosts, {len(ports)} ports"
+        )
+    return tuple(
+        {**endpoint, "port": port} if port and "port" not in endpoint else endpoint
+        for endpoint, port in zip(endpoints, ports, strict=True)
+    )
+
+
+def _ports(name: str, text: str) -> tuple[int | None, ...]:
+    try:
+        return tuple(int(port) if port else None for port in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name} must have integers as its ports") from None
+
+
 def _endpoints(name: str, netloc: str, parameters: Mapping[str, str]) -> tuple[Endpoint, ...]:
     # As in asyncpg, the password ends at the first @.
     before, at, after = netloc.partition("@")
@@ -152,19 +209,14 @@ def _endpoints(name: str, netloc: str, parameters: Mapping[str, str]) -> tuple[E
     hosts = hosts or parameters.get("host", "")
     if not hosts:
         return ()
-    specs = [decode(host) for host in hosts.split(",")]
-    ports = parameters.get("port", "").split(",")
-    if len(ports) == 1:
-        ports *= len(specs)
-    if len(ports) != len(specs):
-        raise ValueError(f"{name} must have one port, or one for each host, got {len(specs)} hosts, {len(ports)} ports")
-    endpoints: list[Endpoint] = []
-    for spec, default_port in zip(specs, ports, strict=True):
-        host, port = spec, ""
-        if found := re.fullmatch(r"\[([^\]]+)\](?::([0-9]*))?", spec):
-            host, port = found[1], found[2] or ""
-        elif not spec.startswith("/"):
-            host, _, port = spec.partition(":")
-        port = port or default_port
-        endpoints.append({"host": host, "port": int(port)} if port else {"host": host})
-    return tuple(endpoints)
+    endpoints = [_endpoint(decode(host)) for host in hosts.split(",")]
+    return _with_ports(name, endpoints, _ports(name, parameters.get("port", "")))
+
+
+def _endpoint(spec: str) -> Endpoint:
+    host, port = spec, ""
+    if found := re.fullmatch(r"\[([^\]]+)\](?::([0-9]*))?", spec):
+        host, port = found[1], found[2] or ""
+    elif not spec.startswith("/"):
+        host, _, port = spec.partition(":")
+    return {"host": host, "port": int(port)} if port else {"host": host}

@@ -220,7 +220,7 @@ class Slot:
         self.task = task
         self.leak_reported = False
         # asyncpg's own pool calls the first argument the holder. Here it leads from a lease back to the slot.
-        self.lease = PoolConnectionProxy(cast("Any", self), self.connection)
+        self.lease = PoolConnectionProxy(self, self.connection)  # type: ignore[arg-type]
         return self.lease
 
     def end_lease(self) -> None:

@@ -16,8 +16,9 @@ from acgsperf.pool.health import ServerHealth
 from acgsperf.pool.inventory import Inventory
 from acgsperf.pool.lifecycle import Lifecycle
 from acgsperf.pool.options import CloseReason, PoolOptions
+from acgsperf.pool.second_attempt import Spare
 from acgsperf.pool.slot import Slot
-from acgsperf.pool.tasks import BackgroundTasks
+from acgsperf.pool.tasks import BackgroundTasks, set_ended
 from acgsperf.pool.waiters import SizeWaiters, WaitQueue
 
 _log = logging.getLogger("acgsperf.pool")
@@ -35,7 +36,8 @@ class Supply:
 
     Attributes:
         inventory: the connections.
-        connecting: connection attempts in flight.
+        connecting: connection attempts in flight, without a second attempt.
+        spare: whether a second attempt is in flight.
         checks: checks of connections in flight.
         opened: connections opened since the pool was opened.
         target_size: the number of connections that the pool keeps, between `min_size` and `max_size`.
@@ -64,6 +66,7 @@ class Supply:
         self.min_size, self.max_size = options.min_size, options.max_size
         self.target_size = options.min_size
         self.connecting = self.checks = self.opened = 0
+        self.spare = Spare(lambda: self.room > 0)
         self.patient = False
         # The checks that the server has not answered for `_SLOW_CHECK_S`.
         self._slow_checks = 0
@@ -73,7 +76,7 @@ class Supply:
     @property
     def room(self) -> int:
         """How many more connections may be opened."""
-        return self.max_size - self.inventory.size - self.connecting
+        return self.max_size - self.inventory.size - self.connecting - self.spare.in_use
 
     @property
     def arriving(self) -> int:
@@ -107,15 +110,17 @@ class Supply:
         else:
             self._start_check(slot)
 
-    def put_back(self, slot: Slot, now: float) -> "asyncio.Task[None] | None":
-        """Make a connection whose lease has ended available again; return the task that resets it, if one does."""
+    def put_back(self, slot: Slot, now: float) -> "asyncio.Future[None] | None":
+        """Make a connection whose lease has ended available again; return the end of its reset, if one is needed."""
         if slot.connection.is_closed():
             self._lose(slot)
             self.replenish()
         elif reason := self._reason_to_retire(slot, now):
             self._retire(slot, reason)
         elif self._options.reset or slot.connection.is_in_transaction() or slot.is_cancelling():
-            return self._tasks.start(self._reset(slot))
+            ended = asyncio.get_running_loop().create_future()
+            self._tasks.start(self._reset(slot, ended), ended=ended)
+            return ended
         elif self._health.error is not None:
             # Only a reply of the server says that it is back.
             self._start_check(slot)
@@ -244,10 +249,12 @@ class Supply:
         return self._tasks.start(self._connect())
 
     async def _connect(self) -> None:
+        clock = asyncio.get_running_loop().time
+        start = clock()
         try:
             slot = await self._new_slot()
         except Exception as error:
-            self._note_failure(error)
+            self._note_failure(error, clock() - start if isinstance(error, TimeoutError) else 0.0)
         except asyncio.CancelledError:
             # Only closing the pool cancels this task from outside.
             if not self._lifecycle.is_open:
@@ -259,7 +266,9 @@ class Supply:
     async def _new_slot(self) -> Slot:
         generation = self._generation
         try:
-            return Slot(self, self._lifecycle.name, await self._connector.connect(), generation, self._clock())
+            return Slot(
+                self, self._lifecycle.name, await self._connector.connect(self.spare), generation, self._clock()
+            )
         finally:
             self.connecting -= 1
 
@@ -302,11 +311,11 @@ class Supply:
             self._health.note_proof()
             self.replenish()
 
-    def _note_failure(self, error: Exception) -> None:
+    def _note_failure(self, error: Exception, silent_s: float = 0.0) -> None:
         self._health.note_failure(error)
         if not self._lifecycle.is_open:
             return
-        self._health.back_off(then=self.replenish)
+        self._health.back_off(silent_s, then=self.replenish)
         if self.patient and self._connector.may_pass(error):
             return
         if self._health.failures >= _FAILURES_TOLERATED and not self.inventory.has_live():
@@ -358,14 +367,17 @@ class Supply:
             self._note_hang_up(slot)
         self.replenish()
 
-    async def _reset(self, slot: Slot) -> None:
+    async def _reset(self, slot: Slot, ended: "asyncio.Future[None]") -> None:
+        reset, timeout = self._options.reset, self._options.reset_timeout
         try:
-            async with asyncio.timeout(self._options.reset_timeout):
-                # A query that is being cancelled may have begun a transaction. The reply of the server says whether.
-                if not self._options.reset or slot.is_cancelling():
+            if reset and not slot.is_cancelling():
+                await slot.connection.reset(timeout=timeout)
+            else:
+                async with asyncio.timeout(timeout):
+                    # A query that is being cancelled may have begun a transaction. Only its reply says whether.
                     await slot.connection.execute("ROLLBACK")
-                if self._options.reset:
-                    await slot.connection.reset()
+                    if reset:
+                        await slot.connection.reset()
         except Exception as error:
             _log.debug("pool %r: a reset failed (%r); the connection is replaced", self._lifecycle.name, error)
             self.terminate(slot, CloseReason.RESET_FAILED)
@@ -373,6 +385,8 @@ class Supply:
             self.offer(slot)
             if not slot.proven:
                 self._prove(slot)
+        finally:
+            set_ended(ended)
 
     # asyncpg calls these two if it finds that a table or a type has changed.
 

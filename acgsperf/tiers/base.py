@@ -355,5 +355,9 @@ class LockingTier(Protocol):
             if the server did not answer.
         """
 
-    async def unlock(self, key: str, token: int) -> bool:
-        """Releases a lock. Returns False if it was no longer held under this token, or if the server did not answer."""
+    async def unlock(self, key: str, token: int, outcome: bytes = b"") -> bool:
+        """Releases a lock. If somebody waits for it, the tier publishes a record with the outcome.
+
+        Returns:
+            False if the lock was no longer held under this token, or if the server did not answer.
+        """

@@ -1,7 +1,5 @@
 """L3: entries in a PostgreSQL table, over a connection pool of the tier's own.
 
-The pool does not reset sessions after use: a reset halves the throughput, and only this module uses these sessions.
-
 An entry is one row: its envelope, its id and stamp, the time until which it is kept, and the tokens that were current
 when it was written: the namespace's generation and one for each tag. Reading compares them, so that `clear` and
 `invalidate` take effect at once, whatever they invalidate; rows are removed afterwards.
@@ -15,7 +13,6 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from random import uniform
-from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -23,18 +20,16 @@ import asyncpg
 
 from acgsperf._native import envelope_format as envelope
 from acgsperf._native.arguments import checked_at_least
-from acgsperf.pool import ConnectionPool
 from acgsperf.pool.server_address import parsed_address
 from acgsperf.tiers import records
 from acgsperf.tiers.base import Entry, Observation, Outcome, WriteResult
+from acgsperf.tiers.postgres_connections import Connections
 from acgsperf.tiers.postgres_rows import RESERVE, array, token_parts
 from acgsperf.tiers.postgres_schema import (
     INVALIDATIONS,
     NAMESPACE,
-    TableError,
     Tables,
     channel_of,
-    create,
     new_token,
     tag_hash,
     token_bytes,
@@ -52,16 +47,17 @@ from acgsperf.tiers.write_batches import REFUSED, WriteBatch
 __all__ = ["PostgresTier"]
 
 EXPIRY_INTERVAL_S: Final = 60.0
-MAX_CONNECTIONS: Final = 6
 _CONNECT_TIMEOUT_S: Final = 1.0
 # After a row with tags, reads expect more of them for so long.
 _TAGGED_S: Final = 60.0
 # A record is read after its transaction has committed. The backplane removes records earlier, by the time of commit.
 _LONGEST_TRANSACTION_S: Final = 3600.0
-_TIME: Final = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 
 # No connection, no login, no database, too many connections, shutting down: the SQLSTATE concerns all calls.
 _REFUSES_ALL: Final = ("08", "28", "3D", "53300", "57P")
+
+# The session has ended while it carried out a write.
+_LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError)
 
 # The entry of a key, and what was observed.
 _LookedUp = tuple[Entry | None, Observation]
@@ -98,7 +94,7 @@ class PostgresTier(ServerTier):
         expiry_interval: float = EXPIRY_INTERVAL_S,
     ) -> None:
         self._expiry_interval = seconds("expiry_interval", expiry_interval)
-        self._statement_cache_size = checked_at_least("statement_cache_size", statement_cache_size, 0)
+        checked_at_least("statement_cache_size", statement_cache_size, 0)
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,49}", table):
             raise ValueError(f"table must be 1 to 50 lower-case letters, digits and underscores, got {table!r:.80}")
         address = parsed_address("the DSN", dsn)
@@ -107,11 +103,17 @@ class PostgresTier(ServerTier):
         super().__init__(where, deadline=deadline, max_value_bytes=max_value_bytes)
         self._dsn = dsn
         self._tables = Tables(table)
-        # While an attempt waits for a silent server, the pool starts no other.
-        self._connect_timeout = address.connect_timeout or max(self.deadline, _CONNECT_TIMEOUT_S)
-        self._pool: ConnectionPool | None = None
-        self._ready = False
-        self._setting_up = asyncio.Lock()
+        self._connections = Connections(
+            dsn,
+            self._tables,
+            self.server_clock,
+            self._is_refusal,
+            lambda connection: self._writer.add_generation(connection),
+            statement_cache_size=statement_cache_size,
+            # While an attempt waits for a silent server, the pool starts no other.
+            connect_timeout=address.connect_timeout or max(self.deadline, _CONNECT_TIMEOUT_S),
+        )
+        self._connection = self._connections.borrow
         self._statements = Statements(self._tables)
         # Until when batches of reads look for tags as well.
         self._tagged_until = 0.0
@@ -178,8 +180,7 @@ class PostgresTier(ServerTier):
         }
 
     async def _start(self) -> None:
-        # A lock belongs to the event loop in which it was first waited for.
-        self._setting_up = asyncio.Lock()
+        self._connections.open()
         self._look_ups.open()
         self._writer = Writer(self._statements, self.server_clock, self._namespace, self.channel, self._is_refusal)
         self._writer.retention, self._writer.writer, self._writer.errors = (
@@ -197,58 +198,13 @@ class PostgresTier(ServerTier):
 
     async def _stop(self) -> None:
         self._look_ups.close()
-        pool, self._pool, self._ready = self._pool, None, False
-        if pool is not None:
-            # All calls have ended or were cancelled; closing must not wait for a server that hangs.
-            await pool.close(0)
+        await self._connections.close()
 
     async def close(self) -> None:
         for task in self._calls.tasks:
             if task.get_name() == "expiry":
                 task.cancel()
         await super().close()
-
-    def _connection(self) -> "_Connection":
-        return _Connection(self)
-
-    async def _set_up(self) -> None:
-        async with self._setting_up:
-            if self._ready:
-                return
-            if self._pool is None:
-                pool = ConnectionPool(
-                    self._dsn,
-                    name=f"tier {self._tables.table}",
-                    min_size=0,
-                    max_size=MAX_CONNECTIONS,
-                    reset=False,
-                    connect_timeout=self._connect_timeout,
-                    statement_cache_size=self._statement_cache_size,
-                    init=self._measure_clock,
-                )
-                await pool.open()
-                self._pool = pool
-            async with self._pool.acquire() as connection:
-                try:
-                    await create(connection, self._tables)
-                    await self._writer.add_generation(connection)
-                except asyncpg.PostgresError as error:
-                    connection.terminate()
-                    if self._is_refusal(error):
-                        raise TableError(f"table {self._tables.entries} cannot be created: {error}") from error
-                    raise
-                except BaseException:
-                    # Without a rollback: a server that hangs would not answer it.
-                    connection.terminate()
-                    raise
-            self._ready = True
-
-    async def _measure_clock(self, connection: Any) -> None:
-        # The first call also prepares the statement, which takes a round trip of its own.
-        for _ in range(2):
-            sent = time.monotonic()
-            server_time = await connection.fetchval(_TIME)
-            self.server_clock.measured(sent, time.monotonic(), server_time)
 
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
         identities = envelope.identities(keys)
@@ -322,8 +278,16 @@ class PostgresTier(ServerTier):
         return {tag: token_bytes(token, stale_before) for tag, token, stale_before in rows}
 
     async def _write(self, batch: WriteBatch) -> None:
-        async with self._connection() as connection:
-            await self._writer.carry_out(batch, connection)
+        try:
+            async with self._connection() as connection:
+                await self._writer.carry_out(batch, connection)
+        except _LOST as error:
+            if not batch.sent or batch.remaining() <= 0:
+                raise
+            # It may have been carried out. It has the same ids, so that it may be repeated.
+            self._calls.errors[type(error).__name__] += 1
+            async with self._connection() as connection:
+                await self._writer.carry_out(batch, connection)
 
     async def _invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
         result, token = await self._send_invalidation(tag, refused_below, attempt)
@@ -336,9 +300,12 @@ class PostgresTier(ServerTier):
     ) -> tuple[WriteResult, int | None]:
         """Change the token; return the result, and the former token of the tag or the new one of the namespace."""
         logged = bool(self.writer)
-        statement = self._statements.invalidate(clear=tag is None, refused_below=refused_below, logged=logged)
+        statement = self._statements.invalidate(clear=tag is None, logged=logged)
         record = Record(RecordKind.CLEAR) if tag is None else records.of_tag(RecordKind.TAG, tag)
-        arguments = {"refused_below": refused_below, "refusing": new_token(), "count": new_token()}
+        # A token that nobody uses need not be kept for longer than statements take that have not seen it.
+        lifetime = self.retention if refused_below else self.retention / 2
+        arguments = {"refused_below": refused_below, "lifetime": lifetime}
+        arguments |= {"new_token": new_token(), "count": new_token()}
         return await self._send_for_tag(statement, tag, record, arguments, attempt)
 
     async def _expire_tag(self, tag: str, attempt: Attempt) -> WriteResult:
@@ -414,31 +381,3 @@ class PostgresTier(ServerTier):
                 while removed == ROWS_A_STATEMENT and self._calls.allow(0):
                     rows = await self._calls.run(lambda: self._fetch_over_a_connection(statement, arguments))  # noqa: B023
                     removed = None if rows is None else int(rows[0][0])
-
-
-class _Connection:
-    """Borrows a connection to a server that has the table. If its use fails, the connection is closed."""
-
-    __slots__ = ("_acquire", "_connection", "_tier")
-
-    def __init__(self, tier: PostgresTier) -> None:
-        self._tier = tier
-
-    async def __aenter__(self) -> Any:
-        tier = self._tier
-        if not tier._ready:
-            await tier._set_up()
-        assert tier._pool is not None
-        self._acquire = tier._pool.acquire()
-        self._connection = await self._acquire.__aenter__()
-        return self._connection
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, asyncpg.UndefinedTableError):
-            # The table was dropped; the next call creates it again.
-            self._tier._ready = False
-        elif error is not None and not isinstance(error, asyncpg.PostgresError):
-            self._connection.terminate()
-        await self._acquire.__aexit__(kind, error, trace)

@@ -48,7 +48,7 @@ def columns_of_writes(rows: Pairs, clock: ServerClock, retention: float) -> tupl
 def columns_of_stores(rows: Pairs, clock: ServerClock, retention: float) -> dict[str, Any]:
     """Return the arguments of stores."""
     names = ("keys", "observed", "ids", "stamps", "values", "created", "kept", "tags", "not_after", "generations")
-    columns: dict[str, list[Any]] = {name: [] for name in (*names, "invalidations", "positions")}
+    columns: dict[str, list[Any]] = {name: [] for name in (*names, "invalidations", "positions", "copied")}
     pairs: list[tuple[bytes, int, int | None, int | None]] = []
     wanted: dict[int, float] = {}
     for key, operation in rows:
@@ -58,14 +58,15 @@ def columns_of_stores(rows: Pairs, clock: ServerClock, retention: float) -> dict
         address = envelope.address(identity)
         value, created, kept, tags = _entry_columns(identity, operation, clock.offset, retention, wanted)
         seen = store.seen
-        copy, demotion = store.kind is StoreKind.COPY, store.kind is StoreKind.DEMOTION
+        demotion = store.kind is StoreKind.DEMOTION
         row = (
             *(address, seen.id if seen else b"", operation.id, min(operation.stamp, _MAX_STAMP), value, created, kept),
             tags,
             clock.deadline(seen.expires_at) if seen else inf,
             token_number(seen.tokens[0]) if seen and seen.tokens else None,
-            token_number(seen.invalidations) if seen and copy else None,
+            token_number(seen.invalidations) if seen and store.entry.tags and not _knows_tags(store) else None,
             str(int.from_bytes(store.log_position, "big")) if demotion else None,
+            store.kind is not StoreKind.LOAD,
         )
         for column, item in zip(columns.values(), row, strict=True):
             column.append(item)
@@ -82,9 +83,7 @@ def can_compare(store: Store) -> bool:
         return bool(store.log_position)
     if seen is None or not seen.tokens:
         return False
-    if store.kind is StoreKind.COPY:
-        return bool(seen.invalidations)
-    return len(seen.tokens) == 1 + len(store.entry.tags)
+    return bool(seen.invalidations) or not store.entry.tags or _knows_tags(store)
 
 
 def packed_records(kind: RecordKind, ids: Iterable[tuple[str, bytes]], writer: bytes, sent_us: int) -> list[bytes]:
@@ -115,10 +114,16 @@ def _entry_columns(
     return value, entry.created_at + offset, kept, tags
 
 
+def _knows_tags(store: Store) -> bool:
+    """Return whether the tokens of the entry's tags were observed. If not, no tag may have been invalidated since."""
+    seen = store.seen
+    return store.kind is StoreKind.LOAD and seen is not None and len(seen.tokens) == 1 + len(store.entry.tags)
+
+
 def _tokens_of(store: Store) -> Iterable[tuple[int, int | None, int | None]]:
     """Return each tag of the entry with the token that must be the current one; None for any."""
     tags = map(tag_hash, store.entry.tags)
-    if store.kind is not StoreKind.LOAD or store.seen is None:
+    if store.seen is None or not _knows_tags(store):
         return ((tag, None, None) for tag in dict.fromkeys(tags))
     seen = zip(tags, map(token_parts, store.seen.tokens[1:]), strict=True)
     return ((tag, *parts) for tag, parts in dict(seen).items())

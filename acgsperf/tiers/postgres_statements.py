@@ -138,69 +138,80 @@ EXISTS (
     ))
 )"""
 
-# What is stored on a condition. `pairs` has a row for each tag of each entry, with the token that was observed.
+# What is stored on a condition. `pairs` has a row for each tag of each entry, with the token that was observed; NULL if
+# none was: then the token is created. If another process creates it at the same time, it may be because of an
+# invalidation, and the entry is not stored.
 _STORES: Final = """
 WITH given AS (
     SELECT *, tags::bigint[] AS tag_array
     FROM unnest(:keys::bytea[], :observed::bytea[], :ids::bytea[], :stamps::bigint[], :values::bytea[],
         :created::double precision[], :kept::double precision[], :tags::text[], :not_after::double precision[],
-        :generations::bigint[], :invalidations::bigint[], :positions::text[]) AS g (key, observed, id, stamp, value,
-        created_at, kept_until, tags, not_after, seen_generation, seen_invalidations, position)
+        :generations::bigint[], :invalidations::bigint[], :positions::text[], :copied::boolean[])
+        AS g (key, observed, id, stamp, value, created_at, kept_until, tags, not_after, seen_generation,
+        seen_invalidations, position, copied)
 ), pairs AS (
     SELECT * FROM unnest(:pair_keys::bytea[], :pair_tags::bigint[], :pair_tokens::bigint[], :pair_stale::bigint[])
         AS p (key, tag, token, stale_before)
-), extended AS (
-    UPDATE {tags} t SET expires_at = x.expires_at + :reserve FROM (
-        SELECT t.tag, w.expires_at FROM {tags} t JOIN unnest(:wanted::bigint[], :until::double precision[])
-            AS w (tag, expires_at) ON t.namespace = :namespace AND t.tag = w.tag
-        WHERE t.expires_at < w.expires_at ORDER BY t.tag FOR UPDATE OF t
-    ) x
-    WHERE t.namespace = :namespace AND t.tag = x.tag RETURNING t.tag
+), wanted AS (
+    SELECT * FROM unnest(:wanted::bigint[], :until::double precision[], :tokens::bigint[]) AS w (tag, expires_at, token)
+), ensured AS (
+    INSERT INTO {tags} AS t (namespace, tag, token, expires_at)
+    SELECT :namespace, w.tag, w.token, w.expires_at + :reserve
+    FROM wanted w LEFT JOIN {tags} t ON t.namespace = :namespace AND t.tag = w.tag
+    WHERE t.expires_at < w.expires_at OR (
+        t.expires_at IS NULL AND EXISTS (SELECT FROM pairs p WHERE p.tag = w.tag AND p.token IS NULL)
+    ) ORDER BY w.tag
+    ON CONFLICT (namespace, tag) DO UPDATE SET expires_at = greatest(t.expires_at, excluded.expires_at)
+    RETURNING tag, token
 ), marked AS (
-    SELECT p.key, count(*) AS tokens_found, array_agg(t.token) AS tokens, bool_or(t.copies_refused) AS copies_refused
-    FROM pairs p JOIN {tags} t ON t.namespace = :namespace AND t.tag = p.tag
-    WHERE p.token IS NULL OR (t.token = p.token AND t.stale_before = p.stale_before) GROUP BY p.key
+    SELECT p.key, count(*) AS tokens_found, array_agg(coalesce(t.token, w.token)) AS tokens,
+        bool_or(t.copies_refused) AS copies_refused
+    FROM pairs p JOIN wanted w USING (tag) LEFT JOIN {tags} t ON t.namespace = :namespace AND t.tag = p.tag
+    LEFT JOIN ensured e ON e.tag = p.tag AND e.token = w.token
+    WHERE (t.token = p.token AND t.stale_before = p.stale_before)
+        OR (p.token IS NULL AND (t.token IS NOT NULL OR e.token IS NOT NULL))
+    GROUP BY p.key
 ), checked AS (
     SELECT g.*, n.token AS generation, m.tokens FROM given g LEFT JOIN marked m USING (key)
     CROSS JOIN (SELECT * FROM {tags} WHERE namespace = :namespace AND tag = {namespace_tag}) n
-    CROSS JOIN (SELECT count(*) FROM extended) x
+    CROSS JOIN (SELECT count(*) FROM ensured) x
     WHERE coalesce(cardinality(g.tag_array), 0) = coalesce(m.tokens_found, 0)
     AND (g.seen_generation IS NULL OR g.seen_generation = n.token)
-    AND (g.seen_invalidations IS NULL OR (
-        g.seen_invalidations = (SELECT token FROM {tags} WHERE namespace = :namespace AND tag = {invalidations})
-        AND NOT n.copies_refused AND NOT coalesce(m.copies_refused, false)
+    AND (g.seen_invalidations IS NULL OR g.seen_invalidations = (
+        SELECT token FROM {tags} WHERE namespace = :namespace AND tag = {invalidations}
     ))
+    AND NOT (g.copied AND (n.copies_refused OR coalesce(m.copies_refused, false)))
     AND (g.position IS NULL OR NOT EXISTS (
         SELECT FROM {log} l WHERE l.namespace = :namespace AND l.xid >= g.position::xid8
     ))
 )"""
+# A load is as old as its observation: a soft invalidation that has come between may not have been committed.
+_CREATED: Final = "least(s.created_at, s.not_after - :retention, {now})"
 _STORE_NEW: Final = """
 INSERT INTO {entries} AS c (namespace, key, id, stamp, generation, created_at, kept_until, tags, tokens, value)
-SELECT :namespace, key, id, stamp, generation, least(created_at, {now}), kept_until, tag_array, tokens, value
+SELECT :namespace, key, id, stamp, generation, {created}, kept_until, tag_array, tokens, value
 FROM (SELECT * FROM checked ORDER BY key OFFSET 0) s WHERE {now} < not_after AND {now} < :deadline
 ON CONFLICT (namespace, key) DO UPDATE SET value = excluded.value WHERE c.id = excluded.id
 RETURNING c.key
 """
 _STORE_OVER: Final = """
-UPDATE {entries} c SET id = s.id, stamp = s.stamp, generation = s.generation, created_at = least(s.created_at, {now}),
+UPDATE {entries} c SET id = s.id, stamp = s.stamp, generation = s.generation, created_at = {created},
     kept_until = s.kept_until, tags = s.tag_array, tokens = s.tokens, value = s.value
 FROM (
     SELECT g.* FROM {entries} c JOIN checked g ON c.namespace = :namespace AND c.key = g.key
     WHERE c.id = g.observed OR c.id = g.id ORDER BY c.key OFFSET 0 FOR UPDATE OF c
 ) s
-WHERE c.namespace = :namespace AND c.key = s.key AND (c.id = s.observed OR c.id = s.id)
-AND {now} < s.not_after AND {now} < :deadline
+WHERE c.namespace = :namespace AND c.key = s.key AND {now} < s.not_after AND {now} < :deadline
 RETURNING c.key
 """
 
+# The token is replaced, not deleted: a store that creates the token at the same time has to meet it.
 _INVALIDATE: Final = """
-gone AS (DELETE FROM {tags} WHERE namespace = :namespace AND tag = :tag AND {now} < :deadline RETURNING token)"""
-_REFUSE_COPIES: Final = """
 gone AS (
     INSERT INTO {tags} AS t (namespace, tag, token, copies_refused, expires_at)
-    SELECT :namespace, :tag, :refusing, true, {now} + :retention WHERE {now} < :deadline
-    ON CONFLICT (namespace, tag) DO UPDATE SET token = excluded.token, stale_before = 0, copies_refused = true,
-        expires_at = greatest(t.expires_at, excluded.expires_at)
+    SELECT :namespace, :tag, :new_token, :refused_below, {now} + :lifetime WHERE {now} < :deadline
+    ON CONFLICT (namespace, tag) DO UPDATE SET token = excluded.token, stale_before = 0,
+        copies_refused = excluded.copies_refused, expires_at = excluded.expires_at
     RETURNING (SELECT token FROM {tags} WHERE namespace = :namespace AND tag = :tag)
 )"""
 # Generations only grow, so that one clearing removes what another one has left behind.
@@ -251,17 +262,19 @@ SELECT count(*), count(*) FILTER (WHERE valid) FROM gone
 _SWEEP: Final = """
 WITH doomed AS (
     SELECT key, value IS NOT NULL AND kept_until > {now} AS valid FROM {entries}
-    WHERE namespace = :namespace AND generation < :generation LIMIT {rows} FOR UPDATE SKIP LOCKED
+    WHERE namespace = :namespace AND generation < :generation ORDER BY key LIMIT {rows} FOR UPDATE SKIP LOCKED
 ), gone AS (
     DELETE FROM {entries} c USING doomed WHERE c.namespace = :namespace AND c.key = doomed.key RETURNING doomed.valid
 )
 SELECT count(*), count(*) FILTER (WHERE valid) FROM gone
 """
+# The clock is read in a sub-select, because a volatile function cannot be compared over an index. The index is partial.
 _REMOVE: Final = """
 WITH gone AS (
     DELETE FROM {table} WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM {table}
-        WHERE {time} < {now} - :retention AND (namespace = :namespace OR {time} < {now} - {foreign})
+        WHERE {time} < (SELECT {now} - :retention) AND {time} < 'infinity'
+        AND (namespace = :namespace OR {time} < (SELECT {now} - {foreign}))
         LIMIT {rows} FOR UPDATE SKIP LOCKED
     )) RETURNING 1
 )
@@ -332,10 +345,9 @@ class Statements:
             marked="LEFT JOIN marked m USING (key)" if tagged else "",
         )
 
-    def _invalidate(self, *, clear: bool = False, refused_below: bool = False, logged: bool = False) -> Statement:
+    def _invalidate(self, *, clear: bool = False, logged: bool = False) -> Statement:
         """It returns whether it was in time, and the token that has gone; the new generation after clearing."""
-        what = _CLEAR if clear else _REFUSE_COPIES if refused_below else _INVALIDATE
-        parts = [_IN_TIME, what, _COUNTED, *([_LOGGED] if logged else [])]
+        parts = [_IN_TIME, _CLEAR if clear else _INVALIDATE, _COUNTED, *([_LOGGED] if logged else [])]
         result = "SELECT (SELECT token FROM gone), EXISTS (SELECT FROM in_time), {now}"
         return self._statement(f"WITH {','.join(parts)} {result}", cause="in_time")
 
@@ -352,7 +364,7 @@ class Statements:
     def _statement(self, text: str, **parts: object) -> Statement:
         names = {"namespace_tag": NAMESPACE, "invalidations": INVALIDATIONS, "now": _NOW, "rows": ROWS_A_STATEMENT}
         names |= {"value": _VALUE, "keys": _KEYS, "generation": _GENERATION, "limited": _LIMITED, "foreign": _FOREIGN_S}
-        names["long_ago"] = _LONG_AGO
+        names |= {"long_ago": _LONG_AGO, "created": _CREATED}
         for _ in range(3):
             # Parts contain parts.
             text = self._tables.fill(text, **names | parts)

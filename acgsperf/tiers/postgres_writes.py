@@ -207,6 +207,7 @@ class Writer:
     async def _store_some(self, batch: WriteBatch, statement: Statement, rows: _Rows, connection: Any) -> None:
         arguments = columns_of_stores(rows, self._clock, self.retention)
         arguments |= {"namespace": self._namespace, "deadline": self._clock.deadline(batch.until)}
+        arguments["retention"] = self.retention
         try:
             stored = await connection.fetch(statement.sql, *statement.arguments(arguments))
         except asyncpg.PostgresError as error:

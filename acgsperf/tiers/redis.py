@@ -110,6 +110,7 @@ class RedisTier(ServerTier):
 
     async def _start(self) -> None:
         self.keys = keys = RedisKeys(self._namespace)
+        self._read_keys = keys.prefix, keys.token
         label = f"{self.name} tier {self._namespace!r}"
         self._scripts = RedisCalls(self.connections, label, keys.prefix.decode()[:-1])
         self._redis_writes = RedisWrites(
@@ -149,11 +150,14 @@ class RedisTier(ServerTier):
         self.connections.close_idle()
 
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
-        prefix = self.keys.prefix
+        prefix, token_key = self._read_keys
         identities = envelope.identities(keys)
         addresses = [prefix + address for address in envelope.addresses(identities)]
-        addresses.append(self.keys.token)
-        chunks = [addresses[at : at + KEYS_A_COMMAND] for at in range(0, len(addresses), KEYS_A_COMMAND)]
+        addresses.append(token_key)
+        if len(addresses) <= KEYS_A_COMMAND:
+            chunks = [addresses]
+        else:
+            chunks = [addresses[at : at + KEYS_A_COMMAND] for at in range(0, len(addresses), KEYS_A_COMMAND)]
 
         def read(replies: list[Any]) -> Unsealed:
             if len(replies) == 1:

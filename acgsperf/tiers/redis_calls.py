@@ -18,7 +18,7 @@ _log: Final = logging.getLogger("acgsperf.tiers")
 
 # A script stops the server for everybody.
 KEYS_A_SCRIPT: Final = 50
-_RIGHTS: Final = "+@all -@admin -@dangerous +info, or at least +@read +@write +@scripting +@connection +info"
+_RIGHTS: Final = "+@all -@admin -@dangerous +info, or at least +@read +@write +@scripting +@connection +info +time"
 
 _WRAPPED: Final = re.compile(r"@user_script: ?\d+: -([A-Z]+ .*)")
 _PLAIN: Final = frozenset({int, bytes})

@@ -255,8 +255,9 @@ class RedisConnections:
         Raises:
             redis.RedisError, OSError: what `read` raises, or if the server cannot be reached.
         """
-        packed = b"".join([_pack(command) for command in commands])
         count, fence = len(commands), None
+        # A comprehension is a call.
+        packed = _pack(commands[0]) if count == 1 else b"".join([_pack(command) for command in commands])
         if fenced:
             fence = b"%d" % next(self._fences)
             packed += b"*2\r\n$4\r\nECHO\r\n$%d\r\n%b\r\n" % (len(fence), fence)

@@ -1,14 +1,16 @@
 """The scripts of the Redis tier.
 
 Every script that writes entries takes several keys. It checks the server's time once: after the deadline it answers
-with the time alone, and does nothing. Otherwise its reply has one item for each key: -1 done, -2 done and a live entry
-was removed, or an error. A stamp in its place says that the tier has something newer.
+with the time alone, and does nothing. Otherwise its reply has the time, negative if the record was not published, and
+one item for each key: -1 done, -2 done and a live entry was removed, or an error. A stamp in its place says that the
+tier has something newer.
 
 A server without free memory refuses a command that needs some, unless the script has written already. A tombstone must
 be possible even then, so its script removes the key first; every other script writes its entry first, so that the
 server refuses it.
 
-Stamps are compared as numbers, because Lua compares strings in the order of the server's locale.
+Stamps are compared as numbers, because Lua compares strings in the order of the server's locale. A stamp beyond 53 bits
+comes from no tier, and counts as 0.
 """
 
 import hashlib
@@ -53,7 +55,10 @@ local function header(key, last)
         and (#value == 17 or string.byte(value, 18) == 2) then return value end
 end
 local function id(value) return string.sub(value, 1, 8) end
-local function stamp(value) return (struct.unpack('>I8', value, 9)) end
+local function stamp(value)
+    local found = struct.unpack('>I8', value, 9)
+    return found < 9007199254740992 and found or 0
+end
 local function kind(value) return string.sub(value, 17, 17) end
 local function is_live(value, now)
     return kind(value) == 'E' and #value >= 48 and struct.unpack('<d', value, 41) > now / 1000000
@@ -74,14 +79,15 @@ local function token(key, new, px)
     if px == '' then redis.call('SET', key, new) else redis.call('SET', key, new, 'PX', px) end
     return new
 end
-local function publish(log, first)
+-- Returns the time, negative if there was nothing to publish or it has failed.
+local function publish(log, first, now)
     local count, done = tonumber(ARGV[first - 1]), 1
     -- After this command, which needs no memory, a server that is full accepts one that does.
     if count > 0 then redis.pcall('PEXPIRE', log, 2592000000) end
     for i = first, first + count - 1 do
         if failed(redis.pcall('XADD', log, 'MAXLEN', '~', 10000, '*', 'r', ARGV[i])) then done = 0 end
     end
-    return count > 0 and done or 0
+    return count > 0 and done == 1 and now or -now
 end
 """
 
@@ -121,7 +127,7 @@ for i = 1, n do
         end
     end
 end
-results[1] = publish(KEYS[1], records)
+results[1] = publish(KEYS[1], records, now)
 return results
 """,
 )
@@ -144,7 +150,7 @@ for i = 1, n do
         results[1 + i] = failed(done) and done or old and is_live(old, now) and -2 or -1
     end
 end
-results[1] = publish(KEYS[1], records)
+results[1] = publish(KEYS[1], records, now)
 return results
 """,
 )
@@ -175,7 +181,7 @@ for i = 1, n do
         results[1 + i] = failed(done) and done or -1
     end
 end
-results[1] = publish(KEYS[1], records)
+results[1] = publish(KEYS[1], records, now)
 return results
 """,
 )
@@ -196,7 +202,7 @@ for i = 1, n do
         results[1 + i] = failed(done) and done or is_live(old, now) and -2 or -1
     end
 end
-results[1] = publish(KEYS[1], records)
+results[1] = publish(KEYS[1], records, now)
 return results
 """,
 )
@@ -314,7 +320,7 @@ if now > deadline then return {now} end
 local new, px, records = take(), take(), take_records()
 redis.call('UNLINK', KEYS[2], KEYS[3])
 if new ~= '' then redis.call('SET', KEYS[2], new, 'PX', px) end
-return {publish(KEYS[1], records), -1}
+return {publish(KEYS[1], records, now), -1}
 """,
 )
 
@@ -330,7 +336,7 @@ if value then
     local done = redis.pcall('SET', KEYS[2], id(value) .. struct.pack('>I8', now) .. refused, 'KEEPTTL')
     if failed(done) then redis.call('UNLINK', KEYS[2]) end
 end
-return {publish(KEYS[1], records), -1}
+return {publish(KEYS[1], records, now), -1}
 """,
 )
 
@@ -402,7 +408,7 @@ local mine, records = take(), take_records()
 local number, owner, waiting = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+):([^+]+)(%+?)')
 if not number or (number ~= mine and owner ~= mine) then return 0 end
 redis.call('DEL', KEYS[1])
-if waiting ~= '' then publish(KEYS[2], records) end
+if waiting ~= '' then publish(KEYS[2], records, 0) end
 return 1
 """,
 )

@@ -20,6 +20,7 @@ from acgsperf.tiers.redis_scripts import EXPIRE, EXPIRE_TAG, INVALIDATE, OBSERVE
 from acgsperf.tiers.server import Wanted
 from acgsperf.tiers.server_calls import Attempt
 from acgsperf.tiers.server_clock import ServerClock
+from acgsperf.tiers.tier_arguments import MOST_STAMP
 from acgsperf.tiers.write_batches import REFUSED, Action, Operation, WriteBatch
 
 __all__ = ["TOKEN_TTL_MS", "UNKNOWN_RUN", "RedisWrites"]
@@ -109,9 +110,11 @@ class RedisWrites:
         for is_last in (False, True):
             sent = time.monotonic()
             late: list[Job] = []
-            for job, reply in await self._scripts.run_each(jobs, batch.mark_sent):
+            answered = await self._scripts.run_each(jobs, batch.mark_sent)
+            received = time.monotonic()
+            for job, reply in answered:
+                self._measure(sent, received, reply)
                 if isinstance(reply, list) and len(reply) == 1:
-                    self._clock.measured(sent, time.monotonic(), reply[0] / 1e6)
                     late.append(job)
                 else:
                     self._note(batch, job[1], reply)
@@ -122,12 +125,16 @@ class RedisWrites:
                 batch.results.update((key, REFUSED) for _, items in late for key, _ in items)
                 return
 
+    def _measure(self, sent: float, received: float, reply: Reply) -> None:
+        if isinstance(reply, list) and reply[0]:
+            self._clock.measured(sent, received, abs(reply[0]) / 1e6)
+
     def _note(self, batch: WriteBatch, items: Sequence[_Item], reply: Reply) -> None:
         if isinstance(reply, ResponseError):
             self._errors[type(reply).__name__] += 1
             batch.results.update((key, REFUSED) for key, _ in items)
             return
-        published = reply[0] == 1
+        published = reply[0] > 0
         for (key, _), result in zip(items, reply[1:], strict=True):
             if isinstance(result, ResponseError):
                 self._errors[type(result).__name__] += 1
@@ -155,7 +162,8 @@ class RedisWrites:
                 else:
                     header = envelope.unseal_header(value)
                     tokens = (reply[0], *(reply[2 + tags[tag]] for tag in item[1]))
-                    found[item] = Observation(header.id, header.stamp, expires_at, tokens, reply[1])
+                    stamp = header.stamp if header.stamp < MOST_STAMP else 0
+                    found[item] = Observation(header.id, stamp, expires_at, tokens, reply[1])
         return [found.get(item) for item in wanted]
 
     async def invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
@@ -187,9 +195,9 @@ class RedisWrites:
             if isinstance(reply, ResponseError):
                 self._errors[type(reply).__name__] += 1
                 return REFUSED
+            self._measure(sent, time.monotonic(), reply)
             if len(reply) == 2:
-                return WriteResult(Outcome.STORED, published=reply[0] == 1)
-            self._clock.measured(sent, time.monotonic(), reply[0] / 1e6)
+                return WriteResult(Outcome.STORED, published=reply[0] > 0)
             if attempt.remaining() <= 0:
                 break
         return REFUSED
@@ -265,7 +273,7 @@ class RedisWrites:
         return [self._keys.entry(key) for key, _ in items]
 
     def _deadline_us(self, attempt: Attempt) -> int:
-        return int((self._clock.now() + attempt.remaining()) * 1e6)
+        return int(self._clock.deadline(time.monotonic() + attempt.remaining()) * 1e6)
 
     def _new_token(self) -> bytes:
         return secrets.token_bytes(envelope.TOKEN_BYTES)

@@ -1,15 +1,16 @@
 """Checks of what a caller passes to a tier."""
 
 from math import inf, isfinite, isnan
+from typing import Final
 
 from acgsperf._native import envelope_format as envelope
 from acgsperf._native.arguments import checked_seconds
 from acgsperf.tiers.base import Entry, Write
 
-__all__ = ["check_id_and_stamp", "check_key", "check_keys", "check_tag", "check_times", "seconds"]
+__all__ = ["MOST_STAMP", "check_id_and_stamp", "check_key", "check_keys", "check_tag", "check_times", "seconds"]
 
 # Scripts of Redis compare stamps as doubles.
-_MOST_STAMP = 1 << 53
+MOST_STAMP: Final = 1 << 53
 
 
 def check_key(key: object) -> None:
@@ -36,8 +37,8 @@ def check_id_and_stamp(write: Write) -> None:
     """Raises ValueError if a write has an id or a stamp that an envelope cannot hold."""
     if len(write.id) != envelope.ID_BYTES:
         raise ValueError(f"id must be {envelope.ID_BYTES} bytes, got {write.id!r:.100}")
-    if not 0 < write.stamp < _MOST_STAMP:
-        raise ValueError(f"stamp must be between 1 and {_MOST_STAMP - 1}, got {write.stamp!r:.40}")
+    if not 0 < write.stamp < MOST_STAMP:
+        raise ValueError(f"stamp must be between 1 and {MOST_STAMP - 1}, got {write.stamp!r:.40}")
 
 
 def check_times(entry: Entry) -> None:

@@ -44,7 +44,7 @@ class Operation(Struct, frozen=True, eq=False):
         stamp: of what is written.
         entry: what to store; None for a tombstone.
         payload: its packed value.
-        refused: the tier cannot keep the entry of this write. A tombstone takes its place, and the result is REFUSED.
+        refused: the tier cannot keep the entry of this write. A tombstone takes its place, and the result is REMOVED.
         store: the conditions of a STORE.
     """
 
@@ -212,7 +212,7 @@ class WriteBatches:
                 batch.results[key] = WriteResult(Outcome.REMOVED, published=result.published)
             elif operation.entry is not None:
                 self.stores += result.outcome is Outcome.STORED
-                self.refused += batch.sent and result.outcome is Outcome.REFUSED
+                self.refused += batch.sent and result.outcome in (Outcome.REFUSED, Outcome.REMOVED)
             if self.pending.get(key) is batch:
                 del self.pending[key]
         self.deletes += len(batch.removed)

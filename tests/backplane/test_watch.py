@@ -7,11 +7,17 @@ import time
 import asyncpg
 import pytest
 
+from acgsperf import LRUCache, TieredCache
 from acgsperf.backplane.postgres import PostgresBackplane
 from acgsperf.errors import BackplaneError, TierError
 from acgsperf.tiers import Entry
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.records import RecordKind, texts
+from acgsperf.tiers.redis import RedisTier
+
+FUNCTIONS = """
+SELECT oid::regprocedure::text FROM pg_proc WHERE obj_description(oid, 'pg_proc') = 'acgsperf watch for ' || $1
+"""
 
 
 @pytest.fixture
@@ -29,7 +35,8 @@ async def listener(postgres, opened, namespace, connection, table):
     listener = await opened(backplane, namespace)
     listener.backplane = backplane
     yield listener
-    await connection.execute(f"DROP FUNCTION IF EXISTS {table}_v2_watch CASCADE")
+    for (function,) in await connection.fetch(FUNCTIONS, table):
+        await connection.execute(f"DROP FUNCTION {function} CASCADE")
 
 
 def heard(listener):
@@ -243,10 +250,10 @@ async def test_a_transaction_with_many_statements_takes_one_number(listener, con
         assert await connection.fetchval("SELECT pg_current_xact_id()::text::bigint") < first + 40
 
 
-async def leftovers(connection, table):
-    triggers = "SELECT tgname FROM pg_trigger WHERE tgname LIKE 'acgsperf%' AND tgfoid = to_regproc($1)"
-    function = f"{table}_v2_watch"
-    return [*await connection.fetch(triggers, function), await connection.fetchval("SELECT to_regproc($1)", function)]
+async def leftovers(connection, users, table):
+    """The triggers and functions that are left."""
+    triggers = "SELECT tgname::text FROM pg_trigger WHERE tgrelid = to_regclass($1)"
+    return [*await connection.fetch(triggers, users), *await connection.fetch(FUNCTIONS, table)]
 
 
 async def test_unwatching_removes_everything(listener, postgres, opened, namespace, connection, users, table, until):
@@ -261,10 +268,29 @@ async def test_unwatching_removes_everything(listener, postgres, opened, namespa
     assert heard(listener) == []
     await connection.execute(f"ALTER TABLE {users} RENAME TO {users}_new")
     assert await other.unwatch(f"{users}_new")
-    assert await leftovers(connection, table) == [None]
+    assert await leftovers(connection, f"{users}_new", table) == []
     assert not await other.unwatch(f"{users}_new")
     assert not await other.unwatch("never_there")
     await connection.execute(f"DROP TABLE {users}_new")
+
+
+async def test_the_function_of_a_dropped_table_is_removed_by_the_next_unwatch(listener, connection, users, table):
+    await listener.backplane.watch(users, ["user:{id}"])
+    await connection.execute(f"DROP TABLE {users}")
+    assert len(await leftovers(connection, users, table)) == 1
+    assert not await listener.backplane.unwatch(users)
+    assert await leftovers(connection, users, table) == []
+
+
+async def test_without_notification_a_change_is_heard_of_within_the_timeout(
+    postgres, opened, namespace, connection, users, until
+):
+    backplane = postgres(timeout=0.8)
+    listener = await opened(backplane, namespace)
+    await backplane.watch(users, ["user:{id}"], notify=False)
+    await connection.execute(f"INSERT INTO {users} VALUES (1)")
+    await until(lambda: heard(listener) == [["user:1"]], 0.8)
+    await backplane.unwatch(users)
 
 
 async def test_other_tags_replace_those_of_before(listener, connection, users, until):
@@ -310,7 +336,7 @@ async def test_what_cannot_be_watched(listener, postgres, connection, users, dsn
         await backplane.close()
     finally:
         await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
-    assert await leftovers(connection, table) == [None]
+    assert await leftovers(connection, users, table) == []
 
 
 async def test_a_partitioned_table_is_watched(listener, connection, users, until):
@@ -320,3 +346,25 @@ async def test_a_partitioned_table_is_watched(listener, connection, users, until
     await connection.execute(f"INSERT INTO {users}_p VALUES (1)")
     await until(lambda: heard(listener) == [["user:1"]])
     await connection.execute(f"DROP TABLE {users}_p")
+
+
+@pytest.mark.parametrize("isolation", ["read_committed", "repeatable_read"])
+async def test_every_tier_of_a_cache_forgets_the_rows_that_changed(
+    connection, dsn, redis_url, users, table, namespace, until, isolation
+):
+    l2, l3 = RedisTier(redis_url, deadline=5), PostgresTier(dsn, table=table, deadline=5)
+    backplane = PostgresBackplane(dsn, table=table)
+    async with TieredCache(LRUCache(10), l2, l3, namespace=namespace, deadline=5, backplane=backplane) as cache:
+        await backplane.watch(users, ["user:{id}"])
+        assert (await cache.set("one", "old", tags=("user:1",))).everywhere
+        assert (await cache.set("two", "kept", tags=("user:2",))).everywhere
+        async with connection.transaction(isolation=isolation):
+            await connection.execute(f"INSERT INTO {users} VALUES (1)")
+        async with asyncio.timeout(5):
+            while await l2.get("one") or await l3.get("one"):
+                pass
+        await until(lambda: cache.get_local("one") is None)
+        assert await cache.get("one") is None
+        assert await cache.get("two") == "kept"
+        await backplane.unwatch(users)
+        await cache.clear()

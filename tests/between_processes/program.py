@@ -85,7 +85,8 @@ class Program:
         from acgsperf.tiers.redis import RedisTier
 
         if backplane is not None:
-            from acgsperf.backplane import PostgresBackplane, RedisBackplane
+            from acgsperf.backplane.postgres import PostgresBackplane
+            from acgsperf.backplane.redis import RedisBackplane
 
             kinds = {"redis": RedisBackplane, "postgres": PostgresBackplane}
             options["backplane"] = kinds[backplane["kind"]](backplane["url"])

@@ -91,7 +91,7 @@ def test_a_write_leaves_other_keys_in_l1(open_process, tiers):
 def test_the_writer_keeps_its_value_when_its_own_record_arrives(open_process, tiers):
     a = open_process(tiers)
     a.set("k", "v")
-    wait_for(lambda: stats(a)["received"] >= 1)
+    wait_for(lambda: stats(a)["sent"] >= 1)
     assert a.get_local("k") == "v"
 
 

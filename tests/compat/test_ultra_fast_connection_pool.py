@@ -458,6 +458,20 @@ async def test_a_check_that_waits_for_borrowers_keeps_the_pool_healthy(pool, mon
     assert (await pool.health_check())["healthy"] is True
 
 
+@pytest.mark.parametrize("healthy", [True, False])
+async def test_a_check_whose_connection_borrowers_take_first_does_not_change_the_health(healthy):
+    pool = mocked()
+
+    def acquire():
+        pool.metrics.current_connections = pool.max_size
+        raise TimeoutError
+
+    pool.pool.acquire.side_effect = acquire
+    pool.is_healthy = healthy
+    assert (await pool.health_check())["healthy"] is healthy
+    assert (pool.is_healthy, pool.metrics.health_check_failures) == (healthy, 0)
+
+
 async def test_a_release_does_not_wait_for_a_silent_server(victim, monkeypatch):
     monkeypatch.setattr(_asyncpg_pool, "RELEASE_TIMEOUT_S", 0.1)
     pool = UltraFastConnectionPool("orders", victim.dsn, 1, 1)

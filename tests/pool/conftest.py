@@ -68,6 +68,11 @@ class Proxy:
         self.make_relay = lambda: self.relay
         self.refusing = self.silent = False
 
+    @property
+    def connections(self):
+        """The number of connections that are open."""
+        return len(self._tasks)
+
     def hang_up(self):
         """Close all connections."""
         for task in self._tasks:

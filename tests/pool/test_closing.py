@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from acgsperf import ConnectionPool, PoolError
+from acgsperf.pool.tasks import BackgroundTasks, set_ended
 
 TYPED = (PoolError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.CancelledError)
 NAME = "closing"
@@ -183,3 +184,32 @@ async def test_a_close_that_was_cancelled_can_be_repeated_and_leaves_nothing(dsn
     assert asyncio.all_tasks() == before
     assert open_descriptors() <= descriptors
     await collect(noises)
+
+
+async def test_a_release_ends_though_its_reset_was_cancelled_before_it_began():
+    tasks, ended = BackgroundTasks(), asyncio.get_running_loop().create_future()
+
+    async def reset():
+        ended.set_result(None)
+
+    tasks.start(reset(), ended=ended)
+    await tasks.cancel_all()
+    async with asyncio.timeout(1):
+        await ended
+
+
+async def test_a_caller_that_no_longer_waits_for_a_reset_does_not_disturb_it():
+    tasks, ended = BackgroundTasks(), asyncio.get_running_loop().create_future()
+    go_on = asyncio.Event()
+
+    async def reset():
+        await go_on.wait()
+        set_ended(ended)
+
+    task = tasks.start(reset(), ended=ended)
+    waiting = asyncio.ensure_future(asyncio.wait_for(ended, 0.01))
+    with pytest.raises(TimeoutError):
+        await waiting
+    go_on.set()
+    await task
+    assert task.exception() is None

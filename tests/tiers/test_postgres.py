@@ -210,5 +210,5 @@ async def test_a_silent_server_is_tried_again_after_a_second_or_the_deadline(
     dsn = servers.database_url
     tier = PostgresTier(f"{dsn}{'&' if '?' in dsn else '?'}{parameter}", table=table, deadline=deadline)
     await tier.open("n")
-    assert tier._pool.options.connect_timeout == expected
+    assert tier._connections.pool.options.connect_timeout == expected
     await tier.close()

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from acgsperf.tiers import Entry, Outcome, Store, StoreKind, Write
 from acgsperf.tiers.postgres import PostgresTier
-from acgsperf.tiers.postgres_schema import channel_of, position_bytes
+from acgsperf.tiers.postgres_schema import channel_of, position_bytes, tag_hash
 from acgsperf.tiers.records import RecordKind, unpacked
 
 
@@ -167,12 +167,58 @@ class TestLoads:
 
     async def test_a_copy_keeps_its_id_and_stamp(self, one, entry):
         copied = replace(entry("v", tags=("t",)), id=new_id(), stamp=5)
-        # A copy of a tagged entry needs the token.
-        assert (await one.look_up(["x"], ["t"]))[0] == {}
         _, seen = await one.look_up(["k"])
         assert await one.store({"k": Store(copied, seen["k"], StoreKind.COPY)}) == {"k"}
         found = await one.get("k")
         assert (found.id, found.stamp, found.tags) == (copied.id, 5, ("t",))
+
+    @pytest.mark.parametrize("change", ["nothing", "invalidate"])
+    async def test_a_load_may_have_tags_that_were_not_known_before(self, one, other, entry, change):
+        _, seen = await one.look_up(["k"])
+        if change == "invalidate":
+            await other.invalidate("t")
+        loaded = replace(entry("loaded", tags=("t",)), id=new_id())
+        assert (await one.store({"k": Store(loaded, seen["k"])}) == {"k"}) is (change == "nothing")
+        assert await value(other, "k") == ("loaded" if change == "nothing" else None)
+        await other.invalidate("t")
+        assert await one.get("k") is None
+
+    async def test_a_copy_that_creates_a_token_while_its_tag_is_invalidated_is_not_stored(
+        self, one, entry, connection, table
+    ):
+        _, seen = await one.look_up(["k"])
+        copied = replace(entry("old", tags=("t",)), id=new_id())
+        # As another process that is about to commit.
+        await connection.execute("BEGIN")
+        statement = one._statements.invalidate()
+        arguments = {"namespace": "n", "tag": tag_hash("t"), "new_token": 1, "refused_below": False, "lifetime": 60.0}
+        arguments |= {"deadline": time.time() + 60, "count": 2}
+        await connection.fetch(statement.sql, *statement.arguments(arguments))
+        storing = asyncio.create_task(one.store({"k": Store(copied, seen["k"], StoreKind.COPY)}))
+        await asyncio.sleep(0.1)
+        assert not storing.done()
+        await connection.execute("COMMIT")
+        assert await storing == frozenset()
+        assert await one.get("k") is None
+
+    async def test_a_load_is_stale_if_its_tag_expires_at_the_same_time(self, one, entry, connection, table):
+        # Its token need not be extended: the store waits for nobody.
+        assert await one.set("other", entry(tags=("t",), kept=600))
+        end = await begin_load(one, "k", ["t"])
+        await connection.execute("BEGIN")
+        statement = one._statements.expire_tag()
+        arguments = {"namespace": "n", "tag": tag_hash("t"), "deadline": time.time() + 60}
+        await connection.fetch(statement.sql, *statement.arguments(arguments))
+        # What is not committed cannot be compared.
+        assert await end(entry("old"))
+        await connection.execute("COMMIT")
+        assert (await one.get("k")).fresh_until <= time.monotonic()
+
+    async def test_invalidations_of_other_tags_stop_no_entry_without_tags(self, one, other, entry):
+        _, seen = await one.look_up(["k"])
+        await other.invalidate("t")
+        copied = replace(entry(), id=new_id())
+        assert await one.store({"k": Store(copied, seen["k"], StoreKind.COPY)}) == {"k"}
 
     @pytest.mark.parametrize("change", ["set", "delete", "invalidate", "invalidate another", "clear", "refused"])
     async def test_a_copy_does_not_undo_a_write(self, one, other, entry, change):
@@ -347,6 +393,19 @@ class TestWrites:
         await connection.execute(f"BEGIN; LOCK TABLE {table}_v2 IN EXCLUSIVE MODE; COMMIT")
         assert {key: e.value for key, e in (await one.get_many(["a", "b"])).items()} == {"a": "newer"}
         assert await connection.fetchval(f"SELECT count(*) FROM {table}_v2") == 1
+
+    async def test_a_write_is_repeated_if_its_session_ends(self, open_tier, one, connection, table, entry, servers):
+        assert await one.set("k", entry("former"))
+        other = await asyncpg.connect(servers.database_url)
+        async with Held(connection, table, "k"):
+            writing = asyncio.create_task(write(one, "k", entry("new")))
+            waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            while (pid := await other.fetchval(waiting)) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            await other.execute("SELECT pg_terminate_backend($1, 5000)", pid)
+        assert (await writing).outcome is Outcome.STORED
+        assert await value(one, "k") == "new"
+        await other.close()
 
     @pytest.mark.parametrize("call", ["write", "store", "invalidate", "expire_now", "expire_tag"])
     async def test_what_a_frozen_server_receives_is_not_carried_out_when_it_goes_on(

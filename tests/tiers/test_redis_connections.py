@@ -1,6 +1,7 @@
 """The connections of a Redis tier: how many there are, how old they get, and who may open them."""
 
 import asyncio
+import hashlib
 import time
 
 import pytest
@@ -202,3 +203,24 @@ async def test_connections_that_were_dropped_silently_cost_one_deadline(open_tie
         assert missed <= 1
         assert time.monotonic() - started < 1
         await tier.close()
+
+
+async def test_a_clone_has_connections_of_its_own_and_no_greeting(open_tier, admin):
+    tier = await open_tier(max_connections=1)
+    clone = tier.connections.clone(1)
+    clone.open()
+    assert clone.greeting is None
+    blocked = asyncio.ensure_future(clone.ask([("BLPOP", "nothing", 0)], list, fenced=False))
+    await wait_until(lambda: _is(clients(admin), 2))
+    assert await tier.lock("k", 5)
+    await admin.rpush("nothing", "something")
+    assert await blocked == [[b"nothing", b"something"]]
+    clone.close()
+
+
+async def test_a_connection_learns_the_time_and_the_run_of_its_server_first(open_tier, admin):
+    tier = await open_tier()
+    run = (await admin.info("server"))["run_id"]
+    assert tier._redis_writes.run == hashlib.sha1(run.encode(), usedforsecurity=False).hexdigest()[:8].encode()
+    seconds, micros = await admin.time()
+    assert abs(tier.server_clock.now() - seconds - micros / 1e6) < 1

@@ -83,15 +83,16 @@ class TestDeadline:
         # The server has read the late command by now.
         assert await _seen(other, "k") == ("former", True)
 
+    @pytest.mark.parametrize("what", ["set", "invalidate"])
     async def test_a_write_whose_connection_is_lost_is_unknown_until_the_deadline_has_passed(
-        self, private_server, open_tier, entry
+        self, private_server, open_tier, entry, what
     ):
         async with Proxy(f"{private_server.folder}/redis.sock") as proxy:
             tier = await open_tier(f"redis://127.0.0.1:{proxy.port}", deadline=0.5)
             await tier.set("k", entry())
             private_server.freeze()
             started = time.monotonic()
-            write = asyncio.ensure_future(_write(tier, "k", entry()))
+            write = asyncio.ensure_future(_write(tier, "k", entry()) if what == "set" else tier.invalidate("t"))
             await asyncio.sleep(0.05)
             for writer in proxy._writers:
                 writer.transport.abort()
@@ -131,6 +132,21 @@ class TestDeadline:
         ):
             tier.server_clock.offset = right - 3_600
             assert (await write()).outcome is Outcome.STORED
+            assert tier.server_clock.offset == pytest.approx(right, abs=1)
+
+    async def test_every_write_measures_the_clock(self, open_tier, monkeypatch, entry):
+        tier = await open_tier()
+        right = tier.server_clock.offset
+        for write in (
+            lambda: _write(tier, "k", entry()),
+            lambda: _write(tier, "k", None),
+            lambda: tier.expire_now({"k": Write(None, _id(), tier.now_us())}),
+            lambda: tier.invalidate("t"),
+            lambda: tier.expire_tag("t"),
+        ):
+            # As if the clock of the server had been set back, so that no write is late.
+            tier.server_clock.offset = right + 3_600
+            await write()
             assert tier.server_clock.offset == pytest.approx(right, abs=1)
 
     async def test_the_time_of_the_server_counts_and_not_that_of_this_machine(self, open_tier, monkeypatch, entry):
@@ -218,7 +234,7 @@ class TestMemory:
 
     async def test_a_value_is_refused_and_leaves_nothing_of_the_former_one(self, full, entry):
         stamp = full.now_us()
-        assert await _write(full, "k", entry("new"), stamp) == WriteResult(Outcome.REFUSED, published=True)
+        assert await _write(full, "k", entry("new"), stamp) == WriteResult(Outcome.REMOVED, published=True)
         assert await full.get("k") is None
         seen = (await full.observe(["k"]))["k"]
         assert seen.stamp == stamp
@@ -244,7 +260,7 @@ class TestMemory:
 
     async def test_an_entry_that_cannot_be_made_stale_is_removed(self, full):
         (result,) = (await full.expire_now({"third": Write(None, _id(), full.now_us())})).values()
-        assert result.outcome is Outcome.REFUSED
+        assert result.outcome is Outcome.REMOVED
         assert await full.get("third") is None
         assert (await full.expire_tag("t")).outcome is Outcome.STORED
         assert await full.get("k") is None
@@ -257,6 +273,15 @@ class TestMemory:
         assert await full.get("k") is None
         # The tombstone needs no memory that was not there before.
         assert (await full.observe(["k"]))["k"].id != seen.id
+
+    async def test_what_could_not_be_observed_is_compared_with_nothing(self, full, admin, entry):
+        seen = (await full.observe(["k"], ["new"]))["k"]
+        assert (seen.tokens[1], seen.invalidations) == (b"", b"")
+        await admin.config_set("maxmemory", "0")
+        loaded = replace(entry("loaded", tags=("new",)), id=_id(), stamp=seen.stamp)
+        assert not await full.store({"k": Store(loaded, seen)})
+        assert not await full.store({"k": Store(loaded, seen, StoreKind.COPY)})
+        assert (await full.get("k")).value == "former"
 
     @pytest.mark.parametrize(
         "policy",

@@ -100,14 +100,14 @@ class TestExplicitWrites:
         assert bare(found) == bare(written)
 
     @pytest.mark.parametrize("value", [object(), "x" * 2_000_000])
-    async def test_an_entry_that_cannot_be_stored_removes_the_former_one_and_is_refused(self, pair, entry, value):
+    async def test_an_entry_that_cannot_be_stored_removes_the_former_one(self, pair, entry, value):
         first, second = pair
         await _write(first, "k", entry())
         stamp = first.now_us()
-        assert await _write(first, "k", entry(value), stamp) == WriteResult(Outcome.REFUSED, published=True)
+        assert await _write(first, "k", entry(value), stamp) == WriteResult(Outcome.REMOVED, published=True)
         assert await second.get("k") is None
         assert (await second.observe(["k"]))["k"].stamp == stamp
-        assert await _write(first, "other", entry(kept=-1)) == WriteResult(Outcome.REFUSED, published=True)
+        assert await _write(first, "other", entry(kept=-1)) == WriteResult(Outcome.REMOVED, published=True)
 
     async def test_results_are_those_of_each_key(self, pair, entry):
         first, _ = pair
@@ -117,7 +117,7 @@ class TestExplicitWrites:
         writes |= {"bad": Write(entry(object()), _id(), 1_000), "newer": Write(entry(), _id(), 8_000)}
         results = await first.write(writes)
         assert list(results) == list(writes)
-        assert results.pop("bad").outcome is Outcome.REFUSED
+        assert results.pop("bad").outcome is Outcome.REMOVED
         assert results.pop("newer") == WriteResult(Outcome.NEWER, 9_000, published=True)
         assert set(results.values()) == {WriteResult(Outcome.STORED, published=True)}
 
@@ -143,8 +143,19 @@ class TestExplicitWrites:
 
     async def test_an_older_version_of_the_package_is_no_newer_write(self, pair, entry):
         first, _ = pair
-        await first._ask([("SET", first.keys.entry("k"), b"\xacG\x01\x00" + b"\xff" * 12 + b"E\x01" + bytes(40))], list)
+        header = b"\xacG\x01\x00" + bytes(4) + (1 << 52).to_bytes(8, "big")
+        await first._ask([("SET", first.keys.entry("k"), header + b"E\x01" + bytes(40))], list)
         assert (await _write(first, "k", entry())).outcome is Outcome.STORED
+
+    @pytest.mark.parametrize("kind", [b"E\x02", b"T", b"M"])
+    async def test_a_stamp_that_no_tier_makes_is_no_newer_write(self, pair, entry, kind):
+        first, _ = pair
+        foreign = b"foreign!" + b"\xff" * 8 + kind
+        await first._ask([("SET", first.keys.entry("k"), foreign)], list)
+        seen = (await first.observe(["k"]))["k"]
+        assert (seen.id, seen.stamp) == (b"foreign!", 0)
+        assert (await _write(first, "k", entry())).outcome is Outcome.STORED
+        assert (await first.get("k")).value == "v"
 
 
 class TestLoads:
@@ -241,7 +252,9 @@ class TestLoads:
         await _write(first, "k", entry(), 1_000, b"8 bytes.")
         for seen in (Observation(b"", 0, math.inf), Observation(b"8 bytes.", 1_000, math.inf)):
             assert not await _load(first, "k", entry("new"), seen)
-        assert not await first.store({"k": Store(entry("new"), None)})
+        position = await _last_position(first)
+        await first._ask([("DEL", first.keys.entry("k"))], list)
+        assert not await first.store({"k": Store(replace(entry(), id=_id()), None, StoreKind.LOAD, position)})
 
     async def test_what_is_loaded_and_cannot_be_stored_removes_what_was_observed(self, pair, entry):
         first, second = pair

@@ -438,7 +438,7 @@ async def test_garbage_is_a_miss_and_counted(tier, servers, namespace, entry, ga
         await tier._ask([("SET", tier.keys.prefix + b"k", garbage)], list)
     else:
         async with tier._connection() as connection:
-            await connection.execute("UPDATE acgsperf_cache SET value = $2 WHERE namespace = $1", namespace, garbage)
+            await connection.execute("UPDATE acgsperf_cache_v2 SET value = $2 WHERE namespace = $1", namespace, garbage)
     assert await tier.get("k") is None
     assert tier.stats().corrupt == corrupt
     assert await tier.observe(["k"])

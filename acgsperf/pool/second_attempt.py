@@ -1,0 +1,139 @@
+"""A second connection attempt for a server that does not answer the first one.
+
+If a network loses what a connection attempt has sent, that attempt stays silent, also when the network works again. A
+new attempt is then answered at once. But a server that is only slow may need the whole `connect_timeout`, so the first
+attempt goes on.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from acgsperf.pool.slot import Connection
+
+    Connect = Callable[[float], Coroutine[Any, Any, Connection]]
+
+_log = logging.getLogger("acgsperf.pool")
+# The time after which an attempt counts as silent, and a second attempt is replaced by another one.
+_SILENT_S: Final = 1.0
+
+
+class Spare:
+    """The permission for a second attempt: a pool has one.
+
+    If the pool has no room for another connection, but several silent attempts, one of them makes room: it is aborted.
+
+    Args:
+        has_room: tells whether the pool may open one more connection.
+
+    Attributes:
+        first_attempts: first attempts in flight.
+        in_use: 1 while a second attempt uses room of its own, otherwise 0.
+    """
+
+    __slots__ = ("_has_room", "_taken", "first_attempts", "in_use")
+
+    def __init__(self, has_room: Callable[[], bool]) -> None:
+        self._has_room = has_room
+        self._taken = False
+        self.first_attempts = self.in_use = 0
+
+    def take(self) -> bool:
+        """Take the permission; returns False if it is taken, or there is no room for a connection."""
+        has_room = self._has_room()
+        if self._taken or not (has_room or self.first_attempts > 1):
+            return False
+        self._taken = True
+        self.in_use = int(has_room)
+        return True
+
+    def give_back(self) -> None:
+        """Give the permission back."""
+        self._taken = False
+        self.in_use = 0
+
+
+async def first_to_connect(connect: "Connect", timeout: float, spare: Spare) -> "Connection":  # noqa: ASYNC109
+    """Connect within `timeout` seconds, with a second attempt if the first one is silent for a second.
+
+    The first connection that is open is returned, and the other attempt is aborted. The second attempt is replaced by a
+    new one each second. If the first attempt fails, so does the whole, with its error.
+
+    Args:
+        connect: makes one attempt, within the seconds that it is given.
+        timeout: seconds for the whole.
+        spare: the permission for the second attempt.
+    """
+    if timeout <= _SILENT_S:
+        return await connect(timeout)
+    deadline = asyncio.get_running_loop().time() + timeout
+    first = asyncio.create_task(connect(timeout))
+    attempts = [first]
+    spare.first_attempts += 1
+    try:
+        await asyncio.wait(attempts, timeout=_SILENT_S)
+        if not first.done():
+            attempts.append(asyncio.create_task(_try_again(connect, deadline, spare, first)))
+            await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED)
+            if first.cancelled():
+                await asyncio.wait(attempts)
+        winner = next(filter(_has_succeeded, attempts), attempts[-1] if first.cancelled() else first)
+        connection = await winner
+    except BaseException:
+        await _abort(attempts)
+        raise
+    finally:
+        spare.first_attempts -= 1
+    attempts.remove(winner)
+    try:
+        await _abort(attempts)
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def _try_again(
+    connect: "Connect", deadline: float, spare: Spare, first: "asyncio.Task[Connection]"
+) -> "Connection":
+    clock = asyncio.get_running_loop().time
+    while not spare.take():  # noqa: ASYNC110 - the room of a pool changes in many ways
+        await asyncio.sleep(_SILENT_S)
+    try:
+        if not spare.in_use:
+            first.cancel()
+            await asyncio.wait((first,))
+        while (remaining := deadline - clock()) > 0:
+            # If no attempt of a slow server is left that has more time, this one has to be it.
+            is_last = not spare.in_use and spare.first_attempts == 1
+            share = remaining if is_last else min(_SILENT_S, remaining)
+            next_at = clock() + share
+            try:
+                return await connect(share)
+            except Exception as error:  # The error of the first attempt is the one that counts.
+                _log.debug("a second connection attempt failed: %s", type(error).__name__)
+            await asyncio.sleep(next_at - clock())
+        raise TimeoutError
+    finally:
+        spare.give_back()
+
+
+async def _abort(attempts: "Collection[asyncio.Task[Connection]]") -> None:
+    for attempt in attempts:
+        # Also closes the connection if the wait below is cancelled.
+        attempt.add_done_callback(_close)
+        attempt.cancel()
+    if attempts:
+        await asyncio.wait(attempts)
+
+
+def _has_succeeded(attempt: "asyncio.Task[Connection]") -> bool:
+    return attempt.done() and not attempt.cancelled() and attempt.exception() is None
+
+
+def _close(attempt: "asyncio.Task[Connection]") -> None:
+    """Close the connection of an attempt that succeeded though it was not needed any more."""
+    if _has_succeeded(attempt):
+        attempt.result().terminate()

@@ -1,0 +1,146 @@
+"""The connections of a PostgreSQL tier: they create the tables, and measure the server's clock."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Final
+
+import asyncpg
+
+from acgsperf.pool import ConnectionPool
+from acgsperf.tiers.postgres_schema import TableError, Tables, create
+from acgsperf.tiers.server_clock import ServerClock
+
+__all__ = ["Connections"]
+
+MAX_CONNECTIONS: Final = 6
+_TIME: Final = "SELECT extract(epoch FROM clock_timestamp())::double precision"
+
+
+class Connections:
+    """Lends connections of a pool of its own. The first borrower has the tables created.
+
+    Args:
+        dsn: of the server.
+        tables: are created if they are missing.
+        clock: is measured at the beginning, and again after each new connection, which may be another server's.
+        is_refusal: returns whether the server refuses one statement with this error.
+        prepare: is called over a connection once the tables are there.
+        options: of the pool.
+
+    Attributes:
+        pool: None if it is closed.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        tables: Tables,
+        clock: ServerClock,
+        is_refusal: Callable[[Exception], bool],
+        prepare: Callable[[Any], Awaitable[None]],
+        **options: Any,
+    ) -> None:
+        self.pool: ConnectionPool | None = None
+        self._dsn = dsn
+        self._tables = tables
+        self._clock = clock
+        self._is_refusal = is_refusal
+        self._prepare = prepare
+        self._options = options
+        self._ready = self._clock_is_known = False
+        self._setting_up = asyncio.Lock()
+
+    def open(self) -> None:
+        """Bind to the running event loop."""
+        # A lock belongs to the event loop in which it was first waited for.
+        self._setting_up = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Close the pool without waiting for a server that hangs. Call it when no call is in flight."""
+        pool, self.pool, self._ready = self.pool, None, False
+        if pool is not None:
+            await pool.close(0)
+
+    def borrow(self) -> "_Loan":
+        """Return a context manager that lends a connection to a server that has the tables."""
+        return _Loan(self)
+
+    async def _set_up(self) -> None:
+        async with self._setting_up:
+            if self._ready:
+                return
+            if self.pool is None:
+                # A reset after each use would halve the throughput, and only this tier uses these sessions.
+                pool = ConnectionPool(
+                    self._dsn,
+                    name=f"tier {self._tables.table}",
+                    min_size=0,
+                    max_size=MAX_CONNECTIONS,
+                    reset=False,
+                    init=self._note_connection,
+                    **self._options,
+                )
+                await pool.open()
+                self.pool = pool
+            async with self.pool.acquire() as connection:
+                try:
+                    await create(connection, self._tables)
+                    await self._prepare(connection)
+                except asyncpg.PostgresError as error:
+                    connection.terminate()
+                    if self._is_refusal(error):
+                        raise TableError(f"table {self._tables.entries} cannot be created: {error}") from error
+                    raise
+                except BaseException:
+                    # Without a rollback: a server that hangs would not answer it.
+                    connection.terminate()
+                    raise
+            self._ready = True
+
+    async def _note_connection(self, connection: Any) -> None:
+        # A query here would not be protected against what a server should not send.
+        self._clock_is_known = False
+
+    async def _measure_clock(self, connection: Any) -> None:
+        # The first call also prepares the statement, which takes a round trip of its own.
+        for _ in range(2):
+            sent = time.monotonic()
+            server_time = await connection.fetchval(_TIME)
+            self._clock.measured(sent, time.monotonic(), server_time)
+        self._clock_is_known = True
+
+
+class _Loan:
+    """Lends a connection for an `async with`. If its use fails, the connection is closed."""
+
+    __slots__ = ("_acquire", "_connection", "_owner")
+
+    def __init__(self, owner: Connections) -> None:
+        self._owner = owner
+
+    async def __aenter__(self) -> Any:
+        owner = self._owner
+        if not owner._ready:
+            await owner._set_up()
+        assert owner.pool is not None
+        self._acquire = owner.pool.acquire()
+        self._connection = await self._acquire.__aenter__()
+        if not owner._clock_is_known:
+            try:
+                await owner._measure_clock(self._connection)
+            except BaseException as error:
+                await self.__aexit__(type(error), error, error.__traceback__)
+                raise
+        return self._connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, asyncpg.UndefinedTableError):
+            # The table was dropped; the next call creates it again.
+            self._owner._ready = False
+        elif error is not None and not isinstance(error, asyncpg.PostgresError):
+            self._connection.terminate()
+        await self._acquire.__aexit__(kind, error, trace)
