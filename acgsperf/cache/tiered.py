@@ -40,8 +40,7 @@ class TieredCache(Generic[_V]):
     Warning: L1 returns the stored object itself, not a copy. Do not change it: every later caller would get the change.
 
     Args:
-        l1: an `LRUCache`, which belongs to this cache from now on. If it has a ttl of its own, this process serves a
-            value for at most that time before it asks the lower tiers again.
+        l1: an `LRUCache`, which belongs to this cache from now on. After its own ttl, the lower tiers are asked again.
         l2: the faster of the lower tiers. The cache opens and closes it. None (default) for no L2.
         l3: the slower of the lower tiers. The cache opens and closes it. None (default) for no L3.
         namespace: 1 to 100 printable characters. Caches with the same one on the same servers share their entries.
@@ -65,7 +64,7 @@ class TieredCache(Generic[_V]):
             its load fails, they get a `LoadError`. With None (default), each process loads for itself.
         backplane: tells other processes what this one writes, and vice versa. By default one on the server of L2, or
             else of L3. With None, L1 serves what others have changed until it expires there; give L1 a ttl then.
-        backplane_timeout: the seconds of silence of that backplane after which L1 does not answer alone, 1 by default.
+        backplane_timeout: the seconds of silence of the default one after which L1 does not answer alone, by default 1.
         clock: for tests. Returns seconds and never goes back, `time.monotonic` by default. Pass the same clock to L1.
 
     Attributes:
@@ -281,8 +280,7 @@ class TieredCache(Generic[_V]):
         Args:
             key: any str.
             loader: a coroutine function that takes the key and returns the value.
-            ttl: as for `set`.
-            tags: as for `set`.
+            ttl, tags: as for `set`.
 
         Raises:
             LoadTimeoutError: if the load takes longer than `hard_timeout`, and there is no stale value.
@@ -316,8 +314,7 @@ class TieredCache(Generic[_V]):
         Args:
             keys: any str.
             loader: a coroutine function that takes a list of keys and returns a mapping of keys to values.
-            ttl: as for `set`.
-            tags: as for `set`.
+            ttl, tags: as for `set`.
 
         Returns:
             A value for every key, None for those that the mapping lacks.
@@ -401,8 +398,8 @@ class TieredCache(Generic[_V]):
     async def expire_now(self, *keys: str) -> Written:
         """Make the values of keys stale in every tier and process, and return which tiers did so.
 
-        The next `get_or_load` loads the key; `soft_timeout` decides whether it returns the stale value meanwhile. The
-        value is kept for as long as it would have been, in case the load fails. `delete` removes a value.
+        The value is kept for `stale_ttl` from now on. The next `get_or_load` loads the key; `soft_timeout` decides
+        whether it waits, or returns the stale value. `delete` removes a value.
         """
         self._require_open()
         keys = tuple(dict.fromkeys(keys))
