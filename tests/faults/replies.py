@@ -69,6 +69,10 @@ def _array(items):
     return b"*%d\r\n" % len(items) + b"".join(items)
 
 
+def _item(value):
+    return b":%d\r\n" % value if isinstance(value, int) else _bulk(value)
+
+
 def _changed_array(change):
     """Return a part that changes the items of an array; a reply that is no array becomes an array."""
 
@@ -76,7 +80,7 @@ def _changed_array(change):
         reader = hiredis.Reader()
         reader.feed(right)
         reply = reader.gets()
-        return _array(change(list(map(_bulk, reply)) if isinstance(reply, list) else [right]))
+        return _array(change(list(map(_item, reply)) if isinstance(reply, list) else [right]))
 
     return part
 
@@ -89,7 +93,7 @@ def _changed_strings(change):
         reader.feed(right)
         reply = reader.gets()
         if isinstance(reply, list):
-            return _array([_bulk(item and change(item)) for item in reply])
+            return _array([_item(change(item) if isinstance(item, bytes) else item) for item in reply])
         return _bulk(change(reply)) if isinstance(reply, bytes) and right[:1] == b"$" else right
 
     return part

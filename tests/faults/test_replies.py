@@ -21,10 +21,10 @@ KEYS = [f"key-{number}" for number in range(4)]
 # The commands that each call sends.
 REDIS_CALLS = {
     "get": {"MGET", "GET"},
-    "set": {"SET"},
-    "delete": {"UNLINK"},
-    "tags": {"SET", "PEXPIRE", "GET", "MGET"},
-    "lock": {"EVAL"},
+    "set": {"EVALSHA"},
+    "delete": {"EVALSHA"},
+    "tags": {"EVALSHA", "MGET"},
+    "lock": {"EVALSHA"},
     "fence": {"ECHO"},
 }
 QUERY_S = 0.5
