@@ -585,6 +585,15 @@ class TestTags:
         await asyncio.sleep(1)
         assert set(await tier.get_many(["short", "long", "loaded"])) == {"long", "loaded"}
 
+    async def test_an_observed_token_lives_as_long_as_a_load_may_take(self, one, connection, table):
+        left = f"SELECT expires_at - extract(epoch FROM now()) FROM {table}_v2_tags WHERE tag = $1"
+        for _ in range(2):
+            await one.look_up(["k"], ["t"])
+            assert 60 < await connection.fetchval(left, tag_hash("t")) < 80
+            await connection.execute(
+                f"UPDATE {table}_v2_tags SET expires_at = expires_at - 50 WHERE tag > 2 OR tag < 1"
+            )
+
     async def test_a_tagged_write_takes_one_round_trip(self, one, entry, connection, table):
         assert await one.set("a", entry(tags=("t",)))
         sent = []
