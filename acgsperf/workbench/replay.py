@@ -176,7 +176,6 @@ class _Conductor:
         """
         options = self._options
         async with AsyncExitStack() as block:
-            bound = await block.enter_async_context(bounded_memory(bounded)) if bounded is not None else None
             others = [
                 await block.enter_async_context(OtherProcess(msgspec.structs.replace(options, process=number)))
                 for number in range(2, options.processes + 1)
@@ -184,8 +183,10 @@ class _Conductor:
             async with asyncio.TaskGroup() as group:
                 for other in others:
                     group.create_task(other.prepare(self._load, self._changed))
-                if warm or others:
-                    group.create_task(Run(options, self._cache, self._origin).send(self._load.requests, advanced))
+            # The others are connected: what their connections need does not count as memory for values.
+            bound = await block.enter_async_context(bounded_memory(bounded)) if bounded is not None else None
+            if warm or others:
+                await Run(options, self._cache, self._origin).send(self._load.requests, advanced)
             if bound is not None:
                 await bound()
             return self._report(await self._measure(others, advanced))

@@ -161,13 +161,12 @@ async def test_requests_of_every_kind_reach_the_other_process(tiers):
 
 
 async def test_a_private_redis_has_no_memory_for_all_values(tiers):
-    client = redis.asyncio.Redis.from_url(tiers["redis_url"], protocol=2)
-    before = await client.config_get("maxmemory*")
-    report = await replay(zipf_trace(15_000, distinct=5_000), **tiers, processes=2, private_redis=True)
+    async with redis.asyncio.Redis.from_url(tiers["redis_url"], protocol=2) as client:
+        before = await client.config_get("maxmemory*")
+        report = await replay(zipf_trace(15_000, distinct=5_000), **tiers, processes=2, private_redis=True)
+        assert await client.config_get("maxmemory*") == before
     assert all(share > 0.01 for share in values(report, "Answers from L3"))
     assert values(report, "Outdated answers")[0] in (0, None)
-    assert await client.config_get("maxmemory*") == before
-    await client.aclose()
 
 
 async def test_the_requests_that_fill_the_tiers_are_progress_too(tiers):
