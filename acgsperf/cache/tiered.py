@@ -17,7 +17,7 @@ from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats, Written
 from acgsperf.dispatch import LRUCache
-from acgsperf.errors import CacheError
+from acgsperf.errors import CacheError, TierError
 from acgsperf.tiers.base import Entry, Tier
 
 __all__ = ["CacheHealth", "TieredCache", "TieredStats", "Written"]
@@ -190,7 +190,11 @@ class TieredCache(Generic[_V]):
         if value is not None or self._l1.lru.peek(key, MISSING) is None:
             return value
         path = self._read_path
-        future = path.begin(key)
+        try:
+            future = path.begin(key)
+        except TierError:
+            self._require_open()
+            raise
         if future is not None:
             began_at, started = self._ordering.latest, monotonic()
             entry = await future
