@@ -9,6 +9,7 @@ from typing import Final
 
 from acgsperf.cache.lower_tiers import LowerTiers
 from acgsperf.tiers.base import Outcome, Tier, Write
+from acgsperf.tiers.ids import new_id
 from acgsperf.tiers.records import Record, RecordKind, of_keys, of_tag
 
 __all__ = ["Repairs"]
@@ -143,7 +144,8 @@ class Repairs:
         for key, identifier in batch.items():
             if self._undos.get(key) == identifier:
                 del self._undos[key]
-        for record in of_keys(RecordKind.KEYS, batch.items()):
+        # With new ids: a process that has got the undone write must not keep it.
+        for record in of_keys(RecordKind.KEYS, ((key, new_id()) for key in batch)):
             self._publish(record)
         return True
 
