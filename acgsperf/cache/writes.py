@@ -280,7 +280,12 @@ class Writes:
                 early = self._still_wanted(number, writes, l2)
                 l2.update(await call(second, early))
                 l3.update(await first)
-                again = {key: write for key, write in early.items() if l3[key].outcome is Outcome.STORED}
+                # If L2 did not answer, it is repaired: the caller does not wait for it twice.
+                again = {
+                    key: write
+                    for key, write in early.items()
+                    if l3[key].outcome is Outcome.STORED and l2[key].outcome in _SETTLED
+                }
                 if again:
                     l2.update(await call(second, again))
                 return

@@ -99,7 +99,7 @@ async def settle(cache):
         for _ in range(12):
             await asyncio.sleep(0)
         for tier, queue in zip(cache._lower_tiers.tiers, cache._lower_tiers.queues, strict=True):
-            while queue._stores or queue._demotions or tier._pending_writes:
+            while queue._stores or queue._demotions or tier._pending_writes:  # noqa: ASYNC110
                 await asyncio.sleep(0)
 
 
