@@ -28,6 +28,7 @@ _TRIES: Final = 3
 # The share of the deadline in which L3 has to answer before L2 is written as well.
 _HEAD_START: Final = 0.1
 _STORED: Final = WriteResult(Outcome.STORED)
+_NOT_DONE: Final = WriteResult(Outcome.REFUSED)
 # What a tier has after these is no older than the write.
 _SETTLED: Final = {Outcome.STORED, Outcome.REMOVED}
 
@@ -291,6 +292,8 @@ class Writes:
                 return
             l3.update(first.result())
         rest = {key: write for key, write in writes.items() if l3[key].outcome is not Outcome.NEWER}
+        for key in writes.keys() - rest.keys():
+            l2.setdefault(key, _NOT_DONE)
         wanted = self._still_wanted(number, rest, l2)
         if wanted:
             l2.update(await call(second, wanted))

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from acgsperf import LRUCache
 from acgsperf.cache import TieredCache, Written, repairs
+from acgsperf.tiers import Outcome, WriteResult
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
 from acgsperf.workbench.server_processes import PrivateRedis
@@ -408,3 +409,23 @@ async def test_a_removal_that_fails_during_its_repair_is_repaired(held, l3, sett
         assert (await cache.delete("key")).l3 is False
     assert "key" not in l3
     assert "key" not in l2
+
+
+class NewerTier(MemoryTier):
+    """Has something newer than any write, because the clock of another process is ahead."""
+
+    async def write(self, writes):
+        self.calls.append(("write", tuple(writes)))
+        return {key: WriteResult(Outcome.NEWER, write.stamp + 1) for key, write in writes.items()}
+
+
+@pytest.mark.parametrize("newer", ["l2", "l3"])
+async def test_a_write_that_loses_every_time_is_done_in_no_tier(open_cache, clock, l2, l3, newer):
+    tiers = {"l2": l2, "l3": l3} | {newer: NewerTier(newer, clock)}
+    cache = await open_cache(tiers["l2"], tiers["l3"], backplane=None)
+    written = await cache.set("key", "value")
+    # Where L3 has something newer, L2 must not have the older value.
+    assert written == Written(True, False, newer == "l2")
+    assert cache.get_local("key") is None
+    assert ("key" in l2) is False
+    assert await cache.delete("key") == Written(True, False, newer == "l2")
