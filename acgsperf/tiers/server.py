@@ -182,9 +182,12 @@ class ServerTier(Tier):
         try:
             if not isinstance(key, str):
                 check_key(key)
-            future = self.begin_get(key)
-            if future is not None:
-                return await future
+            # What `begin_get` does, without a call.
+            reads = self._reads
+            if not reads.waiting or get_ident() != self._thread:
+                self._check_use()
+            if self._breaker.state is _CLOSED and key not in self._pending_writes:
+                return await reads.get(key)
             if self._breaker.state is not _CLOSED and not self._may_read(1):
                 return None
             return (await self._read_after_write((key,))).get(key)
