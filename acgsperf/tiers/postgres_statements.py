@@ -25,7 +25,6 @@ _PARAMETER: Final = re.compile(r"(?<!:):([a-z_]+)")
 _NOW: Final = "extract(epoch FROM clock_timestamp())::double precision"
 
 
-
 def _reversed(eight_bytes: str) -> str:
     """Return SQL for eight bytes in reverse order, so that numbers compare as bytes do, or are little-endian again."""
     parts = " || ".join(f"substr(b, {at}, 1)" for at in range(8, 0, -1))
