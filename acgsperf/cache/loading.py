@@ -211,7 +211,9 @@ class Loading:
             if (entry := candidates.get(key)) is not None
             and self._lower_tiers.ordering.is_current(found.began_at, key, entry.tags)
         }
-        return self.flights.start(keys, partial(self._run, keys, found.seen, source), source.tags, servable)
+        began_at = self._lower_tiers.ordering.latest
+        load = partial(self._run, keys, found.seen, source)
+        return self.flights.start(keys, load, source.tags, servable, began_at)
 
     async def _run(
         self, keys: Sequence[str], seen: Mapping[str, Seen], source: Source, flight: Flight
@@ -233,7 +235,12 @@ class Loading:
             return values | await self._load_locked(self._lock, flight, missing, source)
         if missing:
             loaded = await self._call_loader(flight, missing, source)
-            values |= {key: self._store(flight, key, entry, seen[key]) for key, entry in loaded.items()}
+            # Before the first one is stored: storing supersedes reads, of all keys if there are very many.
+            current = {key for key, entry in loaded.items() if self._is_current(flight, key, entry)}
+            for key, entry in loaded.items():
+                values[key] = entry.value
+                if key in current:
+                    self._store(key, entry, seen[key])
         return values
 
     async def _load_locked(
@@ -281,7 +288,11 @@ class Loading:
             loaded = {key: entry for key, entry in loaded.items() if key not in newer}
         else:
             values = {}
-        shared = {key: entry for key, entry in loaded.items() if key in flight.keys and self._may_be_shared(entry)}
+        shared = {
+            key: entry
+            for key, entry in loaded.items()
+            if self._is_current(flight, key, entry) and self._may_be_shared(entry)
+        }
         values |= {key: self._store_in_l1(flight, key, entry, seen[key]) for key, entry in loaded.items()}
         # Wait before the locks are released. Otherwise the next holder would not find the entries.
         stored = await self._lower_tiers.put_and_wait(shared, seen) if shared else frozenset[str]()
@@ -323,11 +334,11 @@ class Loading:
                 entries[key] = self._staleness.entry(loaded[key], source.ttl, source.tags)
         return entries
 
-    def _store(self, flight: Flight, key: str, entry: Entry, seen: Seen) -> Any:
-        """Store a loaded entry in every tier, unless a write has superseded the load. Return its value."""
-        if key in flight.keys and self._may_be_shared(entry):
+    def _store(self, key: str, entry: Entry, seen: Seen) -> None:
+        """Store a loaded entry in every tier."""
+        if self._may_be_shared(entry):
             self._lower_tiers.put(key, entry, seen)
-        return self._store_in_l1(flight, key, entry, seen)
+        self._put_in_l1(key, entry, seen)
 
     def _store_in_l1(self, flight: Flight, key: str, entry: Entry, seen: Seen | None = None) -> Any:
         """Store an entry in L1, unless a write has superseded the load. Return its value.
@@ -338,11 +349,18 @@ class Loading:
             entry: what it has loaded or found.
             seen: what the tiers had before the load. If it took longer than they remember writes, it is not kept.
         """
-        if key in flight.keys:
-            self._failures.pop(key, None)
-            if seen is None or time.monotonic() < seen.expires_at:
-                self._l1.put(key, entry)
+        if self._is_current(flight, key, entry):
+            self._put_in_l1(key, entry, seen)
         return entry.value
+
+    def _put_in_l1(self, key: str, entry: Entry, seen: Seen | None) -> None:
+        self._failures.pop(key, None)
+        if seen is None or time.monotonic() < seen.expires_at:
+            self._l1.put(key, entry)
+
+    def _is_current(self, flight: Flight, key: str, entry: Entry) -> bool:
+        """Whether no write has superseded the load, nor one that was in flight when it began."""
+        return key in flight.keys and self._lower_tiers.ordering.is_current(flight.began_at, key, entry.tags)
 
     def _may_be_shared(self, entry: Entry) -> bool:
         # Clients choose the keys of negative entries: without a limit they could fill the lower tiers.

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Self
 
 from acgsperf.cache.l1 import L1
@@ -257,9 +257,10 @@ class Lookup:
         if wait.passed or (not entries and self._deadline_passed(started)):
             self.deadlines += 1
             return
+        unanswerable = await self._refused_below(entries, found, tags, started)
         for key, entry in entries.items():
             seen = found.l2.get(key)
-            if seen is not None and l3.coherent and entry.stamp < seen.stamp:
+            if key in unanswerable or (seen is not None and l3.coherent and entry.stamp < seen.stamp):
                 # L2 has had a newer write, which L3 has not carried out.
                 continue
             best = found.entries.get(key)
@@ -269,6 +270,22 @@ class Lookup:
                     if seen is not None and self._ordering.is_current(began_at, key, entry.tags):
                         self._lower_tiers.copy_to_l2(key, entry, seen)
                     self._keep(began_at, key, entry)
+
+    async def _refused_below(
+        self, entries: Mapping[str, Entry], found: Found, tags: Sequence[str], started: float
+    ) -> set[str]:
+        """Return the keys of entries of L3 with a tag whose invalidation L3 has refused or not yet answered."""
+        l2 = self._lower_tiers.l2
+        refused = {key for key in entries if (seen := found.l2.get(key)) is not None and seen.refused_below}
+        if l2 is not None and l2.coherent:
+            for key, entry in entries.items():
+                # The tags of a row are known only now, if the caller did not name them.
+                if key in found.l2 and key not in refused and not set(entry.tags) <= set(tags):
+                    with self._timer(started):
+                        more = await l2.observe((key,), entry.tags)
+                        if (seen := more.get(key)) is not None and seen.refused_below:
+                            refused.add(key)
+        return refused
 
     async def _look_up(
         self, l3: Tier, keys: Sequence[str], tags: Sequence[str], observing: bool

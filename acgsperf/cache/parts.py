@@ -3,6 +3,8 @@
 import math
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from acgsperf.backplane import Backplane, beside
 from acgsperf.cache.l1 import L1
 from acgsperf.cache.listener import CacheListener
@@ -103,6 +105,8 @@ class Parts:
         return backplane
 
     def _publish(self, record: Record) -> None:
+        """Apply a record of a repair in this process, and tell the others."""
+        self.listener.apply(replace(record, writer=self._writer))
         if self.backplane is not None:
             self.backplane.publish(record)
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from itertools import islice
 from typing import Final
 
@@ -26,12 +26,13 @@ _LONGEST_PAUSE_S: Final = 5.0
 class Repairs:
     """Invalidates what tiers disagree about, in the background, until every tier has answered.
 
-    L3 comes first, then L2: in the meantime a read may have copied L3's old row to L2. Then the other processes are
-    told. A removal has the stamp of the failed write, so that it removes nothing newer.
+    L3 comes first, then L2: in the meantime a read may have copied L3's old row to L2. Then every process is told,
+    this one as well: its L1 may have what a tier had before the repair. A removal has the stamp of the failed write, so
+    that it removes nothing newer.
 
     Args:
         lower_tiers: the tiers.
-        publish: tells the other processes.
+        publish: tells this process and the others.
     """
 
     def __init__(self, lower_tiers: LowerTiers, publish: Callable[[Record], object]) -> None:
@@ -39,8 +40,8 @@ class Repairs:
         self._publish = publish
         self._namespace = ""
         self._removals: dict[str, Write] = {}
-        # Writes of unknown outcome that no tier surely has: the id of each.
-        self._undos: dict[str, bytes] = {}
+        # Writes of unknown outcome that no tier surely has: key and id of each.
+        self._undos: dict[tuple[str, bytes], None] = {}
         # None stands for the whole namespace. The value is another one each time: one that fails during its repair is
         # repaired again.
         self._tags: dict[str | None, object] = {}
@@ -74,19 +75,20 @@ class Repairs:
     def remove(self, key: str, write: Write) -> None:
         """Remove a key from every tier unless a tier has something newer than a failed write."""
         if self._has_room(key, self._removals):
-            self._removals[key] = write
+            queued = self._removals.get(key)
+            self._removals[key] = write if queued is None or queued.stamp < write.stamp else queued
 
     def undo(self, key: str, identifier: bytes) -> None:
         """Remove a key where a tier has the write with this id."""
-        if self._has_room(key, self._undos):
-            self._undos[key] = identifier
+        if self._has_room((key, identifier), self._undos):
+            self._undos[key, identifier] = None
 
     def invalidate(self, tag: str | None) -> None:
         """Invalidate a tag in every tier; with None, everything."""
         if self._has_room(tag, self._tags):
             self._tags[tag] = object()
 
-    def _has_room(self, name: object, queue: "dict[str, Write] | dict[str, bytes] | dict[str | None, object]") -> bool:
+    def _has_room(self, name: object, queue: Container[object]) -> bool:
         if None in self._tags and name is not None:
             self._tags[None] = object()
             return False
@@ -135,12 +137,12 @@ class Repairs:
         return len(left) == len(batch)
 
     async def _undo(self) -> bool:
-        batch = dict(islice(self._undos.items(), _BATCH))
+        # One of a key at a time.
+        batch = dict(islice(self._undos, _BATCH))
         if not batch or not await self._by_all(lambda tier: tier.remove_written(batch)):
             return not batch
-        for key, identifier in batch.items():
-            if self._undos.get(key) == identifier:
-                del self._undos[key]
+        for undone in batch.items():
+            self._undos.pop(undone, None)
         # With new ids: a process that has got the undone write must not keep it.
         for record in of_keys(RecordKind.KEYS, ((key, new_id()) for key in batch)):
             self._publish(record)

@@ -23,6 +23,7 @@ class Flight:
         tags: the tags of the entries that the load makes.
         loader_keys: the keys that the loader was called with.
         stale: the entries that may be served meanwhile.
+        began_at: the number of the latest write when the load began.
         done: resolved when the load has ended, with or without success.
         detached: whether the load continues when no caller waits for it.
     """
@@ -34,6 +35,7 @@ class Flight:
         "_timer",
         "_values",
         "_wanted",
+        "began_at",
         "detached",
         "done",
         "keys",
@@ -43,12 +45,13 @@ class Flight:
         "waiters",
     )
 
-    def __init__(self, keys: Iterable[str], tags: tuple[str, ...], stale: Mapping[str, Entry]) -> None:
+    def __init__(self, keys: Iterable[str], tags: tuple[str, ...], stale: Mapping[str, Entry], began_at: int) -> None:
         self._wanted: Final = tuple(keys)
         self.keys = set(self._wanted)
         self.loader_keys: set[str] = set()
         self.tags = tags
         self.stale = stale
+        self.began_at: Final = began_at
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.detached = False
         self.waiters = 0
@@ -156,6 +159,7 @@ class Flights:
         load: Callable[[Flight], Coroutine[Any, Any, Mapping[str, Any]]],
         tags: tuple[str, ...],
         stale: Mapping[str, Entry],
+        began_at: int,
     ) -> Flight:
         """Start a load of keys that are not in flight, in the context of the caller.
 
@@ -164,7 +168,7 @@ class Flights:
         """
         if self.closed:
             raise CacheError(f"cache {self._namespace!r} was closed before the load started")
-        flight = Flight(keys, tags, stale)
+        flight = Flight(keys, tags, stale, began_at)
         for key in flight.keys:
             self._flights[key] = flight
         if self._hard_timeout is not None:

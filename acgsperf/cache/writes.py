@@ -285,8 +285,9 @@ class Writes:
                 again = {
                     key: write
                     for key, write in early.items()
-                    if l3[key].outcome is Outcome.STORED and l2[key].outcome in _SETTLED
+                    if l3[key].outcome in _SETTLED and l2[key].outcome in _SETTLED
                 }
+                again = self._still_wanted(number, again, l2)
                 if again:
                     l2.update(await call(second, again))
                 return
@@ -307,8 +308,10 @@ class Writes:
             if self._is_latest(number, key, write):
                 wanted[key] = write
             else:
-                # The later write decides, and reports.
+                # The later write decides. It may fail, and then the tiers must not have something older than this one.
                 results[key] = _STORED
+                if write.stamp:
+                    self._repairs.remove(key, Write(None, new_id(), write.stamp))
         return wanted
 
     def _is_latest(self, number: int, key: str, write: Write) -> bool:
@@ -360,8 +363,15 @@ class Writes:
             return None, await call_l3(l3)
         first = asyncio.Task(_awaited(call_l3(l3)))
         await asyncio.wait((first,), timeout=self._longest_deadline * _HEAD_START)
-        of_l2 = await call_l2(l2, first.done() and _carried_out(first.result()))
-        return of_l2, await first
+        if first.done():
+            of_l3 = first.result()
+            return await call_l2(l2, _carried_out(of_l3)), of_l3
+        of_l2 = await call_l2(l2, False)
+        of_l3 = await first
+        if _carried_out(of_l3) and _carried_out(of_l2):
+            # In between, a read may have found in L3 what was not invalidated yet, and L1 may have kept it.
+            of_l2 = await call_l2(l2, True)
+        return of_l2, of_l3
 
     async def _written(self, l2: WriteResult | None, l3: WriteResult | None, record: Record) -> Written:
         published = True if any(result is not None and result.published for result in (l2, l3)) else None

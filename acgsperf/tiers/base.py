@@ -101,6 +101,8 @@ class Observation(Struct, frozen=True):
         expires_at: the time of `time.monotonic` until which a store may rely on the observation.
         tokens: of the namespace and of the tags of the load, in this order.
         invalidations: changes when a tag is invalidated or the namespace is cleared.
+        refused_below: whether the slower tier has refused, or not yet answered, an invalidation of these tags or of
+            everything: its entries do not answer.
     """
 
     id: bytes
@@ -108,6 +110,7 @@ class Observation(Struct, frozen=True):
     expires_at: float
     tokens: tuple[bytes, ...] = ()
     invalidations: bytes = b""
+    refused_below: bool = False
 
 
 class StoreKind(Enum):

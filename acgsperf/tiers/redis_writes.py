@@ -163,7 +163,8 @@ class RedisWrites:
                     header = envelope.unseal_header(value)
                     tokens = (reply[0], *(reply[2 + tags[tag]] for tag in item[1]))
                     stamp = header.stamp if header.stamp < MOST_STAMP else 0
-                    found[item] = Observation(header.id, stamp, expires_at, tokens, reply[1])
+                    refused = any(len(token) % 2 for token in tokens)
+                    found[item] = Observation(header.id, stamp, expires_at, tokens, reply[1], refused)
         return [found.get(item) for item in wanted]
 
     async def invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
