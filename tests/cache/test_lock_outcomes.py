@@ -100,7 +100,8 @@ async def test_any_value_that_was_stored_is_shared(open_on, value):
 @pytest.mark.usefixtures("never_asks")
 @pytest.mark.parametrize("with_many", [False, True])
 async def test_a_failure_is_shared(open_on, with_many):
-    first, *others = await open_on(3)
+    # Of two that also load `other`, one could wake up because of that, and find the lock of `key` free.
+    first, *others = await open_on(2 if with_many else 3)
     failing, unused = Loader(error=OSError("the source is down"), gate_open=False), Loader()
     load = asyncio.create_task(first.get_or_load("key", failing))
     await failing.began.wait()
@@ -112,7 +113,6 @@ async def test_a_failure_is_shared(open_on, with_many):
     ]
     for other in others:
         await waits(other, "key")
-    calls = unused.calls
     failing.gate.set()
     async with asyncio.timeout(10):
         with pytest.raises(OSError, match="the source is down"):
@@ -122,8 +122,7 @@ async def test_a_failure_is_shared(open_on, with_many):
                 LoadError, match="the load of 'key' failed in another process: OSError: the source is down"
             ):
                 await task
-    # Of `other`, which nobody else loads, at most.
-    assert unused.calls == calls == with_many
+    assert unused.calls == with_many
     # The next call loads.
     assert await others[0].get_or_load("key", unused) == "loaded"
 

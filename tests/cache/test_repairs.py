@@ -21,7 +21,7 @@ from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
 from acgsperf.workbench.server_processes import PrivateRedis
 
-DEADLINE_S = 0.25
+DEADLINE_S = 0.4
 # What the two tiers carry out while each fault lasts: L2, L3.
 FAULTS = {
     "redis refuses scripts": (False, True),
@@ -130,6 +130,15 @@ async def all_tiers_accept(cache):
     return (await cache.set("probe", 1)).everywhere
 
 
+async def store(cache, key, value, **options):
+    """Store a value everywhere. A machine that is busy with other tests may not do so within the deadline."""
+
+    async def is_stored():
+        return (await cache.set(key, value, **options)).everywhere
+
+    await until(is_stored)
+
+
 async def repaired(cache):
     return cache.stats().unrepaired == 0
 
@@ -168,9 +177,11 @@ async def test_a_write_that_fails_is_reported_and_the_tiers_agree_in_the_end(
 ):
     cache, reader, cleared = await open_on(), await open_on(), await open_on(namespace=f"{namespace}-cleared")
     for key in KEYS:
-        assert (await cache.set(key, "old", tags=[key])).everywhere
-    assert (await cleared.set("clear", "old")).everywhere
-    assert await reader.get_many(KEYS) == dict.fromkeys(KEYS, "old")
+        await store(cache, key, "old", tags=[key])
+    await store(cleared, "clear", "old")
+    for key in KEYS:
+        await until(lambda key=key: is_answered(reader, key, "old"))
+    await is_repaired(cache)
 
     l2, l3 = FAULTS[fault]
     await faults.begin(fault)
@@ -217,7 +228,7 @@ async def is_answered(cache, key, answer):
 
 async def test_a_set_that_redis_has_no_memory_for_leaves_nothing_old(open_on, private_redis):
     cache = await open_on()
-    await cache.set("key", "old")
+    await store(cache, "key", "old")
     async with Redis.from_url(private_redis.url, protocol=2) as client:
         await client.config_set("maxmemory", 1)
         try:
@@ -235,7 +246,7 @@ async def test_a_set_that_redis_has_no_memory_for_leaves_nothing_old(open_on, pr
 
 async def test_a_slow_postgres_and_a_frozen_redis_take_one_deadline_and_not_two(open_on, faults, victim, stopwatch):
     cache = await open_on()
-    await cache.set("key", "old")
+    await store(cache, "key", "old")
     blocker = await asyncpg.connect(victim.dsn)
     try:
         transaction = blocker.transaction()
@@ -258,8 +269,8 @@ async def test_a_slow_postgres_and_a_frozen_redis_take_one_deadline_and_not_two(
 @pytest.mark.parametrize("fault", ["redis is frozen", "postgres is frozen"])
 async def test_a_write_whose_caller_was_cancelled_is_repaired_as_well(open_on, faults, fault):
     cache = await open_on()
-    await cache.set("set", "old")
-    await cache.set("delete", "old")
+    await store(cache, "set", "old")
+    await store(cache, "delete", "old")
     await faults.begin(fault)
     tasks = [asyncio.create_task(CALLS[name](cache)) for name in ("set", "delete")]
     await asyncio.sleep(0.01)
@@ -292,7 +303,7 @@ async def test_a_later_write_that_succeeds_is_not_undone_by_the_repair(open_on, 
 async def test_more_failed_writes_than_fit_end_in_a_cleared_cache(open_on, faults, monkeypatch, caplog):
     monkeypatch.setattr(repairs, "_MAX_QUEUED", 3)
     cache = await open_on()
-    await cache.set("other", "value")
+    await store(cache, "other", "value")
     await faults.begin("redis refuses scripts")
     for number in range(6):
         await cache.set(f"key {number}", number)
@@ -308,7 +319,7 @@ async def test_more_failed_writes_than_fit_end_in_a_cleared_cache(open_on, fault
 
 async def test_closing_with_failed_writes_that_are_not_repaired_warns_once(open_on, faults, caplog):
     cache = await open_on()
-    await cache.set("b", "old")
+    await store(cache, "b", "old")
     await faults.begin("redis refuses scripts")
     await cache.set("a", 1)
     await cache.delete("b")
@@ -330,7 +341,7 @@ async def test_closing_with_failed_writes_that_are_not_repaired_warns_once(open_
 
 async def test_closing_without_failed_writes_does_not_warn(open_on, caplog):
     cache = await open_on()
-    await cache.set("key", 1)
+    await store(cache, "key", 1)
     await cache.close()
     assert not [record for record in caplog.records if record.name == "acgsperf.cache"]
 
