@@ -15,6 +15,7 @@ from acgsperf.backplane.receiver import Receiver
 from acgsperf.backplane.server import ServerBackplane
 from acgsperf.errors import BackplaneError
 from acgsperf.pool.server_address import parsed_address
+from acgsperf.tiers.base import Tier
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.postgres_schema import Tables
 from acgsperf.tiers.records import Record, packed
@@ -66,6 +67,11 @@ class PostgresBackplane(ServerBackplane):
 
     def __repr__(self) -> str:
         return f"PostgresBackplane(table={self._tables.table!r})"
+
+    def shares_server_with(self, tier: Tier) -> bool:
+        if not isinstance(tier, PostgresTier):
+            return False
+        return (tier._dsn, tier._tables.table) == (self._dsn, self._tables.table)
 
     async def watch(self, table: str, tags: Sequence[str], *, coarse: str | None = None, notify: bool = True) -> bool:
         """Install triggers: rows that change in a table of the application invalidate tags, whoever changes them.
