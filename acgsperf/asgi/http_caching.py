@@ -4,8 +4,7 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
@@ -14,6 +13,7 @@ from urllib.parse import quote
 from msgspec import ValidationError, convert
 
 from acgsperf.cache import TieredCache
+from acgsperf.cache.pending import PendingLoad
 
 __all__ = ["CacheableRequest", "Recording", "ResponseCache", "Stored"]
 
@@ -90,14 +90,16 @@ class Stored(NamedTuple):
 class CacheableRequest:
     """A request that the cache may answer."""
 
-    __slots__ = ("headers", "if_none_match", "max_age", "outdated", "reach", "root", "tag", "uses_stored")
+    __slots__ = ("headers", "if_none_match", "load", "max_age", "reach", "root", "tag", "uses_stored", "variant")
 
     def __init__(self, root: str, tag: str, headers: Headers, directives: Mapping[str, str | None]) -> None:
         self.root = root
         self.tag = tag
         self.headers = headers
-        # Set if its URI is invalidated while the application computes the response, which may then be out of date.
-        self.outdated = False
+        # The key of the variant that it asks for, if the cache knows what the variants of its URI depend on.
+        self.variant: str | None = None
+        # What the tiers had before the application was called; None if the response will not be stored.
+        self.load: PendingLoad | None = None
         names = {name for name, _ in headers}
         # RFC 9111, 5.4: Pragma counts only without Cache-Control.
         pragma = b"cache-control" not in names and "no-cache" in _directives(_joined(headers, b"pragma"))
@@ -228,7 +230,6 @@ class ResponseCache:
         self._ttl = ttl
         self._vary = tuple(sorted({name.lower() for name in vary}))
         self.hits = self.misses = self.bypassed = self.stored = 0
-        self._in_flight: dict[str, set[CacheableRequest]] = {}
 
     def request(self, scope: Mapping[str, Any]) -> CacheableRequest | None:
         """Return the request of a scope; None if the cache must not answer it."""
@@ -265,19 +266,17 @@ class ResponseCache:
         varying = _varying(found)
         if varying is None:
             return found
-        return await self.cache.get(_varied(request.root, varying, request.headers))
+        request.variant = _varied(request.root, varying, request.headers)
+        return await self.cache.get(request.variant)
 
-    @contextmanager
-    def loading(self, request: CacheableRequest) -> Iterator[None]:
-        """Wrap a call of the application for a request that no stored response answers."""
-        in_flight = self._in_flight.setdefault(request.tag, set())
-        in_flight.add(request)
-        try:
-            yield
-        finally:
-            in_flight.discard(request)
-            if not in_flight:
-                self._in_flight.pop(request.tag, None)
+    async def begin(self, request: CacheableRequest) -> None:
+        """Prepare to store the response to a GET. Call it before the application computes the response.
+
+        `store` compares what is observed here. If a worker invalidates the URI in the meantime, the response may be out
+        of date, and is not stored.
+        """
+        keys = [request.root] if request.variant is None else [request.root, request.variant]
+        request.load = await PendingLoad.begin(self.cache, keys, (request.tag,))
 
     def record(self, request: CacheableRequest, status: int, headers: Headers) -> Recording:
         """Start recording a response with its status and headers."""
@@ -286,23 +285,21 @@ class ResponseCache:
         return recording
 
     async def store(self, recording: Recording, route: str) -> None:
-        """Store a response that has been sent completely."""
+        """Store a response that has been sent completely, unless something has superseded it since `begin`."""
         request = recording.request
         response = recording.finished(self.clock(), route)
-        if response is None or request.outdated:
+        if response is None or request.load is None:
             return
-        values: dict[str, Any] = {request.root: response}
+        key, values = request.root, dict[str, Any]()
         if recording.varying:
-            variant = _varied(request.root, recording.varying, request.headers)
-            values = {request.root: (_FORMAT, recording.varying), variant: response}
-        await self.cache.set_many(values, response.lifetime - response.initial_age, tags=(request.tag,))
-        self.stored += 1
+            key = _varied(request.root, recording.varying, request.headers)
+            values[request.root] = (_FORMAT, recording.varying)
+        values[key] = response
+        self.stored += key in await request.load.store(values, response.lifetime - response.initial_age)
 
     async def invalidate(self, scope: Mapping[str, Any]) -> None:
         """Delete what is stored for the URI of an unsafe request that succeeded (RFC 9111, 4.4)."""
         if scope["method"] not in _SAFE and len(tag := _uri(scope)) <= _MAX_KEY:
-            for request in self._in_flight.get(tag, ()):
-                request.outdated = True
             await self.cache.invalidate_tag(tag)
 
 

@@ -53,7 +53,8 @@ class PerformanceMiddleware:
             metrics page.
         metrics_path: path of the metrics page.
         max_routes: number of routes with latencies of their own; all other routes are counted as "other".
-        clock: returns seconds since the epoch; must be the clock of the cache.
+        clock: for tests. Returns seconds since the epoch, by default `time.time`, because HTTP dates do so too. The
+            clock of the cache is another one: it is monotonic.
 
     Raises:
         TypeError, ValueError: if an argument is out of bounds, or for `require_hash` without a validator.
@@ -136,10 +137,11 @@ class PerformanceMiddleware:
         if self._responses is not None:
             request = self._responses.request(scope)
             if request is not None:
-                if not await self._answered(self._responses, request, scope, send, started_ns):
-                    with self._responses.loading(request):
-                        await self._forward(scope, receive, send, started_ns, request)
-                return
+                if await self._answered(self._responses, request, scope, send, started_ns):
+                    return
+                # A response to HEAD has no body to store.
+                if scope["method"] == "GET":
+                    await self._responses.begin(request)
         await self._forward(scope, receive, send, started_ns, request)
 
     def _refusal(self, validator: ComplianceValidator, scope: Scope) -> bytes | None:
@@ -260,8 +262,8 @@ class _Exchange:
         if kind == "http.response.start":
             self.status = message["status"]
             headers = list(message.get("headers", ()))
-            # A response to HEAD has no body to store, and trailers are not stored.
-            if self.request is not None and self._scope["method"] == "GET" and not message.get("trailers"):
+            # Trailers are not stored.
+            if self.request is not None and self.request.load is not None and not message.get("trailers"):
                 assert self.responses is not None
                 self._recording = self.responses.record(self.request, self.status, headers)
             elif self.responses is not None and 200 <= self.status < 400:

@@ -8,6 +8,8 @@ from acgsperf._native import envelope_format as envelope
 from acgsperf.cache.l1 import L1
 from acgsperf.cache.loading import Loading
 from acgsperf.cache.lower_tiers import LowerTiers
+from acgsperf.cache.repairs import Repairs
+from acgsperf.tiers.base import Outcome
 from acgsperf.tiers.records import MAX_KEY_BYTES, Record, RecordKind, texts
 
 __all__ = ["CacheListener"]
@@ -22,6 +24,7 @@ class CacheListener:
         l1: loses what a record names, unless it holds that very write.
         lower_tiers: reads of them are superseded.
         loading: loads are superseded.
+        repairs: invalidate what a tier refuses to.
         unlocked: called with key and outcome when another process has released the lock of a key; None for no call.
     """
 
@@ -30,12 +33,14 @@ class CacheListener:
         l1: L1[Any],
         lower_tiers: LowerTiers,
         loading: Loading,
+        repairs: Repairs,
         unlocked: Callable[[str, bytes], object] | None,
     ) -> None:
         self._l1 = l1
         self._lower_tiers = lower_tiers
         self._ordering = lower_tiers.ordering
         self._loading = loading
+        self._repairs = repairs
         self._unlocked = unlocked
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -107,8 +112,9 @@ class CacheListener:
 
     async def _invalidate(self, tag: str | None) -> None:
         tiers = [tier for tier in (self._lower_tiers.l3, self._lower_tiers.l2) if tier is not None]
-        for tier in tiers:
-            await tier.invalidate(tag)
+        results = [await tier.invalidate(tag) for tier in tiers]
+        if any(result.outcome is not Outcome.STORED for result in results):
+            self._repairs.invalidate(tag)
         # What was read from a tier until now may be old.
         if tag is None:
             self._supersede_all()

@@ -112,7 +112,7 @@ class Lookup:
                 unknown.append(key)
             elif not entry.negative:
                 found[key] = entry.value
-        if unknown and self._tiers:
+        if unknown:
             read = await self._read(unknown, (), observing=False)
             for key in unknown:
                 entry = read.entries.get(key) or self.unverified(key, read)
@@ -157,7 +157,7 @@ class Lookup:
     async def _get_from_tiers(self, key: str) -> Entry | None:
         """Return the entry of a key. Nothing is observed unless it is needed to answer."""
         if not self._tiers:
-            return None
+            return self._l1.unverified(key)
         began_at = self._ordering.latest
         started = self._time()
         tier = self._tiers[0]

@@ -1,7 +1,7 @@
 """L2 and L3 together: opened and closed, and what is stored there in the background. `Writes` writes to them."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -97,8 +97,8 @@ class LowerTiers:
         for queue, store in self._stores(entry, seen):
             queue.put(key, store)
 
-    async def put_and_wait(self, entries: Mapping[str, Entry], seen: Mapping[str, Seen]) -> frozenset[str]:
-        """`put` entries, but wait for the first tier, and return the keys that it has stored."""
+    def put_and_wait(self, entries: Mapping[str, Entry], seen: Mapping[str, Seen]) -> Awaitable[frozenset[str]]:
+        """`put` entries now, but wait for the first tier, and return the keys that it has stored."""
         first: dict[str, Store] = {}
         for key, entry in entries.items():
             self.ordering.supersede(key)
@@ -108,7 +108,7 @@ class LowerTiers:
                     first[key] = store
                 else:
                     queue.put(key, store)
-        return await self.tiers[0].store(first) if first else frozenset()
+        return self.tiers[0].store(first) if first else _nothing_stored()
 
     def _stores(self, entry: Entry, seen: Seen) -> "list[tuple[WriteBehind, Store]]":
         stores = []
@@ -148,6 +148,10 @@ class LowerTiers:
         """Remove every queued entry."""
         for queue in self.queues:
             queue.supersede_all()
+
+
+async def _nothing_stored() -> frozenset[str]:
+    return frozenset()
 
 
 def _no_position() -> Any:

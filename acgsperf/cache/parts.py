@@ -74,7 +74,9 @@ class Parts:
         self.loading = Loading(namespace, self.l1, tiers, self.lookup, staleness, lock)
         self.repairs = Repairs(tiers, self._publish)
         self.writes = Writes(self.l1, tiers, self.loading, self.promotion, self.repairs)
-        self.listener = CacheListener(self.l1, tiers, self.loading, None if lock is None else lock.released)
+        self.listener = CacheListener(
+            self.l1, tiers, self.loading, self.repairs, None if lock is None else lock.released
+        )
         self._writer = new_id()
         self.backplane = self._connected(backplane, backplane_timeout, lock)
 

@@ -95,10 +95,8 @@ class Staleness:
 
     def seconds_until_removal(self, entry: Entry) -> float:
         """The seconds until the entry may not be served any more, not even stale; 0 or negative if that has passed."""
-        if entry.kept_until is None and (entry.fresh_until is None or self.stale_ttl == math.inf):
-            return math.inf
-        # An entry that was made stale before its time is kept for the `stale_ttl` from then on.
-        until = math.inf if entry.kept_until is None else entry.kept_until
-        if entry.fresh_until is not None:
-            until = min(until, entry.fresh_until + self.stale_ttl)
-        return until - self.clock()
+        until = entry.kept_until
+        if self.stale_ttl == 0 and not entry.negative:
+            # An entry that was made stale before its time is of no use then.
+            until = entry.fresh_until
+        return math.inf if until is None else until - self.clock()

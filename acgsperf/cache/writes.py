@@ -28,6 +28,7 @@ _TRIES: Final = 3
 # The share of the deadline in which L3 has to answer before L2 is written as well.
 _HEAD_START: Final = 0.1
 _STORED: Final = WriteResult(Outcome.STORED)
+_NOT_DONE: Final = WriteResult(Outcome.REFUSED)
 # What a tier has after these is no older than the write.
 _SETTLED: Final = {Outcome.STORED, Outcome.REMOVED}
 
@@ -280,12 +281,19 @@ class Writes:
                 early = self._still_wanted(number, writes, l2)
                 l2.update(await call(second, early))
                 l3.update(await first)
-                again = {key: write for key, write in early.items() if l3[key].outcome is Outcome.STORED}
+                # If L2 did not answer, it is repaired: the caller does not wait for it twice.
+                again = {
+                    key: write
+                    for key, write in early.items()
+                    if l3[key].outcome is Outcome.STORED and l2[key].outcome in _SETTLED
+                }
                 if again:
                     l2.update(await call(second, again))
                 return
             l3.update(first.result())
         rest = {key: write for key, write in writes.items() if l3[key].outcome is not Outcome.NEWER}
+        for key in writes.keys() - rest.keys():
+            l2.setdefault(key, _NOT_DONE)
         wanted = self._still_wanted(number, rest, l2)
         if wanted:
             l2.update(await call(second, wanted))
@@ -334,6 +342,9 @@ class Writes:
 
     async def _expire_tag(self, tag: str) -> Written:
         of_l2, of_l3 = await self._in_order(lambda l3: l3.expire_tag(tag), lambda l2, done: l2.expire_tag(tag))
+        if not (_carried_out(of_l2) and _carried_out(of_l3)):
+            # Nobody knows how old the entries are that a tier still calls fresh.
+            self._repairs.invalidate(tag)
         return await self._written(of_l2, of_l3, of_tag(RecordKind.EXPIRED_TAG, tag))
 
     async def _in_order(

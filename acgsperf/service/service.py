@@ -13,6 +13,7 @@ from acgsperf._native.arguments import checked_callable
 from acgsperf.addresses import masked
 from acgsperf.cache import TieredCache
 from acgsperf.cache.l1 import MISSING
+from acgsperf.cache.missed import load_missed
 from acgsperf.dispatch import LatencyHistogram, LRUCache
 from acgsperf.errors import ComplianceError, ServiceError, SettingsError
 from acgsperf.fingerprint import request_key
@@ -244,7 +245,7 @@ class PerformanceService:
             return await answer
 
         try:
-            return await self.cache.get_or_load(key, load)
+            return await load_missed(self.cache, key, load)
         except Exception:
             self.traffic.failed += 1
             raise

@@ -46,8 +46,7 @@ class PerformanceSummary:
         failed: those of them that ended in an error.
         violations: requests that did not pass the compliance gate.
         success_rate, hit_rate, compliance: shares of requests, between 0 and 1; 1.0 without requests. A request is a
-            hit if it did not wait for the handler. `cache.l1.hit_rate` is another rate: a request that L1 cannot answer
-            counts as two look-ups there.
+            hit if it did not wait for the handler. `cache.l1.hit_rate` is the share of requests that L1 answered.
         throughput_rps: all requests, divided by the seconds that the oldest process has run.
         latency: of answered requests, in ns: mean and true percentiles.
         targets: the target values, with the names of `targets_met` and `throughput_rps`.

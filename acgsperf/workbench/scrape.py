@@ -42,7 +42,7 @@ class ServiceFigures:
         hit_rate: the share of requests that did not wait for the handler, as in the summary of the service; None before
             the first request, and for a page of the middleware alone.
         hit_rates: by tier, the share of its look-ups that found a value, for tiers that were read. It differs from
-            `hit_rate`: a request that L1 cannot answer counts as two look-ups there, and another tier may answer it.
+            `hit_rate`: a request that a tier cannot answer may be answered by the next one.
         pools: by name: `connections`, `in_use`, `max` and `waiting` (callers).
     """
 

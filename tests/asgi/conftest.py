@@ -51,7 +51,7 @@ async def connect(clock):
     clients = []
 
     def connected(app, **options):
-        middleware = PerformanceMiddleware(app, clock=clock, **options)
+        middleware = PerformanceMiddleware(app, **{"clock": clock} | options)
         client = httpx.AsyncClient(transport=httpx.ASGITransport(middleware), base_url="http://test")
         client.middleware = middleware
         clients.append(client)

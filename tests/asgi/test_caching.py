@@ -1,9 +1,12 @@
 """The response cache keeps to RFC 9111."""
 
 import asyncio
+import secrets
 
 import pytest
+from redis.asyncio import Redis
 
+from acgsperf import LRUCache, RedisTier, TieredCache
 from acgsperf.asgi.http_caching import _directives, _seconds
 
 FRESH = [("cache-control", "max-age=60")]
@@ -26,6 +29,19 @@ async def test_a_fresh_response_is_given_again_with_its_age(client, origin, cloc
 async def test_a_response_is_stale_from_the_second_that_its_time_is_over(client, clock):
     first = await client.get("/a")
     clock.advance(60)
+    assert (await client.get("/a")).text != first.text
+
+
+async def test_a_wall_clock_that_is_set_back_does_not_make_a_response_last_longer(connect, origin, cache, clock):
+    origin.headers = list(FRESH)
+    wall = [1_000_000.0]
+    client = connect(origin, cache=cache, clock=lambda: wall[0])
+    first = await client.get("/a")
+    wall[0] -= 3_600
+    clock.advance(59)
+    again = await client.get("/a")
+    assert (again.text, again.headers["age"]) == (first.text, "0")
+    clock.advance(1)
     assert (await client.get("/a")).text != first.text
 
 
@@ -174,6 +190,19 @@ async def test_head_is_answered_from_a_kept_get_and_keeps_nothing_itself(client,
     head = await client.head("/a")
     assert (head.content, head.headers["age"], origin.calls) == (b"", "0", 2)
     assert first.content
+
+
+async def test_only_a_response_that_may_be_stored_is_prepared_in_the_tiers(connect, origin, servers):
+    origin.headers = list(FRESH)
+    namespace = "http-" + secrets.token_hex(4)
+    async with TieredCache(LRUCache(10), RedisTier(servers.redis_url, deadline=5), namespace=namespace) as cache:
+        client = connect(origin, cache=cache)
+        await client.head("/a")
+        async with Redis.from_url(servers.redis_url, protocol=2) as redis:
+            assert await redis.keys(f"{namespace}:*") == []
+            await client.get("/a")
+            assert len(await redis.keys(f"{namespace}:*")) == 1
+        await cache.clear()
 
 
 async def test_an_unchanged_response_is_not_sent_again(client, origin):

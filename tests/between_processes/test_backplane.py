@@ -32,9 +32,11 @@ def streams(client):
 
 
 def hold(process, *keys):
-    """Let a process get keys, and return when it has them in L1."""
-    process.get_many(keys)
-    wait_for(lambda: None not in process.get_local_many(keys))
+    """Let a process get keys, and return when it has them in L1.
+
+    A record that arrives during a read stops L1 from keeping what the read finds. So it may take more than one read.
+    """
+    wait_for(lambda: process.get_many(keys) and None not in process.get_local_many(keys))
 
 
 def stats(process):
@@ -157,7 +159,8 @@ def test_a_process_that_was_frozen_for_3_s_does_not_answer_with_old_values(open_
     assert b.get_local_many(["set", "deleted", "tagged"]) in ([None, None, None], ["new", None, None])
     assert b.get("set") == "new"
     assert b.get("deleted") is b.get("tagged") is None
-    assert stats(b)["recovered"] >= 1
+    # PostgreSQL keeps the connection of a frozen process: it reads on, and there is nothing to recover.
+    assert stats(b)["recovered"] >= 1 or tiers == "l3"
     assert stats(b)["gaps"] == 0
 
 

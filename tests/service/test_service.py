@@ -47,6 +47,14 @@ async def test_equal_requests_share_one_answer_with_any_tiers(open_service, hand
     assert handler.asked == [{"id": 1, "type": "call"}]
 
 
+async def test_each_request_counts_as_one_look_up_in_l1(open_service, tiers):
+    service = await open_service(tiers)
+    for number in (1, 1, 1, 2):
+        await service.process_request({"id": number})
+    l1 = service.get_performance_summary().cache.l1
+    assert (l1.hits, l1.misses) == (2, 2)
+
+
 async def test_another_process_finds_the_answer_in_l2(open_service, handler):
     first = await open_service("l1,l2", cache_namespace="test-shared")
     await first.process_request({"id": 1})

@@ -1,0 +1,119 @@
+"""A load that its caller runs. The cache keeps its values only if no write has superseded them meanwhile."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace
+
+from acgsperf.cache.arguments import checked_key, checked_tags
+from acgsperf.cache.lower_tiers import Seen
+from acgsperf.tiers.base import Observation
+
+if TYPE_CHECKING:
+    from acgsperf.cache.tiered import TieredCache
+
+__all__ = ["PendingLoad"]
+
+
+class PendingLoad:
+    """What the lower tiers had before a load, until its values are stored.
+
+        pending = await PendingLoad.begin(cache, [key], tags)
+        value = ...  # computed by the caller
+        await pending.store({key: value}, ttl)
+
+    Use it instead of `set` for a value that was computed from data that others may have changed meanwhile, if the value
+    or its key cannot be made by a loader. Concurrent loads of a key do not share a value: the first one is stored.
+
+    The values are kept nowhere if, since `begin`, this process or another one has written the key, invalidated a tag,
+    or cleared the namespace, or if the load took longer than the tiers remember removals.
+
+    Limit: of a key that was not passed to `begin`, other processes may supersede the value by its tags alone. So all
+    writers of such a key must share a tag.
+    """
+
+    __slots__ = ("_began_at", "_cache", "_expires_at", "_seen", "_tags")
+
+    def __init__(self, cache: "TieredCache[Any]", tags: tuple[str, ...], began_at: int, seen: dict[str, Seen]) -> None:
+        self._cache = cache
+        self._tags = tags
+        self._began_at = began_at
+        self._seen = seen
+        self._expires_at = min(one.expires_at for one in seen.values())
+
+    @classmethod
+    async def begin(cls, cache: "TieredCache[Any]", keys: Sequence[str], tags: Sequence[str]) -> "PendingLoad":
+        """Observe the lower tiers, before the load.
+
+        Args:
+            cache: an open cache.
+            keys: the keys that may be stored; at least one.
+            tags: the tags of all values that may be stored.
+
+        Raises:
+            CacheError: if the cache is not open, or is open in another event loop.
+            TypeError, ValueError: if a key or a tag is not valid.
+        """
+        cache._require_open()
+        for key in keys:
+            checked_key(key)
+        tags, parts = checked_tags(tags), cache._parts
+        # What is written while the tiers answer supersedes the load as well.
+        began_at = parts.lower_tiers.ordering.latest
+        return cls(cache, tags, began_at, await parts.lookup.observe(keys, tags))
+
+    async def store(self, values: Mapping[str, Any], ttl: float | None) -> frozenset[str]:
+        """Store what was loaded, and wait for the first lower tier.
+
+        Args:
+            values: by key.
+            ttl: the seconds for which they are fresh, from now on; None for no limit.
+
+        Returns:
+            The keys that are stored.
+
+        Raises:
+            CacheError: if the cache is not open any more.
+            TypeError, ValueError: if a key or the ttl is not valid.
+        """
+        self._cache._require_open()
+        parts, staleness = self._cache._parts, self._cache._staleness
+        tiers, ordering = parts.lower_tiers, parts.lower_tiers.ordering
+        for key in values:
+            checked_key(key)
+        seen = self._seen | await self._observe_late([key for key in values if key not in self._seen])
+        entries = {
+            key: staleness.entry(value, ttl, self._tags)
+            for key, value in values.items()
+            if ordering.is_current(self._began_at, key, self._tags)
+        }
+        if not entries or time.monotonic() >= self._expires_at:
+            return frozenset()
+        for key in entries:
+            # A load by `get_or_load` that is in flight has begun without knowing of this one.
+            parts.loading.supersede(key)
+        storing = tiers.put_and_wait(entries, seen)
+        number = ordering.latest
+        stored = await storing
+        kept = set(stored)
+        for key, entry in entries.items():
+            first = seen[key].l3 if tiers.l2 is None else seen[key].l2
+            # L1 keeps what the first tier has stored. If that tier did not answer before the load, L1 keeps it alone.
+            if (first is None or key in stored) and ordering.is_current(number, key, self._tags):
+                parts.l1.put(key, entry)
+                kept.add(key)
+        return frozenset(kept)
+
+    async def _observe_late(self, keys: Sequence[str]) -> dict[str, Seen]:
+        """Observe keys that were not known before the load, and compare their tags with what was observed then."""
+        if not keys:
+            return {}
+        early = next(iter(self._seen.values()))
+        late = await self._cache._parts.lookup.observe(keys, self._tags)
+        return {key: Seen(_dated_back(one.l2, early.l2), _dated_back(one.l3, early.l3)) for key, one in late.items()}
+
+
+def _dated_back(late: Observation | None, early: Observation | None) -> Observation | None:
+    """Return what was observed under a key late, with the tokens that were observed before the load."""
+    return None if late is None or early is None else replace(early, id=late.id, stamp=late.stamp)
