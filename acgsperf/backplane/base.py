@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from msgspec import Struct
 
 from acgsperf._native.types import HistogramSnapshot
+from acgsperf.tiers.base import Tier
 from acgsperf.tiers.records import Record
 
 if TYPE_CHECKING:
@@ -87,6 +88,14 @@ class Backplane(ABC):
     @abstractmethod
     def position(self) -> bytes:
         """The last position in the log that this cache has processed; empty if it does not follow the log."""
+
+    def shares_server_with(self, tier: Tier) -> bool:
+        """Return whether writes of a tier carry their records to this backplane's log, in the same step.
+
+        It compares what both were created with, so that two addresses of one server are different servers: then records
+        are published on their own, which is slower but right.
+        """
+        return False
 
     @abstractmethod
     async def open(self, namespace: str, listener: Listener, writer: bytes) -> None:

@@ -48,7 +48,7 @@ DECLARE
     longest int;
     tags text[];
 BEGIN
-    IF TG_OP <> 'TRUNCATE' THEN
+    IF {may_be_read} THEN
         BEGIN
             {queries}
             IF changed = 0 THEN
@@ -63,28 +63,32 @@ BEGIN
             tags := NULL;
         END;
     END IF;
-    tags := coalesce(tags, ARRAY[{coarse}]);
-    IF to_regclass({log_name}) IS NULL OR to_regclass({tags_name}) IS NULL
-        OR NOT has_table_privilege({log_name}, 'INSERT') OR NOT has_table_privilege({tags_name}, 'UPDATE')
-        OR NOT has_table_privilege({tags_name}, 'SELECT') OR NOT has_table_privilege({tags_name}, 'DELETE') THEN
-        RAISE WARNING 'acgsperf: changes in % are not told to caches, because % or % cannot be used',
-            TG_RELID::regclass, {log_name}, {tags_name};
-        RETURN NULL;
+    tags := coalesce(tags, {tags_without});
+    IF NOT coalesce(has_table_privilege({log_oid}::oid, 'INSERT') AND has_table_privilege({tags_oid}::oid, 'UPDATE')
+        AND has_table_privilege({tags_oid}::oid, 'SELECT') AND has_table_privilege({tags_oid}::oid, 'DELETE'), false)
+    THEN
+        IF to_regclass({log_name}) IS NULL OR to_regclass({tags_name}) IS NULL
+            OR NOT has_table_privilege({log_name}, 'INSERT') OR NOT has_table_privilege({tags_name}, 'UPDATE')
+            OR NOT has_table_privilege({tags_name}, 'SELECT') OR NOT has_table_privilege({tags_name}, 'DELETE') THEN
+            RAISE WARNING 'acgsperf: changes in % are not told to caches, because % or % cannot be used',
+                TG_RELID::regclass, {log_name}, {tags_name};
+            RETURN NULL;
+        END IF;
     END IF;
-    IF current_setting('transaction_isolation') = 'read committed' THEN
+    WITH changed AS (
+        SELECT convert_to(tag, 'UTF8') AS tag FROM unnest(tags) AS t (tag)
+    ), gone AS (
         DELETE FROM {tags} WHERE ctid = ANY(ARRAY(
             SELECT ctid FROM {tags} WHERE namespace = {namespace} AND tag = ANY(ARRAY(
-                SELECT ('x' || encode(substr(sha256(convert_to(tag, 'UTF8')), 1, 8), 'hex'))::bit(64)::bigint
-                    & ~3::bigint
-                FROM unnest(tags) AS t (tag)
-            )) FOR UPDATE SKIP LOCKED
-        ));
-    END IF;
+                SELECT ('x' || encode(substr(sha256(c.tag), 1, 8), 'hex'))::bit(64)::bigint & ~3::bigint FROM changed c
+            )) AND current_setting('transaction_isolation') = 'read committed' FOR UPDATE SKIP LOCKED
+        ))
+    )
     INSERT INTO {log} (namespace, record) SELECT {namespace},
         '\x9501c400cf'::bytea || int8send((extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
         || '\xa174dc'::bytea || int2send(count(*)::int2)
-        || string_agg('\x92c6'::bytea || int4send(octet_length(tag)) || tag || '\xc400'::bytea, ''::bytea)
-    FROM (SELECT convert_to(tag, 'UTF8') AS tag FROM unnest(tags) AS t (tag)) t;
+        || string_agg('\x92c6'::bytea || int4send(octet_length(c.tag)) || c.tag || '\xc400'::bytea, ''::bytea)
+    FROM changed c;
     {notify}
     RETURN NULL;
 END
@@ -93,7 +97,7 @@ END
 _QUERY: Final = """IF TG_OP = '{event}' THEN
                 SELECT count(*), max(octet_length(tag)), CASE WHEN count(*) <= {most} THEN array_agg(DISTINCT tag) END
                 INTO changed, longest, tags
-                FROM (SELECT unnest(ARRAY[{tags}]) AS tag FROM ({rows} LIMIT {limit}) AS r) AS t;
+                FROM (SELECT {tags} AS tag FROM ({rows} LIMIT {limit}) AS r) AS t;
             END IF;"""
 _CREATE: Final = """
 CREATE OR REPLACE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
@@ -193,7 +197,8 @@ async def install(connection: Any, tables: Tables, namespace: str, watch: Watch)
         await _lock(connection, tables)
         oid, name = await _found(connection, watch)
         schema = await connection.fetchval(_SCHEMA, tables.log)
-        body = _body(tables, schema, namespace, watch)
+        oids = await connection.fetchrow("SELECT to_regclass($1)::oid, to_regclass($2)::oid", tables.log, tables.tags)
+        body = _body(tables, schema, oids, namespace, watch)
         names = _triggers(tables, namespace)
         present = await connection.fetch(_TRIGGERS, oid, list(names))
         if len(present) == len(names) and all(enabled and source == body for _, enabled, _, source in present):
@@ -204,7 +209,7 @@ async def install(connection: Any, tables: Tables, namespace: str, watch: Watch)
         await connection.execute(f"COMMENT ON FUNCTION {function}() IS {comment}")
         for trigger, event in names.items():
             await connection.execute(f"DROP TRIGGER IF EXISTS {trigger} ON {name}")
-            transition = f"REFERENCING {_EVENTS[event][0]}" if _EVENTS[event][0] else ""
+            transition = f"REFERENCING {_EVENTS[event][0]}" if _EVENTS[event][0] and watch.columns else ""
             await connection.execute(
                 f"CREATE TRIGGER {trigger} AFTER {event} ON {name} {transition} FOR EACH STATEMENT"
                 f" EXECUTE FUNCTION {function}()"
@@ -250,35 +255,46 @@ def _triggers(tables: Tables, namespace: str) -> dict[str, str]:
     return {f"acgsperf_{place}_{event.lower()}": event for event in _EVENTS}
 
 
-def _body(tables: Tables, schema: str, namespace: str, watch: Watch) -> str:
+def _body(tables: Tables, schema: str, oids: Sequence[int], namespace: str, watch: Watch) -> str:
     """Return the trigger function. It is written for one table, because dynamic SQL is planned at every call."""
     columns = ", ".join(map(_identifier, sorted(watch.columns))) or "1"
     queries = []
     for event, (transition, rows) in _EVENTS.items():
-        if transition:
+        if transition and watch.columns:
             # An update has the rows before and after.
             most = MAX_ROWS * (2 if event == "UPDATE" else 1)
             queries.append(
                 _QUERY.format(
                     event=event,
                     most=most * len(watch.tags),
-                    tags=", ".join(watch.tags),
+                    tags=watch.tags[0] if len(watch.tags) == 1 else f"unnest(ARRAY[{', '.join(watch.tags)}])",
                     rows=rows.format(columns=columns),
                     limit=most + 1,
                 )
             )
+    coarse = _literal(watch.coarse)
+    may_be_read, without_rows = "TG_OP <> 'TRUNCATE'", f"ARRAY[{coarse}]"
+    if not watch.columns:
+        # The tags are always the same. Without transition tables, a statement costs the same for any number of rows.
+        constant = ", ".join(tag if len(tag.encode()) <= _LONGEST_TAG else coarse for tag in dict.fromkeys(watch.tags))
+        may_be_read = "false"
+        without_rows = f"CASE WHEN TG_OP = 'TRUNCATE' THEN ARRAY[{constant}, {coarse}] ELSE ARRAY[{constant}] END"
     log, tags = f"{schema}.{tables.log}", f"{schema}.{tables.tags}"
     channel = channel_of(tables.table, namespace)
     return _BODY.format(
         queries="\n            ".join(queries),
         longest=_LONGEST_TAG,
-        coarse=_literal(watch.coarse),
+        coarse=coarse,
+        may_be_read=may_be_read,
+        tags_without=without_rows,
+        log_oid=oids[0],
+        tags_oid=oids[1],
         namespace=_literal(namespace),
         log=log,
         tags=tags,
         log_name=_literal(log),
         tags_name=_literal(tags),
-        notify=f"PERFORM pg_notify({_literal(channel)}, '');" if watch.notify else "",
+        notify=f"IF pg_notify({_literal(channel)}, '') IS NULL THEN END IF;" if watch.notify else "",
     )
 
 

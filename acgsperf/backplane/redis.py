@@ -8,6 +8,7 @@ from acgsperf.backplane.base import TIMEOUT_S
 from acgsperf.backplane.receiver import Receiver
 from acgsperf.backplane.redis_reader import RedisReader
 from acgsperf.backplane.server import ServerBackplane
+from acgsperf.tiers.base import Tier
 from acgsperf.tiers.records import Record, packed
 from acgsperf.tiers.redis import RedisTier
 from acgsperf.tiers.redis_connections import Credentials, RedisConnections
@@ -59,6 +60,9 @@ class RedisBackplane(ServerBackplane):
 
     def __repr__(self) -> str:
         return f"RedisBackplane({self._connections.where!r})"
+
+    def shares_server_with(self, tier: Tier) -> bool:
+        return isinstance(tier, RedisTier) and tier.connections.identity == self._connections.identity
 
     async def _join(self, receiver: Receiver) -> None:
         self._key = RedisKeys(receiver.namespace).log

@@ -100,6 +100,26 @@ async def test_a_large_change_invalidates_one_coarse_tag(listener, connection, u
     assert heard(listener) == [[f"table:{users}"]]
 
 
+async def test_tags_without_columns_need_no_rows(listener, connection, users, until):
+    await listener.backplane.watch(users, ["users", "people", "users", "x" * 2_000], coarse="all")
+    transitions = (
+        "SELECT count(*) FROM pg_trigger WHERE tgrelid = $1::regclass AND num_nulls(tgoldtable, tgnewtable) < 2"
+    )
+    assert await connection.fetchval(transitions, users) == 0
+    await connection.execute(f"INSERT INTO {users} SELECT i FROM generate_series(1, 1000) i")
+    await connection.execute(f"UPDATE {users} SET note = 'x' WHERE id = 1")
+    await connection.execute(f"DELETE FROM {users}")
+    await connection.execute(f"TRUNCATE {users}")
+    await until(lambda: len(listener.records) == 4)
+    assert [set(tags) for tags in heard(listener)] == [{"all", "people", "users"}] * 4
+    # Tags of other templates take their place, and need the rows again.
+    assert await listener.backplane.watch(users, ["user:{id}"])
+    assert await connection.fetchval(transitions, users) == 3
+    await connection.execute(f"INSERT INTO {users} VALUES (7)")
+    await until(lambda: len(listener.records) == 5)
+    assert heard(listener)[4] == ["user:7"]
+
+
 async def test_200_rows_are_told_one_by_one(listener, connection, users, until):
     await listener.backplane.watch(users, ["user:{id}"], coarse="all users")
     await connection.execute(f"INSERT INTO {users} SELECT i FROM generate_series(1, 200) i")

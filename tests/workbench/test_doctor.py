@@ -1,9 +1,12 @@
 """`acgsperf doctor`, with servers that work, have problems, or are absent."""
 
+import time
+
 import asyncpg
 import pytest
 import redis
 
+from acgsperf.workbench import doctor
 from acgsperf.workbench.doctor import Severity, examine
 
 
@@ -23,6 +26,23 @@ async def test_where_all_is_well_every_line_is_ok(environ):
     assert found["extension"].severity is not Severity.ERROR
     assert "ms away" in found["Redis"].detail
     assert "ms away" in found["PostgreSQL"].detail
+
+
+@pytest.mark.parametrize("error_s", [-3_600, 3_600])
+async def test_a_wall_clock_that_is_wrong_is_no_problem(environ, monkeypatch, error_s):
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + error_s)
+    found = await findings(**environ)
+    assert found["Redis"].severity is found["PostgreSQL"].severity is Severity.OK
+
+
+async def test_an_old_server_is_a_warning(environ, monkeypatch):
+    monkeypatch.setattr(doctor, "OLDEST_REDIS", (99, 0))
+    monkeypatch.setattr(doctor, "OLDEST_POSTGRES", 990_000)
+    found = await findings(**environ)
+    assert found["Redis"].severity is found["PostgreSQL"].severity is Severity.WARNING
+    assert "the oldest supported version is 6.2" in found["Redis"].detail
+    assert "L3 needs version 13" in found["PostgreSQL"].detail
 
 
 async def test_what_the_environment_does_not_name_is_a_private_one(monkeypatch):
