@@ -7,8 +7,8 @@ SOURCE := setup.py pyproject.toml $(wildcard acgsperf/*.pyx acgsperf/_native/*.p
 .PHONY: run test soak test-all lint types bench docs dist clean
 
 run: $(VENV)/.run
-	@echo "Replaying 200,000 requests through a service with Redis and PostgreSQL (about 10 seconds)."
-	$(BIN)/acgsperf replay
+	@echo "Replaying 100,000 requests in each of two processes that share Redis and PostgreSQL (about 20 seconds)."
+	$(BIN)/acgsperf replay --processes 2 --requests 100000 --concurrency 2
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
@@ -26,7 +26,7 @@ lint: $(VENV)/.lint
 
 types: $(VENV)/.lint
 	$(BIN)/mypy
-	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._native.canonical acgsperf._core acgsperf._native.envelope
+	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._native.canonical acgsperf._core acgsperf._native.envelope acgsperf._native.read_path
 
 bench: $(VENV)/.bench
 	$(BIN)/acgsperf bench

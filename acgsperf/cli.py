@@ -66,6 +66,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 # A longer list of requests would take hours to prepare, and gigabytes.
 _MAX_REQUESTS = 100_000_000
 _SYNTHETIC_REQUESTS = 200_000
+_MAX_PROCESSES = 16
 
 
 def _print_version(wanted: bool) -> None:
@@ -102,8 +103,22 @@ def replay(
         str | None,
         typer.Option(metavar="N", help=f"At most N requests. Default: the whole trace, or {_SYNTHETIC_REQUESTS:,}."),
     ] = None,
-    concurrency: Annotated[str, typer.Option(metavar="N", help="Requests in flight.")] = "4",
-    l1_size: Annotated[str, typer.Option(metavar="N", help="Entries that L1 holds.")] = "100000",
+    processes: Annotated[str, typer.Option(metavar="N", help="Processes that send the requests.")] = "1",
+    writes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the keys that change meanwhile. Default: 0, or with several processes 0.01.",
+        ),
+    ] = None,
+    concurrency: Annotated[str, typer.Option(metavar="N", help="Requests in flight in each process.")] = "4",
+    l1_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N",
+            help="Entries that L1 holds. Default: 100000, or with several processes a tenth of the keys.",
+        ),
+    ] = None,
     ttl: Annotated[str, typer.Option(metavar="SECONDS", help="Time until a cached value expires.")] = "3600",
     tiers: Annotated[str, typer.Option(metavar="NAMES", help="l1, or l1 with l2, l3 or both.")] = "l1,l2,l3",
     warm: Annotated[bool, typer.Option("--warm", help="Send all requests once before the clock starts.")] = False,
@@ -114,17 +129,23 @@ def replay(
 
     TRACE is a file, or - for the standard input. Without TRACE, the requests are synthetic.
 
+    With several processes, the first one fills the tiers, and then each sends every request while some values change.
+
     The service uses a private Redis and PostgreSQL, or those that REDIS_URL and DATABASE_URL name. The exit status is 1
     if a target was missed.
     """
     count = None if requests is None else whole_number("--requests", requests, 1, _MAX_REQUESTS)
     arguments = {
         "concurrency": whole_number("--concurrency", concurrency, 1, 10_000),
-        "l1_size": whole_number("--l1-size", l1_size, 1, 2**30),
+        "l1_size": None if l1_size is None else whole_number("--l1-size", l1_size, 1, 2**30),
         "ttl": number("--ttl", ttl, 0.001, 1e9),
         "warm": warm,
+        "processes": whole_number("--processes", processes, 1, _MAX_PROCESSES),
+        "writes": None if writes is None else number("--writes", writes, 0, 1),
     }
     used = subset("--tiers", tiers, "l1", ("l2", "l3"))
+    if used == {"l1"} and arguments["processes"] != 1:
+        raise UsageError(f"--processes {processes} needs --tiers with l2 or l3, got {tiers!r}")
     if trace is None and trace_format is not None:
         raise UsageError(f"--format {trace_format} needs a TRACE argument")
     if trace is not None and seed is not None:
@@ -177,13 +198,15 @@ def _replay(load: "Load", tiers: frozenset[str], arguments: dict[str, Any]) -> "
         bar = progress.add_task("starting the servers", total=None)
         with embedded_servers(redis="l2" in tiers) as servers:
             assert servers.database_url is not None
-            progress.update(bar, description="replaying", total=len(load.requests))
+            passes = 2 if arguments["warm"] or arguments["processes"] > 1 else 1
+            progress.update(bar, description="replaying", total=passes * len(load.requests))
             return signals.run(
                 run_replay(
                     load,
                     servers.database_url,
                     redis_url=servers.redis_url,
                     l3="l3" in tiers,
+                    private_redis=not os.environ.get("REDIS_URL"),
                     advanced=lambda done: progress.advance(bar, done),
                     **arguments,
                 )
@@ -192,19 +215,33 @@ def _replay(load: "Load", tiers: frozenset[str], arguments: dict[str, Any]) -> "
 
 def _print_report(report: "Report", source: dict[str, Any] | None) -> None:
     title = counted(report.requests, "request")
+    if report.processes > 1:
+        title += f" of {report.processes} processes"
     if report.refused:
         number = "all" if report.refused == report.requests else f"{report.refused:,} of them"
         title += f", {number} refused by the compliance gate,"
     title += f" in {report.seconds:.2f} s, {report.loads:,} read from PostgreSQL"
+    if report.writes:
+        title += f", {counted(report.writes, 'write')}"
+        if report.unacknowledged:
+            title += f" of which {report.unacknowledged:,} not acknowledged everywhere"
     if source is not None:
         title += f", format {source['format']}"
         if source["skipped"]:
             title += f", {source['skipped']:,} of {counted(source['lines'], 'line')} skipped"
+    columns = ["Achieved"] if report.processes == 1 else [f"Process {at}" for at in range(1, report.processes + 1)]
     rows: list[list[Cell]] = []
-    for row in report.rows:
-        status: Cell = "" if row.met is None else "met" if row.met else ("missed", "bold red")
-        rows.append([row.metric, row.target, row.achieved, status])
-    print_table(Console(), ("Metric", "Target", "Achieved", "Status"), rows, title=title)
+    for row, *others in report.by_metric():
+        met = [entry.met for entry in (row, *others)]
+        status: Cell = ("missed", "bold red") if False in met else "met" if True in met else ""
+        rows.append([row.metric, row.target, row.achieved, *(other.achieved for other in others), status])
+    caption = ""
+    if report.writes:
+        caption = (
+            "An answer is outdated if the value was changed before the request began: in the same process at any time "
+            "before, in another process more than 1 s before."
+        )
+    print_table(Console(), ("Metric", "Target", *columns, "Status"), rows, title=title, caption=caption)
 
 
 @app.command(cls=_Command, short_help="Compare with other libraries.")

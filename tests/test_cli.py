@@ -16,8 +16,8 @@ import asyncpg
 import pytest
 
 COMMAND = [sys.executable, "-W", "error", "-m", "acgsperf"]
-REPORT = {"requests", "refused", "seconds", "loads", "rows", "met"}
-ROW = {"metric", "target", "achieved", "met", "value"}
+REPORT = {"requests", "refused", "seconds", "loads", "processes", "writes", "unacknowledged", "rows", "met"}
+ROW = {"metric", "target", "achieved", "met", "value", "process"}
 
 
 def acgsperf(*arguments, **environment):
@@ -146,6 +146,9 @@ COMMANDS = "bench, doctor, replay, stats or validate"
         ),
         (["replay", "--concurrency", "0"], "--concurrency must be a whole number from 1 to 10,000, got '0'"),
         (["replay", "--l1-size", "-1"], "--l1-size must be a whole number from 1 to 1,073,741,824, got '-1'"),
+        (["replay", "--processes", "0"], "--processes must be a whole number from 1 to 16, got '0'"),
+        (["replay", "--writes", "2"], "--writes must be a number from 0 to 1, got '2'"),
+        (["replay", "--processes", "2", "--tiers", "l1"], "--processes 2 needs --tiers with l2 or l3, got 'l1'"),
         (["replay", "--ttl", "0"], "--ttl must be a number from 0.001 to 1,000,000,000, got '0'"),
         (["replay", "--ttl", "soon"], "--ttl must be a number from 0.001 to 1,000,000,000, got 'soon'"),
         (["replay", "--ttl", "nan"], "--ttl must be a number from 0.001 to 1,000,000,000, got 'nan'"),

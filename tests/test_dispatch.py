@@ -11,9 +11,19 @@ import pytest
 import acgsperf
 from acgsperf import dispatch
 
-NAMES = ["HashValidator", "LRUCache", "LatencyHistogram", "Timer", "canonical", "fingerprint", "unseal_many"]
-COMPILED = ["acgsperf._core", "acgsperf._native.canonical", "acgsperf._native.envelope"]
-TWINS = ["acgsperf._native.canonical_py", "acgsperf._native.core_py", "acgsperf._native.envelope_py"]
+NAMES = [
+    "HashValidator",
+    "LRUCache",
+    "LatencyHistogram",
+    "ReadPath",
+    "Timer",
+    "canonical",
+    "fingerprint",
+    "unseal_many",
+]
+_MODULES = ["acgsperf._native.canonical", "acgsperf._native.envelope", "acgsperf._native.read_path"]
+COMPILED = ["acgsperf._core", *_MODULES]
+TWINS = sorted(["acgsperf._native.core_py", *(f"{name}_py" for name in _MODULES)])
 
 
 def said(code, **environment):
@@ -112,7 +122,7 @@ def test_all_is_sorted_complete_and_there():
     own = {"TYPE_CHECKING", "import_module"}
     public = {name for name, value in vars(acgsperf).items() if not name.startswith("_") and not _is_module(value)}
     assert public - own == set(values)
-    assert set(dispatch.__all__) - {"unseal_many"} <= public
+    assert set(dispatch.__all__) - {"ReadPath", "unseal_many"} <= public
 
 
 def test_the_version_is_that_of_the_distribution():

@@ -21,6 +21,7 @@ from acgsperf.errors import AcgsperfError
 from acgsperf.pool.connector import Connector
 from acgsperf.pool.options import PoolOptions
 from acgsperf.pool.server_address import parsed_address
+from acgsperf.pool.slot import guard
 from acgsperf.tiers.postgres_schema import TableError, Tables, channel_of, create, position_bytes
 from acgsperf.tiers.server_clock import ServerClock
 
@@ -206,7 +207,7 @@ class PostgresReader:
     @asynccontextmanager
     async def connect(self) -> "AsyncIterator[Any]":
         """Provide another connection, for what takes long."""
-        connection = await self._connector.connect()
+        connection = await self._connect()
         try:
             yield connection
         finally:
@@ -255,10 +256,15 @@ class PostgresReader:
         except TimeoutError:
             pass
 
+    async def _connect(self) -> Any:
+        connection = await self._connector.connect()
+        guard(connection, f"postgres backplane at {self.where}")
+        return connection
+
     async def _greet(self) -> Any:
         """Connect, and find out whether it is the server of before, and whether there is a pooler in between."""
         try:
-            connection = await self._connector.connect()
+            connection = await self._connect()
         except Exception as error:
             self._warn(self._connector.describe(error))
             raise

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -34,7 +34,9 @@ _CLOCK_EVERY_S: Final = 60.0
 # Applying records must not keep the event loop from other work for longer than this.
 _SLICE_S: Final = 0.005
 _POSITION: Final = re.compile(rb"\d{1,20}-\d{1,20}")
-_RIGHTS: Final = "+xadd +xread +xrange +info +time +client|id +client|unblock"
+# The errors of XADD if a key is no stream, or if no position is left.
+_UNUSABLE: Final = re.compile("WRONGTYPE|last possible ID|equal or smaller")
+_RIGHTS: Final = "+xadd +xread +xrange +unlink +info +time +client|id +client|unblock"
 
 
 class Stream:
@@ -155,7 +157,7 @@ class RedisReader:
 
     async def publish(self, key: bytes, records: Sequence[bytes]) -> int:
         """Append records to a log, and return how many of the first ones the server has accepted."""
-        replies = await self._connections.ask([self._append(key, record) for record in records], _added)
+        replies = await _added(self._connections.ask, [self._append(key, record) for record in records])
         for count, reply in enumerate(replies):
             if isinstance(reply, Exception):
                 self._log_refusal(self.streams.get(key), reply)
@@ -174,7 +176,7 @@ class RedisReader:
         stream.joining = True
         sent = monotonic()
         try:
-            (hello,) = await self._connections.ask([self._hello(stream)], list)
+            (hello,) = await _added(self._connections.ask, [self._hello(stream)])
             self._started(stream, sent, hello)
             # Only now: the reader must find the position of the log.
             if self._blocked and self._client_id is not None:
@@ -297,7 +299,7 @@ class RedisReader:
             new = [it for it in self.streams.values() if not (it.position or it.joining) and it.retry_at <= now]
             if new:
                 sent = monotonic()
-                hellos = await connection.ask(list(map(self._hello, new)), list)
+                hellos = await _added(connection.ask, list(map(self._hello, new)))
                 for stream, hello in zip(new, hellos, strict=True):
                     self._started(stream, sent, hello)
         followed = [stream for stream in self.streams.values() if stream.position]
@@ -326,12 +328,14 @@ class RedisReader:
         """Return the records of each log. Logs that the server refuses, or that have a gap, are followed no longer."""
         refused = False
         for stream, position in zip(followed, checked, strict=True):
-            if isinstance(position, ResponseError):
+            if isinstance(position, ResponseError) and _UNUSABLE.search(str(position)):
+                self._note_gap(stream)
+                refused = True
+            elif isinstance(position, ResponseError):
                 self._refuse(stream, position)
                 refused = True
             elif not array(position):
-                _log.info("redis backplane %s: the log has a gap; L1 is verified", stream.name)
-                stream.missed()
+                self._note_gap(stream)
         if isinstance(found, ResponseError):
             for stream in followed if not refused else ():
                 self._refuse(stream, found)
@@ -341,6 +345,11 @@ class RedisReader:
             key, entries = array(part)
             records[text(key)] = array(entries)
         return records
+
+    @staticmethod
+    def _note_gap(stream: Stream) -> None:
+        _log.info("redis backplane %s: the log has a gap; L1 is verified", stream.name)
+        stream.missed()
 
     async def _apply(self, stream: Stream, entries: Sequence[Any]) -> bool:
         """Pass records on to the caches. Returns whether there were all that the log has."""
@@ -358,7 +367,24 @@ class RedisReader:
         return len(entries) < RECORDS_A_ROUND
 
 
-def _added(replies: list[Any]) -> list[Any]:
+async def _added(ask: Callable[..., Awaitable[list[Any]]], commands: Sequence[Command]) -> list[Any]:
+    """Send XADD commands and return their replies, among which errors may be.
+
+    A foreign writer may have put something else in the place of a log, or added the greatest possible position. Nothing
+    can be added then: the log is removed, which is a gap for all that follow it, and the records are added again.
+    """
+    replies = await ask(commands, _are_added)
+    unusable = [at for at, reply in enumerate(replies) if isinstance(reply, Exception) and _UNUSABLE.search(str(reply))]
+    if unusable:
+        again = [commands[at] for at in unusable]
+        removals = [("UNLINK", key) for key in dict.fromkeys(command[1] for command in again)]
+        added = (await ask([*removals, *again], list))[len(removals) :]
+        for at, reply in zip(unusable, _are_added(added), strict=True):
+            replies[at] = reply
+    return replies
+
+
+def _are_added(replies: list[Any]) -> list[Any]:
     return each(replies, bytes)
 
 

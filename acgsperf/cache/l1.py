@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, Final, Generic, TypeVar
 
 from msgspec.structs import replace
@@ -70,7 +71,9 @@ class L1(Generic[_V]):
             lru.maxsize, clock=staleness.lru_clock, on_evict=self._on_stale_store_evict
         )
         self._negatives: LRUCache[str, Entry] = LRUCache(
-            checked_maxsize(negative_maxsize, "negative_maxsize"), clock=staleness.lru_clock
+            checked_maxsize(negative_maxsize, "negative_maxsize"),
+            clock=staleness.lru_clock,
+            on_evict=self._on_negative_evict,
         )
         # What the LRUCache held when the backplane missed records.
         self._unverified: dict[str, Entry] = {}
@@ -152,7 +155,7 @@ class L1(Generic[_V]):
 
     def put(self, key: str, entry: Entry) -> None:
         """Store an entry: in the `LRUCache` until it is due for refresh, or else in the side cache where it belongs."""
-        self._unverified.pop(key, None)
+        self._tags.discard(key, self._unverified.pop(key, None))
         if entry.negative:
             self.remove(key)
             remaining = self._up_to_ttl(self._staleness.seconds_until_removal(entry))
@@ -258,9 +261,13 @@ class L1(Generic[_V]):
         """Make every entry unverified, because records were missed. O(n), in C."""
         self._missed_at = self._staleness.clock()
         self._unverified.update(self._entries)
+        # Those of earlier gaps make room.
+        for key in list(islice(self._unverified, max(0, len(self._unverified) - self.lru.maxsize))):
+            self._tags.discard(key, self._unverified.pop(key))
         self._entries.clear()
         self._put_at.clear()
         self.lru.clear()
+        self._negatives.expire()
         for key, entry in self._negatives.items():
             self._tags.discard(key, entry)
         self._negatives.clear()
@@ -311,3 +318,6 @@ class L1(Generic[_V]):
 
     def _on_stale_store_evict(self, key: str, found: tuple[Entry, float], reason: EvictionReason) -> None:
         self._tags.discard(key, found[0])
+
+    def _on_negative_evict(self, key: str, entry: Entry, reason: EvictionReason) -> None:
+        self._tags.discard(key, entry)

@@ -41,8 +41,9 @@ class Repairs:
         self._removals: dict[str, Write] = {}
         # Writes of unknown outcome that no tier surely has: the id of each.
         self._undos: dict[str, bytes] = {}
-        # None stands for the whole namespace.
-        self._tags: dict[str | None, None] = {}
+        # None stands for the whole namespace. The value is another one each time: one that fails during its repair is
+        # repaired again.
+        self._tags: dict[str | None, object] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -83,11 +84,11 @@ class Repairs:
     def invalidate(self, tag: str | None) -> None:
         """Invalidate a tag in every tier; with None, everything."""
         if self._has_room(tag, self._tags):
-            self._tags[tag] = None
-            self._wake.set()
+            self._tags[tag] = object()
 
-    def _has_room(self, name: object, queue: "dict[str, Write] | dict[str, bytes] | dict[str | None, None]") -> bool:
+    def _has_room(self, name: object, queue: "dict[str, Write] | dict[str, bytes] | dict[str | None, object]") -> bool:
         if None in self._tags and name is not None:
+            self._tags[None] = object()
             return False
         self._wake.set()
         if len(self) >= _MAX_QUEUED and name not in queue:
@@ -99,7 +100,7 @@ class Repairs:
             self._removals.clear()
             self._undos.clear()
             self._tags.clear()
-            self._tags[None] = None
+            self._tags[None] = object()
             return False
         return True
 
@@ -125,11 +126,7 @@ class Repairs:
                 break
             results = await tier.write({key: batch[key] for key in left})
             # Something newer needs no repair, but the other processes have to know.
-            left &= {
-                key
-                for key, result in results.items()
-                if result.outcome in (Outcome.STORED, Outcome.REMOVED, Outcome.NEWER)
-            }
+            left &= {key for key, result in results.items() if result.outcome in _DONE}
         for key in left:
             if self._removals.get(key) is batch[key]:
                 del self._removals[key]
@@ -151,9 +148,10 @@ class Repairs:
 
     async def _repair_tags(self) -> bool:
         done = True
-        for tag in list(self._tags):
+        for tag, asked in list(self._tags.items()):
             if await self._by_all(lambda tier, tag=tag: _invalidated(tier, tag)):  # type: ignore[misc]
-                self._tags.pop(tag, None)
+                if self._tags.get(tag) is asked:
+                    del self._tags[tag]
                 self._publish(Record(RecordKind.CLEAR) if tag is None else of_tag(RecordKind.TAG, tag))
             else:
                 done = False

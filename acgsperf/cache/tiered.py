@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from time import monotonic
-from types import TracebackType
 from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, overload
 
 from acgsperf._native.arguments import checked_bool, checked_namespace
@@ -17,7 +16,7 @@ from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats, Written
 from acgsperf.dispatch import LRUCache
-from acgsperf.errors import CacheError
+from acgsperf.errors import CacheError, TierError
 from acgsperf.tiers.base import Entry, Tier
 
 __all__ = ["CacheHealth", "TieredCache", "TieredStats", "Written"]
@@ -171,9 +170,7 @@ class TieredCache(Generic[_V]):
     async def __aenter__(self) -> Self:
         return await self.open()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()
 
     @overload
@@ -190,7 +187,11 @@ class TieredCache(Generic[_V]):
         if value is not None or self._l1.lru.peek(key, MISSING) is None:
             return value
         path = self._read_path
-        future = path.begin(key)
+        try:
+            future = path.begin(key)
+        except TierError:
+            self._require_open()
+            raise
         if future is not None:
             began_at, started = self._ordering.latest, monotonic()
             entry = await future

@@ -28,6 +28,7 @@ _TRIES: Final = 3
 # The share of the deadline in which L3 has to answer before L2 is written as well.
 _HEAD_START: Final = 0.1
 _STORED: Final = WriteResult(Outcome.STORED)
+_NOT_DONE: Final = WriteResult(Outcome.REFUSED)
 # What a tier has after these is no older than the write.
 _SETTLED: Final = {Outcome.STORED, Outcome.REMOVED}
 
@@ -280,12 +281,19 @@ class Writes:
                 early = self._still_wanted(number, writes, l2)
                 l2.update(await call(second, early))
                 l3.update(await first)
-                again = {key: write for key, write in early.items() if l3[key].outcome is Outcome.STORED}
+                # If L2 did not answer, it is repaired: the caller does not wait for it twice.
+                again = {
+                    key: write
+                    for key, write in early.items()
+                    if l3[key].outcome is Outcome.STORED and l2[key].outcome in _SETTLED
+                }
                 if again:
                     l2.update(await call(second, again))
                 return
             l3.update(first.result())
         rest = {key: write for key, write in writes.items() if l3[key].outcome is not Outcome.NEWER}
+        for key in writes.keys() - rest.keys():
+            l2.setdefault(key, _NOT_DONE)
         wanted = self._still_wanted(number, rest, l2)
         if wanted:
             l2.update(await call(second, wanted))

@@ -70,7 +70,7 @@ class _Listener(asyncio.Protocol):
     If asyncpg fails on what the server sent, for example on a second reply to one query, the connection is aborted.
 
     Attributes:
-        closing: whether the pool or a borrower closes the connection.
+        closing: whether the owner or a borrower closes the connection.
         last: the last bytes that the server sent.
         hung_up: whether the server or the network closed the connection.
     """
@@ -79,7 +79,7 @@ class _Listener(asyncio.Protocol):
         "_connection_lost",
         "_data_received",
         "_eof_received",
-        "_pool_name",
+        "_owner",
         "_transport",
         "closing",
         "hung_up",
@@ -88,9 +88,9 @@ class _Listener(asyncio.Protocol):
         "resume_writing",
     )
 
-    def __init__(self, protocol: asyncio.Protocol, transport: asyncio.Transport, pool_name: str) -> None:
+    def __init__(self, protocol: asyncio.Protocol, transport: asyncio.Transport, owner: str) -> None:
         self._transport = transport
-        self._pool_name = pool_name
+        self._owner = owner
         self.last = _READY
         self.closing = self.hung_up = False
         self._data_received = protocol.data_received
@@ -109,9 +109,7 @@ class _Listener(asyncio.Protocol):
             self.last = b""
             if not self.hung_up:
                 self.hung_up = not self.closing
-                _log.warning(
-                    "pool %r: unexpected data from the server (%r); closing the connection", self._pool_name, error
-                )
+                _log.warning("%s: unexpected data from the server (%r); closing the connection", self._owner, error)
             self._transport.abort()
 
     def eof_received(self) -> bool | None:
@@ -121,6 +119,21 @@ class _Listener(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.hung_up = self.hung_up or (error is not None and not self.closing)
         self._connection_lost(error)
+
+
+def guard(connection: "Connection", owner: str) -> _Listener | None:
+    """Abort a connection as soon as asyncpg fails on what the server sends. Returns None for a closed connection.
+
+    Args:
+        connection: a new connection.
+        owner: names what uses the connection, for log lines.
+    """
+    transport = getattr(connection, "_transport", None)
+    if transport is None:
+        return None
+    listener = _Listener(cast("asyncio.Protocol", transport.get_protocol()), transport, owner)
+    transport.set_protocol(listener)
+    return listener
 
 
 class Slot:
@@ -173,17 +186,10 @@ class Slot:
         self.borrower: CallStack | None = None
         self.task: asyncio.Task[Any] | None = None
         self.leak_reported = False
-        self._listener: _Listener | None = None
+        self._listener = guard(connection, f"pool {pool_name!r}")
         self._poll: Callable[[int], list[Any]] | None = None
         transport = getattr(connection, "_transport", None)
-        if transport is not None:
-            self._listen(transport, pool_name)
-
-    def _listen(self, transport: asyncio.Transport, pool_name: str) -> None:
-        protocol = cast("asyncio.Protocol", transport.get_protocol())
-        self._listener = _Listener(protocol, transport, pool_name)
-        transport.set_protocol(self._listener)
-        socket = transport.get_extra_info("socket")
+        socket = transport.get_extra_info("socket") if transport is not None else None
         if socket is not None and _POLL is not None:
             poll = _POLL()
             poll.register(socket.fileno(), select.POLLIN)

@@ -117,7 +117,9 @@ class PostgresTier(ServerTier):
         self._statements = Statements(self._tables)
         # Until when batches of reads look for tags as well.
         self._tagged_until = 0.0
-        self._look_ups: ReadBatches[Wanted, _LookedUp] = ReadBatches(self._calls, self._look_up_batch, self.deadline)
+        self._look_ups: ReadBatches[Wanted, _LookedUp] = ReadBatches(
+            self._calls, self._look_up_batch, self.deadline, self._reads.latency
+        )
 
     def __repr__(self) -> str:
         return f"PostgresTier({self._where!r}, table={self._tables.table!r})"

@@ -24,15 +24,28 @@ _FOREIGN_S: Final = 86_400
 _PARAMETER: Final = re.compile(r"(?<!:):([a-z_]+)")
 _NOW: Final = "extract(epoch FROM clock_timestamp())::double precision"
 
-# The value of a valid row: NULL if a token of a tag has changed, empty if it is too large. After a soft invalidation
-# the time until which it is fresh (offset 32 of the envelope) is 0.
-_VALUE: Final = """
-CASE WHEN tags IS NULL THEN {limited} ELSE (
-    SELECT CASE WHEN count(*) < cardinality(c.tags) THEN NULL WHEN max(t.stale_before) > c.created_at * 1e6
-        THEN overlay({limited} PLACING {long_ago} FROM 33) ELSE {limited} END
-    FROM {tags} t WHERE t.namespace = :namespace AND t.tag = ANY(c.tags) AND t.token = ANY(c.tokens)
+
+def _reversed(eight_bytes: str) -> str:
+    """Return SQL for eight bytes in reverse order, so that numbers compare as bytes do, or are little-endian again."""
+    parts = " || ".join(f"substr(b, {at}, 1)" for at in range(8, 0, -1))
+    return f"(SELECT {parts} FROM (SELECT {eight_bytes} OFFSET 0) AS r (b))"
+
+
+def _fresh_until(time: str, value: str) -> str:
+    """Return SQL for an envelope that is fresh until a time, or as before if that is earlier (offset 32)."""
+    earlier = f"least({_reversed(f'substr({value}, 33, 8)')}, float8send({time}))"
+    return f"overlay({value} PLACING {_reversed(earlier)} FROM 33)"
+
+
+# The value of a valid row: NULL if a token of a tag has changed, empty if it is too large. What was made stale by its
+# tag is fresh until then.
+_VALUE: Final = f"""
+CASE WHEN tags IS NULL THEN {{limited}} ELSE (
+    SELECT CASE WHEN count(*) < cardinality(c.tags) THEN NULL
+        WHEN max(t.stale_before) > c.created_at * 1e6 AND octet_length(value) <= :limit
+        THEN {_fresh_until("(max(t.stale_before) / 1e6)::double precision", "value")} ELSE {{limited}} END
+    FROM {{tags}} t WHERE t.namespace = :namespace AND t.tag = ANY(c.tags) AND t.token = ANY(c.tokens)
 ) END"""
-_LONG_AGO: Final = r"'\x0000000000000000'::bytea"
 _LIMITED: Final = "CASE WHEN octet_length(value) <= :limit THEN value ELSE '' END"
 _GENERATION: Final = "(SELECT token FROM {tags} WHERE namespace = :namespace AND tag = {namespace_tag})"
 # The keys travel as one text, because asyncpg needs longer to encode an array than the server to parse its text. A
@@ -117,11 +130,11 @@ _REPLACED: Final = ", ".join(
     f"{name} = excluded.{name}"
     for name in ("id", "stamp", "generation", "created_at", "kept_until", "tags", "tokens", "value")
 )
-# The former entry stays and has been stale for long. The new id and stamp are the first 16 bytes of an envelope. If
+# The former entry stays and is stale from now on. The new id and stamp are the first 16 bytes of an envelope. If
 # there is no entry, the tombstone makes loads that have begun earlier superseded.
-_EXPIRED: Final = """id = excluded.id, stamp = excluded.stamp,
+_EXPIRED: Final = f"""id = excluded.id, stamp = excluded.stamp,
         kept_until = CASE WHEN c.value IS NULL THEN excluded.kept_until ELSE c.kept_until END,
-        value = overlay(overlay(c.value PLACING {long_ago} FROM 33)
+        value = overlay({_fresh_until("{now}", "c.value")}
             PLACING excluded.id || int8send(excluded.stamp) FROM 1)"""
 _LOGGED: Final = """
 logged AS (
@@ -364,7 +377,7 @@ class Statements:
     def _statement(self, text: str, **parts: object) -> Statement:
         names = {"namespace_tag": NAMESPACE, "invalidations": INVALIDATIONS, "now": _NOW, "rows": ROWS_A_STATEMENT}
         names |= {"value": _VALUE, "keys": _KEYS, "generation": _GENERATION, "limited": _LIMITED, "foreign": _FOREIGN_S}
-        names |= {"long_ago": _LONG_AGO, "created": _CREATED}
+        names["created"] = _CREATED
         for _ in range(3):
             # Parts contain parts.
             text = self._tables.fill(text, **names | parts)

@@ -29,6 +29,7 @@ class ReadBatches(Generic[_K, _V]):
         calls: makes the calls.
         fetch: returns what is found for keys, in order; None for a miss.
         deadline: seconds after which a read is answered, counted from the first key of its batch.
+        latency: where durations are recorded; by default in a histogram of its own.
 
     Attributes:
         hits, misses: keys read so far.
@@ -37,10 +38,14 @@ class ReadBatches(Generic[_K, _V]):
     """
 
     def __init__(
-        self, calls: ServerCalls, fetch: Callable[[Sequence[_K]], Awaitable[list[_V | None]]], deadline: float
+        self,
+        calls: ServerCalls,
+        fetch: Callable[[Sequence[_K]], Awaitable[list[_V | None]]],
+        deadline: float,
+        latency: LatencyHistogram | None = None,
     ) -> None:
         self.hits = self.misses = 0
-        self.latency: Final = LatencyHistogram()
+        self.latency: Final = LatencyHistogram() if latency is None else latency
         self.waiting: list[_Get[_V, _K]] = []
         self._waiting_many: list[_GetMany[_K, _V]] = []
         self._calls = calls

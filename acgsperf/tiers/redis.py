@@ -173,7 +173,7 @@ class RedisTier(ServerTier):
             return unsealed
 
         try:
-            unsealed = await self._ask([("MGET", *chunk) for chunk in chunks], read, fenced=False)
+            unsealed = await self._ask([("MGET", *chunk) for chunk in chunks], read)
         except ResponseError as error:
             values = await self._get_each(addresses, error)
             token = (values.pop() or b"")[: envelope.TOKEN_BYTES]

@@ -21,6 +21,8 @@ KEYS_A_SCRIPT: Final = 50
 _RIGHTS: Final = "+@all -@admin -@dangerous +info, or at least +@read +@write +@scripting +@connection +info +time"
 
 _WRAPPED: Final = re.compile(r"@user_script: ?\d+: -([A-Z]+ .*)")
+# What Redis 7, Valkey and Redis 6 say if the user may not use a command in a script.
+_MISSING_RIGHT: Final = re.compile("ACL failure in script|The user executing the script can't")
 _PLAIN: Final = frozenset({int, bytes})
 
 # What a script that takes several keys answers: what it says of all, then one item for each key. A refusal of it all.
@@ -83,9 +85,11 @@ class RedisCalls:
             again = await self._connections.ask(commands, read, before_sending=before_sending)
             for at, reply in zip(unknown, again, strict=True):
                 replies[at] = reply
-        for reply in replies:
-            if isinstance(reply, NoPermissionError):
-                self._warn(reply)
+        if not self._has_warned:
+            for reply in replies:
+                for item in reply if type(reply) is list else (reply,):
+                    if isinstance(item, NoPermissionError):
+                        self._warn(item)
         return replies
 
     async def run_one(self, call: ScriptCall, before_sending: Callable[[], None] | None = None) -> Any:
@@ -157,8 +161,12 @@ def _checked(call: ScriptCall, reply: Any) -> Any:
 
 
 def _unwrapped(error: ResponseError) -> ResponseError:
-    """Returns the error of the command that failed in a script. Redis 6 puts it into a text of its own."""
-    found = _WRAPPED.search(str(error)) if type(error) is ResponseError else None
+    """Returns the error of the command that failed in a script, which is only text in the script's own error."""
+    if type(error) is not ResponseError:
+        return error
+    if _MISSING_RIGHT.search(str(error)):
+        return NoPermissionError(str(error))
+    found = _WRAPPED.search(str(error))
     if found is None:
         return error
     inner = BaseParser.parse_error(found[1])  # type: ignore[no-untyped-call]

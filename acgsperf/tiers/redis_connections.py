@@ -235,11 +235,11 @@ class RedisConnections:
         self,
         commands: Sequence[Command],
         read: Callable[[list[Any]], _T],
-        *,
-        fenced: bool = True,
         before_sending: Callable[[], None] | None = None,
     ) -> _T:
         """Sends commands together and returns what `read` makes of their replies. It has no deadline of its own.
+
+        An ECHO follows the commands: its reply proves that no reply to earlier commands is read as one of these.
 
         If a reused connection was closed by the server, or gives unexpected replies, the commands are sent once more
         over a new connection. The server may therefore carry them out twice.
@@ -248,19 +248,16 @@ class RedisConnections:
             commands: the commands.
             read: gets the replies, in order; error replies are exceptions among them. It may raise the error of a
                 command, or `UnexpectedReplyError`.
-            fenced: also sends an ECHO, to prove that no reply of an earlier command is read as one of these. False if
-                `read` recognizes foreign replies itself.
             before_sending: called before the server may see any of the commands.
 
         Raises:
             redis.RedisError, OSError: what `read` raises, or if the server cannot be reached.
         """
-        count, fence = len(commands), None
+        count = len(commands)
         # A comprehension is a call.
         packed = _pack(commands[0]) if count == 1 else b"".join([_pack(command) for command in commands])
-        if fenced:
-            fence = b"%d" % next(self._fences)
-            packed += b"*2\r\n$4\r\nECHO\r\n$%d\r\n%b\r\n" % (len(fence), fence)
+        fence = b"%d" % next(self._fences)
+        packed += b"*2\r\n$4\r\nECHO\r\n$%d\r\n%b\r\n" % (len(fence), fence)
         connection = self._pop_idle()
         if connection is None:
             if self._size < self._max_connections:
@@ -344,7 +341,7 @@ class RedisConnections:
         connection: _Connection,
         packed: bytes,
         count: int,
-        fence: bytes | None,
+        fence: bytes,
         read: Callable[[list[Any]], _T],
         before_sending: Callable[[], None] | None,
     ) -> _T:
@@ -354,8 +351,8 @@ class RedisConnections:
             if before_sending is not None:
                 before_sending()
             await connection.redis.send_packed_command(packed, check_health=False)
-            replies = await connection.parser.read_replies(count if fence is None else count + 1)
-            if fence is not None and (reply := replies.pop()) != fence:
+            replies = await connection.parser.read_replies(count + 1)
+            if (reply := replies.pop()) != fence:
                 _check_refused(reply)
             return read(replies)
         except ResponseError:

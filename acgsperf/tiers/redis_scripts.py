@@ -10,7 +10,12 @@ be possible even then, so its script removes the key first; every other script w
 server refuses it.
 
 Stamps are compared as numbers, because Lua compares strings in the order of the server's locale. A stamp beyond 53 bits
-comes from no tier, and counts as 0.
+comes from no tier, and counts as 0. A stamp more than a day ahead of the server's clock supersedes nothing: it may be a
+value of an older version, which looks like one by chance.
+
+Another program may have written to any of the keys. What is of another type, or cannot be a token or a lock, counts as
+absent, and is replaced by the next write. A log to which nothing can be added, because it is no stream or has the
+greatest possible id, is removed: a gap, after which every cache verifies its L1.
 """
 
 import hashlib
@@ -49,8 +54,14 @@ local function take_number() return tonumber(take()) end
 local function take_records() local first, count = at + 2, take_number(); at = at + count; return first end
 local function clock() local time = redis.call('TIME'); return time[1] * 1000000 + time[2] end
 local function failed(reply) return type(reply) == 'table' and reply.err end
+-- What is of another type is nothing. Any other error, such as a missing right, ends the script.
+local function read(...)
+    local reply = redis.pcall(...)
+    if failed(reply) and not string.find(reply.err, 'WRONGTYPE', 1, true) then error(reply.err) end
+    return reply
+end
 local function header(key, last)
-    local value = redis.pcall('GETRANGE', key, 0, last)
+    local value = read('GETRANGE', key, 0, last)
     if type(value) == 'string' and #value >= 17 and string.find(value, '^[ETM]', 17)
         and (#value == 17 or string.byte(value, 18) == 2) then return value end
 end
@@ -63,7 +74,14 @@ local function kind(value) return string.sub(value, 17, 17) end
 local function is_live(value, now)
     return kind(value) == 'E' and #value >= 48 and struct.unpack('<d', value, 41) > now / 1000000
 end
-local function newer(old, new) return old and stamp(old) >= stamp(new) and id(old) ~= id(new) end
+local function newer(old, new, now)
+    local found = old and stamp(old) or 0
+    return old and found >= stamp(new) and found < now + 86400000000 and id(old) ~= id(new)
+end
+local function parts_of_lock(key)
+    local value = read('GET', key)
+    return string.match(type(value) == 'string' and value or '', '^(%d+):([^+]+)(%+?)')
+end
 local function put(key, value, px)
     if px == '' then return redis.pcall('SET', key, value) end
     return redis.pcall('SET', key, value, 'PX', px)
@@ -73,19 +91,27 @@ local function extend(key, px)
     if left >= 0 and px == '' then redis.call('PERSIST', key)
     elseif left >= 0 and left < tonumber(px) then redis.call('PEXPIRE', key, px) end
 end
+local function current(key)
+    local value = read('GET', key)
+    if type(value) == 'string' and #value >= 8 and #value <= 17 then return value end
+end
 local function token(key, new, px)
-    local value = redis.call('GET', key)
+    local value = current(key)
     if value then return value end
     if px == '' then redis.call('SET', key, new) else redis.call('SET', key, new, 'PX', px) end
     return new
 end
+local function add(log, record) return redis.pcall('XADD', log, 'MAXLEN', '~', 10000, '*', 'r', record) end
 -- Returns the time, negative if there was nothing to publish or it has failed.
 local function publish(log, first, now)
     local count, done = tonumber(ARGV[first - 1]), 1
     -- After this command, which needs no memory, a server that is full accepts one that does.
     if count > 0 then redis.pcall('PEXPIRE', log, 2592000000) end
     for i = first, first + count - 1 do
-        if failed(redis.pcall('XADD', log, 'MAXLEN', '~', 10000, '*', 'r', ARGV[i])) then done = 0 end
+        if failed(add(log, ARGV[i])) then
+            redis.pcall('UNLINK', log)
+            if failed(add(log, ARGV[i])) then done = 0 end
+        end
     end
     return count > 0 and done == 1 and now or -now
 end
@@ -112,7 +138,7 @@ local namespace = id(token(KEYS[2], new_namespace, namespace_px))
 for i = 1, n do
     local key, head, tail, px, tags = KEYS[2 + i], take(), take(), take(), take()
     local old = header(key, 17)
-    if newer(old, head) then
+    if newer(old, head, now) then
         results[1 + i] = stamp(old)
     else
         local tokens = {namespace}
@@ -142,7 +168,7 @@ local px, records, results = take(), take_records(), {}
 for i = 1, n do
     local key, head = KEYS[1 + i], take()
     local old = header(key, 47)
-    if newer(old, head) then
+    if newer(old, head, now) then
         results[1 + i] = stamp(old)
     else
         redis.pcall('UNLINK', key)
@@ -167,7 +193,7 @@ local px, records, results = take(), take_records(), {}
 for i = 1, n do
     local key, head = KEYS[1 + i], take()
     local old, done = header(key, 47), true
-    if newer(old, head) then
+    if newer(old, head, now) then
         results[1 + i] = stamp(old)
     else
         if old and kind(old) == 'E' and #old >= 48 then
@@ -216,7 +242,7 @@ OBSERVE: Final = _script(
 local m, n, px = take_number(), take_number(), take()
 local new_namespace, new, namespace_px, ids = take(), take(), take(), take()
 local function seen(key, value, lifetime)
-    local old = redis.call('GET', key)
+    local old = current(key)
     return old or not failed(put(key, value, lifetime)) and value or ''
 end
 local results = {seen(KEYS[1], new_namespace, namespace_px), seen(KEYS[2], new, namespace_px)}
@@ -252,10 +278,10 @@ STORE: Final = _script(
 local n, now = take_number(), clock()
 local new_namespace, namespace_px, new = take(), take(), take()
 local results = {0}
-local current = redis.call('GET', KEYS[2]) or ''
+local namespace = current(KEYS[2]) or ''
 local function counted(value) return string.char(#value) .. value end
 local function last_position()
-    local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+    local last = read('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
     return last[1] and last[1][1] or ''
 end
 local function refused_below(value) return #value % 2 == 1 end
@@ -266,7 +292,7 @@ for i = 1, n do
     local names, values, refused = {}, {}, false
     for j = 1, #tags, 2 do
         names[#names + 1] = KEYS[3 + n + struct.unpack('>H', tags, j)]
-        values[#values + 1] = redis.call('GET', names[#names]) or ''
+        values[#values + 1] = current(names[#names]) or ''
         refused = refused or refused_below(values[#values])
     end
     local is_current = now <= limit
@@ -274,25 +300,25 @@ for i = 1, n do
         is_current = is_current and redis.call('EXISTS', key) == 0 and seen ~= '' and last_position() == seen
     else
         local old = header(key, 17)
-        local found = counted(current)
+        local found = counted(namespace)
         if compare == 'T' then
             for j = 1, #values do
                 is_current = is_current and values[j] ~= ''
                 found = found .. counted(values[j])
             end
         elseif #values > 0 then
-            is_current = is_current and invalidations ~= '' and redis.call('GET', KEYS[3]) == invalidations
+            is_current = is_current and invalidations ~= '' and current(KEYS[3]) == invalidations
         end
-        is_current = is_current and old and id(old) == seen and found == tokens and current ~= ''
+        is_current = is_current and old and id(old) == seen and found == tokens and namespace ~= ''
     end
     if compare == 'C' or compare == 'D' then
-        is_current = is_current and not refused and not refused_below(current)
+        is_current = is_current and not refused and not refused_below(namespace)
     end
     if not is_current then
         results[1 + i] = 0
     else
-        if current == '' then current = token(KEYS[2], new_namespace, namespace_px) end
-        local parts = {id(current)}
+        if namespace == '' then namespace = token(KEYS[2], new_namespace, namespace_px) end
+        local parts = {id(namespace)}
         for j = 1, #names do
             if values[j] == '' then values[j] = token(names[j], new, px) end
             parts[#parts + 1] = id(values[j])
@@ -330,7 +356,7 @@ EXPIRE_TAG: Final = _script(
     """
 local deadline, now = take_number(), clock()
 if now > deadline then return {now} end
-local records, value = take_records(), redis.call('GET', KEYS[2])
+local records, value = take_records(), current(KEYS[2])
 if value then
     local refused = #value % 2 == 1 and 'R' or ''
     local done = redis.pcall('SET', KEYS[2], id(value) .. struct.pack('>I8', now) .. refused, 'KEEPTTL')
@@ -345,10 +371,10 @@ return {publish(KEYS[1], records, now), -1}
 SWEEP: Final = _script(
     "SWEEP",
     """
-local now, current, results = clock(), id(redis.call('GET', KEYS[1]) or ''), {0}
+local now, namespace, results = clock(), id(current(KEYS[1]) or ''), {0}
 for i = 2, #KEYS do
     local value = header(KEYS[i], 67)
-    if value and (kind(value) ~= 'E' or string.sub(value, 61, 68) == current) then
+    if value and (kind(value) ~= 'E' or string.sub(value, 61, 68) == namespace) then
         results[i] = 0
     else
         local gone = redis.call('UNLINK', KEYS[i]) == 1
@@ -369,7 +395,7 @@ local px, info = take(), redis.pcall('INFO', 'server')
 local run = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
 if run ~= '' then
     run = string.sub(redis.sha1hex(run), 1, 8)
-    local value = redis.call('GET', KEYS[1])
+    local value = current(KEYS[1])
     if value and string.sub(value, 9, 16) ~= run then redis.call('UNLINK', KEYS[1], KEYS[2]) end
 end
 extend(KEYS[1], px)
@@ -385,14 +411,16 @@ return run
 LOCK: Final = _script(
     "LOCK",
     """
-local px, owner, held = take(), take(), redis.call('GET', KEYS[1])
-if held then
-    local number, holder, waiting = string.match(held, '^(%d+):([^+]+)(%+?)')
+local px, owner = take(), take()
+local number, holder, waiting = parts_of_lock(KEYS[1])
+if number then
     if holder == owner then return tonumber(number) end
     if waiting == '' then redis.pcall('APPEND', KEYS[1], '+') end
     return 0
 end
-local number = math.max(tonumber(redis.call('GET', KEYS[2]) or 0) + 1, clock())
+local last = read('GET', KEYS[2])
+last = type(last) == 'string' and tonumber(last) or 0
+number = math.max(last < 9007199254740991 and last + 1 or 0, clock())
 number = string.format('%.0f', number)
 redis.call('SET', KEYS[2], number)
 redis.call('SET', KEYS[1], number .. ':' .. owner, 'PX', px)
@@ -405,7 +433,7 @@ UNLOCK: Final = _script(
     "UNLOCK",
     """
 local mine, records = take(), take_records()
-local number, owner, waiting = string.match(redis.call('GET', KEYS[1]) or '', '^(%d+):([^+]+)(%+?)')
+local number, owner, waiting = parts_of_lock(KEYS[1])
 if not number or (number ~= mine and owner ~= mine) then return 0 end
 redis.call('DEL', KEYS[1])
 if waiting ~= '' then publish(KEYS[2], records, 0) end

@@ -236,7 +236,7 @@ class RedisWrites:
             assert operation.store is not None
             arguments += _conditions(operation.store)
             until = now + self._retention_s if operation.store.seen is None else operation.store.seen.expires_at
-            arguments.append(int(min((until + self._clock.offset) * 1e6, _LATEST_US)))
+            arguments.append(int(min(self._clock.deadline(until) * 1e6, _LATEST_US)))
             arguments += self._sealed(key, operation, operation.entry, now, tags)
         keys = [self._keys.log, self._keys.token, self._keys.invalidations]
         return ScriptCall(STORE, [*keys, *self._entries(items), *map(self._keys.tag, tags)], arguments, 1 + len(items))

@@ -1,7 +1,6 @@
 """What the tiers that have a server share: batches, a deadline, a circuit breaker and counters."""
 
 import asyncio
-import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -26,6 +25,7 @@ from acgsperf.tiers.base import (
     WriteResult,
 )
 from acgsperf.tiers.deadline import Deadline
+from acgsperf.tiers.ids import new_id
 from acgsperf.tiers.read_batches import MAX_READS_TOGETHER, ReadBatches
 from acgsperf.tiers.server_calls import Attempt, ServerCalls
 from acgsperf.tiers.server_clock import ServerClock
@@ -182,9 +182,12 @@ class ServerTier(Tier):
         try:
             if not isinstance(key, str):
                 check_key(key)
-            future = self.begin_get(key)
-            if future is not None:
-                return await future
+            # What `begin_get` does, without a call.
+            reads = self._reads
+            if not reads.waiting or get_ident() != self._thread:
+                self._check_use()
+            if self._breaker.state is _CLOSED and key not in self._pending_writes:
+                return await reads.get(key)
             if self._breaker.state is not _CLOSED and not self._may_read(1):
                 return None
             return (await self._read_after_write((key,))).get(key)
@@ -213,21 +216,23 @@ class ServerTier(Tier):
         return bool(await self.set_many({key: entry}))
 
     async def set_many(self, entries: Mapping[str, Entry]) -> frozenset[str]:
-        results = await self.write({key: self._own_write(entry) for key, entry in entries.items()})
+        self._check_use()
+        results, _ = await self._write_own(entries)
         return frozenset(key for key, result in results.items() if result.outcome is Outcome.STORED)
 
     async def delete_many(self, keys: Sequence[str]) -> int | None:
         self._check_use()
         check_keys(keys)
-        if not self._calls.allow(len(keys)):
-            return None
-        operations = {key: self._operation(key, self._own_write(None)) for key in keys}
-        removed = 0
-        for batch, done in await self._writes.carried_out(operations):
-            if any(batch.results[key].outcome is not Outcome.STORED for key in done):
-                return None
-            removed += len(batch.removed.intersection(done))
-        return removed
+        results, removed = await self._write_own(dict.fromkeys(keys))
+        return removed if all(result.outcome is Outcome.STORED for result in results.values()) else None
+
+    async def _write_own(self, entries: Mapping[str, Entry | None]) -> tuple[dict[str, WriteResult], int]:
+        """Writes entries and tombstones with the tier's own stamps. Returns also how many live entries it removed."""
+        operations = {key: self._operation(key, self._own_write(entry)) for key, entry in entries.items()}
+        if not self._calls.allow(len(operations)):
+            return dict.fromkeys(operations, REFUSED), 0
+        self._refused += sum(operation.refused for operation in operations.values())
+        return await self._writes.carry_out_last(operations)
 
     async def write(self, writes: Mapping[str, Write]) -> dict[str, WriteResult]:
         self._check_use()
@@ -348,7 +353,7 @@ class ServerTier(Tier):
         return UNKNOWN
 
     def _own_write(self, entry: Entry | None) -> Write:
-        return Write(entry, secrets.token_bytes(envelope.ID_BYTES), self.now_us())
+        return Write(entry, new_id(), self.now_us())
 
     def _operation(self, key: str, write: Write) -> Operation:
         """Returns what to do with a key; a tombstone if the entry cannot be kept, because the former one is older."""

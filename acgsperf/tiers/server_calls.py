@@ -90,6 +90,11 @@ class ServerCalls:
         self._label = f"{self._tier} tier {namespace!r}"
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether calls may begin."""
+        return self._loop is not None
+
     def close(self) -> None:
         """Releases the event loop. Call it when no call is in flight."""
         self._loop = None

@@ -7,16 +7,21 @@ from enum import Enum
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from acgsperf.tiers.base import Entry, Outcome, Store, WriteResult
 from acgsperf.tiers.deadline import Deadline
+from acgsperf.tiers.ids import new_id
 from acgsperf.tiers.server_calls import Attempt, ServerCalls
+from acgsperf.tiers.tier_arguments import MOST_STAMP
 
 __all__ = ["REFUSED", "UNKNOWN", "Action", "Operation", "WriteBatch", "WriteBatches"]
 
 # A batch has to arrive within the deadline, however much a caller writes at once.
 MAX_WRITES_TOGETHER: Final = 1_000
 MAX_BYTES_TOGETHER: Final = 1 << 20
+# How often a write is repeated because another process has written with a greater stamp.
+_RETRIES: Final = 3
 
 REFUSED: Final = WriteResult(Outcome.REFUSED)
 UNKNOWN: Final = WriteResult(Outcome.UNKNOWN)
@@ -142,6 +147,29 @@ class WriteBatches:
     async def carry_out(self, operations: Mapping[str, Operation]) -> dict[str, WriteResult]:
         """Queues operations and returns their results."""
         return {key: batch.results[key] for batch, keys in await self.carried_out(operations) for key in keys}
+
+    async def carry_out_last(self, operations: Mapping[str, Operation]) -> tuple[dict[str, WriteResult], int]:
+        """As `carry_out`, but what another process has written at the same time, with a greater stamp, is exceeded.
+
+        Returns:
+            The results, and how many live entries were removed.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._deadline_s
+        results: dict[str, WriteResult] = {}
+        removed = 0
+        for _ in range(1 + _RETRIES):
+            for batch, keys in await self.carried_out(operations):
+                results |= {key: batch.results[key] for key in keys}
+                removed += len(batch.removed.intersection(keys))
+            operations = {
+                key: replace(operation, id=new_id(), stamp=results[key].stamp + 1)
+                for key, operation in operations.items()
+                if results[key].outcome is Outcome.NEWER and results[key].stamp + 1 < MOST_STAMP
+            }
+            if not operations or loop.time() >= until or not self._calls.is_open:
+                break
+        return results, removed
 
     async def carried_out(self, operations: Mapping[str, Operation]) -> list[tuple[WriteBatch, list[str]]]:
         """Queues operations and returns, once they have ended, the batches with them and their keys in each."""

@@ -1,260 +1,33 @@
 """Replays a trace through validation, fingerprint, cache and origin, and compares the measurements with the targets."""
 
 import asyncio
+import dataclasses
 import secrets
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Self
+from array import array
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 
-import asyncpg
+import msgspec
 
-from acgsperf._native.types import CONSTITUTIONAL_HASH, CacheStats, HistogramSnapshot
 from acgsperf.addresses import checked_dsn
 from acgsperf.cache import TieredCache
-from acgsperf.dispatch import LatencyHistogram, LRUCache
-from acgsperf.errors import AcgsperfError, ComplianceError, PoolError
-from acgsperf.fingerprint import fingerprint, request_key
-from acgsperf.pool import ConnectionPool, PoolManager
-from acgsperf.service import PerformanceService
-from acgsperf.settings import Settings
-from acgsperf.tiers.base import TierStats
-from acgsperf.tiers.postgres import PostgresTier
+from acgsperf.errors import AcgsperfError
+from acgsperf.pool import PoolManager
 from acgsperf.tiers.postgres_schema import Tables
-from acgsperf.tiers.redis import RedisTier
-from acgsperf.validator import HASH_FIELD
+from acgsperf.workbench.replay_memory import bounded_memory
+from acgsperf.workbench.replay_origin import Origin, WrongValueError, as_failure, connected
+from acgsperf.workbench.replay_process import OtherProcess
+from acgsperf.workbench.replay_report import Report, Row
+from acgsperf.workbench.replay_run import Load, Measured, Options, Run, cache_of, l3_table, nothing
+from acgsperf.workbench.replay_writes import ChangedKeys, spread, writer_of
 from acgsperf.workbench.traces import Request
 
-_POOL_SIZE: Final = 8
-# asyncpg raises an internal error when a connection breaks at certain moments.
-_ORIGIN_ERRORS: Final = (
-    OSError,
-    PoolError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-)
-# The errors that a restarting server causes.
-_PASSING_ERRORS: Final = (
-    OSError,
-    PoolError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-)
-_RETRY_S: Final = 0.05
-# Hits never wait, so a worker with only hits would block the event loop.
-_TURN: Final = 64
-_THROUGHPUT: Final = "> 1,000 requests/s"
-_HIT_RATE: Final = "> 95 %"
+__all__ = ["Load", "Report", "Row", "WrongValueError", "replay"]
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the report.
-
-    Attributes:
-        metric: its name.
-        target: the bound as text, `-` if there is none.
-        achieved: the measurement as text.
-        met: whether the target was met; None if there is none. What was not measured has not met its target.
-        value: the measurement; None if there is none.
-    """
-
-    metric: str
-    target: str
-    achieved: str
-    met: bool | None
-    value: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What a replay measured.
-
-    Attributes:
-        requests: requests that were sent.
-        refused: how many of them the compliance gate refused.
-        seconds: from the first request to the last answer.
-        loads: values that were read from the origin.
-        rows: the measurements and their targets.
-    """
-
-    requests: int
-    refused: int
-    seconds: float
-    loads: int
-    rows: tuple[Row, ...]
-
-    @property
-    def met(self) -> bool:
-        """Whether every target was met."""
-        return all(row.met is not False for row in self.rows)
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the report as JSON-like values."""
-        return asdict(self) | {"met": self.met}
-
-
-class WrongValueError(AcgsperfError):
-    """A request was answered with the value of another request."""
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """The requests of a replay, checked and stamped; equal requests are one object, so that long traces fit in memory.
-
-    Attributes:
-        requests: in the order in which they are sent.
-        addresses: the fingerprints of the distinct ones.
-    """
-
-    requests: Sequence[Request]
-    addresses: Collection[str]
-
-    @classmethod
-    def of(cls, requests: Iterable[Request]) -> Self:
-        """Prepare the requests of a trace.
-
-        Raises:
-            ValueError: when there are none.
-            TypeError, ValueError: when a request is not JSON-like; the message has its number.
-        """
-        distinct: dict[str, Request] = {}
-        sent: list[Request] = []
-        for number, request in enumerate(requests, 1):
-            # Recorded keys carry no hash: their gateway would have stamped them.
-            stamped = {HASH_FIELD: CONSTITUTIONAL_HASH} | request
-            sent.append(distinct.setdefault(_address(number, stamped), stamped))
-        if not sent:
-            raise ValueError("requests must not be empty")
-        return cls(sent, distinct)
-
-
-class _Origin:
-    """The handler of a replay: it reads a value from a table in PostgreSQL."""
-
-    def __init__(self, pool: ConnectionPool, table: str, patience: float) -> None:
-        self._pool = pool
-        self._select = f"SELECT value FROM {table} WHERE address = $1"
-        self._patience = patience
-        self.loads = 0
-
-    async def __call__(self, request: Mapping[str, Any]) -> str:
-        """Read the value of a request. While the server is unreachable, try again for `patience` seconds."""
-        address = fingerprint(request)
-        give_up = time.monotonic() + self._patience
-        while True:
-            try:
-                async with self._pool.acquire() as connection:
-                    value: str | None = await connection.fetchval(self._select, address)
-                break
-            except _PASSING_ERRORS:
-                if time.monotonic() > give_up:
-                    raise
-                await asyncio.sleep(_RETRY_S)
-        if value is None:
-            raise WrongValueError(f"the origin has no row for {address}")
-        self.loads += 1
-        return value
-
-
-class _Replay:
-    """One run, with the measurements that the service does not take itself."""
-
-    def __init__(self, service: PerformanceService) -> None:
-        self.service = service
-        self.validation_ns = LatencyHistogram()
-        self.l1_ns = LatencyHistogram()
-        self.timed_hits = 0
-
-    async def work(self, requests: Iterator[Request], advanced: Callable[[int], object]) -> None:
-        """Send requests, one after the other, until none remains."""
-        process = self.service.process_request
-        done = 0
-        for request in requests:
-            try:
-                value = await process(request)
-            except ComplianceError:
-                pass
-            else:
-                if value != _value_of(fingerprint(request)):
-                    raise WrongValueError(f"request {request!r} was answered with {value!r}")
-            done += 1
-            if done == _TURN:
-                self.time_steps(request)
-                advanced(done)
-                done = 0
-                await asyncio.sleep(0)
-        if done:
-            self.time_steps(request)
-        advanced(done)
-
-    def time_steps(self, request: Request) -> None:
-        """Time validation and L1 on their own. Timing them in every request would make requests slower."""
-        clock, key = time.perf_counter_ns, request_key(request)
-        started = clock()
-        self.service.validator.validate(CONSTITUTIONAL_HASH)
-        validated = clock()
-        value = self.service.cache.get_local(key)
-        self.l1_ns.record(clock() - validated)
-        self.validation_ns.record(validated - started)
-        self.timed_hits += value is not None
-
-
-def _rows(run: _Replay, seconds: float) -> Iterator[Row]:
-    def at_most(metric: str, latency: HistogramSnapshot, ns: int, limit_ms: float) -> Row:
-        if not latency.count:
-            return Row(metric, f"< {limit_ms:g} ms", "not measured", False, None)
-        return Row(metric, f"< {limit_ms:g} ms", f"{ns / 1e6:.4f} ms", ns / 1e6 < limit_ms, ns / 1e6)
-
-    summary = run.service.get_performance_summary()
-    latency, validation, l1 = summary.latency, run.validation_ns.snapshot(), run.l1_ns.snapshot()
-    yield at_most("P50 latency", latency, latency.p50, 1)
-    yield at_most("P95 latency", latency, latency.p95, 2)
-    yield at_most("P99 latency", latency, latency.p99, 5)
-    if summary.requests:
-        # Refused requests do not count: refusing one takes almost no time.
-        rate, hit_rate = summary.requests / seconds, summary.hit_rate
-        yield Row("Throughput", _THROUGHPUT, f"{rate:,.0f} requests/s", rate > 1000, rate)
-        yield Row("Cache hit rate", _HIT_RATE, f"{100 * hit_rate:.2f} % of requests", hit_rate > 0.95, hit_rate)
-    else:
-        yield Row("Throughput", _THROUGHPUT, "not measured", False, None)
-        yield Row("Cache hit rate", _HIT_RATE, "not measured", False, None)
-    compliance = summary.compliance
-    yield Row("Compliance", "100 %", f"{100 * compliance:.2f} %", compliance == 1, compliance)
-    yield at_most("Validation P99", validation, validation.p99, 0.1)
-    yield at_most("L1 access P99", l1, l1.p99, 0.01)
-    stats = summary.cache
-    tiers = [(name, tier) for name, tier in (("L2", stats.l2), ("L3", stats.l3)) if tier is not None]
-    if not summary.requests:
-        for name in ("L1", *(name for name, _ in tiers)) if tiers else ():
-            yield Row(f"{name} tier", "-", "not read: every request was refused", None, None)
-        return
-    if tiers:
-        l1_rate = (stats.l1.hits - run.timed_hits) / summary.requests
-        moved = f"{stats.promotions:,} promotions, {stats.demotions:,} demotions"
-        yield Row("L1 tier", "-", f"hits in {100 * l1_rate:.2f} % of requests, {moved}", None, l1_rate)
-    for name, tier in tiers:
-        p99_ms = tier.latency.p99 / 1e6 if tier.latency.count else None
-        yield Row(f"{name} tier", "-", _activity(tier, stats.l1), None, p99_ms)
-
-
-def _activity(tier: TierStats, l1: CacheStats) -> str:
-    asked, failed = tier.hits + tier.misses, sum(tier.errors.values())
-    if not asked:
-        return "not read: L1 answered every request"
-    p99 = f"P99 {tier.latency.p99 / 1e6:.4f} ms"
-    if not (tier.hits or failed or l1.evictions or l1.expirations):
-        # The tier was read only for the first request of each key, which it cannot answer. A rate of 0 % would look
-        # like a fault.
-        return f"not needed, because L1 kept every value; {p99}"
-    return f"{p99}, hits in {100 * tier.hit_rate:.2f} % of reads" + (f", {failed:,} failed calls" if failed else "")
-
-
-def _value_of(address: str) -> str:
-    return f"value of {address}"
+_L1_SIZE = 100_000
+# With several processes L1 holds this share of the keys, so that the lower tiers have work.
+_L1_SHARE = 0.1
+_WRITES = 0.01
 
 
 async def replay(
@@ -262,122 +35,186 @@ async def replay(
     database_url: str,
     *,
     concurrency: int = 4,
-    l1_size: int = 100_000,
+    l1_size: int | None = None,
     ttl: float | None = 3600.0,
     redis_url: str | None = None,
     l3: bool = False,
     warm: bool = False,
+    processes: int = 1,
+    writes: float | None = None,
+    backplane: bool = True,
+    private_redis: bool = False,
     patience: float = 30.0,
-    advanced: Callable[[int], object] = lambda done: None,
+    advanced: Callable[[int], object] = nothing,
 ) -> Report:
     """Send every request of a trace to a service, and measure the answers.
 
     The origin is a table in PostgreSQL, named for the run, with a row for each distinct request. It is filled before
     the clock starts, and dropped at the end. Every value is compared with its request.
 
+    With several processes, this one fills the tiers: it sends all requests once before the clock starts. Then each
+    process sends all requests. The L1 of the other processes is empty at first.
+
     Args:
         requests: at least one JSON-like request, or a `Load`.
         database_url: the PostgreSQL with the origin.
-        concurrency: requests in flight, at least 1.
-        l1_size: entries of L1.
+        concurrency: requests in flight in each process, at least 1.
+        l1_size: entries of L1; by default 100,000, or with several processes a tenth of the keys.
         ttl: seconds until a cached value expires; None for no limit.
         redis_url: the Redis that is L2; None for no L2.
         l3: whether a table in PostgreSQL is L3.
         warm: whether all requests are sent once before the clock starts. The rows of L2 and L3 count that pass too.
+        processes: how many processes send the requests, at least 1. Several need a Redis or an L3.
+        writes: the share of the keys whose values change during the run, from 0 to 1; by default 0, or with several
+            processes 0.01.
+        backplane: whether the processes tell each other what they write. Without it, they give outdated answers.
+        private_redis: whether nobody else uses the Redis. With several processes and an L3, it gets memory for four
+            fifths of the values, so that L3 has work.
         patience: seconds for which PostgreSQL may be unreachable.
-        advanced: called with the number of requests answered since its last call.
+        advanced: called with the number of requests that this process has answered since its last call, also of those
+            before the clock starts.
 
     Raises:
-        ValueError: when there are no requests, or `concurrency` is less than 1.
+        ValueError: when there are no requests, or an argument is out of range.
         TypeError, ValueError: when a request is not JSON-like, or the cache refuses its arguments.
-        AcgsperfError: when PostgreSQL cannot be reached or fails, or a value is wrong.
+        AcgsperfError: when PostgreSQL cannot be reached or fails, a value is wrong, or another process fails.
     """
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
+    if processes > 1 and redis_url is None and not l3:
+        raise ValueError(f"{processes} processes need redis_url or l3: without them they share no values")
+    share = writes if writes is not None else _WRITES if processes > 1 else 0.0
+    if not 0 <= share <= 1:
+        raise ValueError(f"writes must be from 0 to 1, got {share}")
     load = requests if isinstance(requests, Load) else Load.of(requests)
     try:
         checked_dsn("the DSN", database_url)
     except ValueError as error:
         raise AcgsperfError(f"PostgreSQL cannot be reached: {error}") from None
-    # Replays that share a database must not share a table.
-    table = f"acgsperf_replay_{secrets.token_hex(8)}"
-    l1: LRUCache[str, str] = LRUCache(l1_size)
-    cache: TieredCache[str] = TieredCache(
-        l1,
-        None if redis_url is None else RedisTier(redis_url),
-        PostgresTier(database_url, table=f"{table}_l3") if l3 else None,
-        namespace=table,
+    if l1_size is None:
+        l1_size = _L1_SIZE if processes == 1 else max(round(_L1_SHARE * len(load.distinct)), 1)
+    options = Options(
+        database_url=database_url,
+        redis_url=redis_url,
+        l3=l3,
+        # Replays that share a database must not share a table.
+        table=f"acgsperf_replay_{secrets.token_hex(8)}",
+        concurrency=concurrency,
+        l1_size=l1_size,
         ttl=ttl,
+        patience=patience,
+        backplane=backplane,
+        processes=processes,
     )
+    bounded = redis_url if private_redis and l3 and processes > 1 else None
     try:
-        async with PoolManager() as pools:
-            size = min(concurrency, _POOL_SIZE)
-            # Nothing here changes a session, so nothing has to be reset.
-            pool = await pools.create("origin", database_url, min_size=size, max_size=size, reset=False)
-            try:
-                await _fill(pool, table, load.addresses)
-                origin = _Origin(pool, table, patience)
-                async with cache:
-                    try:
-                        if warm:
-                            await _run(
-                                PerformanceService(Settings(), handler=origin, cache=cache), load.requests, concurrency
-                            )
-                            l1.reset_stats()
-                        service = PerformanceService(Settings(), handler=origin, cache=cache, pools=pools)
-                        run, seconds = await _run(service, load.requests, concurrency, advanced)
-                        refused = service.counts().violations
-                        return Report(len(load.requests), refused, seconds, origin.loads, tuple(_rows(run, seconds)))
-                    finally:
-                        await cache.clear()
-            finally:
-                async with pool.acquire() as connection:
-                    await connection.execute(f"DROP TABLE IF EXISTS {table}, {', '.join(Tables(f'{table}_l3').names)}")
-    except ExceptionGroup as failures:
-        # Workers that fail together fail for the same reason.
-        raise _as_failure(failures.exceptions[0]) from failures
-    except _ORIGIN_ERRORS as error:
-        raise _as_failure(error) from error
-
-
-async def _run(
-    service: PerformanceService,
-    requests: Sequence[Request],
-    concurrency: int,
-    advanced: Callable[[int], object] = lambda done: None,
-) -> tuple[_Replay, float]:
-    async with service:
-        run, pending = _Replay(service), iter(requests)
-        started = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(run.work(pending, advanced))
-        return run, time.perf_counter() - started
-
-
-async def _fill(pool: ConnectionPool, table: str, addresses: Iterable[str]) -> None:
-    async with pool.acquire() as connection:
-        try:
-            # Not an unlogged table: a server that is killed must still have it after its restart.
-            await connection.execute(f"CREATE TABLE {table} (address text PRIMARY KEY, value text NOT NULL)")
-            rows = ((address, _value_of(address)) for address in addresses)
-            await connection.copy_records_to_table(table, records=rows)
-        except asyncio.CancelledError:
-            # The server may still be creating the table. Only the same session is sure to find it.
-            await connection.execute(f"DROP TABLE IF EXISTS {table}")
+        async with _prepared(options, load) as (cache, origin, pools):
+            conductor = _Conductor(options, load, share, cache, origin, pools)
+            return await conductor.replay(warm=warm, bounded=bounded, advanced=advanced)
+    except Exception as error:
+        failure = as_failure(error)
+        if failure is error:
             raise
+        raise failure from error
 
 
-def _address(number: int, request: Request) -> str:
-    try:
-        return fingerprint(request)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"request {number}: {error}") from None
+@asynccontextmanager
+async def _prepared(options: Options, load: Load) -> AsyncIterator[tuple[TieredCache[str], Origin, PoolManager]]:
+    """Provide a cache and an origin with all values; remove what servers have of them at the end."""
+    cache = cache_of(options)
+    connection = connected(
+        options.database_url, options.table, concurrency=options.concurrency, patience=options.patience
+    )
+    async with connection as (origin, pools):
+        try:
+            await origin.fill(load.addresses)
+            async with cache:
+                try:
+                    yield cache, origin, pools
+                finally:
+                    await cache.clear()
+        finally:
+            await origin.drop(*Tables(l3_table(options.table)).names)
 
 
-def _as_failure(error: Exception) -> Exception:
-    if isinstance(error, PoolError):
-        return AcgsperfError(f"PostgreSQL cannot be reached: {error}")
-    if isinstance(error, _ORIGIN_ERRORS):
-        return AcgsperfError(f"PostgreSQL failed: {str(error) or type(error).__name__}")
-    return error
+class _Conductor:
+    """Lets one or more processes send the requests, and collects what they measure.
+
+    Args:
+        options: of this process.
+        load: the requests.
+        share: of the keys that are changed.
+        cache, origin, pools: of this process.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        load: Load,
+        share: float,
+        cache: TieredCache[str],
+        origin: Origin,
+        pools: PoolManager,
+    ) -> None:
+        self._options = options
+        self._load = load
+        self._cache = cache
+        self._origin = origin
+        self._pools = pools
+        # Four bytes a request.
+        self._changed: list[int] = spread(array("I", load.indices()), share) if share else []
+
+    async def replay(self, *, warm: bool, bounded: str | None, advanced: Callable[[int], object]) -> Report:
+        """Fill the tiers if necessary, send the requests, and report.
+
+        Args:
+            warm: whether the tiers are filled in any case.
+            bounded: the address of a Redis that gets memory for a part of the values; None for no bound.
+            advanced: as for `replay`.
+        """
+        options = self._options
+        async with AsyncExitStack() as block:
+            others = [
+                await block.enter_async_context(OtherProcess(msgspec.structs.replace(options, process=number)))
+                for number in range(2, options.processes + 1)
+            ]
+            async with asyncio.TaskGroup() as group:
+                for other in others:
+                    group.create_task(other.prepare(self._load, self._changed))
+            # The others are connected: what their connections need does not count as memory for values.
+            bound = await block.enter_async_context(bounded_memory(bounded)) if bounded is not None else None
+            if warm or others:
+                await Run(options, self._cache, self._origin).send(self._load.requests, advanced)
+            if bound is not None:
+                await bound()
+            return self._report(await self._measure(others, advanced))
+
+    async def _measure(self, others: Sequence[OtherProcess], advanced: Callable[[int], object]) -> list[Measured]:
+        options, distinct = self._options, list(self._load.distinct.values())
+        keys = [distinct[index] for index in self._changed]
+        changed = ChangedKeys(keys, options.process, options.processes) if keys else None
+        run = Run(options, self._cache, self._origin, changed, self._pools)
+        async with asyncio.TaskGroup() as group:
+            theirs = [group.create_task(other.run()) for other in others]
+            group.create_task(run.send(self._load.requests, advanced))
+        writers = [changed.acknowledged if changed is not None else [], *(task.result() for task in theirs)]
+        acknowledged = [writers[writer_of(at, options.processes) - 1][at] for at in range(len(keys))]
+        return [run.measured(acknowledged), *[await other.measured(acknowledged) for other in others]]
+
+    def _report(self, measured: Sequence[Measured]) -> Report:
+        return Report(
+            requests=len(self._load.requests) * len(measured),
+            refused=sum(process.refused for process in measured),
+            seconds=max(process.seconds for process in measured),
+            loads=sum(process.loads for process in measured),
+            processes=len(measured),
+            writes=sum(process.writes for process in measured),
+            unacknowledged=sum(process.unacknowledged for process in measured),
+            rows=tuple(
+                dataclasses.replace(row, process=number)
+                for number, process in enumerate(measured, 1)
+                for row in process.rows
+            ),
+        )

@@ -487,7 +487,8 @@ class TestExpiringNow:
         assert (await other.expire_now({"k": Write(None, id_, stamp)}))["k"].outcome is Outcome.STORED
         after = await one.get("k")
         assert (after.value, after.tags, after.id, after.stamp) == ({"a": 1}, ("t",), id_, stamp)
-        assert after.fresh_until <= time.monotonic()
+        # A cache serves it for its stale_ttl from then on, if the load fails.
+        assert time.monotonic() - 1 < after.fresh_until <= time.monotonic()
         assert after.kept_until == pytest.approx(before.kept_until, abs=0.01)
         await one.invalidate("t")
         assert await one.get("k") is None
@@ -499,7 +500,8 @@ class TestExpiringNow:
         await other.expire_now({key: Write(None, new_id(), other.now_us()) for key in ("absent", "stale")})
         assert [await end(entry("old")) for end in loads] == [False, False]
         assert await value(one, "absent") is None
-        assert await value(one, "stale") == "stale"
+        found = await one.get("stale")
+        assert (found.value, found.fresh_until) == ("stale", pytest.approx(now - 1, abs=0.1))
 
     async def test_something_newer_is_left_alone(self, one, entry):
         await write(one, "k", entry(), 20)
@@ -508,9 +510,17 @@ class TestExpiringNow:
         assert (await one.get("k")).fresh_until > time.monotonic()
 
     async def test_a_tag_expires_with_its_entries(self, one, other, entry):
+        now = time.monotonic()
+        stale = Entry("stale", now - 9, now - 2, now + 60, ("t",))
+        forever = Entry("forever", now, None, None, ("t",))
         await one.set_many({"a": entry(tags=("t", "u")), "b": entry(tags=("u",)), "c": entry()})
+        await one.set_many({"stale": stale, "forever": forever})
         assert (await other.expire_tag("t")).outcome is Outcome.STORED
         assert (await other.expire_tag("unknown")).outcome is Outcome.STORED
+        ended = await one.get_many(["a", "stale", "forever"])
+        assert now - 0.1 < ended["a"].fresh_until <= time.monotonic()
+        assert now - 0.1 < ended["forever"].fresh_until <= time.monotonic()
+        assert ended["stale"].fresh_until == pytest.approx(now - 2, abs=0.1)
         found = await one.get_many(["a", "b", "c"])
         assert {key: entry.fresh_until > time.monotonic() for key, entry in found.items()} == {
             "a": False,

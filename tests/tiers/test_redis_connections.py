@@ -210,7 +210,7 @@ async def test_a_clone_has_connections_of_its_own_and_no_greeting(open_tier, adm
     clone = tier.connections.clone(1)
     clone.open()
     assert clone.greeting is None
-    blocked = asyncio.ensure_future(clone.ask([("BLPOP", "nothing", 0)], list, fenced=False))
+    blocked = asyncio.ensure_future(clone.ask([("BLPOP", "nothing", 0)], list))
     await wait_until(lambda: _is(clients(admin), 2))
     assert await tier.lock("k", 5)
     await admin.rpush("nothing", "something")

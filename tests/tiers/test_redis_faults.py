@@ -121,6 +121,26 @@ class TestDeadline:
             assert (await _write(tier, "k", entry(number), number)).outcome is Outcome.STORED
         assert tier.stats().errors == {}
 
+    async def test_an_observation_does_not_live_longer_because_the_clock_was_measured_badly(
+        self, private_server, open_tier, entry
+    ):
+        tier = await open_tier()
+        seen = (await tier.observe(["k"]))["k"]
+        now = time.monotonic()
+        right = tier.server_clock.now()
+        # The request travelled for 2 s and the reply not at all: the offset is wrong by half of that.
+        tier.server_clock.__init__()
+        tier.server_clock.measured(now - 2, now, right)
+        assert tier.server_clock.now() - right == pytest.approx(1, abs=0.1)
+        loaded = replace(entry("late"), id=_id(), stamp=tier.now_us())
+        private_server.freeze()
+        store = asyncio.ensure_future(
+            tier.store({"k": Store(loaded, replace(seen, expires_at=time.monotonic() + 0.05))})
+        )
+        await asyncio.sleep(0.1)
+        private_server.thaw()
+        assert not await store
+
     async def test_a_clock_that_is_behind_is_set_right(self, open_tier, entry):
         tier = await open_tier()
         right = tier.server_clock.offset

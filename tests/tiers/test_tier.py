@@ -12,7 +12,7 @@ import pytest
 from bare import bare
 
 from acgsperf import TierError
-from acgsperf.tiers import BreakerState, Entry
+from acgsperf.tiers import BreakerState, Entry, Outcome, Write
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
 
@@ -73,6 +73,24 @@ async def test_many_keys_are_stored_read_and_deleted_together(tier, entry):
     assert {key: e.value for key, e in found.items()} == {key: e.value for key, e in entries.items()}
     assert await tier.delete_many([*entries, "other"]) == 2_500
     assert await tier.get_many(list(entries)) == {}
+
+
+async def test_a_direct_write_exceeds_a_greater_stamp_of_another_process(tier, entry):
+    ahead_s = 60
+    keys = ["a", "b", "c"]
+    for call in (lambda: tier.set_many({key: entry("mine") for key in keys}), lambda: tier.delete_many(keys)):
+        theirs = {
+            key: Write(entry("theirs"), os.urandom(8), tier.now_us() + ahead_s * 1_000_000 + number)
+            for number, key in enumerate(keys)
+        }
+        results = await tier.write(theirs)
+        assert {result.outcome for result in results.values()} == {Outcome.STORED}
+        assert await call() in ({*keys}, 3)
+        ahead_s *= 10
+    assert await tier.get_many(keys) == {}
+    # A write of a caller that gives the stamp is not repeated.
+    (result,) = (await tier.write({"a": Write(entry("old"), os.urandom(8), tier.now_us())})).values()
+    assert result.outcome is Outcome.NEWER
 
 
 async def test_clear_forgets_more_than_fits_in_one_step(tier, entry):
