@@ -7,6 +7,7 @@ How to use it:
 - To try a change of the protocol, change the step (`reading.py`, `writing.py`, `environment.py`), make it a rule in
   `state.RULES`, and name in `scenarios.SWITCHES` the scenario that needs it. A rule without such a scenario is an
   error, unless `scenarios.REDUNDANT` lists it.
+- `scenarios.NOT_BUILT` lists the rules that the package does not follow yet. If you build one, remove it there.
 
 | file | what it has |
 |---|---|
@@ -14,8 +15,9 @@ How to use it:
 | `state.py` | the state, the rules, what a scenario is |
 | `protocol.py` | the machine: the tiers and the invariants W1, W3, R1, R2 and convergence at rest |
 | `reading.py` | L1, L2, OBSERVE, L3, the loader, STORE, the copy from L3 to L2 |
-| `writing.py` | explicit writes, requests carried out late, repairs, publications |
+| `writing.py` | explicit writes, L1 of the writer, requests carried out late, repairs, publications |
 | `environment.py` | records, demotions, evictions, the log, restarts, ticks |
+| `scenarios.py` | the scenarios, and what each rule prevents |
 | `postgres_log.py` | PostgreSQL as a backplane: the listener's position |
 | `clocks.py` | T1: wall clocks do not matter |
 
@@ -48,9 +50,36 @@ What the model found beyond the rules it was made from. Each is a rule here, wit
 - "generation" includes the count of invalidations: after a restart from a snapshot the old count is valid again.
 - "one snapshot" (PostgreSQL): rows and next position come from one statement or one snapshot. If the position is
   read later, a transaction that commits in between is lost.
-- "mark begin" is redundant: marking when a write ends, and when a record arrives, is enough.
+- "mark begin" is redundant: what ends after the write is superseded when the write ends, and what ends before is not
+  kept ("mark during").
 
-What the model does not show: `scenarios.LIMITS`, locks, fail-safe answers when no tier answers, T2, entries with
-several tags, batches, a process that dies with repairs in its queue (that is "repair" switched off), and stamps that
-processes take from the clocks of *different* servers: all processes must take them from one.
+What it found in the protocol as it was built:
+
+- "mark during": L1 changes before the write is sent and not again when it ends. A load that finds the old entry in a
+  tier during the write, and ends before the write does, puts it back into L1, and no record comes: a process does
+  not apply its own.
+- "repair own L1": for the same reason a repair has to drop the key from L1 of its own process, which may have read
+  the old value from the tier that failed.
+- "give way, repair": of two writes of a process the earlier one skips L2 and counts as carried out. If the later one
+  fails in both tiers, L3 has the earlier write and L2 the old entry, and nothing repairs it. The same happens if the
+  later one invalidates a tag that L2's old entry does not have. If the earlier write is removed with its own stamp,
+  both tiers agree.
+- "refused answers", "invalidate again": if L3 does not answer an invalidation at once, L2 is invalidated first, and the
+  record is out. A reader that finds L3's row now must not take it as an answer, even if it does not copy it: L1
+  would keep it, and no other record comes.
+- "again after removed": L2 is written again also if L3 could not keep the entry.
+- "again gives way": this second write of L2 gives way to a later write, as the first one does.
+- "undo each": two writes of a key of unknown outcome are both undone, not only the later one.
+- "undo record": if the record of an undo had the id that is undone, L1s that have it would keep it. On a single
+  server the tier's own record hides this.
+- "demote run": after a restart from a snapshot the last position of the log can be the one that a process knows,
+  although records after it are lost. A demotion compares the server's run, too, or keeps the entry's tokens.
+- "earlier try" is redundant: what a first try left is removed by the repair of the write that was in its way.
+
+What the model does not show: `scenarios.LIMITS`, locks, T2, soft invalidations, entries with several tags, batches, the
+queue of repairs that overflows (everything is cleared then), a process that dies with repairs in its queue (that is
+"repair" switched off), requests of one process to one tier that pass each other, PostgreSQL's `clear` (its token grows,
+a sweep follows), loads that answer with an unverified entry, and stamps that processes take from the clocks of
+*different* servers: all processes must take them from one. A write that has given way returns before the later one
+ends: until then a reader may get the value before both.
 """

@@ -15,6 +15,7 @@ class Machine:
         self.scenario = scenario
         self.rules = Rules(*off)
         self.tiers = scenario.tiers
+        self.order = tuple(tier for tier in ((3, 2) if self.rules["L3 first"] else (2, 3)) if tier in self.tiers)
         self.budget = {name: i for i, name in enumerate(scenario.budget)}
         self.names = [name for name, _ in scenario.tasks]
         self.programs = [program for _, program in scenario.tasks]
@@ -28,17 +29,19 @@ class Machine:
         scenario, filled = self.scenario, self.scenario.filled
         first = Cell("entry", "x", 1, 0)
         token2, token3 = ("t2", "t3") if scenario.tagged else (None, None)
+        first2 = None if scenario.untagged else token2
+        first3 = None if scenario.untagged or not self.rules["tokens in L3"] else token3
         hello = self.rules["hello"] and scenario.recording
         processes = tuple(
-            Process(l1=first._replace(token=token2) if name in filled else None, position=int(hello))
+            Process(l1=first._replace(token=first2) if name in filled else None, position=int(hello))
             for name in scenario.processes
         )
         return State(
             processes,
             tuple(Task() for _ in scenario.tasks),
             tuple(scenario.budget.values()),
-            l2=first._replace(token=token2) if 2 in filled else None,
-            l3=first._replace(token=token3 if self.rules["tokens in L3"] else None) if 3 in filled else None,
+            l2=first._replace(token=first2) if 2 in filled else None,
+            l3=first._replace(token=first3) if 3 in filled else None,
             token2=token2,
             token3=token3,
             log=(Record(0, "hello"),) if hello else (),
@@ -75,11 +78,17 @@ class Machine:
     def forget_tag(self, state: State, tier: int, name: str, refused: bool = False) -> State:
         """Carry out an invalidation of the tag. `refused`: L3 has not done so, and its rows do not answer any more."""
         if tier == 3:
-            return state._replace(token3=None)
+            # The token is replaced: PostgreSQL has to lock something.
+            return state._replace(token3=f"t3-{name}")
         token = f"{REFUSED}{name}" if refused and self.rules["refused tag"] else None
         if self.rules["count random"]:
-            return state._replace(token2=token, invalidations=f"c-{name}")
+            return state._replace(token2=token, invalidations=None)
         return state._replace(token2=token, invalidations=str(int(state.invalidations or "0") + 1))
+
+    def token(self, state: State, tier: int, name: str) -> tuple[State, str]:
+        """Return the token of the tag in a tier, which creates it if it is missing."""
+        token = (state.token2 if tier == 2 else state.token3) or f"t{tier}-{name}"
+        return (state._replace(token2=token) if tier == 2 else state._replace(token3=token)), token
 
     def acknowledge(self, state: State, tier: int, version: int) -> State:
         if tier == 2:
@@ -101,6 +110,20 @@ class Machine:
             if i != but and task.phase and task.current:
                 state = self.set_task(state, i, task._replace(current=False))
         return state
+
+    def drop(self, state: State, p: int, named: str | None) -> State:
+        """Drop the key from L1 of a process, unless it holds the write with this id."""
+        process = state.processes[p]
+        if process.l1 is None or process.l1.id == named:
+            return state
+        return self.set_process(state, p, process._replace(l1=None))
+
+    def in_flight(self, state: State, p: int) -> bool:
+        """Whether a write of this process is in flight."""
+        return any(
+            state.tasks[i].phase and self.programs[i][state.tasks[i].at] in ("set", "delete", "invalidate")
+            for i in self.tasks_of[p]
+        )
 
     def spend(self, state: State, what: str) -> State | None:
         """Return the state with one less of `what` in the budget, or None if nothing is left of it."""
@@ -153,9 +176,10 @@ class Machine:
         if any(task.at < len(program) for task, program in zip(state.tasks, self.programs, strict=True)):
             return False
         end = len(state.log)
-        return all(p.demoting is None and p.position == end and p.contact == state.now for p in state.processes) or (
-            not self.scenario.recording
-        )
+        return all(
+            p.demoting is None and p.position == end and p.contact == state.now and p.asked < 0 and p.run == state.run
+            for p in state.processes
+        ) or (not self.scenario.recording)
 
     def disagreement(self, state: State, floor: int) -> str | None:
         """At rest: whether the tiers and L1s answer with different values, or with something too old."""
@@ -171,6 +195,7 @@ class Machine:
         listed = ", ".join(f"{where} has {cell}" for where, cell in found.items())
         if len({cell.version for cell in found.values() if cell}) > 1:
             return f"convergence: at rest {listed}"
+        floor = max(floor, self.rank(state.promised))
         if any(self.rank(cell.version) < floor for cell in found.values() if cell):
             return f"convergence: v{floor} is acknowledged, and at rest {listed}"
         return None

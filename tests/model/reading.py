@@ -52,11 +52,7 @@ def begin(m: Machine, state: State, i: int, task: Task, op: str, name: str) -> S
         else:
             yield f"{name}: L2 answers {cell}", m.set_task(state, i, task._replace(phase="keep", held=cell))
         return
-    if m.scenario.tagged:
-        if state.invalidations is None and m.rules["count random"]:
-            state = state._replace(invalidations=f"c-{m.names[i]}{task.at}")
-        task = task._replace(invalidations=state.invalidations)
-    task = task._replace(phase="observe")
+    task = task._replace(phase="observe", answered=True)
     if not m.rules["observe first"]:
         task = task._replace(held=load(m, state, i, task))
     elif not m.rules["observe before L3"] and 3 in m.tiers:
@@ -80,9 +76,13 @@ def observe(m: Machine, state: State, i: int, task: Task, name: str) -> Steps:
     if cell is None and m.rules["marker"]:
         cell = Cell("marker", f"m-{m.names[i]}{task.at}", 0, 0, gone=min(FOREVER, state.now + G))
         state = state._replace(l2=cell)
-    if m.scenario.tagged and m.rules["token first"]:
-        token = state.token2 or f"t2-{m.names[i]}{task.at}"
-        state, task = state._replace(token2=token), task._replace(token2=token)
+    if m.scenario.tagged:
+        if state.invalidations is None and m.rules["count random"]:
+            state = state._replace(invalidations=f"c-{m.names[i]}{task.at}")
+        task = task._replace(invalidations=state.invalidations)
+    if m.scenario.tagged and m.rules["token first"] and not m.scenario.unknown:
+        state, token = m.token(state, 2, f"{m.names[i]}{task.at}")
+        task = task._replace(token2=token)
     # A row that was read before L2 was observed is held already, if that rule is switched off.
     phase = "copy" if task.held is not None and m.rules["observe first"] else behind(m)
     seen, stamp = (cell.id, cell.stamp) if cell is not None else (NOTHING, 0)
@@ -96,6 +96,7 @@ def read_l3(m: Machine, state: State, i: int, task: Task, op: str, name: str) ->
         seen3 = None if m.rules["unreadable"] else UNREAD
         yield f"{name}: L3 does not answer", m.set_task(failed, i, task._replace(phase=without_row, seen3=seen3))
     row = state.l3
+    task = task._replace(answered=True)
     if m.scenario.tagged and m.rules["tokens in L3"] and m.rules["token first"]:
         token = state.token3 or f"t3-{m.names[i]}{task.at}"
         state, task = state._replace(token3=token), task._replace(token3=token)
@@ -118,7 +119,7 @@ def read_l3(m: Machine, state: State, i: int, task: Task, op: str, name: str) ->
 
 def ends_here(m: Machine, state: State, task: Task, row: Cell) -> bool:
     """Whether L2 knows of something newer than `row`, so that the row does not answer."""
-    if task.token2 is not None and task.token2.startswith(REFUSED):
+    if m.rules["refused answers"] and task.token2 is not None and task.token2.startswith(REFUSED):
         return True
     if task.seen2 is None or row.stamp >= task.stamp2:
         return False
@@ -156,11 +157,16 @@ def matches(cell: Cell | None, seen: str | None) -> bool:
 def copy(m: Machine, state: State, i: int, task: Task, name: str) -> tuple[str, State]:
     row = task.held
     assert row is not None
-    same_count = not m.scenario.tagged or not m.rules["count"] or state.invalidations == task.invalidations
+    tagged = row.token is not None or m.scenario.tagged
+    same_count = not tagged or not m.rules["count"] or state.invalidations == task.invalidations
+    if m.scenario.implicit:
+        same_count = not m.rules["copy compares namespace"] or state.token2 == task.token2
+    refused = state.token2 is not None and state.token2.startswith(REFUSED)
+    same_count = same_count and not (tagged and refused)
     after = m.set_task(state, i, task._replace(phase="keep"))
     if m.rules["copy conditional"] and not (matches(state.l2, task.seen2) and in_time(m, state, task) and same_count):
         return f"{name}: the copy to L2 is superseded", after
-    if row.token is not None or m.scenario.tagged:
+    if tagged:
         token = state.token2 or f"t2-{name}"
         after, row = after._replace(token2=token), row._replace(token=token)
     if not m.rules["copy keeps stamp"]:
@@ -188,8 +194,10 @@ def store2(m: Machine, state: State, i: int, task: Task, name: str) -> tuple[str
     if m.rules["conditional"] and not (matches(state.l2, task.seen2) and in_time(m, state, task)):
         return f"{name}: the store in L2 is superseded", after
     assert task.held is not None
+    if m.scenario.unknown and m.rules["count of loads"] and state.invalidations != task.invalidations:
+        return f"{name}: the store in L2 is superseded by an invalidation", after
     token = task.token2
-    if m.scenario.tagged and not m.rules["token first"]:
+    if m.scenario.unknown or (m.scenario.tagged and not m.rules["token first"]):
         token = state.token2 or f"t2-{name}"
         after = after._replace(token2=token)
     stamp = task.stamp2 if m.rules["inherit stamp"] else clock(m, state, i)
@@ -202,13 +210,29 @@ def keep(m: Machine, state: State, i: int, task: Task, name: str) -> tuple[str, 
     """The last step: the caller gets its answer, and L1 keeps it unless a write has superseded it."""
     held = task.held
     after = m.set_task(state, i, Task(at=task.at + 1))
+    p = m.process_of[i]
     if held is None:
-        return f"{name}: a miss", after
+        return missed(m, after, p, task, name)
     if m.rank(held.version) < task.need:
         broken = f"W1: every tier had acknowledged v{task.need} before {name} began, and it answers {held}"
         return f"{name}: answers {held}", after._replace(broken=broken)
-    if not task.current:
+    during = m.in_flight(after, p) and (m.rules["mark during"] or m.programs[i][task.at] != "load")
+    if not task.current or during:
         return f"{name}: answers {held}; L1 does not keep it", after
-    p = m.process_of[i]
     process = after.processes[p]._replace(l1=held._replace(explicit=False), verified=True)
     return f"{name}: answers {held}; L1 keeps it", m.set_process(after, p, process)
+
+
+def missed(m: Machine, state: State, p: int, task: Task, name: str) -> tuple[str, State]:
+    """No tier has an entry. If none has answered, an unverified entry of L1 is served within its own ttl."""
+    process = state.processes[p]
+    cell = process.l1
+    if cell is None or m.answers(state, process) or cell.expires < state.now:
+        return f"{name}: a miss", state
+    if task.answered and m.rules["serve unverified"]:
+        if task.current and m.rules["drop unverified"] and not m.in_flight(state, p):
+            state = m.set_process(state, p, process._replace(l1=None))
+        return f"{name}: a miss; L1 drops its unverified entry", state
+    if task.answered and m.rank(cell.version) < task.need:
+        state = state._replace(broken=f"W1: every tier had acknowledged v{task.need}, and {name} answers {cell}")
+    return f"{name}: L1's unverified entry answers, {cell}", state

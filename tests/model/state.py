@@ -16,6 +16,8 @@ FOREVER: Final = 99
 NOTHING: Final = "nothing"
 # Stands for "the tier could not be read", where a store takes that for a miss because the rule is switched off.
 UNREAD: Final = "unread"
+# The id of a record that a restart has lost.
+LOST: Final = "lost"
 # A token that starts so says that L3 has refused to invalidate the tag.
 REFUSED: Final = "refused-"
 
@@ -44,9 +46,16 @@ class Process(NamedTuple):
     position: int = 0  # how many records of the log it has processed
     contact: int = 0  # the tick in which it was last level with the log
     stamp: int = 0  # the last stamp it gave to a write
+    begun: int = 0  # the version of its write of the key that has begun last
+    begun_tag: int = 0  # of its invalidation of the tag
+    run: int = 0  # the run of the server whose log it follows
+    asked: int = -1  # the tick in which it has sent XREAD, if the reply is still on its way
+    found: int = 0  # what that XREAD has found: a position in the log
+    empty: bool = False  # and nothing behind it
     demoting: Cell | None = None  # evicted from L1, on its way to L2
     demoting_from: int = 0  # the position in the log when it was evicted
     demoting_until: int = 0  # L2 does not carry the demotion out after this tick
+    demoting_run: int = 0
 
 
 class Task(NamedTuple):
@@ -66,18 +75,25 @@ class Task(NamedTuple):
     token3: str | None = None
     invalidations: str | None = None
     held: Cell | None = None
-    # Writing
+    answered: bool = False  # a tier has answered
+    # Writing. Outcomes: stored, removed, newer, refused, unknown; empty: not known yet.
     version: int = 0
     stamp: int = 0
     tries: int = 0
-    took2: bool = False
-    took3: bool = False
-    unsure: bool = False  # the outcome in a tier is unknown
+    out2: str = ""
+    out3: str = ""
+    newer: int = 0  # the stamp of what a tier has, if that is newer
+    left: bool = False  # an earlier try was carried out in a tier, and the last one was not
+    pending: bool = False  # sent to L3, which has not answered; L2 is written in the meantime
+    lost: bool = False  # L3's answer will not arrive
+    again: bool = False  # L2 is written again
+    gave_way: bool = False  # to a later write of the same process
 
 
 class Record(NamedTuple):
     version: int
     id: str | None
+    writer: int = -1  # the process that has written; it does not apply its own records
     # False: L3 has refused the write, and L2 may lose it. Then R1 is not promised.
     counts: bool = True
 
@@ -88,9 +104,11 @@ class Request(NamedTuple):
     task: int
     tier: int
     cell: Cell | None  # None: invalidates the tag
+    removes: bool = False  # the tier may be unable to keep the entry
 
 
 class Repair(NamedTuple):
+    process: int
     tiers: tuple[int, ...]  # in this order
     cell: Cell | None
     version: int
@@ -113,9 +131,11 @@ class State(NamedTuple):
     late: tuple[Request, ...] = ()
     repairs: tuple[Repair, ...] = ()
     unpublished: tuple[tuple[int, Record], ...] = ()  # records that wait for a retry, with their process
-    snapshot: tuple[Cell | None, str | None, str | None] | None = None
+    snapshot: tuple[Cell | None, str | None, str | None, int] | None = None
+    run: int = 0  # of L2's server
     acknowledged2: int = 0  # the newest write that L2 has acknowledged
     acknowledged3: int = 0
+    promised: int = 0  # the newest write that was reported as carried out by every tier
     floors: tuple[int, ...] = (0,) * (LAG + 1)  # what was acknowledged everywhere at the end of the ticks before
     # The ids of writes that no tier surely took. L1s may differ by what was loaded before and after them.
     failed: tuple[str, ...] = ()
@@ -137,6 +157,8 @@ RULES: Final = {
     "inherit stamp": "a stored load inherits the stamp that was observed",
     "copy keeps stamp": "a copy from L3 keeps its row's id and stamp",
     "tombstone ends the walk": "L3's row does not answer if L2's tombstone has a greater stamp",
+    "serve unverified": "an unverified entry of L1 is served only if no tier answers",
+    "drop unverified": "a read that finds nothing drops L1's unverified entry, unless a write or load came between",
     "older row": "L3's row does not answer if anything that OBSERVE found in L2 has a greater stamp",
     # Demotions
     "demote if absent": "a demotion stores only if the key does not exist",
@@ -144,6 +166,8 @@ RULES: Final = {
     "demote level": "a demotion stores only if the process has processed the whole log, compared in L2's script",
     "demote verified": "an entry that waits for its verification after a gap is not demoted",
     "demote tokens": "a demotion keeps the entry's tokens",
+    "demote in flight": "an entry is not demoted while a write of its key is in flight in this process",
+    "demote run": "a demotion compares the run of the server, too",
     # Explicit writes
     "L3 first": "an explicit write goes to L3, then to L2",
     "stamps": "the greater stamp wins",
@@ -158,9 +182,20 @@ RULES: Final = {
     "undo by id": "such a write is undone only where its id is found, and not by its stamp",
     "repair every tier": "a repair invalidates in L3, then in L2, whichever of them failed",
     "repair record": "a repair publishes its record even if L2 has something newer",
-    "own L1": "the writer's L1 keeps the value only if every tier took it",
+    "own L1": "the writer's L1 gives the value up if a tier did not carry the write out",
+    "L2 again": "L2 is written again if L3 carries out a write after L2",
+    "again after removed": "that is so if L3 cannot keep the entry, too",
+    "again gives way": "L2 is not written again if a later write of this process has begun",
+    "invalidate again": "L2 is invalidated again if L3 carries out an invalidation after L2",
+    "give way": "of two writes of one process in flight, the earlier one is not sent on and not tried again",
+    "give way, repair": "a write that has given way is removed with its own stamp: the later one may fail",
+    "earlier try": "a try that a tier carried out is undone if the next one fails",
+    "undo each": "a write that is to be undone does not take the place of an earlier one in the queue",
+    "undo record": "the record of an undo does not have the id that is undone",
+    "repair own L1": "a repair drops the key from L1 of its own process, and supersedes what is in flight there",
     # In-flight marking
     "mark begin": "a write supersedes what is in flight in its process when it begins",
+    "mark during": "what a load finds in a tier during a write of its process is not kept in L1",
     "mark end": "a write supersedes what is in flight in its process when it ends",
     "mark record": "a record supersedes what is in flight in the process that receives it",
     "mark gap": "a gap supersedes what is in flight",
@@ -171,11 +206,17 @@ RULES: Final = {
     "gap": "a process whose last position is gone from the log notices the gap",
     "hello": "a process appends a record of its own and starts there",
     "lease": "L1 does not answer when its lease has passed",
+    "lease from sending": "the lease begins when XREAD is sent, not when its reply arrives",
+    "check after reading": "the last position is looked for after the records are read",
+    "another run": "a connection to another run of the server is a gap",
     # Tags
     "token first": "a load creates the missing token when it begins; storing never creates one",
     "count": "a copy of a tagged row is stored only if the count of invalidations is the same as when L2 was read",
     "count random": "the count is a random value that readers create if it is missing, not a number from 0 on",
-    "refused tag": "an invalidation that L3 refused leaves a token in L2 that says so; L3's rows do not answer then",
+    "refused tag": "an invalidation that L3 refused leaves a token in L2 that says so; L3's rows are not copied then",
+    "refused answers": "nor do they answer",
+    "count of loads": "a load whose tags were not known compares the count of invalidations",
+    "copy compares namespace": "a copy compares the token of the namespace",
     "tokens in L3": "tokens exist in L3 too, and are compared there",
     # Restarts
     "generation": "a server restarted from a snapshot gets a new token and a new count",
@@ -203,7 +244,9 @@ class Scenario(NamedTuple):
     `budget` says how often the environment may do something:
     evict L2, evict token, evict count: L2 loses the key's cell, the tag's token, the count of invalidations;
     blind L2, blind L3: the tier does not answer a read; refuse L2, refuse L3: it refuses a write;
+    cannot keep L2, cannot keep L3: it cannot keep an entry, and removes the former one;
     lose L2, lose L3: its reply to a write is lost, or the request is carried out late;
+    slow L3: it answers a write after L2 has been written;
     demote, evict L1: L1 evicts its entry, with or without a demotion;
     trim, replace: the log loses its oldest record, or all;
     publish: a publication fails; snapshot: L2 is saved, and later restarted from it; tick: time passes.
@@ -220,6 +263,10 @@ class Scenario(NamedTuple):
     skew: dict[str, int] = {}  # noqa: RUF012
     racing: bool = False  # two writers without a lock: one of the two wins
     tagged: bool = False
+    untagged: bool = False  # but what is there at the start has no tag
+    unknown: bool = False  # loads do not know the tag before they end
+    implicit: bool = False  # the tag is that of the namespace: every entry has it
+    slow_reads: bool = False  # XREAD, the check of the position and the arrival of the reply are steps
     cluster: bool = False  # the record is published after L2's write, not with it
     failing: str = "AB"  # the processes whose writes may fail
     recording: bool = True  # False: no backplane

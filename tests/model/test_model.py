@@ -75,11 +75,7 @@ def test_without_a_rule_a_guarantee_is_lost(switch: Switch):
 
 @pytest.mark.parametrize("rule", REDUNDANT)
 def test_a_redundant_rule_changes_nothing_in_the_scenarios_that_concern_it(rule):
-    concerned = {
-        "mark begin": ("records", "slow load, set"),
-        "tombstone ends the walk": ("refusals", "refusals, deletes"),
-    }.get(rule, ("demotion", "demotion, evictions", "tag, demotion", "refusals, demotion"))
-    for name in concerned:
+    for name in REDUNDANT[rule]:
         holds(check(Machine(SCENARIOS[name], rule)))
 
 
@@ -87,7 +83,8 @@ def test_a_redundant_rule_changes_nothing_in_the_scenarios_that_concern_it(rule)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_without_all_redundant_rules_the_guarantees_hold(name):
-    holds(check(Machine(SCENARIOS[name], *REDUNDANT)))
+    # Of two rules, each of which makes the other one redundant, one stays.
+    holds(check(Machine(SCENARIOS[name], *(set(REDUNDANT) - {"demote run"}))))
 
 
 @pytest.mark.parametrize("limit", LIMITS)

@@ -1,4 +1,8 @@
-"""Explicit writes: L3, then L2 with the record, and the repair of what one tier took and another did not."""
+"""Explicit writes: L3, then L2 with the record, and the repair of what one tier carried out and another did not.
+
+A write that L3 does not answer at once (`lose L3`, `slow L3`) goes to L2 in the meantime. If L3 carries it out after
+all, L2 is written again.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +15,26 @@ if TYPE_CHECKING:
     from .protocol import Machine, Steps
 
 TRIES = 3
+# What a tier has after these is no older than the write.
+SETTLED = ("stored", "removed")
 
 
 def steps(m: Machine, state: State, i: int, task: Task, op: str) -> Steps:
     name = f"{m.names[i]} {op}"
-    order: list[int] = [tier for tier in ((3, 2) if m.rules["L3 first"] else (2, 3)) if tier in m.tiers]
     match task.phase:
         case "":
             if m.scenario.racing or not writing(m, state):
-                yield begin(m, state, i, task, op, name, order)
+                yield begin(m, state, i, task, op, name)
         case "publish":
             yield from publish(m, state, i, task, name)
         case "done":
             yield end(m, state, i, task, op, name)
-        case "unsure2" | "unsure3":
-            yield deadline_passes(m, state, i, task, name, order)
+        case "unsure2":
+            yield deadline_passes(m, state, i, task, name, 2)
+        case "unsure3":
+            yield from await_l3(m, state, i, task, op, name)
         case phase:
-            yield from send(m, state, i, task, op, name, order, int(phase[-1]))
+            yield from send(m, state, i, task, op, name, int(phase[-1]))
 
 
 def writing(m: Machine, state: State) -> bool:
@@ -37,15 +44,28 @@ def writing(m: Machine, state: State) -> bool:
     )
 
 
-def begin(m: Machine, state: State, i: int, task: Task, op: str, name: str, order: list[int]) -> tuple[str, State]:
+def begin(m: Machine, state: State, i: int, task: Task, op: str, name: str) -> tuple[str, State]:
+    """L1 changes before anything is sent."""
     p = m.process_of[i]
-    version, stamp = state.truth + 1, clock(m, state, i)
-    state = m.set_process(state, p, state.processes[p]._replace(stamp=stamp))
+    elsewhere = op == "invalidate" and m.scenario.untagged  # a change of another key
+    version, stamp = state.truth + (not elsewhere), clock(m, state, i)
     if m.rules["mark begin"]:
         state = m.supersede(state, p)
-    task = Task(at=task.at, phase=f"write{order[0]}", time=state.now, version=version, stamp=stamp, tries=1)
+    task = Task(at=task.at, phase=f"write{m.order[0]}", time=state.now, version=version, stamp=stamp, tries=1)
+    cell = cell_of(m, state, i, task, op)
+    # L1's entry has no stamp yet.
+    own = cell._replace(explicit=False, stamp=0) if op == "set" and cell is not None else None
+    process = state.processes[p]
+    process = process._replace(
+        stamp=stamp,
+        l1=own,
+        verified=True,
+        begun=process.begun if op == "invalidate" else version,
+        begun_tag=version + elsewhere if op == "invalidate" else process.begun_tag,
+    )
+    state = m.set_process(state, p, process)
     if not m.rules["record after write"]:
-        state = append(m, state, Record(version, f"{m.names[i]}{task.at}"))
+        state = append(m, state, Record(version, f"{m.names[i]}{task.at}", p))
     return f"{name}: the source is v{version} now; stamp {stamp}", m.set_task(state._replace(truth=version), i, task)
 
 
@@ -61,18 +81,21 @@ def cell_of(m: Machine, state: State, i: int, task: Task, op: str) -> Cell | Non
 
 def carry_out(m: Machine, state: State, i: int, tier: int, cell: Cell | None, version: int) -> tuple[State, int | None]:
     """What a server does with a write: nothing if it has something newer. L2 appends the record in the same script."""
+    out3 = state.tasks[i].out3
     if cell is None:
-        refused = 3 in m.tiers and not state.tasks[i].took3
-        state = m.forget_tag(state, tier, f"{m.names[i]}{version}", refused)
+        state = m.forget_tag(state, tier, f"{m.names[i]}{version}", 3 in m.tiers and out3 != "stored")
     else:
+        if m.scenario.tagged and cell.kind == "entry":
+            state, token = m.token(state, tier, f"{m.names[i]}{version}")
+            cell = cell._replace(token=token)
         state, newer = m.write(state, tier, cell)
         if newer is not None:
             return state, newer
     if (tier == 2 or 2 not in m.tiers) and m.rules["record after write"] and not m.scenario.cluster:
         # What the write leaves in L2 may be evicted, or a reader may not see it.
         forgets = any(what in m.budget for what in ("evict L2", "evict token", "blind L2"))
-        counts = state.tasks[i].took3 or 3 not in m.tiers or m.scenario.strict or not forgets
-        state = append(m, state, Record(version, cell.id if cell is not None else None, counts))
+        counts = out3 in SETTLED or 3 not in m.tiers or m.scenario.strict or not forgets
+        state = append(m, state, Record(version, cell.id if cell is not None else None, m.process_of[i], counts))
     return state, None
 
 
@@ -80,56 +103,119 @@ def append(m: Machine, state: State, record: Record) -> State:
     return state._replace(log=(*state.log, record)) if m.scenario.recording else state
 
 
-def send(m: Machine, state: State, i: int, task: Task, op: str, name: str, order: list[int], tier: int) -> Steps:
+def note(task: Task, tier: int, outcome: str) -> Task:
+    """Note the outcome of this try in a tier. That of an earlier try is forgotten, except that it was carried out."""
+    before = task.out2 if tier == 2 else task.out3
+    if before == "stored" and outcome not in SETTLED:
+        task = task._replace(left=True)
+    return task._replace(out2=outcome) if tier == 2 else task._replace(out3=outcome)
+
+
+def is_latest(m: Machine, state: State, i: int, task: Task, op: str) -> bool:
+    """Whether no later write of this process has begun that this one gives way to."""
+    process = state.processes[m.process_of[i]]
+    tags_too = op == "set" and m.scenario.tagged
+    return task.version >= process.begun and not (tags_too and task.version < process.begun_tag)
+
+
+def send(m: Machine, state: State, i: int, task: Task, op: str, name: str, tier: int) -> Steps:
+    may_give_way = m.rules["again gives way" if task.again else "give way"] and op != "invalidate"
+    if may_give_way and not is_latest(m, state, i, task, op):
+        given = note(task, tier, "stored")._replace(gave_way=True)
+        yield f"{name}: gives way to a later write, not sent to L{tier}", go_on(m, state, i, given, tier)
+        return
     cell = cell_of(m, state, i, task, op)
     if m.rules["deadline"] and state.now > task.time:
-        yield f"{name}: L{tier} refuses, the deadline has passed", go_on(m, state, i, task, order, tier)
+        refused = note(task, tier, "refused")
+        yield f"{name}: L{tier} refuses, the deadline has passed", go_on(m, state, i, refused, tier)
         return
     after, newer = carry_out(m, state, i, tier, cell, task.version)
     if newer is None:
-        task_after = task._replace(took2=True) if tier == 2 else task._replace(took3=True)
-        yield f"{name}: L{tier} takes it", go_on(m, after, i, task_after, order, tier)
+        yield f"{name}: L{tier} takes it", go_on(m, after, i, note(task, tier, "stored"), tier)
     elif not m.rules["try again"]:
-        task_after = task._replace(took2=True) if tier == 2 else task._replace(took3=True)
-        yield f"{name}: L{tier} has something newer", go_on(m, after, i, task_after, order, tier)
-    elif task.tries < TRIES:
-        p = m.process_of[i]
-        after = m.set_process(after, p, after.processes[p]._replace(stamp=max(newer + 1, after.processes[p].stamp)))
-        start = f"write{order[0] if m.rules['from L3'] else tier}"
-        again = task._replace(stamp=newer + 1, tries=task.tries + 1, phase=start)
-        yield f"{name}: L{tier} has something newer; again with stamp {newer + 1}", m.set_task(after, i, again)
+        yield f"{name}: L{tier} has something newer", go_on(m, after, i, note(task, tier, "stored"), tier)
     else:
-        yield f"{name}: L{tier} has something newer; gives up", go_on(m, after, i, task, order, tier)
+        noted = note(task, tier, "newer")._replace(newer=newer)
+        yield f"{name}: L{tier} has something newer, {newer}", go_on(m, after, i, noted, tier)
     if m.names[i][0] not in m.scenario.failing:
         return
     if (failed := m.spend(state, f"refuse L{tier}")) is not None:
-        yield f"{name}: L{tier} refuses", go_on(m, failed, i, task, order, tier)
-    if (failed := m.spend(state, f"lose L{tier}")) is not None:
-        lost = failed._replace(late=(*failed.late, Request(i, tier, cell)))
-        waiting = task._replace(phase=f"unsure{tier}", unsure=True)
-        yield f"{name}: sent to L{tier}, no reply", m.set_task(lost, i, waiting)
+        yield f"{name}: L{tier} refuses", go_on(m, failed, i, note(task, tier, "refused"), tier)
+    if op == "set" and newer is None and (failed := m.spend(state, f"cannot keep L{tier}")) is not None:
+        yield f"{name}: L{tier} cannot keep it", cannot_keep(m, failed, i, note(task, tier, "removed"), tier)
+    for what in ("lose", "slow"):
+        if (failed := m.spend(state, f"{what} L{tier}")) is not None:
+            waiting = note(task, tier, "")
+            request = Request(i, tier, cell, removes=what == "slow" and "cannot keep L3" in m.budget)
+            lost = failed._replace(late=(*failed.late, request))
+            both = tier == 3 and 2 in m.tiers and m.order[0] == 3
+            phase = "write2" if both else f"unsure{tier}"
+            waiting = waiting._replace(phase=phase)
+            if tier == 3:
+                waiting = waiting._replace(pending=both, lost=what == "lose")
+            yield f"{name}: sent to L{tier}, no reply yet", m.set_task(lost, i, waiting)
 
 
-def deadline_passes(m: Machine, state: State, i: int, task: Task, name: str, order: list[int]) -> tuple[str, State]:
-    tier = int(task.phase[-1])
+def cannot_keep(m: Machine, state: State, i: int, task: Task, tier: int) -> State:
+    """The tier removes the former entry, and has a tombstone with the id and the stamp of the write."""
+    cell = Cell("tombstone", f"{m.names[i]}{task.at}", task.stamp, task.version, explicit=True)
+    state, _ = carry_out(m, state, i, tier, cell, task.version)
+    return go_on(m, state, i, task, tier)
+
+
+def deadline_passes(m: Machine, state: State, i: int, task: Task, name: str, tier: int) -> tuple[str, State]:
     if m.rules["deadline"] and m.rules["report at deadline"]:
         state = state._replace(late=tuple(other for other in state.late if (other.task, other.tier) != (i, tier)))
-    return f"{name}: no reply from L{tier}, a failure", go_on(m, state, i, task, order, tier)
+    unknown = note(task, tier, "unknown")
+    after = settle(m, state, i, unknown) if tier == 3 else go_on(m, state, i, unknown, tier)
+    return f"{name}: no reply from L{tier}, a failure", after
 
 
-def go_on(m: Machine, state: State, i: int, task: Task, order: list[int], tier: int) -> State:
-    """Go to the next tier, or end the write."""
-    at = order.index(tier) + 1
-    if at < len(order):
-        return m.set_task(state, i, task._replace(phase=f"write{order[at]}"))
-    publishing = m.scenario.cluster and (task.took2 or task.took3) and m.rules["record after write"]
+def await_l3(m: Machine, state: State, i: int, task: Task, op: str, name: str) -> Steps:
+    task = task._replace(pending=False)
+    if task.lost:
+        yield deadline_passes(m, state, i, task, name, 3)
+    elif task.out3:
+        again = task.out3 in SETTLED if m.rules["again after removed"] else task.out3 == "stored"
+        rule = "invalidate again" if op == "invalidate" else "L2 again"
+        if again and m.rules[rule] and 2 in m.tiers and not task.gave_way:
+            after = m.set_task(state, i, task._replace(phase="write2", again=True))
+            yield f"{name}: L3 has answered, {task.out3}; L2 again", after
+        else:
+            yield f"{name}: L3 has answered, {task.out3}", settle(m, state, i, task)
+
+
+def go_on(m: Machine, state: State, i: int, task: Task, tier: int) -> State:
+    """Go to the next tier, or end this try."""
+    if task.pending and tier == 2:
+        # L2 may be waited for as well: its own deadline passes first.
+        return m.set_task(state, i, task._replace(phase="unsure3"))
+    at = m.order.index(tier) + 1
+    newer = "newer" in (task.out2 if tier == 2 else task.out3)
+    if at < len(m.order) and not newer and not task.again:
+        return m.set_task(state, i, task._replace(phase=f"write{m.order[at]}"))
+    return settle(m, state, i, task)
+
+
+def settle(m: Machine, state: State, i: int, task: Task) -> State:
+    """Try again with a greater stamp if a tier has something newer, or end the write."""
+    if "newer" in (task.out2, task.out3) and task.tries < TRIES and m.rules["try again"]:
+        p = m.process_of[i]
+        process = state.processes[p]
+        stamp = max(task.newer + 1, process.stamp + 1 if process.stamp > task.stamp else 0)
+        state = m.set_process(state, p, process._replace(stamp=max(stamp, process.stamp)))
+        first = m.order[0] if m.rules["from L3"] or task.out3 == "newer" or 3 not in m.tiers else 2
+        again = task._replace(stamp=stamp, tries=task.tries + 1, phase=f"write{first}", again=False, newer=0)
+        return m.set_task(state, i, again)
+    done = "stored" in (task.out2, task.out3)
+    publishing = m.scenario.cluster and done and m.rules["record after write"]
     return m.set_task(state, i, task._replace(phase="publish" if publishing else "done"))
 
 
 def publish(m: Machine, state: State, i: int, task: Task, name: str) -> Steps:
     """In a cluster the record is a call of its own. `Written.published` says whether it succeeded."""
-    record = Record(task.version, f"{m.names[i]}{task.at}")
     p = m.process_of[i]
+    record = Record(task.version, f"{m.names[i]}{task.at}", p)
     done = task._replace(phase="done")
     if any(q == p for q, _ in state.unpublished):
         # In order: what waits goes first.
@@ -145,49 +231,63 @@ def publish(m: Machine, state: State, i: int, task: Task, name: str) -> Steps:
 
 def end(m: Machine, state: State, i: int, task: Task, op: str, name: str) -> tuple[str, State]:
     p = m.process_of[i]
-    took = {2: task.took2, 3: task.took3}
-    failed = [tier for tier in m.tiers if not took[tier]]
+    out = {2: task.out2, 3: task.out3}
+    failed = [tier for tier in m.tiers if out[tier] != "stored"]
+    elsewhere = op == "invalidate" and m.scenario.untagged
     for tier in m.tiers:
-        if took[tier]:
+        if out[tier] in SETTLED and not task.gave_way and not elsewhere:
             state = m.acknowledge(state, tier, task.version)
-    cell = cell_of(m, state, i, task, op)
     if m.rules["mark end"]:
         state = m.supersede(state, p, but=i)
     process = state.processes[p]
-    if op == "set" and task.current and (not failed or not m.rules["own L1"]) and cell is not None:
-        process = process._replace(l1=cell._replace(explicit=False), verified=True)
-    else:
+    if failed and op == "set" and m.rules["own L1"] and is_latest(m, state, i, task, op):
         process = process._replace(l1=None)
-    if not failed:
+    if not failed and not elsewhere:
         process = process._replace(heard=max(process.heard, m.rank(task.version)))
+        state = state._replace(promised=max(state.promised, task.version))
     state = m.set_process(state, p, process)
-    if failed and m.rules["repair"]:
-        if len(failed) < len(m.tiers):
-            state = repair(m, state, i, task, failed)
-        elif task.unsure and m.rules["undo"]:
-            state = repair(m, state, i, task, list(m.tiers), undo=m.rules["undo by id"])
-    if len(failed) == len(m.tiers):
+    state = repair_if_needed(m, state, i, task, op, failed)
+    if len(failed) == len(m.tiers) and not any(out[tier] in SETTLED for tier in m.tiers):
         state = state._replace(failed=(*state.failed, f"{m.names[i]}{task.at}"))
     report = "carried out" if not failed else f"failed in {' and '.join(f'L{tier}' for tier in failed)}"
     return f"{name}: returns, {report}", m.set_task(state, i, Task(at=task.at + 1))
 
 
+def repair_if_needed(m: Machine, state: State, i: int, task: Task, op: str, failed: list[int]) -> State:
+    outcomes = {task.out2 if tier == 2 else task.out3 for tier in m.tiers}
+    everywhere = list(m.tiers)
+    if op == "invalidate":
+        return repair(m, state, i, task, everywhere) if failed and m.rules["repair"] else state
+    if task.gave_way and m.rules["give way, repair"]:
+        return repair(m, state, i, task, everywhere)
+    if outcomes & set(SETTLED):
+        if outcomes - set(SETTLED) and m.rules["repair"]:
+            return repair(m, state, i, task, failed)
+    elif ("unknown" in outcomes or (task.left and m.rules["earlier try"])) and m.rules["undo"]:
+        return repair(m, state, i, task, everywhere, undo=m.rules["undo by id"])
+    return state
+
+
 def repair(m: Machine, state: State, i: int, task: Task, failed: list[int], undo: bool = False) -> State:
     """Queue an invalidation: L3 first, then L2, because a read may have copied L3's old row to L2 in the meantime."""
     tiers = tuple(sorted(m.tiers if m.rules["repair every tier"] else failed, reverse=True))
-    cell = None
+    cell, p = None, m.process_of[i]
     if m.programs[i][task.at] != "invalidate":
         stamp = task.stamp if m.rules["repair stamp"] else -1
         kind = "tombstone" if m.rules["repair invalidates"] else "entry"
         cell = Cell(kind, f"{m.names[i]}{task.at}r", stamp, task.version, explicit=True)
-    wanted = Repair(tiers, cell, task.version, f"{m.names[i]}{task.at}" if undo else None)
-    return state._replace(repairs=(*state.repairs, wanted))
+    wanted = Repair(p, tiers, cell, task.version, f"{m.names[i]}{task.at}" if undo else None)
+    queued = state.repairs
+    if undo and not m.rules["undo each"]:
+        # One undo a key: the earlier one is lost unless it is in flight.
+        queued = tuple(it for it in queued if not (it.process == p and it.undo and len(it.tiers) == len(m.tiers)))
+    return state._replace(repairs=(*queued, wanted))
 
 
 def repaired(m: Machine, state: State, k: int) -> tuple[str, State]:
-    tiers, cell, version, undo = state.repairs[k]
+    p, tiers, cell, version, undo = state.repairs[k]
     tier, *others = tiers
-    rest = (Repair(tuple(others), cell, version, undo),) if others else ()
+    rest = (Repair(p, tuple(others), cell, version, undo),) if others else ()
     after = state._replace(repairs=state.repairs[:k] + rest + state.repairs[k + 1 :])
     newer = None
     if cell is None:
@@ -197,10 +297,11 @@ def repaired(m: Machine, state: State, k: int) -> tuple[str, State]:
         cell = cell._replace(stamp=stamp, gone=min(FOREVER, state.now + G))
         if undo is None:
             after, newer = m.write(after, tier, cell)
-        elif matches(state.l2 if tier == 2 else state.l3, undo):
-            after = m.put(after, tier, cell)
-    if (tier == 2 or m.tiers == (3,)) and (newer is None or m.rules["repair record"]):
-        after = append(m, after, Record(version, cell.id if cell is not None else None))
+        elif (old := state.l2 if tier == 2 else state.l3) is not None and matches(old, undo):
+            # It takes the place of what it removes, with its stamp.
+            after = m.put(after, tier, cell._replace(stamp=old.stamp))
+    if not others and (newer is None or m.rules["repair record"]):
+        after = recorded(m, after, p, cell, version, undo)
     if not others and undo is None:
         for done in m.tiers:
             after = m.acknowledge(after, done, version)
@@ -208,22 +309,50 @@ def repaired(m: Machine, state: State, k: int) -> tuple[str, State]:
     return f"repair: an invalidation in L{tier}{outcome}", after
 
 
+def recorded(m: Machine, state: State, p: int, cell: Cell | None, version: int, undo: str | None) -> State:
+    """Tell everybody of a repair, this process too: its own records are not applied to it."""
+    named = cell.id if cell is not None else None
+    if undo is not None and not m.rules["undo record"] and m.scenario.cluster:
+        # On a single server the tier publishes a record of its own as well.
+        named = undo
+    state = append(m, state, Record(version, named, p, counts=undo is None))
+    if m.rules["repair own L1"]:
+        state = m.supersede(state, p)
+        state = m.drop(state, p, named)
+    return state
+
+
 def background(m: Machine, state: State) -> Steps:
     """Repairs, retried publications, and writes that a server carries out late."""
     for request in state.late:
         rest = state._replace(late=tuple(other for other in state.late if other is not request))
-        task = state.tasks[request.task]
-        version = request.cell.version if request.cell is not None else task.version
-        after, _ = carry_out(m, rest, request.task, request.tier, request.cell, version)
-        still = task.phase == f"unsure{request.tier}"
-        if not still and after.broken.startswith("W1"):
-            after = after._replace(broken=after.broken.replace("W1", "W3", 1))
-        name = m.names[request.task]
-        when = "" if still else " LATE"
-        yield f"L{request.tier} carries out{when} the write of {name}, {request.cell or 'tag'}", after
+        yield from carry_out_late(m, state, rest, request)
     for k in range(len(state.repairs)):
         yield repaired(m, state, k)
     for k, (p, record) in enumerate(state.unpublished):
         if not any(q == p for q, _ in state.unpublished[:k]):
             rest = state._replace(unpublished=state.unpublished[:k] + state.unpublished[k + 1 :])
             yield f"{m.scenario.processes[p]} publishes v{record.version} again", append(m, rest, record)
+
+
+def carry_out_late(m: Machine, state: State, rest: State, request: Request) -> Steps:
+    task = state.tasks[request.task]
+    version = request.cell.version if request.cell is not None else task.version
+    name = m.names[request.task]
+    outcomes = ["stored"]
+    if request.removes and m.spend(rest, "cannot keep L3") is not None:
+        outcomes.append("removed")
+    for outcome in outcomes:
+        after, cell = rest, request.cell
+        if outcome == "removed" and cell is not None:
+            after = m.spend(rest, "cannot keep L3") or rest
+            cell = cell._replace(kind="tombstone", expires=FOREVER)
+        after, newer = carry_out(m, after, request.task, request.tier, cell, version)
+        still = task.phase == f"unsure{request.tier}" or (request.tier == 3 and task.pending)
+        if not still and after.broken.startswith("W1"):
+            after = after._replace(broken=after.broken.replace("W1", "W3", 1))
+        if still and not task.lost and request.tier == 3:
+            noted = note(task, 3, outcome if newer is None else "newer")
+            after = m.set_task(after, request.task, noted._replace(newer=newer or task.newer))
+        when = "" if still else " LATE"
+        yield f"L{request.tier} carries out{when} the write of {name}, {cell or 'tag'} ({outcome})", after
