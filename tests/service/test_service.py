@@ -1,6 +1,7 @@
 """`PerformanceService`, with real servers for its lower tiers."""
 
 import asyncio
+import json
 import logging
 import secrets
 import subprocess
@@ -498,3 +499,32 @@ async def test_the_prometheus_exporter_reads_a_service(open_service):
     registry.register(PerformanceCollector(service))
     assert registry.get_sample_value("acgsperf_requests_total") == 3
     assert registry.get_sample_value("acgsperf_request_misses_total") == 2
+
+
+@pytest.mark.parametrize("tiers", ["l1,l2", "l1,l3"])
+async def test_the_summary_and_the_metrics_page_show_the_backplane(open_service, tiers):
+    namespace = f"test-{secrets.token_hex(8)}"
+    service, other = [await open_service(tiers, cache_namespace=namespace) for _ in range(2)]
+    await other.cache.set("a", 1)
+    async with asyncio.timeout(10):
+        while not (found := service.get_performance_summary().cache.backplane).applied:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    assert found.state.value == "following"
+    assert found.lag.count >= 1
+    shown = service.get_performance_summary().as_dict()["cache"]["backplane"]
+    assert shown["state"] == "following"
+    assert shown["applied"] >= 1
+    assert shown["lag"]["count"] >= 1
+    json.dumps(shown)
+
+    registry = CollectorRegistry()
+    registry.register(PerformanceCollector(service))
+    assert registry.get_sample_value("acgsperf_backplane_state", {"state": "following"}) == 1
+    assert registry.get_sample_value("acgsperf_backplane_applied_total") >= 1
+    assert registry.get_sample_value("acgsperf_backplane_lag_seconds_count") >= 1
+
+
+async def test_a_service_without_servers_has_no_backplane(open_service):
+    summary = (await open_service()).get_performance_summary()
+    assert summary.cache.backplane is None
+    assert summary.as_dict()["cache"]["backplane"] is None
