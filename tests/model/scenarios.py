@@ -382,14 +382,6 @@ REDUNDANT: Final = {
 
 # Rules that the package does not follow yet, and where it would. Each has a switch above that shows what is lost.
 NOT_BUILT: Final = {
-    "give way, repair": "cache/writes.py, Writes._still_wanted",
-    "again after removed": "cache/writes.py, Writes._write_once",
-    "again gives way": "cache/writes.py, Writes._write_once",
-    "invalidate again": "cache/writes.py, Writes._in_order",
-    "refused answers": "cache/lookup.py, Lookup._go_on",
-    "repair own L1": "cache/repairs.py; a process does not apply its own records",
-    "mark during": "cache/loading.py, Loading._store_in_l1",
-    "undo each": "cache/repairs.py, Repairs.undo",
     "demote run": "tiers/redis_scripts.py, STORE with D",
     "demote tokens": "tiers/redis_scripts.py, STORE with D",
     "earlier try": "cache/writes.py, Writes._by_stamp",
