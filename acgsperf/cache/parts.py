@@ -94,6 +94,8 @@ class Parts:
             raise TypeError(f"backplane must be a Backplane or None, got {type(backplane).__name__}")
         if backplane is None:
             return None
+        if home is None:
+            home = next((tier for tier in self.lower_tiers.tiers if backplane.shares_server_with(tier)), None)
         self.writes.publish = backplane.publish
         if home is not None:
             home.writer = self._writer
