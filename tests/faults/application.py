@@ -92,7 +92,7 @@ class Application:
     async def set_elsewhere(self, *keys):
         """Write keys as another process does."""
         values = {key: self._value(key) for key in keys}
-        now = time.time()
+        now = time.monotonic()
         stored = await self._truth.set_many({key: Entry(values[key], now, now + 60, now + 60) for key in keys})
         assert stored == set(keys)
         for key in keys:
