@@ -212,7 +212,7 @@ def unseal_header(blob: bytes) -> Header:
 
 
 def is_of_another_key(blob: bytes | None, key: bytes) -> bool:
-    """Returns whether this is the envelope of another key, as if a server had answered another question."""
+    """Return whether this is the envelope of another key, as if a server had answered another question."""
     if blob is None or len(blob) < ENVELOPE_HEAD_BYTES:
         return False
     kind, version, _, _, _, _, _, key_size, tags_size, tokens, _ = _unpack_fields(blob, _FIELDS_AT)

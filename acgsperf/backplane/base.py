@@ -99,7 +99,7 @@ class Backplane(ABC):
 
     @abstractmethod
     async def open(self, namespace: str, listener: Listener, writer: bytes) -> None:
-        """Join the log of a namespace. Returns when the server has answered, at the latest after `timeout`.
+        """Join the log of a namespace. Return when the server has answered, at the latest after `timeout`.
 
         When the backplane joins, it calls `listener.missed()` and then `listener.extend`, before `open` returns or
         later.

@@ -113,7 +113,7 @@ class PostgresBackplane(ServerBackplane):
             return await install(connection, self._tables, self._namespace, watch)
 
     async def unwatch(self, table: str) -> bool:
-        """Remove what `watch` has installed for this namespace. Returns False if there was nothing.
+        """Remove what `watch` has installed for this namespace. Return False if there was nothing.
 
         Raises:
             BackplaneError: if the user lacks a right, or the table is locked for longer than 5 s.

@@ -149,7 +149,7 @@ class PostgresReader:
         self._task: asyncio.Task[None] | None = None
 
     async def join(self, table: str, receiver: Receiver) -> None:
-        """Let a cache follow a log. Returns when it does, or when it does not soon."""
+        """Let a cache follow a log. Return when it does, or when it does not soon."""
         log = self.logs.get(table)
         if log is None:
             log = self.logs[table] = Log(Tables(table))
@@ -195,7 +195,7 @@ class PostgresReader:
             await asyncio.wait([task])
 
     async def publish(self, table: str, namespace: str, records: Sequence[bytes]) -> int:
-        """Append records to a log. Returns how many the server has accepted: all or none."""
+        """Append records to a log. Return how many the server has accepted: all or none."""
         async with self._turn:
             connection = self._connection
             if connection is None:

@@ -188,7 +188,7 @@ def _identifier(name: str) -> str:
 
 
 async def install(connection: Any, tables: Tables, namespace: str, watch: Watch) -> bool:
-    """Create the triggers of a table. Returns False if they are there already, with the same tags.
+    """Create the triggers of a table. Return False if they are there already, with the same tags.
 
     Raises:
         BackplaneError: if the table does not exist, or has no such column.
@@ -218,7 +218,7 @@ async def install(connection: Any, tables: Tables, namespace: str, watch: Watch)
 
 
 async def remove(connection: Any, tables: Tables, namespace: str, table: str) -> bool:
-    """Remove the triggers of a table and their function. Returns False if there are none."""
+    """Remove the triggers of a table and their function. Return False if there are none."""
     async with connection.transaction():
         await _lock(connection, tables)
         found = await connection.fetchrow(_TABLE, table)

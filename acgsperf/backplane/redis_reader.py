@@ -122,7 +122,7 @@ class RedisReader:
         self._task: asyncio.Task[None] | None = None
 
     async def join(self, key: bytes, receiver: Receiver) -> None:
-        """Let a cache follow a log. Returns when it does, or when it does not soon."""
+        """Let a cache follow a log. Return when it does, or when it does not soon."""
         stream = self.streams.get(key)
         if stream is None:
             stream = self.streams[key] = Stream(key)

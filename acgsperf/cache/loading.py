@@ -383,7 +383,7 @@ class Loading:
                     self.refreshes += 1
 
     def _collect(self, waits: Mapping[Flight, Sequence[str]], found: _Answers) -> None:
-        """Add the loaded values. Raises the error of a load, unless there is a stale value."""
+        """Add the loaded values. Raise the error of a load, unless there is a stale value."""
         for flight, keys in waits.items():
             for key in keys:
                 if key not in found.stale or (flight.done.done() and not flight.failed):

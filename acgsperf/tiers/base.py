@@ -211,7 +211,7 @@ class Tier(ABC):
 
     @abstractmethod
     async def open(self, namespace: str) -> None:
-        """Binds the tier to the running event loop. If the server is down, later calls try to reach it again.
+        """Bind the tier to the running event loop. If the server is down, later calls try to reach it again.
 
         Args:
             namespace: prefix of all keys of this tier, 1 to 100 printable characters. Keys of other namespaces are
@@ -224,23 +224,23 @@ class Tier(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Waits for calls in flight, at most for the deadline, and closes the connections. May be called again."""
+        """Wait for calls in flight, at most for the deadline, and close the connections. May be called again."""
 
     @abstractmethod
     async def get(self, key: str) -> Entry | None:
-        """Returns the entry of a key, fresh or stale; None for a miss."""
+        """Return the entry of a key, fresh or stale; None for a miss."""
 
     @abstractmethod
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Returns the entries of all keys that have one, in one round trip."""
+        """Return the entries of all keys that have one, in one round trip."""
 
     @abstractmethod
     async def set(self, key: str, entry: Entry) -> bool:
-        """Stores an entry. Returns True once the server has acknowledged it."""
+        """Store an entry. Return True once the server has acknowledged it."""
 
     @abstractmethod
     async def set_many(self, entries: Mapping[str, Entry]) -> frozenset[str]:
-        """Stores entries in one round trip. Returns the keys that the server acknowledged.
+        """Store entries in one round trip. Return the keys that the server acknowledged.
 
         If an entry is refused, by the tier because of its content or by the server, the former entry of its key is out
         of date and is deleted. If the server refuses that as well, for example because it has become a read-only
@@ -249,11 +249,11 @@ class Tier(ABC):
 
     @abstractmethod
     async def delete_many(self, keys: Sequence[str]) -> int | None:
-        """Deletes keys. Returns how many had an entry; None if the server refused to delete one, or did not answer."""
+        """Delete keys. Return how many had an entry; None if the server refused to delete one, or did not answer."""
 
     @abstractmethod
     async def invalidate_tag(self, tag: str) -> int | None:
-        """Deletes every entry that has a tag.
+        """Delete every entry that has a tag.
 
         An entry that is set during this call is either deleted or written after it.
 
@@ -264,7 +264,7 @@ class Tier(ABC):
 
     @abstractmethod
     async def clear(self) -> int | None:
-        """Deletes all entries of the namespace, in steps. The deadline applies to each step.
+        """Delete all entries of the namespace, in steps. The deadline applies to each step.
 
         Returns:
             How many entries were deleted; None if the server refused the call, or did not answer all of it.
@@ -334,11 +334,11 @@ class Tier(ABC):
 
     @abstractmethod
     async def health(self) -> TierHealth:
-        """Asks the server now, even if the breaker is open."""
+        """Ask the server now, even if the breaker is open."""
 
     @abstractmethod
     def stats(self) -> TierStats:
-        """Returns the counts so far and the latency of reads."""
+        """Return the counts so far and the latency of reads."""
 
 
 _ANYTHING: Final = Observation(b"", 0, math.inf)
@@ -351,7 +351,7 @@ class LockingTier(Protocol):
     """A tier that also has locks, for single flight between processes."""
 
     async def lock(self, key: str, ttl: float) -> int | None:
-        """Takes the lock of a key, for at most `ttl` seconds.
+        """Take the lock of a key, for at most `ttl` seconds.
 
         Returns:
             A fencing token, greater than every earlier one of the namespace; 0 if another owner holds the lock; None
@@ -359,7 +359,7 @@ class LockingTier(Protocol):
         """
 
     async def unlock(self, key: str, token: int, outcome: bytes = b"") -> bool:
-        """Releases a lock. If somebody waits for it, the tier publishes a record with the outcome.
+        """Release a lock. If somebody waits for it, the tier publishes a record with the outcome.
 
         Returns:
             False if the lock was no longer held under this token, or if the server did not answer.

@@ -88,7 +88,7 @@ class RedisTier(ServerTier):
         return 0 if result.outcome is Outcome.STORED else None
 
     async def clear(self) -> int | None:
-        """Deletes all entries of the namespace: by its token at once, then from memory; see `Tier`."""
+        """Delete all entries of the namespace: by its token at once, then from memory; see `Tier`."""
         result = await self._attempt(lambda attempt: self._redis_writes.invalidate(None, False, attempt))
         return await self._sweep() if result.outcome is Outcome.STORED else None
 
@@ -128,7 +128,7 @@ class RedisTier(ServerTier):
         await self._ask([("PING",)], lambda replies: text(replies[0]))
 
     def _greeted(self, sent: float, received: float, replies: list[Any]) -> None:
-        """Learns the server's time and run. A server that refuses to tell them can be used all the same."""
+        """Learn the server's time and run. A server that refuses to tell them can be used all the same."""
         time, run = replies
         if not isinstance(time, ResponseError):
             try:
@@ -194,7 +194,7 @@ class RedisTier(ServerTier):
         return dict(zip(tags, tokens, strict=True))
 
     async def _get_each(self, keys: Sequence[bytes], refusal: ResponseError) -> list[bytes | None]:
-        """Reads keys one by one, because the server may have refused all of them because of one."""
+        """Read keys one by one, because the server may have refused all of them because of one."""
         if not self._is_refusal(refusal):
             raise refusal
         replies = await self._ask([("GET", key) for key in keys], lambda replies: each(replies, bytes, type(None)))
@@ -230,7 +230,7 @@ class RedisTier(ServerTier):
             self._sweeping = False
 
     async def _sweep(self) -> int | None:
-        """Removes what a former token of the namespace has left, by SCAN, a thousand keys at a time.
+        """Remove what a former token of the namespace has left, by SCAN, a thousand keys at a time.
 
         Returns:
             How many live entries were removed; None if the server has refused one, or does not answer.

@@ -45,7 +45,7 @@ class ScriptCall(NamedTuple):
     items: int
 
     def command(self, *, by_name: bool = True) -> Command:
-        """Returns the command that calls it."""
+        """Return the command that calls it."""
         what = ("EVALSHA", self.script.sha) if by_name else ("EVAL", self.script.text)
         return (*what, len(self.keys), *self.keys, *self.arguments)
 
@@ -70,7 +70,7 @@ class RedisCalls:
         self._has_warned = False
 
     async def run(self, calls: Sequence[ScriptCall], before_sending: Callable[[], None] | None = None) -> list[Any]:
-        """Calls scripts together and returns their replies; the refusal of a call is an exception among them."""
+        """Call scripts together and return their replies; the refusal of a call is an exception among them."""
 
         def read(replies: list[Any]) -> list[Any]:
             return list(map(_checked, asked, replies))
@@ -93,7 +93,7 @@ class RedisCalls:
         return replies
 
     async def run_one(self, call: ScriptCall, before_sending: Callable[[], None] | None = None) -> Any:
-        """Calls one script and returns its reply. Raises ResponseError if the server refuses it."""
+        """Call one script and return its reply. Raise ResponseError if the server refuses it."""
         (reply,) = await self.run([call], before_sending)
         if isinstance(reply, ResponseError):
             raise reply
@@ -102,7 +102,7 @@ class RedisCalls:
     async def run_each(
         self, jobs: Sequence[Job], before_sending: Callable[[], None] | None = None
     ) -> list[tuple[Job, Reply]]:
-        """Calls scripts for items, at most 50 in one call, and returns what they answered for which.
+        """Call scripts for items, at most 50 in one call, and return what they answered for which.
 
         If the user may not use one of the keys, the server refuses the whole call: each item gets one of its own then.
         """
@@ -144,7 +144,7 @@ class RedisCalls:
 
 
 def _checked(call: ScriptCall, reply: Any) -> Any:
-    """Returns the reply of a script. Raises UnexpectedReplyError if it is none."""
+    """Return the reply of a script. Raise UnexpectedReplyError if it is none."""
     if isinstance(reply, ResponseError):
         return _unwrapped(reply)
     if call.items:
@@ -161,7 +161,7 @@ def _checked(call: ScriptCall, reply: Any) -> Any:
 
 
 def _unwrapped(error: ResponseError) -> ResponseError:
-    """Returns the error of the command that failed in a script, which is only text in the script's own error."""
+    """Return the error of the command that failed in a script, which is only text in the script's own error."""
     if type(error) is not ResponseError:
         return error
     if _MISSING_RIGHT.search(str(error)):

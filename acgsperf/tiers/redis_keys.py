@@ -36,13 +36,13 @@ class RedisKeys:
         self._locks = escaped + b"%lock:"
 
     def entry(self, key: str) -> bytes:
-        """Returns where the entry of a key is."""
+        """Return where the entry of a key is."""
         return self.prefix + envelope.address(envelope.identity(key))
 
     def tag(self, tag: str) -> bytes:
-        """Returns where the token of a tag is."""
+        """Return where the token of a tag is."""
         return self.tags + envelope.address(envelope.identity(tag))
 
     def lock(self, key: str) -> bytes:
-        """Returns where the lock of a key is."""
+        """Return where the lock of a key is."""
         return self._locks + envelope.address(envelope.identity(key))

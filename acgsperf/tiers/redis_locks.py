@@ -51,7 +51,7 @@ class RedisLocks:
         self._is_open = True
 
     def close(self) -> None:
-        """Forgets locks of unknown state. They end with their ttl."""
+        """Forget locks of unknown state. They end with their ttl."""
         self._is_open = False
         self.unknown.clear()
 
@@ -88,7 +88,7 @@ class RedisLocks:
         return bool(await self._calls.run(lambda: self._scripts.run_one(call)))
 
     def lock_call(self, key: str, lifetime_ms: int, owner: str) -> ScriptCall:
-        """Returns the call that takes a lock."""
+        """Return the call that takes a lock."""
         return ScriptCall(LOCK, [self._keys.lock(key), self._keys.fence], [lifetime_ms, owner], 0)
 
     def _unlock_call(self, key: str, mine: int | str, outcome: bytes = b"") -> ScriptCall:
@@ -101,7 +101,7 @@ class RedisLocks:
         return ScriptCall(UNLOCK, [self._keys.lock(key), self._keys.log], [mine, len(released), *released], 0)
 
     async def _release_unknown(self) -> None:
-        """Releases locks that the server took although the reply was lost, once it answers again."""
+        """Release locks that the server took although the reply was lost, once it answers again."""
         try:
             while self.unknown:
                 asked = list(self.unknown.items())

@@ -87,7 +87,7 @@ class WriteBatch(Attempt):
         self.queued_at = queued_at
 
     def has_room(self, key: str) -> bool:
-        """Returns whether an operation on a key may be added."""
+        """Return whether an operation on a key may be added."""
         return (
             self.queued_at >= 0
             and len(self.operations) < MAX_WRITES_TOGETHER
@@ -139,13 +139,13 @@ class WriteBatches:
         self._deadline_s = deadline
 
     def close(self) -> None:
-        """Ends all queued batches as failed. Call it when no task is in flight."""
+        """End all queued batches as failed. Call it when no task is in flight."""
         while self._queue:
             self._finish(self._queue.popleft())
         self._deadline.close()
 
     async def carry_out(self, operations: Mapping[str, Operation]) -> dict[str, WriteResult]:
-        """Queues operations and returns their results."""
+        """Queue operations and return their results."""
         return {key: batch.results[key] for batch, keys in await self.carried_out(operations) for key in keys}
 
     async def carry_out_last(self, operations: Mapping[str, Operation]) -> tuple[dict[str, WriteResult], int]:
@@ -172,7 +172,7 @@ class WriteBatches:
         return results, removed
 
     async def carried_out(self, operations: Mapping[str, Operation]) -> list[tuple[WriteBatch, list[str]]]:
-        """Queues operations and returns, once they have ended, the batches with them and their keys in each."""
+        """Queue operations and return, once they have ended, the batches with them and their keys in each."""
         places = self._enqueue(operations)
         for batch, _ in places:
             # Others wait for the same batch: cancelling one caller must not cancel it.
@@ -201,12 +201,12 @@ class WriteBatches:
         return places
 
     async def wait_for_keys(self, keys: Sequence[str]) -> None:
-        """Returns when the operations on some keys that are queued now have ended."""
+        """Return when the operations on some keys that are queued now have ended."""
         # Not later ones: a key that is written again and again would keep its readers waiting forever.
         await self._wait({batch: None for key in keys if (batch := self.pending.get(key))})
 
     async def wait_for_all(self) -> None:
-        """Returns when all operations that are queued now have ended."""
+        """Return when all operations that are queued now have ended."""
         await self._wait(list(self._queue))
 
     async def _wait(self, batches: Iterable[WriteBatch]) -> None:
