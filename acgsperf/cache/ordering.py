@@ -34,7 +34,7 @@ class Ordering:
         self._all_superseded_at = 0
 
     def is_current(self, began_at: int, key: str, tags: tuple[str, ...] = ()) -> bool:
-        """Whether no write has touched this key, or a tag of its entry, since `latest` was `began_at`."""
+        """Return whether no write has changed this key, or a tag of its entry, since `latest` was `began_at`."""
         return (
             began_at >= self._all_superseded_at
             and not self._clears
