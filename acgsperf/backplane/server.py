@@ -80,7 +80,7 @@ class ServerBackplane(Backplane):
         try:
             await outbox.close(self.timeout)
         finally:
-            # If this call is cancelled, the backplane is closed all the same.
+            # Close the backplane even if this call is cancelled.
             self._loop = self._receiver = self._outbox = None
             self._counts.state = BackplaneState.OFF
             await self._leave(receiver)

@@ -48,7 +48,7 @@ class CircuitBreaker:
         now = self._clock()
         if now < self._retry_at:
             return False
-        # If nobody reports the outcome of an attempt, another one is allowed after the same time.
+        # If no caller reports the outcome of an attempt, another one is allowed after the same time.
         self.state = BreakerState.HALF_OPEN
         self._retry_at = now + self.recovery_s
         return True

@@ -20,7 +20,9 @@ class Deadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def wait(self, began_at: float | None = None) -> "Wait":
-        """Return a context manager for one wait in the current task. It ends silently; `passed` says why it ended.
+        """Return a context manager for one wait in the current task.
+
+        It raises nothing when the deadline passes; `passed` tells whether the deadline ended the wait.
 
         Args:
             began_at: when the wait began, in the event loop's time; None for now.
@@ -84,5 +86,5 @@ class Wait:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self._deadline._end(self)
-        # As in asyncio.timeout: if the task was cancelled by somebody else as well, that cancellation must propagate.
+        # As in asyncio.timeout: if other code has cancelled the task as well, that cancellation must propagate.
         return self.passed and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError

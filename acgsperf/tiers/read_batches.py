@@ -15,7 +15,7 @@ MAX_READS_IN_FLIGHT: Final = 4
 # A batch has to be answered within the deadline. A call for more keys is sent in parts.
 MAX_READS_TOGETHER: Final = 2_000
 
-# What is asked for, a key or a key and more, and what is found for it, an entry or an observation.
+# What is read: a key, alone or with its tags. And what is found for it: an entry or an observation.
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 _Get = tuple[asyncio.Future[_V | None], _K]
@@ -65,7 +65,7 @@ class ReadBatches(Generic[_K, _V]):
 
     def close(self) -> None:
         """Answer all waiting reads with a miss. Call it when no task is in flight."""
-        # A task that was cancelled before its first step has answered nobody.
+        # A task that was cancelled before its first step has answered no caller.
         self._answer(self.waiting, self._waiting_many, [])
         self.waiting, self._waiting_many, self._scheduled = [], [], False
         self._deadline.close()

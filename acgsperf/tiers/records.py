@@ -1,4 +1,4 @@
-"""Records: what one process tells the others about its writes.
+"""Records: each tells other processes of a write.
 
 A record is a MessagePack array: version, writer, time, kind, items. Keys, tags and ids are bytes, because a key may
 have lone surrogates, which are not UTF-8.

@@ -25,7 +25,7 @@ _WRAPPED: Final = re.compile(r"@user_script: ?\d+: -([A-Z]+ .*)")
 _MISSING_RIGHT: Final = re.compile("ACL failure in script|The user executing the script can't")
 _PLAIN: Final = frozenset({int, bytes})
 
-# What a script that takes several keys answers: what it says of all, then one item for each key. A refusal of it all.
+# The reply of a script for several keys: one item for the whole call, and one for each key. Or the refusal of the call.
 Reply = list[Any] | ResponseError
 
 
@@ -102,9 +102,9 @@ class RedisCalls:
     async def run_each(
         self, jobs: Sequence[Job], before_sending: Callable[[], None] | None = None
     ) -> list[tuple[Job, Reply]]:
-        """Call scripts for items, at most 50 in one call, and return what they answered for which.
+        """Call scripts for items, at most 50 in one call, and return each job with its reply.
 
-        If the user may not use one of the keys, the server refuses the whole call: each item gets one of its own then.
+        If the user may not use one of the keys, the server refuses the whole call. Then each item gets its own call.
         """
         parts = [
             (build, items[at : at + KEYS_A_SCRIPT])

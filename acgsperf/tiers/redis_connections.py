@@ -40,7 +40,7 @@ _pack: Final = pack_command
 
 
 class Greeting(NamedTuple):
-    """What is asked over each new connection before anything else.
+    """The commands that are sent first over each new connection.
 
     Attributes:
         commands: the commands.
@@ -140,7 +140,7 @@ class RedisConnections:
 
     Attributes:
         where: address of the server, for messages; without a password.
-        greeting: what is asked over each new connection first.
+        greeting: the commands that are sent first over each new connection.
 
     Raises:
         ValueError: if the URL or a number is not valid. The message does not repeat the URL.

@@ -19,7 +19,7 @@ class RedisKeys:
     Attributes:
         prefix: of entries.
         tags: prefix of the tokens of tags.
-        token: the token of the namespace, 8 bytes, and 8 that say which server it belongs to.
+        token: the token of the namespace: 8 bytes, and 8 that say which run of the server it belongs to.
         invalidations: changes when a tag is invalidated or the namespace is cleared.
         log: a stream of records.
         fence: the last token of a lock.

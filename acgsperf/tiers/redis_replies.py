@@ -8,7 +8,7 @@ __all__ = ["UnexpectedReplyError", "array", "blobs", "each", "is_ok", "number", 
 
 
 def refuses_all(error: ResponseError) -> bool:
-    """Return whether a server refuses every command with this error, no matter which one."""
+    """Return whether a server refuses every command with this error."""
     return isinstance(error, ClusterDownError) or str(error).startswith("BUSY ")
 
 

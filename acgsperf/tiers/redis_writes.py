@@ -84,7 +84,7 @@ class RedisWrites:
             "store": self._store_call,
         }
         await self._run(batch, [(build[kind], some) for kind, some in items.items()])
-        # What the server has refused to store is out of date all the same. Removing needs no memory.
+        # If the server has refused a value, the former one is still out of date. Removing it needs no memory.
         tombstones = [
             (key, operation)
             for key, operation in items.get("write", []) + items.get("expire", [])
@@ -147,7 +147,7 @@ class RedisWrites:
                     batch.removed.add(key)
 
     async def observe(self, wanted: Sequence[Wanted]) -> list[Observation | None]:
-        """Return what is under keys, and leave a marker where nothing is."""
+        """Return what is under keys. If there is nothing under a key, leave a marker."""
         expires_at = time.monotonic() + self._retention_s
         found: dict[Wanted, Observation] = {}
         for (_, some), reply in await self._scripts.run_each([(self._observe_call, wanted)]):
@@ -181,7 +181,7 @@ class RedisWrites:
         return await self._run_one(INVALIDATE, keys, arguments, attempt)
 
     async def expire_tag(self, tag: str, attempt: Attempt) -> WriteResult:
-        """Note with the token of a tag the time before which its entries are stale."""
+        """Store the time before which the entries of a tag are stale, together with its token."""
         record = records.of_tag(RecordKind.EXPIRED_TAG, tag)
         keys = [self._keys.log, self._keys.tag(tag)]
         return await self._run_one(EXPIRE_TAG, keys, self._packed([record]), attempt)
@@ -220,7 +220,7 @@ class RedisWrites:
         return ScriptCall(script, [self._keys.log, *self._entries(items)], arguments, 1 + len(items))
 
     def _undo_call(self, items: Sequence[_Item]) -> ScriptCall:
-        # The record names the tombstone: whoever has the entry that is removed must not keep it.
+        # The record has the id of the tombstone, so that a process whose L1 has the removed entry drops it.
         new = [self._new_token() for _ in items]
         removed = records.of_keys(RecordKind.KEYS, zip((key for key, _ in items), new, strict=True))
         arguments: list[Any] = [len(items), self._retention_ms, *self._packed(removed)]

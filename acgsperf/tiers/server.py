@@ -125,7 +125,7 @@ class ServerTier(Tier):
         """Return whether the server has answered and refuses one call with this error, not all calls."""
 
     def _timed_out(self) -> None:
-        """Called when the deadline has ended a call: other connections may be dead as well."""
+        """React to a call that the deadline has ended: other connections may be dead as well."""
 
     async def open(self, namespace: str) -> None:
         if self._loop is not None:
@@ -157,7 +157,7 @@ class ServerTier(Tier):
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
         finally:
-            # If this call is cancelled, the tier is closed all the same.
+            # Close the tier even if this call is cancelled.
             for task in tasks:
                 task.cancel()
             self._reads.close()
@@ -168,7 +168,7 @@ class ServerTier(Tier):
             await self._stop()
 
     def begin_get(self, key: str) -> "asyncio.Future[Entry | None] | None":
-        """Start what `get` does, and return its future; None if the tier cannot just read."""
+        """Start a `get` and return its future; None if a write of it is in flight, or the breaker is not closed."""
         # Asking for the running loop is a system call on 3.11, so only the first caller of a batch does it. In this
         # thread no other loop can run while this one has calls waiting.
         reads = self._reads
@@ -278,7 +278,7 @@ class ServerTier(Tier):
                 continue
             self._refused += 1
             if payload is None and store.kind is StoreKind.LOAD and seen is not None:
-                # What was loaded cannot be stored, but what was there before is out of date.
+                # The loaded value cannot be stored, but the former entry is out of date.
                 operations[key] = Operation(Action.UNDO, seen.id)
         if not operations or not self._calls.allow(len(operations)):
             return frozenset()

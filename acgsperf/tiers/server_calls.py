@@ -16,7 +16,7 @@ _log: Final = logging.getLogger("acgsperf.tiers")
 _T = TypeVar("_T")
 
 
-# A tier without a deadline does not leave it open for longer whether a write was carried out.
+# If a tier has no deadline, its writes have this one, so that their outcome does not stay unknown for longer.
 _LONGEST_ATTEMPT_S: Final = 60.0
 
 
@@ -45,11 +45,11 @@ class Attempt:
         return self.until - asyncio.get_running_loop().time()
 
     def mark_sent(self) -> None:
-        """Note that it may reach the server from now on."""
+        """Note that the server may get the write from now on."""
         self.sent = True
 
     async def wait_for_deadline(self) -> None:
-        """Return when the server cannot carry it out any more."""
+        """Return when the server cannot carry the write out any more."""
         await asyncio.sleep(max(self.remaining(), 0))
 
 
@@ -101,7 +101,7 @@ class ServerCalls:
         self._deadline.close()
 
     def allow(self, keys: int) -> bool:
-        """Return whether a call for some keys may go to the server; counts them as skipped if not."""
+        """Return whether a call for some keys may go to the server. If not, count them as skipped."""
         if self.breaker.allow():
             return True
         self.skipped += keys

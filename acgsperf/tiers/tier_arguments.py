@@ -20,7 +20,7 @@ def check_key(key: object) -> None:
 
 
 def check_keys(keys: object) -> None:
-    """Raise TypeError for anything but several str."""
+    """Raise TypeError if `keys` is a single str, or one of them is not a str."""
     if isinstance(keys, str | bytes):
         raise TypeError(f"keys must be a sequence of str, got the {type(keys).__name__} {keys!r:.100}")
     for key in keys:  # type: ignore[attr-defined]
@@ -45,7 +45,7 @@ def check_times(entry: Entry) -> None:
     """Raise ValueError or OverflowError for times that an envelope cannot hold."""
     created, fresh, kept = entry.created_at, entry.fresh_until, entry.kept_until
     if not isfinite(created) or (fresh is not None and isnan(fresh)) or (kept is not None and isnan(kept)):
-        raise ValueError("not a time")
+        raise ValueError(f"times must be numbers, created_at a finite one, got {created!r}, {fresh!r}, {kept!r}")
 
 
 def seconds(name: str, value: float) -> float:

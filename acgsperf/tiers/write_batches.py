@@ -31,7 +31,7 @@ class Action(Enum):
     """What to do with a key: see the methods of `Tier`.
 
     WRITE: store the entry, or a tombstone if there is none. STORE: store what was loaded, copied or demoted.
-    EXPIRE: `expire_now`. UNDO: put a tombstone in the place of what has this id.
+    EXPIRE: `expire_now`. UNDO: replace the entry with this id by a tombstone.
     """
 
     WRITE = "write"
@@ -67,7 +67,7 @@ class WriteBatch(Attempt):
 
     Attributes:
         operations: what to do with each key.
-        results: what became of each key. Whoever carries out the batch fills it, except for `Operation.refused`. A key
+        results: what became of each key. The `write` callback fills it, except for `Operation.refused`. A key
             that is missing at the end has an unknown outcome.
         removed: keys that had a live entry and were deleted.
         size: bytes of the packed values.
@@ -102,7 +102,7 @@ class WriteBatch(Attempt):
 
     @property
     def is_explicit(self) -> bool:
-        """Whether a caller relies on it that an operation of unknown outcome is not carried out later."""
+        """Whether a caller relies on an operation of unknown outcome not being carried out later."""
         return any(operation.action in _EXPLICIT for operation in self.operations.values())
 
 
@@ -149,7 +149,7 @@ class WriteBatches:
         return {key: batch.results[key] for batch, keys in await self.carried_out(operations) for key in keys}
 
     async def carry_out_last(self, operations: Mapping[str, Operation]) -> tuple[dict[str, WriteResult], int]:
-        """As `carry_out`, but what another process has written at the same time, with a greater stamp, is exceeded.
+        """Carry out operations, and repeat with a greater stamp those that another process has superseded.
 
         Returns:
             The results, and how many live entries were removed.

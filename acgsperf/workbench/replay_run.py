@@ -27,7 +27,7 @@ from acgsperf.workbench.traces import Request
 
 __all__ = ["Load", "Measured", "Options", "Run", "cache_of", "l3_table", "nothing"]
 
-# Hits never wait, so a worker with only hits would block the event loop.
+# Hits never wait. A worker with only hits would block the event loop, so it pauses after this many requests.
 _TURN: Final = 64
 
 
@@ -36,7 +36,7 @@ def nothing(done: int) -> None:
 
 
 class Options(Struct, frozen=True):
-    """What the processes of a replay have in common, and the number of this one.
+    """The options that the processes of a replay share, and the number of this process.
 
     Attributes:
         database_url: the PostgreSQL with the origin, and L3 if there is one.
