@@ -16,7 +16,7 @@ __all__ = ["KEYS_A_SCRIPT", "Job", "RedisCalls", "Reply", "ScriptCall"]
 
 _log: Final = logging.getLogger("acgsperf.tiers")
 
-# A script stops the server for everybody.
+# While a script runs, the server serves no other client.
 KEYS_A_SCRIPT: Final = 50
 _RIGHTS: Final = "+@all -@admin -@dangerous +info, or at least +@read +@write +@scripting +@connection +info +time"
 
