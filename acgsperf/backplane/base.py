@@ -109,7 +109,7 @@ class Backplane(ABC):
         later.
 
         Args:
-            namespace: of the cache.
+            namespace: the namespace of the cache.
             listener: gets the records.
             writer: 8 bytes. Records of this writer are not applied.
 

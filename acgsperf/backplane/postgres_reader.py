@@ -82,10 +82,10 @@ class Log:
     Attributes:
         tables: the names of the tables.
         receivers: the caches, by namespace.
-        snapshot: of the last reading; empty if the log is not followed.
+        snapshot: the snapshot of the last reading; empty if the log is not followed.
         xmin: the oldest transaction that was in progress then.
-        read_at: when, by the server's clock.
-        level_at: when, by `time.monotonic`.
+        read_at: the time of the last reading, by the server's clock.
+        level_at: the same time, by `time.monotonic`.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -124,10 +124,10 @@ class PostgresReader:
     """Follows the logs of all caches of an event loop in one database.
 
     Args:
-        dsn: of the database.
+        dsn: the DSN of the database.
 
     Attributes:
-        clock: of the server.
+        clock: the clock of the server.
         logs: the logs that are followed, by the configured name of the table.
         where: the server, for messages.
     """

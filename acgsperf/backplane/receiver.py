@@ -54,7 +54,7 @@ class Receiver:
     """One cache that follows a log.
 
     Args:
-        namespace: of the cache.
+        namespace: the namespace of the cache.
         listener: gets the records.
         writer: records of this writer are not applied.
         timeout: how long the lease of L1 is, in seconds.

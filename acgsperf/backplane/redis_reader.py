@@ -47,7 +47,7 @@ class Stream:
     """The log of a namespace.
 
     Attributes:
-        key: of the stream.
+        key: the key of the stream.
         receivers: the caches that follow it.
         position: the last one that was processed; empty if the log is not followed.
         level_at: the time of `time.monotonic` up to which all records have been applied.
@@ -100,7 +100,7 @@ class RedisReader:
         connections: to the server; the reader's own.
 
     Attributes:
-        clock: of the server.
+        clock: the clock of the server.
         streams: the logs that caches of this event loop follow, by key.
     """
 

@@ -1,4 +1,4 @@
-"""What the backplanes have in common: use in one event loop, a queue of records to publish, counts."""
+"""The common part of the backplanes: use in one event loop, a queue of records to publish, counts."""
 
 import asyncio
 from abc import abstractmethod

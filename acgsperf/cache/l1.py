@@ -1,4 +1,4 @@
-"""What a tiered cache holds in this process: L1, the stale store and the negative entries."""
+"""Holds the entries of a tiered cache in this process: L1, the stale store and the negative entries."""
 
 import math
 from collections.abc import Callable, Iterable

@@ -25,8 +25,8 @@ class Source:
 
     Args:
         loader: called with the missing keys; returns the values that it has.
-        ttl: of the entries, in seconds; None for no expiration.
-        tags: of the entries.
+        ttl: the ttl of the entries, in seconds; None for no expiration.
+        tags: the tags of the entries.
     """
 
     __slots__ = ("loader", "tags", "ttl")
@@ -57,7 +57,7 @@ class Source:
 
 
 class _Answers:
-    """What one call has found for its keys so far.
+    """The values and entries that one call has found for its keys so far.
 
     Args:
         began_at: the number of the latest write when the call began.

@@ -21,7 +21,7 @@ _SHARED_TIMER_TOLERANCE_S: Final = 0.01
 
 
 class Found:
-    """What a read of the lower tiers has found.
+    """The result of a read of the lower tiers.
 
     Args:
         began_at: the number of the latest write when the read began.

@@ -18,7 +18,7 @@ class Ordering:
     A read that overlaps with a write of the same key may have found the old value. Its caller may get that value, but
     no tier may store it: otherwise the read would restore what a `delete` has just removed.
 
-    Every write has a number. A read notes `latest` when it begins. What it finds for a key is current unless a write of
+    Every write has a number. A read notes `latest` when it begins. Its result for a key is current if no write of
     that key is in flight or has a higher number.
 
     Attributes:

@@ -38,7 +38,7 @@ class Parts:
         lru: holds the values of L1.
         l2: the faster tier, or None.
         l3: the slower tier, or None.
-        namespace: of the cache.
+        namespace: the namespace of the cache.
         staleness: the options about time.
         negative_maxsize: the maximum number of negative entries.
         promotion_threshold: the hit in the lower tiers at which a value is copied to L1.

@@ -121,8 +121,8 @@ class ProcessLock:
         """Wake the loads that wait for a lock that another process has released.
 
         Args:
-            key: of the lock.
-            outcome: of its load.
+            key: the key of the lock.
+            outcome: the outcome of its load.
         """
         for waiter in self._waiters.get(key, ()):
             if not waiter.done():

@@ -167,8 +167,8 @@ class Writes:
 
         Args:
             names: what is written; see `Begun`.
-            mark: marks what is written in the meantime. It begins now, and not when the task starts: a read that begins
-                and ends before that would put the old value into L1.
+            mark: marks what is written until the write has ended. It begins now and not when the task starts, because a
+                read that begins and ends before that would put the old value into L1.
             supersede: supersedes loads. It is called when the write has ended, for those that have begun since.
             write: the write.
         """

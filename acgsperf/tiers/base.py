@@ -108,10 +108,10 @@ class Observation(Struct, frozen=True):
     """What a tier had under a key. A later `store` compares it with what the tier has then.
 
     Attributes:
-        id: of the entry, tombstone or marker under the key; empty if there was nothing.
-        stamp: of the entry, tombstone or marker, in microseconds.
+        id: the id of the entry, tombstone or marker under the key; empty if there was nothing.
+        stamp: the stamp of the entry, tombstone or marker, in microseconds.
         expires_at: the time of `time.monotonic` until which a store may rely on the observation.
-        tokens: of the namespace and of the tags of the load, in this order.
+        tokens: the tokens of the namespace and of the tags of the load, in this order.
         invalidations: changes when a tag is invalidated or the namespace is cleared.
         refused_below: whether the slower tier has refused, or not yet answered, an invalidation of these tags or of
             the namespace. Its entries are not used then.
@@ -177,11 +177,11 @@ class Outcome(Enum):
 
 
 class WriteResult(Struct, frozen=True):
-    """What became of a write.
+    """The result of a write.
 
     Attributes:
         outcome: whether it was done.
-        stamp: of what the tier has, if that is newer.
+        stamp: the stamp of the entry or tombstone in the tier, if that is newer.
         published: whether the tier has told the other processes.
     """
 

@@ -22,12 +22,12 @@ class Connections:
     """Lends connections of its own pool. The first borrower also creates the tables.
 
     Args:
-        dsn: of the server.
+        dsn: the DSN of the server.
         tables: are created if they are missing.
         clock: is measured at the beginning, and again after each new connection, which may be another server's.
         is_refusal: returns whether the server refuses one statement with this error.
         prepare: is called with a connection when the tables exist.
-        options: of the pool.
+        options: the options of the pool.
 
     Attributes:
         pool: None if it is closed.

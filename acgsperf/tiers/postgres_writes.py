@@ -41,7 +41,7 @@ class Writer:
     Args:
         statements: the SQL.
         clock: converts the deadline.
-        namespace: of the tier.
+        namespace: the namespace of the tier.
         channel: on which a record is notified.
         is_refusal: returns whether the server refuses one statement with this error.
 

@@ -169,7 +169,7 @@ class RedisTier(ServerTier):
             token = (values.pop() or b"")[: envelope.TOKEN_BYTES]
             unsealed = self._unseal(values, identities, token)
             if unsealed[2] and any(map(envelope.is_of_another_key, values, identities)):
-                raise UnexpectedReplyError("the envelope of another key", unsealed)
+                raise UnexpectedReplyError("reply must not have the envelope of another key", unsealed)
             return unsealed
 
         try:

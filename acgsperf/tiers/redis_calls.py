@@ -60,7 +60,7 @@ class RedisCalls:
     Args:
         connections: to the server.
         label: names the tier in log lines.
-        prefix: of the keys that the tier uses, for the message about missing rights.
+        prefix: the prefix of the keys that the tier uses, for the message about missing rights.
     """
 
     def __init__(self, connections: RedisConnections, label: str, prefix: str) -> None:
@@ -137,8 +137,8 @@ class RedisCalls:
         if not self._has_warned:
             self._has_warned = True
             _log.warning(
-                "%s: the server refuses a call (%s); what it refuses is a miss and is not stored. The user needs %s, "
-                "and the keys ~%s:* ~%s%%*",
+                "%s: the server refuses a call (%s); refused reads are misses, refused writes are not stored. "
+                "The user needs %s, and the keys ~%s:* ~%s%%*",
                 *(self._label, error, _RIGHTS, self._prefix, self._prefix),
             )
 

@@ -1,4 +1,4 @@
-"""What the tiers that have a server share: batches, a deadline, a circuit breaker and counters."""
+"""The common part of the tiers with a server: batches, a deadline, a circuit breaker and counters."""
 
 import asyncio
 import time

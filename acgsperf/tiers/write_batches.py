@@ -45,8 +45,8 @@ class Operation(Struct, frozen=True, eq=False):
 
     Attributes:
         action: what to do.
-        id: of what is written; for UNDO, of what is to be removed.
-        stamp: of what is written.
+        id: the id of the entry or tombstone that is written; for UNDO, of the entry that is removed.
+        stamp: the stamp of the write.
         entry: what to store; None for a tombstone.
         payload: its packed value.
         refused: the tier cannot keep the entry of this write. A tombstone takes its place, and the result is REMOVED.

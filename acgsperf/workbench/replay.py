@@ -143,10 +143,10 @@ class _Conductor:
     """Lets one or more processes send the requests, and collects what they measure.
 
     Args:
-        options: of this process.
+        options: the options of this process.
         load: the requests.
-        share: of the keys that are changed.
-        cache, origin, pools: of this process.
+        share: the share of the keys that are changed.
+        cache, origin, pools: those of this process.
     """
 
     def __init__(

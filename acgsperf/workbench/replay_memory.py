@@ -25,7 +25,7 @@ async def bounded_memory(url: str) -> AsyncIterator[Callable[[], Awaitable[None]
     The server then evicts what was not used for the longest time. It gets its own settings back at the end.
 
     Args:
-        url: of a server that nobody else uses.
+        url: the URL of a server that nobody else uses.
 
     Raises:
         AcgsperfError: if the server does not answer.

@@ -101,7 +101,7 @@ class ChangedKeys:
         processes: how many there are.
 
     Attributes:
-        positions: of the addresses in the list of keys.
+        positions: the position of each address in the list of keys.
         acknowledged: the writes of this process, by key.
         writes: how often this process has changed a value.
         unacknowledged: how many of these writes some tier did not accept, or were not published.
