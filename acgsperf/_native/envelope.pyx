@@ -2,8 +2,8 @@
 # cython: boundscheck=False, wraparound=False, freethreading_compatible=True
 """The compiled reader of envelopes: `unseal_many`.
 
-It opens envelopes of this version, without tags and not negative, which nearly all are.  It passes any other one to the
-twin, which opens it or raises an error that says what is wrong.
+It opens plain envelopes: those of this version, without tags and not negative.  Nearly all are plain.  It passes any
+other one to `envelope_format.unseal`, which opens it or raises an error that says what is wrong.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE

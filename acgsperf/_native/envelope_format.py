@@ -23,11 +23,11 @@ tags are a MessagePack array of str. The first token is the namespace's, and one
 that compares tokens in another way stores none. Every hit compares the key, because an address is not an identity.
 
 The first 17 bytes are the header, which is all that a tombstone or a marker needs, and all that a write compares. A
-tombstone says that the key was deleted, a marker that somebody loads it. A script must check the kind, and the version
-if there are 18 bytes, before it compares stamps: what another version has stored may have anything in their place.
+tombstone says that the key was deleted. A marker says that a caller loads it. A script must check the kind, and the
+version if there are 18 bytes, before it compares stamps, because data of another version may have no stamp there.
 
-What has another version, or a flag or a reserved field that this version does not know, is a miss: another version of
-the package has stored it. Only what cannot be an envelope of this version is corrupt.
+Data with another version, or with a flag or a reserved field that this version does not know, is a miss: another
+version of the package has stored it. Data that cannot be an envelope of this version is corrupt.
 
 The format of values is MessagePack, by msgspec: it is the fastest well-maintained one, has bytes, distinguishes
 integers and floats, and creates only plain values.
@@ -121,7 +121,7 @@ def identities(keys: Sequence[str]) -> list[bytes]:
 def address(key: bytes) -> bytes:
     """Return the address of a key: the key itself, or its xxh3-128 if it is long.
 
-    0xff is in no key's bytes, so that no short key has the address of a long one.
+    No key contains the byte 0xff, so no short key has the address of a long one.
     """
     return key if len(key) <= MAX_KEY_BYTES else b"\xffxxh3:" + xxh3_128_hexdigest(key).encode()
 
@@ -196,12 +196,12 @@ def seal_header(identifier: bytes, stamp: int, kind: bytes) -> bytes:
 def unseal_header(blob: bytes) -> Header:
     """Return the header of what is stored.
 
-    Of something of another version, it returns the first 8 bytes as id, because they are what a later store compares,
-    and neither kind nor stamp.
+    For data of another version, return the first 8 bytes as id, because a later store compares them. The stamp is 0,
+    and the kind is empty.
 
     Args:
-        blob: all that is stored, or its first 18 bytes. With the first 17, only an unknown kind is noticed, not another
-            version.
+        blob: all that is stored, or its first 18 bytes. With only 17, this function notices an unknown kind, but not
+            another version.
     """
     kind = blob[_FIELDS_AT:HEADER_BYTES]
     known = len(kind) == 1 and kind in b"ETM" and (len(blob) == HEADER_BYTES or blob[HEADER_BYTES] == VERSION)
@@ -212,7 +212,7 @@ def unseal_header(blob: bytes) -> Header:
 
 
 def is_of_another_key(blob: bytes | None, key: bytes) -> bool:
-    """Returns whether this is the envelope of another key, as if a server had answered another question."""
+    """Return whether this is the envelope of another key, as if a server had answered another question."""
     if blob is None or len(blob) < ENVELOPE_HEAD_BYTES:
         return False
     kind, version, _, _, _, _, _, key_size, tags_size, tokens, _ = _unpack_fields(blob, _FIELDS_AT)

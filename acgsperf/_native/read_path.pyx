@@ -2,8 +2,8 @@
 # cython: boundscheck=False, wraparound=False, freethreading_compatible=True
 """The common read of a lower tier: `ReadPath`.
 
-A read costs a few microseconds, most of them in the event loop and in the parser of the server's reply.  What the cache
-adds to that is here.
+A read costs a few microseconds, most of them in the event loop and in the parser of the server's reply.  This module
+has what the cache adds to that.
 """
 
 import time
@@ -24,7 +24,9 @@ cdef class ReadPath:
     """ReadPath(held, start, promotion, clock)
 --
 
-    What happens before and after the `await` of a read that a lower tier answers with a fresh entry.
+    What happens before and after the `await` of a common read: one that a lower tier answers with a fresh entry.
+
+    If `begin` or `end` finds that a read is not common, it does nothing, and `Lookup` answers the read.
 
     Args:
         held: collections of the keys that this process holds besides the `LRUCache`. A read of one of them is not

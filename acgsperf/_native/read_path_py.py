@@ -19,7 +19,9 @@ class _Promotion(Protocol):
 
 
 class ReadPath:
-    """What happens before and after the `await` of a read that a lower tier answers with a fresh entry.
+    """What happens before and after the `await` of a common read: one that a lower tier answers with a fresh entry.
+
+    If `begin` or `end` finds that a read is not common, it does nothing, and `Lookup` answers the read.
 
     Args:
         held: collections of the keys that this process holds besides the `LRUCache`. A read of one of them is not

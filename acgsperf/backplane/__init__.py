@@ -1,4 +1,4 @@
-"""Backplanes: each process tells the caches of the others what it has written.
+"""Backplanes: each process tells the caches of the others what it has written, in records.
 
 `RedisBackplane` and `PostgresBackplane` have modules of their own, which import their drivers.
 """

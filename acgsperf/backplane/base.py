@@ -1,4 +1,8 @@
-"""The contract of a backplane: it tells the cache of this process what other processes have written."""
+"""The contract of a backplane: it tells the cache of this process what other processes have written.
+
+A *record* says what was written. Records are in a *log*, which each process follows. A *gap* means that records may
+have been missed. L1 answers under a *lease*: until `Listener.extend` says that the log was read up to a later time.
+"""
 
 from abc import ABC, abstractmethod
 from enum import Enum
@@ -55,28 +59,28 @@ class BackplaneStats(Struct, frozen=True):
 
 
 class Listener(Protocol):
-    """What a backplane tells. The cache implements it. The methods are called in the cache's event loop."""
+    """The methods that a backplane calls, in the cache's event loop. The cache implements them."""
 
     def apply(self, record: Record) -> None:
         """Drop what a record names from L1, and supersede what is in flight.
 
-        A record of kind TAG or CLEAR without a writer (b"") comes from the database itself (`watch`). It is invalidated
-        in no tier but the one in that database: the cache must invalidate it in the others.
+        A record of kind TAG or CLEAR without a writer (b"") comes from the database itself (`watch`). Only
+        the tier in that database has carried it out. The cache must invalidate its other tiers.
         """
 
     def extend(self, until: float) -> None:
-        """L1 may answer until this time of `time.monotonic`: all records so far have been applied."""
+        """Extend the lease: L1 may answer until this time of `time.monotonic`. All records so far have been applied."""
 
     def missed(self) -> None:
-        """Records may have been missed: verify every entry of L1, and supersede what is in flight."""
+        """Handle a gap: verify every entry of L1, and supersede what is in flight."""
 
 
 class Backplane(ABC):
     """Carries records of writes between the processes that share a namespace.
 
-    No method raises because of the server: a server that is not there is a warning, and the backplane joins when it
-    answers. A method raises `TierError` if the backplane is not open, is opened twice, or belongs to another event loop
-    or process.
+    No method raises because of the server: if the server does not answer, the backplane logs a warning, and joins when
+    it answers. A method raises `TierError` if the backplane is not open, is opened twice, or belongs to another
+    event loop or process.
 
     Attributes:
         timeout: the seconds after which a process that gets no records notices it. Its L1 does not answer then.
@@ -90,22 +94,22 @@ class Backplane(ABC):
         """The last position in the log that this cache has processed; empty if it does not follow the log."""
 
     def shares_server_with(self, tier: Tier) -> bool:
-        """Return whether writes of a tier carry their records to this backplane's log, in the same step.
+        """Return whether writes of a tier put their records into this backplane's log, in the same step.
 
-        It compares what both were created with, so that two addresses of one server are different servers: then records
-        are published on their own, which is slower but right.
+        It compares the arguments with which both were created. Two addresses of one server count as two servers. Then
+        each record is published after its write, which is slower but correct.
         """
         return False
 
     @abstractmethod
     async def open(self, namespace: str, listener: Listener, writer: bytes) -> None:
-        """Join the log of a namespace. Returns when the server has answered, at the latest after `timeout`.
+        """Join the log of a namespace. Return when the server has answered, at the latest after `timeout`.
 
         When the backplane joins, it calls `listener.missed()` and then `listener.extend`, before `open` returns or
         later.
 
         Args:
-            namespace: of the cache.
+            namespace: the namespace of the cache.
             listener: gets the records.
             writer: 8 bytes. Records of this writer are not applied.
 

@@ -20,12 +20,12 @@ _Item = tuple[Record, "asyncio.Future[bool]"]
 class Outbox:
     """Publishes records in order, and retries until the server accepts them.
 
-    If too many wait, all of them are replaced with one record that clears every L1. Dropping single records would leave
-    old values in other processes; clearing costs them misses.
+    If too many records wait, one record that clears every L1 replaces all of them. Dropping single records would leave
+    old values in other processes. Clearing only costs them misses.
 
     Args:
         send: publishes some records and returns how many of the first ones the server has accepted. It may raise.
-        limit: the most records that wait.
+        limit: the maximum number of records that wait.
     """
 
     def __init__(self, send: Callable[[Sequence[Record]], Awaitable[int]], limit: int = MAX_QUEUED) -> None:
@@ -50,7 +50,7 @@ class Outbox:
         if len(self) >= self._limit:
             _resolve(self._waiting, False)
             self._waiting.clear()
-            # It says more than the record that is queued now, and than all before it.
+            # A clear includes this record and all records before it.
             record = Record(RecordKind.CLEAR, (), record.writer, record.sent_us)
         self._waiting.append((record, future))
         if self._failing:
@@ -102,7 +102,7 @@ class Outbox:
         try:
             return await self._send(records)
         except Exception:
-            # Whatever it was, the reader of the log meets it as well, and logs it.
+            # The reader of the log gets the same error, and logs it.
             return 0
 
 

@@ -74,7 +74,8 @@ class PostgresBackplane(ServerBackplane):
         return (tier._dsn, tier._tables.table) == (self._dsn, self._tables.table)
 
     async def watch(self, table: str, tags: Sequence[str], *, coarse: str | None = None, notify: bool = True) -> bool:
-        """Install triggers: rows that change in a table of the application invalidate tags, whoever changes them.
+        """Install triggers: rows that change in a table of the application invalidate tags, no matter who
+        changes them.
 
         A change takes effect when its transaction commits. In the database of the cache, the trigger removes the tags'
         tokens in the same transaction: L3 has no valid entry with these tags from then on. The caches that are open get
@@ -113,7 +114,7 @@ class PostgresBackplane(ServerBackplane):
             return await install(connection, self._tables, self._namespace, watch)
 
     async def unwatch(self, table: str) -> bool:
-        """Remove what `watch` has installed for this namespace. Returns False if there was nothing.
+        """Remove what `watch` has installed for this namespace. Return False if there was nothing.
 
         Raises:
             BackplaneError: if the user lacks a right, or the table is locked for longer than 5 s.

@@ -1,9 +1,9 @@
 """Follows the logs of all caches of an event loop in one PostgreSQL database, over one connection.
 
-A log is a table of records. NOTIFY says that there are new ones; they are also looked for several times within the
-timeout, which proves that nothing was missed. The position in a log is the snapshot of the last reading: what is new is
-what that snapshot did not see. Neither a sequence nor the number of a transaction would do, because transactions commit
-in another order than they begin.
+A log is a table of records. NOTIFY says that there are new ones. The reader also looks for them several times within
+the timeout, which proves that it has missed none. The position in a log is the snapshot of the last reading:
+records that this snapshot did not see are new. A sequence or a transaction number cannot be the position, because
+transactions do not commit in the order in which they begin.
 """
 
 import asyncio
@@ -58,14 +58,14 @@ FROM pg_catalog.pg_class WHERE oid = '{log}'::regclass
 _PUBLISH: Final = """
 WITH logged AS (INSERT INTO {log} (namespace, record) SELECT $1, unnest($2::bytea[])) SELECT pg_notify($3, '')
 """
-# The age of a record is that of its commit: it may have been written long before.
+# The age of a record counts from its commit, because it may have been written long before.
 _SWEEP: Final = """
 DELETE FROM {log} WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM {log} WHERE namespace = ANY($1::text[]) AND xid < pg_snapshot_xmax($2::text::pg_snapshot)
         AND pg_visible_in_snapshot(xid, $2::text::pg_snapshot) LIMIT $3 FOR UPDATE SKIP LOCKED
 ))
 """
-# What a failover changes.
+# A failover changes these values.
 _SERVER: Final = """
 SELECT pg_backend_pid(), (SELECT system_identifier::text FROM pg_control_system()),
     left(pg_walfile_name(pg_current_wal_lsn()), 8)
@@ -82,10 +82,10 @@ class Log:
     Attributes:
         tables: the names of the tables.
         receivers: the caches, by namespace.
-        snapshot: of the last reading; empty if the log is not followed.
+        snapshot: the snapshot of the last reading; empty if the log is not followed.
         xmin: the oldest transaction that was in progress then.
-        read_at: when, by the server's clock.
-        level_at: when, by `time.monotonic`.
+        read_at: the time of the last reading, by the server's clock.
+        level_at: the same time, by `time.monotonic`.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -97,7 +97,7 @@ class Log:
         self.read_at = self.level_at = 0.0
         self.recovering = self.refused = False
         self.retry_at = 0.0
-        # A snapshot, and from when on what it saw is old.
+        # A snapshot, and the server's time from which on the records that it saw may be removed.
         self.old: tuple[str, float] = ("", 0.0)
         self.swept_at = 0.0
         self.settled = asyncio.Event()
@@ -110,11 +110,11 @@ class Log:
 
     @property
     def position(self) -> bytes:
-        """For the tier."""
+        """The position in the log, as the tier compares it."""
         return position_bytes(self.xmin)
 
     def missed(self) -> None:
-        """Records may have been missed."""
+        """Note a gap: records may have been missed."""
         self.snapshot = ""
         for receiver in self.all_receivers:
             receiver.missed()
@@ -124,10 +124,10 @@ class PostgresReader:
     """Follows the logs of all caches of an event loop in one database.
 
     Args:
-        dsn: of the database.
+        dsn: the DSN of the database.
 
     Attributes:
-        clock: of the server.
+        clock: the clock of the server.
         logs: the logs that are followed, by the configured name of the table.
         where: the server, for messages.
     """
@@ -149,7 +149,7 @@ class PostgresReader:
         self._task: asyncio.Task[None] | None = None
 
     async def join(self, table: str, receiver: Receiver) -> None:
-        """Let a cache follow a log. Returns when it does, or when it does not soon."""
+        """Let a cache follow a log. Return when it does, at the latest after its timeout."""
         log = self.logs.get(table)
         if log is None:
             log = self.logs[table] = Log(Tables(table))
@@ -162,7 +162,7 @@ class PostgresReader:
         if log.snapshot and len(log.receivers[receiver.namespace]) > 1:
             receiver.start(log.level_at, log.position)
             return
-        # The namespace is a new one: the next reading looks for its records as well.
+        # The namespace is new. The next reading looks for its records too.
         self._wake.set()
         if not self._failing and not log.refused:
             try:
@@ -195,7 +195,7 @@ class PostgresReader:
             await asyncio.wait([task])
 
     async def publish(self, table: str, namespace: str, records: Sequence[bytes]) -> int:
-        """Append records to a log. Returns how many the server has accepted: all or none."""
+        """Append records to a log. Return how many the server has accepted: all or none."""
         async with self._turn:
             connection = self._connection
             if connection is None:
@@ -206,7 +206,7 @@ class PostgresReader:
 
     @asynccontextmanager
     async def connect(self) -> "AsyncIterator[Any]":
-        """Provide another connection, for what takes long."""
+        """Provide another connection, for calls that take long."""
         connection = await self._connect()
         try:
             yield connection
@@ -218,7 +218,7 @@ class PostgresReader:
         return self._connector.describe(error)
 
     def _patience(self) -> float:
-        """The timeout of the most impatient cache."""
+        """Return the shortest timeout of the caches."""
         return min((it.timeout for log in self.logs.values() for it in log.all_receivers), default=1.0)
 
     async def _run(self) -> None:
@@ -262,7 +262,7 @@ class PostgresReader:
         return connection
 
     async def _greet(self) -> Any:
-        """Connect, and find out whether it is the server of before, and whether there is a pooler in between."""
+        """Connect, and find out whether the server is the same as before, and whether a pooler is in between."""
         try:
             connection = await self._connect()
         except Exception as error:
@@ -357,7 +357,7 @@ class PostgresReader:
     async def _take(self, log: Log, namespaces: Sequence[str], sent: float, rows: Sequence[Any]) -> None:
         """Apply what was read."""
         if not rows:
-            # There is no such table any more; a new one is another log.
+            # The table is gone. If it is created again, that is another log.
             log.missed()
             self._wake.set()
             return
@@ -389,7 +389,7 @@ class PostgresReader:
                     receiver.start(sent, position)
 
     async def _sweep(self, connection: Any, log: Log) -> None:
-        """Remove records that every process has had the time to read."""
+        """Remove records that all processes have had time to read."""
         snapshot, old_at = log.old
         if not snapshot:
             log.old = log.snapshot, log.read_at + KEPT_S
@@ -400,7 +400,7 @@ class PostgresReader:
             log.old = log.snapshot, log.read_at + KEPT_S
 
     def _refuse(self, log: Log, error: Exception) -> None:
-        """The server does not let this process follow a log, at least for now."""
+        """Note that the server does not let this process follow a log, at least for now."""
         if log.snapshot:
             log.missed()
         log.retry_at = monotonic() + _RETRY_S

@@ -1,4 +1,4 @@
-"""Triggers on tables of an application: rows that change invalidate tags, whoever changes them.
+"""Triggers on tables of an application: rows that change invalidate tags, no matter who changes them.
 
 A statement that changes rows fires one trigger, which reads the rows from the statement's transition tables and adds a
 record to the log of the namespace, in the transaction of the writer.
@@ -37,10 +37,11 @@ _EVENTS: Final = {
     "DELETE": (_OLD, "SELECT {columns} FROM acgsperf_old"),
     "TRUNCATE": ("", ""),
 }
-# What does not work is a warning, never an error of the writer. If the table was altered, PostgreSQL plans the query
-# anew, and that fails if a column is gone. Only the query is in a block of its own, because a block that writes takes a
-# transaction number of its own, and many of them in one transaction slow down every snapshot. If the whole transaction
-# has one snapshot, removing a token that somebody has extended would be an error: the caches that listen do it.
+# A failure of the trigger is a warning, never an error of the writer. If the table was altered, PostgreSQL plans the
+# query again, and that fails if a column is gone. Only the query has its own block, because a block that writes takes
+# its own transaction number, and many of them in one transaction slow down every snapshot. If the whole transaction
+# has one snapshot, removing a token that another transaction has extended would be an error. The open caches
+# remove it then.
 # A record is a MessagePack array: version, no writer, time, kind, pairs of tag and b"".
 _BODY: Final = r"""
 DECLARE
@@ -179,7 +180,7 @@ def _expression(template: str, columns: set[str]) -> str:
 
 def _literal(text: str) -> str:
     if "\0" in text:
-        raise ValueError("a NUL")
+        raise ValueError(f"text for a trigger must not contain a NUL character, got {text!r:.100}")
     return "'" + text.replace("'", "''") + "'" if "\\" not in text else "E'" + re.sub(r"(['\\])", r"\\\1", text) + "'"
 
 
@@ -188,7 +189,7 @@ def _identifier(name: str) -> str:
 
 
 async def install(connection: Any, tables: Tables, namespace: str, watch: Watch) -> bool:
-    """Create the triggers of a table. Returns False if they are there already, with the same tags.
+    """Create the triggers of a table. Return False if they are there already, with the same tags.
 
     Raises:
         BackplaneError: if the table does not exist, or has no such column.
@@ -218,7 +219,7 @@ async def install(connection: Any, tables: Tables, namespace: str, watch: Watch)
 
 
 async def remove(connection: Any, tables: Tables, namespace: str, table: str) -> bool:
-    """Remove the triggers of a table and their function. Returns False if there are none."""
+    """Remove the triggers of a table and their function. Return False if there are none."""
     async with connection.transaction():
         await _lock(connection, tables)
         found = await connection.fetchrow(_TABLE, table)
@@ -233,7 +234,7 @@ async def remove(connection: Any, tables: Tables, namespace: str, table: str) ->
 
 
 async def _lock(connection: Any, tables: Tables) -> None:
-    # Whoever waits for the lock of the watched table keeps all later writers waiting.
+    # While this statement waits for the lock of the watched table, all later writers wait for it too.
     await connection.execute(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'")
     await connection.execute("SELECT pg_advisory_xact_lock($1)", lock_of(tables.table))
 

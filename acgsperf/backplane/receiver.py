@@ -1,4 +1,4 @@
-"""What one cache has received: passes records on to it, and counts."""
+"""Passes the records of a log on to one cache, and counts them."""
 
 import logging
 from typing import Final
@@ -11,9 +11,9 @@ from acgsperf.tiers.server_clock import ServerClock
 __all__ = ["Counts", "Receiver", "parsed"]
 
 _log: Final = logging.getLogger("acgsperf.backplane")
-# A greater lag is a time that a foreign writer has invented.
+# A greater lag comes from a foreign writer with a wrong time.
 _LONGEST_LAG_US: Final = 3_600_000_000
-# How far the estimates of two processes of a server's clock may differ.
+# Two processes estimate the server's clock. Their estimates may differ by up to this time.
 _EARLIEST_US: Final = -60_000_000
 
 
@@ -54,7 +54,7 @@ class Receiver:
     """One cache that follows a log.
 
     Args:
-        namespace: of the cache.
+        namespace: the namespace of the cache.
         listener: gets the records.
         writer: records of this writer are not applied.
         timeout: how long the lease of L1 is, in seconds.
@@ -94,34 +94,34 @@ class Receiver:
         try:
             self._listener.apply(record)
         except Exception:
-            # It must not keep the other caches of this connection from their records.
+            # The other caches of this connection must still get their records.
             _log.exception("backplane %r: the cache could not apply a record; L1 is verified", self.namespace)
             self._listener.missed()
         counts.applied += 1
         counts.recovered += recovering
 
     def start(self, at: float, position: bytes) -> None:
-        """The cache follows the log from this position on. What it has may be older."""
+        """Follow the log from this position on. The entries of L1 may be older, so they are verified."""
         self.joined = True
         self._listener.missed()
         self.level(at, position)
 
     def level(self, at: float, position: bytes) -> None:
-        """All records up to a time of `time.monotonic`, and up to this position, have been applied."""
+        """Extend the lease: all records up to this position and this time of `time.monotonic` have been applied."""
         self.position = position
         self.counts.state = BackplaneState.FOLLOWING
         self._listener.extend(at + self.timeout)
 
     def missed(self) -> None:
-        """Records may have been missed. `start` follows."""
+        """Note a gap: records may have been missed. The reader calls `start` next."""
         self.counts.gaps += 1
         self.lost()
         self.position = b""
 
     def lost(self) -> None:
-        """No records arrive at present."""
+        """Note that no records arrive at present."""
         self.counts.state = BackplaneState.RECOVERING if self.joined else BackplaneState.CONNECTING
 
     def refused(self) -> None:
-        """The server refuses to let the cache follow the log."""
+        """Note that the server refuses to let the cache follow the log."""
         self.counts.state = BackplaneState.OFF

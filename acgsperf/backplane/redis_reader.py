@@ -1,8 +1,8 @@
 """Follows the logs of all caches of an event loop on one Redis server, over one connection.
 
 A log is a stream. Each round is one pipeline: XREAD waits for records of all streams, and then XRANGE asks for the last
-position of each. If it is gone, the stream was trimmed or replaced before that, and records may have been missed. A
-position that is still there proves that nothing after it was trimmed before XREAD read it.
+position of each. If the position is gone, the stream was trimmed or replaced, and records may have been missed: a gap.
+If it is still there, no later record was trimmed before XREAD read it.
 """
 
 import asyncio
@@ -47,11 +47,11 @@ class Stream:
     """The log of a namespace.
 
     Attributes:
-        key: of the stream.
+        key: the key of the stream.
         receivers: the caches that follow it.
         position: the last one that was processed; empty if the log is not followed.
         level_at: the time of `time.monotonic` up to which all records have been applied.
-        recovering: whether what comes next was missed during a lost connection.
+        recovering: whether the next records were missed while the connection was lost.
         retry_at: when to try to join it again.
         joining: whether an attempt is in flight outside the reader's task.
         settled: set when an attempt to join has ended.
@@ -81,13 +81,13 @@ class Stream:
             receiver.start(at, position)
 
     def level(self, at: float) -> None:
-        """All records up to a time have been applied."""
+        """Extend the leases: all records up to a time have been applied."""
         self.level_at, self.recovering = at, False
         for receiver in self.receivers:
             receiver.level(self.level_at, self.position)
 
     def missed(self) -> None:
-        """Records may have been missed."""
+        """Note a gap: records may have been missed."""
         self.position = b""
         for receiver in self.receivers:
             receiver.missed()
@@ -100,7 +100,7 @@ class RedisReader:
         connections: to the server; the reader's own.
 
     Attributes:
-        clock: of the server.
+        clock: the clock of the server.
         streams: the logs that caches of this event loop follow, by key.
     """
 
@@ -122,7 +122,7 @@ class RedisReader:
         self._task: asyncio.Task[None] | None = None
 
     async def join(self, key: bytes, receiver: Receiver) -> None:
-        """Let a cache follow a log. Returns when it does, or when it does not soon."""
+        """Let a cache follow a log. Return when it does, at the latest after its timeout."""
         stream = self.streams.get(key)
         if stream is None:
             stream = self.streams[key] = Stream(key)
@@ -183,18 +183,18 @@ class RedisReader:
         try:
             (hello,) = await _added(self._connections.ask, [self._hello(stream)])
             self._started(stream, sent, hello)
-            # Only now: the reader must find the position of the log.
+            # End the wait only now, so that the reader finds the position of the log.
             if self._blocked and self._client_id is not None:
                 await self._connections.ask([("CLIENT", "UNBLOCK", self._client_id)], list)
         except (RedisError, OSError):
-            # The reader tries it in its next round.
+            # The reader tries again in its next round.
             pass
         finally:
             stream.joining = False
             self._connections.close_idle()
 
     def _started(self, stream: Stream, sent: float, hello: Any) -> None:
-        """Follow a log from one's own record on."""
+        """Follow a log from the record on that this reader has added."""
         if isinstance(hello, ResponseError):
             self._refuse(stream, hello)
         elif not stream.position:
@@ -222,11 +222,11 @@ class RedisReader:
             await asyncio.sleep(backoff.pause())
 
     def _patience(self) -> float:
-        """The timeout of the most impatient cache."""
+        """Return the shortest timeout of the caches."""
         return min((receiver.timeout for stream in self.streams.values() for receiver in stream.receivers), default=1.0)
 
     async def _greet(self, connection: OwnConnection) -> None:
-        """Connect, and find out whether it is the server of before."""
+        """Connect, and find out whether the server is the same as before."""
         try:
             async with asyncio.timeout(min(self._patience(), _LONGEST_BLOCK_S)):
                 info, client_id = await connection.ask([("INFO", "server"), ("CLIENT", "ID")], list)
@@ -270,7 +270,7 @@ class RedisReader:
             self._failing = True
 
     def _refuse(self, stream: Stream, error: Exception) -> None:
-        """The server does not let this process follow a log, at least for now."""
+        """Note that the server does not let this process follow a log, at least for now."""
         if stream.position:
             stream.missed()
         self._log_refusal(stream, error)
@@ -332,7 +332,7 @@ class RedisReader:
             await self._rest()
 
     async def _rest(self) -> None:
-        """Let more records come together, if they come in quick succession."""
+        """Wait shortly if records come in quick succession, so that the next round reads several of them."""
         before, self._records_at = self._records_at, monotonic()
         if self._records_at - before < _QUICK_S:
             await asyncio.sleep(_REST_S)
@@ -365,7 +365,7 @@ class RedisReader:
         stream.missed()
 
     async def _apply(self, stream: Stream, entries: Sequence[Any]) -> bool:
-        """Pass records on to the caches. Returns whether there were all that the log has."""
+        """Pass records on to the caches. Return whether the log has no more of them."""
         began = monotonic()
         for entry in entries:
             position, fields = array(entry)
@@ -383,8 +383,8 @@ class RedisReader:
 async def _added(ask: Callable[..., Awaitable[list[Any]]], commands: Sequence[Command]) -> list[Any]:
     """Send XADD commands and return their replies, among which errors may be.
 
-    A foreign writer may have put something else in the place of a log, or added the greatest possible position. Nothing
-    can be added then: the log is removed, which is a gap for all that follow it, and the records are added again.
+    A foreign writer may have replaced the log with another value, or added the greatest possible position. Then nothing
+    can be added: the log is removed, which is a gap for all its followers, and the records are added again.
     """
     replies = await ask(commands, _are_added)
     unusable = [at for at, reply in enumerate(replies) if isinstance(reply, Exception) and _UNUSABLE.search(str(reply))]

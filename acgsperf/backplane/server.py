@@ -1,4 +1,4 @@
-"""What the backplanes have in common: use in one event loop, a queue of records to publish, counts."""
+"""The common part of the backplanes: use in one event loop, a queue of records to publish, counts."""
 
 import asyncio
 from abc import abstractmethod
@@ -80,7 +80,7 @@ class ServerBackplane(Backplane):
         try:
             await outbox.close(self.timeout)
         finally:
-            # If this call is cancelled, the backplane is closed all the same.
+            # Close the backplane even if this call is cancelled.
             self._loop = self._receiver = self._outbox = None
             self._counts.state = BackplaneState.OFF
             await self._leave(receiver)

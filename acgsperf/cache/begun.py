@@ -1,4 +1,4 @@
-"""Which of the writes of this process that are in flight has begun last."""
+"""Numbers the writes of this process, so that an earlier write cannot replace a later one."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -9,10 +9,10 @@ ALL: Final = ""
 
 
 class Begun:
-    """Numbers the writes of keys, of tags and of everything, so that an earlier one gives way to a later one.
+    """Numbers the writes of keys, of tags and of the whole namespace, so that a later write supersedes an earlier one.
 
-    A write goes to L3 first and then to L2. Of two writes of a key in flight, the earlier one may reach L2 last. Then
-    it must not be carried out there any more.
+    A write goes to L3 first and then to L2. If two writes of a key are in flight, the earlier one may reach L2
+    last. `Writes` asks `is_latest` first, and does not send the earlier one then.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Begun:
                 self._last[name] = last, in_flight - 1
 
     def is_latest(self, number: int, names: Iterable[str]) -> bool:
-        """Whether no write of these names that is in flight has begun after the one with this number."""
+        """Return whether the write with this number is the latest one of these names that is in flight."""
         last = self._last
         return all(name not in last or last[name][0] <= number for name in names)
 

@@ -1,4 +1,4 @@
-"""What a tiered cache holds in this process: L1, the stale store and the negative entries."""
+"""Holds the entries of a tiered cache in this process: L1, the stale store and the negative entries."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -28,9 +28,9 @@ class L1(Generic[_V]):
     `LRUCache.get`. Then the entry moves to the stale store, where it stays while it may be served, fresh or stale.
     Negative entries have a cache of their own, so that requests for keys without a value evict no value.
 
-    An entry is unverified if another process may have changed the key without this process knowing: the `LRUCache` has
-    a ttl, and it has passed; the backplane is silent; or it has missed records. The lower tiers are asked first then.
-    An unverified entry is served only if no tier answers.
+    An entry is *unverified* if another process may have changed the key and this process does not know: the ttl of the
+    `LRUCache` has passed, the backplane is silent, or it has missed records (a *gap*). The lower tiers are asked first
+    then. An unverified entry is served only if no tier answers.
 
     Args:
         lru: belongs to this object from now on. Its `on_evict` is still called.
@@ -41,7 +41,7 @@ class L1(Generic[_V]):
 
     Attributes:
         lru: the `LRUCache`.
-        side_caches: the others, for `in`.
+        side_caches: the other caches of this process, to look for a key with `in`.
         negative_hits: how often `held` found a negative entry.
 
     Raises:
@@ -77,7 +77,7 @@ class L1(Generic[_V]):
         )
         # What the LRUCache held when the backplane missed records.
         self._unverified: dict[str, Entry] = {}
-        # Where else than in the LRUCache an entry may be.
+        # The places besides the LRUCache where an entry may be.
         self.side_caches: Final = (self._stale_store, self._negatives, self._unverified)
         self._missed_at = -math.inf
         self._answers_until = math.inf
@@ -113,7 +113,7 @@ class L1(Generic[_V]):
 
         Args:
             key: the key.
-            even_if_silent: look also if the backplane is silent: the value is known to be newer than the question.
+            even_if_silent: look even if the backplane is silent, because the value is newer than the call.
         """
         value: Any = self.lru.peek(key, MISSING) if even_if_silent or self._answers else MISSING
         if value is MISSING:
@@ -137,7 +137,7 @@ class L1(Generic[_V]):
         return entry if entry is not None and self._staleness.seconds_until_removal(entry) > 0 else None
 
     def was_unverified(self, key: str) -> bool:
-        """Whether the `LRUCache` has held the key until the backplane missed records."""
+        """Return whether the `LRUCache` held the key when the backplane missed records."""
         return key in self._unverified
 
     @property
@@ -258,10 +258,10 @@ class L1(Generic[_V]):
         self.lru.answers_until = None if time == math.inf else time
 
     def verify_all(self) -> None:
-        """Make every entry unverified, because records were missed. O(n), in C."""
+        """Make every entry unverified, because there is a gap: records may have been missed. O(n), in C."""
         self._missed_at = self._staleness.clock()
         self._unverified.update(self._entries)
-        # Those of earlier gaps make room.
+        # Remove the oldest ones if there are too many.
         for key in list(islice(self._unverified, max(0, len(self._unverified) - self.lru.maxsize))):
             self._tags.discard(key, self._unverified.pop(key))
         self._entries.clear()
@@ -300,7 +300,7 @@ class L1(Generic[_V]):
 
     def _put_in_stale_store(self, key: str, entry: Entry, put_at: float) -> None:
         if self.lru.ttl is not None and not self._has_lower_tiers and self._staleness.is_fresh(entry):
-            # Nothing can verify the entry but a load.
+            # Only a load can verify the entry.
             if self._staleness.stale_ttl == 0:
                 self._tags.discard(key, entry)
                 return

@@ -1,4 +1,4 @@
-"""Applies to this process what the backplane tells about the writes of others."""
+"""Applies the records of the backplane to this process. A record tells what another process has written."""
 
 import asyncio
 from collections.abc import Callable
@@ -16,15 +16,15 @@ __all__ = ["CacheListener"]
 
 
 class CacheListener:
-    """Drops from L1 what others have written, and supersedes what is being read or loaded.
+    """Drops from L1 what others have written, and supersedes the reads and loads of it that are in flight.
 
-    The callers that wait for such a read or load get its value; no tier keeps it.
+    The callers that wait for such a read or load get its value; no tier stores it.
 
     Args:
-        l1: loses what a record names, unless it holds that very write.
+        l1: drops what a record names, unless it has the value of that write.
         lower_tiers: reads of them are superseded.
         loading: loads are superseded.
-        repairs: invalidate what a tier refuses to.
+        repairs: repeat an invalidation that a tier has not carried out.
         unlocked: called with key and outcome when another process has released the lock of a key; None for no call.
     """
 
@@ -103,8 +103,8 @@ class CacheListener:
         self._lower_tiers.supersede_all()
 
     def _invalidate_tiers(self, record: Record, tag: str | None) -> None:
-        # A trigger in the database cannot reach L2. It invalidates L3, but leaves out a token that is in use, and all
-        # tokens if its transaction has one snapshot.
+        # A trigger in the database cannot reach L2. In L3, it leaves out a token that another transaction has locked,
+        # and all tokens if its own transaction has a single snapshot.
         if not record.writer:
             task = asyncio.create_task(self._invalidate(tag))
             self._tasks.add(task)

@@ -25,8 +25,8 @@ class Source:
 
     Args:
         loader: called with the missing keys; returns the values that it has.
-        ttl: of the entries, in seconds; None for no expiration.
-        tags: of the entries.
+        ttl: the ttl of the entries, in seconds; None for no expiration.
+        tags: the tags of the entries.
     """
 
     __slots__ = ("loader", "tags", "ttl")
@@ -57,7 +57,7 @@ class Source:
 
 
 class _Answers:
-    """What one call has found for its keys so far.
+    """The values and entries that one call has found for its keys so far.
 
     Args:
         began_at: the number of the latest write when the call began.
@@ -220,8 +220,9 @@ class Loading:
     ) -> Mapping[str, Any]:
         """Load keys that are not in flight.
 
-        Keys whose entry came from this process, or that are due for refresh, are read from the tiers first: another
-        process may have loaded them, and nothing may be stored that was not observed before.
+        Keys whose entry came from this process, or that are due for refresh, are read from the tiers first, because
+        another process may have loaded them. This also observes them: a value may be stored only if its key was
+        observed before the load.
         """
         values: dict[str, Any] = {}
         seen = dict(seen)
@@ -235,7 +236,7 @@ class Loading:
             return values | await self._load_locked(self._lock, flight, missing, source)
         if missing:
             loaded = await self._call_loader(flight, missing, source)
-            # Before the first one is stored: storing supersedes reads, of all keys if there are very many.
+            # Check all entries before the first one is stored: storing very many keys supersedes all reads in flight.
             current = {key for key, entry in loaded.items() if self._is_current(flight, key, entry)}
             for key, entry in loaded.items():
                 values[key] = entry.value
@@ -269,7 +270,7 @@ class Loading:
                 await lock.release(locks, unshared)
                 waiting = [key for key in waiting if key not in entries and key not in own]
                 if waiting and await released.wait(waiting, give_up_at):
-                    # Nothing comes of the load of another process. Then it is faster if each loads for itself.
+                    # The other process has stored no value. It is faster then if each process loads for itself.
                     give_up_at = 0
         return values
 
@@ -301,7 +302,7 @@ class Loading:
     async def _read_again(self, keys: Sequence[str], source: Source) -> tuple[dict[str, Entry], dict[str, Seen]]:
         """Return the entries in the tiers that are not due for refresh, and what the tiers have under the other keys.
 
-        Nothing may be stored that was not observed before.
+        A value may be stored only if its key was observed before the load.
         """
         entries: dict[str, Entry] = {}
         seen: dict[str, Seen] = {}
@@ -347,7 +348,8 @@ class Loading:
             flight: the load.
             key: one of its keys.
             entry: what it has loaded or found.
-            seen: what the tiers had before the load. If it took longer than they remember writes, it is not kept.
+            seen: what the tiers had before the load. If the load took longer than they remember writes, L1 does not
+                keep the entry.
         """
         if self._is_current(flight, key, entry):
             self._put_in_l1(key, entry, seen)
@@ -359,7 +361,7 @@ class Loading:
             self._l1.put(key, entry)
 
     def _is_current(self, flight: Flight, key: str, entry: Entry) -> bool:
-        """Whether no write has superseded the load, nor one that was in flight when it began."""
+        """Return whether no write has superseded the load. This includes a write in flight at its start."""
         return key in flight.keys and self._lower_tiers.ordering.is_current(flight.began_at, key, entry.tags)
 
     def _may_be_shared(self, entry: Entry) -> bool:
@@ -383,7 +385,7 @@ class Loading:
                     self.refreshes += 1
 
     def _collect(self, waits: Mapping[Flight, Sequence[str]], found: _Answers) -> None:
-        """Add the loaded values. Raises the error of a load, unless there is a stale value."""
+        """Add the loaded values. Raise the error of a load, unless there is a stale value."""
         for flight, keys in waits.items():
             for key in keys:
                 if key not in found.stale or (flight.done.done() and not flight.failed):

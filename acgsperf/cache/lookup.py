@@ -21,14 +21,14 @@ _SHARED_TIMER_TOLERANCE_S: Final = 0.01
 
 
 class Found:
-    """What a read of the lower tiers has found.
+    """The result of a read of the lower tiers.
 
     Args:
         began_at: the number of the latest write when the read began.
 
     Attributes:
         entries: for each key the entry of the first tier that has a fresh one, or else the newest stale one.
-        l2: what was under a key in L2, if it had no fresh entry.
+        l2: the observation of a key in L2, if L2 had no fresh entry.
         l3: the same for L3.
     """
 
@@ -45,7 +45,7 @@ class Found:
         return key in self.entries or key in self.l2 or key in self.l3
 
     def seen(self, key: str) -> Seen:
-        """Return what was under a key in each tier."""
+        """Return the observation of a key in each tier."""
         return Seen(self.l2.get(key), self.l3.get(key))
 
 
@@ -55,7 +55,7 @@ class Lookup:
     A fresh entry that is found in L3 is copied to L2. A key is promoted to L1 when its hits in the lower tiers reach
     the threshold. Neither happens if a write has superseded the read.
 
-    Before L3 is read, L2 is observed: if it has something newer than L3's row, that row does not answer.
+    L2 is observed before L3 is read. If L2 has something newer than the row of L3, that row is not used.
 
     Args:
         l1: is read first, and gets the promoted entries.
@@ -142,7 +142,10 @@ class Lookup:
         return {key: found.seen(key) for key in keys}
 
     def unverified(self, key: str, found: Found) -> Entry | None:
-        """Return L1's unverified entry of a key if no tier has answered. Otherwise remove it: the tiers know better."""
+        """Return L1's unverified entry of a key if no tier has answered.
+
+        If a tier has answered without a fresh entry, remove the unverified one.
+        """
         if found.answered(key):
             if (entry := found.entries.get(key)) is None or not self._staleness.is_fresh(entry):
                 self._drop_unverified(key, found.began_at)
@@ -155,7 +158,7 @@ class Lookup:
             self._l1.remove(key)
 
     async def _get_from_tiers(self, key: str) -> Entry | None:
-        """Return the entry of a key. Nothing is observed unless it is needed to answer."""
+        """Return the entry of a key. Observe the key only if the answer needs it."""
         if not self._tiers:
             return self._l1.unverified(key)
         began_at = self._ordering.latest
@@ -246,7 +249,7 @@ class Lookup:
         if l3 is None:
             return
         if l2 is None and not observing:
-            # It was read already.
+            # L3 was the first tier, and was read already.
             if any(self._l1.unverified(key) is not None for key in wanted):
                 with self._timer(started):
                     found.l3 = await l3.observe(wanted, tags)
@@ -279,7 +282,7 @@ class Lookup:
         refused = {key for key in entries if (seen := found.l2.get(key)) is not None and seen.refused_below}
         if l2 is not None and l2.coherent:
             for key, entry in entries.items():
-                # The tags of a row are known only now, if the caller did not name them.
+                # If the caller did not name the tags, they are known only now, from the row.
                 if key in found.l2 and key not in refused and not set(entry.tags) <= set(tags):
                     with self._timer(started):
                         more = await l2.observe((key,), entry.tags)
@@ -316,7 +319,7 @@ class Lookup:
         return Deadline(self._staleness.deadline).wait(started)
 
     def _keep(self, began_at: int, key: str, entry: Entry) -> None:
-        """Put a fresh entry that a tier had into L1, if it is due for promotion, or verifies what L1 has."""
+        """Put a fresh entry of a tier into L1 if its key is promoted now, or if it verifies an entry of L1."""
         if not self._ordering.is_current(began_at, key, entry.tags):
             return
         if entry.negative or self._l1.was_unverified(key):

@@ -1,4 +1,4 @@
-"""L2 and L3 together: opened and closed, and what is stored there in the background. `Writes` writes to them."""
+"""L2 and L3 together: opens and closes them, and stores entries in the background. `Writes` carries out writes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,7 +14,7 @@ __all__ = ["LowerTiers", "Seen"]
 
 
 class Seen:
-    """What L2 and L3 had under a key before a load; None for a tier that could not be read, or is absent."""
+    """What L2 and L3 had under a key before a load; None for a tier that is absent or could not be observed."""
 
     __slots__ = ("l2", "l3")
 
@@ -115,7 +115,7 @@ class LowerTiers:
         for queue, tier in zip(self.queues, self.tiers, strict=True):
             observed = seen.l2 if tier is self.l2 else seen.l3
             if observed is not None:
-                # A load raises no stamp: it is older than any write that comes after the observation.
+                # A load keeps the observed stamp: it is older than any write that comes after the observation.
                 stores.append((queue, Store(replace(entry, stamp=observed.stamp), observed)))
         return stores
 

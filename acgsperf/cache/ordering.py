@@ -18,7 +18,7 @@ class Ordering:
     A read that overlaps with a write of the same key may have found the old value. Its caller may get that value, but
     no tier may store it: otherwise the read would restore what a `delete` has just removed.
 
-    Every write has a number. A read notes `latest` when it begins. What it finds for a key is current unless a write of
+    Every write has a number. A read notes `latest` when it begins. Its result for a key is current if no write of
     that key is in flight or has a higher number.
 
     Attributes:
@@ -34,7 +34,7 @@ class Ordering:
         self._all_superseded_at = 0
 
     def is_current(self, began_at: int, key: str, tags: tuple[str, ...] = ()) -> bool:
-        """Whether no write has touched this key, or a tag of its entry, since `latest` was `began_at`."""
+        """Return whether no write has changed this key, or a tag of its entry, since `latest` was `began_at`."""
         return (
             began_at >= self._all_superseded_at
             and not self._clears

@@ -35,16 +35,17 @@ class Parts:
     comes from the backplane through `listener`.
 
     Args:
-        lru: what L1 keeps values in.
+        lru: holds the values of L1.
         l2: the faster tier, or None.
         l3: the slower tier, or None.
-        namespace: of the cache.
+        namespace: the namespace of the cache.
         staleness: the options about time.
         negative_maxsize: the maximum number of negative entries.
         promotion_threshold: the hit in the lower tiers at which a value is copied to L1.
         demotion: whether what L1 evicts may be stored in L2.
-        backplane: tells other processes what this one writes; None for none, `AUTOMATIC` for one beside a tier.
-        backplane_timeout: the seconds of silence after which L1 does not answer by itself.
+        backplane: tells other processes what this one writes; None for none, `AUTOMATIC` for one on the server
+            of a tier.
+        backplane_timeout: the seconds without an answer of its server after which L1 asks the tiers first.
 
     Raises:
         TypeError, ValueError: if an argument is not valid.

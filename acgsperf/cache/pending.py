@@ -17,7 +17,7 @@ __all__ = ["PendingLoad"]
 
 
 class PendingLoad:
-    """What the lower tiers had before a load, until its values are stored.
+    """Stores the values of a load that the caller runs, unless a write has superseded it.
 
         pending = await PendingLoad.begin(cache, [key], tags)
         value = ...  # computed by the caller
@@ -26,11 +26,13 @@ class PendingLoad:
     Use it instead of `set` for a value that was computed from data that others may have changed meanwhile, if the value
     or its key cannot be made by a loader. Concurrent loads of a key do not share a value: the first one is stored.
 
-    The values are kept nowhere if, since `begin`, this process or another one has written the key, invalidated a tag,
-    or cleared the namespace, or if the load took longer than the tiers remember removals.
+    No tier keeps a value if this process or another one has written the key, invalidated a tag or cleared the namespace
+    since `begin`, or if the load took longer than the tiers remember removals.
 
-    Limit: of a key that was not passed to `begin`, other processes may supersede the value by its tags alone. So all
-    writers of such a key must share a tag.
+    It works by observation: it holds what the lower tiers had before the load, and they compare that when they store.
+
+    Limit: if a key was not passed to `begin`, other processes can supersede its value only by its tags. So all writers
+    of such a key must share a tag.
     """
 
     __slots__ = ("_began_at", "_cache", "_expires_at", "_seen", "_tags")
@@ -91,7 +93,7 @@ class PendingLoad:
         if not entries or time.monotonic() >= self._expires_at:
             return frozenset()
         for key in entries:
-            # A load by `get_or_load` that is in flight has begun without knowing of this one.
+            # A load by `get_or_load` that is in flight must not replace this value.
             parts.loading.supersede(key)
         storing = tiers.put_and_wait(entries, seen)
         number = ordering.latest
@@ -115,5 +117,5 @@ class PendingLoad:
 
 
 def _dated_back(late: Observation | None, early: Observation | None) -> Observation | None:
-    """Return what was observed under a key late, with the tokens that were observed before the load."""
+    """Return a late observation of a key, with the tokens that were observed before the load."""
     return None if late is None or early is None else replace(early, id=late.id, stamp=late.stamp)

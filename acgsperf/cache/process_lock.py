@@ -1,4 +1,4 @@
-"""Single flight between processes: one process loads a key, the others wait for what comes of it."""
+"""Single flight between processes: one process loads a key, the others wait for its outcome."""
 
 import asyncio
 import inspect
@@ -15,8 +15,8 @@ _POLL_INTERVAL_S: Final = 0.02
 # in case the record is lost or late.
 _WAKE_INTERVAL_S: Final = 0.25
 _MAX_OUTCOME_CHARACTERS: Final = 200
-# What those that wait for a lock are told: the value is in the tier; there is none, and each loads for itself; or, with
-# its error after it, the load has failed.
+# The outcomes that the waiting processes are told: the value is in the tier; the tier has no value, and each process
+# loads for itself; the load has failed, with the error after the mark.
 _STORED: Final = b""
 _NOTHING: Final = b"-"
 _FAILED: Final = b"!"
@@ -67,7 +67,7 @@ class ProcessLock:
             raise TypeError(f"lock_ttl needs an l2 with lock() and unlock(), got {tier!r}")
         self._tier: LockingTier = tier
         self._unlock: Callable[..., Awaitable[bool]] = tier.unlock
-        # Whether the tier tells those that wait what has come of the load.
+        # Whether the tier passes the outcome of a load to the processes that wait.
         self._tells: bool = "outcome" in inspect.signature(tier.unlock).parameters
 
     async def acquire(self, keys: Sequence[str], give_up_at: float) -> HeldLocks:
@@ -92,7 +92,7 @@ class ProcessLock:
     async def release(
         self, locks: HeldLocks, unshared: Collection[str] = (), error: BaseException | None = None
     ) -> None:
-        """Release locks, and tell those that wait for them what has come of the load.
+        """Release locks, and tell the processes that wait for them the outcome of the load.
 
         Args:
             locks: the locks.
@@ -118,11 +118,11 @@ class ProcessLock:
         return Waiting(self, keys)
 
     def released(self, key: str, outcome: bytes) -> None:
-        """Wake those that wait for a lock that another process has released.
+        """Wake the loads that wait for a lock that another process has released.
 
         Args:
-            key: of the lock.
-            outcome: what has come of its load.
+            key: the key of the lock.
+            outcome: the outcome of its load.
         """
         for waiter in self._waiters.get(key, ()):
             if not waiter.done():
@@ -151,7 +151,7 @@ class Waiting:
                 del waiters[key]
 
     async def wait(self, keys: Sequence[str], give_up_at: float) -> bool:
-        """Wait until the lock of one of the keys is released, and return whether there is nothing to wait for any more.
+        """Wait until the lock of one of the keys is released, and return whether its process has stored no value.
 
         Raises:
             LoadError: if the load of another process has failed.

@@ -1,4 +1,4 @@
-"""Repairs: a write that one tier carried out and the other did not is followed by an invalidation of both."""
+"""Repairs: if one tier carried out a write and the other did not, both are invalidated in the background."""
 
 import asyncio
 import logging
@@ -24,11 +24,11 @@ _LONGEST_PAUSE_S: Final = 5.0
 
 
 class Repairs:
-    """Invalidates what tiers disagree about, in the background, until every tier has answered.
+    """Removes keys, and invalidates tags, about which the tiers disagree. It tries again until every tier has done it.
 
-    L3 comes first, then L2: in the meantime a read may have copied L3's old row to L2. Then every process is told,
-    this one as well: its L1 may have what a tier had before the repair. A removal has the stamp of the failed write, so
-    that it removes nothing newer.
+    A repair changes L3 first and then L2, because a read may copy an old row from L3 to L2 in the meantime. Then it
+    tells all processes, this one included, because their L1 may have what a tier had before the repair. A removal has
+    the stamp of the failed write, so that it removes nothing newer.
 
     Args:
         lower_tiers: the tiers.
@@ -40,10 +40,10 @@ class Repairs:
         self._publish = publish
         self._namespace = ""
         self._removals: dict[str, Write] = {}
-        # Writes of unknown outcome that no tier surely has: key and id of each.
+        # Key and id of each write of unknown outcome that no tier is known to have.
         self._undos: dict[tuple[str, bytes], None] = {}
-        # None stands for the whole namespace. The value is another one each time: one that fails during its repair is
-        # repaired again.
+        # None stands for the whole namespace. Each call puts a new object as the value, so that an invalidation that
+        # fails while an earlier one is repaired is repaired as well.
         self._tags: dict[str | None, object] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -60,7 +60,7 @@ class Repairs:
             self._wake.set()
 
     async def close(self) -> None:
-        """Stop. What is not repaired is logged."""
+        """Stop, and log how many writes are not repaired."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -79,7 +79,7 @@ class Repairs:
             self._removals[key] = write if queued is None or queued.stamp < write.stamp else queued
 
     def undo(self, key: str, identifier: bytes) -> None:
-        """Remove a key where a tier has the write with this id."""
+        """Remove a key from each tier that has the write with this id."""
         if self._has_room((key, identifier), self._undos):
             self._undos[key, identifier] = None
 
@@ -95,7 +95,7 @@ class Repairs:
         self._wake.set()
         if len(self) >= _MAX_QUEUED and name not in queue:
             _log.warning(
-                "cache %r: more than %d failed writes wait for a tier; it will be cleared when it answers again",
+                "cache %r: more than %d failed writes wait for a repair; all tiers will be cleared when they answer",
                 self._namespace,
                 _MAX_QUEUED,
             )
@@ -114,7 +114,7 @@ class Repairs:
             done = await self._repair_keys() & await self._undo() & await self._repair_tags()
             if len(self):
                 self._wake.set()
-                # With jitter, so that processes do not come together when a server is back.
+                # With jitter, so that not all processes call a server at the same moment when it is back.
                 pause = _FIRST_PAUSE_S if done else min(2 * pause, _LONGEST_PAUSE_S)
                 await asyncio.sleep(pause * random.uniform(0.8, 1.2))
             else:
@@ -127,7 +127,7 @@ class Repairs:
             if not left:
                 break
             results = await tier.write({key: batch[key] for key in left})
-            # Something newer needs no repair, but the other processes have to know.
+            # If a tier has something newer, it needs no repair, but the other processes must be told.
             left &= {key for key, result in results.items() if result.outcome in _DONE}
         for key in left:
             if self._removals.get(key) is batch[key]:
@@ -137,13 +137,13 @@ class Repairs:
         return len(left) == len(batch)
 
     async def _undo(self) -> bool:
-        # One of a key at a time.
+        # One id for each key at a time.
         batch = dict(islice(self._undos, _BATCH))
         if not batch or not await self._by_all(lambda tier: tier.remove_written(batch)):
             return not batch
         for undone in batch.items():
             self._undos.pop(undone, None)
-        # With new ids: a process that has got the undone write must not keep it.
+        # The records have new ids, so that a process whose L1 has the undone write drops it.
         for record in of_keys(RecordKind.KEYS, ((key, new_id()) for key in batch)):
             self._publish(record)
         return True

@@ -97,6 +97,6 @@ class Staleness:
         """The seconds until the entry may not be served any more, not even stale; 0 or negative if that has passed."""
         until = entry.kept_until
         if self.stale_ttl == 0 and not entry.negative:
-            # An entry that was made stale before its time is of no use then.
+            # Without a stale_ttl, an entry that `expire_now` made stale must not be served.
             until = entry.fresh_until
         return math.inf if until is None else until - self.clock()

@@ -1,4 +1,4 @@
-"""Which keys of this process have a tag."""
+"""Finds the keys of this process that have a tag."""
 
 from acgsperf.tiers.base import Entry
 

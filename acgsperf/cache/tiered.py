@@ -62,8 +62,8 @@ class TieredCache(Generic[_V]):
         lock_ttl: the seconds for which a process that loads a key holds a lock in L2, and others wait for its value. If
             its load fails, they get a `LoadError`. With None (default), each process loads for itself.
         backplane: tells other processes what this one writes, and vice versa. By default one on the server of L2, or
-            else of L3. With None, L1 serves what others have changed until it expires there; give L1 a ttl then.
-        backplane_timeout: the seconds of silence of the default one after which L1 does not answer alone, by default 1.
+            else of L3. With None, L1 serves an old value until it expires there: give L1 a ttl then.
+        backplane_timeout: the seconds without an answer of the default one after which L1 asks the tiers, by default 1.
         clock: for tests. Returns seconds and never goes back, `time.monotonic` by default. Pass the same clock to L1.
 
     Attributes:

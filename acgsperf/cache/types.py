@@ -37,7 +37,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class CacheHealth:
-    """What the servers of the lower tiers have just answered.
+    """The answers of the servers of the lower tiers.
 
     Attributes:
         l2: the health of L2; None if the cache has no L2.

@@ -25,11 +25,11 @@ _Call = Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]]
 
 # How often a write is tried if a tier has something with a greater stamp: the clock of another process is ahead.
 _TRIES: Final = 3
-# The share of the deadline in which L3 has to answer before L2 is written as well.
+# If L3 does not answer within this share of the deadline, L2 is written meanwhile.
 _HEAD_START: Final = 0.1
 _STORED: Final = WriteResult(Outcome.STORED)
 _NOT_DONE: Final = WriteResult(Outcome.REFUSED)
-# What a tier has after these is no older than the write.
+# After these outcomes, the tier has nothing older than the write.
 _SETTLED: Final = {Outcome.STORED, Outcome.REMOVED}
 
 
@@ -38,7 +38,7 @@ class Writes:
 
     A write supersedes the loads in flight of its keys, then changes L1, then L3, then L2, and then tells the other
     processes. L1 has changed before the first `await`: a caller that reads the key during the write gets the new value.
-    If a tier did not carry the write out, L1 gives the value up, and what the tiers disagree about is removed.
+    If a tier did not carry the write out, L1 drops the value, and `Repairs` removes it from the tiers.
 
     A write continues if its caller is cancelled.
 
@@ -47,10 +47,10 @@ class Writes:
         lower_tiers: are changed after it.
         loading: its loads are superseded.
         promotion: counts the hits of a written key from zero again.
-        repairs: remove what the tiers disagree about.
+        repairs: remove the keys, and invalidate the tags, about which the tiers disagree.
 
     Attributes:
-        publish: tells the other processes what a tier has not told them; None without a backplane.
+        publish: publishes the records that no tier has published; None without a backplane.
         is_published_by_tier: whether a tier is on the backplane's server, and publishes what it carries out.
     """
 
@@ -167,8 +167,8 @@ class Writes:
 
         Args:
             names: what is written; see `Begun`.
-            mark: marks what is written in the meantime. It begins now, and not when the task starts: a read that begins
-                and ends before that would put the old value into L1.
+            mark: marks what is written until the write has ended. It begins now and not when the task starts, because a
+                read that begins and ends before that would put the old value into L1.
             supersede: supersedes loads. It is called when the write has ended, for those that have begun since.
             write: the write.
         """
@@ -308,7 +308,7 @@ class Writes:
             if self._is_latest(number, key, write):
                 wanted[key] = write
             else:
-                # The later write decides. It may fail, and then the tiers must not have something older than this one.
+                # The later write decides. If it fails, no tier may keep something older than this write.
                 results[key] = _STORED
                 if write.stamp:
                     self._repairs.remove(key, Write(None, new_id(), write.stamp))
@@ -326,7 +326,7 @@ class Writes:
         return self._last_stamp
 
     def _repair(self, key: str, write: Write, results: Sequence[WriteResult | None]) -> None:
-        """Have a write repaired that one tier carried out and the other did not, or that may have been carried out."""
+        """Queue a repair if one tier carried out a write and the other did not, or if one may have carried it out."""
         outcomes = {result.outcome for result in results if result is not None}
         if outcomes & _SETTLED:
             if outcomes - _SETTLED:
@@ -346,7 +346,7 @@ class Writes:
     async def _expire_tag(self, tag: str) -> Written:
         of_l2, of_l3 = await self._in_order(lambda l3: l3.expire_tag(tag), lambda l2, done: l2.expire_tag(tag))
         if not (_carried_out(of_l2) and _carried_out(of_l3)):
-            # Nobody knows how old the entries are that a tier still calls fresh.
+            # A tier may still call the entries fresh, and their age is unknown: remove them.
             self._repairs.invalidate(tag)
         return await self._written(of_l2, of_l3, of_tag(RecordKind.EXPIRED_TAG, tag))
 
@@ -355,7 +355,7 @@ class Writes:
         call_l3: Callable[[Tier], Awaitable[WriteResult]],
         call_l2: Callable[[Tier, bool], Awaitable[WriteResult]],
     ) -> tuple[WriteResult | None, WriteResult | None]:
-        """Call L3, then L2 with whether L3 has done it. If L3 does not answer at once, L2 does not wait for it."""
+        """Call L3, then L2, which is told whether L3 has done it. If L3 does not answer soon, call L2 meanwhile."""
         l2, l3 = self._lower_tiers.l2, self._lower_tiers.l3
         if l3 is None:
             return None if l2 is None else await call_l2(l2, True), None
@@ -395,7 +395,8 @@ class Writes:
     async def _tell(self, records: Sequence[Record]) -> bool | None:
         """Publish records, and return whether the others have been told; None without a backplane.
 
-        If the tier on the backplane's server has not published them, that server does not answer now: nobody waits.
+        If the tier on the backplane's server has not published them, that server does not answer now, and this call
+        does not wait for it.
         """
         if self.publish is None:
             return None

@@ -41,9 +41,9 @@ class Hosts:
         return sorted(shuffled, key=lambda endpoint: self._suspect_until.get(id(endpoint), now) > now)
 
     def note_failure(self, failed: Endpoint) -> None:
-        """Put a server last that refused a connection or did not answer."""
+        """Try a server last, because it refused a connection or did not answer."""
         self._suspect_until[id(failed)] = self._clock() + _SUSPECT_S
-        # So the server that accepted the last connection comes first.
+        # This also puts the server that accepted the last connection first.
         self.endpoints.sort(key=lambda endpoint: endpoint is failed)
 
     def note_success(self, endpoint: Endpoint) -> None:

@@ -1,8 +1,8 @@
 """A second connection attempt for a server that does not answer the first one.
 
-If a network loses what a connection attempt has sent, that attempt stays silent, also when the network works again. A
-new attempt is then answered at once. But a server that is only slow may need the whole `connect_timeout`, so the first
-attempt goes on.
+If a network loses the packets of a connection attempt, that attempt stays silent even when the network works again. A
+new attempt is answered at once. A server that is only slow may need the whole `connect_timeout`, so the first attempt
+continues.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _SILENT_S: Final = 1.0
 class Spare:
     """The permission for a second attempt: a pool has one.
 
-    If the pool has no room for another connection, but several silent attempts, one of them makes room: it is aborted.
+    If the pool has no room for another connection, but has several silent attempts, one of them is aborted.
 
     Args:
         has_room: tells whether the pool may open one more connection.
@@ -41,7 +41,7 @@ class Spare:
         self.first_attempts = self.in_use = 0
 
     def take(self) -> bool:
-        """Take the permission; returns False if it is taken, or there is no room for a connection."""
+        """Take the permission. Return False if another attempt has it, or if there is no room for a connection."""
         has_room = self._has_room()
         if self._taken or not (has_room or self.first_attempts > 1):
             return False
@@ -59,11 +59,11 @@ async def first_to_connect(connect: "Connect", timeout: float, spare: Spare) -> 
     """Connect within `timeout` seconds, with a second attempt if the first one is silent for a second.
 
     The first connection that is open is returned, and the other attempt is aborted. The second attempt is replaced by a
-    new one each second. If the first attempt fails, so does the whole, with its error.
+    new one each second. If the first attempt fails, the call raises its error.
 
     Args:
         connect: makes one attempt, within the seconds that it is given.
-        timeout: seconds for the whole.
+        timeout: seconds for all attempts together.
         spare: the permission for the second attempt.
     """
     if timeout <= _SILENT_S:
@@ -106,7 +106,7 @@ async def _try_again(
             first.cancel()
             await asyncio.wait((first,))
         while (remaining := deadline - clock()) > 0:
-            # If no attempt of a slow server is left that has more time, this one has to be it.
+            # If no other attempt is left that gives a slow server more time, this one gets all the remaining time.
             is_last = not spare.in_use and spare.first_attempts == 1
             share = remaining if is_last else min(_SILENT_S, remaining)
             next_at = clock() + share

@@ -1,4 +1,16 @@
-"""The contract of a tier: what a cache asks of it, and what it returns when its server does not answer."""
+"""The contract of a tier: what a cache asks of it, and what it returns when its server does not answer.
+
+Terms that all tiers and backplanes use:
+
+- An *id* is 8 random bytes that tell writes and loads apart. A *stamp* is the time of a write in microseconds, by the
+  clock of the first tier's server. Of two writes of a key, the one with the greater stamp wins.
+- A *tombstone* is what a removal leaves under a key: its id and stamp, but no value. It stops older writes and loads.
+- An *observation* is the id and stamp that a tier has under a key before a load. The tier stores the loaded entry only
+  if it still has the same. If there is nothing to observe, the tier puts a *marker*, an id without a value, there.
+- A *token* is a random number of a namespace or a tag. Each entry has copies of its tokens. An invalidation changes the
+  token, and all entries with the former one are misses. A *soft invalidation* makes them stale instead.
+- A *record* tells other processes of a write. Records are in the *log*, which a backplane follows.
+"""
 
 import math
 import time
@@ -96,13 +108,13 @@ class Observation(Struct, frozen=True):
     """What a tier had under a key. A later `store` compares it with what the tier has then.
 
     Attributes:
-        id: of the entry, tombstone or marker; empty if there was nothing.
-        stamp: of the same, in microseconds.
+        id: the id of the entry, tombstone or marker under the key; empty if there was nothing.
+        stamp: the stamp of the entry, tombstone or marker, in microseconds.
         expires_at: the time of `time.monotonic` until which a store may rely on the observation.
-        tokens: of the namespace and of the tags of the load, in this order.
+        tokens: the tokens of the namespace and of the tags of the load, in this order.
         invalidations: changes when a tag is invalidated or the namespace is cleared.
         refused_below: whether the slower tier has refused, or not yet answered, an invalidation of these tags or of
-            everything: its entries do not answer.
+            the namespace. Its entries are not used then.
     """
 
     id: bytes
@@ -126,7 +138,7 @@ class Store(Struct, frozen=True):
 
     Attributes:
         entry: the entry, with its id and the observed stamp.
-        seen: what was observed before the load or the copy; None for a demotion.
+        seen: the observation before the load or the copy; None for a demotion.
         kind: decides what is compared. LOAD: the id, and the tokens. COPY: the id, and the invalidations. DEMOTION: the
             key must be absent, and `log_position` must be the last one of the namespace's log.
         log_position: the last position of the log that this process had processed when L1 evicted the entry.
@@ -165,11 +177,11 @@ class Outcome(Enum):
 
 
 class WriteResult(Struct, frozen=True):
-    """What became of a write.
+    """The result of a write.
 
     Attributes:
         outcome: whether it was done.
-        stamp: of what the tier has, if that is newer.
+        stamp: the stamp of the entry or tombstone in the tier, if that is newer.
         published: whether the tier has told the other processes.
     """
 
@@ -211,7 +223,7 @@ class Tier(ABC):
 
     @abstractmethod
     async def open(self, namespace: str) -> None:
-        """Binds the tier to the running event loop. If the server is down, later calls try to reach it again.
+        """Bind the tier to the running event loop. If the server is down, later calls try to reach it again.
 
         Args:
             namespace: prefix of all keys of this tier, 1 to 100 printable characters. Keys of other namespaces are
@@ -224,23 +236,23 @@ class Tier(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Waits for calls in flight, at most for the deadline, and closes the connections. May be called again."""
+        """Wait for calls in flight, at most for the deadline, and close the connections. May be called again."""
 
     @abstractmethod
     async def get(self, key: str) -> Entry | None:
-        """Returns the entry of a key, fresh or stale; None for a miss."""
+        """Return the entry of a key, fresh or stale; None for a miss."""
 
     @abstractmethod
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Returns the entries of all keys that have one, in one round trip."""
+        """Return the entries of all keys that have one, in one round trip."""
 
     @abstractmethod
     async def set(self, key: str, entry: Entry) -> bool:
-        """Stores an entry. Returns True once the server has acknowledged it."""
+        """Store an entry. Return True once the server has acknowledged it."""
 
     @abstractmethod
     async def set_many(self, entries: Mapping[str, Entry]) -> frozenset[str]:
-        """Stores entries in one round trip. Returns the keys that the server acknowledged.
+        """Store entries in one round trip. Return the keys that the server acknowledged.
 
         If an entry is refused, by the tier because of its content or by the server, the former entry of its key is out
         of date and is deleted. If the server refuses that as well, for example because it has become a read-only
@@ -249,11 +261,11 @@ class Tier(ABC):
 
     @abstractmethod
     async def delete_many(self, keys: Sequence[str]) -> int | None:
-        """Deletes keys. Returns how many had an entry; None if the server refused to delete one, or did not answer."""
+        """Delete keys. Return how many had an entry; None if the server refused to delete one, or did not answer."""
 
     @abstractmethod
     async def invalidate_tag(self, tag: str) -> int | None:
-        """Deletes every entry that has a tag.
+        """Delete every entry that has a tag.
 
         An entry that is set during this call is either deleted or written after it.
 
@@ -264,7 +276,7 @@ class Tier(ABC):
 
     @abstractmethod
     async def clear(self) -> int | None:
-        """Deletes all entries of the namespace, in steps. The deadline applies to each step.
+        """Delete all entries of the namespace, in steps. The deadline applies to each step.
 
         Returns:
             How many entries were deleted; None if the server refused the call, or did not answer all of it.
@@ -319,7 +331,7 @@ class Tier(ABC):
 
         Args:
             tag: the tag.
-            refused_below: the slower tier has refused it: copies of its entries must not be stored here.
+            refused_below: whether the slower tier has refused it. Then copies of its entries must not be stored here.
         """
         done = await (self.clear() if tag is None else self.invalidate_tag(tag))
         return _REFUSED if done is None else _STORED
@@ -334,11 +346,11 @@ class Tier(ABC):
 
     @abstractmethod
     async def health(self) -> TierHealth:
-        """Asks the server now, even if the breaker is open."""
+        """Ask the server now, even if the breaker is open."""
 
     @abstractmethod
     def stats(self) -> TierStats:
-        """Returns the counts so far and the latency of reads."""
+        """Return the counts so far and the latency of reads."""
 
 
 _ANYTHING: Final = Observation(b"", 0, math.inf)
@@ -351,7 +363,7 @@ class LockingTier(Protocol):
     """A tier that also has locks, for single flight between processes."""
 
     async def lock(self, key: str, ttl: float) -> int | None:
-        """Takes the lock of a key, for at most `ttl` seconds.
+        """Acquire the lock of a key, for at most `ttl` seconds.
 
         Returns:
             A fencing token, greater than every earlier one of the namespace; 0 if another owner holds the lock; None
@@ -359,7 +371,7 @@ class LockingTier(Protocol):
         """
 
     async def unlock(self, key: str, token: int, outcome: bytes = b"") -> bool:
-        """Releases a lock. If somebody waits for it, the tier publishes a record with the outcome.
+        """Release a lock. If another caller waits for it, the tier publishes a record with the outcome.
 
         Returns:
             False if the lock was no longer held under this token, or if the server did not answer.

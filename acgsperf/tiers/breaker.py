@@ -42,19 +42,19 @@ class CircuitBreaker:
         self._retry_at = 0.0
 
     def allow(self) -> bool:
-        """Returns whether a call may be made now. A call allowed while the breaker is not closed is the attempt."""
+        """Return whether a call may be made now. A call allowed while the breaker is not closed is the attempt."""
         if self.state is BreakerState.CLOSED:
             return True
         now = self._clock()
         if now < self._retry_at:
             return False
-        # If nobody reports the outcome of an attempt, another one is allowed after the same time.
+        # If no caller reports the outcome of an attempt, another one is allowed after the same time.
         self.state = BreakerState.HALF_OPEN
         self._retry_at = now + self.recovery_s
         return True
 
     def succeeded(self) -> bool:
-        """Reports that the server answered a call. Returns True if that closed the breaker."""
+        """Report that the server answered a call. Return True if that closed the breaker."""
         self.failures_in_a_row = 0
         if self.state is BreakerState.CLOSED:
             return False
@@ -62,7 +62,7 @@ class CircuitBreaker:
         return True
 
     def failed(self) -> bool:
-        """Reports that a call failed. Returns True if that opened the breaker from closed."""
+        """Report that a call failed. Return True if that opened the breaker from closed."""
         self.failures_in_a_row += 1
         if self.state is BreakerState.OPEN:
             return False

@@ -20,7 +20,9 @@ class Deadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def wait(self, began_at: float | None = None) -> "Wait":
-        """Returns a context manager for one wait in the current task. It ends silently; `passed` says why it ended.
+        """Return a context manager for one wait in the current task.
+
+        It raises nothing when the deadline passes; `passed` tells whether the deadline ended the wait.
 
         Args:
             began_at: when the wait began, in the event loop's time; None for now.
@@ -28,7 +30,7 @@ class Deadline:
         return Wait(self, began_at)
 
     def close(self) -> None:
-        """Cancels the timer. Call it when there are no more waits in this event loop."""
+        """Cancel the timer. Call it when there are no more waits in this event loop."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -76,7 +78,7 @@ class Wait:
         return self
 
     def expire(self) -> None:
-        """Ends the wait because its deadline has passed."""
+        """End the wait because its deadline has passed."""
         self.passed = True
         self._task.cancel()
 
@@ -84,5 +86,5 @@ class Wait:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         self._deadline._end(self)
-        # As in asyncio.timeout: if the task was cancelled by somebody else as well, that cancellation must propagate.
+        # As in asyncio.timeout: if other code has cancelled the task as well, that cancellation must propagate.
         return self.passed and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError

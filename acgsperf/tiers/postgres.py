@@ -1,8 +1,8 @@
-"""L3: entries in a PostgreSQL table, over a connection pool of the tier's own.
+"""L3: entries in a PostgreSQL table, over the tier's own connection pool.
 
 An entry is one row: its envelope, its id and stamp, the time until which it is kept, and the tokens that were current
-when it was written: the namespace's generation and one for each tag. Reading compares them, so that `clear` and
-`invalidate` take effect at once, whatever they invalidate; rows are removed afterwards.
+when it was written. The token of the namespace is called its *generation*; each tag has a token too. A read compares
+them, so that `clear` and `invalidate` take effect at once for any number of rows. The rows are removed afterwards.
 
 A write is acknowledged after its commit. What is removed stays as a tombstone for `retention` seconds: its id and stamp
 stop older loads and writes.
@@ -48,7 +48,7 @@ __all__ = ["PostgresTier"]
 
 EXPIRY_INTERVAL_S: Final = 60.0
 _CONNECT_TIMEOUT_S: Final = 1.0
-# After a row with tags, reads expect more of them for so long.
+# After a read has found a row with tags, reads look for tags for this time.
 _TAGGED_S: Final = 60.0
 # A record is read after its transaction has committed. The backplane removes records earlier, by the time of commit.
 _LONGEST_TRANSACTION_S: Final = 3600.0
@@ -110,12 +110,12 @@ class PostgresTier(ServerTier):
             self._is_refusal,
             lambda connection: self._writer.add_generation(connection),
             statement_cache_size=statement_cache_size,
-            # While an attempt waits for a silent server, the pool starts no other.
+            # While one attempt waits for a silent server, the pool starts no other attempt.
             connect_timeout=address.connect_timeout or max(self.deadline, _CONNECT_TIMEOUT_S),
         )
         self._connection = self._connections.borrow
         self._statements = Statements(self._tables)
-        # Until when batches of reads look for tags as well.
+        # Until this time, batches of reads look for tags too.
         self._tagged_until = 0.0
         self._look_ups: ReadBatches[Wanted, _LookedUp] = ReadBatches(
             self._calls, self._look_up_batch, self.deadline, self._reads.latency
@@ -222,7 +222,7 @@ class PostgresTier(ServerTier):
             if not corrupt or tagged or b"" not in blobs.values():
                 self._corrupt += corrupt
                 return found
-            # A row has tags, or is too large. Others will come.
+            # A row has tags, or is too large. Later reads may find more of them.
             self._tagged_until = time.monotonic() + _TAGGED_S
             tagged = True
 
@@ -238,7 +238,7 @@ class PostgresTier(ServerTier):
         arguments |= {"retention": self.retention, "tags": list(needed)}
         async with self._connection() as connection:
             for _ in range(2):
-                # An observation counts from the time before it was made.
+                # An observation expires by the time before the statement was sent, which is the safe one.
                 sent = time.monotonic()
                 rows = await self._fetch_rows(self._statements.look_up, arguments, connection)
                 tokens, ending = self._tokens_in(rows, sent)
@@ -262,7 +262,7 @@ class PostgresTier(ServerTier):
         return result
 
     def _tokens_in(self, rows: Sequence[Any], sent: float) -> tuple[dict[int, bytes], set[int]]:
-        """Return the tokens in the rows of a look-up, and the tags whose token ends before a load may take."""
+        """Return the tokens in the rows of a look-up, and the tags whose token may end during a load."""
         tokens, ending = {}, set()
         for key, tag_bytes, both, lives, server_time in rows:
             if key is None:
@@ -286,7 +286,7 @@ class PostgresTier(ServerTier):
         except _LOST as error:
             if not batch.sent or batch.remaining() <= 0:
                 raise
-            # It may have been carried out. It has the same ids, so that it may be repeated.
+            # The write may have been carried out. The repeated one has the same ids, so that it changes nothing then.
             self._calls.errors[type(error).__name__] += 1
             async with self._connection() as connection:
                 await self._writer.carry_out(batch, connection)
@@ -304,7 +304,7 @@ class PostgresTier(ServerTier):
         logged = bool(self.writer)
         statement = self._statements.invalidate(clear=tag is None, logged=logged)
         record = Record(RecordKind.CLEAR) if tag is None else records.of_tag(RecordKind.TAG, tag)
-        # A token that nobody uses need not be kept for longer than statements take that have not seen it.
+        # No entry has the new token yet. It has to outlive only the statements that have not seen it.
         lifetime = self.retention if refused_below else self.retention / 2
         arguments = {"refused_below": refused_below, "lifetime": lifetime}
         arguments |= {"new_token": new_token(), "count": new_token()}
@@ -341,7 +341,7 @@ class PostgresTier(ServerTier):
         await self._remove_invalidated(tag, token)
 
     async def _remove_invalidated(self, tag: str | None, token: int) -> int | None:
-        """Remove what an invalidation has left behind, in steps; return how many entries, or None if one failed."""
+        """Remove the rows of an invalidation, in steps. Return how many entries they had, None if a step failed."""
         statement = self._statements.sweep if tag is None else self._statements.bury
         arguments = {"namespace": self._namespace, "tag": None if tag is None else tag_hash(tag)}
         arguments |= {"token": token, "generation": token}
@@ -373,7 +373,7 @@ class PostgresTier(ServerTier):
         if task is not None:
             task.set_name("expiry")
         while True:
-            # With jitter, so that processes do not search at the same time.
+            # With jitter, so that not all processes search at the same time.
             await asyncio.sleep(self._expiry_interval * uniform(0.8, 1.2))
             for statement, retention in zip(
                 self._statements.remove, (self.retention, 0.0, _LONGEST_TRANSACTION_S), strict=True

@@ -19,15 +19,15 @@ _TIME: Final = "SELECT extract(epoch FROM clock_timestamp())::double precision"
 
 
 class Connections:
-    """Lends connections of a pool of its own. The first borrower has the tables created.
+    """Lends connections of its own pool. The first borrower also creates the tables.
 
     Args:
-        dsn: of the server.
+        dsn: the DSN of the server.
         tables: are created if they are missing.
         clock: is measured at the beginning, and again after each new connection, which may be another server's.
         is_refusal: returns whether the server refuses one statement with this error.
-        prepare: is called over a connection once the tables are there.
-        options: of the pool.
+        prepare: is called with a connection when the tables exist.
+        options: the options of the pool.
 
     Attributes:
         pool: None if it is closed.
@@ -100,7 +100,7 @@ class Connections:
             self._ready = True
 
     async def _note_connection(self, connection: Any) -> None:
-        # A query here would not be protected against what a server should not send.
+        # Do not query here: the connection is not guarded yet against unexpected data from the server.
         self._clock_is_known = False
 
     async def _measure_clock(self, connection: Any) -> None:

@@ -1,4 +1,4 @@
-"""Arguments of the PostgreSQL tier's statements: lists of columns made of operations."""
+"""Makes the arguments of the PostgreSQL tier's statements from operations: a list for each column."""
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence

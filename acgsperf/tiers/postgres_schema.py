@@ -2,7 +2,7 @@
 
 | table | a row is |
 |---|---|
-| `<table>_v2` | an entry; or, with `value` NULL, a tombstone: what remembers a removal |
+| `<table>_v2` | an entry; or, with `value` NULL, a tombstone, which remembers a removal |
 | `<table>_v2_tags` | the current token of a tag. An entry is valid while all its tokens are current |
 | `<table>_v2_log` | a record of a write, for the backplane |
 
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION: Final = 2
-# Hashes that no tag has: of the token that every entry of the namespace has, and of the count of invalidations.
+# Hashes that no tag has. They stand for the token of the namespace, and for its invalidations.
 NAMESPACE: Final = 1
 INVALIDATIONS: Final = 2
 _RESERVED: Final = 3
@@ -107,7 +107,7 @@ async def create(connection: Any, tables: Tables) -> None:
     """Create the tables that are missing. One process does it, the others wait.
 
     Raises:
-        TableError: if there is a table of that name that is not ours.
+        TableError: if a table of that name exists and has another comment.
     """
     comment = _COMMENT.format(version=SCHEMA_VERSION)
     await connection.execute("BEGIN")
@@ -136,7 +136,7 @@ def position_bytes(position: int) -> bytes:
 
 
 def tag_hash(tag: str) -> int:
-    """Return the hash of a tag as a bigint that is not reserved. A trigger computes the same, so it is one of SQL's."""
+    """Return the hash of a tag as a bigint that is not reserved. It is a hash of SQL, because triggers compute it."""
     return int.from_bytes(sha256(envelope.identity(tag)).digest()[:8], "big", signed=True) & ~_RESERVED
 
 

@@ -2,7 +2,8 @@
 
 Rules that the statements keep, so that processes never deadlock and no write comes late:
 
-- Tokens of tags are locked before entries, and both in ascending order. What is only removed skips locked rows.
+- Tokens of tags are locked before entries, and both in ascending order. Statements that only remove rows skip
+  locked ones.
 - A write is compared with its deadline when its row is reached, and again after waiting for the lock of a row. The rows
   are sorted in a sub-select with OFFSET 0, which keeps the planner from comparing all of them before the first lock.
 - The clock is `clock_timestamp()`: `now()` is when the transaction began.
@@ -18,7 +19,7 @@ from acgsperf.tiers.postgres_schema import INVALIDATIONS, NAMESPACE, Tables
 __all__ = ["ROWS_A_STATEMENT", "Statement", "Statements"]
 
 ROWS_A_STATEMENT: Final = 1_000
-# Whose namespace's processes are gone is removed by others, this long after it has expired.
+# If no process of a namespace is left, others remove its rows, this long after they have expired.
 _FOREIGN_S: Final = 86_400
 
 _PARAMETER: Final = re.compile(r"(?<!:):([a-z_]+)")
@@ -37,8 +38,8 @@ def _fresh_until(time: str, value: str) -> str:
     return f"overlay({value} PLACING {_reversed(earlier)} FROM 33)"
 
 
-# The value of a valid row: NULL if a token of a tag has changed, empty if it is too large. What was made stale by its
-# tag is fresh until then.
+# The value of a row: NULL if the token of a tag has changed, empty if it is too large. If a soft invalidation has made
+# the row stale, the value is fresh until that time.
 _VALUE: Final = f"""
 CASE WHEN tags IS NULL THEN {{limited}} ELSE (
     SELECT CASE WHEN count(*) < cardinality(c.tags) THEN NULL
@@ -83,7 +84,7 @@ VALUES (:namespace, {namespace_tag}, ({now} * 1e6)::bigint, 'infinity'),
 ON CONFLICT DO NOTHING
 """
 
-# What is written explicitly. `given` has one row for each key; kept_until is NULL for a tombstone.
+# Explicit writes. `given` has one row for each key; kept_until is NULL for a tombstone.
 _GIVEN: Final = """
 given AS (
     SELECT key, id, stamp, value, least(created_at, {now}) AS created_at, coalesce(kept_until, {now}) AS kept_until,
@@ -91,8 +92,8 @@ given AS (
     FROM unnest(:keys::bytea[], :ids::bytea[], :stamps::bigint[], :values::bytea[], :created::double precision[],
         :kept::double precision[], :tags::text[]) AS g (key, id, stamp, value, created_at, kept_until, tags)
 )"""
-# Tokens that are missing are created, and those that end before the entry are extended: with a reserve, so that not
-# each write has to. Only then are they locked.
+# Tokens that are missing are created, and tokens that end before the entry are extended. A reserve saves most writes
+# from extending a token. Only tokens that are changed are locked.
 _TAGGED: Final = """
 wanted AS (
     SELECT * FROM unnest(:wanted::bigint[], :until::double precision[], :tokens::bigint[]) AS w (tag, expires_at, token)
@@ -131,7 +132,7 @@ _REPLACED: Final = ", ".join(
     for name in ("id", "stamp", "generation", "created_at", "kept_until", "tags", "tokens", "value")
 )
 # The former entry stays and is stale from now on. The new id and stamp are the first 16 bytes of an envelope. If
-# there is no entry, the tombstone makes loads that have begun earlier superseded.
+# there is no entry, the tombstone supersedes loads that have begun earlier.
 _EXPIRED: Final = f"""id = excluded.id, stamp = excluded.stamp,
         kept_until = CASE WHEN c.value IS NULL THEN excluded.kept_until ELSE c.kept_until END,
         value = overlay({_fresh_until("{now}", "c.value")}
@@ -151,9 +152,9 @@ EXISTS (
     ))
 )"""
 
-# What is stored on a condition. `pairs` has a row for each tag of each entry, with the token that was observed; NULL if
-# none was: then the token is created. If another process creates it at the same time, it may be because of an
-# invalidation, and the entry is not stored.
+# Conditional stores. `pairs` has a row for each tag of each entry, with the observed token. If none was observed, it is
+# NULL, and the statement creates the token. If another process creates it at the same time, the reason may be an
+# invalidation, so the entry is not stored.
 _STORES: Final = """
 WITH given AS (
     SELECT *, tags::bigint[] AS tag_array
@@ -198,7 +199,7 @@ WITH given AS (
         SELECT FROM {log} l WHERE l.namespace = :namespace AND l.xid >= g.position::xid8
     ))
 )"""
-# A load is as old as its observation: a soft invalidation that has come between may not have been committed.
+# A load counts as old as its observation, because a soft invalidation since then may not have been committed yet.
 _CREATED: Final = "least(s.created_at, s.not_after - :retention, {now})"
 _STORE_NEW: Final = """
 INSERT INTO {entries} AS c (namespace, key, id, stamp, generation, created_at, kept_until, tags, tokens, value)
@@ -218,7 +219,7 @@ WHERE c.namespace = :namespace AND c.key = s.key AND {now} < s.not_after AND {no
 RETURNING c.key
 """
 
-# The token is replaced, not deleted: a store that creates the token at the same time has to meet it.
+# The token is replaced and not deleted, so that it conflicts with a store that creates the token at the same time.
 _INVALIDATE: Final = """
 gone AS (
     INSERT INTO {tags} AS t (namespace, tag, token, copies_refused, expires_at)
@@ -227,7 +228,7 @@ gone AS (
         copies_refused = excluded.copies_refused, expires_at = excluded.expires_at
     RETURNING (SELECT token FROM {tags} WHERE namespace = :namespace AND tag = :tag)
 )"""
-# Generations only grow, so that one clearing removes what another one has left behind.
+# Generations only grow, so that a `clear` also removes the rows that an earlier one has not removed.
 _CLEAR: Final = """
 gone AS (
     INSERT INTO {tags} AS t (namespace, tag, token, copies_refused, expires_at)
@@ -259,7 +260,7 @@ undone AS (
     WHERE c.namespace = :namespace AND c.key = s.key AND c.id = s.id RETURNING c.key
 )"""
 
-# What an invalidated tag has left behind becomes tombstones: an earlier load must find the id and the stamp.
+# The rows of an invalidated tag become tombstones with the same id and stamp, which loads in flight compare.
 _BURY: Final = """
 WITH doomed AS (
     SELECT key, kept_until > {now} AS valid FROM {entries}
@@ -271,7 +272,7 @@ WITH doomed AS (
 )
 SELECT count(*), count(*) FILTER (WHERE valid) FROM gone
 """
-# After clearing, stores compare the generation, so that nothing has to be remembered.
+# A store compares the generation, so `clear` needs no tombstones.
 _SWEEP: Final = """
 WITH doomed AS (
     SELECT key, value IS NOT NULL AND kept_until > {now} AS valid FROM {entries}
@@ -359,7 +360,7 @@ class Statements:
         )
 
     def _invalidate(self, *, clear: bool = False, logged: bool = False) -> Statement:
-        """It returns whether it was in time, and the token that has gone; the new generation after clearing."""
+        """Invalidations. It returns the former token, or for `clear` the new generation, and whether it was in time."""
         parts = [_IN_TIME, _CLEAR if clear else _INVALIDATE, _COUNTED, *([_LOGGED] if logged else [])]
         result = "SELECT (SELECT token FROM gone), EXISTS (SELECT FROM in_time), {now}"
         return self._statement(f"WITH {','.join(parts)} {result}", cause="in_time")

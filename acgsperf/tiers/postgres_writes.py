@@ -1,4 +1,4 @@
-"""Carries out the operations of a batch in PostgreSQL, and finds out why some were not."""
+"""Carries out the operations of a batch in PostgreSQL, and finds out why some were not carried out."""
 
 import time
 from collections import Counter
@@ -28,7 +28,7 @@ _Rows = list[tuple[str, Operation]]
 
 # A write is sent again if the server's clock was wrong here, or if the namespace had no generation.
 _ATTEMPTS: Final = 3
-# A value or a row that cannot be stored: others of the same statement can.
+# These errors concern one value or row. The other rows of the statement can be stored.
 _REFUSES_A_ROW: Final = ("21", "22", "23", "54")
 # A deadlock or a serialization failure.
 _ENDED_BY_OTHERS: Final = "40"
@@ -41,7 +41,7 @@ class Writer:
     Args:
         statements: the SQL.
         clock: converts the deadline.
-        namespace: of the tier.
+        namespace: the namespace of the tier.
         channel: on which a record is notified.
         is_refusal: returns whether the server refuses one statement with this error.
 
@@ -74,7 +74,7 @@ class Writer:
             if key not in batch.results:
                 rows.setdefault(operation.action, []).append((key, operation))
         batch.mark_sent()
-        # One transaction each: it is committed when it is acknowledged, and holds no lock while the next one waits.
+        # Each statement is a transaction of its own, so that it holds no lock while the next one waits.
         if undone := rows.get(Action.UNDO):
             await self._undo(batch, undone, connection)
         if stored := rows.get(Action.STORE):
@@ -229,7 +229,7 @@ class Writer:
             "keys": [envelope.address(envelope.identity(key)) for key, _ in rows],
         }
         arguments["ids"] = ids
-        # Whoever has the entry with this id must drop it, so the record has none.
+        # The record has no id, so that a process whose L1 has the entry with this id drops it.
         self._add_records(arguments, RecordKind.KEYS, [(key, b"") for key, _ in rows])
         statement = self._statements.undo(logged=bool(self.writer))
         done = await self.unless_refused(connection.fetch(statement.sql, *statement.arguments(arguments)))

@@ -15,7 +15,7 @@ MAX_READS_IN_FLIGHT: Final = 4
 # A batch has to be answered within the deadline. A call for more keys is sent in parts.
 MAX_READS_TOGETHER: Final = 2_000
 
-# What is asked for, a key or a key and more, and what is found for it, an entry or an observation.
+# What is read: a key, alone or with its tags. And what is found for it: an entry or an observation.
 _K = TypeVar("_K")
 _V = TypeVar("_V")
 _Get = tuple[asyncio.Future[_V | None], _K]
@@ -60,19 +60,19 @@ class ReadBatches(Generic[_K, _V]):
         self._oversized = False
 
     def open(self) -> None:
-        """Binds to the running event loop."""
+        """Bind to the running event loop."""
         self._loop = asyncio.get_running_loop()
 
     def close(self) -> None:
-        """Answers all waiting reads with a miss. Call it when no task is in flight."""
-        # A task that was cancelled before its first step has answered nobody.
+        """Answer all waiting reads with a miss. Call it when no task is in flight."""
+        # A task that was cancelled before its first step has answered no caller.
         self._answer(self.waiting, self._waiting_many, [])
         self.waiting, self._waiting_many, self._scheduled = [], [], False
         self._deadline.close()
         self._loop = None
 
     def get(self, key: _K) -> asyncio.Future[_V | None]:
-        """Reads one key."""
+        """Read one key."""
         # `loop.create_future` does the same with one more call for each key.
         future: asyncio.Future[_V | None] = asyncio.Future(loop=self._loop)
         self.waiting.append((future, key))
@@ -81,7 +81,7 @@ class ReadBatches(Generic[_K, _V]):
         return future
 
     def get_many(self, keys: Sequence[_K]) -> asyncio.Future[dict[_K, _V]]:
-        """Reads several keys."""
+        """Read several keys."""
         future: asyncio.Future[dict[_K, _V]] = asyncio.Future(loop=self._loop)
         self._waiting_many.append((future, keys))
         if not self._scheduled:
@@ -137,7 +137,7 @@ class ReadBatches(Generic[_K, _V]):
                 self._calls.start(self._read())
 
     def _answer(self, gets: Sequence[_Get[_V, _K]], reads: Sequence[_GetMany[_K, _V]], found: list[_V | None]) -> None:
-        """Gives each caller what was found for its keys, in order; a miss for each key without anything."""
+        """Give each caller what was found for its keys, in order; a miss for each key without anything."""
         asked = len(gets) + sum(len(keys) for _, keys in reads)
         found += [None] * (asked - len(found))
         hits = asked - found.count(None)

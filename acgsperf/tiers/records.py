@@ -1,4 +1,4 @@
-"""Records: what one process tells the others about its writes.
+"""Records: each tells other processes of a write.
 
 A record is a MessagePack array: version, writer, time, kind, items. Keys, tags and ids are bytes, because a key may
 have lone surrogates, which are not UTF-8.
@@ -40,10 +40,10 @@ class Record(Struct, frozen=True):
     """What has happened, in one record.
 
     Attributes:
-        kind: what.
+        kind: what has happened.
         items: for keys, pairs of key and id; for UNLOCKED, pairs of key and outcome; for tags, pairs of tag and b"".
-        writer: 8 bytes that say which cache has written it.
-        sent_us: when, by the server's clock, in microseconds; 0 if unknown.
+        writer: 8 bytes that identify the cache that wrote it; empty for a trigger in the database.
+        sent_us: the time of the write by the server's clock, in microseconds; 0 if unknown.
     """
 
     kind: RecordKind

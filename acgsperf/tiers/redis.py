@@ -6,8 +6,8 @@ closed, so that a late reply can never be read as the answer to something else.
 
 The namespace and each tag have a token: random bytes in a key of their own, copied into each entry. Invalidation
 removes the token, in constant time; an entry with another token is a miss. If the server evicts a token, its entries
-become misses, never stale hits. The token of the namespace is one more key in every read. Entries with tags cost a
-second round trip for the batch.
+become misses, and never old hits. Every read includes the token of the namespace. If a batch finds entries with tags,
+it reads their tokens in a second round trip.
 
 Everything that writes is a script, because it compares first: see `redis_scripts`.
 """
@@ -88,12 +88,12 @@ class RedisTier(ServerTier):
         return 0 if result.outcome is Outcome.STORED else None
 
     async def clear(self) -> int | None:
-        """Deletes all entries of the namespace: by its token at once, then from memory; see `Tier`."""
+        """Delete all entries of the namespace: by its token at once, then from memory; see `Tier`."""
         result = await self._attempt(lambda attempt: self._redis_writes.invalidate(None, False, attempt))
         return await self._sweep() if result.outcome is Outcome.STORED else None
 
     async def lock(self, key: str, ttl: float) -> int | None:
-        """See `LockingTier`. If the lock is held, the server notes that somebody waits for its release."""
+        """See `LockingTier`. If the lock is held, the server notes that a caller waits for its release."""
         self._check_use()
         if not self._calls.allow(1):
             return None
@@ -102,7 +102,7 @@ class RedisTier(ServerTier):
         return await self._locks.lock(key, ttl)
 
     async def unlock(self, key: str, token: int, outcome: bytes = b"") -> bool:
-        """See `LockingTier`. If somebody waits, a record of the release has the outcome."""
+        """See `LockingTier`. If a caller waits, a record of the release has the outcome."""
         self._check_use()
         if not self._calls.allow(1):
             return False
@@ -128,7 +128,7 @@ class RedisTier(ServerTier):
         await self._ask([("PING",)], lambda replies: text(replies[0]))
 
     def _greeted(self, sent: float, received: float, replies: list[Any]) -> None:
-        """Learns the server's time and run. A server that refuses to tell them can be used all the same."""
+        """Learn the server's time and run. A server that refuses to tell them can still be used."""
         time, run = replies
         if not isinstance(time, ResponseError):
             try:
@@ -169,7 +169,7 @@ class RedisTier(ServerTier):
             token = (values.pop() or b"")[: envelope.TOKEN_BYTES]
             unsealed = self._unseal(values, identities, token)
             if unsealed[2] and any(map(envelope.is_of_another_key, values, identities)):
-                raise UnexpectedReplyError("the envelope of another key", unsealed)
+                raise UnexpectedReplyError("reply must not have the envelope of another key", unsealed)
             return unsealed
 
         try:
@@ -194,7 +194,7 @@ class RedisTier(ServerTier):
         return dict(zip(tags, tokens, strict=True))
 
     async def _get_each(self, keys: Sequence[bytes], refusal: ResponseError) -> list[bytes | None]:
-        """Reads keys one by one, because the server may have refused all of them because of one."""
+        """Read keys one by one, because the server may have refused all of them because of one."""
         if not self._is_refusal(refusal):
             raise refusal
         replies = await self._ask([("GET", key) for key in keys], lambda replies: each(replies, bytes, type(None)))
@@ -215,7 +215,7 @@ class RedisTier(ServerTier):
     async def _invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
         result = await self._redis_writes.invalidate(tag, refused_below, attempt)
         if tag is None and result.outcome is Outcome.STORED and not self._sweeping:
-            # What is in memory without being of use is removed later. The caller does not wait for it.
+            # Free the memory of the removed entries later. The caller does not wait for it.
             self._calls.start(self._sweep_later())
         return result
 
@@ -230,7 +230,7 @@ class RedisTier(ServerTier):
             self._sweeping = False
 
     async def _sweep(self) -> int | None:
-        """Removes what a former token of the namespace has left, by SCAN, a thousand keys at a time.
+        """Remove the entries with a former token of the namespace, by SCAN, a thousand keys at a time.
 
         Returns:
             How many live entries were removed; None if the server has refused one, or does not answer.

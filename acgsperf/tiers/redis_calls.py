@@ -16,7 +16,7 @@ __all__ = ["KEYS_A_SCRIPT", "Job", "RedisCalls", "Reply", "ScriptCall"]
 
 _log: Final = logging.getLogger("acgsperf.tiers")
 
-# A script stops the server for everybody.
+# While a script runs, the server serves no other client.
 KEYS_A_SCRIPT: Final = 50
 _RIGHTS: Final = "+@all -@admin -@dangerous +info, or at least +@read +@write +@scripting +@connection +info +time"
 
@@ -25,7 +25,7 @@ _WRAPPED: Final = re.compile(r"@user_script: ?\d+: -([A-Z]+ .*)")
 _MISSING_RIGHT: Final = re.compile("ACL failure in script|The user executing the script can't")
 _PLAIN: Final = frozenset({int, bytes})
 
-# What a script that takes several keys answers: what it says of all, then one item for each key. A refusal of it all.
+# The reply of a script for several keys: one item for the whole call, and one for each key. Or the refusal of the call.
 Reply = list[Any] | ResponseError
 
 
@@ -45,7 +45,7 @@ class ScriptCall(NamedTuple):
     items: int
 
     def command(self, *, by_name: bool = True) -> Command:
-        """Returns the command that calls it."""
+        """Return the command that calls it."""
         what = ("EVALSHA", self.script.sha) if by_name else ("EVAL", self.script.text)
         return (*what, len(self.keys), *self.keys, *self.arguments)
 
@@ -60,7 +60,7 @@ class RedisCalls:
     Args:
         connections: to the server.
         label: names the tier in log lines.
-        prefix: of the keys that the tier uses, for the message about missing rights.
+        prefix: the prefix of the keys that the tier uses, for the message about missing rights.
     """
 
     def __init__(self, connections: RedisConnections, label: str, prefix: str) -> None:
@@ -70,7 +70,7 @@ class RedisCalls:
         self._has_warned = False
 
     async def run(self, calls: Sequence[ScriptCall], before_sending: Callable[[], None] | None = None) -> list[Any]:
-        """Calls scripts together and returns their replies; the refusal of a call is an exception among them."""
+        """Call scripts together and return their replies; the refusal of a call is an exception among them."""
 
         def read(replies: list[Any]) -> list[Any]:
             return list(map(_checked, asked, replies))
@@ -93,7 +93,7 @@ class RedisCalls:
         return replies
 
     async def run_one(self, call: ScriptCall, before_sending: Callable[[], None] | None = None) -> Any:
-        """Calls one script and returns its reply. Raises ResponseError if the server refuses it."""
+        """Call one script and return its reply. Raise ResponseError if the server refuses it."""
         (reply,) = await self.run([call], before_sending)
         if isinstance(reply, ResponseError):
             raise reply
@@ -102,9 +102,9 @@ class RedisCalls:
     async def run_each(
         self, jobs: Sequence[Job], before_sending: Callable[[], None] | None = None
     ) -> list[tuple[Job, Reply]]:
-        """Calls scripts for items, at most 50 in one call, and returns what they answered for which.
+        """Call scripts for items, at most 50 in one call, and return each job with its reply.
 
-        If the user may not use one of the keys, the server refuses the whole call: each item gets one of its own then.
+        If the user may not use one of the keys, the server refuses the whole call. Then each item gets its own call.
         """
         parts = [
             (build, items[at : at + KEYS_A_SCRIPT])
@@ -137,14 +137,14 @@ class RedisCalls:
         if not self._has_warned:
             self._has_warned = True
             _log.warning(
-                "%s: the server refuses a call (%s); what it refuses is a miss and is not stored. The user needs %s, "
-                "and the keys ~%s:* ~%s%%*",
+                "%s: the server refuses a call (%s); refused reads are misses, refused writes are not stored. "
+                "The user needs %s, and the keys ~%s:* ~%s%%*",
                 *(self._label, error, _RIGHTS, self._prefix, self._prefix),
             )
 
 
 def _checked(call: ScriptCall, reply: Any) -> Any:
-    """Returns the reply of a script. Raises UnexpectedReplyError if it is none."""
+    """Return the reply of a script. Raise UnexpectedReplyError if it is none."""
     if isinstance(reply, ResponseError):
         return _unwrapped(reply)
     if call.items:
@@ -161,7 +161,7 @@ def _checked(call: ScriptCall, reply: Any) -> Any:
 
 
 def _unwrapped(error: ResponseError) -> ResponseError:
-    """Returns the error of the command that failed in a script, which is only text in the script's own error."""
+    """Return the error of the command that failed in a script, which is only text in the script's own error."""
     if type(error) is not ResponseError:
         return error
     if _MISSING_RIGHT.search(str(error)):

@@ -40,7 +40,7 @@ _pack: Final = pack_command
 
 
 class Greeting(NamedTuple):
-    """What is asked over each new connection before anything else.
+    """The commands that are sent first over each new connection.
 
     Attributes:
         commands: the commands.
@@ -66,7 +66,7 @@ class _Connection:
         self.idle_since = 0.0
 
     async def open(self) -> None:
-        """Connects and logs in."""
+        """Connect and log in."""
         await resolve(getattr(self.redis, "host", None))
         try:
             await self.redis.connect()  # type: ignore[no-untyped-call]
@@ -82,11 +82,11 @@ class _Connection:
         self.is_open = True
 
     def is_usable(self, now: float) -> bool:
-        """Returns whether an idle connection may carry commands."""
+        """Return whether an idle connection may carry commands."""
         return now < self.expires_at and self.parser.is_clean
 
     def close(self) -> None:
-        """Closes it at once. A server that hangs must not keep it open, so nothing is flushed."""
+        """Close it at once. A server that hangs must not keep it open, so nothing is flushed."""
         self.is_open = False
         writer = self.redis._writer
         if writer is not None:
@@ -140,7 +140,7 @@ class RedisConnections:
 
     Attributes:
         where: address of the server, for messages; without a password.
-        greeting: what is asked over each new connection first.
+        greeting: the commands that are sent first over each new connection.
 
     Raises:
         ValueError: if the URL or a number is not valid. The message does not repeat the URL.
@@ -186,11 +186,11 @@ class RedisConnections:
         self._fences = itertools.count()
 
     def open(self) -> None:
-        """Binds to the running event loop."""
+        """Bind to the running event loop."""
         self._loop = asyncio.get_running_loop()
 
     def close(self) -> None:
-        """Closes idle connections now, and those in use when their commands have ended."""
+        """Close idle connections now, and those in use when their commands have ended."""
         self._loop = None
         if self._reaper is not None:
             self._reaper.cancel()
@@ -202,14 +202,14 @@ class RedisConnections:
                 waiter.set_exception(RedisConnectionError("the tier was closed"))
 
     def close_idle(self) -> None:
-        """Closes all idle connections, because the server is known to have lost some."""
+        """Close all idle connections, because the server is known to have lost some."""
         idle, self._idle = self._idle, []
         self._size -= len(idle)
         for connection in idle:
             connection.close()
 
     def clone(self, max_connections: int) -> "RedisConnections":
-        """Returns other connections to the same server, without a greeting. They are not open."""
+        """Return other connections to the same server, without a greeting. They are not open."""
         return RedisConnections(
             self._url,
             max_connections=max_connections,
@@ -223,11 +223,11 @@ class RedisConnections:
         return self._url, self._credentials
 
     def own_connection(self) -> OwnConnection:
-        """Returns a connection that is not counted as one of these, without a greeting."""
+        """Return a connection that is not counted as one of these, without a greeting."""
         return OwnConnection(self.new())
 
     def new(self) -> AbstractConnection:
-        """Returns a connection that is not connected."""
+        """Return a connection that is not connected."""
         connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
         return connection
 
@@ -237,7 +237,7 @@ class RedisConnections:
         read: Callable[[list[Any]], _T],
         before_sending: Callable[[], None] | None = None,
     ) -> _T:
-        """Sends commands together and returns what `read` makes of their replies. It has no deadline of its own.
+        """Send commands together and return what `read` makes of their replies. It has no deadline of its own.
 
         An ECHO follows the commands: its reply proves that no reply to earlier commands is read as one of these.
 
@@ -307,7 +307,7 @@ class RedisConnections:
             raise
 
     def _release(self, connection: _Connection | None) -> None:
-        """Gives a connection, or the permission to open one, to the next waiter."""
+        """Give a connection, or the permission to open one, to the next waiter."""
         usable = connection if connection is not None and connection.is_open else None
         while self._waiters:
             waiter = self._waiters.popleft()
@@ -325,7 +325,7 @@ class RedisConnections:
             self._reaper = self._loop.call_later(MAX_IDLE_S, self._close_unused)
 
     def _close_unused(self) -> None:
-        """Closes connections that have been idle for long. The oldest come first, because the newest is used first."""
+        """Close connections that have been idle for long. The oldest come first, because the newest is used first."""
         self._reaper = None
         if self._loop is None:
             return
@@ -364,7 +364,7 @@ class RedisConnections:
 
 
 def _check_refused(reply: Any) -> None:
-    """Raises an error unless this is the refusal of ECHO by an ACL."""
+    """Raise an error unless this is the refusal of ECHO by an ACL."""
     if not isinstance(reply, ResponseError) or "echo" not in str(reply).lower():
         raise UnexpectedReplyError("the last reply must belong to ECHO")
 
@@ -400,7 +400,7 @@ class _Provider(CredentialProvider):
 
 
 def _factory(url: str, options: dict[str, Any], credentials: Credentials | None) -> ConnectionPool:
-    """Returns a factory of connections. Its pool is not used: the pool's checks cost as much as a command."""
+    """Return a factory of connections. Its pool is not used: the pool's checks cost as much as a command."""
     if url.startswith("rediss:"):
         options.setdefault("ssl_check_hostname", True)
     if credentials is not None:

@@ -10,16 +10,16 @@ __all__ = ["RedisKeys"]
 class RedisKeys:
     """Names the keys of a namespace.
 
-    Colons in a namespace are escaped, so that no key of `a` is a key of `a:b`. Keys that are not entries have a % in
-    place of the colon; no escape sequence looks like that.
+    Colons in a namespace are escaped, so that the namespaces `a` and `a:b` have different keys. Keys that are not
+    entries have a % instead of the colon. No escape sequence looks like that.
 
     Args:
         namespace: the namespace.
 
     Attributes:
-        prefix: of entries.
+        prefix: the prefix of entries.
         tags: prefix of the tokens of tags.
-        token: the token of the namespace, 8 bytes, and 8 that say which server it belongs to.
+        token: the token of the namespace: 8 bytes, and 8 that say which run of the server it belongs to.
         invalidations: changes when a tag is invalidated or the namespace is cleared.
         log: a stream of records.
         fence: the last token of a lock.
@@ -36,13 +36,13 @@ class RedisKeys:
         self._locks = escaped + b"%lock:"
 
     def entry(self, key: str) -> bytes:
-        """Returns where the entry of a key is."""
+        """Return the Redis key of the entry of a key."""
         return self.prefix + envelope.address(envelope.identity(key))
 
     def tag(self, tag: str) -> bytes:
-        """Returns where the token of a tag is."""
+        """Return the Redis key of the token of a tag."""
         return self.tags + envelope.address(envelope.identity(tag))
 
     def lock(self, key: str) -> bytes:
-        """Returns where the lock of a key is."""
+        """Return the Redis key of the lock of a key."""
         return self._locks + envelope.address(envelope.identity(key))

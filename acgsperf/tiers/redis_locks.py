@@ -51,7 +51,7 @@ class RedisLocks:
         self._is_open = True
 
     def close(self) -> None:
-        """Forgets locks of unknown state. They end with their ttl."""
+        """Forget locks of unknown state. They end with their ttl."""
         self._is_open = False
         self.unknown.clear()
 
@@ -76,7 +76,7 @@ class RedisLocks:
             return token
         finally:
             if token is None and not refused and self._is_open and len(self.unknown) < _MAX_UNKNOWN:
-                # The server may have taken the lock, or may still do so.
+                # The server may have granted the lock, or may still do so.
                 self.unknown[owner] = key, time.monotonic() + 2 * ttl
                 if not self._releasing:
                     self._releasing = True
@@ -88,20 +88,20 @@ class RedisLocks:
         return bool(await self._calls.run(lambda: self._scripts.run_one(call)))
 
     def lock_call(self, key: str, lifetime_ms: int, owner: str) -> ScriptCall:
-        """Returns the call that takes a lock."""
+        """Return the call that acquires a lock."""
         return ScriptCall(LOCK, [self._keys.lock(key), self._keys.fence], [lifetime_ms, owner], 0)
 
     def _unlock_call(self, key: str, mine: int | str, outcome: bytes = b"") -> ScriptCall:
         released = [
             records.packed(record, self._writer, self._clock.now_us())
             for record in (records.of_keys(RecordKind.UNLOCKED, [(key, outcome)]) if self._writer else [])
-            # A key that is too long for a record cannot wake anybody. Its waiters ask again.
+            # A record cannot name a key that is too long, so it wakes nobody. The waiters ask again.
             if record.kind is RecordKind.UNLOCKED
         ]
         return ScriptCall(UNLOCK, [self._keys.lock(key), self._keys.log], [mine, len(released), *released], 0)
 
     async def _release_unknown(self) -> None:
-        """Releases locks that the server took although the reply was lost, once it answers again."""
+        """Release locks that the server granted although the reply was lost, once it answers again."""
         try:
             while self.unknown:
                 asked = list(self.unknown.items())

@@ -46,7 +46,7 @@ class CheckedParser(_AsyncHiredisParser):
         return not (stream._buffer or self._reader.has_data() or stream.at_eof())
 
     async def read_replies(self, count: int) -> list[Any]:
-        """Returns the next replies; an error reply is an exception among them.
+        """Return the next replies; an error reply is an exception among them.
 
         Raises:
             redis.ConnectionError: if the connection is lost, or the server is loading its data or wants a login.
@@ -105,14 +105,14 @@ class _Lengths:
         self._skip = 0
 
     def clear(self) -> None:
-        """Forgets the data so far, because it consisted of complete replies."""
+        """Forget the data so far, because it consisted of complete replies."""
         self._pending = []
         self._size = self._skip = 0
         self._check_at = _LONGEST_LINE
         self._end = b""
 
     def check(self, data: bytes) -> None:
-        """Adds data from the server. Raises InvalidResponse if something in it is too long."""
+        """Add data from the server. Raise InvalidResponse if something in it is too long."""
         self._pending.append(data)
         self._size += len(data)
         suspicious = _MAYBE_TOO_MANY.search(data)
@@ -127,7 +127,7 @@ class _Lengths:
             self._split()
 
     def _may_be_too_long(self, data: bytes) -> bool:
-        """Returns whether to look for a string or a line that is too long; `data` is what came last."""
+        """Return whether to look for a string or a line that is too long; `data` is what came last."""
         if self._size > _LENGTHS_CHECKED_EVERY_BYTES:
             return True
         self._check_at = _LENGTHS_CHECKED_EVERY_BYTES

@@ -8,7 +8,7 @@ __all__ = ["UnexpectedReplyError", "array", "blobs", "each", "is_ok", "number", 
 
 
 def refuses_all(error: ResponseError) -> bool:
-    """Returns whether a server refuses every command with this error, no matter which one."""
+    """Return whether a server refuses every command with this error."""
     return isinstance(error, ClusterDownError) or str(error).startswith("BUSY ")
 
 
@@ -26,7 +26,7 @@ class UnexpectedReplyError(RedisError):
 
 
 def _unexpected(reply: Any, expected: str) -> Exception:
-    """Returns what to raise for a reply that is not the expected one."""
+    """Return what to raise for a reply that is not the expected one."""
     if isinstance(reply, ResponseError):
         return reply
     got = f"{type(reply).__name__} of {len(reply)} items" if isinstance(reply, list) else type(reply).__name__
@@ -34,7 +34,7 @@ def _unexpected(reply: Any, expected: str) -> Exception:
 
 
 def is_ok(reply: Any, *, optional: bool = False) -> bool:
-    """Returns True for OK; with `optional` False for nil. Raises the error reply of the command."""
+    """Return True for OK; with `optional` False for nil. Raise the error reply of the command."""
     if reply == b"OK":
         return True
     if reply is None and optional:
@@ -43,28 +43,28 @@ def is_ok(reply: Any, *, optional: bool = False) -> bool:
 
 
 def number(reply: Any) -> int:
-    """Returns an integer. Raises the error reply of the command."""
+    """Return an integer. Raise the error reply of the command."""
     if type(reply) is int:
         return reply
     raise _unexpected(reply, "an integer")
 
 
 def text(reply: Any) -> bytes:
-    """Returns a string. Raises the error reply of the command."""
+    """Return a string. Raise the error reply of the command."""
     if type(reply) is bytes:
         return reply
     raise _unexpected(reply, "a string")
 
 
 def array(reply: Any) -> list[Any]:
-    """Returns an array. Raises the error reply of the command."""
+    """Return an array. Raise the error reply of the command."""
     if type(reply) is list:
         return reply
     raise _unexpected(reply, "an array")
 
 
 def blobs(reply: Any, count: int) -> list[bytes | None]:
-    """Returns an array of strings and nils. Raises the error reply of the command."""
+    """Return an array of strings and nils. Raise the error reply of the command."""
     if type(reply) is not list or len(reply) != count:
         raise _unexpected(reply, f"an array of {count} items")
     if not _STRINGS.issuperset(map(type, reply)):
@@ -73,7 +73,7 @@ def blobs(reply: Any, count: int) -> list[bytes | None]:
 
 
 def each(replies: list[Any], *kinds: type) -> list[Any]:
-    """Returns replies, among which error replies may be; all others must be of some types."""
+    """Return replies, among which error replies may be; all others must be of some types."""
     for reply in replies:
         if type(reply) not in kinds and not isinstance(reply, ResponseError):
             raise _unexpected(reply, " or ".join(kind.__name__ for kind in kinds))

@@ -5,17 +5,17 @@ with the time alone, and does nothing. Otherwise its reply has the time, negativ
 one item for each key: -1 done, -2 done and a live entry was removed, or an error. A stamp in its place says that the
 tier has something newer.
 
-A server without free memory refuses a command that needs some, unless the script has written already. A tombstone must
-be possible even then, so its script removes the key first; every other script writes its entry first, so that the
-server refuses it.
+A server without free memory refuses a command that needs some, unless the script has written already. A
+tombstone must be stored even then, so its script removes the key first. Every other script writes its entry first, so
+that the server refuses it.
 
 Stamps are compared as numbers, because Lua compares strings in the order of the server's locale. A stamp beyond 53 bits
-comes from no tier, and counts as 0. A stamp more than a day ahead of the server's clock supersedes nothing: it may be a
-value of an older version, which looks like one by chance.
+comes from no tier, and counts as 0. A stamp more than a day ahead of the server's clock supersedes nothing: it may come
+from a value of an older version, which looks like an envelope by chance.
 
-Another program may have written to any of the keys. What is of another type, or cannot be a token or a lock, counts as
-absent, and is replaced by the next write. A log to which nothing can be added, because it is no stream or has the
-greatest possible id, is removed: a gap, after which every cache verifies its L1.
+Another program may have written to any of the keys. A value of another type, or one that cannot be a token or a lock,
+counts as absent, and the next write replaces it. A log to which nothing can be added, because it is no stream or has
+the greatest possible id, is removed. This is a gap: records may be missed, and every cache verifies its L1.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ local function take_number() return tonumber(take()) end
 local function take_records() local first, count = at + 2, take_number(); at = at + count; return first end
 local function clock() local time = redis.call('TIME'); return time[1] * 1000000 + time[2] end
 local function failed(reply) return type(reply) == 'table' and reply.err end
--- What is of another type is nothing. Any other error, such as a missing right, ends the script.
+-- A value of another type counts as absent. Any other error, such as a missing right, ends the script.
 local function read(...)
     local reply = redis.pcall(...)
     if failed(reply) and not string.find(reply.err, 'WRONGTYPE', 1, true) then error(reply.err) end
@@ -181,8 +181,8 @@ return results
 """,
 )
 
-# Stale from now on: the time at which the entry stops to be fresh is replaced. A marker or a tombstone gets the new id,
-# so that nothing that was observed before is stored.
+# Makes entries stale from now on: it replaces the time until which they are fresh. A marker or a tombstone gets the new
+# id, so that a load that has observed the former id is not stored.
 # KEYS: log, entries. ARGV: entries, deadline, lifetime of markers, records; for each entry: id and stamp.
 EXPIRE: Final = _script(
     "EXPIRE",
@@ -233,7 +233,7 @@ return results
 """,
 )
 
-# What the server has no memory for is observed as nothing: no store compares equal with that.
+# If the server has no memory for a token, the observed token is empty. No store compares equal with that.
 # KEYS: token, invalidations, tags, entries.
 # ARGV: tags, entries, lifetime, new token of the namespace, new token of others, lifetime of the first two, new ids.
 OBSERVE: Final = _script(
@@ -269,8 +269,9 @@ return results
 # KEYS: log, token, invalidations, entries, tags.
 # ARGV: entries, new token of the namespace, its lifetime, new token of tags; for each entry: kind, observed id or last
 # position of the log, observed tokens, observed invalidations or nothing, time limit, head, tail, lifetime, its tags as
-# positions. Kinds: T compares the tokens of all tags, I the invalidations, C as well and no tag may be refused below,
-# D requires that the key is absent and that the log has not gone on.
+# positions. Kinds: T compares the tokens of all tags. I compares the invalidations. C compares them too, and requires
+# that the slower tier has refused no invalidation. D requires that the key is absent and that the log has no later
+# record.
 # Results: -1 stored, 0 superseded.
 STORE: Final = _script(
     "STORE",
@@ -335,8 +336,8 @@ return results
 """,
 )
 
-# What has a token that is no longer there is a miss, so invalidating needs no memory. If the slower tier has refused
-# it, the new token says so.
+# An entry whose token is gone is a miss, so an invalidation needs no memory. If the slower tier has refused the
+# invalidation, the new token says so.
 # KEYS: log, token, invalidations. ARGV: deadline, new token or nothing, its lifetime, records.
 INVALIDATE: Final = _script(
     "INVALIDATE",
@@ -386,7 +387,7 @@ return results
 )
 
 # The token of a namespace says which run of the server it belongs to. After a restart from a snapshot, or a failover,
-# what is there may be older than what was acknowledged.
+# the server may lack acknowledged writes.
 # KEYS: token, invalidations, fence. ARGV: lifetime. Returns 8 bytes for this run; nothing if they are unknown.
 GENERATION: Final = _script(
     "GENERATION",

@@ -18,7 +18,7 @@ def drop_invalidated(
     current: Mapping[str, bytes | None],
     offset: float,
 ) -> None:
-    """Replaces entries by None if a tag has another token now, and marks those as stale whose tag was expired.
+    """Replace entries with None if a tag has another token now, and make those stale whose tag was expired.
 
     Args:
         found: entries.

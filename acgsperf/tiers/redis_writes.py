@@ -72,7 +72,7 @@ class RedisWrites:
         self._errors = errors
 
     async def carry_out(self, batch: WriteBatch) -> None:
-        """Carries out a batch and records the results in it."""
+        """Carry out a batch and record the results in it."""
         items: dict[str, list[_Item]] = {}
         for key, operation in batch.operations.items():
             items.setdefault(_kind(operation), []).append((key, operation))
@@ -84,7 +84,7 @@ class RedisWrites:
             "store": self._store_call,
         }
         await self._run(batch, [(build[kind], some) for kind, some in items.items()])
-        # What the server has refused to store is out of date all the same. Removing needs no memory.
+        # If the server has refused a value, the former one is still out of date. Removing it needs no memory.
         tombstones = [
             (key, operation)
             for key, operation in items.get("write", []) + items.get("expire", [])
@@ -106,7 +106,7 @@ class RedisWrites:
                 batch.results[key] = WriteResult(outcome, published=result.published)
 
     async def _run(self, batch: WriteBatch, jobs: Sequence[Job]) -> None:
-        """Calls scripts, once more if the server finds that their deadline has passed: this clock may be wrong."""
+        """Call scripts, once more if the server finds that their deadline has passed: this clock may be wrong."""
         for is_last in (False, True):
             sent = time.monotonic()
             late: list[Job] = []
@@ -147,7 +147,7 @@ class RedisWrites:
                     batch.removed.add(key)
 
     async def observe(self, wanted: Sequence[Wanted]) -> list[Observation | None]:
-        """Returns what is under keys, and leaves a marker where nothing is."""
+        """Return what is under keys. If there is nothing under a key, leave a marker."""
         expires_at = time.monotonic() + self._retention_s
         found: dict[Wanted, Observation] = {}
         for (_, some), reply in await self._scripts.run_each([(self._observe_call, wanted)]):
@@ -168,7 +168,7 @@ class RedisWrites:
         return [found.get(item) for item in wanted]
 
     async def invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
-        """Removes the token of a tag, or that of the namespace."""
+        """Remove the token of a tag, or that of the namespace."""
         token = new = b""
         if tag is None:
             token, new, lifetime_ms = self._keys.token, self._new_namespace_token() + _REFUSED_BELOW, TOKEN_TTL_MS
@@ -181,7 +181,7 @@ class RedisWrites:
         return await self._run_one(INVALIDATE, keys, arguments, attempt)
 
     async def expire_tag(self, tag: str, attempt: Attempt) -> WriteResult:
-        """Notes with the token of a tag the time before which its entries are stale."""
+        """Store the time before which the entries of a tag are stale, together with its token."""
         record = records.of_tag(RecordKind.EXPIRED_TAG, tag)
         keys = [self._keys.log, self._keys.tag(tag)]
         return await self._run_one(EXPIRE_TAG, keys, self._packed([record]), attempt)
@@ -220,7 +220,7 @@ class RedisWrites:
         return ScriptCall(script, [self._keys.log, *self._entries(items)], arguments, 1 + len(items))
 
     def _undo_call(self, items: Sequence[_Item]) -> ScriptCall:
-        # The record names the tombstone: whoever has the entry that is removed must not keep it.
+        # The record has the id of the tombstone, so that a process whose L1 has the removed entry drops it.
         new = [self._new_token() for _ in items]
         removed = records.of_keys(RecordKind.KEYS, zip((key for key, _ in items), new, strict=True))
         arguments: list[Any] = [len(items), self._retention_ms, *self._packed(removed)]
@@ -260,7 +260,7 @@ class RedisWrites:
     def _sealed(
         self, key: str, operation: Operation, entry: Entry, now: float, tags: dict[str, int]
     ) -> tuple[bytes, bytes, int | bytes, bytes]:
-        """Returns the arguments for an entry: head, tail, lifetime and the positions of its tags."""
+        """Return the arguments for an entry: head, tail, lifetime and the positions of its tags."""
         head, tail = envelope.seal(entry, envelope.identity(key), operation.payload, self._clock.offset)
         lifetime: int | bytes = b""
         if entry.kept_until is not None:
@@ -291,7 +291,7 @@ class RedisWrites:
         return self._packed(records.of_keys(kind, [(key, operation.id) for key, operation in items]))
 
     def _packed(self, found: Sequence[Record]) -> list[Any]:
-        """Returns the number of records, and the records."""
+        """Return the number of records, and the records."""
         if not self._writer:
             return [0]
         now_us = self._clock.now_us()
@@ -322,7 +322,7 @@ def _id_and_stamp(operation: Operation) -> bytes:
 
 
 def _conditions(store: Store) -> tuple[bytes, bytes, bytes, bytes]:
-    """Returns what to compare, the observed id or position, tokens and invalidations."""
+    """Return what to compare, the observed id or position, tokens and invalidations."""
     seen = store.seen
     if seen is None:
         return b"D", store.log_position, b"", b""

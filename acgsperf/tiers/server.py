@@ -1,4 +1,4 @@
-"""What the tiers that have a server share: batches, a deadline, a circuit breaker and counters."""
+"""The common part of the tiers with a server: batches, a deadline, a circuit breaker and counters."""
 
 import asyncio
 import time
@@ -87,45 +87,45 @@ class ServerTier(Tier):
 
     @abstractmethod
     async def _start(self) -> None:
-        """Prepares for the namespace and tries to reach the server. An error is counted and logged, not raised."""
+        """Prepare for the namespace and try to reach the server. An error is counted and logged, not raised."""
 
     @abstractmethod
     async def _stop(self) -> None:
-        """Releases what `_start` and the calls have opened."""
+        """Release what `_start` and the calls have opened."""
 
     @abstractmethod
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
-        """Returns the entries of keys, in order."""
+        """Return the entries of keys, in order."""
 
     @abstractmethod
     async def _observe(self, wanted: Sequence[Wanted]) -> list[Observation | None]:
-        """Returns what is under each key, given with its tags, in order; None for a key that cannot be read."""
+        """Return what is under each key, given with its tags, in order; None for a key that cannot be read."""
 
     @abstractmethod
     async def _write(self, batch: WriteBatch) -> None:
-        """Carries out a batch and records in it what became of each operation.
+        """Carry out a batch and record in it what became of each operation.
 
         Nothing may be carried out after `batch.until`, by the server's clock. Call `batch.mark_sent` before you send.
         """
 
     @abstractmethod
     async def _invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
-        """Carries out `invalidate`, as `_write` does a batch."""
+        """Carry out `invalidate`, as `_write` does a batch."""
 
     @abstractmethod
     async def _expire_tag(self, tag: str, attempt: Attempt) -> WriteResult:
-        """Carries out `expire_tag`, as `_write` does a batch."""
+        """Carry out `expire_tag`, as `_write` does a batch."""
 
     @abstractmethod
     async def _describe(self) -> str:
-        """Asks the server for its product and version."""
+        """Ask the server for its product and version."""
 
     @abstractmethod
     def _is_refusal(self, error: Exception) -> bool:
-        """Returns whether the server has answered and refuses one call with this error, not all calls."""
+        """Return whether the server has answered and refuses one call with this error, not all calls."""
 
     def _timed_out(self) -> None:
-        """Called when the deadline has ended a call: other connections may be dead as well."""
+        """React to a call that the deadline has ended: other connections may be dead as well."""
 
     async def open(self, namespace: str) -> None:
         if self._loop is not None:
@@ -157,7 +157,7 @@ class ServerTier(Tier):
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
         finally:
-            # If this call is cancelled, the tier is closed all the same.
+            # Close the tier even if this call is cancelled.
             for task in tasks:
                 task.cancel()
             self._reads.close()
@@ -168,7 +168,7 @@ class ServerTier(Tier):
             await self._stop()
 
     def begin_get(self, key: str) -> "asyncio.Future[Entry | None] | None":
-        """Start what `get` does, and return its future; None if the tier cannot just read."""
+        """Start a `get` and return its future; None if a write of it is in flight, or the breaker is not closed."""
         # Asking for the running loop is a system call on 3.11, so only the first caller of a batch does it. In this
         # thread no other loop can run while this one has calls waiting.
         reads = self._reads
@@ -227,7 +227,7 @@ class ServerTier(Tier):
         return removed if all(result.outcome is Outcome.STORED for result in results.values()) else None
 
     async def _write_own(self, entries: Mapping[str, Entry | None]) -> tuple[dict[str, WriteResult], int]:
-        """Writes entries and tombstones with the tier's own stamps. Returns also how many live entries it removed."""
+        """Write entries and tombstones with the tier's own stamps. Return also how many live entries it removed."""
         operations = {key: self._operation(key, self._own_write(entry)) for key, entry in entries.items()}
         if not self._calls.allow(len(operations)):
             return dict.fromkeys(operations, REFUSED), 0
@@ -278,7 +278,7 @@ class ServerTier(Tier):
                 continue
             self._refused += 1
             if payload is None and store.kind is StoreKind.LOAD and seen is not None:
-                # What was loaded cannot be stored, but what was there before is out of date.
+                # The loaded value cannot be stored, but the former entry is out of date.
                 operations[key] = Operation(Action.UNDO, seen.id)
         if not operations or not self._calls.allow(len(operations)):
             return frozenset()
@@ -333,7 +333,7 @@ class ServerTier(Tier):
         return await self._attempt(lambda attempt: self._expire_tag(tag, attempt))
 
     async def _attempt(self, call: Callable[[Attempt], Awaitable[WriteResult]]) -> WriteResult:
-        """Makes a call that writes, after all writes that are queued. One deadline covers both."""
+        """Make a call that writes, after all writes that are queued. One deadline covers both."""
         attempt = Attempt()
         attempt.began_at = self._check_use().time()
         attempt.set_deadline(self.deadline)
@@ -356,7 +356,7 @@ class ServerTier(Tier):
         return Write(entry, new_id(), self.now_us())
 
     def _operation(self, key: str, write: Write) -> Operation:
-        """Returns what to do with a key; a tombstone if the entry cannot be kept, because the former one is older."""
+        """Return what to do with a key; a tombstone if the entry cannot be kept, because the former one is older."""
         check_key(key)
         check_id_and_stamp(write)
         entry = write.entry
@@ -368,7 +368,7 @@ class ServerTier(Tier):
         return Operation(Action.WRITE, write.id, write.stamp, entry, payload)
 
     def _packed(self, key: str, entry: Entry) -> bytes | None:
-        """Returns the value of an entry as bytes; None if the tier cannot store the entry."""
+        """Return the value of an entry as bytes; None if the tier cannot store the entry."""
         try:
             check_times(entry)
             payload = envelope.pack_value(entry.value)
@@ -417,12 +417,12 @@ class ServerTier(Tier):
         return False
 
     def _unseal(self, blobs: Iterable[bytes | None], identities: Sequence[bytes], token: bytes | None) -> Unsealed:
-        """Opens the envelopes that the server has returned. `token` is the namespace's; None: they have none."""
+        """Open the envelopes that the server has returned. `token` is the namespace's; None: they have none."""
         offset = self.server_clock.offset
         return unseal_many(blobs, identities, self._max_value_bytes, time.monotonic(), offset, token)
 
     async def _get_in_parts(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Reads many keys, with a deadline for each part, until the server does not answer."""
+        """Read many keys, with a deadline for each part, until the server does not answer."""
         found: dict[str, Entry] = {}
         for at in range(0, len(keys), MAX_READS_TOGETHER):
             if at and self._breaker.failures_in_a_row:
@@ -432,7 +432,7 @@ class ServerTier(Tier):
         return found
 
     async def _read_after_write(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Reads keys after the writes of them that are in flight; one deadline covers both."""
+        """Read keys after the writes of them that are in flight; one deadline covers both."""
         queued = False
         try:
             async with asyncio.timeout(self.deadline):

@@ -16,7 +16,7 @@ _log: Final = logging.getLogger("acgsperf.tiers")
 _T = TypeVar("_T")
 
 
-# A tier without a deadline does not leave it open for longer whether a write was carried out.
+# If a tier has no deadline, its writes have this one, so that their outcome does not stay unknown for longer.
 _LONGEST_ATTEMPT_S: Final = 60.0
 
 
@@ -37,19 +37,19 @@ class Attempt:
         self.sent = False
 
     def set_deadline(self, seconds: float) -> None:
-        """Sets the deadline, some seconds after the beginning."""
+        """Set the deadline, some seconds after the beginning."""
         self.until = self.began_at + min(seconds, _LONGEST_ATTEMPT_S)
 
     def remaining(self) -> float:
-        """Returns the seconds until the deadline; negative if it has passed."""
+        """Return the seconds until the deadline; negative if it has passed."""
         return self.until - asyncio.get_running_loop().time()
 
     def mark_sent(self) -> None:
-        """Notes that it may reach the server from now on."""
+        """Note that the server may get the write from now on."""
         self.sent = True
 
     async def wait_for_deadline(self) -> None:
-        """Returns when the server cannot carry it out any more."""
+        """Return when the server cannot carry the write out any more."""
         await asyncio.sleep(max(self.remaining(), 0))
 
 
@@ -86,7 +86,7 @@ class ServerCalls:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def open(self, namespace: str) -> None:
-        """Binds to the running event loop."""
+        """Bind to the running event loop."""
         self._label = f"{self._tier} tier {namespace!r}"
         self._loop = asyncio.get_running_loop()
 
@@ -96,12 +96,12 @@ class ServerCalls:
         return self._loop is not None
 
     def close(self) -> None:
-        """Releases the event loop. Call it when no call is in flight."""
+        """Release the event loop. Call it when no call is in flight."""
         self._loop = None
         self._deadline.close()
 
     def allow(self, keys: int) -> bool:
-        """Returns whether a call for some keys may go to the server; counts them as skipped if not."""
+        """Return whether a call for some keys may go to the server. If not, count them as skipped."""
         if self.breaker.allow():
             return True
         self.skipped += keys
@@ -110,7 +110,7 @@ class ServerCalls:
     async def run(
         self, call: Callable[[], Awaitable[_T]], wait: Wait | None = None, problems: list[str] | None = None
     ) -> _T | None:
-        """Returns the result of a call; None if it fails or its deadline passes.
+        """Return the result of a call; None if it fails or its deadline passes.
 
         Args:
             call: makes the call.
@@ -149,11 +149,11 @@ class ServerCalls:
         _log.info("%s: circuit closed; the server answers again", self._label)
 
     def cannot_reach(self, server: str, problem: str) -> None:
-        """Logs that the server did not answer when the tier opened."""
+        """Log that the server did not answer when the tier opened."""
         _log.warning("%s: cannot reach %s (%s); later calls try again", self._label, server, problem)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs a coroutine in a task that is owned here."""
+        """Run a coroutine in a task that is owned here."""
         # A task created directly starts in the next turn, even if the loop has an eager task factory.
         task = asyncio.Task(work, loop=self._loop)
         self.tasks.add(task)

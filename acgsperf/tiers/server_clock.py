@@ -36,7 +36,7 @@ class ServerClock:
     def deadline(self, until: float) -> float:
         """Return a time of the server's clock that is surely not after a time of `time.monotonic`.
 
-        The offset may be wrong by half a round trip: what must not be carried out later must be so by either clock.
+        The offset may be wrong by half a round trip, so the result is earlier by that time.
         """
         error = self._round_trip / 2
         return until + self.offset - (error if error < float("inf") else 0)

@@ -14,13 +14,13 @@ MOST_STAMP: Final = 1 << 53
 
 
 def check_key(key: object) -> None:
-    """Raises TypeError if a key is not a str."""
+    """Raise TypeError if a key is not a str."""
     if not isinstance(key, str):
         raise TypeError(f"a key must be a str, got {key!r:.100}")
 
 
 def check_keys(keys: object) -> None:
-    """Raises TypeError for anything but several str."""
+    """Raise TypeError if `keys` is a single str, or one of them is not a str."""
     if isinstance(keys, str | bytes):
         raise TypeError(f"keys must be a sequence of str, got the {type(keys).__name__} {keys!r:.100}")
     for key in keys:  # type: ignore[attr-defined]
@@ -28,13 +28,13 @@ def check_keys(keys: object) -> None:
 
 
 def check_tag(tag: object) -> None:
-    """Raises TypeError if a tag is not a str."""
+    """Raise TypeError if a tag is not a str."""
     if not isinstance(tag, str):
         raise TypeError(f"a tag must be a str, got {tag!r:.100}")
 
 
 def check_id_and_stamp(write: Write) -> None:
-    """Raises ValueError if a write has an id or a stamp that an envelope cannot hold."""
+    """Raise ValueError if a write has an id or a stamp that an envelope cannot hold."""
     if len(write.id) != envelope.ID_BYTES:
         raise ValueError(f"id must be {envelope.ID_BYTES} bytes, got {write.id!r:.100}")
     if not 0 < write.stamp < MOST_STAMP:
@@ -42,14 +42,14 @@ def check_id_and_stamp(write: Write) -> None:
 
 
 def check_times(entry: Entry) -> None:
-    """Raises ValueError or OverflowError for times that an envelope cannot hold."""
+    """Raise ValueError or OverflowError for times that an envelope cannot hold."""
     created, fresh, kept = entry.created_at, entry.fresh_until, entry.kept_until
     if not isfinite(created) or (fresh is not None and isnan(fresh)) or (kept is not None and isnan(kept)):
-        raise ValueError("not a time")
+        raise ValueError(f"times must be numbers, created_at a finite one, got {created!r}, {fresh!r}, {kept!r}")
 
 
 def seconds(name: str, value: float) -> float:
-    """Returns a positive number of seconds, which may be infinite; raises TypeError or ValueError for anything else."""
+    """Return a positive number of seconds, which may be infinite; raise TypeError or ValueError for anything else."""
     number = checked_seconds(name, value)
     if number == inf != value:
         raise ValueError(f"{name} must be a number of seconds that a float can hold, got {value!r:.40}...")

@@ -31,7 +31,7 @@ class Action(Enum):
     """What to do with a key: see the methods of `Tier`.
 
     WRITE: store the entry, or a tombstone if there is none. STORE: store what was loaded, copied or demoted.
-    EXPIRE: `expire_now`. UNDO: put a tombstone in the place of what has this id.
+    EXPIRE: `expire_now`. UNDO: replace the entry with this id by a tombstone.
     """
 
     WRITE = "write"
@@ -45,8 +45,8 @@ class Operation(Struct, frozen=True, eq=False):
 
     Attributes:
         action: what to do.
-        id: of what is written; for UNDO, of what is to be removed.
-        stamp: of what is written.
+        id: the id of the entry or tombstone that is written; for UNDO, of the entry that is removed.
+        stamp: the stamp of the write.
         entry: what to store; None for a tombstone.
         payload: its packed value.
         refused: the tier cannot keep the entry of this write. A tombstone takes its place, and the result is REMOVED.
@@ -67,7 +67,7 @@ class WriteBatch(Attempt):
 
     Attributes:
         operations: what to do with each key.
-        results: what became of each key. Whoever carries out the batch fills it, except for `Operation.refused`. A key
+        results: what became of each key. The `write` callback fills it, except for `Operation.refused`. A key
             that is missing at the end has an unknown outcome.
         removed: keys that had a live entry and were deleted.
         size: bytes of the packed values.
@@ -87,7 +87,7 @@ class WriteBatch(Attempt):
         self.queued_at = queued_at
 
     def has_room(self, key: str) -> bool:
-        """Returns whether an operation on a key may be added."""
+        """Return whether an operation on a key may be added."""
         return (
             self.queued_at >= 0
             and len(self.operations) < MAX_WRITES_TOGETHER
@@ -102,7 +102,7 @@ class WriteBatch(Attempt):
 
     @property
     def is_explicit(self) -> bool:
-        """Whether a caller relies on it that an operation of unknown outcome is not carried out later."""
+        """Whether a caller relies on an operation of unknown outcome not being carried out later."""
         return any(operation.action in _EXPLICIT for operation in self.operations.values())
 
 
@@ -139,17 +139,17 @@ class WriteBatches:
         self._deadline_s = deadline
 
     def close(self) -> None:
-        """Ends all queued batches as failed. Call it when no task is in flight."""
+        """End all queued batches as failed. Call it when no task is in flight."""
         while self._queue:
             self._finish(self._queue.popleft())
         self._deadline.close()
 
     async def carry_out(self, operations: Mapping[str, Operation]) -> dict[str, WriteResult]:
-        """Queues operations and returns their results."""
+        """Queue operations and return their results."""
         return {key: batch.results[key] for batch, keys in await self.carried_out(operations) for key in keys}
 
     async def carry_out_last(self, operations: Mapping[str, Operation]) -> tuple[dict[str, WriteResult], int]:
-        """As `carry_out`, but what another process has written at the same time, with a greater stamp, is exceeded.
+        """Carry out operations, and repeat with a greater stamp those that another process has superseded.
 
         Returns:
             The results, and how many live entries were removed.
@@ -172,7 +172,7 @@ class WriteBatches:
         return results, removed
 
     async def carried_out(self, operations: Mapping[str, Operation]) -> list[tuple[WriteBatch, list[str]]]:
-        """Queues operations and returns, once they have ended, the batches with them and their keys in each."""
+        """Queue operations and return, once they have ended, the batches with them and their keys in each."""
         places = self._enqueue(operations)
         for batch, _ in places:
             # Others wait for the same batch: cancelling one caller must not cancel it.
@@ -201,12 +201,12 @@ class WriteBatches:
         return places
 
     async def wait_for_keys(self, keys: Sequence[str]) -> None:
-        """Returns when the operations on some keys that are queued now have ended."""
+        """Return when the operations on some keys that are queued now have ended."""
         # Not later ones: a key that is written again and again would keep its readers waiting forever.
         await self._wait({batch: None for key in keys if (batch := self.pending.get(key))})
 
     async def wait_for_all(self) -> None:
-        """Returns when all operations that are queued now have ended."""
+        """Return when all operations that are queued now have ended."""
         await self._wait(list(self._queue))
 
     async def _wait(self, batches: Iterable[WriteBatch]) -> None:

@@ -68,8 +68,8 @@ async def replay(
         writes: the share of the keys whose values change during the run, from 0 to 1; by default 0, or with several
             processes 0.01.
         backplane: whether the processes tell each other what they write. Without it, they give outdated answers.
-        private_redis: whether nobody else uses the Redis. With several processes and an L3, it gets memory for four
-            fifths of the values, so that L3 has work.
+        private_redis: whether only this replay uses the Redis. With several processes and an L3, it gets memory for
+            four fifths of the values, so that L3 has work.
         patience: seconds for which PostgreSQL may be unreachable.
         advanced: called with the number of requests that this process has answered since its last call, also of those
             before the clock starts.
@@ -122,7 +122,7 @@ async def replay(
 
 @asynccontextmanager
 async def _prepared(options: Options, load: Load) -> AsyncIterator[tuple[TieredCache[str], Origin, PoolManager]]:
-    """Provide a cache and an origin with all values; remove what servers have of them at the end."""
+    """Provide a cache and an origin with all values. Remove their data from the servers at the end."""
     cache = cache_of(options)
     connection = connected(
         options.database_url, options.table, concurrency=options.concurrency, patience=options.patience
@@ -143,10 +143,10 @@ class _Conductor:
     """Lets one or more processes send the requests, and collects what they measure.
 
     Args:
-        options: of this process.
+        options: the options of this process.
         load: the requests.
-        share: of the keys that are changed.
-        cache, origin, pools: of this process.
+        share: the share of the keys that are changed.
+        cache, origin, pools: those of this process.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class _Conductor:
             async with asyncio.TaskGroup() as group:
                 for other in others:
                     group.create_task(other.prepare(self._load, self._changed))
-            # The others are connected: what their connections need does not count as memory for values.
+            # The other processes are connected now, so the memory of their connections is not counted for values.
             bound = await block.enter_async_context(bounded_memory(bounded)) if bounded is not None else None
             if warm or others:
                 await Run(options, self._cache, self._origin).send(self._load.requests, advanced)

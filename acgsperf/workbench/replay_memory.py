@@ -1,4 +1,4 @@
-"""Bounds the memory of a private Redis, so that L2 cannot hold every value and L3 has work too."""
+"""Limits the memory of a private Redis, so that L2 cannot hold every value and L3 is read too."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -13,19 +13,19 @@ from acgsperf.errors import AcgsperfError
 
 __all__ = ["bounded_memory"]
 
-# Connections need more or less memory all the time. If the values need less than this, there is no bound.
+# The memory of connections varies. If the values need less than this, there is no limit.
 _LEAST_BYTES: Final = 512 * 1024
 _SETTINGS: Final = ("maxmemory", "maxmemory-policy")
 
 
 @asynccontextmanager
 async def bounded_memory(url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Provide a function that leaves a Redis the memory for four fifths of what was stored since the block began.
+    """Provide a function that limits a Redis to the memory for four fifths of the values stored since the block began.
 
     The server then evicts what was not used for the longest time. It gets its own settings back at the end.
 
     Args:
-        url: of a server that nobody else uses.
+        url: the URL of a server that nobody else uses.
 
     Raises:
         AcgsperfError: if the server does not answer.

@@ -129,7 +129,7 @@ async def connected(
 
 
 def as_failure(error: BaseException) -> BaseException:
-    """Return what a replay raises because of an error: one error, and of PostgreSQL one that says so."""
+    """Return what a replay raises because of an error: one error, which names PostgreSQL if that is the cause."""
     while isinstance(error, BaseExceptionGroup):
         # Workers that fail together fail for the same reason.
         error = error.exceptions[0]

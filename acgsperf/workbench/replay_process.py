@@ -1,7 +1,7 @@
 """The other processes of a replay: how the first one starts them, and what they do.
 
-The processes talk over the standard input and output of the other one, in messages of JSON or numbers, each after its
-length. A process whose standard input ends has lost the first one, and ends.
+The first process sends messages to the standard input of another one, and reads its standard output. A message is JSON
+or numbers, after its length. If the standard input of a process ends, the first process is gone, and it ends too.
 """
 
 import asyncio
@@ -80,7 +80,7 @@ class OtherProcess:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(process.wait(), _END_S)
         finally:
-            # It leaves nothing behind.
+            # The process has no files or servers to clean up.
             with suppress(ProcessLookupError):
                 process.kill()
             process.stdin.close()
@@ -90,13 +90,13 @@ class OtherProcess:
                 await process.stdin.wait_closed()
 
     async def _drain(self) -> None:
-        """Keep the last of what it prints about a failure of its own."""
+        """Keep the end of the error output of the process."""
         assert self._process.stderr is not None
         while printed := await self._process.stderr.read(_KEPT_ERRORS):
             self._errors = (self._errors + printed)[-_KEPT_ERRORS:]
 
     async def prepare(self, load: Load, changed: Sequence[int]) -> None:
-        """Send it the requests, and wait until its cache is open.
+        """Send the requests to the process, and wait until its cache is open.
 
         Args:
             load: the requests.
@@ -109,12 +109,12 @@ class OtherProcess:
         await self._receive()
 
     async def run(self) -> list[Acknowledged]:
-        """Let it send the requests, and return the writes that it has had acknowledged, by key."""
+        """Let the process send the requests, and return its acknowledged writes, by key."""
         await self._send(b"")
         return msgspec.json.decode(await self._receive(), type=list[Acknowledged])
 
     async def measured(self, acknowledged: Sequence[Acknowledged]) -> Measured:
-        """Return what it measured.
+        """Return the measurements of the process.
 
         Args:
             acknowledged: the writes of all processes, by key.
@@ -124,7 +124,7 @@ class OtherProcess:
 
     async def _send(self, message: bytes) -> None:
         assert self._process.stdin is not None
-        # If it has ended, what it has said last tells why.
+        # If the process has ended, its last output says why.
         with suppress(ConnectionError):
             self._process.stdin.write(_framed(message))
             await self._process.stdin.drain()
@@ -222,7 +222,7 @@ async def _serve(output: int) -> None:
 
 def main() -> None:
     """Take part in the replay of the process that started this one."""
-    # The first process prints what there is to say.
+    # Only the first process prints messages.
     logging.getLogger("acgsperf").addHandler(logging.NullHandler())
     with suppress(BrokenPipeError):
         asyncio.run(_serve(sys.stdout.fileno()))

@@ -1,4 +1,4 @@
-"""What a replay reports: each process's measurements, and their targets."""
+"""The report of a replay: the measurements of each process, and their targets."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -140,7 +140,7 @@ def of_shares(summary: PerformanceSummary, l1_hits: int, before: TieredStats) ->
     """Return the share of the answers that came from each tier.
 
     Args:
-        summary: of the process.
+        summary: the summary of the process.
         l1_hits: requests that L1 answered.
         before: the cache's counts before the first request.
     """

@@ -1,4 +1,4 @@
-"""What one process does in a replay: it sends requests through a service, checks the answers, and measures."""
+"""The part of one process in a replay: it sends requests through a service, checks the answers, and measures."""
 
 import asyncio
 import time
@@ -27,7 +27,7 @@ from acgsperf.workbench.traces import Request
 
 __all__ = ["Load", "Measured", "Options", "Run", "cache_of", "l3_table", "nothing"]
 
-# Hits never wait, so a worker with only hits would block the event loop.
+# Hits never wait. A worker with only hits would block the event loop, so it pauses after this many requests.
 _TURN: Final = 64
 
 
@@ -36,7 +36,7 @@ def nothing(done: int) -> None:
 
 
 class Options(Struct, frozen=True):
-    """What the processes of a replay have in common, and the number of this one.
+    """The options that the processes of a replay share, and the number of this process.
 
     Attributes:
         database_url: the PostgreSQL with the origin, and L3 if there is one.
@@ -45,7 +45,7 @@ class Options(Struct, frozen=True):
         table: the table of the origin, and the namespace.
         concurrency: requests in flight.
         l1_size: entries of L1.
-        ttl: of the cache.
+        ttl: the ttl of the cache.
         patience: the seconds for which PostgreSQL may be unreachable.
         backplane: whether the processes tell each other what they write.
         process: this process, from 1.
@@ -132,7 +132,7 @@ def cache_of(options: Options) -> TieredCache[str]:
 
 
 class Measured(Struct, frozen=True):
-    """What one process measured; see `Report`."""
+    """The measurements of one process; see `Report`."""
 
     refused: int
     seconds: float
@@ -146,11 +146,11 @@ class Run:
     """One pass through the requests, with the measurements that the service does not take itself.
 
     Args:
-        options: of this process.
+        options: the options of this process.
         cache: its cache.
         origin: answers the misses.
         changed: the keys that are changed during the run; None for no writes.
-        pools: of the service.
+        pools: the connection pools of the service.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The writes of a replay: who changes which keys, and whether an answer was older than a write."""
+"""The writes of a replay: which process changes which keys, and whether an answer was older than a write."""
 
 import asyncio
 import time
@@ -19,8 +19,8 @@ from acgsperf.workbench.traces import Request
 
 __all__ = ["ALLOWED_LAG_S", "Acknowledged", "Check", "checked_answers", "spread", "total", "writer_of"]
 
-# A process that gets no records for this time notices it, and its L1 stops to answer. Until then, an answer may be
-# older than a write of another process.
+# If a process gets no records for this time, its L1 stops answering. Until then, an answer may be older than a write of
+# another process.
 ALLOWED_LAG_S: Final = TIMEOUT_S
 _PAUSE_S: Final = 0.01
 
@@ -101,7 +101,7 @@ class ChangedKeys:
         processes: how many there are.
 
     Attributes:
-        positions: of the addresses in the list of keys.
+        positions: the position of each address in the list of keys.
         acknowledged: the writes of this process, by key.
         writes: how often this process has changed a value.
         unacknowledged: how many of these writes some tier did not accept, or were not published.
@@ -127,7 +127,7 @@ class ChangedKeys:
         self._answers[position].extend((began_ns, version))
 
     async def write(self, cache: TieredCache[Any], origin: Origin) -> None:
-        """Change one key of this process after the other, until cancelled.
+        """Change the keys of this process, one after the other, until cancelled.
 
         The origin changes first, then the cache: by turns, the new value is set and the old one is deleted.
         """

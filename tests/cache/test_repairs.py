@@ -309,7 +309,7 @@ async def test_more_failed_writes_than_fit_end_in_a_cleared_cache(open_on, fault
         await cache.set(f"key {number}", number)
     assert cache.stats().unrepaired == 1
     (warning,) = (record.getMessage() for record in caplog.records if record.name == "acgsperf.cache")
-    expected = "more than 3 failed writes wait for a tier; it will be cleared when it answers again"
+    expected = "more than 3 failed writes wait for a repair; all tiers will be cleared when they answer"
     assert warning == f"cache {cache.namespace!r}: {expected}"
     await faults.end()
     await until(lambda: repaired(cache))
