@@ -30,19 +30,21 @@ class Found:
         entries: for each key the entry of the first tier that has a fresh one, or else the newest stale one.
         l2: the observation of a key in L2, if L2 had no fresh entry.
         l3: the same for L3.
+        reached: whether a tier has answered.
     """
 
-    __slots__ = ("began_at", "entries", "l2", "l3")
+    __slots__ = ("began_at", "entries", "l2", "l3", "reached")
 
     def __init__(self, began_at: int) -> None:
         self.began_at = began_at
         self.entries: dict[str, Entry] = {}
         self.l2: dict[str, Observation] = {}
         self.l3: dict[str, Observation] = {}
+        self.reached = False
 
     def answered(self, key: str) -> bool:
         """Whether a tier has answered for a key."""
-        return key in self.entries or key in self.l2 or key in self.l3
+        return self.reached or key in self.entries or key in self.l2 or key in self.l3
 
     def seen(self, key: str) -> Seen:
         """Return the observation of a key in each tier."""
@@ -195,6 +197,7 @@ class Lookup:
                 self.deadlines += 1
             return entry
         found = Found(began_at)
+        found.reached = not passed and self._tiers[0].is_answering
         if entry is not None:
             found.entries[key] = entry
         await self._go_on(found, [key], (), began_at, started, passed, observing=False)
@@ -216,6 +219,7 @@ class Lookup:
                 else:
                     found.entries = await tier.get_many(keys)
             passed = wait.passed
+            found.reached = not passed and tier.is_answering
             for key, entry in found.entries.items():
                 if self._staleness.is_fresh(entry):
                     self._keep(began_at, key, entry)
@@ -257,6 +261,7 @@ class Lookup:
         entries: dict[str, Entry] = {}
         with self._timer(started) as wait:
             entries, found.l3 = await self._look_up(l3, wanted, tags, observing)
+        found.reached = found.reached or (not wait.passed and l3.is_answering)
         if wait.passed or (not entries and self._deadline_passed(started)):
             self.deadlines += 1
             return

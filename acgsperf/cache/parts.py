@@ -1,6 +1,7 @@
 """The parts of a tiered cache, and how they are connected, opened and closed."""
 
 import math
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -127,21 +128,26 @@ class Parts:
         self.loading.flights.open()
 
     async def close(self) -> None:
-        """Cancel the loads, end the writes, leave the backplane, and close the tiers."""
-        try:
+        """Cancel the loads, end the writes, leave the backplane, and close the tiers: all of it, even if cancelled."""
+        async with AsyncExitStack() as stack:
+            # The last one comes first.
+            stack.callback(self.lookup.close)
+            stack.push_async_callback(self.lower_tiers.close)
+            stack.push_async_callback(self._leave)
+            stack.push_async_callback(self.lower_tiers.end_stores)
+            stack.push_async_callback(self.listener.close)
+            stack.push_async_callback(self.repairs.close)
+            stack.push_async_callback(self.writes.close)
             await self.loading.flights.close(_CLOSE_GRACE_S)
-            await self.writes.close()
-            await self.repairs.close()
-            await self.listener.close()
-            await self.lower_tiers.end_stores()
-            if self.backplane is not None:
-                await self.backplane.close()
-                self.l1.answer_until(math.inf)
-        finally:
+
+    async def _leave(self) -> None:
+        if self.backplane is not None:
             try:
-                await self.lower_tiers.close()
+                await self.backplane.close()
             finally:
-                self.lookup.close()
+                # What others write from now on is not heard of.
+                self.l1.verify_all()
+                self.l1.answer_until(math.inf)
 
 
 def _nothing(key: str) -> None:

@@ -409,7 +409,7 @@ class TieredCache(Generic[_V]):
         return await self._writes.expire_now(keys)
 
     async def expire_tag_now(self, tag: str) -> Written:
-        """`expire_now` for every value with a tag. If a tier did not do it, call it again: this is not repaired."""
+        """`expire_now` for every value with a tag. If a tier did not do it, a repair removes these values."""
         self._require_open()
         checked_tags((tag,))
         return await self._writes.expire_tag(tag)

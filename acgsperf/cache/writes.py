@@ -27,7 +27,10 @@ _Call = Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]]
 _TRIES: Final = 3
 # If L3 does not answer within this share of the deadline, L2 is written meanwhile.
 _HEAD_START: Final = 0.1
-_STORED: Final = WriteResult(Outcome.STORED)
+# Of a write that gives way to a later one, which also tells the other processes.
+_GAVE_WAY: Final = WriteResult(Outcome.STORED, published=True)
+# A stamp further ahead of the server's clock is an error of some clock. It decides about its own key only.
+_MAX_AHEAD_US: Final = 3_600_000_000
 _NOT_DONE: Final = WriteResult(Outcome.REFUSED)
 # After these outcomes, the tier has nothing older than the write.
 _SETTLED: Final = {Outcome.STORED, Outcome.REMOVED}
@@ -248,7 +251,8 @@ class Writes:
             if not newer or tries == _TRIES or time.monotonic() - started > self._longest_deadline:
                 break
             stamp = max(self._next_stamp(), max(newer.values()) + 1)
-            self._last_stamp = stamp
+            if stamp - self._lower_tiers.tiers[0].now_us() < _MAX_AHEAD_US:
+                self._last_stamp = stamp
             pending = {key: Write(done[key].entry, done[key].id, stamp) for key in newer}
             done = done | pending
         return done, l2, l3
@@ -309,7 +313,7 @@ class Writes:
                 wanted[key] = write
             else:
                 # The later write decides. If it fails, no tier may keep something older than this write.
-                results[key] = _STORED
+                results[key] = _GAVE_WAY
                 if write.stamp:
                     self._repairs.remove(key, Write(None, new_id(), write.stamp))
         return wanted

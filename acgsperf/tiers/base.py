@@ -282,6 +282,11 @@ class Tier(ABC):
             How many entries were deleted; None if the server refused the call, or did not answer all of it.
         """
 
+    @property
+    def is_answering(self) -> bool:
+        """Whether the last call has got an answer from the server."""
+        return True
+
     def now_us(self) -> int:
         """Return the time of the server's clock in microseconds since the epoch, for stamps."""
         return time.time_ns() // 1000

@@ -207,6 +207,10 @@ class ServerTier(Tier):
             return await self._read_after_write(keys)
         return await self._reads.get_many(keys)
 
+    @property
+    def is_answering(self) -> bool:
+        return self._breaker.state is _CLOSED and not self._breaker.failures_in_a_row
+
     def now_us(self) -> int:
         """Return the time of the server's clock in microseconds, later than any returned before."""
         self._last_stamp = max(self._last_stamp + 1, self.server_clock.now_us())

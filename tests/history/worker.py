@@ -150,12 +150,15 @@ class Worker:
         self._truth.close()
 
     async def _task(self, until: int) -> None:
+        from acgsperf.errors import LoadError
+
         names, weights = list(_WEIGHTS), list(_WEIGHTS.values())
         while now() < until:
             (name,) = self._random.choices(names, weights)
             try:
                 await self._operations[name]()
-            except SourceDownError:
+            except (SourceDownError, LoadError):
+                # With a lock, the failure of another process is shared.
                 pass
             except Exception as error:
                 # The checker reports it.
