@@ -31,16 +31,17 @@ class Found:
         l2: the observation of a key in L2, if L2 had no fresh entry.
         l3: the same for L3.
         reached: whether a tier has answered.
+        unasked: whether the deadline has passed before L3 was asked.
     """
 
-    __slots__ = ("began_at", "entries", "l2", "l3", "reached")
+    __slots__ = ("began_at", "entries", "l2", "l3", "reached", "unasked")
 
     def __init__(self, began_at: int) -> None:
         self.began_at = began_at
         self.entries: dict[str, Entry] = {}
         self.l2: dict[str, Observation] = {}
         self.l3: dict[str, Observation] = {}
-        self.reached = False
+        self.reached = self.unasked = False
 
     def answered(self, key: str) -> bool:
         """Whether a tier has answered for a key."""
@@ -152,7 +153,7 @@ class Lookup:
             if (entry := found.entries.get(key)) is None or not self._staleness.is_fresh(entry):
                 self._drop_unverified(key, found.began_at)
             return None
-        return self._l1.unverified(key)
+        return None if found.unasked else self._l1.unverified(key)
 
     def _drop_unverified(self, key: str, began_at: int) -> None:
         # What was written or loaded since the read began is newer than what the read has found.
@@ -241,6 +242,7 @@ class Lookup:
         if passed or (not found.entries and self._deadline_passed(started)):
             if wanted:
                 self.deadlines += 1
+                found.unasked = l2 is not None and l3 is not None
             return
         if not wanted:
             return
@@ -249,6 +251,7 @@ class Lookup:
                 found.l2 = await l2.observe(wanted, tags)
             if wait.passed:
                 self.deadlines += 1
+                found.unasked = l3 is not None
                 return
         if l3 is None:
             return
