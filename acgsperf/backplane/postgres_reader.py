@@ -30,14 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KEPT_S", "Log", "PostgresReader"]
 
-# asyncpg raises its internal error if the server ends a connection between two messages.
-_LOST_CONNECTION: Final = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    OSError,
-    TimeoutError,
-)
+# asyncpg raises its internal error if the server ends a connection between two messages. A TimeoutError is an OSError.
+_LOST = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 _log: Final = logging.getLogger("acgsperf.backplane")
 # How long records are kept after their transaction has committed.
 KEPT_S: Final = 60.0
@@ -248,7 +242,7 @@ class PostgresReader:
             except PoolerError as error:
                 self._turn_off(error)
                 return
-            except _LOST_CONNECTION as error:
+            except _LOST as error:
                 self._lost(error)
             except Exception:
                 _log.exception("postgres backplane at %s: unexpected error; connecting again", self.where)

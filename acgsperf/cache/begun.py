@@ -20,13 +20,17 @@ class Begun:
         # The number of the last write of a name, and how many are in flight.
         self._last: dict[str, tuple[int, int]] = {}
 
-    def begin(self, names: Iterable[str]) -> int:
+    def begin(self, names: Iterable[str], watched: Iterable[str] = ()) -> int:
         """Record that a write begins, and return its number.
 
         Args:
             names: what it writes, from `key_name`, `tag_name` and `ALL`.
+            watched: what else is remembered until it ends.
         """
         self._count += 1
+        for name in watched:
+            last, in_flight = self._last.get(name, (0, 0))
+            self._last[name] = last, in_flight + 1
         for name in names:
             in_flight = self._last.get(name, (0, 0))[1]
             self._last[name] = self._count, in_flight + 1

@@ -151,8 +151,11 @@ class Writes:
                 self._ordering.supersede(key)
             return dict.fromkeys(writes, Written(True, None, None, None))
         names = list(map(key_name, writes))
-        write = self._write_to_tiers(self._begun.begin(names), writes, kind, call or _write)
-        return await self._finish(names, self._ordering.writing(writes), partial(self._supersede, writes), write)
+        tags = {tag for write in writes.values() if write.entry is not None for tag in write.entry.tags}
+        watched = [ALL, *map(tag_name, tags)]
+        write = self._write_to_tiers(self._begun.begin(names, watched), writes, kind, call or _write)
+        supersede = partial(self._supersede, writes)
+        return await self._finish([*names, *watched], self._ordering.writing(writes), supersede, write)
 
     async def _finish_tag(self, tag: str, write: Coroutine[Any, Any, Written]) -> Written:
         names = [tag_name(tag)]
@@ -209,6 +212,10 @@ class Writes:
         for key, write in done.items():
             of_l2, of_l3 = l2.get(key), l3.get(key)
             self._repair(key, write, [of_l2, of_l3])
+            if self._is_invalidated(number, write):
+                # The write may have reached a tier after the invalidation that has begun after it.
+                self._repairs.remove(key, Write(None, new_id(), write.stamp + 1))
+                self._l1.remove(key)
             if not (_carried_out(of_l2) and _carried_out(of_l3)) and self._is_latest(number, key, write):
                 self._l1.remove(key)
             if not (of_l2 is not None and of_l2.published) and not (of_l3 is not None and of_l3.published):
@@ -242,12 +249,15 @@ class Writes:
         started = time.monotonic()
         for tries in range(1, _TRIES + 1):
             await self._write_once(number, pending, call, l2, l3)
-            newer = {
-                key: result.stamp
-                for key in pending
-                for result in (l2.get(key), l3.get(key))
-                if result is not None and result.outcome is Outcome.NEWER
-            }
+            newer: dict[str, int] = {}
+            for results in (l3, l2):
+                for key in pending:
+                    if (result := results.get(key)) is not None and result.outcome is Outcome.NEWER:
+                        if self._begun.is_latest(number, (key_name(key),)):
+                            newer[key] = max(result.stamp, newer.get(key, 0))
+                        else:
+                            # A later write of this process is there already.
+                            results[key] = _GAVE_WAY
             if not newer or tries == _TRIES or time.monotonic() - started > self._longest_deadline:
                 break
             stamp = max(self._next_stamp(), max(newer.values()) + 1)
@@ -274,15 +284,15 @@ class Writes:
         second, third = self._lower_tiers.l2, self._lower_tiers.l3
         if third is None or second is None:
             only, results = (second, l2) if third is None else (third, l3)
-            if only is not None and (wanted := self._still_wanted(number, writes, results)):
+            if only is not None and (wanted := self._still_wanted(number, only, writes, results)):
                 results.update(await call(only, wanted))
             return
-        wanted = self._still_wanted(number, writes, l3)
+        wanted = self._still_wanted(number, third, writes, l3)
         if wanted:
             first = asyncio.Task(_awaited(call(third, wanted)))
             await asyncio.wait((first,), timeout=self._longest_deadline * _HEAD_START)
             if not first.done():
-                early = self._still_wanted(number, writes, l2)
+                early = self._still_wanted(number, second, writes, l2)
                 l2.update(await call(second, early))
                 l3.update(await first)
                 # If L2 did not answer, it is repaired: the caller does not wait for it twice.
@@ -291,22 +301,28 @@ class Writes:
                     for key, write in early.items()
                     if l3[key].outcome in _SETTLED and l2[key].outcome in _SETTLED
                 }
-                again = self._still_wanted(number, again, l2)
-                if again:
-                    l2.update(await call(second, again))
+                wanted = self._still_wanted(number, second, again, l2)
+                if wanted:
+                    l2.update(await call(second, wanted))
                 return
             l3.update(first.result())
-        rest = {key: write for key, write in writes.items() if l3[key].outcome is not Outcome.NEWER}
+        rest = {
+            key: write
+            for key, write in writes.items()
+            if l3[key].outcome is not Outcome.NEWER or not self._begun.is_latest(number, (key_name(key),))
+        }
         for key in writes.keys() - rest.keys():
             l2.setdefault(key, _NOT_DONE)
-        wanted = self._still_wanted(number, rest, l2)
+        wanted = self._still_wanted(number, second, rest, l2)
         if wanted:
             l2.update(await call(second, wanted))
 
     def _still_wanted(
-        self, number: int, writes: Mapping[str, Write], results: dict[str, WriteResult]
-    ) -> dict[str, Write]:
-        """Return the writes that no later one of this process has superseded. The others count as done."""
+        self, number: int, tier: Tier, writes: Mapping[str, Write], results: dict[str, WriteResult]
+    ) -> Mapping[str, Write]:
+        """Return the writes for a tier. If it compares no stamps, an earlier write gives way to a later one."""
+        if tier.coherent:
+            return writes
         wanted = {}
         for key, write in writes.items():
             if self._is_latest(number, key, write):
@@ -314,13 +330,16 @@ class Writes:
             else:
                 # The later write decides. If it fails, no tier may keep something older than this write.
                 results[key] = _GAVE_WAY
-                if write.stamp:
-                    self._repairs.remove(key, Write(None, new_id(), write.stamp))
+                self._repairs.remove(key, Write(None, new_id(), write.stamp))
         return wanted
 
     def _is_latest(self, number: int, key: str, write: Write) -> bool:
+        return self._begun.is_latest(number, (key_name(key),)) and not self._is_invalidated(number, write)
+
+    def _is_invalidated(self, number: int, write: Write) -> bool:
+        """Whether this process has begun to invalidate a tag of a write, or to clear the cache, after the write."""
         tags = write.entry.tags if write.entry is not None else ()
-        return self._begun.is_latest(number, (ALL, key_name(key), *map(tag_name, tags)))
+        return not self._begun.is_latest(number, (ALL, *map(tag_name, tags)))
 
     def _next_stamp(self) -> int:
         """Return a stamp greater than every earlier one. All processes take it from the clock of the same server."""

@@ -446,6 +446,5 @@ class ServerTier(Tier):
                 queued = True
                 return await self._reads.get_many(keys)
         except TimeoutError:
-            # If it is queued, it is counted when the server has answered.
-            self._reads.misses += 0 if queued else len(keys)
+            self._reads.misses += 0 if queued else len(keys)  # if queued, counted when the server has answered
             return {}
