@@ -12,7 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 WHERE = "import acgsperf, json; print(json.dumps([acgsperf.IMPLEMENTATION, acgsperf.__file__]))"
-COMPILED = {"acgsperf/_core", "acgsperf/_native/canonical", "acgsperf/_native/envelope"}
+COMPILED = {
+    "acgsperf/_core",
+    "acgsperf/_native/canonical",
+    "acgsperf/_native/envelope",
+    "acgsperf/_native/read_path",
+}
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1", reason="the environment asks for no extensions"

