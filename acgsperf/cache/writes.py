@@ -25,7 +25,7 @@ _Call = Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]]
 
 # How often a write is tried if a tier has something with a greater stamp: the clock of another process is ahead.
 _TRIES: Final = 3
-# If L3 does not answer within this share of the deadline, L2 is written meanwhile.
+# If L3 does not answer within this share of the shorter deadline, L2 is written meanwhile.
 _HEAD_START: Final = 0.1
 # Of a write that gives way to a later one, which also tells the other processes.
 _GAVE_WAY: Final = WriteResult(Outcome.STORED, published=True)
@@ -76,6 +76,7 @@ class Writes:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_stamp = 0
         self._begun = Begun()
+        self._head_start_s: Final = _HEAD_START * min((tier.deadline for tier in lower_tiers.tiers), default=0.0)
         self._longest_deadline: Final = max((tier.deadline for tier in lower_tiers.tiers), default=0.0)
 
     async def close(self) -> None:
@@ -290,7 +291,7 @@ class Writes:
         wanted = self._still_wanted(number, third, writes, l3)
         if wanted:
             first = asyncio.Task(_awaited(call(third, wanted)))
-            await asyncio.wait((first,), timeout=self._longest_deadline * _HEAD_START)
+            await asyncio.wait((first,), timeout=self._head_start_s)
             if not first.done():
                 early = self._still_wanted(number, second, writes, l2)
                 l2.update(await call(second, early))
@@ -385,7 +386,7 @@ class Writes:
         if l2 is None:
             return None, await call_l3(l3)
         first = asyncio.Task(_awaited(call_l3(l3)))
-        await asyncio.wait((first,), timeout=self._longest_deadline * _HEAD_START)
+        await asyncio.wait((first,), timeout=self._head_start_s)
         if first.done():
             of_l3 = first.result()
             return await call_l2(l2, _carried_out(of_l3)), of_l3
