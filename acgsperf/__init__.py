@@ -13,10 +13,19 @@ from acgsperf._native.types import (
     CacheStats,
     EvictionReason,
     HistogramSnapshot,
+    PolicyStats,
     ValidatorStats,
     Verdict,
 )
-from acgsperf.dispatch import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
+from acgsperf.dispatch import (
+    IMPLEMENTATION,
+    AdaptiveCache,
+    BoundedCache,
+    HashValidator,
+    LatencyHistogram,
+    LRUCache,
+    Timer,
+)
 from acgsperf.errors import (
     AcgsperfError,
     CacheError,
@@ -51,9 +60,11 @@ __all__ = [
     "CONSTITUTIONAL_HASH",
     "IMPLEMENTATION",
     "AcgsperfError",
+    "AdaptiveCache",
     "Alert",
     "AlertKind",
     "AlertState",
+    "BoundedCache",
     "CacheError",
     "CacheHealth",
     "CacheStats",
@@ -73,6 +84,7 @@ __all__ = [
     "Monitor",
     "PerformanceService",
     "PerformanceSummary",
+    "PolicyStats",
     "PoolClosed",
     "PoolError",
     "PoolExists",

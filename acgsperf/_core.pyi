@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from types import GenericAlias
-from typing import Any, Final, Generic, Self, TypeVar, final, overload
+from typing import Any, Final, Generic, Literal, Self, TypeVar, final, overload
+
+from typing_extensions import disjoint_base
 
 from acgsperf._native.types import CacheStats, EvictionReason, HistogramSnapshot, ValidatorStats, Verdict
 
@@ -25,22 +27,18 @@ class HashValidator:
     def stats(self) -> ValidatorStats: ...
     def reset_stats(self) -> None: ...
 
-@final
-class LRUCache(Generic[_K, _V]):
+@disjoint_base
+class BoundedCache(Generic[_K, _V]):
     on_evict: Callable[[_K, _V, EvictionReason], object] | None
     answers_until: float | None
-    def __new__(
-        cls,
-        maxsize: int,
-        ttl: float | None = None,
-        *,
-        clock: Callable[[], float] | None = None,
-        on_evict: Callable[[_K, _V, EvictionReason], object] | None = None,
-    ) -> Self: ...
     @classmethod
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
     @property
     def maxsize(self) -> int: ...
+    @property
+    def maxweight(self) -> int | None: ...
+    @property
+    def weigher(self) -> Callable[[_K, _V], int] | None: ...
     @property
     def ttl(self) -> float | None: ...
     @overload
@@ -69,7 +67,7 @@ class LRUCache(Generic[_K, _V]):
     def clear(self) -> None: ...
     def expire(self) -> int: ...
     def expires_in(self, key: _K, /) -> float | None: ...
-    def resize(self, maxsize: int) -> None: ...
+    def resize(self, maxsize: int | None = None, *, maxweight: int | None = None) -> None: ...
     def keys(self) -> list[_K]: ...
     def values(self) -> list[_V]: ...
     def items(self) -> list[tuple[_K, _V]]: ...
@@ -83,6 +81,34 @@ class LRUCache(Generic[_K, _V]):
     def __reversed__(self) -> Iterator[_K]: ...
     def __len__(self) -> int: ...
     def __sizeof__(self) -> int: ...
+
+@final
+class LRUCache(BoundedCache[_K, _V]):
+    def __new__(
+        cls,
+        maxsize: int | None = None,
+        ttl: float | None = None,
+        *,
+        maxweight: int | None = None,
+        weigher: Callable[[_K, _V], int] | None = None,
+        clock: Callable[[], float] | None = None,
+        on_evict: Callable[[_K, _V, EvictionReason], object] | None = None,
+    ) -> Self: ...
+
+@final
+class AdaptiveCache(BoundedCache[_K, _V]):
+    def __new__(
+        cls,
+        maxsize: int | None = None,
+        ttl: float | None = None,
+        *,
+        policy: Literal["adaptive", "s3fifo", "lru"] = "adaptive",
+        maxweight: int | None = None,
+        weigher: Callable[[_K, _V], int] | None = None,
+        clock: Callable[[], float] | None = None,
+        on_evict: Callable[[_K, _V, EvictionReason], object] | None = None,
+        seed: int | None = None,
+    ) -> Self: ...
 
 @final
 class LatencyHistogram:

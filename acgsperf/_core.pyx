@@ -1,6 +1,6 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
-"""The compiled hot path: HashValidator, LRUCache, LatencyHistogram.
+"""The compiled hot path: HashValidator, LRUCache, AdaptiveCache, LatencyHistogram.
 
 Re-entrancy.  A user's __hash__, __eq__, __del__, clock and on_evict may call back into the object that called them, or
 let another thread do so.  Therefore user code that an operation needs runs before the operation reads any state.  After a
@@ -10,40 +10,46 @@ runs, and nowhere else.  So everything that can change is read and written insid
 """
 
 cimport cython
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, PyObject, PyObject_RichCompareBool
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.math cimport rint
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
 
 from acgsperf._native.hdr cimport (
     Counts, hdr_add, hdr_clamp, hdr_end, hdr_equal, hdr_first, hdr_free, hdr_init, hdr_mean, hdr_merge, hdr_percentile,
     hdr_reset, hdr_stddev,
 )
+from acgsperf._native.policy cimport (
+    Policy, policy_bytes, policy_clear, policy_hit, policy_insert, policy_miss, policy_prepare, policy_release,
+    policy_remove, policy_renumber, policy_reset_counters, policy_resize, policy_reweigh, policy_spare, policy_victim,
+)
 from acgsperf._native.python cimport (
     METH_FASTCALL, PyDescr_NewMethod, PyDict_SetItemString, PyErr_WriteUnraisable, PyList_New, PyList_SET_ITEM,
-    PyLong_AsLongLongAndOverflow, PyLong_Check, PyMethodDef, PyObject_CallFunctionObjArgs, PyTypeObject,
+    PyLong_AsLongLongAndOverflow, PyLong_Check, PyMethodDef, PyMethodDescrObject, PyObject_CallFunctionObjArgs, PyTypeObject,
     PyType_Modified, PyUnicode_1BYTE_KIND, Py_TPFLAGS_MAPPING, PyUnicode_Check, PyUnicode_CheckExact,
     PyUnicode_DATA, PyUnicode_GET_LENGTH, PyUnicode_KIND, inquiry, traverseproc, visitproc,
 )
+from acgsperf._native.shadows cimport SETTINGS, Shadows
 from acgsperf._native.table cimport (
     SMALLEST_CAPACITY, Slot, Table, ring_oldest, ring_push, ring_touch, ring_unlink, table_free, table_give_slot,
     table_home, table_index, table_init, table_rebuild, table_take_slot, table_unindex,
 )
 
 from collections.abc import Mapping, MutableMapping
+from dataclasses import replace
 from operator import index
 from types import GenericAlias
 
-from acgsperf._native import hdr_codec
+from acgsperf._native import arguments, hdr_codec
 from acgsperf._native.arguments import (
-    checked_callable, checked_hashes, checked_interval_ns, checked_maxsize, checked_percent, checked_time_ns,
-    checked_ttl_ns,
+    checked_bounds, checked_callable, checked_hashes, checked_interval_ns, checked_limits,
+    checked_percent, checked_policy, checked_seed, checked_time_ns, checked_ttl_ns, checked_weight,
 )
 from acgsperf._native.hdr_layout import Layout
 from acgsperf._native.types import (
-    CONSTITUTIONAL_HASH, CacheStats, EvictionReason, HistogramSnapshot, ValidatorStats, Verdict,
+    CONSTITUTIONAL_HASH, CacheStats, EvictionReason, HistogramSnapshot, ValidatorStats, Verdict, policy_stats,
 )
 
 cdef extern from "platform.h" nogil:
@@ -60,7 +66,9 @@ cdef uint64_t ONES = 0x0101010101010101
 cdef uint64_t HIGH_BITS = 0x8080808080808080
 cdef int64_t NEVER = INT64_MAX
 cdef object MISSING = object()
+cdef object METHOD = type(str.join)
 cdef object DEFAULT_TTL = Ellipsis
+cdef uint64_t HEAVIEST = arguments.HEAVIEST_SHARE
 cdef object SIZE = EvictionReason.SIZE
 cdef object EXPIRED = EvictionReason.EXPIRED
 cdef object MALFORMED_VERDICT = Verdict.MALFORMED
@@ -236,31 +244,57 @@ cdef struct Removed:
     bint expired
 
 
-@cython.final
+cdef struct Evicted:
+    Removed *entries
+    uint32_t count
+    uint32_t room
+    Removed first[4]
+
+
+cdef inline void evicted_init(Evicted *evicted) noexcept:
+    evicted.entries = evicted.first
+    evicted.count = 0
+    evicted.room = 4
+
+
+cdef bint evicted_reserve(Evicted *evicted) noexcept:
+    """Make sure that there is room for one more; False if there is no memory."""
+    cdef Removed *more
+    if evicted.count < evicted.room:
+        return True
+    more = <Removed *> PyMem_RawMalloc(4 * <size_t> evicted.room * sizeof(Removed))
+    if more == NULL:
+        return False
+    memcpy(more, evicted.entries, evicted.count * sizeof(Removed))
+    if evicted.entries != evicted.first:
+        PyMem_RawFree(evicted.entries)
+    evicted.entries = more
+    evicted.room *= 4
+    return True
+
+
+cdef inline void evicted_add(Evicted *evicted, Removed removed) noexcept:
+    evicted.entries[evicted.count] = removed
+    evicted.count += 1
+
+
 @cython.trashcan(True)
-cdef class LRUCache:
-    """LRUCache(maxsize, ttl=None, *, clock=None, on_evict=None)
+cdef class BoundedCache:
+    """BoundedCache()
 --
 
-    A mapping of bounded size that evicts the least recently used entry, and removes expired ones.
-
-    Operations on one key are O(1); `expire`, `resize`, `clear`, `keys`, `values` and `items` are O(n). Besides its key
-    and value, an entry takes 40 bytes, and 8 to 16 bytes of index. A stored None is a hit.
-
-    Args:
-        maxsize: the largest number of entries, 1 to 2**30.
-        ttl: seconds until an entry expires unless `set` says otherwise; None for never.
-        clock: returns seconds and never goes back; None for the system's monotonic clock.
-        on_evict: called with (key, value, reason) after an entry was removed by size or by expiry; may use the cache.
-            What it raises goes to `sys.unraisablehook`.
-
-    Raises:
-        TypeError, ValueError: if an argument is of the wrong type, or out of range.
+    What `LRUCache` and `AdaptiveCache` have in common; it cannot be created.
     """
 
     cdef Table table
     cdef uint64_t version
     cdef uint32_t _maxsize
+    # No limit is 0; `weight` is the sum of the weights.
+    cdef uint64_t _maxweight
+    cdef uint64_t weight
+    cdef readonly object weigher
+    # Chooses what is evicted. NULL for the least recently used entry.
+    cdef Policy *policy
     cdef int64_t ttl_ns
     cdef int64_t answers_until_ns
     cdef readonly object ttl
@@ -272,11 +306,30 @@ cdef class LRUCache:
     cdef uint64_t updates
     cdef uint64_t evictions
     cdef uint64_t expirations
+    cdef uint64_t rejections
     cdef object __weakref__
 
-    def __cinit__(self, maxsize, ttl=None, *, clock=None, on_evict=None):
+    def __cinit__(
+        self, maxsize=None, ttl=None, *, maxweight=None, weigher=None, clock=None, on_evict=None, policy=None, seed=None
+    ):
         table_init(&self.table)
-        self._maxsize = checked_maxsize(maxsize)
+        if type(self) is BoundedCache:
+            raise TypeError("cannot create 'acgsperf._core.BoundedCache' instances")
+        self._maxsize, self._maxweight = checked_bounds(maxsize, maxweight, weigher)
+        self.weigher = weigher
+        self.table.has_weights = weigher is not None
+        if policy is None:
+            policy = "lru" if type(self) is LRUCache else "adaptive"
+        setting = checked_policy(policy)
+        if setting is not None:
+            self.table.has_meta = True
+            self.policy = <Policy *> PyMem_RawCalloc(1, sizeof(Policy))
+            if self.policy == NULL:
+                raise MemoryError
+            self.policy.seed = checked_seed(seed)
+            self.policy.adaptive = policy == "adaptive"
+            self.policy.setting = setting
+            self.bound_policy()
         self.ttl_ns = ttl_to_ns(ttl)
         self.ttl = None if ttl is None else float(ttl) if self.ttl_ns != NEVER else float("inf")
         self.answers_until_ns = NEVER
@@ -285,12 +338,23 @@ cdef class LRUCache:
 
     def __dealloc__(self):
         release_entries(&self.table)
+        if self.policy != NULL:
+            policy_release(self.policy)
+            PyMem_RawFree(self.policy)
 
     @property
     def maxsize(self):
-        """The largest number of entries; `resize` changes it."""
+        """The largest number of entries; 2**30 if only the weight is limited; `resize` changes it."""
         with cython.critical_section(self):
             return self._maxsize
+
+    @property
+    def maxweight(self):
+        """The largest sum of weights, None for no limit; `resize` changes it."""
+        cdef uint64_t limit
+        with cython.critical_section(self):
+            limit = self._maxweight
+        return limit if limit else None
 
     @property
     def on_evict(self):
@@ -308,7 +372,7 @@ cdef class LRUCache:
 
     @on_evict.deleter
     def on_evict(self):
-        raise AttributeError("property 'on_evict' of 'LRUCache' object has no deleter")
+        raise AttributeError(f"property 'on_evict' of '{type(self).__name__}' object has no deleter")
 
     @property
     def answers_until(self):
@@ -331,8 +395,9 @@ cdef class LRUCache:
 
     @answers_until.deleter
     def answers_until(self):
-        raise AttributeError("property 'answers_until' of 'LRUCache' object has no deleter")
+        raise AttributeError(f"property 'answers_until' of '{type(self).__name__}' object has no deleter")
 
+    @cython.final
     cdef int64_t read_clock(self) except? -1:
         """Read the user's clock; 0 if there is none, because `is_expired` then reads the system's only if it must."""
         cdef double now
@@ -343,6 +408,7 @@ cdef class LRUCache:
             raise ValueError(f"clock must return seconds within 4e9 of zero, got {now!r}")
         return <int64_t> rint(now * 1e9)
 
+    @cython.final
     cdef inline bint is_expired(self, int64_t expires_ns, int64_t now_ns) noexcept:
         if expires_ns == NEVER:
             return False
@@ -353,16 +419,19 @@ cdef class LRUCache:
             return False
         return acgsperf_monotonic_ns() >= expires_ns
 
+    @cython.final
     cdef inline bint answers(self, uint32_t number, int64_t now_ns) noexcept:
         """Whether a read may return this entry: both its expiry and `answers_until` are later than now."""
         # The earlier of the two, so that the clock is read once for both.
         return not self.is_expired(min(self.table.slots[number].expires_ns, self.answers_until_ns), now_ns)
 
+    @cython.final
     cdef inline int64_t expiry(self, int64_t ttl_ns, int64_t now_ns) noexcept:
         if ttl_ns == NEVER:
             return NEVER
         return (now_ns if self.clock is not None else acgsperf_monotonic_ns()) + ttl_ns
 
+    @cython.final
     cdef uint32_t find(self, key, Py_hash_t hash) except? 0:
         """Return the slot of a key, or 0."""
         cdef uint64_t version = self.version
@@ -388,6 +457,7 @@ cdef class LRUCache:
                     return number
             i = (i + 1) & self.table.mask
 
+    @cython.final
     cdef uint32_t find_again(self, key, Py_hash_t hash) except? 0:
         """Do the same while comparisons change the table. No comparison is repeated, so that the search ends."""
         cdef list different = []
@@ -401,6 +471,7 @@ cdef class LRUCache:
             if self.version == version:
                 return number
 
+    @cython.final
     cdef uint32_t find_past(self, key, Py_hash_t hash, list different) except? 0:
         """Return the slot of a key, or 0; skip the keys known to be different, and add to them."""
         cdef uint64_t i, version
@@ -433,6 +504,7 @@ cdef class LRUCache:
                         return number
                 i = (i + 1) & self.table.mask
 
+    @cython.final
     cdef uint32_t slot_of(self, PyObject *stored, Py_hash_t hash) noexcept:
         """Return the slot that contains this key object, or 0."""
         cdef uint64_t i = table_home(&self.table, hash)
@@ -442,9 +514,14 @@ cdef class LRUCache:
             number = self.table.index[i]
         return number
 
-    cdef inline Removed detach(self, uint32_t number, bint expired) noexcept:
+    @cython.final
+    cdef inline Removed detach(self, uint32_t number, bint expired, bint for_room=False) noexcept:
         """Remove an entry; the caller owns its references."""
         cdef Removed removed
+        if self.policy != NULL:
+            policy_remove(self.policy, &self.table, number, for_room)
+        if self.table.has_weights:
+            self.weight -= self.table.weights[number]
         removed.key = self.table.slots[number].key
         removed.value = self.table.slots[number].value
         removed.expired = expired
@@ -454,13 +531,53 @@ cdef class LRUCache:
         self.version += 1
         return removed
 
+    @cython.final
     cdef Removed evict(self, uint32_t number, bint expired) noexcept:
         if expired:
             self.expirations += 1
         else:
             self.evictions += 1
-        return self.detach(number, expired)
+        return self.detach(number, expired, not expired)
 
+    @cython.final
+    cdef inline uint32_t victim(self) noexcept:
+        """Return the entry to evict next, 0 if there is none."""
+        if self.policy == NULL or self.table.used == 0:
+            return ring_oldest(&self.table)
+        return policy_victim(self.policy, &self.table)
+
+    @cython.final
+    cdef inline void touch(self, uint32_t number) noexcept:
+        """Note that an entry was used."""
+        if self.policy == NULL:
+            ring_touch(&self.table, number)
+        else:
+            policy_hit(self.policy, &self.table, number)
+
+    @cython.final
+    cdef bint rebuild(self, uint32_t capacity) noexcept:
+        """Move to room for more or fewer entries; False if there is no memory."""
+        if not table_rebuild(&self.table, capacity):
+            return False
+        if self.policy != NULL:
+            policy_renumber(self.policy)
+        self.version += 1
+        return True
+
+    @cython.final
+    cdef void bound_policy(self) noexcept:
+        """Let the policy start again with the present bounds."""
+        # If the weight is limited, the number of entries that fit is known when the cache is full.
+        policy_resize(
+            self.policy, &self.table, 0 if self._maxweight else self._maxsize,
+            self._maxweight if self._maxweight else self._maxsize)
+
+    @cython.final
+    cdef uint64_t weigh(self, key, value) except 0:
+        """Return the weight of an entry, 1 without a weigher. It runs the user's code."""
+        return 1 if self.weigher is None else checked_weight(self.weigher(key, value))
+
+    @cython.final
     cdef void dispose(self, Removed removed) noexcept:
         """Call the callback for an evicted entry and drop its references."""
         cdef PyObject *result
@@ -475,12 +592,22 @@ cdef class LRUCache:
                 PyErr_WriteUnraisable(<PyObject *> callback)
             Py_XDECREF(result)
 
+    @cython.final
+    cdef void dispose_evicted(self, Evicted *evicted) noexcept:
+        cdef uint32_t i
+        for i in range(evicted.count):
+            self.dispose(evicted.entries[i])
+        if evicted.entries != evicted.first:
+            PyMem_RawFree(evicted.entries)
+
+    @cython.final
     cdef void dispose_all(self, Removed *removed, Py_ssize_t count) noexcept:
         cdef Py_ssize_t i
         for i in range(count):
             self.dispose(removed[i])
         PyMem_RawFree(removed)
 
+    @cython.final
     cdef inline object lookup(self, key, Py_hash_t hash, int64_t now):
         # Most keys are in their home slot and are looked up with the object that was stored.
         cdef uint32_t number = self.table.index[table_home(&self.table, hash)]
@@ -495,12 +622,131 @@ cdef class LRUCache:
                 self.dispose(self.evict(number, True))
             return MISSING
         self.hits += 1
-        ring_touch(&self.table, number)
+        self.touch(number)
         return <object> self.table.slots[number].value
 
-    cdef inline int store(self, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now) except -1:
-        return self.place(self.find(key, hash), key, hash, value, ttl_ns, now)
+    @cython.final
+    cdef inline int store(
+        self, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now, uint64_t weight
+    ) except -1:
+        cdef uint32_t number = self.find(key, hash)
+        if self.policy != NULL or self.table.has_weights:
+            return self.place_by_policy(number, key, hash, value, ttl_ns, now, weight)
+        return self.place(number, key, hash, value, ttl_ns, now)
 
+    @cython.final
+    cdef int place_by_policy(
+        self, uint32_t number, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now, uint64_t weight
+    ) except -1:
+        """Do the same as `place` for a cache with a policy or with weights."""
+        cdef int64_t expires_ns = self.expiry(ttl_ns, now)
+        cdef Evicted evicted
+        cdef uint8_t meta = 0
+        cdef Slot *slot
+        cdef Removed removed
+        evicted_init(&evicted)
+        if self._maxweight and weight > self._maxweight // HEAVIEST:
+            self.rejections += 1
+            if number:
+                removed = self.detach(number, False)
+                Py_DECREF(<object> removed.value)
+                Py_DECREF(<object> removed.key)
+            return 0
+        if number and not self.is_expired(self.table.slots[number].expires_ns, now):
+            return self.exchange_value(number, value, expires_ns, now, weight)
+        if number:
+            evicted_add(&evicted, self.evict(number, True))
+        try:
+            if self.policy != NULL:
+                if not policy_prepare(self.policy, self.is_full(weight)):
+                    raise MemoryError
+                meta = policy_miss(self.policy, hash)
+                if not self.policy.timed:
+                    self.policy.timed = True
+                    self.policy.since_ns = acgsperf_monotonic_ns()
+            self.make_room(weight, 0, now, &evicted)
+            if self.table.used == self.table.capacity:
+                if not self.rebuild(min(self._maxsize, max(SMALLEST_CAPACITY, 2 * self.table.capacity))):
+                    raise MemoryError
+            number = table_take_slot(&self.table)
+            slot = &self.table.slots[number]
+            Py_INCREF(key)
+            Py_INCREF(value)
+            slot.key = <PyObject *> key
+            slot.value = <PyObject *> value
+            slot.hash = hash
+            slot.expires_ns = expires_ns
+            if self.table.has_weights:
+                self.table.weights[number] = weight
+                self.weight += weight
+            table_index(&self.table, number)
+            if self.policy == NULL:
+                ring_push(&self.table, number)
+            else:
+                policy_insert(self.policy, &self.table, number, meta)
+            self.version += 1
+            self.insertions += 1
+        finally:
+            self.dispose_evicted(&evicted)
+        return 0
+
+    @cython.final
+    cdef int exchange_value(self, uint32_t number, value, int64_t expires_ns, int64_t now, uint64_t weight) except -1:
+        """Give a fresh entry another value."""
+        cdef Slot *slot = &self.table.slots[number]
+        cdef PyObject *old = slot.value
+        cdef Evicted evicted
+        evicted_init(&evicted)
+        Py_INCREF(value)
+        slot.value = <PyObject *> value
+        slot.expires_ns = expires_ns
+        if self.table.has_weights:
+            if self.policy != NULL:
+                policy_reweigh(self.policy, &self.table, number, weight)
+            self.weight += weight - self.table.weights[number]
+            self.table.weights[number] = weight
+        self.touch(number)
+        self.updates += 1
+        try:
+            self.make_room(0, number, now, &evicted)
+        finally:
+            self.dispose_evicted(&evicted)
+            Py_DECREF(<object> old)
+        return 0
+
+    @cython.final
+    cdef inline bint is_full(self, uint64_t weight) noexcept:
+        """Whether there is no room for another entry."""
+        return self.table.used >= self._maxsize or (self._maxweight and self.weight + weight > self._maxweight)
+
+    @cython.final
+    cdef int make_room(self, uint64_t weight, uint32_t spared, int64_t now, Evicted *evicted) except -1:
+        """Evict what is too much beside a new entry of this weight, or beside a spared entry if the weight is 0."""
+        cdef uint32_t number
+        while (
+            self.table.used > self._maxsize - (weight > 0)
+            or (self._maxweight and self.weight + weight > self._maxweight)
+        ):
+            if self.policy != NULL and self._maxweight and not self.estimate_size():
+                raise MemoryError
+            if not evicted_reserve(evicted):
+                raise MemoryError
+            number = self.victim()
+            if number == spared:
+                policy_spare(self.policy, &self.table, number)
+                continue
+            evicted_add(evicted, self.evict(number, self.is_expired(self.table.slots[number].expires_ns, now)))
+        return 0
+
+    @cython.final
+    cdef bint estimate_size(self) noexcept:
+        """Tell the policy how many entries fit when the weights fill the cache; False if there is no memory."""
+        cdef uint32_t used = self.table.used
+        if used >= 2 * <uint64_t> self.policy.size or 2 * <uint64_t> used <= self.policy.size:
+            policy_resize(self.policy, &self.table, used, self._maxweight)
+        return policy_prepare(self.policy, True)
+
+    @cython.final
     cdef int place(self, uint32_t number, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now) except -1:
         """Store in the slot that `find` has just returned, or in a new one if that is 0."""
         cdef int64_t expires_ns = self.expiry(ttl_ns, now)
@@ -524,7 +770,7 @@ cdef class LRUCache:
             number = ring_oldest(&self.table)
             removed = self.evict(number, self.is_expired(self.table.slots[number].expires_ns, now))
         elif self.table.used == self.table.capacity:
-            if not table_rebuild(&self.table, min(self._maxsize, max(SMALLEST_CAPACITY, 2 * self.table.capacity))):
+            if not self.rebuild(min(self._maxsize, max(SMALLEST_CAPACITY, 2 * self.table.capacity))):
                 raise MemoryError
         number = table_take_slot(&self.table)
         slot = &self.table.slots[number]
@@ -558,7 +804,7 @@ cdef class LRUCache:
         return default
 
     def set(self, key, value, ttl=...):
-        """Store a value as the most recently used; if the cache is full, evict the least recently used entry.
+        """Store a value as the most recently used; if the cache is full, evict what the policy says.
 
         Args:
             key: any hashable.
@@ -570,12 +816,14 @@ cdef class LRUCache:
         """
         cdef int64_t ttl_ns = self.ttl_ns if ttl is DEFAULT_TTL else ttl_to_ns(ttl)
         cdef Py_hash_t hash = acgsperf_hash(key)
+        cdef uint64_t weight = self.weigh(key, value)
         with cython.critical_section(self):
-            self.store(key, hash, value, ttl_ns, self.read_clock())
+            self.store(key, hash, value, ttl_ns, self.read_clock(), weight)
 
     def setdefault(self, key, default=None, /):
         """Return the value of a key; if it is missing, expired or past `answers_until`, store `default` first."""
         cdef Py_hash_t hash = acgsperf_hash(key)
+        cdef uint64_t weight = self.weigh(key, default)
         cdef int64_t now
         cdef uint32_t number
         with cython.critical_section(self):
@@ -583,10 +831,13 @@ cdef class LRUCache:
             number = self.find(key, hash)
             if number and self.answers(number, now):
                 self.hits += 1
-                ring_touch(&self.table, number)
+                self.touch(number)
                 return <object> self.table.slots[number].value
             self.misses += 1
-            self.place(number, key, hash, default, self.ttl_ns, now)
+            if self.policy != NULL or self.table.has_weights:
+                self.place_by_policy(number, key, hash, default, self.ttl_ns, now, weight)
+            else:
+                self.place(number, key, hash, default, self.ttl_ns, now)
             return default
 
     def pop(self, key, default=..., /):
@@ -617,7 +868,7 @@ cdef class LRUCache:
         return default
 
     def popitem(self):
-        """Remove and return the least recently used fresh (key, value).
+        """Remove and return the fresh (key, value) that would be evicted next.
 
         Raises:
             KeyError: if there is none.
@@ -628,7 +879,7 @@ cdef class LRUCache:
         with cython.critical_section(self):
             now = self.read_clock()
             while True:
-                number = ring_oldest(&self.table)
+                number = self.victim()
                 if number == 0:
                     raise KeyError("popitem(): cache is empty")
                 if not self.is_expired(self.table.slots[number].expires_ns, now):
@@ -651,11 +902,14 @@ cdef class LRUCache:
         with cython.critical_section(self):
             old = self.table
             table_init(&self.table)
+            self.weight = 0
+            if self.policy != NULL:
+                policy_clear(self.policy)
             self.version += 1
         release_entries(&old)
 
     def expire(self):
-        """Remove every expired entry, least recently used first.
+        """Remove every expired entry, in the order of `keys`.
 
         Returns:
             How many were removed.
@@ -703,33 +957,42 @@ cdef class LRUCache:
                     return (expires_ns - now) / 1e9
         raise KeyError(key)
 
-    def resize(self, maxsize):
-        """Change the largest number of entries; if there are more, evict the least recently used ones.
+    def resize(self, maxsize=None, *, maxweight=None):
+        """Change the largest number of entries, the largest sum of weights, or both, and evict what is too much.
 
         Raises:
-            TypeError, ValueError: if `maxsize` is not an integer from 1 to 2**30; nothing has changed then.
+            TypeError, ValueError: if a limit is not an integer, is out of range, or is a weight and there is no weigher;
+                nothing has changed then.
         """
-        cdef uint32_t limit = checked_maxsize(maxsize)
+        cdef uint32_t limit
+        cdef uint64_t weight_limit
         cdef int64_t now
         cdef Py_ssize_t count = 0
         cdef uint32_t number
         cdef Removed *removed
+        limit, weight_limit = checked_limits(maxsize, maxweight, self.weigher)
         with cython.critical_section(self):
             now = self.read_clock()
             removed = <Removed *> PyMem_RawMalloc((self.table.used + 1) * sizeof(Removed))
             if removed == NULL:
                 raise MemoryError
-            self._maxsize = limit
-            while self.table.used > limit:
-                number = ring_oldest(&self.table)
+            if limit:
+                self._maxsize = limit
+            if weight_limit:
+                self._maxweight = weight_limit
+            while self.table.used > self._maxsize or (self._maxweight and self.weight > self._maxweight):
+                number = self.victim()
                 removed[count] = self.evict(number, self.is_expired(self.table.slots[number].expires_ns, now))
                 count += 1
-            if self.table.capacity > limit and table_rebuild(&self.table, limit):
-                self.version += 1
+            if self.table.capacity > self._maxsize:
+                self.rebuild(self._maxsize)
+            if self.policy != NULL:
+                self.bound_policy()
             self.dispose_all(removed, count)
 
+    @cython.final
     cdef list snapshot(self, bint of_keys, bint of_values):
-        """Return keys, values or pairs of the fresh entries, least recently used first."""
+        """Return keys, values or pairs of the fresh entries, in the order of the policy."""
         cdef int64_t now = self.read_clock()
         cdef uint64_t version
         cdef Py_ssize_t count, room
@@ -758,32 +1021,56 @@ cdef class LRUCache:
         return keys if of_keys else values
 
     def keys(self):
-        """Return a list of the fresh keys, least recently used first."""
+        """Return a list of the fresh keys, in the order of the policy: least recently used first for an `LRUCache`."""
         with cython.critical_section(self):
             return self.snapshot(True, False)
 
     def values(self):
-        """Return a list of the fresh values, least recently used first."""
+        """Return a list of the fresh values, in the order of `keys`."""
         with cython.critical_section(self):
             return self.snapshot(False, True)
 
     def items(self):
-        """Return a list of the fresh (key, value) pairs, least recently used first."""
+        """Return a list of the fresh (key, value) pairs, in the order of `keys`."""
         with cython.critical_section(self):
             return self.snapshot(True, True)
 
     def stats(self):
         """Return the counters since creation or `reset_stats`, and the size now."""
+        cdef Policy policy
+        cdef Shadows shadows
+        cdef int64_t now
+        cdef int i
+        shadows.samples = shadows.missed = 0
         with cython.critical_section(self):
-            return CacheStats(
-                self.hits, self.misses, self.insertions, self.updates, self.evictions, self.expirations,
-                self.table.used, self._maxsize,
-            )
+            if self.policy == NULL or not self.policy.adaptive:
+                return self.plain_stats(None)
+            now = acgsperf_monotonic_ns()
+            policy = self.policy[0]
+            if policy.shadows != NULL:
+                shadows = policy.shadows[0]
+            found = self.plain_stats(None)
+        if not policy.timed:
+            now = policy.since_ns
+        return replace(found, policy=policy_stats(
+            policy.setting, (now - policy.since_ns) / 1e9, policy.switches, shadows.samples, shadows.missed,
+            [shadows.misses[i] for i in range(SETTINGS)], found.hits, found.misses))
+
+    @cython.final
+    cdef object plain_stats(self, policy):
+        return CacheStats(
+            self.hits, self.misses, self.insertions, self.updates, self.evictions, self.expirations,
+            self.table.used, self._maxsize, self.weight if self.table.has_weights else None, self._maxweight or None,
+            self.rejections, policy,
+        )
 
     def reset_stats(self):
         """Set the counters to zero."""
         with cython.critical_section(self):
             self.hits = self.misses = self.insertions = self.updates = self.evictions = self.expirations = 0
+            self.rejections = 0
+            if self.policy != NULL:
+                policy_reset_counters(self.policy)
 
     def __getitem__(self, key, /):
         cdef Py_hash_t hash = acgsperf_hash(key)
@@ -795,8 +1082,9 @@ cdef class LRUCache:
 
     def __setitem__(self, key, value, /):
         cdef Py_hash_t hash = acgsperf_hash(key)
+        cdef uint64_t weight = self.weigh(key, value)
         with cython.critical_section(self):
-            self.store(key, hash, value, self.ttl_ns, self.read_clock())
+            self.store(key, hash, value, self.ttl_ns, self.read_clock(), weight)
 
     def __delitem__(self, key, /):
         cdef Py_hash_t hash = acgsperf_hash(key)
@@ -831,24 +1119,98 @@ cdef class LRUCache:
             return self.table.used
 
     def __sizeof__(self):
-        cdef size_t own = <size_t> LRUCache.__basicsize__
+        cdef size_t own = <size_t> BoundedCache.__basicsize__
+        cdef size_t slot = sizeof(Slot) + 8
         with cython.critical_section(self):
+            if self.table.has_meta:
+                slot += 1
+            if self.table.has_weights:
+                slot += 8
             if self.table.capacity:
-                own += (self.table.capacity + 1) * (sizeof(Slot) + 8) + (self.table.mask + 1) * sizeof(uint32_t)
+                own += (self.table.capacity + 1) * slot + (self.table.mask + 1) * sizeof(uint32_t)
+            if self.policy != NULL:
+                own += policy_bytes(self.policy)
         return own
 
     def __repr__(self):
         cdef uint32_t size, maxsize
         with cython.critical_section(self):
             size, maxsize = self.table.used, self._maxsize
-        return f"<LRUCache size={size} maxsize={maxsize} ttl={self.ttl}>"
+        return f"<{type(self).__name__} size={size} maxsize={maxsize} ttl={self.ttl}>"
 
     def __reduce__(self):
-        raise TypeError("cannot pickle 'LRUCache' object")
+        raise TypeError(f"cannot pickle '{type(self).__name__}' object")
 
     @classmethod
     def __class_getitem__(cls, item, /):
         return GenericAlias(cls, item)
+
+
+@cython.final
+@cython.trashcan(True)
+cdef class LRUCache(BoundedCache):
+    """LRUCache(maxsize=None, ttl=None, *, maxweight=None, weigher=None, clock=None, on_evict=None)
+--
+
+    A mapping of bounded size that evicts the least recently used entry, and removes expired ones.
+
+    Operations on one key are O(1); `expire`, `resize`, `clear`, `keys`, `values` and `items` are O(n). Besides its key
+    and value, an entry takes 40 bytes, and 8 to 16 bytes of index; 8 more with a weigher. A stored None is a hit.
+
+    Args:
+        maxsize: the largest number of entries, 1 to 2**30; None for no limit, if there is a `maxweight`.
+        ttl: seconds until an entry expires unless `set` says otherwise; None for never.
+        maxweight: the largest sum of the weights of all entries; None for no limit. A value that weighs more than a
+            quarter of it is not stored; an older value of its key is removed.
+        weigher: called with (key, value) when a value is set; returns its weight, an integer from 1 to 2**62; for example
+            `weigh_bytes`. None for 1.
+        clock: returns seconds and never goes back; None for the system's monotonic clock.
+        on_evict: called with (key, value, reason) after an entry was removed by size or by expiry; may use the cache.
+            What it raises goes to `sys.unraisablehook`.
+
+    Raises:
+        TypeError, ValueError: if an argument is of the wrong type, or out of range.
+    """
+
+    def __cinit__(self, maxsize=None, ttl=None, *, maxweight=None, weigher=None, clock=None, on_evict=None):
+        pass
+
+
+@cython.final
+@cython.trashcan(True)
+cdef class AdaptiveCache(BoundedCache):
+    """AdaptiveCache(maxsize=None, ttl=None, *, policy='adaptive', maxweight=None, weigher=None, clock=None, on_evict=None, seed=None)
+--
+
+    A mapping of bounded size that learns which entries to evict, and removes expired ones.
+
+    It has the interface of `LRUCache`. It evicts by one of six settings of two queues, and changes to another setting
+    when a sample of the requests shows that it would hit more often. `stats().policy` says which setting is on. See
+    docs/policy.md.
+
+    Operations on one key are O(1), amortized: an eviction may move other entries. `keys`, `values` and `items` list
+    first the entries that are known to be used again, then the new ones; in the order of use if the setting is "lru".
+    Beyond what an `LRUCache` takes, an entry takes at most 24 bytes from 500 entries on, and 8 from 16,384 on.
+
+    Args:
+        maxsize: as for `LRUCache`.
+        ttl: as for `LRUCache`.
+        policy: "adaptive"; "s3fifo" for one fixed setting that resists scans; "lru" for what `LRUCache` does.
+        maxweight: as for `LRUCache`.
+        weigher: as for `LRUCache`.
+        clock: as for `LRUCache`.
+        on_evict: as for `LRUCache`.
+        seed: an integer that chooses the sample, to repeat a measurement; None for a random one.
+
+    Raises:
+        TypeError, ValueError: if an argument is of the wrong type, or out of range.
+    """
+
+    def __cinit__(
+        self, maxsize=None, ttl=None, *, policy="adaptive", maxweight=None, weigher=None, clock=None, on_evict=None, seed=None
+    ):
+        # Only the base class, whose constructor has run, accepts None.
+        checked_policy(policy)
 
 
 cdef inline bint is_same_text(PyObject *one, PyObject *other) noexcept:
@@ -886,7 +1248,7 @@ cdef void release_entries(Table *table) noexcept:
     table_free(&detached)
 
 
-cdef object lru_get(LRUCache self, PyObject **args, Py_ssize_t count):
+cdef object lru_get(BoundedCache self, PyObject **args, Py_ssize_t count):
     cdef Py_hash_t hash
     if not 1 <= count <= 2:
         raise TypeError(f"get expected 1 or 2 arguments, got {count}")
@@ -903,7 +1265,7 @@ cdef inquiry clear_fields
 
 
 cdef int lru_traverse(PyObject *self, visitproc visit, void *arg) noexcept:
-    cdef Table *table = &(<LRUCache> <void *> self).table
+    cdef Table *table = &(<BoundedCache> <void *> self).table
     cdef uint32_t number
     cdef int stop
     if table.slots != NULL:
@@ -919,8 +1281,8 @@ cdef int lru_traverse(PyObject *self, visitproc visit, void *arg) noexcept:
 
 
 cdef int lru_clear(PyObject *self) noexcept:
-    (<LRUCache> <void *> self).version += 1
-    release_entries(&(<LRUCache> <void *> self).table)
+    (<BoundedCache> <void *> self).version += 1
+    release_entries(&(<BoundedCache> <void *> self).table)
     return clear_fields(self)
 
 
@@ -935,21 +1297,27 @@ Return the value of a key, which becomes the most recently used; `default` if it
 
 
 cdef complete_type(PyTypeObject *type):
-    """Give LRUCache what Cython has no syntax for.
+    """Give a class of caches what Cython has no syntax for.
 
-    The garbage collector must see the references in the table. A `get` without keywords is called 10 ns faster. `match`
-    recognizes a mapping by a flag.
+    The garbage collector must see the references in the table. A `get` without keywords is called 10 ns faster, and so is
+    a method that belongs to the class itself and not to its base class. `match` recognizes a mapping by a flag.
     """
     global traverse_fields, clear_fields
     traverse_fields, clear_fields = type.tp_traverse, type.tp_clear
     type.tp_traverse, type.tp_clear = lru_traverse, lru_clear
     type.tp_flags |= Py_TPFLAGS_MAPPING
+    for name, item in dict(BoundedCache.__dict__).items():
+        if isinstance(item, METHOD):
+            method = PyDescr_NewMethod(type, (<PyMethodDescrObject *> item).d_method)
+            PyDict_SetItemString(type.tp_dict, name.encode(), method)
     PyDict_SetItemString(type.tp_dict, "get", PyDescr_NewMethod(type, &get_method))
     PyType_Modified(type)
 
 
 complete_type(<PyTypeObject *> LRUCache)
-MutableMapping.register(LRUCache)
+complete_type(<PyTypeObject *> AdaptiveCache)
+complete_type(<PyTypeObject *> BoundedCache)
+MutableMapping.register(BoundedCache)
 
 
 @cython.final

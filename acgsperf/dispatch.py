@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 __all__ = [
     "IMPLEMENTATION",
+    "AdaptiveCache",
+    "BoundedCache",
     "HashValidator",
     "LRUCache",
     "LatencyHistogram",
@@ -46,7 +48,15 @@ def _warn(reason: ImportError) -> None:
 _READER = "acgsperf._native.envelope"
 
 if TYPE_CHECKING:
-    from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
+    from acgsperf._core import (
+        IMPLEMENTATION,
+        AdaptiveCache,
+        BoundedCache,
+        HashValidator,
+        LatencyHistogram,
+        LRUCache,
+        Timer,
+    )
     from acgsperf._native.canonical import canonical, fingerprint, request_key
     from acgsperf._native.envelope import unseal_many
     from acgsperf._native.read_path import ReadPath
@@ -55,7 +65,15 @@ else:
     _pure = os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" or find_spec("acgsperf._native.built_pure") is not None
     if not _pure:
         try:
-            from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
+            from acgsperf._core import (
+                IMPLEMENTATION,
+                AdaptiveCache,
+                BoundedCache,
+                HashValidator,
+                LatencyHistogram,
+                LRUCache,
+                Timer,
+            )
             from acgsperf._native.canonical import canonical, fingerprint, request_key
             from acgsperf._native.read_path import ReadPath
 
@@ -66,7 +84,15 @@ else:
             _pure = True
     if _pure:
         from acgsperf._native.canonical_py import canonical, fingerprint, request_key
-        from acgsperf._native.core_py import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
+        from acgsperf._native.core_py import (
+            IMPLEMENTATION,
+            AdaptiveCache,
+            BoundedCache,
+            HashValidator,
+            LatencyHistogram,
+            LRUCache,
+            Timer,
+        )
         from acgsperf._native.read_path_py import ReadPath
 
     def __getattr__(name: str) -> object:

@@ -6,13 +6,20 @@ Each check returns the value in the form in which it is used, and raises with th
 import math
 import re
 from collections.abc import Callable, Iterable
+from hashlib import blake2b
 from itertools import repeat
 from operator import index
+from os import urandom
 from typing import Any, Final, SupportsFloat, SupportsIndex, TypeVar, cast
 
 from acgsperf._native.types import HASH_LENGTH, MAX_ENTRIES
 
 LONGEST_NS: Final = 2**62
+MAX_WEIGHT: Final = 2**62
+# A cache with a `maxweight` keeps no entry that is heavier than this fraction of it.
+HEAVIEST_SHARE: Final = 4
+# By policy the number of the first of `SETTINGS`.
+POLICIES: Final = {"adaptive": 1, "s3fifo": 3, "lru": None}
 MOST_HASHES: Final = 16
 MOST_CORRECTIONS: Final = 10_000_000
 HEXADECIMAL: Final = re.compile(rf"[0-9a-f]{{{HASH_LENGTH}}}")
@@ -130,6 +137,55 @@ def checked_maxsize(maxsize: SupportsIndex, name: str = "maxsize") -> int:
     if not 1 <= size <= MAX_ENTRIES:
         raise ValueError(f"{name} must be between 1 and {MAX_ENTRIES}, got {size!r}")
     return size
+
+
+def checked_weight(weight: SupportsIndex) -> int:
+    """Accept what a weigher returned."""
+    try:
+        number = checked_int("weight", weight)
+    except TypeError:
+        raise TypeError(f"weigher must return an integer, got {weight!r}") from None
+    if not 1 <= number <= MAX_WEIGHT:
+        raise ValueError(f"weigher must return an integer from 1 to 2**62, got {weight!r}")
+    return number
+
+
+def checked_limits(maxsize: SupportsIndex | None, maxweight: SupportsIndex | None, weigher: object) -> tuple[int, int]:
+    """Accept the limits of a cache, at least one of them; 0 stands for None."""
+    if maxsize is None and maxweight is None:
+        raise TypeError("maxsize must be an integer, got None; it can be left out if maxweight is given")
+    size = 0 if maxsize is None else checked_maxsize(maxsize)
+    weight = 0
+    if maxweight is not None:
+        weight = checked_int("maxweight", maxweight)
+        if not 1 <= weight <= MAX_WEIGHT:
+            raise ValueError(f"maxweight must be between 1 and {MAX_WEIGHT}, got {maxweight!r}")
+        if weigher is None:
+            raise TypeError("maxweight needs a weigher")
+    return size, weight
+
+
+def checked_bounds(maxsize: SupportsIndex | None, maxweight: SupportsIndex | None, weigher: object) -> tuple[int, int]:
+    """Accept the bounds of a new cache."""
+    checked_callable("weigher", cast("Callable[..., object] | None", weigher))
+    size, weight = checked_limits(maxsize, maxweight, weigher)
+    return size or MAX_ENTRIES, weight
+
+
+def checked_policy(policy: str) -> int | None:
+    """Accept the name of a policy; return the setting with which it starts, None for one without settings."""
+    if not isinstance(policy, str):
+        raise TypeError(f"policy must be a str, got {policy!r}")
+    if policy not in POLICIES:
+        raise ValueError(f"policy must be one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
+    return POLICIES[policy]
+
+
+def checked_seed(seed: SupportsIndex | None) -> int:
+    """Accept an integer; return 64 bits of it, or random ones for None."""
+    if seed is None:
+        return int.from_bytes(urandom(8), "little")
+    return int.from_bytes(blake2b(str(checked_int("seed", seed)).encode(), digest_size=8).digest(), "little")
 
 
 def checked_ttl_ns(ttl: SupportsFloat | None) -> int | None:

@@ -57,7 +57,7 @@ def atomic(function: Callable[_P, _R]) -> Callable[_P, _R]:
 _FINISHED: Final[set[type]] = set()
 
 
-class _Immutable(type):
+class Immutable(type):
     """The type of classes whose attributes cannot be set or deleted after `finish`."""
 
     def __setattr__(cls, name: str, value: object) -> None:
@@ -73,7 +73,7 @@ class _Immutable(type):
             raise TypeError(f"cannot set {name!r} attribute of immutable type '{qualified(cls)}'")
 
 
-class FinalType(metaclass=_Immutable):
+class FinalType(metaclass=Immutable):
     """Refuses subclasses of its subclasses, and pickling, as the compiled types do."""
 
     __slots__ = ()
@@ -91,7 +91,7 @@ def qualified(kind: type) -> str:
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
 
 
-def finish(kind: type[FinalType], module: str) -> None:
+def finish(kind: Immutable, module: str) -> None:
     """Give a class the module of its twin, and signatures without annotations; nothing can change it from now on."""
     kind.__module__ = module
     for attribute in vars(kind).values():

@@ -2,15 +2,25 @@
 
 from typing import Final
 
+from acgsperf._native.adaptive_py import AdaptiveCache
 from acgsperf._native.atomic import finish
+from acgsperf._native.bounded_py import BoundedCache
 from acgsperf._native.histogram_py import LatencyHistogram, Timer
 from acgsperf._native.lru_py import LRUCache
 from acgsperf._native.validator_py import HashValidator
 
-__all__ = ["IMPLEMENTATION", "HashValidator", "LRUCache", "LatencyHistogram", "Timer"]
+__all__ = [
+    "IMPLEMENTATION",
+    "AdaptiveCache",
+    "BoundedCache",
+    "HashValidator",
+    "LRUCache",
+    "LatencyHistogram",
+    "Timer",
+]
 
 IMPLEMENTATION: Final = "python"
 
 # The twin of `_core` is this module, in however many files.
-for _class in (HashValidator, LRUCache, LatencyHistogram, Timer):
+for _class in (HashValidator, BoundedCache, LRUCache, AdaptiveCache, LatencyHistogram, Timer):
     finish(_class, __name__)

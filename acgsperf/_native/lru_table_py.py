@@ -1,4 +1,4 @@
-"""The entries of an `LRUCache` in pure Python: a table by hash, in order of use, with counters.
+"""The entries of a cache in pure Python: a table by hash, in order of use, with counters.
 
 A caller reads the version of the table, prepares a change, and commits it in one atomic step if the version is still
 the same; else it starts again. See `atomic`.
@@ -12,20 +12,28 @@ from typing import Any, Final
 from acgsperf._native.atomic import atomic, exclusive
 
 # Places in the list of counters; the last one counts what is not reported.
-HITS, MISSES, INSERTIONS, UPDATES, EVICTIONS, EXPIRATIONS, UNCOUNTED = range(7)
-COUNTERS: Final = 7
+HITS, MISSES, INSERTIONS, UPDATES, EVICTIONS, EXPIRATIONS, REJECTIONS, UNCOUNTED = range(8)
+COUNTERS: Final = 8
+
+
+class Token:
+    """What a policy knows an entry by. It stays when an update replaces the entry."""
+
+    __slots__ = ()
 
 
 class Entry:
     """What the cache holds for one key. It never changes: an update puts a new entry in its place."""
 
-    __slots__ = ("expires_ns", "hash", "key", "value")
+    __slots__ = ("expires_ns", "hash", "key", "token", "value", "weight")
 
-    def __init__(self, key: Any, key_hash: int, value: Any, expires_ns: int) -> None:
+    def __init__(self, key: Any, key_hash: int, value: Any, expires_ns: int, weight: int = 1) -> None:
         self.key = key
         self.hash = key_hash
         self.value = value
         self.expires_ns = expires_ns
+        self.weight = weight
+        self.token: Token | None = None
 
 
 Bucket = tuple[Entry, ...]
@@ -39,13 +47,17 @@ class Table:
     own code: the order knows entries by identity.
     """
 
-    __slots__ = ("_by_hash", "_counters", "_order", "maxsize", "size", "version")
+    __slots__ = ("_by_hash", "_by_token", "_counters", "_order", "maxsize", "maxweight", "size", "version", "weight")
 
-    def __init__(self, maxsize: int) -> None:
+    def __init__(self, maxsize: int, maxweight: int) -> None:
         self.maxsize = maxsize
+        # 0 is no limit.
+        self.maxweight = maxweight
         self.size = 0
+        self.weight = 0
         self.version = 0
         self._by_hash: dict[int, Bucket] = {}
+        self._by_token: dict[Token, Entry] = {}
         self._order: OrderedDict[Entry, None] = OrderedDict()
         self._counters = [0] * COUNTERS
 
@@ -86,6 +98,10 @@ class Table:
             else:
                 return bucket, None
 
+    def of_token(self, token: Token) -> Entry | None:
+        """Return the entry that a policy knows by a token, None if it was removed."""
+        return self._by_token.get(token)
+
     @atomic
     def hit(self, entry: Entry) -> bool:
         """Count a hit and make the entry the most recently used; False if it is no longer in the cache."""
@@ -111,6 +127,7 @@ class Table:
         bucket: Bucket,
         counted: tuple[int, int, int],
         maxsize: int = 0,
+        maxweight: int = 0,
     ) -> bool:
         """Remove an entry, insert another, and count, all at once.
 
@@ -122,6 +139,7 @@ class Table:
             bucket: the bucket of its hash afterwards.
             counted: which counters to increment.
             maxsize: the new one, 0 to keep it.
+            maxweight: the new one, 0 to keep it.
 
         Returns:
             False, and nothing has changed, if the cache is of another version.
@@ -130,24 +148,33 @@ class Table:
             return False
         order = self._order
         by_hash = self._by_hash
+        by_token = self._by_token
         counters = self._counters
         first, second, third = counted
         if new is not None:
             order[new] = None
             by_hash[new.hash] = bucket
             self.size += 1
+            self.weight += new.weight
         if old is not None:
+            if old.token is not None:
+                del by_token[old.token]
             del order[old]
             if rest:
                 by_hash[old.hash] = rest
             else:
                 del by_hash[old.hash]
             self.size -= 1
+            self.weight -= old.weight
+        if new is not None and new.token is not None:
+            by_token[new.token] = new
         counters[first] += 1
         counters[second] += 1
         counters[third] += 1
         if maxsize:
             self.maxsize = maxsize
+        if maxweight:
+            self.maxweight = maxweight
         self.version = version + 1
         return True
 
@@ -179,33 +206,55 @@ class Table:
         return self.exchange(version, entry, self.without(entry), None, (), (first, second, UNCOUNTED))
 
     @atomic
-    def empty(self, order: OrderedDict[Entry, None], by_hash: dict[int, Bucket]) -> object:
+    def empty(
+        self, order: OrderedDict[Entry, None], by_hash: dict[int, Bucket], by_token: dict[Token, Entry]
+    ) -> object:
         """Continue with empty containers; return the full ones."""
         old_order = self._order
         old_by_hash = self._by_hash
+        old_by_token = self._by_token
         self._order = order
         self._by_hash = by_hash
+        self._by_token = by_token
         self.size = 0
+        self.weight = 0
         self.version += 1
         # The caller drops them: the end of a value may run code that uses the cache.
-        return old_order, old_by_hash
+        return old_order, old_by_hash, old_by_token
+
+    def has_room(self, weight: int) -> bool:
+        """Whether a new entry of this weight fits; if it is 0, whether what is here fits."""
+        if self.maxweight and self.weight + weight > self.maxweight:
+            return False
+        return self.size < self.maxsize if weight else self.size <= self.maxsize
 
     @atomic
-    def limit(self, maxsize: int) -> int:
-        """Change the size unless there are more entries; return how many there are."""
+    def limit(self, maxsize: int, maxweight: int) -> tuple[int, int]:
+        """Change the bounds unless there is too much for them, 0 to keep one; return the present size and weight."""
         size = self.size
-        if size <= maxsize:
+        weight = self.weight
+        fits = True
+        if maxsize and size > maxsize:
+            fits = False
+        if maxweight and weight > maxweight:
+            fits = False
+        if fits and maxsize:
             self.maxsize = maxsize
+        if fits and maxweight:
+            self.maxweight = maxweight
+        if fits:
             self.version += 1
-        return size
+        return size, weight
 
     @atomic
-    def counts(self) -> tuple[list[int], int, int]:
-        """Return the counters, the number of entries, and the largest number."""
+    def counts(self) -> tuple[list[int], int, int, int, int]:
+        """Return the counters, the number and weight of the entries, and their bounds."""
         counters = [*self._counters]
         size = self.size
+        weight = self.weight
         maxsize = self.maxsize
-        return counters, size, maxsize
+        maxweight = self.maxweight
+        return counters, size, weight, maxsize, maxweight
 
     @exclusive
     def reset_counters(self) -> None:
@@ -217,4 +266,10 @@ class Table:
 
     def __sizeof__(self) -> int:
         entries = self.size * getsizeof(_SAMPLE)
-        return object.__sizeof__(self) + getsizeof(self._order) + getsizeof(self._by_hash) + entries
+        return (
+            object.__sizeof__(self)
+            + getsizeof(self._order)
+            + getsizeof(self._by_hash)
+            + getsizeof(self._by_token)
+            + entries
+        )

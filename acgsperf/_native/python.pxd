@@ -14,6 +14,8 @@ cdef extern from "Python.h":
         void *ml_meth
         int ml_flags
         const char *ml_doc
+    ctypedef struct PyMethodDescrObject:
+        PyMethodDef *d_method
     ctypedef struct PyTypeObject:
         traverseproc tp_traverse
         inquiry tp_clear

@@ -11,7 +11,7 @@ The `table_` functions do not depend on the order. The `ring_` functions do not 
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.object cimport PyObject
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
     SMALLEST_CAPACITY = 8
@@ -33,12 +33,17 @@ cdef struct Table:
     Slot *slots
     Link *ring
     uint32_t *index
+    # A byte and a weight for each slot, if `has_meta` and `has_weights`; else NULL.
+    uint8_t *meta
+    uint64_t *weights
     uint64_t mask
     int shift
     uint32_t capacity
     uint32_t used
     uint32_t unused_from
     uint32_t free
+    bint has_meta
+    bint has_weights
 
 
 cdef extern from *:
@@ -52,7 +57,10 @@ cdef extern from *:
 
 
 cdef inline void table_init(Table *table) noexcept nogil:
+    """Make a table empty; `has_meta` and `has_weights` stay."""
     table.slots = NULL
+    table.meta = NULL
+    table.weights = NULL
     table.ring = <Link *> acgsperf_no_ring
     table.index = acgsperf_no_index
     table.mask = 1
@@ -67,6 +75,8 @@ cdef inline void table_free(Table *table) noexcept nogil:
         PyMem_RawFree(table.slots)
         PyMem_RawFree(table.ring)
         PyMem_RawFree(table.index)
+        PyMem_RawFree(table.meta)
+        PyMem_RawFree(table.weights)
     table_init(table)
 
 
@@ -129,6 +139,15 @@ cdef inline void ring_push(Table *table, uint32_t number) noexcept nogil:
     table.ring[0].older = number
 
 
+cdef inline void ring_insert(Table *table, uint32_t number, uint32_t newer) noexcept nogil:
+    """Put an unlinked slot before another one; before 0 it is the newest."""
+    cdef uint32_t older = table.ring[newer].older
+    table.ring[number].newer = newer
+    table.ring[number].older = older
+    table.ring[older].newer = number
+    table.ring[newer].older = number
+
+
 cdef inline void ring_unlink(Table *table, uint32_t number) noexcept nogil:
     cdef Link link = table.ring[number]
     table.ring[link.newer].older = link.older
@@ -151,6 +170,8 @@ cdef inline bint table_rebuild(Table *table, uint32_t capacity) noexcept nogil:
     cdef uint64_t width = 2
     cdef uint32_t number, copy
     table_init(&new)
+    new.has_meta = table.has_meta
+    new.has_weights = table.has_weights
     new.shift = 63
     while width < 2 * <uint64_t> capacity:
         width *= 2
@@ -159,16 +180,29 @@ cdef inline bint table_rebuild(Table *table, uint32_t capacity) noexcept nogil:
     new.slots = <Slot *> PyMem_RawCalloc(<size_t> capacity + 1, sizeof(Slot))
     new.ring = <Link *> PyMem_RawCalloc(<size_t> capacity + 1, sizeof(Link))
     new.index = <uint32_t *> PyMem_RawCalloc(width, sizeof(uint32_t))
-    if new.slots == NULL or new.ring == NULL or new.index == NULL:
+    if new.has_meta:
+        new.meta = <uint8_t *> PyMem_RawCalloc(<size_t> capacity + 1, sizeof(uint8_t))
+    if new.has_weights:
+        new.weights = <uint64_t *> PyMem_RawCalloc(<size_t> capacity + 1, sizeof(uint64_t))
+    if (
+        new.slots == NULL or new.ring == NULL or new.index == NULL
+        or (new.has_meta and new.meta == NULL) or (new.has_weights and new.weights == NULL)
+    ):
         PyMem_RawFree(new.slots)
         PyMem_RawFree(new.ring)
         PyMem_RawFree(new.index)
+        PyMem_RawFree(new.meta)
+        PyMem_RawFree(new.weights)
         return False
     new.capacity = capacity
     number = ring_oldest(table)
     while number:
         copy = table_take_slot(&new)
         new.slots[copy] = table.slots[number]
+        if new.has_meta:
+            new.meta[copy] = table.meta[number]
+        if new.has_weights:
+            new.weights[copy] = table.weights[number]
         table_index(&new, copy)
         ring_push(&new, copy)
         number = table.ring[number].newer

@@ -1,6 +1,7 @@
 """Constants and plain values that both implementations of the core share."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Final
 
@@ -41,9 +42,70 @@ class ValidatorStats:
         return self.valid + self.mismatched + self.malformed
 
 
+# The settings of an `AdaptiveCache`, in the order of their numbers.
+SETTING_NAMES: Final = ("scan", "frequency", "recency", "s3fifo", "history", "lru")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStats:
+    """What an `AdaptiveCache` with the policy "adaptive" does now.
+
+    Attributes:
+        setting: the name of the setting that is on.
+        seconds: how long it has been on.
+        switches: how often the setting has changed.
+        samples: how many requests the shadow caches have seen.
+        hit_rates: by setting, the estimated hit rate if it had been on all the time, from the same requests as
+            `CacheStats.hit_rate`; empty if too few requests were seen.
+    """
+
+    setting: str
+    seconds: float
+    switches: int
+    samples: int
+    hit_rates: dict[str, float]
+
+
+def policy_stats(
+    setting: int,
+    seconds: float,
+    switches: int,
+    samples: int,
+    missed: int,
+    shadow_misses: Sequence[int],
+    hits: int,
+    misses: int,
+) -> PolicyStats:
+    """Return what a cache reports, from what both implementations count.
+
+    Args:
+        setting: the number of the setting.
+        seconds: how long it has been on.
+        switches: how often it has changed.
+        samples: how many requests the shadow caches have seen.
+        missed: how many of the sampled keys the cache has missed.
+        shadow_misses: the same of each shadow cache.
+        hits: of the cache, for all keys.
+        misses: the same.
+    """
+    rates = {}
+    if missed and hits + misses:
+        # A setting whose shadow cache has missed half as often as the cache itself would have halved the misses.
+        rate = misses / (hits + misses) / missed
+        rates = {name: max(0.0, 1 - rate * n) for name, n in zip(SETTING_NAMES, shadow_misses, strict=True)}
+    return PolicyStats(SETTING_NAMES[setting], seconds, switches, samples, rates)
+
+
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """Counters of an `LRUCache` since its creation or last reset, and its size now."""
+    """Counters of an `LRUCache` or `AdaptiveCache` since its creation or last reset, and its size now.
+
+    Attributes:
+        weight: the sum of the weights now, None without a weigher.
+        maxweight: its limit, None for no limit.
+        rejections: how many values were too heavy to be stored.
+        policy: what the policy does, None if it is fixed. Ignored by comparisons.
+    """
 
     hits: int
     misses: int
@@ -53,6 +115,10 @@ class CacheStats:
     expirations: int
     size: int
     maxsize: int
+    weight: int | None = None
+    maxweight: int | None = None
+    rejections: int = 0
+    policy: PolicyStats | None = field(default=None, compare=False)
 
     @property
     def hit_rate(self) -> float:

@@ -22,6 +22,52 @@ MODULES = {
 }
 
 
+# The classes of caches, and with which arguments the tests create them.
+CACHES = {
+    "LRUCache": ("LRUCache", {}),
+    "AdaptiveCache:lru": ("AdaptiveCache", {"policy": "lru"}),
+    "AdaptiveCache:s3fifo": ("AdaptiveCache", {"policy": "s3fifo"}),
+    "AdaptiveCache": ("AdaptiveCache", {}),
+}
+IN_ORDER_OF_USE = ("LRUCache", "AdaptiveCache:lru")
+
+
+class Caches:
+    """One class of caches of one implementation; `create` creates one.
+
+    Attributes:
+        core: the implementation.
+        kind: the class.
+        variant: the class and how its caches are created, as the scripts in isolated/ expect it.
+        in_order: whether its caches evict in the order of use.
+    """
+
+    def __init__(self, core: ModuleType, variant: str) -> None:
+        name, self._arguments = CACHES[variant]
+        self.core = core
+        self.kind = getattr(core, name)
+        self.variant = f"{core.__name__} {variant}"
+        self.in_order = variant in IN_ORDER_OF_USE
+
+    def create(self, *args, **kwargs):
+        return self.kind(*args, **self._arguments, **kwargs)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test with the fixture `caches` for each class, or for those that evict in the order of use."""
+    if "caches" in metafunc.fixturenames:
+        ordered = metafunc.definition.get_closest_marker("order_of_use")
+        variants = IN_ORDER_OF_USE if ordered else CACHES
+        names = [f"{implementation} {variant}" for implementation in IMPLEMENTATIONS for variant in variants]
+        metafunc.parametrize("caches", names, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def caches(request: pytest.FixtureRequest) -> Caches:
+    implementation, variant = request.param.split()
+    return Caches(imported("core", implementation), variant)
+
+
 def imported(name: str, implementation: str) -> ModuleType:
     return importlib.import_module(MODULES[name][implementation])
 

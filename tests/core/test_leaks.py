@@ -20,5 +20,10 @@ def test_repeating_an_operation_does_not_take_more_and_more_memory(core, isolate
     isolated("leaks.py", core.__name__, operation)
 
 
+@pytest.mark.parametrize("operation", [operation for operation in OPERATIONS if operation.startswith("cache")])
+def test_repeating_an_operation_of_an_adaptive_cache_does_not_take_more_and_more_memory(core, isolated, operation):
+    isolated("leaks.py", f"{core.__name__} AdaptiveCache", operation)
+
+
 def test_encoding_requests_does_not_take_more_and_more_memory(encoder, isolated):
     isolated("leaks.py", encoder.__name__, "requests")

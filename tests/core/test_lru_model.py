@@ -25,7 +25,7 @@ NEVER = float("inf")
 class CacheMachine(RuleBasedStateMachine):
     """Does the same to both, and compares everything after every step."""
 
-    core = None
+    caches = None
 
     @initialize(maxsize=st.integers(1, 6), ttl=TTLS)
     def create(self, maxsize, ttl):
@@ -35,7 +35,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.maxsize, self.ttl = maxsize, ttl
         self.answers_until = NEVER
         self.counts = dict.fromkeys(("hits", "misses", "insertions", "updates", "evictions", "expirations"), 0)
-        self.cache = self.core.LRUCache(
+        self.cache = self.create_cache(
             maxsize, ttl, clock=lambda: self.now, on_evict=lambda *evicted: self.reported.append(evicted)
         )
 
@@ -203,6 +203,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.reported == self.expected
 
 
-def test_it_does_what_an_ordered_dict_with_times_does(core):
-    machine = type("Machine", (CacheMachine,), {"core": core})
+@pytest.mark.order_of_use
+def test_it_does_what_an_ordered_dict_with_times_does(caches):
+    machine = type("Machine", (CacheMachine,), {"create_cache": staticmethod(caches.create)})
     run_state_machine_as_test(machine, settings=settings(max_examples=250, stateful_step_count=60, deadline=None))

@@ -77,8 +77,8 @@ OPERATIONS = {
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 @pytest.mark.parametrize("step", range(10))
-def test_an_equality_may_change_the_cache_that_asks(core, operation, step):
-    cache = core.LRUCache(20)
+def test_an_equality_may_change_the_cache_that_asks(caches, operation, step):
+    cache = caches.create(20)
     for i in range(10):
         cache.set(Key(f"other {i}"), i)
     cache.set(Key("wanted"), "value")
@@ -92,8 +92,8 @@ def test_an_equality_may_change_the_cache_that_asks(core, operation, step):
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 @pytest.mark.parametrize("step", range(10))
-def test_an_equality_of_a_stored_key_may_change_the_cache(core, operation, step):
-    cache = core.LRUCache(20)
+def test_an_equality_of_a_stored_key_may_change_the_cache(caches, operation, step):
+    cache = caches.create(20)
     stored = [Key(f"other {i}", on_equal=lambda: disturb(cache, step)) for i in range(10)]
     actions = [key.on_equal for key in stored]
     for key in stored:
@@ -108,8 +108,8 @@ def test_an_equality_of_a_stored_key_may_change_the_cache(core, operation, step)
     check(cache)
 
 
-def test_an_equality_that_removes_the_stored_key_does_not_free_it_too_early(core):
-    cache = core.LRUCache(20)
+def test_an_equality_that_removes_the_stored_key_does_not_free_it_too_early(caches):
+    cache = caches.create(20)
     cache.set(Key("wanted"), "value")
 
     def remove():
@@ -120,7 +120,7 @@ def test_an_equality_that_removes_the_stored_key_does_not_free_it_too_early(core
     assert len(cache) == 0
 
 
-def test_an_equality_that_always_uses_the_cache_finds_its_key(core):
+def test_an_equality_that_always_uses_the_cache_finds_its_key(caches):
     class Memoising(Key):
         __hash__ = Key.__hash__
 
@@ -129,15 +129,15 @@ def test_an_equality_that_always_uses_the_cache_finds_its_key(core):
             del cache["memo"]
             return self.name == other.name
 
-    cache = core.LRUCache(20)
+    cache = caches.create(20)
     for i in range(5):
         cache.set(Memoising(i), i)
     assert [cache.get(Memoising(i), "lost") for i in range(6)] == [0, 1, 2, 3, 4, "lost"]
 
 
-def test_setdefault_of_an_expired_key_is_whole_when_the_callback_runs(core, clock):
+def test_setdefault_of_an_expired_key_is_whole_when_the_callback_runs(caches, clock):
     seen = []
-    cache = core.LRUCache(5, 10, clock=clock, on_evict=lambda key, value, reason: seen.append(cache.setdefault("a", 3)))
+    cache = caches.create(5, 10, clock=clock, on_evict=lambda key, value, reason: seen.append(cache.setdefault("a", 3)))
     cache.set("a", 1)
     clock.advance(10)
     assert cache.setdefault("a", 2) == 2
@@ -146,8 +146,8 @@ def test_setdefault_of_an_expired_key_is_whole_when_the_callback_runs(core, cloc
 
 
 @pytest.mark.parametrize("step", range(10))
-def test_a_hash_may_change_the_cache_that_asks(core, step):
-    cache = core.LRUCache(20)
+def test_a_hash_may_change_the_cache_that_asks(caches, step):
+    cache = caches.create(20)
     for i in range(10):
         cache.set(i, i)
     busy = False
@@ -171,8 +171,8 @@ def test_a_hash_may_change_the_cache_that_asks(core, step):
 
 
 @pytest.mark.parametrize("step", range(10))
-def test_a_value_that_goes_may_change_the_cache(core, step):
-    cache = core.LRUCache(5)
+def test_a_value_that_goes_may_change_the_cache(caches, step):
+    cache = caches.create(5)
     gone = []
 
     def going():
@@ -190,7 +190,7 @@ def test_a_value_that_goes_may_change_the_cache(core, step):
 
 
 @pytest.mark.parametrize("step", range(10))
-def test_a_callback_may_change_the_cache(core, clock, step):
+def test_a_callback_may_change_the_cache(caches, clock, step):
     calls = depth = 0
 
     def evicted(key, value, reason):
@@ -201,7 +201,7 @@ def test_a_callback_may_change_the_cache(core, clock, step):
             disturb(cache, step)
         depth -= 1
 
-    cache = core.LRUCache(5, 10, clock=clock, on_evict=evicted)
+    cache = caches.create(5, 10, clock=clock, on_evict=evicted)
     for i in range(100):
         cache.set(f"key {i}", i)
         if i % 20 == 0:
@@ -214,7 +214,7 @@ def test_a_callback_may_change_the_cache(core, clock, step):
 
 
 @pytest.mark.parametrize("read", [lambda cache, key: cache.get(key), lambda cache, key: key in cache])
-def test_user_code_that_runs_in_a_read_may_end_the_answers(core, read):
+def test_user_code_that_runs_in_a_read_may_end_the_answers(caches, read):
     def end():
         cache.answers_until = -1.0
 
@@ -223,7 +223,7 @@ def test_user_code_that_runs_in_a_read_may_end_the_answers(core, read):
         return 0.0
 
     action = int
-    cache = core.LRUCache(2, clock=now)
+    cache = caches.create(2, clock=now)
     stored = Key("a")
     cache.set(stored, 1)
     for key in (Key("a", on_equal=end), Key("a", on_hash=end)):
@@ -236,30 +236,31 @@ def test_user_code_that_runs_in_a_read_may_end_the_answers(core, read):
     assert not read(cache, stored)
 
 
-def test_a_time_may_change_the_cache_when_it_is_asked_for_its_number(core):
+def test_a_time_may_change_the_cache_when_it_is_asked_for_its_number(caches):
     class Time:
         def __float__(self):
             cache.clear()
             cache.answers_until = 5.0
             return 7.0
 
-    cache = core.LRUCache(2, clock=lambda: 6.0)
+    cache = caches.create(2, clock=lambda: 6.0)
     cache.set("a", 1)
     cache.answers_until = Time()
     assert cache.answers_until == 7.0
     assert len(cache) == 0
 
 
-def test_a_callback_may_store_what_was_evicted_elsewhere_and_back(core):
+@pytest.mark.order_of_use
+def test_a_callback_may_store_what_was_evicted_elsewhere_and_back(caches):
     spilled = {}
-    cache = core.LRUCache(2, on_evict=lambda key, value, reason: spilled.update({key: value}))
+    cache = caches.create(2, on_evict=lambda key, value, reason: spilled.update({key: value}))
     for i in range(10):
         cache.set(i, i)
     assert spilled == {i: i for i in range(8)}
     assert cache.items() == [(8, 8), (9, 9)]
 
 
-def test_a_callback_that_puts_back_what_was_evicted_ends(core):
+def test_a_callback_that_puts_back_what_was_evicted_ends(caches):
     depth = 0
     deepest = 0
 
@@ -271,7 +272,7 @@ def test_a_callback_that_puts_back_what_was_evicted_ends(core):
             cache.set(key, value)
         depth -= 1
 
-    cache = core.LRUCache(2, on_evict=again)
+    cache = caches.create(2, on_evict=again)
     for i in range(5):
         cache.set(i, i)
     check(cache)
@@ -279,7 +280,7 @@ def test_a_callback_that_puts_back_what_was_evicted_ends(core):
 
 
 @pytest.mark.parametrize("step", range(10))
-def test_a_clock_may_change_the_cache_that_asks_the_time(core, step):
+def test_a_clock_may_change_the_cache_that_asks_the_time(caches, step):
     busy = False
 
     def now():
@@ -290,7 +291,7 @@ def test_a_clock_may_change_the_cache_that_asks_the_time(core, step):
             busy = False
         return 0.0
 
-    cache = core.LRUCache(20, 10, clock=now)
+    cache = caches.create(20, 10, clock=now)
     for i in range(30):
         cache.set(i, i)
         cache.get(i - 3)
@@ -299,8 +300,8 @@ def test_a_clock_may_change_the_cache_that_asks_the_time(core, step):
     check(cache)
 
 
-def test_a_garbage_collection_may_change_the_cache_while_it_is_listed(core):
-    cache = core.LRUCache(1_000)
+def test_a_garbage_collection_may_change_the_cache_while_it_is_listed(caches):
+    cache = caches.create(1_000)
     for i in range(500):
         cache.set(i, i)
 
@@ -325,8 +326,8 @@ def test_a_garbage_collection_may_change_the_cache_while_it_is_listed(core):
     check(cache)
 
 
-def test_a_garbage_collection_may_change_the_cache_while_it_expires(core, clock):
-    cache = core.LRUCache(1_000, 1, clock=clock)
+def test_a_garbage_collection_may_change_the_cache_while_it_expires(caches, clock):
+    cache = caches.create(1_000, 1, clock=clock)
     for i in range(500):
         cache.set(i, i)
     clock.advance(2)
@@ -351,7 +352,7 @@ def test_a_garbage_collection_may_change_the_cache_while_it_expires(core, clock)
     assert cache.stats().expirations == 500
 
 
-def test_a_callback_that_ends_when_it_is_replaced_sees_its_successor(core):
+def test_a_callback_that_ends_when_it_is_replaced_sees_its_successor(caches):
     seen = []
 
     class Callback:
@@ -361,12 +362,12 @@ def test_a_callback_that_ends_when_it_is_replaced_sees_its_successor(core):
         def __del__(self):
             seen.append(cache.on_evict)
 
-    cache = core.LRUCache(1, on_evict=Callback())
+    cache = caches.create(1, on_evict=Callback())
     cache.on_evict = print
     assert seen == [print]
 
 
-def test_chaos_leaves_a_cache_that_is_whole(core, monkeypatch):
+def test_chaos_leaves_a_cache_that_is_whole(caches, monkeypatch):
     raised = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: raised.append(args.exc_type))
     source = random.Random(7)
@@ -383,7 +384,7 @@ def test_chaos_leaves_a_cache_that_is_whole(core, monkeypatch):
             finally:
                 depth -= 1
 
-    cache = core.LRUCache(20, on_evict=lambda *evicted: disturb_at_random())
+    cache = caches.create(20, on_evict=lambda *evicted: disturb_at_random())
     operations = list(OPERATIONS.values())
     for _ in range(3_000):
         key = Key(source.randrange(40), disturb_at_random if source.random() < 0.5 else None)

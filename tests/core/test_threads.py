@@ -22,5 +22,11 @@ def test_threads_leave_a_shared_object_whole_and_its_counters_exact(core, isolat
     isolated("races.py", core.__name__, race)
 
 
+@pytest.mark.parametrize("race", [race for race in RACES if not race.startswith(("validator", "histogram"))])
+@pytest.mark.parametrize("policy", ["adaptive", "s3fifo"])
+def test_threads_leave_an_adaptive_cache_whole_and_its_counters_exact(core, isolated, race, policy):
+    isolated("races.py", f"{core.__name__} AdaptiveCache:{policy}", race)
+
+
 def test_a_request_that_other_threads_change_is_encoded_whole(encoder, isolated):
     isolated("races.py", encoder.__name__, "requests_change_while_they_are_encoded")

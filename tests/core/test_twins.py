@@ -11,18 +11,22 @@ from acgsperf import CONSTITUTIONAL_HASH
 MAKE = {
     "HashValidator": lambda core: core.HashValidator(["0" * 16, "1" * 16]),
     "LRUCache": lambda core: core.LRUCache(5, 60),
+    "AdaptiveCache": lambda core: core.AdaptiveCache(5, 60),
     "LatencyHistogram": lambda core: core.LatencyHistogram(1, 1_000, 2),
     "Timer": lambda core: core.LatencyHistogram().time(),
 }
 SIGNATURES = {
     "HashValidator": f"(expected={CONSTITUTIONAL_HASH!r}, *, on_reject=None)",
-    "LRUCache": "(maxsize, ttl=None, *, clock=None, on_evict=None)",
+    "LRUCache": "(maxsize=None, ttl=None, *, maxweight=None, weigher=None, clock=None, on_evict=None)",
+    "AdaptiveCache": "(maxsize=None, ttl=None, *, policy='adaptive', maxweight=None, weigher=None, "
+    "clock=None, on_evict=None, seed=None)",
     "LatencyHistogram": "(lowest_ns=1, highest_ns=3600000000000, significant_figures=3)",
     "Timer": "(histogram)",
 }
 PROPERTIES = {
     "HashValidator": ["expected"],
-    "LRUCache": ["maxsize", "ttl"],
+    "LRUCache": ["maxsize", "maxweight", "ttl", "weigher"],
+    "AdaptiveCache": ["maxsize", "maxweight", "ttl", "weigher"],
     "LatencyHistogram": ["lowest_ns", "highest_ns", "significant_figures", "count", "min", "max", "mean", "stddev"],
     "Timer": [],
 }
@@ -62,7 +66,7 @@ def test_public_methods_have_the_same_signatures(twins, name):
 @pytest.mark.parametrize("name", MAKE)
 def test_calling_init_again_changes_nothing(core, name):
     thing = MAKE[name](core)
-    if name == "LRUCache":
+    if name in ("LRUCache", "AdaptiveCache"):
         thing.set("a", 1)
     if name == "LatencyHistogram":
         thing.record(7)
@@ -71,7 +75,7 @@ def test_calling_init_again_changes_nothing(core, name):
     thing.__init__(*{"HashValidator": [["f" * 16]], "Timer": [core.LatencyHistogram()]}.get(name, [7]))
     thing.__init__(1, 2, 3, x=4)
     assert repr(thing) == before
-    if name == "LRUCache":
+    if name in ("LRUCache", "AdaptiveCache"):
         assert thing.items() == [("a", 1)]
         assert thing.maxsize == 5
 
@@ -79,7 +83,7 @@ def test_calling_init_again_changes_nothing(core, name):
 @pytest.mark.parametrize("name", MAKE)
 def test_an_object_is_never_half_created(core, name):
     kind = getattr(core, name)
-    if name in ("LRUCache", "Timer"):
+    if name in ("LRUCache", "AdaptiveCache", "Timer"):
         with pytest.raises(TypeError):
             kind.__new__(kind)
     else:
@@ -144,7 +148,7 @@ def test_an_object_cannot_be_pickled(core, name):
 
 
 def test_everything_but_a_timer_takes_weak_references(core):
-    for name in ("HashValidator", "LRUCache", "LatencyHistogram"):
+    for name in ("HashValidator", "LRUCache", "AdaptiveCache", "LatencyHistogram"):
         thing = MAKE[name](core)
         assert weakref.ref(thing)() is thing
     with pytest.raises(TypeError, match="weak reference"):

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import assert_type
 
 from acgsperf import (
+    AdaptiveCache,
     Alert,
+    BoundedCache,
     CacheStats,
     ComplianceValidator,
     EvictionReason,
@@ -13,6 +15,7 @@ from acgsperf import (
     LatencyHistogram,
     LRUCache,
     Monitor,
+    PolicyStats,
     Reading,
     Settings,
     Targets,
@@ -33,6 +36,11 @@ def seconds() -> float:
 
 
 cache: LRUCache[str, int] = LRUCache(10, 60, clock=seconds, on_evict=heard)
+bounded: BoundedCache[str, int] = cache
+adaptive: AdaptiveCache[str, int] = AdaptiveCache(maxweight=10, weigher=lambda key, value: value, policy="adaptive")
+bounded = adaptive
+assert_type(adaptive.get("a", 7), int)
+assert_type(adaptive.maxweight, int | None)
 assert_type(cache.get("a"), int | None)
 assert_type(cache.get("a", None), int | None)
 assert_type(cache.get("a", 7), int)
@@ -56,6 +64,7 @@ assert_type(cache.expires_in("a"), float | None)
 assert_type(cache.ttl, float | None)
 assert_type(cache.stats(), CacheStats)
 assert_type(cache.stats().hit_rate, float)
+assert_type(adaptive.stats().policy, PolicyStats | None)
 cache["a"] = 1
 cache.set("a", 1, ttl=None)
 cache.update({"a": 1})

@@ -7,7 +7,6 @@ of Python code. Whatever they do, an operation is done or not done, and nothing 
 import contextlib
 import faulthandler
 import gc
-import importlib
 import itertools
 import os
 import random
@@ -15,10 +14,12 @@ import signal
 import sys
 import threading
 
+from implementations import implementation
+
 if os.environ.get("ACGSPERF_TEST_LOCK") == "1":
     # What an interpreter without the GIL says, so that the twin takes the lock that it needs there.
     sys._is_gil_enabled = lambda: False
-core = importlib.import_module(sys.argv[1])
+core = implementation(sys.argv[1])
 
 HASH = "cdd01ef066bc6cf2"
 ROUNDS = 4_000

@@ -1,11 +1,12 @@
 """Repeats an operation until a leak would show, in a process of its own: `leaks.py MODULE OPERATION`."""
 
 import gc
-import importlib
 import sys
 import tracemalloc
 
-core = importlib.import_module(sys.argv[1])
+from implementations import implementation
+
+core = implementation(sys.argv[1])
 ROUNDS = 300
 HASH = "cdd01ef066bc6cf2"
 now = 0.0

@@ -1,9 +1,10 @@
 """A chain of caches longer than the stack: `nested.py MODULE`."""
 
-import importlib
 import sys
 
-core = importlib.import_module(sys.argv[1])
+from implementations import implementation
+
+core = implementation(sys.argv[1])
 
 
 def chain():

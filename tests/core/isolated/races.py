@@ -1,15 +1,16 @@
 """Threads over one object, in a process of its own: `races.py MODULE RACE`. An assertion that fails ends it."""
 
-import importlib
 import random
 import sys
 import threading
 import time
 from collections import Counter
 
+from implementations import implementation
+
 THREADS = 6
 ROUNDS = 1_500
-core = importlib.import_module(sys.argv[1])
+core = implementation(sys.argv[1])
 
 
 def run(*bodies):

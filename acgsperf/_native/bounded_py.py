@@ -1,0 +1,570 @@
+"""What `LRUCache` and `AdaptiveCache` have in common, in pure Python. It behaves as `BoundedCache` of `_core`.
+
+The two change together. The table holds what changes. This class adds what the table does not know: time, and the
+callback.
+"""
+
+import math
+import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
+from types import GenericAlias
+from typing import Any, Final, NoReturn, Self
+
+from acgsperf._native.arguments import (
+    HEAVIEST_SHARE,
+    checked_bounds,
+    checked_callable,
+    checked_limits,
+    checked_time_ns,
+    checked_ttl_ns,
+    checked_weight,
+)
+from acgsperf._native.atomic import Immutable
+from acgsperf._native.lru_table_py import (
+    EVICTIONS,
+    EXPIRATIONS,
+    INSERTIONS,
+    MISSES,
+    REJECTIONS,
+    UNCOUNTED,
+    UPDATES,
+    Bucket,
+    Entry,
+    Table,
+    Token,
+)
+from acgsperf._native.types import CacheStats, EvictionReason, PolicyStats
+from acgsperf._native.unraisable import report_unraisable
+
+_MISSING: Final = object()
+# Later than any expiry: a clock is within 4e9 s of zero and a ttl below 2**62 ns.
+_NEVER: Final = 2**63 - 1
+_REMOVALS: Final = {None: UNCOUNTED, EvictionReason.SIZE: EVICTIONS, EvictionReason.EXPIRED: EXPIRATIONS}
+_EXPIRED: Final = (EXPIRATIONS, UNCOUNTED, UNCOUNTED)
+
+
+class BoundedCache(metaclass=Immutable):
+    """A mapping of bounded size. A subclass says which entry is evicted."""
+
+    __slots__ = (
+        "__weakref__",
+        "_answers_until_ns",
+        "_clock",
+        "_managed",
+        "_on_evict",
+        "_table",
+        "_ttl",
+        "_ttl_ns",
+        "_weigher",
+    )
+
+    _answers_until_ns: int
+    _clock: Callable[[], float] | None
+    # Whether there are weights or a policy, so that an insertion is more than one step.
+    _managed: bool
+    _on_evict: Callable[[Any, Any, EvictionReason], object] | None
+    _table: Table
+    _ttl: float | None
+    _ttl_ns: int | None
+    _weigher: Callable[[Any, Any], int] | None
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        raise TypeError(f"cannot create '{cls.__module__}.{cls.__name__}' instances")
+
+    @classmethod
+    def _create(
+        cls,
+        maxsize: int | None,
+        ttl: float | None,
+        maxweight: int | None,
+        weigher: Callable[[Any, Any], int] | None,
+        clock: Callable[[], float] | None,
+        on_evict: Callable[[Any, Any, EvictionReason], object] | None,
+        managed: bool,
+    ) -> Self:
+        self = super().__new__(cls)
+        self._table = Table(*checked_bounds(maxsize, maxweight, weigher))
+        self._weigher = weigher
+        self._managed = managed or weigher is not None
+        self._ttl_ns = checked_ttl_ns(ttl)
+        self._ttl = None if ttl is None else math.inf if self._ttl_ns is None else float(ttl)
+        self._answers_until_ns = _NEVER
+        self._clock = checked_callable("clock", clock)
+        self._on_evict = checked_callable("on_evict", on_evict)
+        return self
+
+    # The points at which a policy takes part. Without one, the table's own order is the order of use.
+
+    def _used(self, entry: Entry) -> None:
+        """An entry was hit or updated."""
+
+    def _missed(self, key_hash: int) -> int:
+        """A new key comes; return what `_inserted` needs to know of it."""
+        return 0
+
+    def _victim(self) -> Entry | None:
+        """Return the entry to evict next, or None if there is none."""
+        return self._table.oldest()
+
+    def _spared(self, entry: Entry) -> None:
+        """An entry that `_victim` has returned must stay."""
+
+    def _removed(self, entry: Entry, for_room: bool) -> None:
+        """An entry was removed."""
+
+    def _inserted(self, entry: Entry, meta: int) -> None:
+        """An entry was inserted."""
+
+    def _reweighed(self, entry: Entry) -> None:
+        """An entry has another weight."""
+
+    def _resized(self) -> None:
+        """The bounds have changed."""
+
+    def _filled(self) -> None:
+        """The weights fill the cache."""
+
+    def _cleared(self) -> None:
+        """All entries were removed."""
+
+    def _entries(self) -> list[Entry]:
+        """Return every entry, in the order of the policy."""
+        return self._table.entries()
+
+    def _policy_stats(self, hits: int, misses: int) -> PolicyStats | None:
+        return None
+
+    @property
+    def maxsize(self) -> int:
+        """The largest number of entries; 2**30 if only the weight is limited; `resize` changes it."""
+        return self._table.maxsize
+
+    @property
+    def maxweight(self) -> int | None:
+        """The largest sum of weights, None for no limit; `resize` changes it."""
+        return self._table.maxweight or None
+
+    @property
+    def weigher(self) -> Callable[[Any, Any], int] | None:
+        """Returns the weight of an entry, called with (key, value); None if every entry weighs 1."""
+        return self._weigher
+
+    @property
+    def ttl(self) -> float | None:
+        """Seconds until an entry expires unless `set` says otherwise; None for never."""
+        return self._ttl
+
+    @property
+    def on_evict(self) -> Callable[[Any, Any, EvictionReason], object] | None:
+        """The callback for entries removed by size or expiry; called with (key, value, reason); may be replaced."""
+        return self._on_evict
+
+    @on_evict.setter
+    def on_evict(self, callback: Callable[[Any, Any, EvictionReason], object] | None) -> None:
+        self._on_evict = checked_callable("on_evict", callback)
+
+    @property
+    def answers_until(self) -> float | None:
+        """The time of the cache's clock from which reads miss, while the entries stay; None for never."""
+        until = self._answers_until_ns
+        return None if until == _NEVER else until / 1e9
+
+    @answers_until.setter
+    def answers_until(self, time: float | None) -> None:
+        ns = checked_time_ns("answers_until", time)
+        self._answers_until_ns = _NEVER if ns is None else ns
+
+    def _now_ns(self) -> int:
+        if self._clock is None:
+            return time.monotonic_ns()
+        # Accepts what C accepts as a number, and no text.
+        now = math.fsum((self._clock(),))
+        if not -4e9 < now < 4e9:
+            raise ValueError(f"clock must return seconds within 4e9 of zero, got {now!r}")
+        return round(now * 1e9)
+
+    def _expiry(self, ttl_ns: int | None, now_ns: int) -> int:
+        return _NEVER if ttl_ns is None else now_ns + ttl_ns
+
+    def _weigh(self, key: Hashable, value: Any) -> int:
+        return 1 if self._weigher is None else checked_weight(self._weigher(key, value))
+
+    def _place(self, bucket: Bucket, found: Entry | None, new: Entry, now_ns: int, counted: int) -> bool:
+        """Store an entry for a key that `find` found or did not find; False if the cache has changed since."""
+        if self._managed:
+            return self._place_by_policy(bucket, found, new, now_ns, counted)
+        version = self._table.version
+        if self._table.bucket(new.hash) is not bucket:
+            return False
+        old, inserted, reason = found, INSERTIONS, None
+        if found is not None and now_ns < found.expires_ns:
+            new.key, inserted = found.key, UPDATES
+        elif found is not None:
+            reason = EvictionReason.EXPIRED
+        elif self._table.size >= self._table.maxsize:
+            old = self._table.oldest()
+            if old is None:
+                return False
+            reason = self._reason(old, now_ns)
+        into = (*(entry for entry in bucket if entry is not old), new)
+        rest = () if old is None else into if old.hash == new.hash else self._table.without(old)
+        if not self._table.exchange(version, old, rest, new, into, (inserted, _REMOVALS[reason], counted)):
+            return False
+        if old is not None and reason is not None:
+            self._notify(old, reason)
+        return True
+
+    def _place_by_policy(self, bucket: Bucket, found: Entry | None, new: Entry, now_ns: int, counted: int) -> bool:
+        """Do the same as `_place` for a cache with a policy or with weights."""
+        if self._table.maxweight and new.weight > self._table.maxweight // HEAVIEST_SHARE:
+            return self._reject(bucket, found, new, counted)
+        if found is not None and now_ns < found.expires_ns:
+            return self._replace(bucket, found, new, now_ns, counted)
+        evicted: list[tuple[Entry, EvictionReason]] = []
+        try:
+            if found is not None:
+                if not self._table.take(bucket, found, EXPIRATIONS, UNCOUNTED):
+                    return False
+                evicted.append((found, EvictionReason.EXPIRED))
+                self._removed(found, False)
+                bucket = self._table.bucket(new.hash)
+            new.token = Token()
+            meta = self._missed(new.hash)
+            while True:
+                version = self._table.version
+                room = self._table.has_room(new.weight)
+                if self._table.bucket(new.hash) is not bucket:
+                    return False
+                if room:
+                    if self._table.exchange(version, None, (), new, (*bucket, new), (INSERTIONS, UNCOUNTED, counted)):
+                        self._inserted(new, meta)
+                        return True
+                else:
+                    self._evict_one(version, None, now_ns, evicted)
+                    if evicted and evicted[-1][0].hash == new.hash:
+                        bucket = self._table.bucket(new.hash)
+        finally:
+            for entry, reason in evicted:
+                self._notify(entry, reason)
+
+    def _evict_one(
+        self, version: int, spared: Entry | None, now_ns: int, evicted: list[tuple[Entry, EvictionReason]]
+    ) -> None:
+        """Evict one entry, unless the cache has changed meanwhile."""
+        if self._table.maxweight:
+            self._filled()
+        old = self._victim()
+        if old is None:
+            return
+        if old is spared:
+            self._spared(old)
+            return
+        reason = self._reason(old, now_ns)
+        counted = (_REMOVALS[reason], UNCOUNTED, UNCOUNTED)
+        if old in self._table and self._table.exchange(version, old, self._table.without(old), None, (), counted):
+            evicted.append((old, reason))
+            self._removed(old, reason is EvictionReason.SIZE)
+
+    def _reject(self, bucket: Bucket, found: Entry | None, new: Entry, counted: int) -> bool:
+        """Remove the entry of a key whose new value is too heavy; False if the cache has changed."""
+        version = self._table.version
+        if self._table.bucket(new.hash) is not bucket:
+            return False
+        rest = () if found is None else self._table.without(found)
+        if not self._table.exchange(version, found, rest, None, (), (REJECTIONS, UNCOUNTED, counted)):
+            return False
+        if found is not None:
+            self._removed(found, False)
+        return True
+
+    def _replace(self, bucket: Bucket, found: Entry, new: Entry, now_ns: int, counted: int) -> bool:
+        """Put a new entry in the place of a fresh one; False if the cache has changed."""
+        version = self._table.version
+        if self._table.bucket(new.hash) is not bucket:
+            return False
+        new.key, new.token = found.key, found.token
+        into = (*(entry for entry in bucket if entry is not found), new)
+        if not self._table.exchange(version, found, into, new, into, (UPDATES, UNCOUNTED, counted)):
+            return False
+        evicted: list[tuple[Entry, EvictionReason]] = []
+        try:
+            if new.weight != found.weight:
+                self._reweighed(new)
+            self._used(new)
+            while new in self._table and not self._table.has_room(0):
+                self._evict_one(self._table.version, new, now_ns, evicted)
+        finally:
+            for entry, reason in evicted:
+                self._notify(entry, reason)
+        return True
+
+    def _reason(self, entry: Entry, now_ns: int) -> EvictionReason:
+        return EvictionReason.EXPIRED if now_ns >= entry.expires_ns else EvictionReason.SIZE
+
+    def _answers(self, entry: Entry, now_ns: int) -> bool:
+        return now_ns < entry.expires_ns and now_ns < self._answers_until_ns
+
+    def _notify(self, entry: Entry, reason: EvictionReason) -> None:
+        callback = self._on_evict
+        if callback is None:
+            return
+        try:
+            callback(entry.key, entry.value, reason)
+        except BaseException as error:
+            report_unraisable(error, callback)
+
+    def _lookup(self, key: Hashable, key_hash: int, now_ns: int) -> Any:
+        while True:
+            bucket, entry = self._table.find(key, key_hash)
+            if entry is None:
+                self._table.miss()
+                return _MISSING
+            if self._answers(entry, now_ns):
+                if self._table.hit(entry):
+                    self._used(entry)
+                    return entry.value
+            elif now_ns < entry.expires_ns:
+                self._table.miss()
+                return _MISSING
+            elif self._table.take(bucket, entry, EXPIRATIONS, MISSES):
+                self._removed(entry, False)
+                self._notify(entry, EvictionReason.EXPIRED)
+                return _MISSING
+
+    def _store(self, key: Hashable, key_hash: int, value: Any, expires_ns: int, now_ns: int, weight: int) -> None:
+        while True:
+            bucket, found = self._table.find(key, key_hash)
+            if self._place(bucket, found, Entry(key, key_hash, value, expires_ns, weight), now_ns, UNCOUNTED):
+                return
+
+    def get(self, key: Hashable, default: Any = None, /) -> Any:
+        """Return the value of a key, which becomes the most recently used; `default` if missing or expired."""
+        key_hash = hash(key)
+        value = self._lookup(key, key_hash, self._now_ns())
+        return default if value is _MISSING else value
+
+    def peek(self, key: Hashable, default: Any = None, /) -> Any:
+        """Return the value of a fresh entry, or `default`; neither the order nor the counters change."""
+        key_hash = hash(key)
+        now_ns = self._now_ns()
+        _, entry = self._table.find(key, key_hash)
+        return default if entry is None or now_ns >= entry.expires_ns else entry.value
+
+    def set(self, key: Hashable, value: Any, ttl: Any = ...) -> None:
+        """Store a value as the most recently used; if the cache is full, evict the least recently used entry."""
+        ttl_ns = self._ttl_ns if ttl is ... else checked_ttl_ns(ttl)
+        key_hash = hash(key)
+        weight = self._weigh(key, value)
+        now_ns = self._now_ns()
+        self._store(key, key_hash, value, self._expiry(ttl_ns, now_ns), now_ns, weight)
+
+    def setdefault(self, key: Hashable, default: Any = None, /) -> Any:
+        """Return the value of a key; if it is missing, expired or past `answers_until`, store `default` first."""
+        key_hash = hash(key)
+        weight = self._weigh(key, default)
+        now_ns = self._now_ns()
+        expires_ns = self._expiry(self._ttl_ns, now_ns)
+        while True:
+            bucket, found = self._table.find(key, key_hash)
+            if found is not None and self._answers(found, now_ns):
+                if self._table.hit(found):
+                    self._used(found)
+                    return found.value
+            elif self._place(bucket, found, Entry(key, key_hash, default, expires_ns, weight), now_ns, MISSES):
+                return default
+
+    def pop(self, key: Hashable, default: Any = ..., /) -> Any:
+        """Remove a key and return its value."""
+        key_hash = hash(key)
+        now_ns = self._now_ns()
+        while True:
+            bucket, entry = self._table.find(key, key_hash)
+            if entry is None:
+                break
+            if now_ns < entry.expires_ns:
+                if self._table.take(bucket, entry, UNCOUNTED, UNCOUNTED):
+                    self._removed(entry, False)
+                    return entry.value
+            elif self._table.take(bucket, entry, EXPIRATIONS, UNCOUNTED):
+                self._removed(entry, False)
+                self._notify(entry, EvictionReason.EXPIRED)
+                break
+        if default is ...:
+            raise KeyError(key)
+        return default
+
+    def popitem(self) -> tuple[Any, Any]:
+        """Remove and return the fresh (key, value) that would be evicted next."""
+        now_ns = self._now_ns()
+        while True:
+            version = self._table.version
+            entry = self._victim()
+            if entry is None:
+                raise KeyError("popitem(): cache is empty")
+            expired = now_ns >= entry.expires_ns
+            counted = (EXPIRATIONS if expired else UNCOUNTED, UNCOUNTED, UNCOUNTED)
+            if entry in self._table and self._table.exchange(
+                version, entry, self._table.without(entry), None, (), counted
+            ):
+                self._removed(entry, False)
+                if not expired:
+                    return entry.key, entry.value
+                self._notify(entry, EvictionReason.EXPIRED)
+
+    def update(self, other: Mapping[Any, Any] | Iterable[tuple[Any, Any]] = (), /) -> None:
+        """Set every item of a mapping, or of an iterable of (key, value)."""
+        for key, value in other.items() if isinstance(other, Mapping) else other:
+            self.set(key, value)
+
+    def clear(self) -> None:
+        """Remove every entry; the counters stay, `on_evict` is not called."""
+        self._table.empty(OrderedDict(), {}, {})
+        self._cleared()
+
+    def expire(self) -> int:
+        """Remove every expired entry, least recently used first, and return how many there were."""
+        now_ns = self._now_ns()
+        evicted: list[Entry] = []
+        try:
+            for entry in self._entries():
+                # One at a time, because an expired entry looks the same to a reader as a removed one.
+                while now_ns >= entry.expires_ns:
+                    version = self._table.version
+                    if entry not in self._table:
+                        break
+                    if self._table.exchange(version, entry, self._table.without(entry), None, (), _EXPIRED):
+                        self._removed(entry, False)
+                        evicted.append(entry)
+                        break
+        finally:
+            for entry in evicted:
+                self._notify(entry, EvictionReason.EXPIRED)
+        return len(evicted)
+
+    def expires_in(self, key: Hashable, /) -> float | None:
+        """Return the seconds until a key expires, None for never; KeyError if it is missing or has expired."""
+        key_hash = hash(key)
+        now_ns = self._now_ns()
+        _, entry = self._table.find(key, key_hash)
+        if entry is None or now_ns >= entry.expires_ns:
+            raise KeyError(key)
+        return None if entry.expires_ns == _NEVER else (entry.expires_ns - now_ns) / 1e9
+
+    def resize(self, maxsize: int | None = None, *, maxweight: int | None = None) -> None:
+        """Change the largest number of entries, the largest sum of weights, or both, and evict what is too much."""
+        limit, weight_limit = checked_limits(maxsize, maxweight, self._weigher)
+        now_ns = self._now_ns()
+        evicted: list[tuple[Entry, EvictionReason]] = []
+        try:
+            while True:
+                version = self._table.version
+                size, weight = self._table.limit(limit, weight_limit)
+                if (not limit or size <= limit) and (not weight_limit or weight <= weight_limit):
+                    break
+                entry = self._victim()
+                if entry is None or entry not in self._table:
+                    continue
+                reason = self._reason(entry, now_ns)
+                counted = (_REMOVALS[reason], UNCOUNTED, UNCOUNTED)
+                # The bounds shrink with the entries, so that others cannot add as many as are removed here.
+                bounds = (limit and size - 1, weight_limit and max(weight_limit, weight - entry.weight))
+                if self._table.exchange(version, entry, self._table.without(entry), None, (), counted, *bounds):
+                    evicted.append((entry, reason))
+                    self._removed(entry, reason is EvictionReason.SIZE)
+            self._resized()
+        finally:
+            for entry, reason in evicted:
+                self._notify(entry, reason)
+
+    def _fresh(self) -> list[Entry]:
+        now_ns = self._now_ns()
+        return [entry for entry in self._entries() if now_ns < entry.expires_ns]
+
+    def keys(self) -> list[Any]:
+        """Return a list of the fresh keys, in the order of the policy."""
+        return [entry.key for entry in self._fresh()]
+
+    def values(self) -> list[Any]:
+        """Return a list of the fresh values, least recently used first."""
+        return [entry.value for entry in self._fresh()]
+
+    def items(self) -> list[tuple[Any, Any]]:
+        """Return a list of the fresh (key, value) pairs, least recently used first."""
+        return [(entry.key, entry.value) for entry in self._fresh()]
+
+    def stats(self) -> CacheStats:
+        """Return the counters since creation or `reset_stats`, and the size now."""
+        counters, size, weight, maxsize, maxweight = self._table.counts()
+        hits, misses, insertions, updates, evictions, expirations, rejections, _ = counters
+        return CacheStats(
+            hits,
+            misses,
+            insertions,
+            updates,
+            evictions,
+            expirations,
+            size,
+            maxsize,
+            None if self._weigher is None else weight,
+            maxweight or None,
+            rejections,
+            self._policy_stats(hits, misses),
+        )
+
+    def reset_stats(self) -> None:
+        """Set the counters to zero."""
+        self._table.reset_counters()
+
+    def __getitem__(self, key: Hashable, /) -> Any:
+        key_hash = hash(key)
+        value = self._lookup(key, key_hash, self._now_ns())
+        if value is _MISSING:
+            raise KeyError(key)
+        return value
+
+    def __setitem__(self, key: Hashable, value: Any, /) -> None:
+        self.set(key, value)
+
+    def __delitem__(self, key: Hashable, /) -> None:
+        key_hash = hash(key)
+        while True:
+            bucket, entry = self._table.find(key, key_hash)
+            if entry is None:
+                raise KeyError(key)
+            if self._table.take(bucket, entry, UNCOUNTED, UNCOUNTED):
+                self._removed(entry, False)
+                return
+
+    def __contains__(self, key: Hashable, /) -> bool:
+        key_hash = hash(key)
+        now_ns = self._now_ns()
+        _, entry = self._table.find(key, key_hash)
+        return entry is not None and self._answers(entry, now_ns)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.keys())
+
+    def __reversed__(self) -> Iterator[Any]:
+        return iter(self.keys()[::-1])
+
+    def __len__(self) -> int:
+        return self._table.size
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + sys.getsizeof(self._table)
+
+    def __repr__(self) -> str:
+        _, size, _, maxsize, _ = self._table.counts()
+        return f"<{type(self).__name__} size={size} maxsize={maxsize} ttl={self.ttl}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"cannot pickle '{type(self).__name__}' object")
+
+    @classmethod
+    def __class_getitem__(cls, item: Any, /) -> GenericAlias:
+        return GenericAlias(cls, item)
+
+
+MutableMapping.register(BoundedCache)

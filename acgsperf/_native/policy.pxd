@@ -1,0 +1,362 @@
+# cython: language_level=3
+"""What an `AdaptiveCache` evicts: two queues, a memory of removed keys, and a choice of settings.  Plain C.
+
+The ring of the table contains both queues: from its oldest entry to its newest first the main queue, then the small one.
+So moving the oldest entry of the small queue to the main queue moves a boundary and no entry.  Under the setting "lru"
+the ring is in order of use.
+
+The queues and the memory of removed keys are those of S3-FIFO (Yang et al., "FIFO Queues are All You Need for Cache Eviction",
+SOSP 2023).  The settings and the choice among them are this project's own; see docs/policy.md.
+"""
+
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from acgsperf._native.shadows cimport (
+    COUNT, LRU, SETTINGS, Shadows, acgsperf_settings, sampling_rate, share_of, shadows_new, shadows_sample,
+)
+from acgsperf._native.table cimport Table, ring_insert, ring_oldest, ring_push, ring_touch, ring_unlink
+
+cdef enum:
+    # Of the byte of an entry: hits, queue, whether the shadows see it, how often they saw it in which epoch.
+    MAIN = 0x08
+    SAMPLED = 0x10
+    LOGGED = 0x20
+    LOGS = 0x60
+    EPOCH = 0x80
+    LOG_ROOM = 32
+    MOST_CREDIT = 512
+    GHOST_WAYS = 8
+    GHOST_STAMPS = 32
+    GHOST_OLDEST = 17
+    START = 1
+    S3FIFO = 3
+
+
+cdef struct Policy:
+    uint64_t seed
+    Shadows *shadows
+    # 2 bytes for each removed key: 11 bits of its hash, which are never 0, and 5 of the time.
+    uint16_t *ghost
+    uint32_t ghost_buckets
+    uint32_t ghost_every
+    uint32_t ghost_ticks
+    # The number of entries that fit, 0 if it is not known yet: the bound is a weight.
+    uint32_t size
+    # Loads: numbers of entries, or weights if the bound is a weight.
+    uint64_t room
+    uint64_t share
+    uint64_t small_load
+    uint64_t main_load
+    uint32_t main_count
+    # The oldest entry of the small queue, 0 if there is none.
+    uint32_t boundary
+    uint32_t switches
+    uint32_t sampled_up_to
+    uint16_t credit
+    uint8_t ghost_clock
+    uint8_t ghost_life
+    uint8_t setting
+    uint8_t adaptive
+    uint8_t logged
+    # Whether `since_ns` is the time of the last change of the setting.
+    uint8_t timed
+    int64_t since_ns
+    uint64_t log[LOG_ROOM]
+
+
+cdef inline uint64_t mix(const Policy *policy, Py_hash_t hash) noexcept nogil:
+    """Return a hash of which the high half decides whether it is sampled."""
+    return (<uint64_t> hash + policy.seed) * <uint64_t> 0x9E3779B97F4A7C15
+
+
+cdef inline uint64_t remix(uint64_t mixed) noexcept nogil:
+    """Return a hash that says nothing about whether it is sampled."""
+    return (mixed ^ mixed >> 29) * <uint64_t> 0xD6E8FEB86659FD93
+
+
+cdef inline void policy_use(Policy *policy, int setting) noexcept nogil:
+    policy.setting = setting
+    policy.share = max(1, <uint64_t> (policy.room * acgsperf_settings[setting].share))
+    policy.ghost_life = <uint8_t> (8 * acgsperf_settings[setting].ghost + 0.5)
+
+
+cdef inline void policy_release(Policy *policy) noexcept nogil:
+    """Free what depends on the size."""
+    PyMem_RawFree(policy.shadows)
+    PyMem_RawFree(policy.ghost)
+    policy.shadows = NULL
+    policy.ghost = NULL
+
+
+cdef inline void policy_resize(Policy *policy, Table *table, uint32_t size, uint64_t room) noexcept nogil:
+    """Start again for another size; the setting and the queues stay. `policy_prepare` gets the memory."""
+    policy_release(policy)
+    policy.size = size
+    policy.room = room
+    policy.ghost_clock = 0
+    policy.ghost_ticks = 0
+    policy.credit = 0
+    policy.logged = 0
+    if size:
+        policy.ghost_buckets = <uint32_t> (1.6 * size / GHOST_WAYS) + 1
+        policy.ghost_every = max(1, size // 8)
+        policy.sampled_up_to = <uint32_t> min(<double> 0xFFFFFFFF, 4294967296.0 / sampling_rate(size))
+    policy_use(policy, policy.setting)
+    policy_resample(policy, table)
+
+
+cdef inline bint policy_prepare(Policy *policy, bint full) noexcept nogil:
+    """Get the memory that the next insertion needs; False if there is none."""
+    if policy.size == 0:
+        return True
+    if policy.adaptive and policy.shadows == NULL:
+        policy.shadows = shadows_new(max(1, <uint32_t> (policy.size / sampling_rate(policy.size))), policy.setting)
+        if policy.shadows == NULL:
+            return False
+    if full and policy.ghost == NULL:
+        policy.ghost = <uint16_t *> PyMem_RawCalloc(<size_t> GHOST_WAYS * policy.ghost_buckets, sizeof(uint16_t))
+        return policy.ghost != NULL
+    return True
+
+
+cdef inline size_t policy_bytes(const Policy *policy) noexcept nogil:
+    cdef size_t bytes = sizeof(Policy)
+    if policy.shadows != NULL:
+        bytes += policy.shadows.bytes
+    if policy.ghost != NULL:
+        bytes += <size_t> GHOST_WAYS * policy.ghost_buckets * sizeof(uint16_t)
+    return bytes
+
+
+cdef inline uint16_t *ghost_bucket(Policy *policy, uint64_t mixed) noexcept nogil:
+    return policy.ghost + GHOST_WAYS * <size_t> ((mixed >> 32) * policy.ghost_buckets >> 32)
+
+
+cdef inline uint16_t ghost_tag(uint64_t mixed) noexcept nogil:
+    return <uint16_t> ((<uint64_t> <uint32_t> mixed * 2047 >> 32) + 1)
+
+
+cdef inline void ghost_add(Policy *policy, uint64_t mixed) noexcept nogil:
+    cdef uint16_t *slots = ghost_bucket(policy, mixed)
+    cdef int i, age, chosen = 0, oldest = -1
+    for i in range(GHOST_WAYS):
+        age = (policy.ghost_clock - slots[i]) & (GHOST_STAMPS - 1)
+        if slots[i] == 0 or age > GHOST_OLDEST:
+            slots[i] = 0
+            age = GHOST_STAMPS
+        if age > oldest:
+            chosen, oldest = i, age
+    slots[chosen] = ghost_tag(mixed) << 5 | policy.ghost_clock
+    policy.ghost_ticks += 1
+    if policy.ghost_ticks >= policy.ghost_every:
+        policy.ghost_ticks = 0
+        policy.ghost_clock = (policy.ghost_clock + 1) & (GHOST_STAMPS - 1)
+
+
+cdef inline bint ghost_take(Policy *policy, uint64_t mixed) noexcept nogil:
+    """Forget a key; return whether it was remembered and not too old."""
+    cdef uint16_t *slots
+    cdef uint16_t tag
+    cdef int i
+    if policy.ghost == NULL:
+        return False
+    slots = ghost_bucket(policy, mixed)
+    tag = ghost_tag(mixed)
+    for i in range(GHOST_WAYS):
+        if slots[i] >> 5 == tag and (policy.ghost_clock - slots[i]) & (GHOST_STAMPS - 1) < policy.ghost_life:
+            slots[i] = 0
+            return True
+    return False
+
+
+cdef inline void policy_sample(Policy *policy, uint64_t mixed) noexcept nogil:
+    if shadows_sample(policy.shadows, mixed):
+        policy_use(policy, policy.shadows.setting)
+        policy.switches += 1
+        # The next insertion reads the clock.
+        policy.timed = False
+
+
+cdef inline void policy_flush(Policy *policy) noexcept nogil:
+    """Let the shadows see the logged hits."""
+    cdef int i
+    for i in range(policy.logged):
+        policy_sample(policy, remix(policy.log[i]))
+    policy.logged = 0
+
+
+cdef inline void policy_log(Policy *policy, uint8_t *meta, Py_hash_t hash) noexcept nogil:
+    """Let the shadows know of a hit, unless they know enough of this entry."""
+    if policy.shadows == NULL:
+        return
+    if (meta[0] >> 7) != policy.shadows.epoch:
+        meta[0] = (meta[0] ^ EPOCH) & ~LOGS
+    if meta[0] & LOGS == LOGS or policy.credit == 0:
+        return
+    meta[0] += LOGGED
+    policy.credit -= 1
+    policy.log[policy.logged] = mix(policy, hash)
+    policy.logged += 1
+    if policy.logged == LOG_ROOM:
+        policy_flush(policy)
+
+
+cdef inline uint64_t load_of(const Table *table, uint32_t number) noexcept nogil:
+    return table.weights[number] if table.has_weights else 1
+
+
+cdef inline void policy_refresh(Policy *policy, Table *table, uint32_t number) noexcept nogil:
+    """Make an entry the most recently used, for the setting "lru"."""
+    cdef bint in_main = table.meta[number] & MAIN
+    if in_main:
+        table.meta[number] &= ~MAIN
+        policy.main_load -= load_of(table, number)
+        policy.main_count -= 1
+        policy.small_load += load_of(table, number)
+    elif number == policy.boundary and table.ring[number].newer:
+        policy.boundary = table.ring[number].newer
+    ring_touch(table, number)
+    if in_main and policy.boundary == 0:
+        policy.boundary = number
+
+
+cdef inline void policy_hit(Policy *policy, Table *table, uint32_t number) noexcept nogil:
+    cdef uint8_t *meta = &table.meta[number]
+    if meta[0] & COUNT != COUNT:
+        meta[0] += 1
+    if policy.setting == LRU:
+        policy_refresh(policy, table, number)
+    if meta[0] & SAMPLED:
+        policy_log(policy, meta, table.slots[number].hash)
+
+
+cdef inline uint8_t policy_miss(Policy *policy, Py_hash_t hash) noexcept nogil:
+    """Let the shadows see a new key, and return the first byte of its entry. `policy_prepare` has succeeded before."""
+    cdef uint64_t mixed = mix(policy, hash)
+    cdef uint64_t remixed = remix(mixed)
+    cdef uint8_t meta = 0
+    if policy.shadows != NULL:
+        policy.credit = min(policy.credit + 8, MOST_CREDIT)
+        if policy.logged:
+            policy_flush(policy)
+        if mixed >> 32 <= policy.sampled_up_to:
+            meta = SAMPLED | policy.shadows.epoch << 7
+            policy.shadows.missed += 1
+            policy_sample(policy, remixed)
+    if policy.setting != LRU and ghost_take(policy, remixed):
+        meta |= MAIN
+    return meta
+
+
+cdef inline void policy_promote(Policy *policy, Table *table) noexcept nogil:
+    """Move the oldest entry of the small queue to the main queue."""
+    table.meta[policy.boundary] |= MAIN
+    policy.small_load -= load_of(table, policy.boundary)
+    policy.main_load += load_of(table, policy.boundary)
+    policy.main_count += 1
+    policy.boundary = table.ring[policy.boundary].newer
+
+
+cdef inline uint32_t policy_victim(Policy *policy, Table *table) noexcept nogil:
+    """Return the entry to evict next; it is at the end of its queue."""
+    cdef uint32_t number
+    cdef uint8_t count
+    if policy.setting == LRU:
+        return ring_oldest(table)
+    while policy.boundary and (policy.small_load > policy.share or policy.main_count == 0):
+        number = policy.boundary
+        if table.meta[number] & COUNT < acgsperf_settings[policy.setting].threshold:
+            return number
+        table.meta[number] &= ~COUNT
+        policy_promote(policy, table)
+    while True:
+        number = ring_oldest(table)
+        count = table.meta[number] & COUNT
+        if count == 0:
+            return number
+        table.meta[number] = (table.meta[number] & ~COUNT) | (min(count, acgsperf_settings[policy.setting].cap) - 1)
+        ring_unlink(table, number)
+        ring_insert(table, number, policy.boundary)
+
+
+cdef inline void policy_remove(Policy *policy, Table *table, uint32_t number, bint evicted) noexcept nogil:
+    """Forget an entry that is still in the ring; its key is remembered if it was evicted to make room."""
+    if table.meta[number] & MAIN:
+        policy.main_load -= load_of(table, number)
+        policy.main_count -= 1
+    else:
+        policy.small_load -= load_of(table, number)
+        if number == policy.boundary:
+            policy.boundary = table.ring[number].newer
+    if (
+        evicted and policy.setting != LRU and policy.ghost != NULL
+        and (table.meta[number] & MAIN == 0 or acgsperf_settings[policy.setting].keeps_main)
+    ):
+        ghost_add(policy, remix(mix(policy, table.slots[number].hash)))
+
+
+cdef inline void policy_insert(Policy *policy, Table *table, uint32_t number, uint8_t meta) noexcept nogil:
+    """Put a new entry into the ring; `meta` is what `policy_miss` returned."""
+    if policy.setting != LRU:
+        while policy.main_load + 1 + policy.share < policy.room and policy.small_load > policy.share:
+            policy_promote(policy, table)
+    else:
+        meta &= ~MAIN
+    table.meta[number] = meta
+    if meta & MAIN:
+        ring_insert(table, number, policy.boundary)
+        policy.main_load += load_of(table, number)
+        policy.main_count += 1
+    else:
+        ring_push(table, number)
+        policy.small_load += load_of(table, number)
+        if policy.boundary == 0:
+            policy.boundary = number
+
+
+cdef inline void policy_renumber(Policy *policy) noexcept nogil:
+    """Find the boundary again after the table has numbered its entries in their order."""
+    policy.boundary = policy.main_count + 1 if policy.boundary else 0
+
+
+cdef inline void policy_resample(Policy *policy, Table *table) noexcept nogil:
+    """Decide again, after the size has changed, which entries the shadows see."""
+    cdef uint32_t number = ring_oldest(table)
+    while number:
+        table.meta[number] &= COUNT | MAIN
+        if policy.adaptive and policy.size and mix(policy, table.slots[number].hash) >> 32 <= policy.sampled_up_to:
+            table.meta[number] |= SAMPLED
+        number = table.ring[number].newer
+
+
+cdef inline void policy_clear(Policy *policy) noexcept nogil:
+    """Forget every entry, but not what was learned."""
+    policy.small_load = policy.main_load = 0
+    policy.main_count = policy.boundary = 0
+
+
+cdef inline void policy_reweigh(Policy *policy, Table *table, uint32_t number, uint64_t weight) noexcept nogil:
+    """Change the weight of an entry."""
+    if table.meta[number] & MAIN:
+        policy.main_load += weight - table.weights[number]
+    else:
+        policy.small_load += weight - table.weights[number]
+
+
+cdef inline void policy_spare(Policy *policy, Table *table, uint32_t number) noexcept nogil:
+    """Make an entry that `policy_victim` has returned the newest of the main queue."""
+    if number == policy.boundary:
+        policy_promote(policy, table)
+    ring_unlink(table, number)
+    ring_insert(table, number, policy.boundary)
+
+
+cdef inline void policy_reset_counters(Policy *policy) noexcept nogil:
+    """Forget what was counted for `stats`."""
+    cdef int i
+    policy.switches = 0
+    if policy.shadows != NULL:
+        policy.shadows.samples = policy.shadows.missed = 0
+        for i in range(SETTINGS):
+            policy.shadows.misses[i] = 0

@@ -1,0 +1,344 @@
+"""What an `AdaptiveCache` evicts, in pure Python: two queues, a memory of removed keys, and a choice of settings.
+
+Twin of `policy.pxd`. The queues are those of S3-FIFO (Yang et al., "FIFO Queues are All You Need for Cache Eviction",
+SOSP 2023).
+"""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Hashable
+from sys import getsizeof
+from typing import Any, Final
+
+from acgsperf._native.shadows_py import (
+    COUNT,
+    LRU,
+    MASK,
+    MULTIPLIER,
+    SECOND_MULTIPLIER,
+    SETTINGS,
+    Shadows,
+    sampling_rate,
+    share_of,
+)
+
+MAIN: Final = 0x08
+SAMPLED: Final = 0x10
+LOGGED: Final = 0x20
+LOGS: Final = 0x60
+EPOCH: Final = 0x80
+LOG_ROOM: Final = 32
+MOST_CREDIT: Final = 512
+GHOST_WAYS: Final = 8
+GHOST_STAMPS: Final = 32
+GHOST_OLDEST: Final = 17
+
+
+class Ghost:
+    """Remembers the keys that were evicted, 2 bytes each: 11 bits of the hash, and 5 of the time."""
+
+    __slots__ = ("buckets", "clock", "every", "slots", "ticks")
+
+    def __init__(self, size: int) -> None:
+        self.buckets = int(1.6 * size / GHOST_WAYS) + 1
+        self.slots: array[int] | None = None
+        self.every = max(1, size // 8)
+        self.clock = 0
+        self.ticks = 0
+
+    def first(self, mixed: int) -> int:
+        """Return the first slot of a key's bucket."""
+        return GHOST_WAYS * ((mixed >> 32) * self.buckets >> 32)
+
+    @staticmethod
+    def tag(mixed: int) -> int:
+        """Return 11 bits of a hash, never 0."""
+        return ((mixed & 0xFFFFFFFF) * 2047 >> 32) + 1
+
+    def add(self, mixed: int) -> None:
+        """Remember a key."""
+        if self.slots is None:
+            self.slots = array("H", bytes(2 * GHOST_WAYS * self.buckets))
+        first = self.first(mixed)
+        chosen, oldest = -1, -1
+        for place in range(first, first + GHOST_WAYS):
+            slot = self.slots[place]
+            age = (self.clock - slot) % GHOST_STAMPS
+            if slot and age > GHOST_OLDEST:
+                self.slots[place] = slot = 0
+            if not slot:
+                age = GHOST_STAMPS
+            if age > oldest:
+                chosen, oldest = place, age
+        self.slots[chosen] = self.tag(mixed) << 5 | self.clock
+        self.ticks += 1
+        if self.ticks >= self.every:
+            self.ticks = 0
+            self.clock = (self.clock + 1) % GHOST_STAMPS
+
+    def take(self, mixed: int, life: int) -> bool:
+        """Forget a key; return whether it was remembered and not too old."""
+        if self.slots is None:
+            return False
+        tag = self.tag(mixed)
+        first = self.first(mixed)
+        for place in range(first, first + GHOST_WAYS):
+            slot = self.slots[place]
+            if slot >> 5 == tag and (self.clock - slot) % GHOST_STAMPS < life:
+                self.slots[place] = 0
+                return True
+        return False
+
+
+class Policy:
+    """Orders the entries of a cache, and says which is evicted next.
+
+    It knows an entry as an object that it never looks into, its *token*. A caller reports what happens to it: `miss`,
+    `insert`, `hit`, `reweigh`, `remove`; and asks for the `victim`. Reports about a token that it does not know are
+    ignored.
+
+    A load is a number of entries, or a weight if the bound of the cache is a weight.
+    """
+
+    __slots__ = (
+        "adaptive",
+        "credit",
+        "ghost",
+        "life",
+        "loads",
+        "log",
+        "main",
+        "main_load",
+        "meta",
+        "room",
+        "sampled_up_to",
+        "seed",
+        "setting",
+        "shadows",
+        "share",
+        "size",
+        "small",
+        "small_load",
+        "switches",
+        "timed",
+    )
+
+    def __init__(self, setting: int, adaptive: bool, seed: int) -> None:
+        self.adaptive = adaptive
+        self.setting = setting
+        self.seed = seed
+        self.switches = 0
+        # Whether the time of the last change of the setting is known.
+        self.timed = False
+        # The hash of each entry, oldest first.
+        self.small: OrderedDict[Hashable, int] = OrderedDict()
+        self.main: OrderedDict[Hashable, int] = OrderedDict()
+        self.small_load = 0
+        self.main_load = 0
+        self.meta: dict[Hashable, int] = {}
+        self.loads: dict[Hashable, int] = {}
+        self.resize(0, 1)
+
+    def resize(self, size: int, room: int) -> None:
+        """Start again for another number of entries and another load; the setting and the queues stay.
+
+        A size of 0 means that the number of entries that fit is not known yet.
+        """
+        self.size = size
+        self.room = room
+        self.credit = 0
+        self.log: list[int] = []
+        self.ghost = Ghost(size) if size else None
+        self.shadows: Shadows | None = None
+        self.sampled_up_to = 0
+        if size:
+            rate = sampling_rate(size)
+            self.sampled_up_to = int(2**32 / rate)
+            if self.adaptive:
+                self.shadows = Shadows(max(1, int(size / rate)), self.setting)
+        self.use(self.setting)
+        for queue in (self.main, self.small):
+            for token, key_hash in queue.items():
+                meta = self.meta[token] & (COUNT | MAIN)
+                sampled = self.shadows is not None and self.mix(key_hash) >> 32 <= self.sampled_up_to
+                self.meta[token] = meta | SAMPLED if sampled else meta
+
+    def use(self, setting: int) -> None:
+        """Continue with a setting."""
+        self.setting = setting
+        self.share = share_of(self.room, SETTINGS[setting].share)
+        self.life = int(8 * SETTINGS[setting].ghost + 0.5)
+
+    def clear(self) -> None:
+        """Forget every entry, but not what was learned."""
+        self.small.clear()
+        self.main.clear()
+        self.meta.clear()
+        self.loads.clear()
+        self.small_load = self.main_load = 0
+
+    def mix(self, key_hash: int) -> int:
+        """Return a hash of which the high half decides whether it is sampled."""
+        return (key_hash + self.seed) * MULTIPLIER & MASK
+
+    @staticmethod
+    def remix(mixed: int) -> int:
+        """Return a hash that says nothing about whether it is sampled."""
+        return (mixed ^ mixed >> 29) * SECOND_MULTIPLIER & MASK
+
+    def hit(self, token: Hashable, key_hash: int) -> None:
+        """Count a hit of an entry."""
+        meta = self.meta.get(token)
+        if meta is None:
+            return
+        if meta & COUNT < COUNT:
+            meta += 1
+        if self.setting == LRU:
+            if meta & MAIN:
+                self.small[token] = self.main.pop(token)
+                self.main_load -= self.loads[token]
+                self.small_load += self.loads[token]
+                meta &= ~MAIN
+            else:
+                self.small.move_to_end(token)
+        self.meta[token] = meta
+        if meta & SAMPLED and self.shadows is not None:
+            self.log_hit(self.shadows, token, meta, key_hash)
+
+    def log_hit(self, shadows: Shadows, token: Hashable, meta: int, key_hash: int) -> None:
+        """Let the shadows know of a hit, unless they know enough of this entry."""
+        if meta & EPOCH != shadows.epoch * EPOCH:
+            self.meta[token] = meta = (meta ^ EPOCH) & ~LOGS
+        if meta & LOGS == LOGS or not self.credit:
+            return
+        self.meta[token] = meta + LOGGED
+        self.credit -= 1
+        self.log.append(self.mix(key_hash))
+        if len(self.log) == LOG_ROOM:
+            self.flush(shadows)
+
+    def flush(self, shadows: Shadows) -> None:
+        """Let the shadows see the logged hits."""
+        log, self.log = self.log, []
+        for mixed in log:
+            self.sample(shadows, self.remix(mixed))
+
+    def sample(self, shadows: Shadows, remixed: int) -> None:
+        """Let the shadows see an access to a sampled key, and continue with the setting that they find."""
+        if shadows.sample(remixed):
+            self.use(shadows.setting)
+            self.switches += 1
+            self.timed = False
+
+    def miss(self, key_hash: int) -> int:
+        """Prepare for a new key: let the shadows see it, and return the first byte of its entry."""
+        mixed = self.mix(key_hash)
+        remixed = self.remix(mixed)
+        meta = 0
+        shadows = self.shadows
+        if shadows is not None:
+            self.credit = min(self.credit + 8, MOST_CREDIT)
+            if self.log:
+                self.flush(shadows)
+            if mixed >> 32 <= self.sampled_up_to:
+                meta = SAMPLED | shadows.epoch * EPOCH
+                shadows.missed += 1
+                self.sample(shadows, remixed)
+        if self.setting != LRU and self.ghost is not None and self.ghost.take(remixed, self.life):
+            meta |= MAIN
+        return meta
+
+    def victim(self) -> Any:
+        """Return the token of the entry to evict next, which is at the end of its queue; None if there is none."""
+        if not self.meta:
+            return None
+        setting = SETTINGS[self.setting]
+        if self.setting == LRU:
+            return next(iter(self.main or self.small))
+        while self.small and (self.small_load > self.share or not self.main):
+            token = next(iter(self.small))
+            if self.meta[token] & COUNT < setting.threshold:
+                return token
+            self.meta[token] &= ~COUNT
+            self.promote(token)
+        while True:
+            token = next(iter(self.main))
+            count = self.meta[token] & COUNT
+            if not count:
+                return token
+            self.meta[token] = self.meta[token] & ~COUNT | min(count, setting.cap) - 1
+            self.main.move_to_end(token)
+
+    def spare(self, token: Hashable) -> None:
+        """Make an entry that `victim` has returned the newest of the main queue."""
+        if token in self.small:
+            self.promote(token)
+        elif token in self.main:
+            self.main.move_to_end(token)
+
+    def promote(self, token: Hashable) -> None:
+        """Move the oldest entry of the small queue to the main queue."""
+        self.main[token] = self.small.pop(token)
+        self.small_load -= self.loads[token]
+        self.main_load += self.loads[token]
+        self.meta[token] |= MAIN
+
+    def remove(self, token: Hashable, evicted: bool) -> None:
+        """Forget an entry; its key is remembered if it was evicted to make room."""
+        meta = self.meta.pop(token, None)
+        if meta is None:
+            return
+        if meta & MAIN:
+            key_hash = self.main.pop(token)
+            self.main_load -= self.loads.pop(token)
+        else:
+            key_hash = self.small.pop(token)
+            self.small_load -= self.loads.pop(token)
+        remembered = not meta & MAIN or SETTINGS[self.setting].keeps_main
+        if evicted and remembered and self.setting != LRU and self.ghost is not None:
+            self.ghost.add(self.remix(self.mix(key_hash)))
+
+    def insert(self, token: Hashable, key_hash: int, meta: int, load: int) -> None:
+        """Add an entry; `meta` is what `miss` returned."""
+        if token in self.meta:
+            return
+        if self.setting != LRU:
+            while self.main_load + 1 + self.share < self.room and self.small_load > self.share:
+                self.promote(next(iter(self.small)))
+        else:
+            meta &= ~MAIN
+        self.meta[token] = meta
+        self.loads[token] = load
+        if meta & MAIN:
+            self.main[token] = key_hash
+            self.main_load += load
+        else:
+            self.small[token] = key_hash
+            self.small_load += load
+
+    def reweigh(self, token: Hashable, load: int) -> None:
+        """Change the load of an entry."""
+        meta = self.meta.get(token)
+        if meta is None:
+            return
+        if meta & MAIN:
+            self.main_load += load - self.loads[token]
+        else:
+            self.small_load += load - self.loads[token]
+        self.loads[token] = load
+
+    def order(self) -> list[Hashable]:
+        """Return every token: the main queue, then the small one, oldest first."""
+        return [*self.main, *self.small]
+
+    def reset_counters(self) -> None:
+        """Forget what was counted for `stats`."""
+        self.switches = 0
+        if self.shadows is not None:
+            self.shadows.reset_counters()
+
+    def __sizeof__(self) -> int:
+        own = object.__sizeof__(self) + sum(map(getsizeof, (self.small, self.main, self.meta, self.loads)))
+        if self.ghost is not None and self.ghost.slots is not None:
+            own += getsizeof(self.ghost.slots)
+        return own if self.shadows is None else own + getsizeof(self.shadows)

@@ -1,0 +1,518 @@
+# cython: language_level=3
+"""The shadow caches of an `AdaptiveCache`: how often each setting would have missed. Plain C, no Python code runs here.
+
+Miniature simulation (Waldspurger et al., "Cache Modeling and Optimization using Miniature Simulations", USENIX ATC 2017):
+a cache of 1/R the size that sees 1/R of the keys misses about as often as the cache itself.  The queues are those of S3-FIFO
+(Yang et al., "FIFO Queues are All You Need for Cache Eviction", SOSP 2023).
+
+All shadow caches share one directory of sampled keys.  A node of it is a tag and a byte for each setting: in a queue with a
+count of hits, or forgotten at a time, or nothing.  A key is in one of two buckets of 8 nodes, because with one bucket for
+each key a fifth of the nodes would be overwritten too early.  One allocation holds everything.
+"""
+
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
+from libc.math cimport pow, sqrt
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    SETTINGS = 6
+    FIFOS = 5
+    LRU = 5
+    PAIRS = 15
+    RESIDENT = 0x80
+    IN_MAIN = 0x40
+    COUNT = 7
+    STAMPS = 127
+    WAYS = 8
+    LARGEST_SHADOW = 19000
+
+
+cdef struct Setting:
+    double share
+    double ghost
+    uint8_t threshold
+    uint8_t cap
+    uint8_t keeps_main
+
+
+cdef struct Node:
+    uint16_t tag
+    uint8_t state[SETTINGS]
+
+
+cdef struct Ring:
+    uint16_t *numbers
+    uint16_t room
+    uint16_t first
+    uint16_t length
+
+
+cdef struct Fifo:
+    Ring small
+    Ring main
+    uint16_t small_size
+    uint16_t main_size
+    uint16_t share
+    uint16_t every
+    uint16_t ticks
+    uint8_t clock
+    uint8_t life
+    uint8_t threshold
+    uint8_t cap
+    uint8_t keeps_main
+
+
+cdef struct Shadows:
+    Node *nodes
+    uint64_t samples
+    # How many sampled keys the cache itself missed, and each shadow cache.
+    uint64_t missed
+    uint64_t misses[SETTINGS]
+    uint32_t buckets
+    uint32_t bytes
+    uint32_t refused
+    uint32_t since_decision
+    uint32_t every
+    uint16_t size
+    uint16_t lru_size
+    uint16_t epoch_misses
+    uint8_t epoch
+    uint8_t setting
+    Ring lru
+    Fifo fifos[FIFOS]
+    double slow_decay
+    double fast_decay
+    float differences[PAIRS]
+    float disagreements[PAIRS]
+    float fast_differences[PAIRS]
+    float fast_disagreements[PAIRS]
+    uint16_t patterns[64]
+
+
+cdef extern from *:
+    """
+    static const struct {double share, ghost; unsigned char threshold, cap, keeps_main;} acgsperf_settings[6] = {
+        {0.01, 0.5, 2, 7, 0}, {0.01, 2.0, 2, 3, 0}, {0.15, 0.9, 1, 3, 0},
+        {0.10, 0.9, 2, 3, 0}, {0.15, 2.0, 2, 7, 1}, {1.0, 0.0, 0, 0, 0},
+    };
+    """
+    const Setting acgsperf_settings[SETTINGS]
+
+
+cdef inline uint32_t share_of(uint32_t size, double share) noexcept nogil:
+    cdef uint32_t part = <uint32_t> (size * share)
+    return part if part else 1
+
+
+cdef inline double sampling_rate(uint32_t size) noexcept nogil:
+    """Return R: one key in R is sampled."""
+    cdef double rate
+    if size <= 128:
+        return 1.0
+    if size < 500:
+        return 2.0
+    if size < 2048:
+        return 2.4
+    rate = 4.0 if size < 4096 else 8.0 if size < 16384 else 16.0
+    while size / rate > LARGEST_SHADOW:
+        rate *= 2
+    return rate
+
+
+cdef inline void push(Ring *ring, uint16_t number) noexcept nogil:
+    cdef uint32_t i = <uint32_t> ring.first + ring.length
+    if i >= ring.room:
+        i -= ring.room
+    ring.numbers[i] = number
+    ring.length += 1
+
+
+cdef inline uint16_t pop(Ring *ring) noexcept nogil:
+    cdef uint16_t number = ring.numbers[ring.first]
+    ring.first += 1
+    if ring.first == ring.room:
+        ring.first = 0
+    ring.length -= 1
+    return number
+
+
+cdef inline int fifo_remaining(const Shadows *shadows, int f, uint32_t node) noexcept nogil:
+    """Return how many ticks the ghost of a node has left; 0 or less if it has expired or there is none."""
+    cdef const Fifo *fifo = &shadows.fifos[f]
+    cdef int stamp = shadows.nodes[node].state[f]
+    return fifo.life - (fifo.clock + STAMPS - stamp) % STAMPS if stamp else 0
+
+
+cdef inline void fifo_remember(Shadows *shadows, int f, uint32_t node) noexcept nogil:
+    cdef Fifo *fifo = &shadows.fifos[f]
+    shadows.nodes[node].state[f] = fifo.clock
+    fifo.ticks += 1
+    if fifo.ticks >= fifo.every:
+        fifo.ticks = 0
+        fifo.clock = fifo.clock % STAMPS + 1
+
+
+cdef inline void fifo_forget(Shadows *shadows, int f, uint32_t node) noexcept nogil:
+    """Remove a node from its queue; its number stays in the ring until it is popped."""
+    cdef uint8_t state = shadows.nodes[node].state[f]
+    if state & RESIDENT:
+        if state & IN_MAIN:
+            shadows.fifos[f].main_size -= 1
+        else:
+            shadows.fifos[f].small_size -= 1
+    shadows.nodes[node].state[f] = 0
+
+
+cdef inline void fifo_squeeze(Shadows *shadows, int f, Ring *ring, int queue) noexcept nogil:
+    """Make room in a ring: drop the numbers that are no longer in this queue, else the oldest one."""
+    cdef uint32_t i
+    cdef uint16_t node
+    for i in range(ring.length):
+        node = pop(ring)
+        if shadows.nodes[node].state[f] & (RESIDENT | IN_MAIN) == RESIDENT | queue:
+            push(ring, node)
+    if ring.length == ring.room:
+        fifo_forget(shadows, f, pop(ring))
+
+
+cdef inline void fifo_push_small(Shadows *shadows, int f, uint16_t node) noexcept nogil:
+    cdef Fifo *fifo = &shadows.fifos[f]
+    if fifo.small.length == fifo.small.room:
+        fifo_squeeze(shadows, f, &fifo.small, 0)
+    shadows.nodes[node].state[f] = RESIDENT
+    push(&fifo.small, node)
+    fifo.small_size += 1
+
+
+cdef inline void fifo_push_main(Shadows *shadows, int f, uint16_t node, uint8_t count) noexcept nogil:
+    cdef Fifo *fifo = &shadows.fifos[f]
+    if fifo.main.length == fifo.main.room:
+        fifo_squeeze(shadows, f, &fifo.main, IN_MAIN)
+    shadows.nodes[node].state[f] = RESIDENT | IN_MAIN | count
+    push(&fifo.main, node)
+    fifo.main_size += 1
+
+
+cdef inline int fifo_pop_small(Shadows *shadows, int f) noexcept nogil:
+    """Remove the oldest node of the small queue; -1 if there is none."""
+    cdef Fifo *fifo = &shadows.fifos[f]
+    cdef uint16_t node
+    while fifo.small.length:
+        node = pop(&fifo.small)
+        if shadows.nodes[node].state[f] & (RESIDENT | IN_MAIN) == RESIDENT:
+            fifo.small_size -= 1
+            return node
+    fifo.small_size = 0
+    return -1
+
+
+cdef inline int fifo_pop_main(Shadows *shadows, int f) noexcept nogil:
+    """Remove the oldest node of the main queue; -1 if there is none."""
+    cdef Fifo *fifo = &shadows.fifos[f]
+    cdef uint16_t node
+    while fifo.main.length:
+        node = pop(&fifo.main)
+        if shadows.nodes[node].state[f] & (RESIDENT | IN_MAIN) == RESIDENT | IN_MAIN:
+            fifo.main_size -= 1
+            return node
+    fifo.main_size = 0
+    return -1
+
+
+cdef inline void fifo_evict(Shadows *shadows, int f) noexcept nogil:
+    cdef Fifo *fifo = &shadows.fifos[f]
+    cdef int node
+    cdef uint8_t count
+    while fifo.small_size and (fifo.small_size > fifo.share or not fifo.main_size):
+        node = fifo_pop_small(shadows, f)
+        if node < 0:
+            break
+        if shadows.nodes[node].state[f] & COUNT < fifo.threshold:
+            fifo_remember(shadows, f, node)
+            return
+        fifo_push_main(shadows, f, node, 0)
+    while True:
+        node = fifo_pop_main(shadows, f)
+        if node < 0:
+            return
+        count = shadows.nodes[node].state[f] & COUNT
+        if count == 0:
+            break
+        fifo_push_main(shadows, f, node, min(count, fifo.cap) - 1)
+    if fifo.keeps_main:
+        fifo_remember(shadows, f, node)
+    else:
+        shadows.nodes[node].state[f] = 0
+
+
+cdef inline bint fifo_access(Shadows *shadows, int f, uint16_t node) noexcept nogil:
+    """Use a node; return whether it was a hit."""
+    cdef Fifo *fifo = &shadows.fifos[f]
+    cdef uint8_t state = shadows.nodes[node].state[f]
+    cdef bint known
+    cdef int oldest
+    if state & RESIDENT:
+        if state & COUNT < COUNT:
+            shadows.nodes[node].state[f] = state + 1
+        return True
+    known = fifo_remaining(shadows, f, node) > 0
+    shadows.nodes[node].state[f] = 0
+    if fifo.small_size + fifo.main_size >= shadows.size:
+        fifo_evict(shadows, f)
+    while fifo.main_size + 1 < shadows.size - fifo.share and fifo.small_size > fifo.share:
+        oldest = fifo_pop_small(shadows, f)
+        if oldest < 0:
+            break
+        fifo_push_main(shadows, f, oldest, shadows.nodes[oldest].state[f] & COUNT)
+    if known:
+        fifo_push_main(shadows, f, node, 0)
+    else:
+        fifo_push_small(shadows, f, node)
+    return False
+
+
+cdef inline int shadows_resident(const Shadows *shadows, uint32_t node) noexcept nogil:
+    """Return in how many shadow caches a node is."""
+    cdef int f, found = shadows.nodes[node].state[LRU] > 0
+    for f in range(FIFOS):
+        found += shadows.nodes[node].state[f] >= RESIDENT
+    return found
+
+
+cdef inline int shadows_empty(const Shadows *shadows, uint32_t first, uint32_t second) noexcept nogil:
+    """Return an empty node in the bucket that has more of them, or -1."""
+    cdef int firsts = 0, seconds = 0
+    cdef uint32_t i
+    for i in range(WAYS):
+        firsts += shadows.nodes[first + i].tag == 0
+        seconds += shadows.nodes[second + i].tag == 0
+    if firsts == 0 and seconds == 0:
+        return -1
+    if firsts < seconds:
+        first = second
+    while shadows.nodes[first].tag:
+        first += 1
+    return first
+
+
+cdef inline int shadows_free(Shadows *shadows, uint32_t first, uint32_t second) noexcept nogil:
+    """Return an unused node of two buckets; one that is used least if all are used, or -1."""
+    cdef int best = shadows_empty(shadows, first, second)
+    cdef int chosen = -1, fewest = 99, least = STAMPS + 1, resident, remaining, i, f
+    cdef uint32_t node
+    if best >= 0:
+        return best
+    for i in range(2 * WAYS):
+        node = first + i if i < WAYS else second + i - WAYS
+        resident = shadows_resident(shadows, node)
+        if resident:
+            if resident < fewest:
+                fewest = resident
+                chosen = node
+            continue
+        remaining = fifo_remaining(shadows, 0, node)
+        for f in range(1, FIFOS):
+            remaining = max(remaining, fifo_remaining(shadows, f, node))
+        if remaining < least:
+            best = node
+            least = remaining
+    if best < 0:
+        shadows.refused += 1
+        if shadows.refused & 3:
+            return -1
+        best = chosen
+    for f in range(FIFOS):
+        fifo_forget(shadows, f, best)
+    if shadows.nodes[best].state[LRU]:
+        shadows.nodes[best].state[LRU] = 0
+        shadows.lru_size -= 1
+    return best
+
+
+cdef inline int shadows_find(Shadows *shadows, uint64_t mixed) noexcept nogil:
+    """Return the node of a key, a new one if needed; -1 if the access is to be ignored."""
+    cdef uint16_t tag = <uint16_t> mixed
+    cdef uint64_t other = (mixed ^ mixed >> 31) * <uint64_t> 0x9E3779B97F4A7C15
+    cdef uint32_t first = WAYS * <uint32_t> ((other >> 32) * shadows.buckets >> 32)
+    cdef uint32_t second = WAYS * <uint32_t> (<uint64_t> <uint32_t> other * shadows.buckets >> 32)
+    cdef uint32_t i
+    cdef int node
+    if tag == 0:
+        tag = 1
+    for i in range(first, first + WAYS):
+        if shadows.nodes[i].tag == tag:
+            return i
+    for i in range(second, second + WAYS):
+        if shadows.nodes[i].tag == tag:
+            return i
+    node = shadows_free(shadows, first, second)
+    if node >= 0:
+        shadows.nodes[node].tag = tag
+    return node
+
+
+cdef inline void lru_evict(Shadows *shadows) noexcept nogil:
+    cdef uint16_t node
+    while shadows.lru.length:
+        node = pop(&shadows.lru)
+        if shadows.nodes[node].state[LRU]:
+            shadows.nodes[node].state[LRU] -= 1
+            if shadows.nodes[node].state[LRU] == 0:
+                shadows.lru_size -= 1
+                return
+    shadows.lru_size = 0
+
+
+cdef inline bint lru_access(Shadows *shadows, uint16_t node) noexcept nogil:
+    """Use a node; return whether it was a hit."""
+    cdef bint hit = shadows.nodes[node].state[LRU] > 0
+    cdef uint32_t i
+    cdef uint16_t other
+    if not hit:
+        if shadows.lru_size >= shadows.size:
+            lru_evict(shadows)
+        shadows.lru_size += 1
+        shadows.epoch_misses += 1
+        if shadows.epoch_misses >= max(1, shadows.size // 8):
+            shadows.epoch_misses = 0
+            shadows.epoch ^= 1
+    if shadows.lru.length == shadows.lru.room or shadows.nodes[node].state[LRU] == 255:
+        # Keep the last reference to each node.
+        for i in range(shadows.lru.length):
+            other = pop(&shadows.lru)
+            if shadows.nodes[other].state[LRU] == 1:
+                push(&shadows.lru, other)
+            elif shadows.nodes[other].state[LRU]:
+                shadows.nodes[other].state[LRU] -= 1
+    push(&shadows.lru, node)
+    shadows.nodes[node].state[LRU] += 1
+    return hit
+
+
+cdef inline void shadows_decay(Shadows *shadows) noexcept nogil:
+    """Add what was seen since the last decision, pair by pair, and let what is older count less."""
+    cdef int wins[PAIRS]
+    cdef int losses[PAIRS]
+    cdef int one, other, pair, hits, times
+    for pair in range(PAIRS):
+        wins[pair] = losses[pair] = 0
+    for hits in range(1, 63):
+        times = shadows.patterns[hits]
+        if times == 0:
+            continue
+        pair = 0
+        for one in range(1, SETTINGS):
+            for other in range(one):
+                if (hits >> one ^ hits >> other) & 1:
+                    if hits >> one & 1:
+                        wins[pair] += times
+                    else:
+                        losses[pair] += times
+                pair += 1
+    for hits in range(64):
+        shadows.patterns[hits] = 0
+    for pair in range(PAIRS):
+        shadows.differences[pair] = shadows.differences[pair] * shadows.slow_decay + (wins[pair] - losses[pair])
+        shadows.disagreements[pair] = shadows.disagreements[pair] * shadows.slow_decay + (wins[pair] + losses[pair])
+        shadows.fast_differences[pair] = shadows.fast_differences[pair] * shadows.fast_decay + (wins[pair] - losses[pair])
+        shadows.fast_disagreements[pair] = (
+            shadows.fast_disagreements[pair] * shadows.fast_decay + (wins[pair] + losses[pair]))
+
+
+cdef inline int shadows_better(
+    const Shadows *shadows, const float *differences, const float *disagreements, double sure, double sure_lru
+) noexcept nogil:
+    """Return the setting that has most hits more than the present one, beyond doubt; or -1."""
+    cdef int now = shadows.setting, best = -1, other, high, low, pair
+    cdef double most = 0, more, needed
+    for other in range(SETTINGS):
+        if other == now:
+            continue
+        high, low = max(now, other), min(now, other)
+        pair = high * (high - 1) // 2 + low
+        more = differences[pair] if other == high else -differences[pair]
+        if other == LRU:
+            # Entering it is expensive: the main queue drains.
+            needed = sure_lru * sqrt(disagreements[pair]) + 8 + 0.03 * shadows.size
+        else:
+            needed = sure * sqrt(disagreements[pair]) + 4
+        if more > needed and more > most:
+            best, most = other, more
+    return best
+
+
+cdef inline bint shadows_sample(Shadows *shadows, uint64_t mixed) noexcept nogil:
+    """Let every shadow cache see an access to a sampled key; return whether the setting has changed."""
+    cdef int node = shadows_find(shadows, mixed)
+    cdef int f, hits = 0, best
+    if node < 0:
+        return False
+    for f in range(FIFOS):
+        if fifo_access(shadows, f, node):
+            hits |= 1 << f
+        else:
+            shadows.misses[f] += 1
+    if lru_access(shadows, node):
+        hits |= 1 << LRU
+    else:
+        shadows.misses[LRU] += 1
+    shadows.patterns[hits] += 1
+    shadows.samples += 1
+    shadows.since_decision += 1
+    if shadows.since_decision < shadows.every:
+        return False
+    shadows.since_decision = 0
+    shadows_decay(shadows)
+    best = shadows_better(shadows, shadows.differences, shadows.disagreements, 2.0, 2.5)
+    if best < 0:
+        best = shadows_better(shadows, shadows.fast_differences, shadows.fast_disagreements, 4.0, 4.0)
+    if best < 0:
+        return False
+    shadows.setting = best
+    return True
+
+
+cdef inline Shadows *shadows_new(uint32_t size, int setting) noexcept nogil:
+    """Return shadow caches of `size` nodes each; NULL if there is no memory."""
+    cdef uint32_t buckets = max(2, (16 * size + 39) // 40)
+    cdef uint32_t nodes = WAYS * buckets
+    cdef uint32_t numbers = 2 * size + 8
+    cdef uint32_t bytes
+    cdef Shadows *shadows
+    cdef Fifo *fifo
+    cdef uint16_t *next
+    cdef int f
+    for f in range(FIFOS):
+        numbers += share_of(size, acgsperf_settings[f].share) + 4 + size + 4
+    bytes = sizeof(Shadows) + nodes * sizeof(Node) + numbers * sizeof(uint16_t)
+    shadows = <Shadows *> PyMem_RawCalloc(1, bytes)
+    if shadows == NULL:
+        return NULL
+    shadows.nodes = <Node *> (shadows + 1)
+    next = <uint16_t *> (shadows.nodes + nodes)
+    shadows.bytes = bytes
+    shadows.size = size
+    shadows.setting = setting
+    shadows.buckets = buckets
+    shadows.every = max(8, size // 4)
+    shadows.slow_decay = pow(0.5, shadows.every / (64.0 * size))
+    shadows.fast_decay = pow(0.5, shadows.every / (4.0 * size))
+    shadows.lru.numbers = next
+    shadows.lru.room = 2 * size + 8
+    next += shadows.lru.room
+    for f in range(FIFOS):
+        fifo = &shadows.fifos[f]
+        fifo.share = share_of(size, acgsperf_settings[f].share)
+        fifo.threshold = acgsperf_settings[f].threshold
+        fifo.cap = acgsperf_settings[f].cap
+        fifo.keeps_main = acgsperf_settings[f].keeps_main
+        fifo.life = <uint8_t> (32 * acgsperf_settings[f].ghost + 0.5)
+        fifo.every = max(1, size // 32)
+        fifo.clock = 1
+        fifo.small.numbers = next
+        fifo.small.room = fifo.share + 4
+        next += fifo.small.room
+        fifo.main.numbers = next
+        fifo.main.room = size + 4
+        next += fifo.main.room
+    return shadows
