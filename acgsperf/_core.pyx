@@ -28,8 +28,9 @@ from acgsperf._native.python cimport (
     PyUnicode_DATA, PyUnicode_GET_LENGTH, PyUnicode_KIND, inquiry, traverseproc, visitproc,
 )
 from acgsperf._native.table cimport (
-    SMALLEST_CAPACITY, Slot, Table, ring_oldest, ring_push, ring_touch, ring_unlink, table_free, table_give_slot,
-    table_home, table_index, table_init, table_rebuild, table_take_slot, table_unindex,
+    SMALLEST_CAPACITY, Slot, Table, is_number, place_home, place_mark, ring_oldest, ring_prefetch, ring_push, ring_touch,
+    ring_unlink, table_free, table_give_slot, table_index, table_init, table_place, table_rebuild, table_take_slot,
+    table_unindex,
 )
 
 from collections.abc import Mapping, MutableMapping
@@ -366,26 +367,30 @@ cdef class LRUCache:
     cdef uint32_t find(self, key, Py_hash_t hash) except? 0:
         """Return the slot of a key, or 0."""
         cdef uint64_t version = self.version
-        cdef uint64_t i = table_home(&self.table, hash)
-        cdef uint32_t number
+        cdef uint64_t place = table_place(&self.table, hash)
+        cdef uint64_t i = place_home(place)
+        cdef uint32_t mark = place_mark(&self.table, place)
+        cdef uint32_t word, number
         cdef Slot *slot
         cdef int same
         while True:
-            number = self.table.index[i]
-            if number == 0:
-                return 0
-            slot = &self.table.slots[number]
-            if slot.key == <PyObject *> key:
-                return number
-            if slot.hash == hash:
-                if PyUnicode_CheckExact(slot.key) and PyUnicode_CheckExact(<PyObject *> key):
-                    same = is_same_text(slot.key, <PyObject *> key)
-                else:
-                    same = equal(<object> slot.key, key)
-                    if self.version != version:
-                        return self.find_again(key, hash)
-                if same:
+            word = self.table.index[i]
+            number = word ^ mark
+            if is_number(&self.table, number):
+                slot = &self.table.slots[number]
+                if slot.key == <PyObject *> key:
                     return number
+                if slot.hash == hash:
+                    if PyUnicode_CheckExact(slot.key) and PyUnicode_CheckExact(<PyObject *> key):
+                        same = is_same_text(slot.key, <PyObject *> key)
+                    else:
+                        same = equal(<object> slot.key, key)
+                        if self.version != version:
+                            return self.find_again(key, hash)
+                    if same:
+                        return number
+            elif word == 0:
+                return 0
             i = (i + 1) & self.table.mask
 
     cdef uint32_t find_again(self, key, Py_hash_t hash) except? 0:
@@ -410,9 +415,9 @@ cdef class LRUCache:
         while True:
             stored = None
             version = self.version
-            i = table_home(&self.table, hash)
+            i = place_home(table_place(&self.table, hash))
             while True:
-                number = self.table.index[i]
+                number = self.table.index[i] & self.table.number_mask
                 if number == 0:
                     return 0
                 slot = &self.table.slots[number]
@@ -435,11 +440,11 @@ cdef class LRUCache:
 
     cdef uint32_t slot_of(self, PyObject *stored, Py_hash_t hash) noexcept:
         """Return the slot that contains this key object, or 0."""
-        cdef uint64_t i = table_home(&self.table, hash)
-        cdef uint32_t number = self.table.index[i]
+        cdef uint64_t i = place_home(table_place(&self.table, hash))
+        cdef uint32_t number = self.table.index[i] & self.table.number_mask
         while number and self.table.slots[number].key != stored:
             i = (i + 1) & self.table.mask
-            number = self.table.index[i]
+            number = self.table.index[i] & self.table.number_mask
         return number
 
     cdef inline Removed detach(self, uint32_t number, bint expired) noexcept:
@@ -483,8 +488,9 @@ cdef class LRUCache:
 
     cdef inline object lookup(self, key, Py_hash_t hash, int64_t now):
         # Most keys are in their home slot and are looked up with the object that was stored.
-        cdef uint32_t number = self.table.index[table_home(&self.table, hash)]
-        if number == 0 or self.table.slots[number].key != <PyObject *> key:
+        cdef uint64_t place = table_place(&self.table, hash)
+        cdef uint32_t number = self.table.index[place_home(place)] ^ place_mark(&self.table, place)
+        if not is_number(&self.table, number) or self.table.slots[number].key != <PyObject *> key:
             number = self.find(key, hash)
         if number == 0:
             self.misses += 1
