@@ -51,6 +51,7 @@ cdef extern from "platform.h" nogil:
     int64_t acgsperf_monotonic_ns()
     int64_t acgsperf_coarse_ns()
     const int64_t ACGSPERF_COARSE_LAG_NS
+    void acgsperf_prefetch(const void *address)
 
 cdef extern from "platform.h":
     Py_hash_t acgsperf_hash(object key) except? -1
@@ -334,12 +335,12 @@ cdef class LRUCache:
     def answers_until(self):
         raise AttributeError("property 'answers_until' of 'LRUCache' object has no deleter")
 
-    cdef int64_t read_clock(self) except? -1:
+    cdef inline int64_t read_clock(self) except? -1:
         """Read the user's clock; 0 if there is none, because `is_expired` then reads the system's only if it must."""
-        cdef double now
-        if self.clock is None:
-            return 0
-        now = self.clock()
+        return 0 if self.clock is None else self.read_users_clock()
+
+    cdef int64_t read_users_clock(self) except? -1:
+        cdef double now = self.clock()
         if not -4e9 < now < 4e9:
             raise ValueError(f"clock must return seconds within 4e9 of zero, got {now!r}")
         return <int64_t> rint(now * 1e9)
@@ -347,7 +348,7 @@ cdef class LRUCache:
     cdef inline bint is_expired(self, int64_t expires_ns, int64_t now_ns) noexcept:
         if expires_ns == NEVER:
             return False
-        if self.clock is not None:
+        if now_ns != 0 or self.clock is not None:
             return now_ns >= expires_ns
         # Read the precise clock only if the coarse one is not enough to decide.
         if expires_ns - acgsperf_coarse_ns() > ACGSPERF_COARSE_LAG_NS:
@@ -359,10 +360,9 @@ cdef class LRUCache:
         # The earlier of the two, so that the clock is read once for both.
         return not self.is_expired(min(self.table.slots[number].expires_ns, self.answers_until_ns), now_ns)
 
-    cdef inline int64_t expiry(self, int64_t ttl_ns, int64_t now_ns) noexcept:
-        if ttl_ns == NEVER:
-            return NEVER
-        return (now_ns if self.clock is not None else acgsperf_monotonic_ns()) + ttl_ns
+    cdef inline int64_t time_of_write(self, int64_t ttl_ns, int64_t now_ns) noexcept:
+        """Read the system's clock if that is the cache's and a write with this ttl needs it; else return `now_ns`."""
+        return now_ns if self.clock is not None or ttl_ns == NEVER else acgsperf_monotonic_ns()
 
     cdef uint32_t find(self, key, Py_hash_t hash) except? 0:
         """Return the slot of a key, or 0."""
@@ -459,19 +459,19 @@ cdef class LRUCache:
         self.version += 1
         return removed
 
-    cdef Removed evict(self, uint32_t number, bint expired) noexcept:
+    cdef inline void count_removal(self, bint expired) noexcept:
         if expired:
             self.expirations += 1
         else:
             self.evictions += 1
+
+    cdef Removed evict(self, uint32_t number, bint expired) noexcept:
+        self.count_removal(expired)
         return self.detach(number, expired)
 
     cdef void dispose(self, Removed removed) noexcept:
         """Call the callback for an evicted entry and drop its references."""
         cdef PyObject *result
-        key, value = <object> removed.key, <object> removed.value
-        Py_DECREF(key)
-        Py_DECREF(value)
         callback = self._on_evict
         if callback is not None:
             result = PyObject_CallFunctionObjArgs(
@@ -479,6 +479,8 @@ cdef class LRUCache:
             if result == NULL:
                 PyErr_WriteUnraisable(<PyObject *> callback)
             Py_XDECREF(result)
+        Py_DECREF(<object> removed.value)
+        Py_DECREF(<object> removed.key)
 
     cdef void dispose_all(self, Removed *removed, Py_ssize_t count) noexcept:
         cdef Py_ssize_t i
@@ -505,11 +507,14 @@ cdef class LRUCache:
         return <object> self.table.slots[number].value
 
     cdef inline int store(self, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now) except -1:
+        # Reading the clock waits for all loads that come before it, and for no prefetch.
+        acgsperf_prefetch(&self.table.index[place_home(table_place(&self.table, hash))])
+        now = self.time_of_write(ttl_ns, now)
         return self.place(self.find(key, hash), key, hash, value, ttl_ns, now)
 
     cdef int place(self, uint32_t number, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now) except -1:
-        """Store in the slot that `find` has just returned, or in a new one if that is 0."""
-        cdef int64_t expires_ns = self.expiry(ttl_ns, now)
+        """Store in the slot that `find` has just returned, or in another one if that is 0; now is a `time_of_write`."""
+        cdef int64_t expires_ns = NEVER if ttl_ns == NEVER else now + ttl_ns
         cdef Removed removed
         cdef Slot *slot
         cdef PyObject *old
@@ -525,28 +530,44 @@ cdef class LRUCache:
                 self.updates += 1
                 Py_DECREF(<object> old)
                 return 0
-            removed = self.evict(number, True)
+            removed = self.vacate(number, True)
         elif self.table.used >= self._maxsize:
             number = ring_oldest(&self.table)
-            removed = self.evict(number, self.is_expired(self.table.slots[number].expires_ns, now))
-        elif self.table.used == self.table.capacity:
-            if not table_rebuild(&self.table, min(self._maxsize, max(SMALLEST_CAPACITY, 2 * self.table.capacity))):
-                raise MemoryError
-        number = table_take_slot(&self.table)
-        slot = &self.table.slots[number]
+            slot = &self.table.slots[number]
+            removed = self.vacate(number, self.is_expired(slot.expires_ns, now))
+            table_unindex(&self.table, number)
+            slot.hash = hash
+            table_index(&self.table, number)
+            ring_prefetch(&self.table)
+        else:
+            if self.table.used == self.table.capacity:
+                if not table_rebuild(&self.table, min(self._maxsize, max(SMALLEST_CAPACITY, 2 * self.table.capacity))):
+                    raise MemoryError
+            number = table_take_slot(&self.table)
+            slot = &self.table.slots[number]
+            slot.hash = hash
+            table_index(&self.table, number)
+            ring_push(&self.table, number)
         Py_INCREF(key)
         Py_INCREF(value)
         slot.key = <PyObject *> key
         slot.value = <PyObject *> value
-        slot.hash = hash
         slot.expires_ns = expires_ns
-        table_index(&self.table, number)
-        ring_push(&self.table, number)
         self.version += 1
         self.insertions += 1
         if removed.key != NULL:
             self.dispose(removed)
         return 0
+
+    cdef inline Removed vacate(self, uint32_t number, bint expired) noexcept:
+        """Make room for a new entry in the slot of an old one; the caller owns the references of the old one."""
+        cdef Removed removed
+        removed.key = self.table.slots[number].key
+        removed.value = self.table.slots[number].value
+        removed.expired = expired
+        self.count_removal(expired)
+        ring_touch(&self.table, number)
+        return removed
 
     def peek(self, key, default=None, /):
         """Return the value of a fresh entry, or `default`; neither the order nor the counters change.
@@ -592,7 +613,7 @@ cdef class LRUCache:
                 ring_touch(&self.table, number)
                 return <object> self.table.slots[number].value
             self.misses += 1
-            self.place(number, key, hash, default, self.ttl_ns, now)
+            self.place(number, key, hash, default, self.ttl_ns, self.time_of_write(self.ttl_ns, now))
             return default
 
     def pop(self, key, default=..., /):
