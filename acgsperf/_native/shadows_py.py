@@ -318,7 +318,7 @@ class Shadows:
         other = (mixed ^ mixed >> 31) * MULTIPLIER & MASK
         first = WAYS * ((other >> 32) * self.buckets >> 32)
         second = WAYS * ((other & 0xFFFFFFFF) * self.buckets >> 32)
-        places = (*range(first, first + WAYS), *range(second, second + WAYS))
+        places: tuple[int, ...] = (*range(first, first + WAYS), *range(second, second + WAYS))
         tags = self.tags
         for node in places:
             if tags[node] == tag:
