@@ -140,7 +140,10 @@ cdef inline int fifo_remaining(const Shadows *shadows, int f, uint32_t node) noe
     """Return how many ticks the ghost of a node has left; 0 or less if it has expired or there is none."""
     cdef const Fifo *fifo = &shadows.fifos[f]
     cdef int stamp = shadows.nodes[node].state[f]
-    return fifo.life - (fifo.clock + STAMPS - stamp) % STAMPS if stamp else 0
+    cdef int age = fifo.clock - stamp
+    if stamp == 0:
+        return 0
+    return fifo.life - (age if age >= 0 else age + STAMPS)
 
 
 cdef inline void fifo_remember(Shadows *shadows, int f, uint32_t node) noexcept nogil:
@@ -298,29 +301,35 @@ cdef inline int shadows_empty(const Shadows *shadows, uint32_t first, uint32_t s
 cdef inline int shadows_free(Shadows *shadows, uint32_t first, uint32_t second) noexcept nogil:
     """Return an unused node of two buckets; one that is used least if all are used, or -1."""
     cdef int best = shadows_empty(shadows, first, second)
-    cdef int chosen = -1, fewest = 99, least = STAMPS + 1, resident, remaining, i, f
+    cdef int fewest = 99, least = STAMPS + 1, remaining, i, f
+    cdef const uint8_t *state
     cdef uint32_t node
     if best >= 0:
         return best
     for i in range(2 * WAYS):
         node = first + i if i < WAYS else second + i - WAYS
-        resident = shadows_resident(shadows, node)
-        if resident:
-            if resident < fewest:
-                fewest = resident
-                chosen = node
+        state = shadows.nodes[node].state
+        if state[LRU] or (state[0] | state[1] | state[2] | state[3] | state[4]) & RESIDENT:
             continue
-        remaining = fifo_remaining(shadows, 0, node)
-        for f in range(1, FIFOS):
-            remaining = max(remaining, fifo_remaining(shadows, f, node))
+        remaining = 0
+        for f in range(FIFOS):
+            if state[f]:
+                remaining = max(remaining, fifo_remaining(shadows, f, node))
         if remaining < least:
             best = node
             least = remaining
+            if remaining == 0:
+                break
     if best < 0:
         shadows.refused += 1
         if shadows.refused & 3:
             return -1
-        best = chosen
+        for i in range(2 * WAYS):
+            node = first + i if i < WAYS else second + i - WAYS
+            remaining = shadows_resident(shadows, node)
+            if remaining < fewest:
+                best = node
+                fewest = remaining
     for f in range(FIFOS):
         fifo_forget(shadows, f, best)
     if shadows.nodes[best].state[LRU]:

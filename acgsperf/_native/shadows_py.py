@@ -333,21 +333,20 @@ class Shadows:
         found = self.empty(places)
         if found >= 0:
             return found
-        best, fewest, least, taken = -1, 99, STAMPS + 1, -1
+        best, least = -1, STAMPS + 1
         for node in places:
-            resident = self.resident(node)
-            if resident:
-                if resident < fewest:
-                    fewest, taken = resident, node
+            if self.resident(node):
                 continue
-            remaining = max(fifo.remaining(node) for fifo in self.fifos)
+            remaining = max(0, *(fifo.remaining(node) for fifo in self.fifos))
             if remaining < least:
                 best, least = node, remaining
+                if not remaining:
+                    break
         if best < 0:
             self.refused += 1
             if self.refused & 3:
                 return -1
-            best = taken
+            best = min(places, key=self.resident)
         for fifo in self.fifos:
             fifo.forget(best)
         if self.lru[best]:
