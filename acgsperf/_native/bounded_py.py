@@ -13,7 +13,6 @@ from types import GenericAlias
 from typing import Any, Final, NoReturn, Self
 
 from acgsperf._native.arguments import (
-    HEAVIEST_SHARE,
     checked_bounds,
     checked_callable,
     checked_limits,
@@ -21,54 +20,29 @@ from acgsperf._native.arguments import (
     checked_ttl_ns,
     checked_weight,
 )
-from acgsperf._native.atomic import Immutable
 from acgsperf._native.lru_table_py import (
-    EVICTIONS,
     EXPIRATIONS,
     INSERTIONS,
     MISSES,
-    REJECTIONS,
     UNCOUNTED,
     UPDATES,
     Bucket,
     Entry,
     Table,
-    Token,
 )
-from acgsperf._native.types import CacheStats, EvictionReason, PolicyStats
-from acgsperf._native.unraisable import report_unraisable
+from acgsperf._native.placing_py import REMOVALS, Placing
+from acgsperf._native.types import CacheStats, EvictionReason
 
 _MISSING: Final = object()
 # Later than any expiry: a clock is within 4e9 s of zero and a ttl below 2**62 ns.
 _NEVER: Final = 2**63 - 1
-_REMOVALS: Final = {None: UNCOUNTED, EvictionReason.SIZE: EVICTIONS, EvictionReason.EXPIRED: EXPIRATIONS}
 _EXPIRED: Final = (EXPIRATIONS, UNCOUNTED, UNCOUNTED)
 
 
-class BoundedCache(metaclass=Immutable):
+class BoundedCache(Placing):
     """A mapping of bounded size. A subclass says which entry is evicted."""
 
-    __slots__ = (
-        "__weakref__",
-        "_answers_until_ns",
-        "_clock",
-        "_managed",
-        "_on_evict",
-        "_table",
-        "_ttl",
-        "_ttl_ns",
-        "_weigher",
-    )
-
-    _answers_until_ns: int
-    _clock: Callable[[], float] | None
-    # Whether there are weights or a policy, so that an insertion is more than one step.
-    _managed: bool
-    _on_evict: Callable[[Any, Any, EvictionReason], object] | None
-    _table: Table
-    _ttl: float | None
-    _ttl_ns: int | None
-    _weigher: Callable[[Any, Any], int] | None
+    __slots__ = ()
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         raise TypeError(f"cannot create '{cls.__module__}.{cls.__name__}' instances")
@@ -94,47 +68,6 @@ class BoundedCache(metaclass=Immutable):
         self._clock = checked_callable("clock", clock)
         self._on_evict = checked_callable("on_evict", on_evict)
         return self
-
-    # The points at which a policy takes part. Without one, the table's own order is the order of use.
-
-    def _used(self, entry: Entry) -> None:
-        """An entry was hit or updated."""
-
-    def _missed(self, key_hash: int) -> int:
-        """A new key comes; return what `_inserted` needs to know of it."""
-        return 0
-
-    def _victim(self) -> Entry | None:
-        """Return the entry to evict next, or None if there is none."""
-        return self._table.oldest()
-
-    def _spared(self, entry: Entry) -> None:
-        """An entry that `_victim` has returned must stay."""
-
-    def _removed(self, entry: Entry, for_room: bool) -> None:
-        """An entry was removed."""
-
-    def _inserted(self, entry: Entry, meta: int) -> None:
-        """An entry was inserted."""
-
-    def _reweighed(self, entry: Entry) -> None:
-        """An entry has another weight."""
-
-    def _resized(self) -> None:
-        """The bounds have changed."""
-
-    def _filled(self) -> None:
-        """The weights fill the cache."""
-
-    def _cleared(self) -> None:
-        """All entries were removed."""
-
-    def _entries(self) -> list[Entry]:
-        """Return every entry, in the order of the policy."""
-        return self._table.entries()
-
-    def _policy_stats(self, hits: int, misses: int) -> PolicyStats | None:
-        return None
 
     @property
     def maxsize(self) -> int:
@@ -210,110 +143,14 @@ class BoundedCache(metaclass=Immutable):
             reason = self._reason(old, now_ns)
         into = (*(entry for entry in bucket if entry is not old), new)
         rest = () if old is None else into if old.hash == new.hash else self._table.without(old)
-        if not self._table.exchange(version, old, rest, new, into, (inserted, _REMOVALS[reason], counted)):
+        if not self._table.exchange(version, old, rest, new, into, (inserted, REMOVALS[reason], counted)):
             return False
         if old is not None and reason is not None:
             self._notify(old, reason)
         return True
 
-    def _place_by_policy(self, bucket: Bucket, found: Entry | None, new: Entry, now_ns: int, counted: int) -> bool:
-        """Do the same as `_place` for a cache with a policy or with weights."""
-        if self._table.maxweight and new.weight > self._table.maxweight // HEAVIEST_SHARE:
-            return self._reject(bucket, found, new, counted)
-        if found is not None and now_ns < found.expires_ns:
-            return self._replace(bucket, found, new, now_ns, counted)
-        evicted: list[tuple[Entry, EvictionReason]] = []
-        try:
-            if found is not None:
-                if not self._table.take(bucket, found, EXPIRATIONS, UNCOUNTED):
-                    return False
-                evicted.append((found, EvictionReason.EXPIRED))
-                self._removed(found, False)
-                bucket = self._table.bucket(new.hash)
-            new.token = Token()
-            meta = self._missed(new.hash)
-            while True:
-                version = self._table.version
-                room = self._table.has_room(new.weight)
-                if self._table.bucket(new.hash) is not bucket:
-                    return False
-                if room:
-                    if self._table.exchange(version, None, (), new, (*bucket, new), (INSERTIONS, UNCOUNTED, counted)):
-                        self._inserted(new, meta)
-                        return True
-                else:
-                    self._evict_one(version, None, now_ns, evicted)
-                    if evicted and evicted[-1][0].hash == new.hash:
-                        bucket = self._table.bucket(new.hash)
-        finally:
-            for entry, reason in evicted:
-                self._notify(entry, reason)
-
-    def _evict_one(
-        self, version: int, spared: Entry | None, now_ns: int, evicted: list[tuple[Entry, EvictionReason]]
-    ) -> None:
-        """Evict one entry, unless the cache has changed meanwhile."""
-        if self._table.maxweight:
-            self._filled()
-        old = self._victim()
-        if old is None:
-            return
-        if old is spared:
-            self._spared(old)
-            return
-        reason = self._reason(old, now_ns)
-        counted = (_REMOVALS[reason], UNCOUNTED, UNCOUNTED)
-        if old in self._table and self._table.exchange(version, old, self._table.without(old), None, (), counted):
-            evicted.append((old, reason))
-            self._removed(old, reason is EvictionReason.SIZE)
-
-    def _reject(self, bucket: Bucket, found: Entry | None, new: Entry, counted: int) -> bool:
-        """Remove the entry of a key whose new value is too heavy; False if the cache has changed."""
-        version = self._table.version
-        if self._table.bucket(new.hash) is not bucket:
-            return False
-        rest = () if found is None else self._table.without(found)
-        if not self._table.exchange(version, found, rest, None, (), (REJECTIONS, UNCOUNTED, counted)):
-            return False
-        if found is not None:
-            self._removed(found, False)
-        return True
-
-    def _replace(self, bucket: Bucket, found: Entry, new: Entry, now_ns: int, counted: int) -> bool:
-        """Put a new entry in the place of a fresh one; False if the cache has changed."""
-        version = self._table.version
-        if self._table.bucket(new.hash) is not bucket:
-            return False
-        new.key, new.token = found.key, found.token
-        into = (*(entry for entry in bucket if entry is not found), new)
-        if not self._table.exchange(version, found, into, new, into, (UPDATES, UNCOUNTED, counted)):
-            return False
-        evicted: list[tuple[Entry, EvictionReason]] = []
-        try:
-            if new.weight != found.weight:
-                self._reweighed(new)
-            self._used(new)
-            while new in self._table and not self._table.has_room(0):
-                self._evict_one(self._table.version, new, now_ns, evicted)
-        finally:
-            for entry, reason in evicted:
-                self._notify(entry, reason)
-        return True
-
-    def _reason(self, entry: Entry, now_ns: int) -> EvictionReason:
-        return EvictionReason.EXPIRED if now_ns >= entry.expires_ns else EvictionReason.SIZE
-
     def _answers(self, entry: Entry, now_ns: int) -> bool:
         return now_ns < entry.expires_ns and now_ns < self._answers_until_ns
-
-    def _notify(self, entry: Entry, reason: EvictionReason) -> None:
-        callback = self._on_evict
-        if callback is None:
-            return
-        try:
-            callback(entry.key, entry.value, reason)
-        except BaseException as error:
-            report_unraisable(error, callback)
 
     def _lookup(self, key: Hashable, key_hash: int, now_ns: int) -> Any:
         while True:
@@ -467,7 +304,7 @@ class BoundedCache(metaclass=Immutable):
                 if entry is None or entry not in self._table:
                     continue
                 reason = self._reason(entry, now_ns)
-                counted = (_REMOVALS[reason], UNCOUNTED, UNCOUNTED)
+                counted = (REMOVALS[reason], UNCOUNTED, UNCOUNTED)
                 # The bounds shrink with the entries, so that others cannot add as many as are removed here.
                 bounds = (limit and size - 1, weight_limit and max(weight_limit, weight - entry.weight))
                 if self._table.exchange(version, entry, self._table.without(entry), None, (), counted, *bounds):

@@ -10,17 +10,8 @@ from collections.abc import Hashable
 from sys import getsizeof
 from typing import Any, Final
 
-from acgsperf._native.shadows_py import (
-    COUNT,
-    LRU,
-    MASK,
-    MULTIPLIER,
-    SECOND_MULTIPLIER,
-    SETTINGS,
-    Shadows,
-    sampling_rate,
-    share_of,
-)
+from acgsperf._native.fifo_py import COUNT, LRU, SETTINGS, sampling_rate, share_of
+from acgsperf._native.shadows_py import MASK, MULTIPLIER, SECOND_MULTIPLIER, Shadows
 
 MAIN: Final = 0x08
 SAMPLED: Final = 0x10

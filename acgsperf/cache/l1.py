@@ -8,24 +8,31 @@ from typing import Any, Final, Generic, TypeVar
 from msgspec.structs import replace
 
 from acgsperf._native.arguments import checked_maxsize
-from acgsperf._native.types import EvictionReason
+from acgsperf._native.types import MAX_ENTRIES, EvictionReason
 from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.tag_index import TagIndex
-from acgsperf.dispatch import LRUCache
+from acgsperf.dispatch import BoundedCache, LRUCache
 from acgsperf.tiers.base import Entry
 
-__all__ = ["L1", "MISSING"]
+__all__ = ["L1", "MISSING", "most_entries"]
 
 _V = TypeVar("_V")
 
 MISSING: Final[Any] = object()
+_MANY: Final = 100_000
+
+
+def most_entries(cache: "BoundedCache[Any, Any]") -> int:
+    """Return of how many keys to remember something: as many as a cache can have; 100,000 if only weight limits it."""
+    return cache.maxsize if cache.maxsize < MAX_ENTRIES else _MANY
 
 
 class L1(Generic[_V]):
-    """An `LRUCache` of bare values, and three side caches for the entries that it does not answer with.
+    """A cache of bare values, and three side caches for the entries that it does not answer with.
 
-    The `LRUCache` holds the value of an entry until the entry is due for refresh, so that a hit costs no more than
-    `LRUCache.get`. Then the entry moves to the stale store, where it stays while it may be served, fresh or stale.
+    The first, an `LRUCache` or `AdaptiveCache`, holds the value of an entry until the entry is due for refresh, so that
+    a hit costs no more than its `get`. Then the entry moves to the stale store, where it stays while it may be served,
+    fresh or stale.
     Negative entries have a cache of their own, so that requests for keys without a value evict no value.
 
     An entry is *unverified* if another process may have changed the key and this process does not know: the ttl of the
@@ -40,7 +47,7 @@ class L1(Generic[_V]):
         has_lower_tiers: whether there is a tier that can verify an entry.
 
     Attributes:
-        lru: the `LRUCache`.
+        lru: the cache of bare values.
         side_caches: the other caches of this process, to look for a key with `in`.
         negative_hits: how often `held` found a negative entry.
 
@@ -50,7 +57,7 @@ class L1(Generic[_V]):
 
     def __init__(
         self,
-        lru: "LRUCache[str, _V]",
+        lru: "BoundedCache[str, _V]",
         staleness: Staleness,
         negative_maxsize: int,
         on_evict_fresh: Callable[[str, Entry], object] | None,
@@ -68,7 +75,11 @@ class L1(Generic[_V]):
         self._put_at: dict[str, float] = {}
         # Entries with the time at which they were known to be right.
         self._stale_store: LRUCache[str, tuple[Entry, float]] = LRUCache(
-            lru.maxsize, clock=staleness.lru_clock, on_evict=self._on_stale_store_evict
+            lru.maxsize,
+            maxweight=lru.maxweight,
+            weigher=None if lru.weigher is None else self._weigh_stale,
+            clock=staleness.lru_clock,
+            on_evict=self._on_stale_store_evict,
         )
         self._negatives: LRUCache[str, Entry] = LRUCache(
             checked_maxsize(negative_maxsize, "negative_maxsize"),
@@ -171,6 +182,10 @@ class L1(Generic[_V]):
             return
         # If an older value has expired, this call moves it to the stale store. It has to come before the pop below.
         self.lru.set(key, entry.value, self._up_to_ttl(remaining))
+        if self.lru.maxweight is not None and self.lru.peek(key, MISSING) is MISSING:
+            # The value is too heavy.
+            self.remove(key)
+            return
         self._tags.discard(key, self._negatives.pop(key, None))
         self._discard_stale(key)
         self._tags.discard(key, self._entries.get(key))
@@ -262,7 +277,7 @@ class L1(Generic[_V]):
         self._missed_at = self._staleness.clock()
         self._unverified.update(self._entries)
         # Remove the oldest ones if there are too many.
-        for key in list(islice(self._unverified, max(0, len(self._unverified) - self.lru.maxsize))):
+        for key in list(islice(self._unverified, max(0, len(self._unverified) - most_entries(self.lru)))):
             self._tags.discard(key, self._unverified.pop(key))
         self._entries.clear()
         self._put_at.clear()
@@ -298,6 +313,10 @@ class L1(Generic[_V]):
         if self._users_on_evict is not None:
             self._users_on_evict(key, value, reason)
 
+    def _weigh_stale(self, key: str, found: tuple[Entry, float]) -> int:
+        assert self.lru.weigher is not None
+        return self.lru.weigher(key, found[0].value)
+
     def _put_in_stale_store(self, key: str, entry: Entry, put_at: float) -> None:
         if self.lru.ttl is not None and not self._has_lower_tiers and self._staleness.is_fresh(entry):
             # Only a load can verify the entry.
@@ -308,6 +327,9 @@ class L1(Generic[_V]):
         remaining = self._staleness.seconds_until_removal(entry)
         if remaining > 0:
             self._stale_store.set(key, (entry, put_at), ttl=remaining)
+            if key not in self._stale_store:
+                # The value is too heavy.
+                self._tags.discard(key, entry)
         else:
             self._tags.discard(key, entry)
 

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from acgsperf.cache.l1 import L1, MISSING
+from acgsperf.cache.l1 import L1, MISSING, most_entries
 from acgsperf.cache.lookup import Lookup
 from acgsperf.cache.lower_tiers import LowerTiers, Seen
 from acgsperf.cache.process_lock import HeldLocks, ProcessLock
@@ -110,7 +110,7 @@ class Loading:
         self._lock = lock
         self.flights: Final = Flights(namespace, staleness.hard_timeout, self._on_failure)
         # The keys whose load failed less than `retry_after` ago, and that have a stale value to serve.
-        self._failures: LRUCache[str, bool] = LRUCache(l1.lru.maxsize, clock=staleness.lru_clock)
+        self._failures: LRUCache[str, bool] = LRUCache(most_entries(l1.lru), clock=staleness.lru_clock)
         self.loads = 0
         self.load_errors = 0
         self.load_timeouts = 0

@@ -7,7 +7,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from acgsperf.backplane import Backplane, beside
-from acgsperf.cache.l1 import L1
+from acgsperf.cache.l1 import L1, most_entries
 from acgsperf.cache.listener import CacheListener
 from acgsperf.cache.loading import Loading
 from acgsperf.cache.lookup import Lookup
@@ -17,7 +17,7 @@ from acgsperf.cache.promotion import Promotion
 from acgsperf.cache.repairs import Repairs
 from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.writes import Writes
-from acgsperf.dispatch import LRUCache, ReadPath
+from acgsperf.dispatch import BoundedCache, ReadPath
 from acgsperf.tiers.base import Tier
 from acgsperf.tiers.ids import new_id
 from acgsperf.tiers.records import Record
@@ -54,7 +54,7 @@ class Parts:
 
     def __init__(
         self,
-        lru: LRUCache[str, Any],
+        lru: BoundedCache[str, Any],
         l2: Tier | None,
         l3: Tier | None,
         *,
@@ -68,7 +68,7 @@ class Parts:
     ) -> None:
         self._namespace = namespace
         tiers = self.lower_tiers = LowerTiers(l2, l3, staleness.retention)
-        self.promotion = Promotion(promotion_threshold, lru.maxsize)
+        self.promotion = Promotion(promotion_threshold, most_entries(lru))
         lock = None if staleness.lock_ttl is None else ProcessLock(l2, staleness.lock_ttl)
         self.l1: L1[Any] = L1(lru, staleness, negative_maxsize, tiers.demote if demotion else None, bool(tiers.tiers))
         self.lookup = Lookup(self.l1, tiers, staleness, self.promotion)

@@ -15,7 +15,7 @@ from acgsperf.cache.parts import AUTOMATIC, Parts
 from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats, Written
-from acgsperf.dispatch import LRUCache
+from acgsperf.dispatch import BoundedCache
 from acgsperf.errors import CacheError, TierError
 from acgsperf.tiers.base import Entry, Tier
 
@@ -39,7 +39,7 @@ class TieredCache(Generic[_V]):
     Warning: L1 returns the stored object itself, not a copy. Do not change it: every later caller would get the change.
 
     Args:
-        l1: an `LRUCache`, which belongs to this cache from now on. After its own ttl, the lower tiers are asked again.
+        l1: an `LRUCache` or `AdaptiveCache` for this cache alone. After its own ttl, the lower tiers are asked again.
         l2: the faster of the lower tiers. The cache opens and closes it. None (default) for no L2.
         l3: the slower of the lower tiers. The cache opens and closes it. None (default) for no L3.
         namespace: 1 to 100 printable characters. Caches with the same one on the same servers share their entries.
@@ -77,7 +77,7 @@ class TieredCache(Generic[_V]):
 
     def __init__(
         self,
-        l1: LRUCache[str, _V],
+        l1: BoundedCache[str, _V],
         l2: Tier | None = None,
         l3: Tier | None = None,
         *,
@@ -99,8 +99,8 @@ class TieredCache(Generic[_V]):
         backplane_timeout: float = 1.0,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        if not isinstance(l1, LRUCache):
-            raise TypeError(f"l1 must be an LRUCache, got {type(l1).__name__}")
+        if not isinstance(l1, BoundedCache):
+            raise TypeError(f"l1 must be an LRUCache or an AdaptiveCache, got {type(l1).__name__}")
         self.namespace: Final = checked_namespace("namespace", namespace)
         staleness = self._staleness = Staleness(
             clock=clock,
@@ -131,13 +131,18 @@ class TieredCache(Generic[_V]):
         self._lookup, self._loading, self._writes = self._parts.lookup, self._parts.loading, self._parts.writes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._read_path, self._ordering = self._parts.read_path, self._lower_tiers.ordering
-        # The method of the LRUCache itself: a hit costs no Python call besides the compiled lookup.
+        # The method of the compiled cache itself: a hit costs no Python call besides the compiled lookup.
         self.get_local = l1.get
 
     def __repr__(self) -> str:
         """The namespace, the state and the tiers, without passwords."""
         lru = self._l1.lru
-        tiers = ", ".join([f"L1 with {len(lru)} of {lru.maxsize} entries", *map(repr, self._lower_tiers.tiers)])
+        tiers = ", ".join(
+            [
+                f"L1 with {len(lru)}{'' if lru.maxweight else f' of {lru.maxsize}'} entries",
+                *map(repr, self._lower_tiers.tiers),
+            ]
+        )
         return f"<TieredCache {self.namespace!r}, {'open' if self._loop is not None else 'not open'}, {tiers}>"
 
     async def open(self) -> Self:

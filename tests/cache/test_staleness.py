@@ -303,7 +303,7 @@ def test_the_error_for_an_option_out_of_range_names_it(option, value, error):
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        (({},), {}, "l1 must be an LRUCache, got dict"),
+        (({},), {}, "l1 must be an LRUCache or an AdaptiveCache, got dict"),
         ((LRUCache(1), "redis://localhost"), {}, "l2 must be a Tier or None, got str"),
         ((LRUCache(1), None, 5), {}, "l3 must be a Tier or None, got int"),
         ((LRUCache(1),), {"namespace": None}, "namespace must be a str"),
