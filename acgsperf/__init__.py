@@ -25,6 +25,7 @@ from acgsperf.dispatch import (
     LatencyHistogram,
     LRUCache,
     Timer,
+    weigh_bytes,
 )
 from acgsperf.errors import (
     AcgsperfError,
@@ -115,6 +116,7 @@ __all__ = [
     "canonical",
     "fingerprint",
     "request_key",
+    "weigh_bytes",
 ]
 
 # asyncio, the clients of servers and the settings take longer to import than the rest, and a program that uses only the

@@ -20,6 +20,7 @@ __all__ = [
     "fingerprint",
     "request_key",
     "unseal_many",
+    "weigh_bytes",
 ]
 
 
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from acgsperf._native.canonical import canonical, fingerprint, request_key
     from acgsperf._native.envelope import unseal_many
     from acgsperf._native.read_path import ReadPath
+    from acgsperf._native.weigh import weigh_bytes
 else:
     # All or none, so that IMPLEMENTATION is true of all.
     _pure = os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" or find_spec("acgsperf._native.built_pure") is not None
@@ -76,6 +78,7 @@ else:
             )
             from acgsperf._native.canonical import canonical, fingerprint, request_key
             from acgsperf._native.read_path import ReadPath
+            from acgsperf._native.weigh import weigh_bytes
 
             if find_spec(_READER) is None:
                 raise ModuleNotFoundError(f"No module named {_READER!r}", name=_READER)
@@ -94,6 +97,7 @@ else:
             Timer,
         )
         from acgsperf._native.read_path_py import ReadPath
+        from acgsperf._native.weigh_py import weigh_bytes
 
     def __getattr__(name: str) -> object:
         """Import the reader of envelopes when a tier needs it: msgspec, which it uses, takes long to import."""

@@ -44,7 +44,7 @@ CLIENTS = {
     "hiredis": ("tiers.redis", "backplane.redis"),
     "asyncpg": ("pool", "tiers.postgres", "backplane.postgres", "fleet", "compat", "workbench"),
 }
-COMPILED = {"acgsperf._core", "acgsperf._native.canonical", "acgsperf._native.envelope"}
+COMPILED = {"acgsperf._core", "acgsperf._native.canonical", "acgsperf._native.envelope", "acgsperf._native.weigh"}
 LONGEST_MODULE = 450
 
 

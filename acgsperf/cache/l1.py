@@ -97,6 +97,10 @@ class L1(Generic[_V]):
         self._users_on_evict = lru.on_evict
         lru.on_evict = self._on_lru_evict
 
+    def __repr__(self) -> str:
+        limit = "" if self.lru.maxweight else f" of {self.lru.maxsize}"
+        return f"L1 with {len(self.lru)}{limit} entries"
+
     # Reading
 
     def get_many(self, keys: Iterable[str]) -> tuple[dict[str, Any], list[str]]:

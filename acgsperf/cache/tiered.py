@@ -136,13 +136,7 @@ class TieredCache(Generic[_V]):
 
     def __repr__(self) -> str:
         """The namespace, the state and the tiers, without passwords."""
-        lru = self._l1.lru
-        tiers = ", ".join(
-            [
-                f"L1 with {len(lru)}{'' if lru.maxweight else f' of {lru.maxsize}'} entries",
-                *map(repr, self._lower_tiers.tiers),
-            ]
-        )
+        tiers = ", ".join([repr(self._l1), *map(repr, self._lower_tiers.tiers)])
         return f"<TieredCache {self.namespace!r}, {'open' if self._loop is not None else 'not open'}, {tiers}>"
 
     async def open(self) -> Self:

@@ -18,6 +18,7 @@ IMPLEMENTATIONS = ["python"] if os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" 
 MODULES = {
     "core": {"c": "acgsperf._core", "python": "acgsperf._native.core_py"},
     "canonical": {"c": "acgsperf._native.canonical", "python": "acgsperf._native.canonical_py"},
+    "weigh": {"c": "acgsperf._native.weigh", "python": "acgsperf._native.weigh_py"},
     "envelope": {"c": "acgsperf._native.envelope", "python": "acgsperf._native.envelope_py"},
 }
 
