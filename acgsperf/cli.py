@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 from acgsperf import interrupts
@@ -35,6 +36,7 @@ from acgsperf.workbench.usage import UsageError, choice, counted, explained, num
 if TYPE_CHECKING:
     from acgsperf.workbench.doctor import Finding
     from acgsperf.workbench.replay import Load, Report
+    from acgsperf.workbench.simulate import Result
 
 # Help as plain text: it is readable at every width, and in a pipe.
 app = typer.Typer(
@@ -242,6 +244,73 @@ def _print_report(report: "Report", source: dict[str, Any] | None) -> None:
             "before, in another process more than 1 s before."
         )
     print_table(Console(), ("Metric", "Target", *columns, "Status"), rows, title=title, caption=caption)
+
+
+@app.command(cls=_Command, short_help="Try sizes and policies.")
+def simulate(
+    traces: Annotated[list[str], typer.Argument(metavar="TRACE", hidden=True)],
+    trace_format: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="NAME", help=f"{', '.join(TraceFormat)}. Default: recognized from the content."
+        ),
+    ] = None,
+    requests: Annotated[
+        str | None, typer.Option(metavar="N", help="At most N requests of each trace. Default: all of them.")
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", help="Numbers of entries, such as 500,2k or 5% of the keys. Default: 1% to 20%."),
+    ] = None,
+    policies: Annotated[
+        str, typer.Option(metavar="LIST", help="Of lru, s3fifo, adaptive and belady.")
+    ] = "lru,s3fifo,adaptive,belady",
+    seeds: Annotated[str, typer.Option(metavar="N", help="Random samples to try with each size.")] = "1",
+    plot: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw the miss-ratio curves; as text without matplotlib.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Print the hit ratios of each TRACE in caches of several sizes and policies.
+
+    TRACE is a file, or - for the standard input. Every entry has the same size, and none expires.
+    """
+    from acgsperf.workbench.simulate import policies as known_policies
+    from acgsperf.workbench.simulate_report import draw, print_curves, print_results
+
+    count = None if requests is None else whole_number("--requests", requests, 1, _MAX_REQUESTS)
+    wanted = trace_format and choice("--format", trace_format, TraceFormat)
+    options = (known_policies(policies), whole_number("--seeds", seeds, 1, 1_000))
+    results = [found for trace in traces for found in _simulated(trace, wanted, count, sizes, *options)]
+    _allow_broken_pipe()
+    console = Console()
+    if as_json:
+        typer.echo(json.dumps([found.as_dict() for found in results], indent=2))
+    else:
+        print_results(console, results)
+    if plot is not None:
+        try:
+            draw(results, Path(plot))
+        except ImportError:
+            print_curves(Console(stderr=as_json), results)
+
+
+def _simulated(
+    path: str, trace_format: str | None, count: int | None, sizes: str | None, policies: list[str], seeds: int
+) -> "list[Result]":
+    from acgsperf.workbench import simulate as simulation
+    from acgsperf.workbench.traces import Trace
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task(f"reading {path}", total=None)
+        with Trace(path, None if trace_format is None else TraceFormat(trace_format)) as trace:
+            keys = simulation.dense(trace.head(count))
+        entries = simulation.sizes(sizes or simulation.DEFAULT_SIZES, len(set(keys)))
+        name = trace.name if path == "-" else Path(path).name
+        run = simulation.Simulation(name, keys, entries, policies, seeds)
+        progress.update(bar, description=f"simulating {name}", total=run.steps)
+        return run.run(lambda done: progress.advance(bar, done))
 
 
 @app.command(cls=_Command, short_help="Compare with other libraries.")

@@ -49,6 +49,7 @@ def test_help_names_the_commands():
     ("command", "usage"),
     [
         ("replay", "[OPTIONS] [TRACE]"),
+        ("simulate", "[OPTIONS] TRACE..."),
         ("bench", "[OPTIONS]"),
         ("validate", "[OPTIONS] HASH..."),
         ("stats", "[OPTIONS] URL"),
@@ -119,8 +120,21 @@ def test_a_trace_may_be_cut_short(database, tmp_path):
     assert json.loads(done.stdout)["requests"] == 7
 
 
+def test_a_simulation_prints_a_table_or_json(tmp_path):
+    trace = tmp_path / "loop.txt"
+    trace.write_text("".join(f"key-{i % 20}\n" for i in range(400)))
+    done = acgsperf("simulate", trace, "--sizes", "10,50%,20", "--policies", "lru,belady", COLUMNS="120")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"loop.txt *\n *10 +0.00 +\d+.\d\d *\n *20 +95.00 +95.00 *\n", done.stdout)
+    done = acgsperf("simulate", trace, trace, "--sizes", "10", "--seeds", 2, "--requests", 200, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert [item["policy"] for item in found] == ["lru", "s3fifo", "adaptive", "belady"] * 2
+    assert [len(item["hit_ratios"]) for item in found] == [1, 2, 2, 1] * 2
+
+
 HELP = " (--help shows what is possible)"
-COMMANDS = "bench, doctor, replay, stats or validate"
+COMMANDS = "bench, doctor, replay, simulate, stats or validate"
 
 
 @pytest.mark.parametrize(
@@ -133,6 +147,12 @@ COMMANDS = "bench, doctor, replay, stats or validate"
         (["replay", "--request", "5"], "there is no option '--request', perhaps --requests"),
         (["replay", "--requests"], f"the option --requests needs a value{HELP}"),
         (["replay", "--json=5"], f"the option --json takes no value{HELP}"),
+        (["simulate"], f"the argument TRACE is missing{HELP}"),
+        (
+            ["simulate", os.devnull, "--policies", "arc"],
+            "--policies must be of lru, s3fifo, adaptive or belady, got 'arc'",
+        ),
+        (["simulate", os.devnull, "--seeds", "0"], "--seeds must be a whole number from 1 to 1,000, got '0'"),
         (["replay", "--requests", "0"], "--requests must be a whole number from 1 to 100,000,000, got '0'"),
         (["replay", "--requests", "many"], "--requests must be a whole number from 1 to 100,000,000, got 'many'"),
         (["replay", "--requests", ""], "--requests must be a whole number from 1 to 100,000,000, got ''"),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from acgsperf.errors import AcgsperfError
 
-__all__ = ["UsageError", "choice", "counted", "explained", "number", "subset", "whole_number"]
+__all__ = ["UsageError", "choice", "counted", "explained", "listed", "number", "shown", "subset", "whole_number"]
 
 _HELP = " (--help shows what is possible)"
 
@@ -25,7 +25,7 @@ def whole_number(option: str, text: str, low: int, high: int) -> int:
     except ValueError:
         found = None
     if found is None or not low <= found <= high:
-        raise UsageError(f"{option} must be a whole number from {low:,} to {high:,}, got {_shown(text)}")
+        raise UsageError(f"{option} must be a whole number from {low:,} to {high:,}, got {shown(text)}")
     return found
 
 
@@ -37,7 +37,7 @@ def number(option: str, text: str, low: float, high: float) -> float:
         found = math.nan
     # NaN fails this comparison.
     if not low <= found <= high:
-        raise UsageError(f"{option} must be a number from {low:,g} to {high:,.15g}, got {_shown(text)}")
+        raise UsageError(f"{option} must be a number from {low:,g} to {high:,.15g}, got {shown(text)}")
     return found
 
 
@@ -45,7 +45,7 @@ def choice(option: str, text: str, choices: Iterable[str]) -> str:
     """One of the choices."""
     choices = list(choices)
     if text not in choices:
-        raise UsageError(f"{option} must be {_listed(choices)}, got {_shown(text)}")
+        raise UsageError(f"{option} must be {listed(choices)}, got {shown(text)}")
     return text
 
 
@@ -55,9 +55,9 @@ def subset(option: str, text: str, required: str, others: Iterable[str]) -> froz
     names = [name.strip() for name in text.lower().split(",")]
     found = frozenset(names)
     if not {required} <= found <= {required, *others}:
-        raise UsageError(f"{option} must be {required}, or {required} with {', '.join(others)}, got {_shown(text)}")
+        raise UsageError(f"{option} must be {required}, or {required} with {', '.join(others)}, got {shown(text)}")
     if len(names) > len(found):
-        raise UsageError(f"{option} must have each name once, got {_shown(text)}")
+        raise UsageError(f"{option} must have each name once, got {shown(text)}")
     return found
 
 
@@ -80,7 +80,7 @@ def explained(error: Exception, commands: Iterable[str]) -> str:
     if kind == "NoSuchOption":
         name = str(getattr(error, "option_name", "") or quoted)
         similar = list(getattr(error, "possibilities", None) or ())
-        return f"there is no option {_shown(name)}{_perhaps(similar)}"
+        return f"there is no option {shown(name)}{_perhaps(similar)}"
     if kind == "MissingParameter":
         return f"the argument {_name_of(parameter)} is missing{_HELP}"
     if kind == "BadOptionUsage":
@@ -89,12 +89,12 @@ def explained(error: Exception, commands: Iterable[str]) -> str:
             return f"the option {name} takes no value{_HELP}"
         return f"the option {name} needs a value{_HELP}"
     if "command" in message.lower() and quoted:
-        return f"there is no command {_shown(quoted)}, expected {_listed(sorted(commands))}"
+        return f"there is no command {shown(quoted)}, expected {listed(sorted(commands))}"
     if "missing command" in message.lower():
-        return f"a command is missing, expected {_listed(sorted(commands))}{_HELP}"
+        return f"a command is missing, expected {listed(sorted(commands))}{_HELP}"
     if "extra argument" in message.lower():
         extra = message[message.rfind("(") + 1 : message.rfind(")")]
-        return f"there is one argument too many, {_shown(extra)}{_HELP}"
+        return f"there is one argument too many, {shown(extra)}{_HELP}"
     return f"the command line cannot be used: {message}{_HELP}"
 
 
@@ -104,12 +104,14 @@ def _name_of(parameter: object) -> str:
 
 
 def _perhaps(similar: list[str]) -> str:
-    return f", perhaps {_listed(similar)}" if similar else _HELP
+    return f", perhaps {listed(similar)}" if similar else _HELP
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """Names in a sentence: `a, b or c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """A text in quotes, shortened if it is long."""
     return repr(text) if len(text) <= 60 else f"{text[:60]!r}..."

@@ -1,0 +1,124 @@
+"""Hit ratios by size and policy, from the compiled caches."""
+
+import itertools
+import json
+import random
+
+import pytest
+from rich.console import Console
+
+from acgsperf.workbench import simulate, simulate_report
+from acgsperf.workbench.simulate import Result, Simulation
+from acgsperf.workbench.traces import keyed, zipf_trace
+from acgsperf.workbench.usage import UsageError
+
+
+def optimum(keys, size):
+    return simulate.optimum(keys, simulate.next_uses(keys), size, lambda done: None)
+
+
+def best_of_all(keys, size):
+    """The most hits that any choice of victims gives, by trying all."""
+
+    def best(position, held):
+        if position == len(keys):
+            return 0
+        key = keys[position]
+        if key in held:
+            return 1 + best(position + 1, held)
+        if len(held) < size:
+            return best(position + 1, held | {key})
+        return max(best(position + 1, held - {victim} | {key}) for victim in held)
+
+    return best(0, frozenset())
+
+
+def test_no_choice_of_victims_has_more_hits_than_the_optimum():
+    chooser = random.Random(1)
+    for size in (1, 2, 3):
+        for _ in range(20):
+            keys = [chooser.randrange(6) for _ in range(12)]
+            assert optimum(keys, size) == best_of_all(keys, size)
+
+
+def test_the_optimum_of_a_loop_is_known():
+    assert optimum(list(range(10)) * 10, 10) == 90
+    assert optimum(list(range(4)) * 3, 1) == 0
+
+
+def test_keys_are_numbered_in_order_of_appearance():
+    requests = [keyed("b"), keyed("a"), keyed("b"), {"type": "read", "key": ["b"]}]
+    assert list(simulate.dense(requests)) == [0, 1, 0, 2]
+
+
+def test_every_size_and_policy_has_a_result():
+    keys = simulate.dense(zipf_trace(5_000, distinct=500))
+    run = Simulation("zipf", keys, [10, 100], ["lru", "s3fifo", "adaptive", "belady"], 3)
+    done = []
+    results = run.run(done.append)
+    assert [(found.size, found.policy) for found in results] == list(
+        itertools.product([10, 100], ["lru", "s3fifo", "adaptive", "belady"])
+    )
+    assert [len(found.hit_ratios) for found in results] == [1, 3, 3, 1] * 2
+    assert sum(done) == run.steps == 5_000 * 16
+    for small in (results[:4], results[4:]):
+        assert all(0 < found.mean <= small[3].mean for found in small)
+
+
+def test_sizes_are_numbers_or_shares_of_the_keys():
+    assert simulate.sizes("1k, 500,2K,0.5k,10%", 3_000) == [300, 500, 1_000, 2_000]
+    assert simulate.sizes("0.001%", 10) == [1]
+    for wrong in ("", "0", "-5", "five", "0%", "101%", "2g", "1e999", "nan"):
+        with pytest.raises(UsageError, match=r"^--sizes must be numbers like 500, 2k or 5%, got "):
+            simulate.sizes(wrong, 100)
+
+
+def test_policies_are_known_names():
+    assert simulate.policies("belady, LRU,lru") == ["lru", "belady"]
+    with pytest.raises(UsageError, match="--policies must be of lru, s3fifo, adaptive or belady, got 'arc'"):
+        simulate.policies("lru,arc")
+
+
+RESULTS = [
+    Result("a", 10, "lru", (0.25,)),
+    Result("a", 10, "adaptive", (0.5, 0.75)),
+    Result("a", 1_000, "lru", (0.5,)),
+    Result("a", 1_000, "adaptive", (1.0, 1.0)),
+]
+
+
+def printed(function):
+    console = Console(width=100, record=True, quiet=False, force_terminal=False)
+    with console.capture() as captured:
+        function(console, RESULTS)
+    return captured.get()
+
+
+def test_the_table_shows_the_mean_and_the_spread_of_the_seeds():
+    text = printed(simulate_report.print_results)
+    assert "62.50 [50.00 75.00]" in text
+    assert "1,000" in text
+    assert "Belady" not in text
+
+
+def test_curves_are_bars_without_a_plotting_library():
+    text = printed(simulate_report.print_curves)
+    assert "75.00" in text
+    assert "#" * 30 in text
+    assert "#" * 31 not in text
+
+
+def test_curves_are_drawn_into_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    simulate_report.draw(RESULTS, tmp_path / "curve.png")
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_results_can_be_written_as_json():
+    assert json.loads(json.dumps(RESULTS[1].as_dict())) == {
+        "trace": "a",
+        "size": 10,
+        "policy": "adaptive",
+        "hit_ratios": [0.5, 0.75],
+        "mean": 0.625,
+    }
