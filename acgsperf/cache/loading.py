@@ -11,6 +11,7 @@ from acgsperf.cache.l1 import L1, MISSING
 from acgsperf.cache.lookup import Lookup
 from acgsperf.cache.lower_tiers import LowerTiers, Seen
 from acgsperf.cache.process_lock import HeldLocks, ProcessLock
+from acgsperf.cache.recent_loads import RecentLoads
 from acgsperf.cache.single_flight import Flight, Flights
 from acgsperf.cache.staleness import Staleness
 from acgsperf.dispatch import LRUCache
@@ -111,6 +112,7 @@ class Loading:
         self.flights: Final = Flights(namespace, staleness.hard_timeout, self._on_failure)
         # The keys whose load failed less than `retry_after` ago, and that have a stale value to serve.
         self._failures: LRUCache[str, bool] = LRUCache(l1.lru.maxsize, clock=staleness.lru_clock)
+        self._recent = RecentLoads(lower_tiers.ordering)
         self.loads = 0
         self.load_errors = 0
         self.load_timeouts = 0
@@ -129,18 +131,11 @@ class Loading:
         found = _Answers(self._lower_tiers.ordering.latest)
         unknown = self._look_in_this_process(keys, found)
         if unknown:
-            read = await self._lookup.read(unknown, source.tags)
-            for key in unknown:
-                entry = read.entries.get(key) or self._lookup.unverified(key, read)
-                if entry is not None:
-                    self._classify(key, entry, found)
-                # Another caller may have loaded the key meanwhile.
-                if key not in found.values:
-                    since = not self._lower_tiers.ordering.is_current(found.began_at, key)
-                    if (value := self._l1.peek(key, since)) is not MISSING:
-                        found.values[key] = value
-                if key not in found.values:
-                    found.seen[key] = read.seen(key)
+            self._recent.begin(unknown)
+            try:
+                await self._look_in_tiers(unknown, found, source)
+            finally:
+                self._recent.end(unknown)
         # From here there is no await until the new load is registered: no other caller can start the same one.
         waits = self._join_or_start(keys, found, source)
         if waits:
@@ -152,6 +147,22 @@ class Loading:
                 found.values[key] = entry.value
         return {key: found.values[key] for key in keys}
 
+    async def _look_in_tiers(self, keys: Sequence[str], found: _Answers, source: Source) -> None:
+        """Classify the entries of the lower tiers, and what other callers have loaded meanwhile."""
+        read = await self._lookup.read(keys, source.tags)
+        for key in keys:
+            entry = read.entries.get(key) or self._lookup.unverified(key, read)
+            if entry is not None:
+                self._classify(key, entry, found)
+            if key not in found.values:
+                since = not self._lower_tiers.ordering.is_current(found.began_at, key)
+                if (value := self._l1.peek(key, since)) is not MISSING:
+                    found.values[key] = value
+                elif (entry := self._recent.get(key)) is not None:
+                    self._classify(key, entry, found)
+            if key not in found.values:
+                found.seen[key] = read.seen(key)
+
     def _look_in_this_process(self, keys: Sequence[str], found: _Answers) -> list[str]:
         """Classify the entries that this process has, and return the keys to look for in the lower tiers."""
         unknown = []
@@ -160,6 +171,8 @@ class Loading:
             flight = self.flights.get(key)
             if entry is None and flight is not None:
                 entry = flight.stale.get(key)
+            if entry is None and flight is None:
+                entry = self._lower_tiers.queued(key)
             if entry is not None:
                 self._classify(key, entry, found)
             elif flight is None:
@@ -358,6 +371,7 @@ class Loading:
     def _put_in_l1(self, key: str, entry: Entry, seen: Seen | None) -> None:
         self._failures.pop(key, None)
         if seen is None or time.monotonic() < seen.expires_at:
+            self._recent.add(key, entry)
             self._l1.put(key, entry)
 
     def _is_current(self, flight: Flight, key: str, entry: Entry) -> bool:

@@ -441,3 +441,45 @@ async def test_a_loader_that_returns_no_awaitable_raises_a_type_error(open_cache
     cache = await open_cache()
     with pytest.raises(TypeError):
         await cache.get_or_load("key", lambda key: "plain")
+
+
+CHANGES = {
+    "nothing": lambda cache: asyncio.sleep(0),
+    "delete": lambda cache: cache.delete("key"),
+    "invalidate_tag": lambda cache: cache.invalidate_tag("tag"),
+    "clear": lambda cache: cache.clear(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_load_that_ends_during_a_callers_read_is_shared(open_cache, l2, settle, change):
+    cache = await open_cache(l2, size=1)
+    loader = Loader()
+    slow_gate, fast_gate = asyncio.Event(), l2.gate
+    l2.gate = slow_gate
+    slow = asyncio.create_task(cache.get_or_load("key", loader, tags=["tag"]))
+    await settle()
+    l2.gate = fast_gate
+    assert await cache.get_or_load("key", loader, tags=["tag"]) == "loaded"
+    await CHANGES[change](cache)
+    # This evicts the key from L1.
+    await cache.set("other", 1)
+    assert cache.get_local("key") is None
+    slow_gate.set()
+    assert await slow == "loaded"
+    assert loader.calls == (1 if change == "nothing" else 2)
+    assert not cache._parts.loading._recent._reads
+    assert not cache._parts.loading._recent._entries
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_loaded_value_that_is_queued_for_the_tiers_is_found(open_cache, l2, change):
+    cache = await open_cache(l2, size=1)
+    loader = Loader()
+    assert await cache.get_or_load("key", loader, tags=["tag"]) == "loaded"
+    assert "key" not in l2
+    # This evicts the key before the queue has been written.
+    cache._parts.l1.lru.set("other", 1)
+    await CHANGES[change](cache)
+    assert await cache.get_or_load("key", loader, tags=["tag"]) == "loaded"
+    assert loader.calls == (1 if change == "nothing" else 2)
