@@ -27,7 +27,7 @@ from acgsperf.tiers.redis_locks import RedisLocks
 from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, blobs, each, refuses_all, text
 from acgsperf.tiers.redis_scripts import GENERATION, SWEEP
 from acgsperf.tiers.redis_tokens import drop_invalidated
-from acgsperf.tiers.redis_writes import TOKEN_TTL_MS, UNKNOWN_RUN, RedisWrites
+from acgsperf.tiers.redis_writes import TOKEN_TTL_MS, RedisWrites
 from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Unsealed, Wanted, check_tag
 from acgsperf.tiers.server_calls import Attempt
 from acgsperf.tiers.write_batches import WriteBatch
@@ -128,16 +128,14 @@ class RedisTier(ServerTier):
         await self._ask([("PING",)], lambda replies: text(replies[0]))
 
     def _greeted(self, sent: float, received: float, replies: list[Any]) -> None:
-        """Learn the server's time and run. A server that refuses to tell them can still be used."""
-        time, run = replies
+        """Learn the server's time. A server that refuses to tell it can still be used."""
+        time, _ = replies
         if not isinstance(time, ResponseError):
             try:
                 seconds, microseconds = map(int, time)
             except (TypeError, ValueError):
                 raise UnexpectedReplyError(f"reply of TIME must be two numbers, got {time!r:.80}") from None
             self.server_clock.measured(sent, received, seconds + microseconds / 1e6)
-        if isinstance(run, bytes):
-            self._redis_writes.run = run or UNKNOWN_RUN
 
     async def _stop(self) -> None:
         self._locks.close()

@@ -95,9 +95,17 @@ local function current(key)
     local value = read('GET', key)
     if type(value) == 'string' and #value >= 8 and #value <= 17 then return value end
 end
-local function token(key, new, px)
+local function run()
+    local info = redis.pcall('INFO', 'server')
+    local found = type(info) == 'string' and string.match(info, 'run_id:(%w+)')
+    return found and string.sub(redis.sha1hex(found), 1, 8)
+end
+-- The token of a namespace says which run of the server it belongs to.
+local function of_namespace(new) return new .. (run() or '--------') end
+local function token(key, new, px, is_namespace)
     local value = current(key)
     if value then return value end
+    if is_namespace then new = of_namespace(new) end
     if px == '' then redis.call('SET', key, new) else redis.call('SET', key, new, 'PX', px) end
     return new
 end
@@ -125,16 +133,16 @@ def _script(name: str, text: str) -> Script:
 
 
 # KEYS: log, token, entries, tags.
-# ARGV: entries, deadline, new token of the namespace, its lifetime, new token of tags, records; for each entry: head,
-# tail, lifetime, its tags as positions among the tags.
+# ARGV: entries, deadline, lifetime of the namespace's token, new token, records; for each entry: head, tail, lifetime,
+# its tags as positions among the tags.
 WRITE: Final = _script(
     "WRITE",
     """
 local n, deadline, now = take_number(), take_number(), clock()
 if now > deadline then return {now} end
-local new_namespace, namespace_px, new = take(), take(), take()
+local namespace_px, new = take(), take()
 local records, results = take_records(), {}
-local namespace = id(token(KEYS[2], new_namespace, namespace_px))
+local namespace = id(token(KEYS[2], new, namespace_px, true))
 for i = 1, n do
     local key, head, tail, px, tags = KEYS[2 + i], take(), take(), take(), take()
     local old = header(key, 17)
@@ -235,19 +243,21 @@ return results
 
 # If the server has no memory for a token, the observed token is empty. No store compares equal with that.
 # KEYS: token, invalidations, tags, entries.
-# ARGV: tags, entries, lifetime, new token of the namespace, new token of others, lifetime of the first two, new ids.
+# ARGV: tags, entries, lifetime, new token, lifetime of the first two, new ids.
 OBSERVE: Final = _script(
     "OBSERVE",
     """
 local m, n, px = take_number(), take_number(), take()
-local new_namespace, new, namespace_px, ids = take(), take(), take(), take()
-local function seen(key, value, lifetime)
-    local old = current(key)
-    return old or not failed(put(key, value, lifetime)) and value or ''
+local new, namespace_px, ids = take(), take(), take()
+local function seen(key, lifetime, is_namespace)
+    local value = current(key)
+    if value then return value end
+    value = is_namespace and of_namespace(new) or new
+    return not failed(put(key, value, lifetime)) and value or ''
 end
-local results = {seen(KEYS[1], new_namespace, namespace_px), seen(KEYS[2], new, namespace_px)}
+local results = {seen(KEYS[1], namespace_px, true), seen(KEYS[2], namespace_px)}
 for i = 1, m do
-    results[2 + i] = seen(KEYS[2 + i], new, px)
+    results[2 + i] = seen(KEYS[2 + i], px)
     extend(KEYS[2 + i], px)
 end
 for i = 1, n do
@@ -267,23 +277,24 @@ return results
 )
 
 # KEYS: log, token, invalidations, entries, tags.
-# ARGV: entries, new token of the namespace, its lifetime, new token of tags; for each entry: kind, observed id or last
-# position of the log, observed tokens, observed invalidations or nothing, time limit, head, tail, lifetime, its tags as
-# positions. Kinds: T compares the tokens of all tags. I compares the invalidations. C compares them too, and requires
-# that the slower tier has refused no invalidation. D requires that the key is absent and that the log has no later
-# record.
+# ARGV: entries, lifetime of the namespace's token, new token of tags; for each entry: kind, observed id or the server's
+# run and last position of the log, observed tokens, observed invalidations or nothing, time limit, head, tail,
+# lifetime, its tags as positions. Kinds: T compares the tokens of all tags. I compares the invalidations. C compares
+# them too, and requires that the slower tier has refused no invalidation. D requires that the key is absent, that the
+# server was not restarted, and that the log has no later record. After a restart from a snapshot the log may have lost
+# records, and so end at a position that the process knows.
 # Results: -1 stored, 0 superseded.
 STORE: Final = _script(
     "STORE",
     """
 local n, now = take_number(), clock()
-local new_namespace, namespace_px, new = take(), take(), take()
+local namespace_px, new = take(), take()
 local results = {0}
 local namespace = current(KEYS[2]) or ''
 local function counted(value) return string.char(#value) .. value end
 local function last_position()
     local last = read('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-    return last[1] and last[1][1] or ''
+    return last[1] and string.sub(namespace, 9, 16) .. last[1][1] or ''
 end
 local function refused_below(value) return #value % 2 == 1 end
 for i = 1, n do
@@ -298,7 +309,8 @@ for i = 1, n do
     end
     local is_current = now <= limit
     if compare == 'D' then
-        is_current = is_current and redis.call('EXISTS', key) == 0 and seen ~= '' and last_position() == seen
+        is_current = is_current and namespace ~= '' and redis.call('EXISTS', key) == 0
+        is_current = is_current and seen ~= '' and last_position() == seen
     else
         local old = header(key, 17)
         local found = counted(namespace)
@@ -318,7 +330,6 @@ for i = 1, n do
     if not is_current then
         results[1 + i] = 0
     else
-        if namespace == '' then namespace = token(KEYS[2], new_namespace, namespace_px) end
         local parts = {id(namespace)}
         for j = 1, #names do
             if values[j] == '' then values[j] = token(names[j], new, px) end
@@ -338,15 +349,19 @@ return results
 
 # An entry whose token is gone is a miss, so an invalidation needs no memory. If the slower tier has refused the
 # invalidation, the new token says so.
-# KEYS: log, token, invalidations. ARGV: deadline, new token or nothing, its lifetime, records.
+# KEYS: log, token, invalidations. ARGV: deadline, new token of a tag or of the namespace or nothing, whether it is the
+# namespace's, its lifetime, records.
 INVALIDATE: Final = _script(
     "INVALIDATE",
     """
 local deadline, now = take_number(), clock()
 if now > deadline then return {now} end
-local new, px, records = take(), take(), take_records()
+local new, is_namespace, px, records = take(), take() == '1', take(), take_records()
 redis.call('UNLINK', KEYS[2], KEYS[3])
-if new ~= '' then redis.call('SET', KEYS[2], new, 'PX', px) end
+if new ~= '' then
+    if is_namespace then new = of_namespace(new) end
+    redis.call('SET', KEYS[2], new .. 'R', 'PX', px)
+end
 return {publish(KEYS[1], records, now), -1}
 """,
 )
@@ -392,16 +407,11 @@ return results
 GENERATION: Final = _script(
     "GENERATION",
     """
-local px, info = take(), redis.pcall('INFO', 'server')
-local run = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
-if run ~= '' then
-    run = string.sub(redis.sha1hex(run), 1, 8)
-    local value = current(KEYS[1])
-    if value and string.sub(value, 9, 16) ~= run then redis.call('UNLINK', KEYS[1], KEYS[2]) end
-end
+local px, found, value = take(), run(), current(KEYS[1])
+if found and value and string.sub(value, 9, 16) ~= found then redis.call('UNLINK', KEYS[1], KEYS[2]) end
 extend(KEYS[1], px)
 for i = 2, 3 do redis.call('PEXPIRE', KEYS[i], px) end
-return run
+return found or ''
 """,
 )
 

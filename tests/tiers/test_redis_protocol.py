@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 import secrets
 import time
 
@@ -12,6 +13,7 @@ from msgspec.structs import replace
 from acgsperf.tiers import Entry, Observation, Outcome, Store, StoreKind, Write, WriteResult, records
 from acgsperf.tiers.records import Record, RecordKind
 from acgsperf.tiers.redis import RedisTier
+from acgsperf.tiers.redis_keys import short_run
 
 WRITER = b"writer-1"
 
@@ -57,7 +59,8 @@ async def _log(tier):
 
 async def _last_position(tier):
     (entries,) = await tier._ask([("XREVRANGE", tier.keys.log, "+", "-", "COUNT", 1)], list)
-    return entries[0][0]
+    (info,) = await tier._ask([("INFO", "server")], list)
+    return short_run(re.search(rb"run_id:(\w+)", info)[1]) + entries[0][0]
 
 
 async def _swept(tier):
@@ -360,7 +363,7 @@ class TestCopies:
 class TestDemotions:
     async def test_a_demotion_is_stored_if_the_key_is_absent_and_the_log_has_not_gone_on(self, pair, entry):
         first, second = pair
-        await _write(first, "other", None)
+        await _write(first, "other", entry())
         position = await _last_position(first)
         evicted = replace(entry("evicted", tags=("t",)), id=b"8 bytes.", stamp=5)
         demotion = Store(evicted, None, StoreKind.DEMOTION, position)
@@ -380,6 +383,15 @@ class TestDemotions:
         demotion = Store(replace(entry(), id=_id()), None, StoreKind.DEMOTION, position)
         assert not await second.store({"k": demotion})
         assert await first.get("k") is None
+
+    async def test_an_entry_that_was_evicted_in_another_run_of_the_server_is_not_demoted(self, pair, entry):
+        first, second = pair
+        await _write(first, "other", entry())
+        position = await _last_position(first)
+        evicted = replace(entry(), id=_id())
+        assert not await second.store({"k": Store(evicted, None, StoreKind.DEMOTION, b"a run id" + position[8:])})
+        assert not await second.store({"k": Store(evicted, None, StoreKind.DEMOTION, position[8:])})
+        assert await second.store({"k": Store(evicted, None, StoreKind.DEMOTION, position)})
 
     async def test_nothing_is_demoted_without_a_position(self, pair, entry):
         _, second = pair
