@@ -13,7 +13,8 @@ Everything that writes is a script, because it compares first: see `redis_script
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
@@ -21,7 +22,7 @@ from redis.exceptions import ResponseError
 from acgsperf._native import envelope_format as envelope
 from acgsperf.tiers.base import Entry, Observation, Outcome, WriteResult
 from acgsperf.tiers.redis_calls import RedisCalls, ScriptCall
-from acgsperf.tiers.redis_connections import MAX_LIFETIME_S, Credentials, Greeting, RedisConnections
+from acgsperf.tiers.redis_connections import MAX_LIFETIME_S, Command, Credentials, Greeting, RedisConnections
 from acgsperf.tiers.redis_keys import RedisKeys
 from acgsperf.tiers.redis_locks import RedisLocks
 from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, blobs, each, refuses_all, text
@@ -129,13 +130,30 @@ class RedisTier(ServerTier):
 
     def _greeted(self, sent: float, received: float, replies: list[Any]) -> None:
         """Learn the server's time. A server that refuses to tell it can still be used."""
-        time, _ = replies
+        self._learn_time(sent, received, replies[0])
+
+    def _learn_time(self, sent: float, received: float, time: Any) -> None:
         if not isinstance(time, ResponseError):
             try:
                 seconds, microseconds = map(int, time)
             except (TypeError, ValueError):
                 raise UnexpectedReplyError(f"reply of TIME must be two numbers, got {time!r:.80}") from None
             self.server_clock.measured(sent, received, seconds + microseconds / 1e6)
+
+    async def _ask_with_time(self, commands: Sequence[Command], read: Callable[[list[Any]], Unsealed]) -> Unsealed:
+        """Send commands, and TIME with them: a process that only reads must notice that the server's clock was set."""
+        sent = 0.0
+
+        def sending() -> None:
+            nonlocal sent
+            sent = monotonic()
+
+        def read_all(replies: list[Any]) -> Unsealed:
+            *found, time = replies
+            self._learn_time(sent, monotonic(), time)
+            return read(found)
+
+        return await self.connections.ask([*commands, ("TIME",)], read_all, sending)
 
     async def _stop(self) -> None:
         self._locks.close()
@@ -171,7 +189,8 @@ class RedisTier(ServerTier):
             return unsealed
 
         try:
-            unsealed = await self._ask([("MGET", *chunk) for chunk in chunks], read)
+            ask = self._ask_with_time if self.server_clock.is_due() else self._ask
+            unsealed = await ask([("MGET", *chunk) for chunk in chunks], read)
         except ResponseError as error:
             values = await self._get_each(addresses, error)
             token = (values.pop() or b"")[: envelope.TOKEN_BYTES]

@@ -221,3 +221,19 @@ async def test_a_connection_learns_the_time_of_its_server_first(open_tier, admin
     tier = await open_tier()
     seconds, micros = await admin.time()
     assert abs(tier.server_clock.now() - seconds - micros / 1e6) < 1
+
+
+async def test_reads_ask_for_the_time_once_a_minute(open_tier, admin):
+    tier = await open_tier()
+
+    async def asked():
+        return (await admin.info("commandstats"))["cmdstat_time"]["calls"]
+
+    before = await asked()
+    for _ in range(20):
+        await tier.get("k")
+    assert await asked() == before
+    tier.server_clock._asked_at -= 61
+    for _ in range(20):
+        await tier.get("k")
+    assert await asked() == before + 1
