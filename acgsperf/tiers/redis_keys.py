@@ -5,7 +5,10 @@ from typing import Final
 
 from acgsperf._native import envelope_format as envelope
 
-__all__ = ["RedisKeys", "short_run"]
+__all__ = ["TOKEN_TTL_MS", "RedisKeys", "short_run"]
+
+# How long a key lives that is renewed when it is used.
+TOKEN_TTL_MS: Final = 30 * 24 * 3600 * 1000
 
 
 def short_run(run_id: bytes) -> bytes:

@@ -13,6 +13,9 @@ Stamps are compared as numbers, because Lua compares strings in the order of the
 comes from no tier, and counts as 0. A stamp more than a day ahead of the server's clock supersedes nothing: it may come
 from a value of an older version, which looks like an envelope by chance.
 
+A token lives as long as its longest entry. If that has no expiration, the token lives for 30 days, and is renewed when
+it is used. If nobody has used it for so long, the entry becomes a miss.
+
 Another program may have written to any of the keys. A value of another type, or one that cannot be a token or a lock,
 counts as absent, and the next write replaces it. A log to which nothing can be added, because it is no stream or has
 the greatest possible id, is removed. This is a gap: records may be missed, and every cache verifies its L1.
@@ -28,6 +31,7 @@ __all__ = [
     "INVALIDATE",
     "LOCK",
     "OBSERVE",
+    "RENEW",
     "STORE",
     "SWEEP",
     "TOMBSTONE",
@@ -88,8 +92,7 @@ local function put(key, value, px)
 end
 local function extend(key, px)
     local left = redis.call('PTTL', key)
-    if left >= 0 and px == '' then redis.call('PERSIST', key)
-    elseif left >= 0 and left < tonumber(px) then redis.call('PEXPIRE', key, px) end
+    if left >= 0 and left < tonumber(px) then redis.call('PEXPIRE', key, px) end
 end
 local function current(key)
     local value = read('GET', key)
@@ -106,7 +109,7 @@ local function token(key, new, px, is_namespace)
     local value = current(key)
     if value then return value end
     if is_namespace then new = of_namespace(new) end
-    if px == '' then redis.call('SET', key, new) else redis.call('SET', key, new, 'PX', px) end
+    redis.call('SET', key, new, 'PX', px)
     return new
 end
 local function add(log, record) return redis.pcall('XADD', log, 'MAXLEN', '~', 10000, '*', 'r', record) end
@@ -133,31 +136,31 @@ def _script(name: str, text: str) -> Script:
 
 
 # KEYS: log, token, entries, tags.
-# ARGV: entries, deadline, lifetime of the namespace's token, new token, records; for each entry: head, tail, lifetime,
-# its tags as positions among the tags.
+# ARGV: entries, deadline, lifetime of lasting tokens, new token, records; for each entry: head, tail, lifetime or
+# nothing, its tags as positions among the tags.
 WRITE: Final = _script(
     "WRITE",
     """
 local n, deadline, now = take_number(), take_number(), clock()
 if now > deadline then return {now} end
-local namespace_px, new = take(), take()
+local lasting_px, new = take(), take()
 local records, results = take_records(), {}
-local namespace = id(token(KEYS[2], new, namespace_px, true))
+local namespace = id(token(KEYS[2], new, lasting_px, true))
 for i = 1, n do
     local key, head, tail, px, tags = KEYS[2 + i], take(), take(), take(), take()
     local old = header(key, 17)
     if newer(old, head, now) then
         results[1 + i] = stamp(old)
     else
-        local tokens = {namespace}
+        local tokens, token_px = {namespace}, px ~= '' and px or lasting_px
         for j = 1, #tags, 2 do
-            tokens[#tokens + 1] = id(token(KEYS[2 + n + struct.unpack('>H', tags, j)], new, px))
+            tokens[#tokens + 1] = id(token(KEYS[2 + n + struct.unpack('>H', tags, j)], new, token_px))
         end
         local done = put(key, head .. table.concat(tokens) .. tail, px)
         results[1 + i] = failed(done) and done or -1
         if not failed(done) then
-            for j = 1, #tags, 2 do extend(KEYS[2 + n + struct.unpack('>H', tags, j)], px) end
-            if px == '' or tonumber(px) > tonumber(namespace_px) then extend(KEYS[2], px) end
+            for j = 1, #tags, 2 do extend(KEYS[2 + n + struct.unpack('>H', tags, j)], token_px) end
+            if tonumber(token_px) > tonumber(lasting_px) then extend(KEYS[2], token_px) end
         end
     end
 end
@@ -277,7 +280,7 @@ return results
 )
 
 # KEYS: log, token, invalidations, entries, tags.
-# ARGV: entries, lifetime of the namespace's token, new token of tags; for each entry: kind, observed id or the server's
+# ARGV: entries, lifetime of lasting tokens, new token of tags; for each entry: kind, observed id or the server's
 # run and last position of the log, observed tokens, observed invalidations or nothing, time limit, head, tail,
 # lifetime, its tags as positions. Kinds: T compares the tokens of all tags. I compares the invalidations. C compares
 # them too, and requires that the slower tier has refused no invalidation. D requires that the key is absent, that the
@@ -288,7 +291,7 @@ STORE: Final = _script(
     "STORE",
     """
 local n, now = take_number(), clock()
-local namespace_px, new = take(), take()
+local lasting_px, new = take(), take()
 local results = {0}
 local namespace = current(KEYS[2]) or ''
 local function counted(value) return string.char(#value) .. value end
@@ -330,16 +333,16 @@ for i = 1, n do
     if not is_current then
         results[1 + i] = 0
     else
-        local parts = {id(namespace)}
+        local parts, token_px = {id(namespace)}, px ~= '' and px or lasting_px
         for j = 1, #names do
-            if values[j] == '' then values[j] = token(names[j], new, px) end
+            if values[j] == '' then values[j] = token(names[j], new, token_px) end
             parts[#parts + 1] = id(values[j])
         end
         local done = put(key, head .. table.concat(parts) .. tail, px)
         results[1 + i] = failed(done) and done or -1
         if not failed(done) then
-            for j = 1, #names do extend(names[j], px) end
-            if px == '' or tonumber(px) > tonumber(namespace_px) then extend(KEYS[2], px) end
+            for j = 1, #names do extend(names[j], token_px) end
+            if tonumber(token_px) > tonumber(lasting_px) then extend(KEYS[2], token_px) end
         end
     end
 end
@@ -415,14 +418,24 @@ return found or ''
 """,
 )
 
+# Renews the tokens of entries without an expiration, because they are in use. KEYS: tokens. ARGV: lifetime.
+RENEW: Final = _script(
+    "RENEW",
+    """
+local px = take()
+for i = 1, #KEYS do extend(KEYS[i], px) end
+return 1
+""",
+)
+
 # The value of a lock is its token, its owner, and a + for each caller that waits; the script recognizes a repeated
 # command by the owner. A token is at least the clock in microseconds, so that tokens keep growing even if the server
 # has lost the counter.
-# KEYS: lock, fence. ARGV: lifetime, owner.
+# KEYS: lock, fence. ARGV: lifetime of the lock, owner, lifetime of the counter.
 LOCK: Final = _script(
     "LOCK",
     """
-local px, owner = take(), take()
+local px, owner, fence_px = take(), take(), take()
 local number, holder, waiting = parts_of_lock(KEYS[1])
 if number then
     if holder == owner then return tonumber(number) end
@@ -433,7 +446,7 @@ local last = read('GET', KEYS[2])
 last = type(last) == 'string' and tonumber(last) or 0
 number = math.max(last < 9007199254740991 and last + 1 or 0, clock())
 number = string.format('%.0f', number)
-redis.call('SET', KEYS[2], number)
+redis.call('SET', KEYS[2], number, 'PX', fence_px)
 redis.call('SET', KEYS[1], number .. ':' .. owner, 'PX', px)
 return tonumber(number)
 """,

@@ -15,7 +15,7 @@ from acgsperf.tiers import records
 from acgsperf.tiers.base import Entry, Observation, Outcome, Store, StoreKind, WriteResult
 from acgsperf.tiers.records import Record, RecordKind
 from acgsperf.tiers.redis_calls import Job, RedisCalls, Reply, ScriptCall
-from acgsperf.tiers.redis_keys import RedisKeys
+from acgsperf.tiers.redis_keys import TOKEN_TTL_MS, RedisKeys
 from acgsperf.tiers.redis_scripts import EXPIRE, EXPIRE_TAG, INVALIDATE, OBSERVE, STORE, TOMBSTONE, UNDO, WRITE, Script
 from acgsperf.tiers.server import Wanted
 from acgsperf.tiers.server_calls import Attempt
@@ -23,9 +23,8 @@ from acgsperf.tiers.server_clock import ServerClock
 from acgsperf.tiers.tier_arguments import MOST_STAMP
 from acgsperf.tiers.write_batches import REFUSED, Action, Operation, WriteBatch
 
-__all__ = ["TOKEN_TTL_MS", "RedisWrites"]
+__all__ = ["RedisWrites"]
 
-TOKEN_TTL_MS: Final = 30 * 24 * 3600 * 1000
 # Redis refuses an expiry time beyond 64 bits. An entry that is kept longer than this has no expiry.
 _LONGEST_MS: Final = 1 << 60
 # Lua's numbers are exact up to this.

@@ -16,6 +16,7 @@ from acgsperf.tiers.redis import RedisTier
 from acgsperf.tiers.redis_keys import short_run
 
 WRITER = b"writer-1"
+MONTH_MS = 30 * 86_400_000
 
 
 @pytest.fixture
@@ -547,8 +548,48 @@ class TestLifetimes:
         assert await _load(first, "l", entry(kept=200, tags=("t",)), seen)
         (lifetime,) = await _lifetime(first, tag)
         assert 255_000 < lifetime <= 260_000
+        for loads in (False, True):
+            await first._ask([("PEXPIRE", tag, 60_000)], list)
+            seen, lasting = (await first.observe(["l"], ["t"]))["l"], entry(kept=None, tags=("t",))
+            assert await (_load(first, "l", lasting, seen) if loads else first.set("k", lasting))
+            (lifetime,) = await _lifetime(first, tag)
+            assert MONTH_MS - 60_000 < lifetime <= MONTH_MS
+
+    async def test_the_tokens_of_an_entry_without_an_expiration_are_renewed_by_reading_it(self, pair, entry):
+        first, second = pair
+        await first.set_many({"k": entry(kept=None, tags=("t", "u")), "short": entry(tags=("v",))})
+        tokens = [*map(first.keys.tag, "tuv"), first.keys.token]
+        await first._ask([("PEXPIRE", token, 600_000) for token in tokens], list)
+        second.server_clock._asked_at -= 61
+        assert await second.get_many(["k", "short"])
+        await asyncio.gather(*second._calls.tasks)
+        t, u, v, namespace = await _lifetime(first, *tokens)
+        assert min(t, u, namespace) > MONTH_MS - 60_000
+        assert v <= 600_000
+        # Once a day.
+        await first._ask([("PEXPIRE", token, 600_000) for token in tokens], list)
+        assert await second.get_many(["k", "short"])
+        await asyncio.gather(*second._calls.tasks)
+        assert max(await _lifetime(first, *tokens)) <= 600_000
+        # A token that is not renewed ends with a miss, and a new one does not revive the entry.
+        await first._ask([("PEXPIRE", first.keys.tag("u"), 1)], list)
+        await asyncio.sleep(0.01)
+        assert await second.get("k") is None
+        await first.set("other", entry(tags=("u",)))
+        assert await second.get("k") is None
+
+    async def test_no_key_but_an_entry_stays_for_ever(self, pair, entry):
+        first, second = pair
         await first.set("k", entry(kept=None, tags=("t",)))
-        assert await _lifetime(first, tag) == [-1]
+        await _load(second, "l", entry(kept=None, tags=("u",)), (await second.observe(["l"], ["u"]))["l"])
+        await first.expire_tag("t")
+        await first.unlock("k", await first.lock("k", 5))
+        await second.invalidate("u", refused_below=True)
+        await first.set("k", entry(kept=None, tags=("t",)))
+        _, keys = (await first._ask([("SCAN", 0, "MATCH", first.keys.prefix[:-1] + b"*", "COUNT", 10_000)], list))[0]
+        lifetimes = dict(zip(keys, await _lifetime(first, *keys), strict=True))
+        assert {key for key, left in lifetimes.items() if left < 0} == {first.keys.entry("k"), first.keys.entry("l")}
+        assert first.keys.fence in lifetimes
 
     async def test_a_token_of_a_load_lives_for_the_retention(self, pair):
         first, _ = pair
@@ -581,8 +622,11 @@ class TestLifetimes:
         await first.set("k", entry(kept=100 * 86_400))
         (lifetime,) = await _lifetime(first, first.keys.token)
         assert lifetime > 99 * 86_400_000
+        await first._ask([("PEXPIRE", first.keys.token, 60_000)], list)
         await first.set("k", entry(kept=None))
-        assert await _lifetime(first, first.keys.token) == [-1]
+        (lifetime,) = await _lifetime(first, first.keys.token)
+        # The next connection, or the next minute, renews it.
+        assert lifetime <= 60_000
         assert await first.get("k") is not None
 
 
