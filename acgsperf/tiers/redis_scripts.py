@@ -21,8 +21,9 @@ counts as absent, and the next write replaces it. A log to which nothing can be 
 the greatest possible id, is removed. This is a gap: records may be missed, and every cache verifies its L1.
 """
 
-import hashlib
-from typing import Final, NamedTuple
+from typing import Final
+
+from acgsperf.tiers.redis_lua import Script, script
 
 __all__ = [
     "EXPIRE",
@@ -42,103 +43,10 @@ __all__ = [
 ]
 
 
-class Script(NamedTuple):
-    """A script, and the name by which the server knows it once it has run it."""
-
-    name: str
-    text: bytes
-    sha: str
-
-
-# `header` returns the start of what is stored, if it is of this version.
-_COMMON: Final = """
-local at = 0
-local function take() at = at + 1; return ARGV[at] end
-local function take_number() return tonumber(take()) end
-local function take_records() local first, count = at + 2, take_number(); at = at + count; return first end
-local function clock() local time = redis.call('TIME'); return time[1] * 1000000 + time[2] end
-local function failed(reply) return type(reply) == 'table' and reply.err end
--- A value of another type counts as absent. Any other error, such as a missing right, ends the script.
-local function read(...)
-    local reply = redis.pcall(...)
-    if failed(reply) and not string.find(reply.err, 'WRONGTYPE', 1, true) then error(reply.err) end
-    return reply
-end
-local function header(key, last)
-    local value = read('GETRANGE', key, 0, last)
-    if type(value) == 'string' and #value >= 17 and string.find(value, '^[ETM]', 17)
-        and (#value == 17 or string.byte(value, 18) == 2) then return value end
-end
-local function id(value) return string.sub(value, 1, 8) end
-local function stamp(value)
-    local found = struct.unpack('>I8', value, 9)
-    return found < 9007199254740992 and found or 0
-end
-local function kind(value) return string.sub(value, 17, 17) end
-local function is_live(value, now)
-    return kind(value) == 'E' and #value >= 48 and struct.unpack('<d', value, 41) > now / 1000000
-end
-local function newer(old, new, now)
-    local found = old and stamp(old) or 0
-    return old and found >= stamp(new) and found < now + 86400000000 and id(old) ~= id(new)
-end
-local function parts_of_lock(key)
-    local value = read('GET', key)
-    return string.match(type(value) == 'string' and value or '', '^(%d+):([^+]+)(%+?)')
-end
-local function put(key, value, px)
-    if px == '' then return redis.pcall('SET', key, value) end
-    return redis.pcall('SET', key, value, 'PX', px)
-end
-local function extend(key, px)
-    local left = redis.call('PTTL', key)
-    if left >= 0 and left < tonumber(px) then redis.call('PEXPIRE', key, px) end
-end
-local function current(key)
-    local value = read('GET', key)
-    if type(value) == 'string' and #value >= 8 and #value <= 17 then return value end
-end
-local function run()
-    local info = redis.pcall('INFO', 'server')
-    local found = type(info) == 'string' and string.match(info, 'run_id:(%w+)')
-    return found and string.sub(redis.sha1hex(found), 1, 8)
-end
--- The token of a namespace says which run of the server it belongs to.
-local function of_namespace(new) return new .. (run() or '--------') end
-local function token(key, new, px, is_namespace)
-    local value = current(key)
-    if value then return value end
-    if is_namespace then new = of_namespace(new) end
-    redis.call('SET', key, new, 'PX', px)
-    return new
-end
-local function add(log, record) return redis.pcall('XADD', log, 'MAXLEN', '~', 10000, '*', 'r', record) end
--- Returns the time, negative if there was nothing to publish or it has failed.
-local function publish(log, first, now)
-    local count, done = tonumber(ARGV[first - 1]), 1
-    -- After this command, which needs no memory, a server that is full accepts one that does.
-    if count > 0 then redis.pcall('PEXPIRE', log, 2592000000) end
-    for i = first, first + count - 1 do
-        if failed(add(log, ARGV[i])) then
-            redis.pcall('UNLINK', log)
-            if failed(add(log, ARGV[i])) then done = 0 end
-        end
-    end
-    return count > 0 and done == 1 and now or -now
-end
-"""
-
-
-def _script(name: str, text: str) -> Script:
-    whole = (_COMMON + text).encode()
-    # Redis names scripts by their SHA-1.
-    return Script(name, whole, hashlib.sha1(whole, usedforsecurity=False).hexdigest())
-
-
 # KEYS: log, token, entries, tags.
 # ARGV: entries, deadline, lifetime of lasting tokens, new token, records; for each entry: head, tail, lifetime or
 # nothing, its tags as positions among the tags.
-WRITE: Final = _script(
+WRITE: Final = script(
     "WRITE",
     """
 local n, deadline, now = take_number(), take_number(), clock()
@@ -170,7 +78,7 @@ return results
 )
 
 # KEYS: log, entries. ARGV: entries, deadline, lifetime, records; for each entry: id and stamp.
-TOMBSTONE: Final = _script(
+TOMBSTONE: Final = script(
     "TOMBSTONE",
     """
 local n, deadline, now = take_number(), take_number(), clock()
@@ -195,7 +103,7 @@ return results
 # Makes entries stale from now on: it replaces the time until which they are fresh. A marker or a tombstone gets the new
 # id, so that a load that has observed the former id is not stored.
 # KEYS: log, entries. ARGV: entries, deadline, lifetime of markers, records; for each entry: id and stamp.
-EXPIRE: Final = _script(
+EXPIRE: Final = script(
     "EXPIRE",
     """
 local n, deadline, now = take_number(), take_number(), clock()
@@ -224,7 +132,7 @@ return results
 )
 
 # KEYS: log, entries. ARGV: entries, lifetime, records; for each entry: the id to remove, the id of the tombstone.
-UNDO: Final = _script(
+UNDO: Final = script(
     "UNDO",
     """
 local n, now, px = take_number(), clock(), take()
@@ -247,7 +155,7 @@ return results
 # If the server has no memory for a token, the observed token is empty. No store compares equal with that.
 # KEYS: token, invalidations, tags, entries.
 # ARGV: tags, entries, lifetime, new token, lifetime of the first two, new ids.
-OBSERVE: Final = _script(
+OBSERVE: Final = script(
     "OBSERVE",
     """
 local m, n, px = take_number(), take_number(), take()
@@ -287,7 +195,7 @@ return results
 # server was not restarted, and that the log has no later record. After a restart from a snapshot the log may have lost
 # records, and so end at a position that the process knows.
 # Results: -1 stored, 0 superseded.
-STORE: Final = _script(
+STORE: Final = script(
     "STORE",
     """
 local n, now = take_number(), clock()
@@ -354,7 +262,7 @@ return results
 # invalidation, the new token says so.
 # KEYS: log, token, invalidations. ARGV: deadline, new token of a tag or of the namespace or nothing, whether it is the
 # namespace's, its lifetime, records.
-INVALIDATE: Final = _script(
+INVALIDATE: Final = script(
     "INVALIDATE",
     """
 local deadline, now = take_number(), clock()
@@ -370,7 +278,7 @@ return {publish(KEYS[1], records, now), -1}
 )
 
 # KEYS: log, token. ARGV: deadline, records.
-EXPIRE_TAG: Final = _script(
+EXPIRE_TAG: Final = script(
     "EXPIRE_TAG",
     """
 local deadline, now = take_number(), clock()
@@ -387,7 +295,7 @@ return {publish(KEYS[1], records, now), -1}
 
 # Removes entries of a former token of the namespace, and of other versions.
 # KEYS: token, entries. Results: -2 a live entry was removed, -1 another was, 0 it was kept.
-SWEEP: Final = _script(
+SWEEP: Final = script(
     "SWEEP",
     """
 local now, namespace, results = clock(), id(current(KEYS[1]) or ''), {0}
@@ -407,7 +315,7 @@ return results
 # The token of a namespace says which run of the server it belongs to. After a restart from a snapshot, or a failover,
 # the server may lack acknowledged writes.
 # KEYS: token, invalidations, fence. ARGV: lifetime. Returns 8 bytes for this run; nothing if they are unknown.
-GENERATION: Final = _script(
+GENERATION: Final = script(
     "GENERATION",
     """
 local px, found, value = take(), run(), current(KEYS[1])
@@ -419,7 +327,7 @@ return found or ''
 )
 
 # Renews the tokens of entries without an expiration, because they are in use. KEYS: tokens. ARGV: lifetime.
-RENEW: Final = _script(
+RENEW: Final = script(
     "RENEW",
     """
 local px = take()
@@ -432,7 +340,7 @@ return 1
 # command by the owner. A token is at least the clock in microseconds, so that tokens keep growing even if the server
 # has lost the counter.
 # KEYS: lock, fence. ARGV: lifetime of the lock, owner, lifetime of the counter.
-LOCK: Final = _script(
+LOCK: Final = script(
     "LOCK",
     """
 local px, owner, fence_px = take(), take(), take()
@@ -453,7 +361,7 @@ return tonumber(number)
 )
 
 # Releases by token or by owner. KEYS: lock, log. ARGV: token or owner, records.
-UNLOCK: Final = _script(
+UNLOCK: Final = script(
     "UNLOCK",
     """
 local mine, records = take(), take_records()
