@@ -190,12 +190,14 @@ class TestLoads:
         if before != "nothing":
             await _write(first, "k", entry() if before == "entry" else None)
         seen = (await first.observe(["k"]))["k"]
+        # The two estimate the server's clock, so that the second one may be behind.
+        later = second.now_us() + 1_000_000
         if "set" in what:
-            await _write(second, "k", entry("new"))
+            await _write(second, "k", entry("new"), later)
         if "delete" in what:
-            await _write(second, "k", None)
+            await _write(second, "k", None, later + 1)
         if what == "expire":
-            await second.expire_now({"k": Write(None, _id(), second.now_us())})
+            await second.expire_now({"k": Write(None, _id(), later)})
         if what == "undo":
             await second.remove_written({"k": seen.id})
         assert not await _load(first, "k", entry("slow"), seen)
