@@ -245,8 +245,9 @@ class Loading:
             values = {key: self._store_in_l1(flight, key, entry) for key, entry in entries.items()}
             seen |= more
         missing = [key for key in keys if key not in values]
-        if missing and self._lock is not None:
-            return values | await self._load_locked(self._lock, flight, missing, source)
+        # If L2 has not answered, it is not asked for a lock: the caller would wait for another deadline.
+        if self._lock is not None and any(seen[key].l2 is not None for key in missing):
+            return values | await self._load_locked(self._lock, flight, missing, source, seen)
         if missing:
             loaded = await self._call_loader(flight, missing, source)
             # Check all entries before the first one is stored: storing very many keys supersedes all reads in flight.
@@ -258,11 +259,15 @@ class Loading:
         return values
 
     async def _load_locked(
-        self, lock: ProcessLock, flight: Flight, keys: Sequence[str], source: Source
+        self, lock: ProcessLock, flight: Flight, keys: Sequence[str], source: Source, seen: dict[str, Seen]
     ) -> dict[str, Any]:
-        """Load the keys that no other process is loading, and wait for what the others load."""
+        """Load the keys that no other process is loading, and wait for what the others load.
+
+        A tier that has not answered is not asked again, so that a caller waits for one deadline and not for several.
+        """
         values: dict[str, Any] = {}
         waiting = list(keys)
+        l3_answers = any(seen[key].l3 is not None for key in keys)
         give_up_at = asyncio.get_running_loop().time() + lock.ttl
         while waiting:
             with lock.waiting(waiting) as released:
@@ -270,11 +275,13 @@ class Loading:
                 unshared: set[str] = set()
                 try:
                     # The previous holder of a lock may have stored a value since the last read.
-                    entries, seen = await self._read_again(waiting, source)
+                    answered = [key for key in waiting if key not in locks.unanswered]
+                    entries, more = await self._read_again(answered, source, l3=l3_answers)
+                    seen |= more
                     values |= {key: self._store_in_l1(flight, key, entry) for key, entry in entries.items()}
                     own = [key for key in locks.tokens if key not in entries]
                     if own:
-                        loaded, stored = await self._load_own(flight, own, source, seen, locks)
+                        loaded, stored = await self._load_own(lock, flight, own, source, seen, locks)
                         values |= loaded
                         unshared = {key for key in own if key not in stored}
                 except BaseException as error:
@@ -288,9 +295,15 @@ class Loading:
         return values
 
     async def _load_own(
-        self, flight: Flight, keys: list[str], source: Source, seen: Mapping[str, Seen], locks: HeldLocks
+        self,
+        lock: ProcessLock,
+        flight: Flight,
+        keys: list[str],
+        source: Source,
+        seen: Mapping[str, Seen],
+        locks: HeldLocks,
     ) -> tuple[dict[str, Any], frozenset[str]]:
-        """Load keys whose locks this load holds, and return when the first tier has them.
+        """Load keys, and return when the first tier has those whose locks this load holds.
 
         Returns:
             The values, and the keys whose value the tier has stored.
@@ -309,18 +322,24 @@ class Loading:
         }
         values |= {key: self._store_in_l1(flight, key, entry, seen[key]) for key, entry in loaded.items()}
         # Wait before the locks are released. Otherwise the next holder would not find the entries.
-        stored = await self._lower_tiers.put_and_wait(shared, seen) if shared else frozenset[str]()
+        held = {key: entry for key, entry in shared.items() if locks.tokens[key] and lock.is_answering}
+        for key, entry in shared.items():
+            if key not in held:
+                self._lower_tiers.put(key, entry, seen[key])
+        stored = await self._lower_tiers.put_and_wait(held, seen) if held else frozenset[str]()
         return values, stored
 
-    async def _read_again(self, keys: Sequence[str], source: Source) -> tuple[dict[str, Entry], dict[str, Seen]]:
+    async def _read_again(
+        self, keys: Sequence[str], source: Source, *, l3: bool = True
+    ) -> tuple[dict[str, Entry], dict[str, Seen]]:
         """Return the entries in the tiers that are not due for refresh, and what the tiers have under the other keys.
 
-        A value may be stored only if its key was observed before the load.
+        A value may be stored only if its key was observed before the load. With `l3` False, L3 is not asked.
         """
         entries: dict[str, Entry] = {}
         seen: dict[str, Seen] = {}
         due = []
-        found = await self._lookup.read(keys, source.tags)
+        found = await self._lookup.read(keys, source.tags, l3=l3)
         for key in keys:
             entry = found.entries.get(key)
             if entry is None or not self._staleness.is_fresh(entry):

@@ -12,7 +12,7 @@ import pytest
 from bare import bare
 
 from acgsperf import TierError
-from acgsperf.tiers import BreakerState, Entry, Outcome, Write
+from acgsperf.tiers import BreakerState, Entry, Outcome, Write, server_clock
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
 
@@ -50,6 +50,17 @@ async def test_an_entry_that_is_past_its_time_is_forgotten(tier, entry):
     assert await tier.get("k") is None
     assert not await tier.set("k", entry(kept=-1))
     assert tier.stats().refused == 1
+
+
+async def test_a_tier_that_only_reads_follows_the_clock_of_the_server(tier, entry, monkeypatch):
+    await tier.set("k", entry())
+    # As if the server's clock had been set since.
+    tier.server_clock.offset -= 3_600
+    assert await tier.get("k")
+    assert tier.server_clock.now() < time.time() - 3_000
+    monkeypatch.setattr(server_clock, "_SAMPLE_MAX_AGE_S", 0.0)
+    assert await tier.get("k")
+    assert abs(tier.server_clock.now() - time.time()) < 60
 
 
 async def test_namespaces_do_not_see_each_other(make, entry, namespace):
