@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from acgsperf._native.arguments import (
     checked_at_least,
@@ -11,6 +11,7 @@ from acgsperf._native.arguments import (
     checked_hashes,
     checked_maxsize,
     checked_namespace,
+    checked_policy,
     checked_positive,
     checked_share,
 )
@@ -53,6 +54,7 @@ class Settings:
         db_pool_health_check_interval: time between two health checks of the pools, in seconds.
         redis_url: the URL of Redis; None for no Redis.
         l1_cache_size: the largest number of entries in L1.
+        l1_policy: which entries L1 evicts: "adaptive", "s3fifo" or "lru".
         l2_ttl_default: the time until a value expires, in seconds.
         cache_namespace: the prefix of keys in shared servers, 1 to 100 printable characters.
         cache_hit_rate_target: the wanted share of hits, 0.95 for 95 %.
@@ -78,6 +80,7 @@ class Settings:
     db_pool_health_check_interval: float = 30.0
     redis_url: str | None = None
     l1_cache_size: int = 100_000
+    l1_policy: Literal["adaptive", "s3fifo", "lru"] = "adaptive"
     l2_ttl_default: float = 3600.0
     cache_namespace: str = "acgsperf"
     cache_hit_rate_target: float = 0.95
@@ -177,6 +180,11 @@ def _checked_directory(name: str, path: str | None) -> str | None:
     return path
 
 
+def _checked_policy(name: str, policy: str) -> str:
+    checked_policy(policy, name)
+    return policy
+
+
 def _at_least(least: int) -> _Rule:
     return _Rule(f"an integer of at least {least}", int, lambda name, value: checked_at_least(name, value, least))
 
@@ -212,6 +220,7 @@ _RULES: Final = {
         _checked_redis_url,
     ),
     "l1_cache_size": _Rule("an integer from 1 to 2**30", int, lambda name, value: checked_maxsize(value, name)),
+    "l1_policy": _Rule("adaptive, s3fifo or lru", lambda written: written.strip().lower(), _checked_policy),
     "l2_ttl_default": _POSITIVE,
     "cache_namespace": _Rule("1 to 100 printable characters", str, checked_namespace),
     "cache_hit_rate_target": _Rule("a number greater than 0 and at most 1", float, checked_share),

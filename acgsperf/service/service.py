@@ -14,7 +14,7 @@ from acgsperf.addresses import masked
 from acgsperf.cache import TieredCache
 from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.missed import load_missed
-from acgsperf.dispatch import LatencyHistogram, LRUCache
+from acgsperf.dispatch import AdaptiveCache, LatencyHistogram
 from acgsperf.errors import ComplianceError, ServiceError, SettingsError
 from acgsperf.fingerprint import request_key
 from acgsperf.monitor import Monitor, Reading, Targets
@@ -375,7 +375,7 @@ def _targets_of(settings: Settings) -> Targets:
 
 
 def _cache_of(settings: Settings) -> TieredCache[Any]:
-    l1: LRUCache[str, Any] = LRUCache(settings.l1_cache_size)
+    l1: AdaptiveCache[str, Any] = AdaptiveCache(settings.l1_cache_size, policy=settings.l1_policy)
     return TieredCache(
         l1, _l2_of(settings), _l3_of(settings), namespace=settings.cache_namespace, ttl=settings.l2_ttl_default
     )
