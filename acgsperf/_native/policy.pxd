@@ -139,15 +139,18 @@ cdef inline uint16_t ghost_tag(uint64_t mixed) noexcept nogil:
 
 cdef inline void ghost_add(Policy *policy, uint64_t mixed) noexcept nogil:
     cdef uint16_t *slots = ghost_bucket(policy, mixed)
-    cdef int i, age, chosen = 0, oldest = -1
+    cdef uint16_t clock = policy.ghost_clock, slot, age, rank, highest = 0
+    cdef int i
+    # Without a branch, so that the compiler makes it a few vector instructions. The rank is the age and the place.
     for i in range(GHOST_WAYS):
-        age = (policy.ghost_clock - slots[i]) & (GHOST_STAMPS - 1)
-        if slots[i] == 0 or age > GHOST_OLDEST:
-            slots[i] = 0
-            age = GHOST_STAMPS
-        if age > oldest:
-            chosen, oldest = i, age
-    slots[chosen] = ghost_tag(mixed) << 5 | policy.ghost_clock
+        slot = slots[i]
+        age = (clock - slot) & (GHOST_STAMPS - 1)
+        slot = 0 if age > GHOST_OLDEST else slot
+        age = GHOST_STAMPS if slot == 0 else age
+        slots[i] = slot
+        rank = age << 3 | <uint16_t> (GHOST_WAYS - 1 - i)
+        highest = rank if rank > highest else highest
+    slots[GHOST_WAYS - 1 - (highest & (GHOST_WAYS - 1))] = ghost_tag(mixed) << 5 | policy.ghost_clock
     policy.ghost_ticks += 1
     if policy.ghost_ticks >= policy.ghost_every:
         policy.ghost_ticks = 0
@@ -157,14 +160,18 @@ cdef inline void ghost_add(Policy *policy, uint64_t mixed) noexcept nogil:
 cdef inline bint ghost_take(Policy *policy, uint64_t mixed) noexcept nogil:
     """Forget a key; return whether it was remembered and not too old."""
     cdef uint16_t *slots
-    cdef uint16_t tag
+    cdef uint16_t tag, found = 0
     cdef int i
     if policy.ghost == NULL:
         return False
     slots = ghost_bucket(policy, mixed)
-    tag = ghost_tag(mixed)
+    tag = ghost_tag(mixed) << 5
     for i in range(GHOST_WAYS):
-        if slots[i] >> 5 == tag and (policy.ghost_clock - slots[i]) & (GHOST_STAMPS - 1) < policy.ghost_life:
+        found |= (slots[i] & 0xFFE0) == tag
+    if found == 0:
+        return False
+    for i in range(GHOST_WAYS):
+        if slots[i] & 0xFFE0 == tag and (policy.ghost_clock - slots[i]) & (GHOST_STAMPS - 1) < policy.ghost_life:
             slots[i] = 0
             return True
     return False

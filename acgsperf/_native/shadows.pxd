@@ -71,6 +71,8 @@ cdef struct Shadows:
     uint32_t buckets
     uint32_t bytes
     uint32_t refused
+    # How many nodes have no tag yet.
+    uint32_t empty
     uint32_t since_decision
     uint32_t every
     uint16_t size
@@ -300,11 +302,12 @@ cdef inline int shadows_empty(const Shadows *shadows, uint32_t first, uint32_t s
 
 cdef inline int shadows_free(Shadows *shadows, uint32_t first, uint32_t second) noexcept nogil:
     """Return an unused node of two buckets; one that is used least if all are used, or -1."""
-    cdef int best = shadows_empty(shadows, first, second)
+    cdef int best = shadows_empty(shadows, first, second) if shadows.empty else -1
     cdef int fewest = 99, least = STAMPS + 1, remaining, i, f
     cdef const uint8_t *state
     cdef uint32_t node
     if best >= 0:
+        shadows.empty -= 1
         return best
     for i in range(2 * WAYS):
         node = first + i if i < WAYS else second + i - WAYS
@@ -312,9 +315,12 @@ cdef inline int shadows_free(Shadows *shadows, uint32_t first, uint32_t second) 
         if state[LRU] or (state[0] | state[1] | state[2] | state[3] | state[4]) & RESIDENT:
             continue
         remaining = 0
-        for f in range(FIFOS):
+        # From the setting that remembers longest; no further than to see that another node is better.
+        for f in range(FIFOS - 1, -1, -1):
             if state[f]:
                 remaining = max(remaining, fifo_remaining(shadows, f, node))
+                if remaining >= least:
+                    break
         if remaining < least:
             best = node
             least = remaining
@@ -503,6 +509,7 @@ cdef inline Shadows *shadows_new(uint32_t size, int setting) noexcept nogil:
     shadows.size = size
     shadows.setting = setting
     shadows.buckets = buckets
+    shadows.empty = nodes
     shadows.every = max(8, size // 4)
     shadows.slow_decay = pow(0.5, shadows.every / (64.0 * size))
     shadows.fast_decay = pow(0.5, shadows.every / (4.0 * size))

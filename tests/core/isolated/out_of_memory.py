@@ -95,6 +95,35 @@ def evicting():
     sys.unraisablehook = hook
 
 
+def adapting():
+    """The first insertion gets the shadow caches, the first eviction the memory of evicted keys."""
+    for policy, allocations in (("adaptive", 2), ("s3fifo", 1)):
+        things = [Thing() for _ in range(200)]
+        before = [sys.getrefcount(thing) for thing in things]
+        cache = _core.AdaptiveCache(100, policy=policy)
+        failed = with_failures(cache.set, things[0], 0, state=cache.items)
+        for i in range(1, 100):
+            with_failures(cache.set, things[i], i, state=cache.items)
+        failed += with_failures(cache.set, things[100], 100, state=cache.items)
+        assert failed >= allocations
+        for i in range(101, 200):
+            assert with_failures(cache.set, things[i], i, state=cache.items) == 0
+        assert len(cache) == 100
+        cache.clear()
+        assert [sys.getrefcount(thing) for thing in things] == before
+
+
+def weighing():
+    heavy = [bytes(10) for _ in range(4)]
+    cache = _core.AdaptiveCache(maxweight=40, weigher=lambda key, value: len(value))
+    for i in range(40):
+        cache.set(i, b"x")
+    # There must be room for a note of each evicted entry.
+    for number, value in enumerate(heavy):
+        with_failures(cache.set, f"heavy {number}", value)
+        assert cache.stats().weight == sum(map(len, cache.values())) <= 40
+
+
 def histograms():
     assert with_failures(_core.LatencyHistogram, 1, 2**62, 2) >= 1
     histogram, other = _core.LatencyHistogram(1, 1_000, 1), _core.LatencyHistogram(1, 1_000, 1)
@@ -142,7 +171,7 @@ def envelopes():
     assert envelope.unseal_many(blobs, keys, 100, 1.0, 0.0, b"a token.") == (entries, [], 0)
 
 
-for check in (growing, shrinking, evicting, histograms, validators, requests, envelopes):
+for check in (growing, shrinking, evicting, adapting, weighing, histograms, validators, requests, envelopes):
     check()
     blocks = []
     for _ in range(6):
