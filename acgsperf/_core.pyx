@@ -656,6 +656,8 @@ cdef class BoundedCache:
         cdef uint8_t meta = 0
         cdef Slot *slot
         cdef Removed removed
+        if number == 0 and not self.table.has_weights and self.table.used == self._maxsize:
+            return self.exchange_entry(key, hash, value, expires_ns, now)
         evicted_init(&evicted)
         if self._maxweight and weight > self._maxweight // HEAVIEST:
             self.rejections += 1
@@ -672,10 +674,7 @@ cdef class BoundedCache:
             if self.policy != NULL:
                 if not policy_prepare(self.policy, self.is_full(weight)):
                     raise MemoryError
-                meta = policy_miss(self.policy, hash)
-                if not self.policy.timed:
-                    self.policy.timed = True
-                    self.policy.since_ns = acgsperf_monotonic_ns()
+                meta = self.note_miss(hash)
             self.make_room(weight, 0, now, &evicted)
             if self.table.used == self.table.capacity:
                 if not self.rebuild(min(self._maxsize, max(SMALLEST_CAPACITY, 2 * self.table.capacity))):
@@ -700,6 +699,49 @@ cdef class BoundedCache:
             self.insertions += 1
         finally:
             self.dispose_evicted(&evicted)
+        return 0
+
+    @cython.final
+    cdef inline uint8_t note_miss(self, Py_hash_t hash) noexcept:
+        """Tell the policy of a new key; return the first byte of its entry."""
+        cdef uint8_t meta = policy_miss(self.policy, hash)
+        if not self.policy.timed:
+            self.policy.timed = True
+            self.policy.since_ns = acgsperf_monotonic_ns()
+        return meta
+
+    @cython.final
+    cdef int exchange_entry(self, key, Py_hash_t hash, value, int64_t expires_ns, int64_t now) except -1:
+        """Evict an entry of a full cache without weights, and store another one in its slot."""
+        cdef Removed removed
+        cdef Slot *slot
+        cdef uint32_t number
+        cdef uint8_t meta
+        if not policy_prepare(self.policy, True):
+            raise MemoryError
+        meta = self.note_miss(hash)
+        number = policy_victim(self.policy, &self.table)
+        slot = &self.table.slots[number]
+        removed.key = slot.key
+        removed.value = slot.value
+        removed.expired = self.is_expired(slot.expires_ns, now)
+        self.count_removal(removed.expired)
+        policy_remove(self.policy, &self.table, number, not removed.expired)
+        ring_unlink(&self.table, number)
+        table_unindex(&self.table, number)
+        Py_INCREF(key)
+        Py_INCREF(value)
+        slot.key = <PyObject *> key
+        slot.value = <PyObject *> value
+        slot.hash = hash
+        slot.expires_ns = expires_ns
+        table_index(&self.table, number)
+        policy_insert(self.policy, &self.table, number, meta)
+        # The next victim is most likely the oldest entry of the small queue.
+        acgsperf_prefetch(&self.table.slots[self.policy.boundary])
+        self.version += 1
+        self.insertions += 1
+        self.dispose(removed)
         return 0
 
     @cython.final
