@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from types import GenericAlias
-from typing import Any, Final, Generic, Literal, Self, TypeVar, final, overload
+from typing import Any, Final, Generic, Self, TypeVar, final, overload
 
 from typing_extensions import disjoint_base
 
-from acgsperf._native.types import CacheStats, EvictionReason, HistogramSnapshot, ValidatorStats, Verdict
+from acgsperf._native.types import CacheStats, EvictionReason, HistogramSnapshot, Policy, ValidatorStats, Verdict
 
 _K = TypeVar("_K", bound=Hashable)
 _V = TypeVar("_V")
@@ -102,7 +102,7 @@ class AdaptiveCache(BoundedCache[_K, _V]):
         maxsize: int | None = None,
         ttl: float | None = None,
         *,
-        policy: Literal["adaptive", "s3fifo", "lru"] = "adaptive",
+        policy: Policy = "adaptive",
         maxweight: int | None = None,
         weigher: Callable[[_K, _V], int] | None = None,
         clock: Callable[[], float] | None = None,

@@ -1260,7 +1260,7 @@ cdef class AdaptiveCache(BoundedCache):
     when a sample of the requests shows that it would hit more often. `stats().policy` says which setting is on. See
     docs/policy.md.
 
-    Operations on one key are O(1), amortized: an eviction may move other entries. `keys`, `values` and `items` list
+    Operations on one key are O(1): an eviction moves at most 1,024 other entries. `keys`, `values` and `items` list
     first the entries that are known to be used again, then the new ones; in the order of use if the setting is "lru".
     Beyond what an `LRUCache` takes, an entry takes at most 24 bytes from 500 entries on, and 8 from 16,384 on.
 

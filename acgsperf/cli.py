@@ -121,6 +121,9 @@ def replay(
             help="Entries that L1 holds. Default: 100000, or with several processes a tenth of the keys.",
         ),
     ] = None,
+    policy: Annotated[
+        str, typer.Option(metavar="NAME", help="What L1 evicts by: adaptive, s3fifo or lru.")
+    ] = "adaptive",
     ttl: Annotated[str, typer.Option(metavar="SECONDS", help="Time until a cached value expires.")] = "3600",
     tiers: Annotated[str, typer.Option(metavar="NAMES", help="l1, or l1 with l2, l3 or both.")] = "l1,l2,l3",
     warm: Annotated[bool, typer.Option("--warm", help="Send all requests once before the clock starts.")] = False,
@@ -140,6 +143,7 @@ def replay(
     arguments = {
         "concurrency": whole_number("--concurrency", concurrency, 1, 10_000),
         "l1_size": None if l1_size is None else whole_number("--l1-size", l1_size, 1, 2**30),
+        "policy": choice("--policy", policy, ("adaptive", "s3fifo", "lru")),
         "ttl": number("--ttl", ttl, 0.001, 1e9),
         "warm": warm,
         "processes": whole_number("--processes", processes, 1, _MAX_PROCESSES),

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Self
 
 from acgsperf._native.arguments import (
     checked_at_least,
@@ -15,7 +15,7 @@ from acgsperf._native.arguments import (
     checked_positive,
     checked_share,
 )
-from acgsperf._native.types import CONSTITUTIONAL_HASH
+from acgsperf._native.types import CONSTITUTIONAL_HASH, Policy
 from acgsperf.addresses import checked_dsn, checked_redis_url, hidden, masked
 from acgsperf.errors import SettingsError
 
@@ -80,7 +80,7 @@ class Settings:
     db_pool_health_check_interval: float = 30.0
     redis_url: str | None = None
     l1_cache_size: int = 100_000
-    l1_policy: Literal["adaptive", "s3fifo", "lru"] = "adaptive"
+    l1_policy: Policy = "adaptive"
     l2_ttl_default: float = 3600.0
     cache_namespace: str = "acgsperf"
     cache_hit_rate_target: float = 0.95

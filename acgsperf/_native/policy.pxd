@@ -26,6 +26,8 @@ cdef enum:
     EPOCH = 0x80
     LOG_ROOM = 32
     MOST_CREDIT = 512
+    # So that one insertion takes no longer than some ten microseconds.
+    MOST_MOVES = 1024
     GHOST_WAYS = 8
     GHOST_STAMPS = 32
     GHOST_OLDEST = 17
@@ -269,19 +271,22 @@ cdef inline uint32_t policy_victim(Policy *policy, Table *table) noexcept nogil:
     """Return the entry to evict next; it is at the end of its queue."""
     cdef uint32_t number
     cdef uint8_t count
+    cdef int moves = 0
     if policy.setting == LRU:
         return ring_oldest(table)
     while policy.boundary and (policy.small_load > policy.share or policy.main_count == 0):
         number = policy.boundary
-        if table.meta[number] & COUNT < acgsperf_settings[policy.setting].threshold:
+        if table.meta[number] & COUNT < acgsperf_settings[policy.setting].threshold or moves >= MOST_MOVES:
             return number
+        moves += 1
         table.meta[number] &= ~COUNT
         policy_promote(policy, table)
     while True:
         number = ring_oldest(table)
         count = table.meta[number] & COUNT
-        if count == 0:
+        if count == 0 or moves >= MOST_MOVES:
             return number
+        moves += 1
         table.meta[number] = (table.meta[number] & ~COUNT) | (min(count, acgsperf_settings[policy.setting].cap) - 1)
         ring_unlink(table, number)
         ring_insert(table, number, policy.boundary)
@@ -305,9 +310,13 @@ cdef inline void policy_remove(Policy *policy, Table *table, uint32_t number, bi
 
 cdef inline void policy_insert(Policy *policy, Table *table, uint32_t number, uint8_t meta) noexcept nogil:
     """Put a new entry into the ring; `meta` is what `policy_miss` returned."""
+    cdef int moves = 0
     if policy.setting != LRU:
-        while policy.main_load + 1 + policy.share < policy.room and policy.small_load > policy.share:
+        while (
+            policy.main_load + 1 + policy.share < policy.room and policy.small_load > policy.share and moves < MOST_MOVES
+        ):
             policy_promote(policy, table)
+            moves += 1
     else:
         meta &= ~MAIN
     table.meta[number] = meta

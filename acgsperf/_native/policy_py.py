@@ -20,6 +20,8 @@ LOGS: Final = 0x60
 EPOCH: Final = 0x80
 LOG_ROOM: Final = 32
 MOST_CREDIT: Final = 512
+# So that one insertion of the compiled twin takes no longer than some ten microseconds.
+MOST_MOVES: Final = 1024
 GHOST_WAYS: Final = 8
 GHOST_STAMPS: Final = 32
 GHOST_OLDEST: Final = 17
@@ -246,17 +248,20 @@ class Policy:
         setting = SETTINGS[self.setting]
         if self.setting == LRU:
             return next(iter(self.main or self.small))
+        moves = 0
         while self.small and (self.small_load > self.share or not self.main):
             token = next(iter(self.small))
-            if self.meta[token] & COUNT < setting.threshold:
+            if self.meta[token] & COUNT < setting.threshold or moves >= MOST_MOVES:
                 return token
+            moves += 1
             self.meta[token] &= ~COUNT
             self.promote(token)
         while True:
             token = next(iter(self.main))
             count = self.meta[token] & COUNT
-            if not count:
+            if not count or moves >= MOST_MOVES:
                 return token
+            moves += 1
             self.meta[token] = self.meta[token] & ~COUNT | min(count, setting.cap) - 1
             self.main.move_to_end(token)
 
@@ -294,7 +299,9 @@ class Policy:
         if token in self.meta:
             return
         if self.setting != LRU:
-            while self.main_load + 1 + self.share < self.room and self.small_load > self.share:
+            for _ in range(MOST_MOVES):
+                if self.main_load + 1 + self.share >= self.room or self.small_load <= self.share:
+                    break
                 self.promote(next(iter(self.small)))
         else:
             meta &= ~MAIN

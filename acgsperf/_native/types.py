@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Final
+from typing import Final, Literal
 
 CONSTITUTIONAL_HASH: Final = "cdd01ef066bc6cf2"
 HASH_LENGTH: Final = 16
@@ -42,6 +42,8 @@ class ValidatorStats:
         return self.valid + self.mismatched + self.malformed
 
 
+# What an `AdaptiveCache` evicts by.
+Policy = Literal["adaptive", "s3fifo", "lru"]
 # The settings of an `AdaptiveCache`, in the order of their numbers.
 SETTING_NAMES: Final = ("scan", "frequency", "recency", "s3fifo", "history", "lru")
 

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 
+from acgsperf._native.types import Policy
 from acgsperf.addresses import checked_dsn
 from acgsperf.cache import TieredCache
 from acgsperf.errors import AcgsperfError
@@ -36,6 +37,7 @@ async def replay(
     *,
     concurrency: int = 4,
     l1_size: int | None = None,
+    policy: Policy = "adaptive",
     ttl: float | None = 3600.0,
     redis_url: str | None = None,
     l3: bool = False,
@@ -60,6 +62,7 @@ async def replay(
         database_url: the PostgreSQL with the origin.
         concurrency: requests in flight in each process, at least 1.
         l1_size: entries of L1; by default 100,000, or with several processes a tenth of the keys.
+        policy: which entries L1 evicts, as for `AdaptiveCache`.
         ttl: seconds until a cached value expires; None for no limit.
         redis_url: the Redis that is L2; None for no L2.
         l3: whether a table in PostgreSQL is L3.
@@ -103,6 +106,7 @@ async def replay(
         table=f"acgsperf_replay_{secrets.token_hex(8)}",
         concurrency=concurrency,
         l1_size=l1_size,
+        policy=policy,
         ttl=ttl,
         patience=patience,
         backplane=backplane,

@@ -9,9 +9,9 @@ from typing import Any, Final, Self
 
 from msgspec import Struct
 
-from acgsperf._native.types import CONSTITUTIONAL_HASH
+from acgsperf._native.types import CONSTITUTIONAL_HASH, Policy
 from acgsperf.cache import TieredCache
-from acgsperf.dispatch import LatencyHistogram, LRUCache
+from acgsperf.dispatch import AdaptiveCache, LatencyHistogram
 from acgsperf.errors import ComplianceError
 from acgsperf.fingerprint import fingerprint, request_key
 from acgsperf.pool import PoolManager
@@ -45,6 +45,7 @@ class Options(Struct, frozen=True):
         table: the table of the origin, and the namespace.
         concurrency: requests in flight.
         l1_size: entries of L1.
+        policy: which entries L1 evicts.
         ttl: the ttl of the cache.
         patience: the seconds for which PostgreSQL may be unreachable.
         backplane: whether the processes tell each other what they write.
@@ -60,6 +61,7 @@ class Options(Struct, frozen=True):
     l1_size: int
     ttl: float | None
     patience: float
+    policy: Policy = "adaptive"
     backplane: bool = True
     process: int = 1
     processes: int = 1
@@ -124,7 +126,7 @@ def cache_of(options: Options) -> TieredCache[str]:
     Raises:
         ValueError: if it refuses the options.
     """
-    l1: LRUCache[str, str] = LRUCache(options.l1_size)
+    l1: AdaptiveCache[str, str] = AdaptiveCache(options.l1_size, policy=options.policy)
     l2 = None if options.redis_url is None else RedisTier(options.redis_url)
     l3 = PostgresTier(options.database_url, table=l3_table(options.table)) if options.l3 else None
     silent: dict[str, Any] = {} if options.backplane else {"backplane": None}
