@@ -54,7 +54,8 @@ class ConnectionPool(Queries):
     Args:
         dsn: the address of the server, or of several of which one is used, in the form that asyncpg and libpq read.
         min_size: the number of connections that `open` waits for and the pool keeps.
-        max_size: the highest number of open connections.
+        max_size: the highest number of open connections. While connections or attempts do not get an answer, the pool
+            may have up to two more.
         name: the name of the pool in log lines and errors.
         replicas: the DSNs of servers that `acquire(readonly=True)` may use. Each gets a pool with the same options.
         timeout: seconds that `acquire` waits for a connection if it is called without a timeout.
@@ -339,7 +340,7 @@ class ConnectionPool(Queries):
             idle=len(inventory.idle),
             in_use=inventory.in_use,
             waiting=len(self._waiters.waiting),
-            connecting=supply.connecting + supply.spare.in_use,
+            connecting=supply.connecting + supply.spare.in_flight,
             min_size=supply.min_size,
             max_size=supply.max_size,
             target_size=supply.target_size,
@@ -442,4 +443,5 @@ class ConnectionPool(Queries):
             await self._inventory.wait_until_empty()
         finally:
             self._inventory.terminate_all()
+            self._supply.stop_timers()
             await self._tasks.cancel_all()
