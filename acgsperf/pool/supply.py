@@ -275,7 +275,8 @@ class Supply:
             connection = await self._connector.connect(self.spare)
         finally:
             self.connecting -= 1
-        return Slot(self, self._lifecycle.name, connection, generation, self._clock())
+        max_bytes = self._options.max_message_bytes
+        return Slot(self, self._lifecycle.name, connection, generation, self._clock(), max_bytes)
 
     def _add(self, slot: Slot) -> None:
         slot.expires_at = slot.lent_at + self._options.max_lifetime
