@@ -97,6 +97,13 @@ class LowerTiers:
         for queue, store in self._stores(entry, seen):
             queue.put(key, store)
 
+    def queued(self, key: str) -> Entry | None:
+        """Return an entry that no tier has yet, because it is queued. A small L1 may have evicted it already."""
+        for queue in self.queues:
+            if (entry := queue.queued(key)) is not None:
+                return entry
+        return None
+
     def put_and_wait(self, entries: Mapping[str, Entry], seen: Mapping[str, Seen]) -> Awaitable[frozenset[str]]:
         """`put` entries now, but wait for the first tier, and return the keys that it has stored."""
         first: dict[str, Store] = {}

@@ -141,7 +141,7 @@ class Store(Struct, frozen=True):
         seen: the observation before the load or the copy; None for a demotion.
         kind: decides what is compared. LOAD: the id, and the tokens. COPY: the id, and the invalidations. DEMOTION: the
             key must be absent, and `log_position` must be the last one of the namespace's log.
-        log_position: the last position of the log that this process had processed when L1 evicted the entry.
+        log_position: `Backplane.position` when L1 evicted the entry.
     """
 
     entry: Entry
