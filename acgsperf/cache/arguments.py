@@ -49,5 +49,9 @@ def checked_number(name: str, value: Any, rule: str, holds: Callable[[float], bo
     """Raise TypeError unless an option is a number, and ValueError unless it keeps the rule."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {value!r}")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be at most 1.8e308 or infinite, got {hex(int(value)):.20}...") from None
     if not holds(value):
         raise ValueError(f"{name} must be {rule}, got {value!r}")
