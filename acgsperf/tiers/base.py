@@ -25,6 +25,7 @@ from acgsperf._native.entry import Entry
 from acgsperf._native.types import HistogramSnapshot
 
 __all__ = [
+    "ONLY_L1",
     "RETENTION_S",
     "BreakerState",
     "Entry",
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 RETENTION_S: Final = 60.0
+# The id of an entry that belongs to this process alone.
+ONLY_L1: Final = bytes(8)
 
 
 class BreakerState(Enum):

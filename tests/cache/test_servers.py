@@ -183,7 +183,7 @@ async def test_while_redis_is_frozen_reads_are_misses_and_l1_still_serves(open_o
 
 
 @pytest.mark.parametrize("frozen", ["redis", "postgres", "both"])
-async def test_frozen_servers_delay_no_caller_by_much_more_than_the_deadline(
+async def test_frozen_servers_delay_no_caller_by_more_than_the_deadline_and_50_ms(
     private_redis, victim, namespace, stopwatch, frozen
 ):
     servers = {"redis": [private_redis], "postgres": [victim], "both": [private_redis, victim]}[frozen]
@@ -211,8 +211,7 @@ async def test_frozen_servers_delay_no_caller_by_much_more_than_the_deadline(
         assert answers[0::5] == ["missed"] * 100
         assert answers[2::5] == ["loaded"] * 100
         assert not any(written.everywhere for written in answers[3:50:5])
-        # L3 has a tenth of the deadline before L2 is written at the same time; 100 ms are for the machine.
-        assert stopwatch.slowest < 1.1 * 0.25 + 0.1 + stopwatch.stalled
+        assert stopwatch.slowest < 0.25 + 0.05 + stopwatch.stalled
         await cache.clear()
 
 

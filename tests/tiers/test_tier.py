@@ -419,6 +419,26 @@ async def test_a_frozen_server_keeps_no_caller_50_ms_beyond_the_deadline(
     assert stopwatch.slowest < 0.25 + 0.05 + stopwatch.stalled
 
 
+async def test_a_pause_of_the_process_is_no_failure_of_the_server(make, namespace, entry):
+    tier = make(deadline=0.3)
+    await tier.open(namespace)
+    assert await tier.set("key", entry("value"))
+    calls = [
+        lambda: tier.get("key"),
+        lambda: tier.get_many(["key", "other"]),
+        lambda: tier.observe(["other"]),
+        lambda: tier.look_up(["key", "other"]),
+        lambda: tier.set("more", entry()),
+    ]
+    for call in calls:
+        # As a garbage collector or a busy machine does, until after the deadline.
+        asyncio.get_running_loop().call_later(0.0005, time.sleep, 0.4)
+        assert await call()
+    assert tier.stats().errors == {}
+    await tier.clear()
+    await tier.close()
+
+
 async def test_a_server_that_goes_on_failing_is_left_alone_and_logged_once(
     private_server, private_tier, until_it_answers, caplog
 ):
