@@ -356,8 +356,8 @@ class RedisConnections:
                 _check_refused(reply)
             return read(replies)
         except ResponseError:
-            # The server has refused a command; all replies have been read. A connection whose greeting was refused is not
-            # open, and nothing closes it later.
+            # The server has refused a command; all replies have been read. If it has refused the greeting, the
+            # connection is not open, and nothing closes it later.
             if not connection.is_open:
                 connection.close()
             raise
