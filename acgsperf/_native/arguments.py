@@ -6,7 +6,7 @@ Each check returns the value in the form in which it is used, and raises with th
 import math
 import re
 from collections.abc import Callable, Iterable
-from itertools import repeat
+from itertools import pairwise, repeat
 from operator import index
 from typing import Any, Final, SupportsFloat, SupportsIndex, TypeVar, cast
 
@@ -165,6 +165,19 @@ def checked_interval_ns(latency_ns: int, expected_interval_ns: SupportsIndex) ->
         raise ValueError(f"expected_interval_ns must lead to at most {MOST_CORRECTIONS} corrections, got {interval!r}")
     # An interval longer than any latency has the effect of the longest latency, which fits a machine word.
     return min(interval, LONGEST_NS)
+
+
+def checked_bounds_ns(bounds_ns: Iterable[SupportsIndex]) -> list[int]:
+    """Accept ascending integers. Those above the longest latency of all mean the same as that one."""
+    bounds = []
+    for bound in bounds_ns:
+        try:
+            bounds.append(index(bound))
+        except TypeError:
+            raise TypeError(f"bounds_ns must be integers, got {bound!r}") from None
+    if any(bound >= following for bound, following in pairwise(bounds)):
+        raise ValueError(f"bounds_ns must be ascending, got {bounds!r}")
+    return [max(min(bound, LONGEST_NS), -1) for bound in bounds]
 
 
 def checked_percent(q: SupportsFloat) -> float:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from acgsperf._native.hdr_codec import cumulative
 from acgsperf._native.types import CacheStats, HistogramSnapshot
 from acgsperf.backplane import BackplaneState, BackplaneStats
 from acgsperf.dispatch import LatencyHistogram
@@ -271,7 +270,7 @@ class PerformanceCollector(Collector):
     ) -> Metric:
         metric = self._family(HistogramMetricFamily, name, text, labels)
         for own, latency in latencies:
-            within, total, sum_ns = cumulative(latency.encode(), self._bounds_ns)
+            within, total, sum_ns = latency.cumulative(self._bounds_ns)
             buckets = [*zip(self._bound_names, within, strict=True), ("+Inf", total)]
             metric.add_metric((*self._label_values, *own), buckets, sum_ns / 1e9)
         return metric  # type: ignore[no-any-return]
