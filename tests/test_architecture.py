@@ -31,6 +31,7 @@ FLOORS = [
     {"monitor"},
     {"validator"},
     {"fingerprint", "settings"},
+    {"hooks"},
     {"dispatch"},
     {"_core"},
     {"_native"},

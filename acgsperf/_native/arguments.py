@@ -6,8 +6,8 @@ Each check returns the value in the form in which it is used, and raises with th
 import math
 import re
 from collections.abc import Callable, Iterable
-from itertools import pairwise, repeat
-from operator import index
+from itertools import repeat
+from operator import ge, index
 from typing import Any, Final, SupportsFloat, SupportsIndex, TypeVar, cast
 
 from acgsperf._native.types import HASH_LENGTH, MAX_ENTRIES
@@ -169,15 +169,16 @@ def checked_interval_ns(latency_ns: int, expected_interval_ns: SupportsIndex) ->
 
 def checked_bounds_ns(bounds_ns: Iterable[SupportsIndex]) -> list[int]:
     """Accept ascending integers. Those above the longest latency of all mean the same as that one."""
-    bounds = []
-    for bound in bounds_ns:
-        try:
-            bounds.append(index(bound))
-        except TypeError:
-            raise TypeError(f"bounds_ns must be integers, got {bound!r}") from None
-    if any(bound >= following for bound, following in pairwise(bounds)):
+    given = list(bounds_ns)
+    try:
+        bounds = list(map(index, given))
+    except TypeError:
+        raise TypeError(f"bounds_ns must be integers, got {given!r}") from None
+    if any(map(ge, bounds, bounds[1:])):
         raise ValueError(f"bounds_ns must be ascending, got {bounds!r}")
-    return [max(min(bound, LONGEST_NS), -1) for bound in bounds]
+    if bounds and (bounds[0] < 0 or bounds[-1] > LONGEST_NS):
+        return [max(min(bound, LONGEST_NS), -1) for bound in bounds]
+    return bounds
 
 
 def checked_percent(q: SupportsFloat) -> float:

@@ -82,6 +82,7 @@ class ConnectionPool(Queries):
         options: the options of the pool.
         wait_time: a `LatencyHistogram` of how long callers waited for a connection.
         use_time: a `LatencyHistogram` of how long borrowers kept a connection.
+        create_time: a `LatencyHistogram` of how long it took to open a connection.
 
     Raises:
         ValueError: for sizes or times that are out of range, or a DSN that cannot be used or has a parameter that
@@ -157,6 +158,7 @@ class ConnectionPool(Queries):
         self._health_check = HealthCheck(lifecycle, health, supply, self._lender, options)
         self.wait_time = self._lender.wait_time
         self.use_time = self._lender.use_time
+        self.create_time = supply.create_time
 
     def __repr__(self) -> str:
         """Return the name, the state and the numbers of connections; nothing of the address."""
@@ -349,8 +351,10 @@ class ConnectionPool(Queries):
             timeouts=self._waiters.timeouts,
             saturations=self._waiters.saturations,
             leaks=self._lender.leaks,
+            oldest_wait_s=self._lender.oldest_wait_s(),
             wait=self.wait_time.snapshot(),
             use=self.use_time.snapshot(),
+            create=self.create_time.snapshot(),
         )
 
     async def health(self) -> PoolHealth:

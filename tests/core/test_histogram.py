@@ -305,7 +305,7 @@ def test_bounds_that_are_not_ascending_are_a_value_error(core, bounds):
 
 
 def test_bounds_that_are_no_integers_are_a_type_error(core):
-    with pytest.raises(TypeError, match=r"bounds_ns must be integers, got 0\.5"):
+    with pytest.raises(TypeError, match=r"bounds_ns must be integers, got \[0\.5\]"):
         recorded(core, [1]).cumulative([0.5])
 
 
