@@ -60,14 +60,14 @@ KEYS: Final = "acgsperf.cache.keys"
 spans: Spans | None = None
 # Called with "wait", "use" or "create", the name of a pool, and seconds.
 connection_times: Callable[[str, str, float], object] | None = None
-# The connections that the current request has returned: for each pool their number and the seconds of their use.
-connection_uses: ContextVar[dict[str, tuple[int, float]] | None] = ContextVar("connection_uses", default=None)
+# The connections that the current request has returned: for each pool their number and the ns of their use.
+connection_uses: ContextVar[dict[str, tuple[int, int]] | None] = ContextVar("connection_uses", default=None)
 
 
-def note_connection_use(pool: str, seconds: float) -> None:
+def note_connection_use(pool: str, used_ns: int) -> None:
     """Count the use of a connection for the current request, if there is one, and for `connection_times`."""
     if connection_times is not None:
-        connection_times("use", pool, seconds)
+        connection_times("use", pool, used_ns / 1e9)
     if (uses := connection_uses.get()) is not None:
-        number, total = uses.get(pool, (0, 0.0))
-        uses[pool] = (number + 1, total + seconds)
+        number, total_ns = uses.get(pool, (0, 0))
+        uses[pool] = (number + 1, total_ns + used_ns)

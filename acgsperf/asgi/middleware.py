@@ -113,8 +113,8 @@ class PerformanceMiddleware:
         """
         return self._routes.copy()
 
-    def connection_uses(self) -> dict[tuple[str, str], tuple[int, float]]:
-        """Return for each (route, pool) how many connections requests have used, and for how many seconds.
+    def connection_uses(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Return for each (route, pool) how many connections requests have used, and for how many ns.
 
         It counts what tasks return that the request has started, or the request itself.
         """
@@ -185,7 +185,7 @@ class PerformanceMiddleware:
     ) -> None:
         exchange = _Exchange(scope, receive, send, self._with_added, self._routes, started_ns)
         exchange.responses, exchange.request = self._responses, request
-        uses: dict[str, tuple[int, float]] = {}
+        uses: dict[str, tuple[int, int]] = {}
         token = hooks.connection_uses.set(uses)
         try:
             # `exchange.receive` watches for a disconnected client, which matters only if the response may be stored.
@@ -207,15 +207,15 @@ class _Routes:
     def __init__(self, most: int) -> None:
         self._most = most
         self._latencies: dict[str, LatencyHistogram] = {}
-        self.connection_uses: dict[tuple[str, str], tuple[int, float]] = {}
+        self.connection_uses: dict[tuple[str, str], tuple[int, int]] = {}
 
-    def note_connections(self, route: str, uses: Mapping[str, tuple[int, float]]) -> None:
+    def note_connections(self, route: str, uses: Mapping[str, tuple[int, int]]) -> None:
         """Count the connections that a request has used, of which the latency is recorded."""
         if route not in self._latencies:
             route = OTHER
-        for pool, (number, seconds) in uses.items():
-            total, total_s = self.connection_uses.get((route, pool), (0, 0.0))
-            self.connection_uses[route, pool] = (total + number, total_s + seconds)
+        for pool, (number, used_ns) in uses.items():
+            total, total_ns = self.connection_uses.get((route, pool), (0, 0))
+            self.connection_uses[route, pool] = (total + number, total_ns + used_ns)
 
     def copy(self) -> dict[str, LatencyHistogram]:
         """Return the live histograms in a new dict."""

@@ -40,10 +40,10 @@ class Metric:
 
     Attributes:
         name: in Prometheus, without the prefix and without `_total`.
-        kind: see `Kind`. A histogram has latencies in ns, and is exported in seconds.
+        kind: see `Kind`.
         help: what it counts.
         labels: the names of its labels, in the order of their values.
-        read: returns its values, each with those of its labels.
+        read: returns its values, each with those of its labels. See `in_ns`.
         unit: for OpenTelemetry.
         merge: how the gauges of several processes are merged.
         otel_name: its name for OpenTelemetry; empty: made from `name`.
@@ -59,6 +59,14 @@ class Metric:
     merge: Merge = Merge.SUM
     otel_name: str = ""
     otel_attributes: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def in_ns(self) -> bool:
+        """Whether its values are in ns, and exported in seconds.
+
+        Sums of seconds differ in the last digit, depending on the order. Prometheus takes that for a restart.
+        """
+        return self.unit == "s" and self.kind is not Kind.GAUGE
 
     @property
     def exported_name(self) -> str:
@@ -238,6 +246,7 @@ _C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 METRICS: Final = (
     *_metrics(
         (),
+        ("processes", _G, "{process}", "Processes whose figures are added up here.", lambda _: [((), 1)]),
         ("requests", _C, "{request}", "Requests answered.", _service(lambda s: s.latency.count)),
         ("request_errors", _C, "{request}", "Requests whose handler failed.", _service(lambda s: s.counts.failed)),
         ("request_misses", _C, "{request}", "Requests that no tier answered.", _service(lambda s: s.counts.missed)),

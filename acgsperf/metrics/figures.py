@@ -9,7 +9,7 @@ from acgsperf.metrics.source import Reading
 
 __all__ = ["Figures", "Number", "Series", "add", "gather", "merge", "valid_text"]
 
-# A number or, of a histogram: how many latencies are within each bound, how many there are, and their sum in seconds.
+# A number or, of a histogram: how many latencies are within each bound, how many there are, and their sum in ns.
 Number = int | float | Sequence[float]
 Series = dict[tuple[str, ...], Number]
 # By the name of the metric, then by the values of its labels.
@@ -32,7 +32,7 @@ def gather(reading: Reading, bounds_ns: Sequence[int]) -> Figures:
             number: Number
             if isinstance(value, LatencyHistogram):
                 within, total, sum_ns = value.cumulative(bounds_ns)
-                number = [*within, total, sum_ns / 1e9]
+                number = [*within, total, round(sum_ns)]
             else:
                 number = value
             # Two routes may become the same text, and two pools may have the same name.

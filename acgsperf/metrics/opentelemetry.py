@@ -156,7 +156,7 @@ def _observations(metric: Metric, readings: Sequence[Reading]) -> Iterable[Obser
             for percent, quantile in _QUANTILES:
                 yield Observation(value.percentile(percent) / 1e9, {**attributes, _QUANTILE: quantile})
         else:
-            yield Observation(value, attributes)
+            yield Observation(value / 1e9 if metric.in_ns else value, attributes)
 
 
 def _merged(one: Value, other: Value, rule: Merge) -> Value:

@@ -1,14 +1,21 @@
 """Metrics for Prometheus. They are read at each scrape, so nothing is counted twice."""
 
+import asyncio
+import atexit
+import logging
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final
+from weakref import WeakSet, ref
 
 from acgsperf.metrics.catalogue import METRICS, Kind
 from acgsperf.metrics.catalogue import Metric as Listed
 from acgsperf.metrics.figures import Figures, Number, Series, gather, valid_text
 from acgsperf.metrics.source import Caches, HttpSource, MetricsSource, Pools, Sources
+from acgsperf.metrics.workers import WorkerFigures
 
 try:
     from prometheus_client import CollectorRegistry, generate_latest
@@ -22,6 +29,8 @@ except ImportError as missing:
 
 __all__ = ["BUCKETS_S", "PerformanceCollector", "exposition"]
 
+_log: Final = logging.getLogger("acgsperf.metrics")
+
 # From an L1 hit to a request that hangs. The targets of 1, 2 and 5 ms are bounds of buckets.
 BUCKETS_S: Final = (
     *(1e-6, 5e-6, 25e-6, 1e-4, 25e-5, 5e-4),
@@ -33,6 +42,7 @@ _RESERVED: Final = frozenset({"le", "quantile"}).union(*(metric.labels for metri
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 # Integers below have a decimal point where `floatToGoString` writes one; greater ones get an exponent.
 _PLAIN: Final = 1_000_000
+_PUBLISH_EVERY_S: Final = 5.0
 _MOST_REMEMBERED: Final = 20_000
 
 
@@ -53,8 +63,12 @@ class PerformanceCollector(Collector):
         namespace: prefix of all metric names.
         labels: constant labels of every metric.
         buckets_s: bounds of the histograms, in seconds, ascending.
+        workers_directory: a directory that the processes of an application share. Each page has the figures of all of
+            them, those of the others up to 5 s old. None: the `workers_directory` of the service, if it has one. An
+            empty string: the figures of this process alone.
 
     Raises:
+        SettingsError: if the directory cannot be created or written.
         TypeError: if an argument has the wrong type.
         ValueError: if Prometheus does not accept a name, two caches have the same name, or the bounds are not positive
             and ascending.
@@ -70,6 +84,7 @@ class PerformanceCollector(Collector):
         namespace: str = "acgsperf",
         labels: Mapping[str, str] | None = None,
         buckets_s: Sequence[float] = BUCKETS_S,
+        workers_directory: str | os.PathLike[str] | None = None,
     ) -> None:
         constants = dict(labels or {})
         for name, value in constants.items():
@@ -83,10 +98,20 @@ class PerformanceCollector(Collector):
         self._sources = Sources(source, cache, pools, http)
         self._bounds_ns = _bounds_ns(buckets_s)
         self._page = _Layout(namespace, constants, [_written(bound) for bound in buckets_s])
+        directory = self._sources.directory if workers_directory is None else workers_directory
+        self._workers = WorkerFigures(directory, namespace, self._bounds_ns) if directory else None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        if self._workers is not None:
+            _shared.add(self)
+            self._sources.on_close(partial(_publish_last, ref(self)))
+            self._publish_regularly()
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric that has a value, with its current values."""
-        figures = self._figures()
+        figures = gather(self._sources.read(), self._bounds_ns)
+        if self._workers is not None:
+            self._publish_regularly()
+            figures = self._workers.add_others(self._published(self._workers, figures))
         for metric in METRICS:
             if metric.name in figures:
                 yield _Family(self._page, metric, figures[metric.name])
@@ -96,8 +121,64 @@ class PerformanceCollector(Collector):
         for metric in METRICS:
             yield _Family(self._page, metric, {})
 
-    def _figures(self) -> Figures:
-        return gather(self._sources.read(), self._bounds_ns)
+    def publish(self) -> None:
+        """Write the figures of this process for the pages of the other workers.
+
+        A collector that is made in an event loop, or has been scraped in one, does it every 5 s, when its service
+        closes, and when the interpreter exits. Some servers end their workers by a signal instead: without a service,
+        call `close` when the application shuts down. Without a `workers_directory` it does nothing.
+        """
+        if self._workers is not None:
+            self._published(self._workers, gather(self._sources.read(), self._bounds_ns))
+
+    def close(self) -> None:
+        """Publish for the last time, and let the other workers count this process as ended. May be called again."""
+        if self._workers is not None:
+            self.publish()
+            self._workers.close()
+            self._workers = None
+
+    def _published(self, workers: WorkerFigures, figures: Figures) -> Figures:
+        try:
+            return workers.publish(figures)
+        except OSError as error:
+            _log.warning("metrics: cannot write for the other workers, which show older figures of this one: %s", error)
+            return figures
+
+    def _publish_regularly(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if loop is not self._loop:
+            self._loop = loop
+            # Soon, so that the other workers know of this one.
+            loop.call_soon(_publish, ref(self), loop)
+
+
+_shared: Final[WeakSet[PerformanceCollector]] = WeakSet()
+
+
+def _publish(reference: "ref[PerformanceCollector]", loop: asyncio.AbstractEventLoop) -> None:
+    """Publish, and again later, until the collector is no longer used or has another event loop."""
+    collector = reference()
+    if collector is not None and collector._workers is not None and collector._loop is loop:
+        try:
+            collector.publish()
+        finally:
+            loop.call_later(_PUBLISH_EVERY_S, _publish, reference, loop)
+
+
+def _publish_last(reference: "ref[PerformanceCollector]") -> None:
+    collector = reference()
+    if collector is not None:
+        collector.publish()
+
+
+@atexit.register
+def _close_all() -> None:
+    for collector in list(_shared):
+        collector.close()
 
 
 def _bounds_ns(buckets_s: Sequence[float]) -> list[int]:
@@ -127,7 +208,7 @@ class _Layout:
         return f"{self._namespace}_{metric.name}"
 
     def samples(self, metric: Listed, labels: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
-        """Return the names and labels of the samples of a metric, in the order of `values`."""
+        """Return the names and labels of the samples of a metric, in the order of `_values`."""
         name = self.name(metric)
         named = {**self._constants, **dict(zip(metric.labels, labels, strict=True))}
         if metric.kind is not Kind.HISTOGRAM:
@@ -145,7 +226,7 @@ class _Layout:
             beginnings = self._beginnings[key] = tuple(
                 _beginning(name, named) for name, named in self.samples(metric, labels)
             )
-        for beginning, value in zip(beginnings, values(number), strict=True):
+        for beginning, value in zip(beginnings, _values(metric, number), strict=True):
             if type(value) is int and -_PLAIN < value < _PLAIN:
                 yield f"{beginning} {value}.0\n"
             else:
@@ -159,12 +240,12 @@ def _beginning(name: str, labels: Mapping[str, str]) -> str:
     return f"{name}{{{pairs}}}"
 
 
-def values(number: Number) -> Sequence[float]:
+def _values(metric: Listed, number: Number) -> Sequence[float]:
     """Return the values of the samples of a number: of a histogram its buckets, its count and its sum."""
     if isinstance(number, int | float):
-        return (number,)
-    *buckets, total, seconds = number
-    return (*buckets, total, total, seconds)
+        return (number / 1e9 if metric.in_ns else number,)
+    *buckets, total, total_ns = number
+    return (*buckets, total, total, total_ns / 1e9)
 
 
 class _Family(Metric):
@@ -181,7 +262,9 @@ class _Family(Metric):
             self._samples = [
                 Sample(name, labels, value)
                 for own, number in self._series.items()
-                for (name, labels), value in zip(self._layout.samples(self._metric, own), values(number), strict=True)
+                for (name, labels), value in zip(
+                    self._layout.samples(self._metric, own), _values(self._metric, number), strict=True
+                )
             ]
         return self._samples
 

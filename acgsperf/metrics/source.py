@@ -1,6 +1,6 @@
 """What the exporters read: a service, caches, pools, and a middleware."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -94,7 +94,7 @@ class HttpSource(Protocol):
     """A middleware whose metrics can be exported; `PerformanceMiddleware` is one.
 
     It may also have a method `connection_uses`, which returns for (route, pool) the number of connections that requests
-    have used, and the seconds of their use.
+    have used, and the ns of their use.
     """
 
     def routes(self) -> Mapping[str, LatencyHistogram]:
@@ -140,7 +140,7 @@ class HttpReading:
 
     counts: HttpCounts
     routes: Mapping[str, LatencyHistogram]
-    connection_uses: Mapping[tuple[str, str], tuple[int, float]]
+    connection_uses: Mapping[tuple[str, str], tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +199,12 @@ class Sources:
             if pool not in self._pools:
                 self._pools.append(pool)
 
+    def on_close(self, callback: Callable[[], object]) -> None:
+        """Call `callback` when the service closes, if it is one that tells."""
+        tell = getattr(self.service, "on_close", None)
+        if tell is not None:
+            tell(callback)
+
     @property
     def directory(self) -> str | None:
         """The `workers_directory` of the service, if there is one."""
@@ -211,7 +217,7 @@ class Sources:
             verdicts = self.service.validator.metrics().verdicts
             service = ServiceReading(self.service.counts(), self.service.latency(), verdicts)
         if self._http is not None:
-            uses: Mapping[tuple[str, str], tuple[int, float]] = getattr(self._http, "connection_uses", dict)()
+            uses: Mapping[tuple[str, str], tuple[int, int]] = getattr(self._http, "connection_uses", dict)()
             http = HttpReading(self._http.counts(), self._http.routes(), uses)
         caches = [CacheReading(name, cache.stats(), histograms_of(cache)) for name, cache in self._caches.items()]
         return Reading(service, caches, [_read(pool) for pool in self._open_pools()], http)

@@ -198,7 +198,7 @@ class Lender:
         self._progress_at = now = self._clock()
         used_ns = nanoseconds(now - slot.lent_at)
         self.use_time.record(used_ns)
-        hooks.note_connection_use(self._lifecycle.name, used_ns / 1e9)
+        hooks.note_connection_use(self._lifecycle.name, used_ns)
         self.recent_use_s += _LATENCY_WEIGHT * (used_ns / 1e9 - self.recent_use_s)
         return self._supply.put_back(slot, now)
 

@@ -202,7 +202,7 @@ async def test_connections_are_counted_by_the_route_that_used_them(source):
 async def test_promtool_accepts_every_page(source):
     middleware = PerformanceMiddleware(None)
     middleware._routes.record("/", time.perf_counter_ns())
-    middleware._routes.note_connections("/", {"main": (1, 0.5)})
+    middleware._routes.note_connections("/", {"main": (1, 500)})
     registry = CollectorRegistry()
     registry.register(PerformanceCollector(source, http=middleware))
     _, page = exposition(registry)()
