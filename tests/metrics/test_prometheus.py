@@ -1,14 +1,12 @@
-"""The collector, through the client's own exposition and parser; and the dashboard over it."""
+"""The collector, through the client's own exposition and parser."""
 
 import asyncio
-import json
 import random
 import re
 import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -23,8 +21,6 @@ from acgsperf.asgi.middleware import _ROUTE_LAYOUT
 from acgsperf.cache.histograms import histograms_of
 from acgsperf.metrics.catalogue import METRICS
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition
-
-DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana-dashboard.json"
 
 
 def samples(collector):
@@ -280,29 +276,6 @@ async def test_names_and_constant_labels_are_the_users(source):
 def test_what_prometheus_would_not_take_is_refused(options):
     with pytest.raises(ValueError, match="must "):
         PerformanceCollector(**options)
-
-
-async def test_every_metric_of_the_dashboard_is_exported(source):
-    middleware = PerformanceMiddleware(None)
-    middleware._routes.record("/", time.perf_counter_ns())
-    registry = CollectorRegistry()
-    registry.register(PerformanceCollector(source, http=middleware))
-    _, page = exposition(registry)()
-    exported = set(re.findall(r"^# TYPE (\S+)", page.decode(), re.MULTILINE))
-    dashboard = json.loads(DASHBOARD.read_text())
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    named = set(re.findall(r"acgsperf_\w+", " ".join(queries)))
-    assert len(named) > 15
-    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in named} <= exported
-
-
-def test_the_dashboard_asks_which_data_source():
-    dashboard = json.loads(DASHBOARD.read_text())
-    assert [variable["type"] for variable in dashboard["templating"]["list"]] == ["datasource"]
-    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
-    for panel in dashboard["panels"]:
-        for user in (panel, *panel["targets"]):
-            assert user["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
 
 
 @pytest.mark.parametrize(
