@@ -161,16 +161,13 @@ class PostgresTier(ServerTier):
             return {}, {}
         wanted = [(key, tuple(tags)) for key in keys]
         found: dict[Wanted, _LookedUp] = {}
-        try:
-            async with asyncio.timeout(self.deadline):
-                if not self._pending_writes.keys().isdisjoint(keys):
-                    await self._writes.wait_for_keys(keys)
-                    # The tier may have been closed during the wait.
-                    self._check_use()
-                for at in range(0, len(wanted), MAX_READS_TOGETHER):
-                    found |= await self._look_ups.get_many(wanted[at : at + MAX_READS_TOGETHER])
-        except TimeoutError:
-            pass
+        with self._deadline.wait():
+            if not self._pending_writes.keys().isdisjoint(keys):
+                await self._writes.wait_for_keys(keys)
+                # The tier may have been closed during the wait.
+                self._check_use()
+            for at in range(0, len(wanted), MAX_READS_TOGETHER):
+                found |= await self._look_ups.get_many(wanted[at : at + MAX_READS_TOGETHER])
         entries = {key: entry for (key, _), (entry, _) in found.items() if entry is not None}
         self._reads.hits += len(entries)
         self._reads.misses += len(keys) - len(entries)
