@@ -38,7 +38,7 @@ class Spans(Protocol):
             name: of the span, without the prefix of the package.
             attributes: of the span.
             work: what is awaited.
-            load: an object whose attribute `span` is set to the context of the span.
+            load: an object whose attribute `span` is set to the span.
             waits: such objects, whose spans are linked.
         """
 

@@ -27,7 +27,7 @@ class Flight:
         began_at: the number of the latest write when the load began.
         done: resolved when the load has ended, with or without success.
         detached: whether the load continues when no caller waits for it.
-        span: the context of its span, if an exporter has made one.
+        span: its span, if an exporter makes spans.
     """
 
     __slots__ = (

@@ -9,6 +9,7 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from acgsperf import hooks
+from acgsperf._native.arguments import checked_seconds
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.metrics.catalogue import ATTRIBUTES, METRICS, Kind, Merge, Metric, Value
 from acgsperf.metrics.figures import valid_text
@@ -20,7 +21,7 @@ try:
 except ImportError as missing:
     raise ImportError("opentelemetry-api is not installed: pip install 'acgsperf[opentelemetry]'") from missing
 
-from acgsperf.metrics.spans import OpenTelemetrySpans
+from acgsperf.metrics.spans import MIN_SPAN_S, OpenTelemetrySpans
 
 __all__ = ["Instrumentation", "instrument"]
 
@@ -196,6 +197,7 @@ def instrument(
     pools: Pools = (),
     http: HttpSource | None = None,
     tracer_provider: TracerProvider | None = None,
+    min_span_s: float = MIN_SPAN_S,
 ) -> Instrumentation:
     """Report metrics at every collection, and make spans of what takes time.
 
@@ -203,8 +205,8 @@ def instrument(
     requests of two services, are added up.
 
     Spans are made of loads, of waits for the load of another caller or process, of waits for a connection, and of calls
-    to a tier that take longer than 95 % of them: never of hits in L1. The latest instrumentation makes the spans of all
-    caches and pools of the process, and measures the times of all connections.
+    to a tier that take longer than 95 % of them, if they take 1 ms: never of hits in L1. The latest instrumentation makes
+    the spans of all caches and pools of the process, and measures the times of all connections.
 
     A reader may collect in a thread of its own: it reads plain counters, each exact, without locks.
 
@@ -215,6 +217,7 @@ def instrument(
         pools: other pools, as for `PerformanceCollector`.
         http: a middleware.
         tracer_provider: None for the global one.
+        min_span_s: what takes less time makes no span, unless a loader makes spans of its own, or the work fails.
 
     Returns:
         An object with `close()`.
@@ -223,4 +226,8 @@ def instrument(
         TypeError, ValueError: as `PerformanceCollector`; also if the provider already reports this service.
     """
     sources = Sources(source, cache, pools, http)
-    return Instrumentation(_of(meter_provider), sources, OpenTelemetrySpans(tracer_provider))
+    return Instrumentation(
+        _of(meter_provider),
+        sources,
+        OpenTelemetrySpans(tracer_provider, checked_seconds("min_span_s", min_span_s, zero=True)),
+    )

@@ -4,19 +4,16 @@ import asyncio
 import secrets
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode
+from opentelemetry.trace import StatusCode, get_current_span
 
 from acgsperf import ConnectionPool, LatencyHistogram, LRUCache, PoolTimeout, RedisTier, TieredCache, hooks
 from acgsperf.metrics.opentelemetry import instrument
-
-COSTS = Path(__file__).with_name("span_costs.py")
 
 
 class Traces:
@@ -39,7 +36,7 @@ class Traces:
 def traces():
     traces = Traces()
     meters = MeterProvider()
-    created = instrument(meter_provider=meters, tracer_provider=traces.provider)
+    created = instrument(meter_provider=meters, tracer_provider=traces.provider, min_span_s=0)
     yield traces
     created.close()
     meters.shutdown()
@@ -88,6 +85,58 @@ async def test_a_failed_load_is_an_error(traces, cache):
     assert span.attributes["error.type"] == "KeyError"
     # Neither the key nor the message is in the span.
     assert "'a'" not in span.to_json()
+
+
+async def test_what_takes_less_than_1_ms_makes_no_span_unless_someone_needs_it(cache):
+    traces, meters = Traces(), MeterProvider()
+    created = instrument(meter_provider=meters, tracer_provider=traces.provider)
+
+    async def slow(key):
+        await asyncio.sleep(0.001)
+        return 1
+
+    async def query(key):
+        with traces.tracer.start_as_current_span("query"):
+            return 1
+
+    async def fail(key):
+        raise KeyError(key)
+
+    # On a busy machine, one of a few may take longer.
+    for number in range(20):
+        await cache.get_or_load(f"{number}", load)
+    assert len(traces.take()) < 20
+    hooks.spans.tier_call("a", 1, LatencyHistogram(), 999_999)
+    assert await cache.get_or_load("a", slow) == 1
+    assert traces.names() == ["acgsperf.cache.load"]
+    assert await cache.get_or_load("b", query) == 1
+    query_span, load_span = traces.take()
+    assert query_span.parent.span_id == load_span.context.span_id
+    with pytest.raises(KeyError):
+        await cache.get_or_load("c", fail)
+    assert traces.names() == ["acgsperf.cache.load"]
+    created.close()
+    meters.shutdown()
+    traces.provider.shutdown()
+
+
+async def test_a_load_is_a_current_span_as_others_are(traces, cache):
+    async def annotate(key):
+        span = get_current_span()
+        assert span.is_recording()
+        span.set_attribute("a", 1)
+        span.set_attributes({"b": 2})
+        span.add_event("c")
+        span.record_exception(ValueError("d"))
+        span.update_name("mine")
+        span.set_status(StatusCode.OK)
+        return 1
+
+    await cache.get_or_load("a", annotate)
+    (span,) = traces.take()
+    assert (span.name, span.status.status_code) == ("mine", StatusCode.OK)
+    assert (span.attributes["a"], span.attributes["b"]) == (1, 2)
+    assert [event.name for event in span.events] == ["c", "exception"]
 
 
 async def test_a_wait_for_the_load_of_another_caller_is_a_span_with_a_link_to_it(traces, cache):
@@ -191,7 +240,11 @@ async def load(key):
 
 async def main():
     async with TieredCache(LRUCache(10), namespace="app") as cache:
-        created = instrument(cache=cache)
+        created = instrument(cache=cache, min_span_s=0)
+        work = load("a")
+        # Nothing is put around it.
+        assert hooks.spans.during("cache.load", {}, work) is work
+        await work
         await cache.get_or_load("a", load)
         exporter = InMemorySpanExporter()
         trace.set_tracer_provider(TracerProvider())
