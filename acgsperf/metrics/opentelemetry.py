@@ -205,8 +205,8 @@ def instrument(
     requests of two services, are added up.
 
     Spans are made of loads, of waits for the load of another caller or process, of waits for a connection, and of calls
-    to a tier that take longer than 95 % of them, if they take 1 ms: never of hits in L1. The latest instrumentation makes
-    the spans of all caches and pools of the process, and measures the times of all connections.
+    to a tier that take longer than 95 % of them: never of hits in L1. The latest instrumentation makes the spans of all
+    caches and pools of the process, and measures the times of all connections.
 
     A reader may collect in a thread of its own: it reads plain counters, each exact, without locks.
 
