@@ -194,7 +194,8 @@ class PerformanceMiddleware:
             hooks.connection_uses.reset(token)
             exchange.end()
             # Only now: a framework may return connections after the response has ended.
-            self._routes.note_connections(exchange.route(), uses)
+            if uses:
+                self._routes.note_connections(exchange.route(), uses)
 
     def _with_added(self, headers: Iterable[tuple[bytes, bytes]]) -> _RawHeaders:
         names = self._added_names

@@ -64,8 +64,8 @@ class PerformanceCollector(Collector):
         labels: constant labels of every metric.
         buckets_s: bounds of the histograms, in seconds, ascending.
         workers_directory: a directory that the processes of an application share. Each page has the figures of all of
-            them, those of the others up to 5 s old. None: the `workers_directory` of the service, if it has one. An
-            empty string: the figures of this process alone.
+            them, those of the others up to 5 s old. None: the `workers_directory` of the service, or without a service
+            that of the environment variable `WORKERS_DIRECTORY`. An empty string: the figures of this process alone.
 
     Raises:
         SettingsError: if the directory cannot be created or written.

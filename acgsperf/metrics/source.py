@@ -1,5 +1,6 @@
 """What the exporters read: a service, caches, pools, and a middleware."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -191,6 +192,8 @@ class Sources:
         for name, found in _named(cache):
             if not isinstance(found, TieredCache):
                 raise TypeError(f"cache must be a TieredCache, or several, got {found!r:.100}")
+            if not isinstance(name, str):
+                raise TypeError(f"names of caches must be a str, got {name!r:.100}")
             if self._caches.setdefault(name, found) is not found:
                 raise ValueError(f"caches must have different names, got {name!r} twice; pass a mapping of names")
         for pool in (pools,) if isinstance(pools, PoolManager | ConnectionPool) else pools:
@@ -207,7 +210,9 @@ class Sources:
 
     @property
     def directory(self) -> str | None:
-        """The `workers_directory` of the service, if there is one."""
+        """The `workers_directory` of the service; without a service, the environment variable of that name."""
+        if self.service is None:
+            return os.environ.get("WORKERS_DIRECTORY")
         return getattr(getattr(self.service, "settings", None), "workers_directory", None)
 
     def read(self) -> Reading:

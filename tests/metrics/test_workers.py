@@ -262,6 +262,35 @@ async def test_figures_without_a_service_are_shared_too(tmp_path):
         second.close()
 
 
+AT_EXIT = """
+import asyncio
+from acgsperf import LRUCache, TieredCache
+from acgsperf.metrics.prometheus import PerformanceCollector
+
+async def main():
+    async with TieredCache(LRUCache(5), namespace="one") as cache:
+        collector = PerformanceCollector(cache=cache)
+        await asyncio.sleep(0)
+        await cache.set("a", 1)
+        return collector
+
+collector = asyncio.run(main())
+"""
+
+
+async def test_a_process_that_exits_loses_no_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKERS_DIRECTORY", str(tmp_path))
+    done = subprocess.run(  # noqa: ASYNC221
+        [sys.executable, "-W", "error", "-c", AT_EXIT], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    registry = CollectorRegistry()
+    collector = PerformanceCollector()
+    registry.register(collector)
+    assert b'acgsperf_cache_insertions_total{cache="one"} 1.0' in generate_latest(registry)
+    collector.close()
+
+
 async def test_a_full_disk_does_not_break_the_page(tmp_path, caplog):
     async with TieredCache(LRUCache(5), namespace="one") as one:
         collector = PerformanceCollector(cache=one, workers_directory=tmp_path / "gone")
