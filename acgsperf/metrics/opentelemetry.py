@@ -60,7 +60,7 @@ class Instrumentation:
             _running.remove(self)
             _install_hooks()
 
-    def time(self, what: str, pool: str, seconds: float) -> None:
+    def _record_time(self, what: str, pool: str, seconds: float) -> None:
         """Record how long a caller waited for a connection or used it, or how long it took to open one."""
         self._instruments.times[what].record(seconds, {hooks.POOL: valid_text(pool)})
 
@@ -71,7 +71,7 @@ _running: Final[list[Instrumentation]] = []
 def _install_hooks() -> None:
     """Let the latest instrumentation make the spans, and measure the times of connections."""
     hooks.spans = _running[-1]._spans if _running else None
-    hooks.connection_times = _running[-1].time if _running else None
+    hooks.connection_times = _running[-1]._record_time if _running else None
 
 
 class _Instruments:

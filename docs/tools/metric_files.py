@@ -234,12 +234,14 @@ def _rest(shown: str) -> list[Panel]:
 def _variables() -> list[dict[str, Any]]:
     def chosen_from(name: str, metric: str, label: str) -> dict[str, Any]:
         among = "" if label == "instance" else '{instance=~"$instance"}'
+        query = f"label_values(acgsperf_{metric}{among}, {label})"
         return {
             "name": name,
             "label": name.capitalize(),
             "type": "query",
             "datasource": SOURCE,
-            "query": {"query": f"label_values(acgsperf_{metric}{among}, {label})", "refId": name},
+            "definition": query,
+            "query": {"query": query, "refId": name},
             "includeAll": True,
             "allValue": ".*",
             "multi": True,
@@ -285,7 +287,14 @@ def _drawn(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
         ],
     }
     if panel.heat_map:
-        drawn["options"] = {"calculate": False, "yAxis": {"unit": panel.unit}, "cellGap": 1}
+        drawn["options"] = {
+            "calculate": False,
+            "cellGap": 1,
+            "color": {"mode": "scheme", "scheme": "Oranges", "exponent": 0.5, "steps": 64, "reverse": False},
+            "filterValues": {"le": 1e-9},
+            "tooltip": {"mode": "single", "yHistogram": False},
+            "yAxis": {"unit": panel.unit, "axisPlacement": "left"},
+        }
         for target in drawn["targets"]:
             target["format"] = "heatmap"
     return drawn
