@@ -7,7 +7,7 @@ from typing import Any, Final, Generic, Self, TypeVar, overload
 
 from acgsperf._native.arguments import checked_bool, checked_namespace
 from acgsperf.backplane import Backplane
-from acgsperf.cache.arguments import checked_key, checked_tags, checked_ttl
+from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, checked_ttl
 from acgsperf.cache.decorator import DEFAULT_TTL, Decorator, cached
 from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.parts import AUTOMATIC, Parts
@@ -199,7 +199,7 @@ class TieredCache(Generic[_V]):
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, _V]:
         """Return the fresh values of those keys that have one, with one call of each tier."""
-        found, missed = self._l1.get_many(keys)
+        found, missed = self._l1.get_many(checked_keys(keys))
         if missed:
             self._require_open()
             for key in missed:
@@ -244,7 +244,7 @@ class TieredCache(Generic[_V]):
     async def delete_many(self, keys: Iterable[str]) -> Written:
         """`delete` each key, with one call of each tier, and return which tiers removed them all."""
         self._require_open()
-        keys = tuple(dict.fromkeys(keys))
+        keys = tuple(dict.fromkeys(checked_keys(keys)))
         for key in keys:
             checked_key(key)
         return await self._writes.delete_many(keys)
@@ -327,7 +327,7 @@ class TieredCache(Generic[_V]):
         Raises:
             Exception: as for `get_or_load`, if a key has neither a loaded nor a stale value.
         """
-        keys = list(dict.fromkeys(keys))
+        keys = list(dict.fromkeys(checked_keys(keys)))
         values, missed = self._l1.get_many(keys)
         if missed:
             self._require_open()

@@ -99,7 +99,7 @@ class Lender:
         self.wait_time.record(nanoseconds(now - start))
         if hooks.connection_times is not None:
             hooks.connection_times("wait", self._lifecycle.name, now - start)
-        lent = self._inventory.in_use - self._supply.checks
+        lent = self._inventory.in_use - len(self._supply.checks)
         if lent > self._peak:
             self._peak = lent
         if lent == 1:
@@ -205,7 +205,7 @@ class Lender:
     @property
     def _demand(self) -> int:
         """Callers that have a connection or wait for one."""
-        return self._inventory.in_use - self._supply.checks + len(self._waiters.waiting)
+        return self._inventory.in_use - len(self._supply.checks) + len(self._waiters.waiting)
 
     def restart_peak(self) -> int:
         """Return the highest demand since the last call, and begin to look for the next peak."""
