@@ -1,5 +1,6 @@
 """Metrics and spans for OpenTelemetry, by its semantic conventions for database clients."""
 
+import asyncio
 import inspect
 import threading
 import time
@@ -21,7 +22,7 @@ try:
 except ImportError as missing:
     raise ImportError("opentelemetry-api is not installed: pip install 'acgsperf[opentelemetry]'") from missing
 
-from acgsperf.metrics.spans import MIN_SPAN_S, OpenTelemetrySpans
+from acgsperf.metrics.spans import LOOK_EVERY_S, MIN_SPAN_S, OpenTelemetrySpans
 
 __all__ = ["Instrumentation", "instrument"]
 
@@ -70,8 +71,24 @@ _running: Final[list[Instrumentation]] = []
 
 def _install_hooks() -> None:
     """Let the latest instrumentation make the spans, and measure the times of connections."""
-    hooks.spans = _running[-1]._spans if _running else None
+    hooks.spans = None
+    if _running:
+        _install_spans(_running[-1])
     hooks.connection_times = _running[-1]._record_time if _running else None
+
+
+def _install_spans(latest: Instrumentation) -> None:
+    """Let an instrumentation make the spans. In an event loop, first wait for the SDK: spans cost nothing until then."""
+    if not _running or _running[-1] is not latest:
+        return
+    if not latest._spans.look_for_sdk():
+        try:
+            asyncio.get_running_loop().call_later(LOOK_EVERY_S, _install_spans, latest)
+            return
+        except RuntimeError:
+            # The spans look for the SDK themselves.
+            pass
+    hooks.spans = latest._spans
 
 
 class _Instruments:

@@ -30,12 +30,12 @@ from acgsperf import hooks
 if TYPE_CHECKING:
     from acgsperf.dispatch import LatencyHistogram
 
-__all__ = ["MIN_SPAN_S", "OpenTelemetrySpans"]
+__all__ = ["LOOK_EVERY_S", "MIN_SPAN_S", "OpenTelemetrySpans"]
 
 _T = TypeVar("_T")
 MIN_SPAN_S: Final = 0.001
 # While the SDK is not set up, look for it that often.
-_LOOK_EVERY_S: Final = 1.0
+LOOK_EVERY_S: Final = 1.0
 # With fewer calls it is not known what is usual. The percentile is computed anew after some calls.
 _ENOUGH_CALLS: Final = 100
 _REFRESH_AFTER: Final = 50
@@ -44,6 +44,8 @@ _ERROR: Final = "error.type"
 
 class _Deferred(Span):
     """The span of some work, which is made when someone needs it, or when the work has taken long enough."""
+
+    __slots__ = ("_attributes", "_began_ns", "_context", "_made", "_name", "_tracer", "_waits")
 
     def __init__(
         self,
@@ -134,11 +136,17 @@ class OpenTelemetrySpans:
         # For each histogram: the calls until the percentile is computed anew, and the percentile in ns.
         self._usual: dict[int, tuple[int, int]] = {}
 
-    def _makes_spans(self) -> bool:
-        if not self._is_set_up and (now := time.monotonic()) >= self._look_at:
-            self._look_at = now + _LOOK_EVERY_S
+    def look_for_sdk(self) -> bool:
+        """Return whether the SDK is set up."""
+        if not self._is_set_up:
+            self._look_at = time.monotonic() + LOOK_EVERY_S
             self._is_set_up = not isinstance(get_tracer_provider(), ProxyTracerProvider)
         return self._is_set_up
+
+    def _makes_spans(self) -> bool:
+        if self._is_set_up or time.monotonic() < self._look_at:
+            return self._is_set_up
+        return self.look_for_sdk()
 
     def during(
         self,
