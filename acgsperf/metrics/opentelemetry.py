@@ -78,7 +78,7 @@ def _install_hooks() -> None:
 
 
 def _install_spans(latest: Instrumentation) -> None:
-    """Let an instrumentation make the spans. In an event loop, first wait for the SDK: spans cost nothing until then."""
+    """Let an instrumentation make the spans. In an event loop, first wait for the SDK: until then they cost nothing."""
     if not _running or _running[-1] is not latest:
         return
     if not latest._spans.look_for_sdk():
