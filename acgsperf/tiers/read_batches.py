@@ -5,6 +5,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Generic, TypeVar
 
+from acgsperf import hooks
 from acgsperf.dispatch import LatencyHistogram, ReadQueue, answer
 from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.server_calls import ServerCalls
@@ -133,7 +134,10 @@ class ReadBatches(Generic[_K, _V]):
             values = await self._calls.run(lambda: self._fetch(keys), self._deadline.wait(started))
         finally:
             self._in_flight -= 1
-            self.latency.record_many([time.perf_counter_ns() - started_ns] * len(keys))
+            elapsed_ns = time.perf_counter_ns() - started_ns
+            if hooks.spans is not None:
+                hooks.spans.tier_call(self._calls.label, len(keys), self.latency, elapsed_ns)
+            self.latency.record_many([elapsed_ns] * len(keys))
             self._answer(futures, reads, values or [])
             if (self.queue.keys or self._waiting_many) and not self.queue.scheduled:
                 if self._oversized and values is not None and self._loop is not None:
