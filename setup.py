@@ -74,7 +74,14 @@ def extensions() -> list[Extension]:
                 include_dirs=["acgsperf/_native"],
                 extra_compile_args=compile_args,
             )
-            for name in ("_core", "_native.canonical", "_native.envelope", "_native.read_path", "_native.weigh")
+            for name in (
+                "_core",
+                "_native.canonical",
+                "_native.envelope",
+                "_native.read_path",
+                "_native.resp",
+                "_native.weigh",
+            )
         ],
         annotate=debug,
         build_dir="build/cython",

@@ -15,9 +15,13 @@ __all__ = [
     "LRUCache",
     "LatencyHistogram",
     "ReadPath",
+    "ReadQueue",
     "Timer",
+    "answer",
     "canonical",
     "fingerprint",
+    "has_long_array",
+    "mget",
     "request_key",
     "unseal_many",
     "weigh_bytes",
@@ -60,7 +64,8 @@ if TYPE_CHECKING:
     )
     from acgsperf._native.canonical import canonical, fingerprint, request_key
     from acgsperf._native.envelope import unseal_many
-    from acgsperf._native.read_path import ReadPath
+    from acgsperf._native.read_path import ReadPath, ReadQueue, answer
+    from acgsperf._native.resp import has_long_array, mget
     from acgsperf._native.weigh import weigh_bytes
 else:
     # All or none, so that IMPLEMENTATION is true of all.
@@ -77,7 +82,8 @@ else:
                 Timer,
             )
             from acgsperf._native.canonical import canonical, fingerprint, request_key
-            from acgsperf._native.read_path import ReadPath
+            from acgsperf._native.read_path import ReadPath, ReadQueue, answer
+            from acgsperf._native.resp import has_long_array, mget
             from acgsperf._native.weigh import weigh_bytes
 
             if find_spec(_READER) is None:
@@ -96,7 +102,8 @@ else:
             LRUCache,
             Timer,
         )
-        from acgsperf._native.read_path_py import ReadPath
+        from acgsperf._native.read_path_py import ReadPath, ReadQueue, answer
+        from acgsperf._native.resp_py import has_long_array, mget
         from acgsperf._native.weigh_py import weigh_bytes
 
     def __getattr__(name: str) -> object:

@@ -2,9 +2,10 @@
 
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
+from acgsperf import hooks
 from acgsperf._native.arguments import checked_callable, checked_int, checked_positive
 from acgsperf.asgi.http_caching import CacheableRequest, Recording, ResponseCache
 from acgsperf.dispatch import LatencyHistogram
@@ -112,6 +113,13 @@ class PerformanceMiddleware:
         """
         return self._routes.copy()
 
+    def connection_uses(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Return for each (route, pool) how many connections requests have used, and for how many ns.
+
+        It counts what tasks return that the request has started, or the request itself.
+        """
+        return dict(self._routes.connection_uses)
+
     def counts(self) -> HttpCounts:
         """Return the counts so far."""
         cached = self._responses
@@ -177,11 +185,17 @@ class PerformanceMiddleware:
     ) -> None:
         exchange = _Exchange(scope, receive, send, self._with_added, self._routes, started_ns)
         exchange.responses, exchange.request = self._responses, request
+        uses: dict[str, tuple[int, int]] = {}
+        token = hooks.connection_uses.set(uses)
         try:
             # `exchange.receive` watches for a disconnected client, which matters only if the response may be stored.
             await self._app(scope, receive if request is None else exchange.receive, exchange.send)
         finally:
+            hooks.connection_uses.reset(token)
             exchange.end()
+            # Only now: a framework may return connections after the response has ended.
+            if uses:
+                self._routes.note_connections(exchange.route(), uses)
 
     def _with_added(self, headers: Iterable[tuple[bytes, bytes]]) -> _RawHeaders:
         names = self._added_names
@@ -194,6 +208,15 @@ class _Routes:
     def __init__(self, most: int) -> None:
         self._most = most
         self._latencies: dict[str, LatencyHistogram] = {}
+        self.connection_uses: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def note_connections(self, route: str, uses: Mapping[str, tuple[int, int]]) -> None:
+        """Count the connections that a request has used, of which the latency is recorded."""
+        if route not in self._latencies:
+            route = OTHER
+        for pool, (number, used_ns) in uses.items():
+            total, total_ns = self.connection_uses.get((route, pool), (0, 0))
+            self.connection_uses[route, pool] = (total + number, total_ns + used_ns)
 
     def copy(self) -> dict[str, LatencyHistogram]:
         """Return the live histograms in a new dict."""
@@ -286,15 +309,16 @@ class _Exchange:
         recording, self._recording = self._recording, None
         if recording is not None and not self._disconnected:
             assert self.responses is not None
-            await self.responses.store(recording, self._route())
+            await self.responses.store(recording, self.route())
 
     def end(self) -> None:
         """Record the latency. Call it when the response has ended, complete or not."""
         routes, self._routes = self._routes, None
         if routes is not None:
-            routes.record(self._route(), self._started_ns)
+            routes.record(self.route(), self._started_ns)
 
-    def _route(self) -> str:
+    def route(self) -> str:
+        """Return the route of the request, as far as it is known."""
         scope = self._scope
         template = getattr(scope.get("route"), "path", None)
         if not isinstance(template, str):
