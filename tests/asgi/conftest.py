@@ -13,10 +13,17 @@ from acgsperf.asgi import PerformanceMiddleware
 
 
 class Origin:
-    """An application that answers with what a test has put into it, and counts its calls."""
+    """An application that answers with what a test has put into it, and counts its calls.
+
+    `requests` has the headers of its requests. With `validates`, it answers 304 if its `ETag` or `Last-Modified` is the
+    one that the request has. `wait` is awaited before the response.
+    """
 
     def __init__(self):
         self.calls = 0
+        self.requests = []
+        self.validates = False
+        self.wait = None
         self.status = 200
         self.headers = []
         self.body = None
@@ -24,7 +31,18 @@ class Origin:
 
     async def __call__(self, scope, receive, send):
         self.calls += 1
+        asked, own = dict(scope["headers"]), dict(self.headers)
+        self.requests.append({name.decode(): value.decode("latin-1") for name, value in scope["headers"]})
         headers = [(name.encode(), value.encode()) for name, value in self.headers]
+        if self.wait is not None:
+            await self.wait()
+        if self.validates and (
+            own.get("etag", "").encode() == asked.get(b"if-none-match")
+            or own.get("last-modified", "").encode() == asked.get(b"if-modified-since")
+        ):
+            await send({"type": "http.response.start", "status": 304, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         pieces = self.body or [b"answer %d" % self.calls]
         for piece in pieces[:-1]:

@@ -1,0 +1,262 @@
+"""Answers requests from the response cache, and calls the application for what it does not have."""
+
+import asyncio
+import logging
+from typing import Any, Final
+
+from acgsperf.asgi.exchange import AddedHeaders, Exchange, replayed
+from acgsperf.asgi.fetch import NOT_FORWARDED, Fetch
+from acgsperf.asgi.flights import Flight
+from acgsperf.asgi.ranges import UNSATISFIABLE, part_of
+from acgsperf.asgi.request import CacheableRequest
+from acgsperf.asgi.response_cache import ResponseCache, Use
+from acgsperf.asgi.routes import Routes
+from acgsperf.asgi.stored import Stored
+from acgsperf.asgi.types import App, Message, RawHeaders, Receive, Scope, Send
+from acgsperf.asgi.validators import is_not_modified, is_same_representation, not_modified_headers
+from acgsperf.errors import CacheError
+
+__all__ = ["Serving"]
+
+_log: Final = logging.getLogger("acgsperf.asgi")
+_READS: Final = frozenset({"GET", "HEAD"})
+# A request waits for this many calls of the application that others have started. Then it calls it itself.
+_MAX_FLIGHTS: Final = 2
+_SHUTDOWN_S: Final = 5.0
+
+
+class Serving:
+    """Answers requests from the response cache, and calls the application for what it does not have.
+
+    Args:
+        app: the application.
+        cache: has the stored responses.
+        added: is added to the headers of all responses.
+        routes: gets the latencies.
+    """
+
+    def __init__(self, app: App, cache: ResponseCache, added: AddedHeaders, routes: Routes) -> None:
+        self._app = app
+        self._cache = cache
+        self._added = added
+        self._routes = routes
+        self._revalidations: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, started_ns: int) -> None:
+        """Answer an HTTP request."""
+        cache = self._cache
+        if scope["method"] not in _READS:
+            cache.bypassed += 1
+            await Exchange(scope, send, self._added, self._routes, started_ns, cache.invalidate).run(self._app, receive)
+            return
+        message = await receive()
+        while message.get("more_body") and not message.get("body"):
+            message = await receive()
+        request = cache.request(scope)
+        if request.bypasses or message.get("body") or message["type"] != "http.request":
+            cache.bypassed += 1
+            exchange = Exchange(scope, send, self._added, self._routes, started_ns)
+            await exchange.run(self._app, replayed(message, receive))
+            return
+        stored = cache.local(request)
+        if stored is not None:
+            now = cache.now()
+            if cache.use_of(stored, request, now) is Use.ANSWER:
+                cache.hits += 1
+                if request.is_plain and not request.is_head:
+                    # As `_answer`, which costs more.
+                    age = int(now - stored.born_at)
+                    headers = [*stored.headers, *self._added.pairs, (b"age", b"%d" % age if age > 0 else b"0")]
+                    await send({"type": "http.response.start", "status": stored.status, "headers": headers})
+                    await send({"type": "http.response.body", "body": stored.body})
+                else:
+                    await self._answer(request, stored, send)
+                self._routes.record(stored.route, started_ns)
+                return
+        await self._beyond_local(scope, replayed(message, receive), send, started_ns, request)
+
+    async def end_revalidations(self) -> None:
+        """Wait for the revalidations in the background, and cancel those that take too long."""
+        if self._revalidations:
+            _, pending = await asyncio.wait(self._revalidations, timeout=_SHUTDOWN_S)
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    async def _beyond_local(
+        self, scope: Scope, receive: Receive, send: Send, started_ns: int, request: CacheableRequest
+    ) -> None:
+        """Answer a request for which L1 has no fresh response."""
+        cache = self._cache
+        stored, flight, name = None, None, ""
+        for attempt in range(_MAX_FLIGHTS + 1):
+            stored = await cache.find(request)
+            use = Use.NONE if stored is None else cache.use_of(stored, request, cache.now())
+            if stored is not None and use is not Use.NONE:
+                cache.hits += 1
+                if use is Use.WHILE_REVALIDATE and not request.is_head:
+                    self._revalidate(scope, request, stored)
+                await self._answer(request, stored, send)
+                self._routes.record(stored.route, started_ns)
+                return
+            if request.only_if_cached:
+                cache.misses += 1
+                await send({"type": "http.response.start", "status": 504, "headers": self._added.to([])})
+                await send({"type": "http.response.body", "body": b""})
+                return
+            if attempt == _MAX_FLIGHTS or not _may_share(request, stored):
+                break
+            name = request.flight
+            other = cache.flights.get(name)
+            if other is None:
+                flight = cache.flights.start(name, request.root)
+                break
+            if not await other.wait():
+                break
+        cache.misses += 1
+        try:
+            await self._fetch(scope, receive, send, started_ns, request, stored, flight)
+        finally:
+            if flight is not None:
+                cache.flights.end(name, flight)
+
+    async def _fetch(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        started_ns: int,
+        request: CacheableRequest,
+        stale: Stored | None,
+        flight: Flight | None,
+    ) -> None:
+        cache = self._cache
+        # A response to HEAD has no body to store.
+        load = None if request.is_head else await cache.begin(request)
+        if flight is not None:
+            flight.load = load
+        timed = _Timed(send, self._routes, started_ns)
+        fetch = Fetch(cache, request, scope, receive, timed.send, self._added, stale=stale, load=load, flight=flight)
+        timed.fetch = fetch
+        try:
+            await fetch.run(self._app)
+            if fetch.served is not None:
+                await self._answer(request, fetch.served, timed.send)
+        finally:
+            timed.end()
+
+    def _revalidate(self, scope: Scope, request: CacheableRequest, stale: Stored) -> None:
+        """Ask the application in the background whether a stale response is still valid."""
+        cache, name = self._cache, request.flight
+        if cache.flights.get(name) is not None:
+            return
+        flight = cache.flights.start(name, request.root) or Flight(request.root)
+        # It is not for a part of the response, and a body that an extension sends could not be stored.
+        headers = [pair for pair in request.headers if pair[0] not in NOT_FORWARDED]
+        scope = {**scope, "headers": headers, "extensions": {}}
+        whole = cache.request(scope)
+        whole.sets, whole.sets_until, whole.variant = request.sets, request.sets_until, request.variant
+        task = asyncio.create_task(self._revalidated(scope, whole, stale, flight, name))
+        self._revalidations.add(task)
+        task.add_done_callback(self._revalidations.discard)
+
+    async def _revalidated(
+        self, scope: Scope, request: CacheableRequest, stale: Stored, flight: Flight, name: str
+    ) -> None:
+        try:
+            load = flight.load = await self._cache.begin(request)
+            fetch = Fetch(
+                self._cache,
+                request,
+                scope,
+                _NoClient().receive,
+                _nowhere,
+                self._added,
+                stale=stale,
+                load=load,
+                flight=flight,
+            )
+            await fetch.run(self._app)
+        except CacheError:
+            _log.info("response cache: closed during the revalidation of %.200s", request.target.uri)
+        except Exception:
+            _log.exception("response cache: the revalidation of %.200s failed", request.target.uri)
+        finally:
+            self._cache.flights.end(name, flight)
+
+    async def _answer(self, request: CacheableRequest, stored: Stored, send: Send) -> None:
+        """Answer a request with a stored response, or with the part of it that is wanted."""
+        age = (b"age", str(max(int(self._cache.now() - stored.born_at), 0)).encode())
+        status, headers, body = _selected(request, stored)
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, *self._added.pairs, age]})
+        await send({"type": "http.response.body", "body": b"" if request.is_head else body})
+
+
+class _Timed:
+    """Passes messages to the client, and records the latency when the last one was sent."""
+
+    __slots__ = ("_routes", "_send", "_started_ns", "fetch")
+
+    def __init__(self, send: Send, routes: Routes, started_ns: int) -> None:
+        self._send = send
+        self._routes: Routes | None = routes
+        self._started_ns = started_ns
+        self.fetch: Fetch | None = None
+
+    async def send(self, message: Message) -> None:
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.end()
+
+    def end(self) -> None:
+        routes, self._routes = self._routes, None
+        if routes is not None and self.fetch is not None:
+            routes.record(self.fetch.route, self._started_ns)
+
+
+class _NoClient:
+    """The client of a revalidation: it has sent its request, and does not disconnect."""
+
+    def __init__(self) -> None:
+        self._requested = False
+
+    async def receive(self) -> Message:
+        if self._requested:
+            await asyncio.Event().wait()
+        self._requested = True
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _nowhere(message: Message) -> None:
+    pass
+
+
+def _may_share(request: CacheableRequest, stored: Stored | None) -> bool:
+    """Return whether a request may wait for the response to another one."""
+    return not request.is_head and request.uses_stored and request.range is None and not (stored and stored.no_cache)
+
+
+def _selected(request: CacheableRequest, stored: Stored) -> tuple[int, RawHeaders, Any]:
+    """Return status, headers and body of the answer to a request."""
+    if stored.status != 200:
+        return stored.status, stored.headers, stored.body
+    if request.if_none_match is not None or request.if_modified_since is not None:
+        received_at = stored.stored_at
+        if is_not_modified(
+            request.if_none_match, request.if_modified_since, stored.etag, stored.last_modified, received_at
+        ):
+            return 304, not_modified_headers(stored.headers), b""
+    if request.range is not None and (
+        request.if_range is None or is_same_representation(request.if_range, stored.etag, stored.last_modified)
+    ):
+        length = len(stored.body)
+        part = part_of(request.range, length)
+        if part is not None:
+            headers = [pair for pair in stored.headers if pair[0].lower() not in {b"content-length", b"content-range"}]
+            if part is UNSATISFIABLE:
+                extent, body = b"bytes */%d" % length, b""
+            else:
+                extent, body = b"bytes %d-%d/%d" % (part.start, part.stop - 1, length), stored.body[part]
+            headers += [(b"content-range", extent), (b"content-length", str(len(body)).encode())]
+            return (416 if part is UNSATISFIABLE else 206), headers, body
+    return 200, stored.headers, stored.body
