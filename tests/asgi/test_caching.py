@@ -320,6 +320,69 @@ async def test_an_application_that_fails_midway_keeps_nothing(client, origin):
     assert origin.calls == 2
 
 
+@pytest.mark.parametrize("last", [b"", b"whole"])
+async def test_an_application_that_fails_after_its_last_part_keeps_nothing(connect, cache, last):
+    calls = 0
+
+    async def failing(scope, receive, send):
+        nonlocal calls
+        calls += 1
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=60")]})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+        raise RuntimeError("too late")
+
+    client = connect(failing, cache=cache)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="too late"):
+            await client.get("/a")
+    assert (calls, client.middleware.counts().stored) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [(b"q", False)],
+        [(b"", True), (b"q", False)],
+        [(b"q", True), (b"", False)],
+        [(b"", True), (b"", True), (b"q", True), (b"q", False)],
+    ],
+)
+@pytest.mark.parametrize("headers", [[], [(b"content-length", b"0")], [(b"transfer-encoding", b"chunked")]])
+async def test_a_request_with_a_body_bypasses_the_cache_whatever_its_headers_say(connect, cache, messages, headers):
+    bodies = []
+
+    async def echo(scope, receive, send):
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
+        bodies.append(body)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=60")]})
+        await send({"type": "http.response.body", "body": body})
+
+    middleware = connect(echo, cache=cache).middleware
+
+    async def ask(messages):
+        pending = [{"type": "http.request", "body": body, "more_body": more} for body, more in messages]
+
+        async def receive():
+            return pending.pop(0)
+
+        async def nowhere(message):
+            pass
+
+        await middleware(scope_of() | {"headers": [(b"host", b"test"), *headers]}, receive, nowhere)
+
+    whole = b"".join(body for body, _ in messages)
+    await ask([(b"", True), (b"", False)])
+    for _ in range(2):
+        await ask(messages)
+    assert bodies == [b"", whole, whole]
+    await ask([(b"", False)])
+    assert len(bodies) == 3
+
+
 async def test_connection_headers_are_not_kept(client, origin):
     origin.headers += [("connection", "X-Hop"), ("x-hop", "1"), ("keep-alive", "5"), ("x-end", "1")]
     await client.get("/a")

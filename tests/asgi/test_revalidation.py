@@ -280,9 +280,10 @@ async def test_the_shutdown_waits_for_revalidations(origin, connect, cache, cloc
 
     async def app(scope, receive, send):
         if scope["type"] == "http":
-            return await origin(scope, receive, send)
-        await receive()
-        done.append(origin.calls)
+            await origin(scope, receive, send)
+        else:
+            await receive()
+            done.append(origin.calls)
 
     origin.headers = [("cache-control", "max-age=1, stale-while-revalidate=9")]
     client = connect(app, cache=cache)
