@@ -45,13 +45,26 @@ class Serving:
     async def __call__(self, scope: Scope, receive: Receive, send: Send, started_ns: int) -> None:
         """Answer an HTTP request."""
         cache = self._cache
-        if scope["method"] not in _READS:
+        method = scope["method"]
+        if method not in _READS:
             cache.bypassed += 1
             await Exchange(scope, send, self._added, self._routes, started_ns, cache.invalidate).run(self._app, receive)
             return
         message = await receive()
         while message.get("more_body") and not message.get("body"):
             message = await receive()
+        if method == "GET" and not message.get("body") and message["type"] == "http.request":
+            now = cache.now()
+            stored = cache.fresh(scope, now)
+            if stored is not None:
+                cache.hits += 1
+                # As `_answer`, which costs more.
+                age = now - stored.born_at
+                headers = [*stored.headers, *self._added.pairs, (b"age", b"%d" % age if age > 0 else b"0")]
+                await send({"type": "http.response.start", "status": stored.status, "headers": headers})
+                await send({"type": "http.response.body", "body": stored.body})
+                self._routes.record(stored.route, started_ns)
+                return
         request = cache.request(scope)
         if request.bypasses or message.get("body") or message["type"] != "http.request":
             cache.bypassed += 1
@@ -59,20 +72,12 @@ class Serving:
             await exchange.run(self._app, replayed(message, receive))
             return
         stored = cache.local(request)
-        if stored is not None:
-            now = cache.now()
-            if cache.use_of(stored, request, now) is Use.ANSWER:
-                cache.hits += 1
-                if request.is_plain and not request.is_head:
-                    # As `_answer`, which costs more.
-                    age = int(now - stored.born_at)
-                    headers = [*stored.headers, *self._added.pairs, (b"age", b"%d" % age if age > 0 else b"0")]
-                    await send({"type": "http.response.start", "status": stored.status, "headers": headers})
-                    await send({"type": "http.response.body", "body": stored.body})
-                else:
-                    await self._answer(request, stored, send)
-                self._routes.record(stored.route, started_ns)
-                return
+        if stored is not None and cache.use_of(stored, request, cache.now()) is Use.ANSWER:
+            cache.hits += 1
+            cache.remember(scope, request)
+            await self._answer(request, stored, send)
+            self._routes.record(stored.route, started_ns)
+            return
         await self._beyond_local(scope, replayed(message, receive), send, started_ns, request)
 
     async def end_revalidations(self) -> None:

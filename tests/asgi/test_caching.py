@@ -383,6 +383,14 @@ async def test_a_request_with_a_body_bypasses_the_cache_whatever_its_headers_say
     assert len(bodies) == 3
 
 
+@pytest.mark.parametrize(("status", "length"), [(200, "9"), (404, "9"), (204, None)])
+async def test_a_stored_response_has_a_length(client, origin, status, length):
+    origin.status, origin.body = status, [b""] if status == 204 else [b"one", b"two", b"six"]
+    first, again = await client.get("/a"), await client.get("/a")
+    assert "content-length" not in first.headers
+    assert (again.headers.get("content-length"), origin.calls) == (length, 1)
+
+
 async def test_connection_headers_are_not_kept(client, origin):
     origin.headers += [("connection", "X-Hop"), ("x-hop", "1"), ("keep-alive", "5"), ("x-end", "1")]
     await client.get("/a")
