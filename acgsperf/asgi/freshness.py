@@ -10,9 +10,8 @@ from acgsperf.asgi.fields import MAX_FIELD_BYTES, Headers, directives, http_date
 
 __all__ = ["Freshness", "FreshnessOptions", "Timing", "freshness_of"]
 
-# RFC 9110, 15.1, without 206: partial responses are not stored.
+# RFC 9110, 15.1, without 206: a part needs a lifetime of its own.
 _CACHEABLE_BY_DEFAULT: Final = frozenset({200, 203, 204, 300, 301, 308, 404, 405, 410, 414, 501})
-_NEVER_STORED: Final = frozenset({206, 304})
 # The statuses of RFC 9110, for `must-understand`.
 _UNDERSTOOD: Final = frozenset(
     {*range(200, 206), *range(300, 304), 305, 307, 308, *range(400, 418), 421, 422, 426, *range(500, 506)}
@@ -81,9 +80,9 @@ class Freshness(NamedTuple):
 
 
 def freshness_of(status: int, headers: Headers, timing: Timing, options: FreshnessOptions) -> Freshness | None:
-    """Return how a response may be used; None if it must not be stored."""
+    """Return how a response may be used; None if it must not be stored. Whether a 206 is one part is not checked."""
     cache_control, targeted = _cache_control(headers)
-    if cache_control is None or status < 200 or status in _NEVER_STORED or "private" in cache_control:
+    if cache_control is None or status < 200 or status == 304 or "private" in cache_control:
         return None
     if "must-understand" in cache_control:
         # RFC 9111, 5.2.2.3: it replaces `no-store`.

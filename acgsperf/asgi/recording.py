@@ -4,6 +4,7 @@ from typing import Final
 
 from acgsperf.asgi.fields import Headers, joined, seconds
 from acgsperf.asgi.freshness import Freshness
+from acgsperf.asgi.ranges import Part
 
 __all__ = ["Recording"]
 
@@ -15,17 +16,36 @@ class Recording:
         status, headers: those of the response.
         freshness: how it may be used; None if it will not be stored.
         varying: the request headers that it depends on.
+        part: which part of a whole it is; None for a whole.
         has_ended: whether its last part was added.
     """
 
-    __slots__ = ("_declared", "_limit", "_pieces", "_size", "freshness", "has_ended", "headers", "status", "varying")
+    __slots__ = (
+        "_declared",
+        "_limit",
+        "_pieces",
+        "_size",
+        "freshness",
+        "has_ended",
+        "headers",
+        "part",
+        "status",
+        "varying",
+    )
 
     def __init__(
-        self, status: int, headers: Headers, freshness: Freshness | None, varying: tuple[bytes, ...], limit: int
+        self,
+        status: int,
+        headers: Headers,
+        freshness: Freshness | None,
+        varying: tuple[bytes, ...],
+        limit: int,
+        part: Part | None = None,
     ) -> None:
         self.status: Final = status
         self.headers: Final = headers
         self.varying: Final = varying
+        self.part: Final = part
         self.freshness = freshness
         self._limit = limit
         self._pieces: list[bytes] = []

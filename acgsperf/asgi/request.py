@@ -94,6 +94,11 @@ class CacheableRequest:
         else:
             self._read_directives(directives(cache_control))
 
+    @property
+    def is_conditional(self) -> bool:
+        """Whether it asks for a response only under a condition."""
+        return self.if_none_match is not None or self.if_modified_since is not None or self.if_range is not None
+
     def reach(self, varying: tuple[bytes, ...]) -> Reach:
         """Return the least reach of a response that may answer it and depends on some headers."""
         return reach_of(self._carried, varying) if self._carried else Reach.ANONYMOUS

@@ -10,6 +10,7 @@ from acgsperf.asgi.credentials import checked_names
 from acgsperf.asgi.fields import Headers, joined
 from acgsperf.asgi.flights import Flights
 from acgsperf.asgi.freshness import Freshness, FreshnessOptions, Timing, freshness_of
+from acgsperf.asgi.ranges import part_in
 from acgsperf.asgi.recording import Recording
 from acgsperf.asgi.request import READ_HEADERS, CacheableRequest
 from acgsperf.asgi.stored import Stored, cell_of, headers_to_store, opened
@@ -25,6 +26,8 @@ _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 # A response from the future beyond this: a clock was set back, so its age is not known.
 _CLOCK_TOLERANCE_S: Final = 5.0
 _MAX_ROOTS: Final = 4_096
+# What the key of a stored part has in addition.
+_PART: Final = " part"
 # How often the steady clock looks at the wall clock.
 _COMPARED_EVERY_S: Final = 0.1
 # Headers with the tags of a response: separated by commas, or by white space.
@@ -173,6 +176,20 @@ class ResponseCache:
 
     async def find(self, request: CacheableRequest) -> Stored | None:
         """Return what the tiers have for a request, fresh or not."""
+        stored = await self._find_whole(request)
+        return await self._find_part(request) if stored is None and request.range is not None else stored
+
+    async def _find_part(self, request: CacheableRequest) -> Stored | None:
+        """Return the fresh part that the tiers have, if it has all of the range that is asked for."""
+        stored = opened(await self.cache.get(request.root + _PART))
+        if stored is None or stored.part is None or request.range is None or request.is_conditional:
+            return None
+        if self.use_of(stored, request, self.now()) is not Use.ANSWER:
+            return None
+        covered = stored.part.covers(request.range, len(stored.body))
+        return None if covered is None else self._if_allowed(request, stored)
+
+    async def _find_whole(self, request: CacheableRequest) -> Stored | None:
         cell = await self.cache.get(request.root)
         if cell is None:
             return None
@@ -222,6 +239,8 @@ class ResponseCache:
         of date, and is not stored.
         """
         keys = [request.root, *self._variant_keys(request)]
+        if request.range is not None:
+            keys.append(request.root + _PART)
         return await PendingLoad.begin(self.cache, keys, (request.target.uri, request.target.path))
 
     def record(self, request: CacheableRequest, status: int, headers: Headers, requested_at: float) -> Recording:
@@ -229,11 +248,14 @@ class ResponseCache:
         varying = varying_on(headers)
         timing = Timing(requested_at, self.now(), self.wall())
         freshness = freshness_of(status, headers, timing, self._freshness)
-        if freshness is None or varying is None or not request.target.storable:
+        part = None
+        if status == 206 and request.range is not None and varying == ():
+            part = part_in(joined(headers, b"content-range"), request.range)
+        if freshness is None or varying is None or not request.target.storable or (status == 206 and part is None):
             return Recording(status, headers, None, (), 0)
         if request.reach(self._vary + varying) > freshness.reach or not self._seconds_kept(freshness, headers, timing):
             return Recording(status, headers, None, varying, 0)
-        return Recording(status, headers, freshness, varying, self.max_body_bytes)
+        return Recording(status, headers, freshness, varying, self.max_body_bytes, part)
 
     async def store(
         self, request: CacheableRequest, load: PendingLoad, recording: Recording, route: str
@@ -246,6 +268,7 @@ class ResponseCache:
             # The length of a stream is known now, and a client that knows it can show progress and detect a loss.
             headers = [*headers, (b"content-length", b"%d" % len(body))]
         response = self._stored(status, headers, body, recording.freshness, recording.varying, route)
+        response.part = recording.part
         await self._keep(request, load, response, headers)
         return response
 
@@ -356,7 +379,9 @@ class ResponseCache:
         if ttl <= 0:
             return
         key, values, ttls = request.root, dict[str, Any](), dict[str, float | None]()
-        if response.varying or request.sets:
+        if response.part is not None:
+            key = request.root + _PART
+        elif response.varying or request.sets:
             key = key_of(request.root, response.varying, request.headers, self._exact)
             until = max(until, request.sets_until)
             values[request.root] = index_of(request.sets, response.varying, until)

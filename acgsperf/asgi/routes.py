@@ -37,7 +37,7 @@ class Routes:
         record = self._records.get(route)
         if record is None:
             record = self._record_of(route)
-        record(elapsed_ns if elapsed_ns < _HIGHEST_NS else _HIGHEST_NS)
+        record(min(elapsed_ns, _HIGHEST_NS))
 
     def _record_of(self, route: str) -> Callable[[int], None]:
         if len(self._latencies) - (OTHER in self._latencies) >= self._most:

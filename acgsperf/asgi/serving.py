@@ -2,18 +2,17 @@
 
 import asyncio
 import logging
-from typing import Any, Final
+from typing import Final
 
 from acgsperf.asgi.exchange import AddedHeaders, Exchange, replayed
 from acgsperf.asgi.fetch import NOT_FORWARDED, Fetch
 from acgsperf.asgi.flights import Flight
-from acgsperf.asgi.ranges import UNSATISFIABLE, part_of
 from acgsperf.asgi.request import CacheableRequest
 from acgsperf.asgi.response_cache import ResponseCache, Use
 from acgsperf.asgi.routes import Routes
+from acgsperf.asgi.selection import selected
 from acgsperf.asgi.stored import Stored
-from acgsperf.asgi.types import App, Message, RawHeaders, Receive, Scope, Send
-from acgsperf.asgi.validators import is_not_modified, is_same_representation, not_modified_headers
+from acgsperf.asgi.types import App, Message, Receive, Scope, Send
 from acgsperf.errors import CacheError
 
 __all__ = ["Serving"]
@@ -192,7 +191,7 @@ class Serving:
     async def _answer(self, request: CacheableRequest, stored: Stored, send: Send) -> None:
         """Answer a request with a stored response, or with the part of it that is wanted."""
         age = (b"age", str(max(int(self._cache.now() - stored.born_at), 0)).encode())
-        status, headers, body = _selected(request, stored)
+        status, headers, body = selected(request, stored)
         await send({"type": "http.response.start", "status": status, "headers": [*headers, *self._added.pairs, age]})
         await send({"type": "http.response.body", "body": b"" if request.is_head else body})
 
@@ -239,29 +238,3 @@ async def _nowhere(message: Message) -> None:
 def _may_share(request: CacheableRequest, stored: Stored | None) -> bool:
     """Return whether a request may wait for the response to another one."""
     return not request.is_head and request.uses_stored and request.range is None and not (stored and stored.no_cache)
-
-
-def _selected(request: CacheableRequest, stored: Stored) -> tuple[int, RawHeaders, Any]:
-    """Return status, headers and body of the answer to a request."""
-    if stored.status != 200:
-        return stored.status, stored.headers, stored.body
-    if request.if_none_match is not None or request.if_modified_since is not None:
-        received_at = stored.stored_at
-        if is_not_modified(
-            request.if_none_match, request.if_modified_since, stored.etag, stored.last_modified, received_at
-        ):
-            return 304, not_modified_headers(stored.headers), b""
-    if request.range is not None and (
-        request.if_range is None or is_same_representation(request.if_range, stored.etag, stored.last_modified)
-    ):
-        length = len(stored.body)
-        part = part_of(request.range, length)
-        if part is not None:
-            headers = [pair for pair in stored.headers if pair[0].lower() not in {b"content-length", b"content-range"}]
-            if part is UNSATISFIABLE:
-                extent, body = b"bytes */%d" % length, b""
-            else:
-                extent, body = b"bytes %d-%d/%d" % (part.start, part.stop - 1, length), stored.body[part]
-            headers += [(b"content-range", extent), (b"content-length", str(len(body)).encode())]
-            return (416 if part is UNSATISFIABLE else 206), headers, body
-    return 200, stored.headers, stored.body

@@ -7,6 +7,7 @@ from msgspec import Struct, ValidationError, convert
 from acgsperf.asgi.credentials import Reach
 from acgsperf.asgi.fields import Headers, joined
 from acgsperf.asgi.freshness import Freshness
+from acgsperf.asgi.ranges import Part
 
 __all__ = ["Stored", "cell_of", "headers_to_store", "opened"]
 
@@ -39,6 +40,7 @@ class Stored(Struct, array_like=True):
         etag, last_modified: its validators.
         varying: the request headers that it depends on.
         route: for the latencies.
+        part: which part of a whole the body is; None for a whole.
         Others: see `Freshness`.
     """
 
@@ -58,6 +60,7 @@ class Stored(Struct, array_like=True):
     last_modified: bytes | None
     varying: tuple[bytes, ...]
     route: str
+    part: Part | None = None
     format: int = _FORMAT
 
     @property

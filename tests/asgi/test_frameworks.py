@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
 
@@ -17,6 +18,13 @@ from acgsperf.asgi import PerformanceMiddleware
 
 # Django leaves the body of a request open if a response fails midway.
 pytestmark = pytest.mark.filterwarnings("ignore:.*SpooledTemporaryFile:pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Let the warnings of a test be warned of in that test."""
+    yield
+    gc.collect()
 
 
 @contextlib.contextmanager

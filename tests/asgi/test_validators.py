@@ -107,15 +107,58 @@ async def test_a_range_is_served_from_a_stored_whole(connect, origin, cache):
     assert origin.calls == 1
 
 
-async def test_a_range_that_is_not_stored_is_passed_on(connect, origin, cache):
-    origin.headers, origin.status = [FRESH, ("content-range", "bytes 0-1/10")], 206
+@pytest.mark.parametrize(
+    "content_range",
+    [None, "bytes 0-1/*", "bytes */10", "bytes 1-0/10", "bytes 0-10/10", "items 0-1/10", "bytes 0-1/" + "9" * 5_000],
+)
+async def test_a_range_that_cannot_be_stored_is_passed_on(connect, origin, cache, content_range):
+    origin.status, origin.headers = 206, [FRESH, *([("content-range", content_range)] if content_range else [])]
     client = connect(origin, cache=cache)
     for _ in range(2):
         assert (await client.get("/a", headers={"range": "bytes=0-1"})).status_code == 206
     assert [request["range"] for request in origin.requests] == ["bytes=0-1"] * 2
-    origin.headers, origin.status = [FRESH], 200
+
+
+async def test_a_whole_response_to_a_range_is_kept(connect, origin, cache):
+    origin.headers = [FRESH]
+    client = connect(origin, cache=cache)
     await client.get("/a", headers={"range": "bytes=0-1"})
-    assert (await client.get("/a")).text == "answer 3"
+    assert (await client.get("/a")).text == "answer 1"
+
+
+async def test_a_part_answers_for_what_it_has(connect, origin, cache, clock):
+    origin.status, origin.headers = 206, [FRESH, ("content-range", "bytes 4-7/10"), ("etag", '"v1"')]
+    origin.body = [b"4567"]
+    client = connect(origin, cache=cache)
+    await client.get("/a", headers={"range": "bytes=4-7"})
+    for wanted, body, extent in (("4-7", "4567", "4-7"), ("5-6", "56", "5-6"), ("-4", None, None), ("7-", None, None)):
+        calls = origin.calls
+        part = await client.get("/a", headers={"range": f"bytes={wanted}"})
+        if body is None:
+            assert origin.calls == calls + 1
+            await client.get("/a", headers={"range": "bytes=4-7"})
+        else:
+            assert (part.status_code, part.text, part.headers["content-range"]) == (206, body, f"bytes {extent}/10")
+            assert (part.headers["content-length"], origin.calls) == (str(len(body)), calls)
+    calls = origin.calls
+    for headers in ({}, {"range": "bytes=4-7", "if-range": '"v0"'}, {"range": "bytes=4-7", "if-none-match": '"v1"'}):
+        calls += 1
+        await client.get("/a", headers=headers)
+        assert origin.calls == calls
+    await client.post("/a")
+    await client.get("/a", headers={"range": "bytes=5-6"})
+    clock.advance(60)
+    await client.get("/a", headers={"range": "bytes=5-6"})
+    assert origin.calls == calls + 3
+
+
+async def test_the_last_bytes_are_found_in_a_part(connect, origin, cache):
+    origin.status, origin.headers = 206, [FRESH, ("content-range", "bytes 6-9/10")]
+    origin.body = [b"6789"]
+    client = connect(origin, cache=cache)
+    for wanted, body in (("6-", "6789"), ("-2", "89"), ("8-99", "89")):
+        assert (await client.get("/a", headers={"range": f"bytes={wanted}"})).text == body
+    assert origin.calls == 1
 
 
 def test_if_range_needs_a_strong_validator():
