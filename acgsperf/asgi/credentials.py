@@ -6,7 +6,6 @@ from typing import Final
 
 __all__ = ["DEFAULT_CREDENTIALS", "Reach", "checked_names", "reach_of"]
 
-# What gateways, clouds and identity proxies call API keys, tokens and the name of a user.
 DEFAULT_CREDENTIALS: Final = (
     "api-key",
     "apikey",
@@ -60,6 +59,7 @@ DEFAULT_CREDENTIALS: Final = (
     "x-user-token",
     "x-vault-token",
 )
+"""What gateways, clouds and identity proxies call the headers with API keys, tokens and the name of a user."""
 
 
 class Reach(IntEnum):

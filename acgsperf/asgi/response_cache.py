@@ -135,11 +135,11 @@ class ResponseCache:
 
     def remember(self, scope: Mapping[str, Any], request: CacheableRequest) -> None:
         """Let `fresh` answer the following requests for the target of one that was answered."""
-        if request.is_plain and not request.is_head and not self._vary and "raw_path" in scope:
+        if request.is_plain and not request.is_head and not self._vary and scope.get("raw_path") and "scheme" in scope:
             if len(self._roots) >= _MAX_ROOTS:
                 self._roots.clear()
             host = joined(request.headers, b"host")
-            self._roots[scope["raw_path"], scope["query_string"], host, scope["scheme"]] = request.root
+            self._roots[scope["raw_path"], scope.get("query_string", b""), host, scope["scheme"]] = request.root
 
     def request(self, scope: Mapping[str, Any]) -> CacheableRequest:
         """Return the request of a scope; its method is GET or HEAD."""

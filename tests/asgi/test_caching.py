@@ -429,6 +429,21 @@ async def never():
     await asyncio.Event().wait()
 
 
+@pytest.mark.parametrize("absent", ["scheme", "raw_path", "query_string"])
+async def test_optional_parts_of_a_scope_may_be_absent(connect, origin, cache, absent):
+    async def nowhere(message):
+        pass
+
+    origin.headers = list(FRESH)
+    middleware = connect(origin, cache=cache).middleware
+    for path in ("/a", "/b"):
+        for value in ({}, {absent: None} if absent == "raw_path" else {}):
+            for _ in range(3):
+                scope = {key: part for key, part in scope_of(path).items() if key != absent} | value
+                await middleware(scope, then(never), nowhere)
+    assert origin.calls == 2
+
+
 async def test_a_client_that_has_gone_keeps_nothing(connect, cache):
     async def listening(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=60")]})
