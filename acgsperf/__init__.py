@@ -24,6 +24,7 @@ from acgsperf.errors import (
     LoadCancelledError,
     LoadError,
     LoadTimeoutError,
+    MessageTooLarge,
     PoolClosed,
     PoolError,
     PoolExists,
@@ -38,7 +39,7 @@ from acgsperf.errors import (
 from acgsperf.fingerprint import canonical, fingerprint, request_key
 
 if TYPE_CHECKING:
-    from acgsperf.cache import CacheHealth, TieredCache, TieredStats, Written
+    from acgsperf.cache import CacheHealth, TieredCache, TieredStats, Written, cached
     from acgsperf.monitor import Alert, AlertKind, AlertState, Monitor, Reading, Targets
     from acgsperf.pool import CloseReason, ConnectionPool, PoolHealth, PoolManager, PoolOptimization, PoolStats
     from acgsperf.service import PerformanceService, PerformanceSummary, ServiceHealth
@@ -70,6 +71,7 @@ __all__ = [
     "LoadCancelledError",
     "LoadError",
     "LoadTimeoutError",
+    "MessageTooLarge",
     "Monitor",
     "PerformanceService",
     "PerformanceSummary",
@@ -100,6 +102,7 @@ __all__ = [
     "ValidatorStats",
     "Verdict",
     "Written",
+    "cached",
     "canonical",
     "fingerprint",
     "request_key",
@@ -133,6 +136,7 @@ _LATER = {
     "TieredStats": "acgsperf.cache",
     "ValidatorMetrics": "acgsperf.validator",
     "Written": "acgsperf.cache",
+    "cached": "acgsperf.cache",
 }
 
 

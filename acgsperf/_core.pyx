@@ -28,8 +28,9 @@ from acgsperf._native.python cimport (
     PyUnicode_DATA, PyUnicode_GET_LENGTH, PyUnicode_KIND, inquiry, traverseproc, visitproc,
 )
 from acgsperf._native.table cimport (
-    SMALLEST_CAPACITY, Slot, Table, ring_oldest, ring_push, ring_touch, ring_unlink, table_free, table_give_slot,
-    table_home, table_index, table_init, table_rebuild, table_take_slot, table_unindex,
+    SMALLEST_CAPACITY, Slot, Table, is_number, place_home, place_mark, ring_oldest, ring_prefetch, ring_push, ring_touch,
+    ring_unlink, table_free, table_give_slot, table_index, table_init, table_place, table_rebuild, table_take_slot,
+    table_unindex,
 )
 
 from collections.abc import Mapping, MutableMapping
@@ -50,6 +51,7 @@ cdef extern from "platform.h" nogil:
     int64_t acgsperf_monotonic_ns()
     int64_t acgsperf_coarse_ns()
     const int64_t ACGSPERF_COARSE_LAG_NS
+    void acgsperf_prefetch(const void *address)
 
 cdef extern from "platform.h":
     Py_hash_t acgsperf_hash(object key) except? -1
@@ -333,12 +335,12 @@ cdef class LRUCache:
     def answers_until(self):
         raise AttributeError("property 'answers_until' of 'LRUCache' object has no deleter")
 
-    cdef int64_t read_clock(self) except? -1:
+    cdef inline int64_t read_clock(self) except? -1:
         """Read the user's clock; 0 if there is none, because `is_expired` then reads the system's only if it must."""
-        cdef double now
-        if self.clock is None:
-            return 0
-        now = self.clock()
+        return 0 if self.clock is None else self.read_users_clock()
+
+    cdef int64_t read_users_clock(self) except? -1:
+        cdef double now = self.clock()
         if not -4e9 < now < 4e9:
             raise ValueError(f"clock must return seconds within 4e9 of zero, got {now!r}")
         return <int64_t> rint(now * 1e9)
@@ -346,7 +348,7 @@ cdef class LRUCache:
     cdef inline bint is_expired(self, int64_t expires_ns, int64_t now_ns) noexcept:
         if expires_ns == NEVER:
             return False
-        if self.clock is not None:
+        if now_ns != 0 or self.clock is not None:
             return now_ns >= expires_ns
         # Read the precise clock only if the coarse one is not enough to decide.
         if expires_ns - acgsperf_coarse_ns() > ACGSPERF_COARSE_LAG_NS:
@@ -358,34 +360,37 @@ cdef class LRUCache:
         # The earlier of the two, so that the clock is read once for both.
         return not self.is_expired(min(self.table.slots[number].expires_ns, self.answers_until_ns), now_ns)
 
-    cdef inline int64_t expiry(self, int64_t ttl_ns, int64_t now_ns) noexcept:
-        if ttl_ns == NEVER:
-            return NEVER
-        return (now_ns if self.clock is not None else acgsperf_monotonic_ns()) + ttl_ns
+    cdef inline int64_t time_of_write(self, int64_t ttl_ns, int64_t now_ns) noexcept:
+        """Read the system's clock if that is the cache's and a write with this ttl needs it; else return `now_ns`."""
+        return now_ns if self.clock is not None or ttl_ns == NEVER else acgsperf_monotonic_ns()
 
     cdef uint32_t find(self, key, Py_hash_t hash) except? 0:
         """Return the slot of a key, or 0."""
         cdef uint64_t version = self.version
-        cdef uint64_t i = table_home(&self.table, hash)
-        cdef uint32_t number
+        cdef uint64_t place = table_place(&self.table, hash)
+        cdef uint64_t i = place_home(place)
+        cdef uint32_t mark = place_mark(&self.table, place)
+        cdef uint32_t word, number
         cdef Slot *slot
         cdef int same
         while True:
-            number = self.table.index[i]
-            if number == 0:
-                return 0
-            slot = &self.table.slots[number]
-            if slot.key == <PyObject *> key:
-                return number
-            if slot.hash == hash:
-                if PyUnicode_CheckExact(slot.key) and PyUnicode_CheckExact(<PyObject *> key):
-                    same = is_same_text(slot.key, <PyObject *> key)
-                else:
-                    same = equal(<object> slot.key, key)
-                    if self.version != version:
-                        return self.find_again(key, hash)
-                if same:
+            word = self.table.index[i]
+            number = word ^ mark
+            if is_number(&self.table, number):
+                slot = &self.table.slots[number]
+                if slot.key == <PyObject *> key:
                     return number
+                if slot.hash == hash:
+                    if PyUnicode_CheckExact(slot.key) and PyUnicode_CheckExact(<PyObject *> key):
+                        same = is_same_text(slot.key, <PyObject *> key)
+                    else:
+                        same = equal(<object> slot.key, key)
+                        if self.version != version:
+                            return self.find_again(key, hash)
+                    if same:
+                        return number
+            elif word == 0:
+                return 0
             i = (i + 1) & self.table.mask
 
     cdef uint32_t find_again(self, key, Py_hash_t hash) except? 0:
@@ -410,9 +415,9 @@ cdef class LRUCache:
         while True:
             stored = None
             version = self.version
-            i = table_home(&self.table, hash)
+            i = place_home(table_place(&self.table, hash))
             while True:
-                number = self.table.index[i]
+                number = self.table.index[i] & self.table.number_mask
                 if number == 0:
                     return 0
                 slot = &self.table.slots[number]
@@ -435,11 +440,11 @@ cdef class LRUCache:
 
     cdef uint32_t slot_of(self, PyObject *stored, Py_hash_t hash) noexcept:
         """Return the slot that contains this key object, or 0."""
-        cdef uint64_t i = table_home(&self.table, hash)
-        cdef uint32_t number = self.table.index[i]
+        cdef uint64_t i = place_home(table_place(&self.table, hash))
+        cdef uint32_t number = self.table.index[i] & self.table.number_mask
         while number and self.table.slots[number].key != stored:
             i = (i + 1) & self.table.mask
-            number = self.table.index[i]
+            number = self.table.index[i] & self.table.number_mask
         return number
 
     cdef inline Removed detach(self, uint32_t number, bint expired) noexcept:
@@ -454,19 +459,19 @@ cdef class LRUCache:
         self.version += 1
         return removed
 
-    cdef Removed evict(self, uint32_t number, bint expired) noexcept:
+    cdef inline void count_removal(self, bint expired) noexcept:
         if expired:
             self.expirations += 1
         else:
             self.evictions += 1
+
+    cdef Removed evict(self, uint32_t number, bint expired) noexcept:
+        self.count_removal(expired)
         return self.detach(number, expired)
 
     cdef void dispose(self, Removed removed) noexcept:
         """Call the callback for an evicted entry and drop its references."""
         cdef PyObject *result
-        key, value = <object> removed.key, <object> removed.value
-        Py_DECREF(key)
-        Py_DECREF(value)
         callback = self._on_evict
         if callback is not None:
             result = PyObject_CallFunctionObjArgs(
@@ -474,6 +479,8 @@ cdef class LRUCache:
             if result == NULL:
                 PyErr_WriteUnraisable(<PyObject *> callback)
             Py_XDECREF(result)
+        Py_DECREF(<object> removed.value)
+        Py_DECREF(<object> removed.key)
 
     cdef void dispose_all(self, Removed *removed, Py_ssize_t count) noexcept:
         cdef Py_ssize_t i
@@ -483,8 +490,9 @@ cdef class LRUCache:
 
     cdef inline object lookup(self, key, Py_hash_t hash, int64_t now):
         # Most keys are in their home slot and are looked up with the object that was stored.
-        cdef uint32_t number = self.table.index[table_home(&self.table, hash)]
-        if number == 0 or self.table.slots[number].key != <PyObject *> key:
+        cdef uint64_t place = table_place(&self.table, hash)
+        cdef uint32_t number = self.table.index[place_home(place)] ^ place_mark(&self.table, place)
+        if not is_number(&self.table, number) or self.table.slots[number].key != <PyObject *> key:
             number = self.find(key, hash)
         if number == 0:
             self.misses += 1
@@ -499,11 +507,14 @@ cdef class LRUCache:
         return <object> self.table.slots[number].value
 
     cdef inline int store(self, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now) except -1:
+        # Reading the clock waits for all loads that come before it, and for no prefetch.
+        acgsperf_prefetch(&self.table.index[place_home(table_place(&self.table, hash))])
+        now = self.time_of_write(ttl_ns, now)
         return self.place(self.find(key, hash), key, hash, value, ttl_ns, now)
 
     cdef int place(self, uint32_t number, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now) except -1:
-        """Store in the slot that `find` has just returned, or in a new one if that is 0."""
-        cdef int64_t expires_ns = self.expiry(ttl_ns, now)
+        """Store in the slot that `find` has just returned, or in another one if that is 0; now is a `time_of_write`."""
+        cdef int64_t expires_ns = NEVER if ttl_ns == NEVER else now + ttl_ns
         cdef Removed removed
         cdef Slot *slot
         cdef PyObject *old
@@ -519,28 +530,44 @@ cdef class LRUCache:
                 self.updates += 1
                 Py_DECREF(<object> old)
                 return 0
-            removed = self.evict(number, True)
+            removed = self.vacate(number, True)
         elif self.table.used >= self._maxsize:
             number = ring_oldest(&self.table)
-            removed = self.evict(number, self.is_expired(self.table.slots[number].expires_ns, now))
-        elif self.table.used == self.table.capacity:
-            if not table_rebuild(&self.table, min(self._maxsize, max(SMALLEST_CAPACITY, 2 * self.table.capacity))):
-                raise MemoryError
-        number = table_take_slot(&self.table)
-        slot = &self.table.slots[number]
+            slot = &self.table.slots[number]
+            removed = self.vacate(number, self.is_expired(slot.expires_ns, now))
+            table_unindex(&self.table, number)
+            slot.hash = hash
+            table_index(&self.table, number)
+            ring_prefetch(&self.table)
+        else:
+            if self.table.used == self.table.capacity:
+                if not table_rebuild(&self.table, min(self._maxsize, max(SMALLEST_CAPACITY, 2 * self.table.capacity))):
+                    raise MemoryError
+            number = table_take_slot(&self.table)
+            slot = &self.table.slots[number]
+            slot.hash = hash
+            table_index(&self.table, number)
+            ring_push(&self.table, number)
         Py_INCREF(key)
         Py_INCREF(value)
         slot.key = <PyObject *> key
         slot.value = <PyObject *> value
-        slot.hash = hash
         slot.expires_ns = expires_ns
-        table_index(&self.table, number)
-        ring_push(&self.table, number)
         self.version += 1
         self.insertions += 1
         if removed.key != NULL:
             self.dispose(removed)
         return 0
+
+    cdef inline Removed vacate(self, uint32_t number, bint expired) noexcept:
+        """Make room for a new entry in the slot of an old one; the caller owns the references of the old one."""
+        cdef Removed removed
+        removed.key = self.table.slots[number].key
+        removed.value = self.table.slots[number].value
+        removed.expired = expired
+        self.count_removal(expired)
+        ring_touch(&self.table, number)
+        return removed
 
     def peek(self, key, default=None, /):
         """Return the value of a fresh entry, or `default`; neither the order nor the counters change.
@@ -586,7 +613,7 @@ cdef class LRUCache:
                 ring_touch(&self.table, number)
                 return <object> self.table.slots[number].value
             self.misses += 1
-            self.place(number, key, hash, default, self.ttl_ns, now)
+            self.place(number, key, hash, default, self.ttl_ns, self.time_of_write(self.ttl_ns, now))
             return default
 
     def pop(self, key, default=..., /):

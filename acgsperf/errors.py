@@ -50,6 +50,13 @@ class PoolUnhealthy(PoolError):  # noqa: N818
     """The server cannot be reached now; the pool keeps trying. `__cause__` is the error of the last attempt."""
 
 
+class MessageTooLarge(PoolError):  # noqa: N818
+    """The server sent a message that is larger than `max_message_bytes`, and its connection was closed.
+
+    It is the `__cause__` of the `asyncpg.ConnectionDoesNotExistError` that the borrower gets.
+    """
+
+
 class PoolClosed(PoolError):  # noqa: N818
     """The pool is closed, is closing, or was never opened."""
 

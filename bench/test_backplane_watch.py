@@ -1,13 +1,18 @@
-"""What `PostgresBackplane.watch` costs a writer: the same writes to a plain, a watched, and a quietly watched table.
+"""What `PostgresBackplane.watch` costs a writer: the same statements on tables that are watched in several ways.
 
-Run `pytest bench/test_backplane_watch.py` with `acgsperf[bench]`. The tables have what tables usually have: a primary
-key, an index, and a time. Compare within one group only. The server writes to the disk at each commit, as it does by
-default; `test_one_row` is mostly that.
+Run `pytest -s bench/test_backplane_watch.py` with `acgsperf[bench]`. The tables have what tables usually have: a
+primary key, an index, and a time. They take turns within one run. The minimum and the median of the rounds are printed:
+how long the server's process computed (on Linux), and how long the client waited, over a unix socket. Another process
+listens to the notifications, and uses the same cores.
 """
 
 import asyncio
-import itertools
-from collections.abc import Iterator
+import multiprocessing
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from multiprocessing.synchronize import Event
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -17,12 +22,21 @@ from acgsperf.backplane.postgres import PostgresBackplane
 from acgsperf.tiers.records import Record
 from acgsperf.workbench.embedded import embedded_servers
 
-KINDS = ["plain", "watched", "watched without notify"]
+KINDS: dict[str, dict[str, object] | None] = {
+    "plain": None,
+    "a column": {"tags": ["user:{id}"]},
+    "a column, no notify": {"tags": ["user:{id}"], "notify": False},
+    "no column": {"tags": ["users"]},
+    "a column, coarse_on": {"tags": ["user:{id}"], "coarse_on": ["insert", "update", "delete"]},
+}
 ROWS = 100_000
+STATEMENTS_A_ROUND = 100
+
+_Measured = dict[str, list[tuple[float, float]]]
 
 
 class Silent:
-    """A cache that does nothing, so that only the writer is measured."""
+    """A cache that does nothing."""
 
     def apply(self, record: Record) -> None:
         pass
@@ -34,26 +48,39 @@ class Silent:
         pass
 
 
+def _listen(dsn: str, following: Event, done: Event) -> None:
+    async def listen() -> None:
+        backplane = PostgresBackplane(dsn)
+        await backplane.open("bench", Silent(), b"a reader")
+        following.set()
+        await asyncio.to_thread(done.wait)
+        await backplane.close()
+
+    asyncio.run(listen())
+
+
 class Tables:
     """One table of each kind."""
 
     def __init__(self, dsn: str) -> None:
         self.loop = asyncio.new_event_loop()
         self._backplane = PostgresBackplane(dsn)
-        self._dsn = dsn
+        self.dsn = dsn
         self.names = {kind: f"bench_{number}" for number, kind in enumerate(KINDS)}
 
     async def open(self) -> None:
-        self.connection = await asyncpg.connect(self._dsn)
+        self.connection = await asyncpg.connect(self.dsn)
         await self._backplane.open("bench", Silent(), b"a writer")
         for kind, name in self.names.items():
             await self.connection.execute(
                 f"CREATE TABLE {name} (id int PRIMARY KEY, team text, note text, changed_at timestamptz DEFAULT now());"
                 f"CREATE INDEX ON {name} (team);"
-                f"INSERT INTO {name} SELECT i, 'team ' || i % 100, repeat('x', 100) FROM generate_series(1, 1000) i"
+                f"INSERT INTO {name} SELECT i, 'team ' || i % 100, repeat('x', 100) FROM generate_series(1, 1000) i;"
             )
-            if kind != "plain":
-                await self._backplane.watch(name, ["user:{id}"], notify=kind == "watched")
+            await self.connection.execute(f"VACUUM ANALYZE {name}")
+            options = KINDS[kind]
+            if options is not None:
+                await self._backplane.watch(name, **options)  # type: ignore[arg-type]
 
     async def close(self) -> None:
         for name in self.names.values():
@@ -62,50 +89,134 @@ class Tables:
         await self._backplane.close()
         await self.connection.close()
 
+    async def take_turns(self, rounds: int, measure: Callable[[str], Awaitable[tuple[float, float]]]) -> _Measured:
+        """Measure each table once a round, each time in another order."""
+        kinds = list(KINDS)
+        found: _Measured = {kind: [] for kind in kinds}
+        for number in range(rounds):
+            for kind in kinds[number % len(kinds) :] + kinds[: number % len(kinds)]:
+                found[kind].append(await measure(self.names[kind]))
+        return found
+
 
 @pytest.fixture(scope="module")
 def tables() -> Iterator[Tables]:
     with embedded_servers(redis=False) as servers:
         tables = Tables(str(servers.database_url))
         tables.loop.run_until_complete(tables.open())
+        context = multiprocessing.get_context("spawn")
+        following, done = context.Event(), context.Event()
+        reader = context.Process(target=_listen, args=(tables.dsn, following, done))
+        reader.start()
+        assert following.wait(30)
         yield tables
+        done.set()
+        reader.join()
         tables.loop.run_until_complete(tables.close())
         tables.loop.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.benchmark(group="watch: one row, committed")
-def test_one_row(benchmark: BenchmarkFixture, tables: Tables, kind: str) -> None:
-    statement = f"UPDATE {tables.names[kind]} SET note = note WHERE id = $1"
-    numbers = itertools.cycle(range(1, 1001))
-
-    async def update() -> None:
-        for _ in range(100):
-            await tables.connection.fetch(statement, next(numbers))
-
-    benchmark.pedantic(lambda: tables.loop.run_until_complete(update()), rounds=20, warmup_rounds=1)
+def _computed_ns(pid: int) -> int:
+    """Return how long a process has computed; 0 if the system does not tell."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    except OSError:
+        return 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def _report(benchmark: BenchmarkFixture, title: str, unit: str, measured: _Measured) -> None:
+    print(f"\n\n{title}, {unit}: minimum (median); the difference to the plain table")
+    print(f"{'':21}{'in the server':>34}{'at the client':>40}")
+    figures = {
+        kind: [(min(column), statistics.median(column)) for column in zip(*values, strict=True)]
+        for kind, values in measured.items()
+    }
+    for kind, columns in figures.items():
+        texts = [
+            f"{least:9.1f} ({median:7.1f})  {least - plain:+7.1f}  {(median / usual - 1) * 100 if usual else 0:+5.0f} %"
+            for (least, median), (plain, usual) in zip(columns, figures["plain"], strict=True)
+        ]
+        print(f"{kind:21}{texts[0]}   {texts[1]}")
+    benchmark.extra_info.update(unit=unit, **figures)
+
+
+@pytest.mark.parametrize("commit", ["off", "on"])
+@pytest.mark.parametrize("what", ["update", "insert", "delete"])
+def test_one_row(benchmark: BenchmarkFixture, tables: Tables, what: str, commit: str) -> None:
+    connection = tables.connection
+    statement = {
+        "update": "UPDATE {} SET note = note WHERE id = $1",
+        "insert": "INSERT INTO {} VALUES ($1, 'team 1', repeat('x', 100))",
+        "delete": "DELETE FROM {} WHERE id = $1",
+    }[what]
+    first = 1 if what == "update" else 10_001
+
+    async def measure(name: str) -> tuple[float, float]:
+        await connection.execute(f"DELETE FROM {name} WHERE id > 10000")
+        if what == "delete":
+            await connection.execute(
+                f"INSERT INTO {name} SELECT i, 'team 1', repeat('x', 100)"
+                f" FROM generate_series({first}, {first + STATEMENTS_A_ROUND}) i"
+            )
+        await connection.execute(f"VACUUM {name}")
+        prepared = await connection.prepare(statement.format(name))
+        await prepared.fetch(first + STATEMENTS_A_ROUND)
+        times, pid = [], connection.get_server_pid()
+        before = _computed_ns(pid)
+        for number in range(first, first + STATEMENTS_A_ROUND):
+            began = time.perf_counter_ns()
+            await prepared.fetch(number)
+            times.append(time.perf_counter_ns() - began)
+        return (_computed_ns(pid) - before) / STATEMENTS_A_ROUND / 1e3, statistics.median(times) / 1e3
+
+    async def run() -> _Measured:
+        await connection.execute(f"SET synchronous_commit = {commit}")
+        try:
+            return await tables.take_turns(15, measure)
+        finally:
+            await connection.execute("RESET synchronous_commit")
+
+    found = benchmark.pedantic(lambda: tables.loop.run_until_complete(run()), rounds=1)
+    _report(benchmark, f"{what} one row, synchronous_commit = {commit}", "us", found)
+
+
+def test_first_statement_of_a_session(benchmark: BenchmarkFixture, tables: Tables) -> None:
+    async def measure(name: str) -> tuple[float, float]:
+        connection = await asyncpg.connect(tables.dsn)
+        await connection.execute(
+            f"SET synchronous_commit = off; UPDATE {tables.names['plain']} SET id = 0 WHERE id = 0"
+        )
+        pid = connection.get_server_pid()
+        before, began = _computed_ns(pid), time.perf_counter_ns()
+        await connection.execute(f"UPDATE {name} SET note = note WHERE id = 1")
+        took, computed = time.perf_counter_ns() - began, _computed_ns(pid) - before
+        await connection.close()
+        return computed / 1e3, took / 1e3
+
+    found = benchmark.pedantic(lambda: tables.loop.run_until_complete(tables.take_turns(15, measure)), rounds=1)
+    _report(benchmark, "first statement of a session", "us", found)
+
+
 @pytest.mark.parametrize("what", ["insert", "update", "delete"])
-@pytest.mark.benchmark(group="watch: 100,000 rows at once")
-def test_many_rows(benchmark: BenchmarkFixture, tables: Tables, kind: str, what: str) -> None:
-    name, connection = tables.names[kind], tables.connection
+def test_many_rows(benchmark: BenchmarkFixture, tables: Tables, what: str) -> None:
+    connection = tables.connection
     statements = {
-        "insert": f"INSERT INTO {name} SELECT i, 'team ' || i % 100, repeat('x', 100)"
+        "insert": f"INSERT INTO {{}} SELECT i, 'team ' || i % 100, repeat('x', 100)"
         f" FROM generate_series(10001, 10000 + {ROWS}) i",
-        "update": f"UPDATE {name} SET changed_at = now() WHERE id > 10000",
-        "delete": f"DELETE FROM {name} WHERE id > 10000",
+        "update": "UPDATE {} SET changed_at = now() WHERE id > 10000",
+        "delete": "DELETE FROM {} WHERE id > 10000",
     }
 
-    def prepare() -> None:
-        run = tables.loop.run_until_complete
-        run(connection.execute(statements["delete"]))
-        run(connection.execute(f"VACUUM {name}"))
+    async def measure(name: str) -> tuple[float, float]:
+        await connection.execute(statements["delete"].format(name))
+        await connection.execute(f"VACUUM {name}")
         if what != "insert":
-            run(connection.execute(statements["insert"]))
-        run(connection.execute("CHECKPOINT"))
+            await connection.execute(statements["insert"].format(name))
+        await connection.execute("CHECKPOINT")
+        pid = connection.get_server_pid()
+        before, began = _computed_ns(pid), time.perf_counter_ns()
+        await connection.execute(statements[what].format(name))
+        return (_computed_ns(pid) - before) / 1e6, (time.perf_counter_ns() - began) / 1e6
 
-    benchmark.pedantic(
-        lambda: tables.loop.run_until_complete(connection.execute(statements[what])), setup=prepare, rounds=5
-    )
+    found = benchmark.pedantic(lambda: tables.loop.run_until_complete(tables.take_turns(7, measure)), rounds=1)
+    _report(benchmark, f"{what} {ROWS:,} rows", "ms", found)

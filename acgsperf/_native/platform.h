@@ -1,5 +1,5 @@
 /* What Cython cannot express: a precise and a coarse monotonic clock for each platform, the length of an integer in bits,
-   the hash of an object without a call if it is known, and whether there is a GIL. */
+   prefetching, the hash of an object without a call if it is known, and whether there is a GIL. */
 #ifndef ACGSPERF_PLATFORM_H
 #define ACGSPERF_PLATFORM_H
 
@@ -16,6 +16,13 @@ static inline int acgsperf_bit_length(uint64_t value)
     return _BitScanReverse64(&bit, value) ? (int)bit + 1 : 0;
 }
 
+/* A hint: it may get any address. */
+#if defined(_M_X64) || defined(_M_IX86)
+#define acgsperf_prefetch(address) _mm_prefetch((const char *)(address), _MM_HINT_T0)
+#else
+#define acgsperf_prefetch(address) __prefetch(address)
+#endif
+
 static inline int64_t acgsperf_monotonic_ns(void)
 {
     LARGE_INTEGER ticks, frequency;
@@ -26,6 +33,9 @@ static inline int64_t acgsperf_monotonic_ns(void)
 }
 #else
 #include <time.h>
+
+/* A hint: it may get any address. */
+#define acgsperf_prefetch(address) __builtin_prefetch(address)
 
 static inline int acgsperf_bit_length(uint64_t value)
 {

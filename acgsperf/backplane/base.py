@@ -91,7 +91,10 @@ class Backplane(ABC):
     @property
     @abstractmethod
     def position(self) -> bytes:
-        """The last position in the log that this cache has processed; empty if it does not follow the log."""
+        """The last position in the log that this cache has processed; empty if a demotion must not rely on it.
+
+        It names the run of the server as well if a server may restart with a part of its log.
+        """
 
     def shares_server_with(self, tier: Tier) -> bool:
         """Return whether writes of a tier put their records into this backplane's log, in the same step.

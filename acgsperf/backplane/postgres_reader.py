@@ -41,6 +41,8 @@ _SWEEP_EVERY_S: Final = 30.0
 _SWEPT_ROWS: Final = 5_000
 _RETRY_S: Final = 1.0
 _SLICE_S: Final = 0.005
+# The largest message is a row with one record.
+_MAX_MESSAGE_BYTES: Final = 32 << 20
 
 # One statement, so that the records and the snapshot belong together. Another file number says that the table was
 # truncated or created anew.
@@ -260,7 +262,7 @@ class PostgresReader:
 
     async def _connect(self) -> Any:
         connection = await self._connector.connect()
-        guard(connection, f"postgres backplane at {self.where}")
+        guard(connection, f"postgres backplane at {self.where}", _MAX_MESSAGE_BYTES)
         return connection
 
     async def _greet(self) -> Any:

@@ -61,6 +61,11 @@ class RedisBackplane(ServerBackplane):
     def __repr__(self) -> str:
         return f"RedisBackplane({self._connections.where!r})"
 
+    @property
+    def position(self) -> bytes:
+        reader, position = self._reader, super().position
+        return reader.run + position if reader is not None and reader.run and position else b""
+
     def shares_server_with(self, tier: Tier) -> bool:
         return isinstance(tier, RedisTier) and tier.connections.identity == self._connections.identity
 

@@ -1,8 +1,11 @@
 """Follows the logs of all caches of an event loop on one Redis server, over one connection.
 
-A log is a stream. Each round is one pipeline: XREAD waits for records of all streams, and then XRANGE asks for the last
-position of each. If the position is gone, the stream was trimmed or replaced, and records may have been missed: a gap.
-If it is still there, no later record was trimmed before XREAD read it.
+A log is a stream. Each round is one pipeline: XREAD waits for records of all streams, and then XREVRANGE looks for the
+last position of each. If the position is gone, the stream was trimmed or replaced, and records may have been missed: a
+gap. If it is still there, no later record was trimmed before XREAD read it.
+
+A stream is trimmed from its beginning. If the position is gone and there is an earlier one, the server has loaded an
+older dump without a restart, and what was removed since is there again. Then the token of the namespace is removed.
 """
 
 import asyncio
@@ -19,6 +22,7 @@ from acgsperf.backplane.backoff import Backoff
 from acgsperf.backplane.receiver import Receiver, parsed
 from acgsperf.tiers.records import Record, RecordKind, packed
 from acgsperf.tiers.redis_connections import Command, OwnConnection, RedisConnections
+from acgsperf.tiers.redis_keys import RedisKeys, short_run
 from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, each, text
 from acgsperf.tiers.server_clock import ServerClock
 
@@ -40,7 +44,7 @@ _SLICE_S: Final = 0.005
 _POSITION: Final = re.compile(rb"\d{1,20}-\d{1,20}")
 # The errors of XADD if a key is no stream, or if no position is left.
 _UNUSABLE: Final = re.compile("WRONGTYPE|last possible ID|equal or smaller")
-_RIGHTS: Final = "+xadd +xread +xrange +unlink +info +time +client|id +client|unblock"
+_RIGHTS: Final = "+xadd +xread +xrevrange +unlink +info +time +client|id +client|unblock"
 
 
 class Stream:
@@ -101,16 +105,17 @@ class RedisReader:
 
     Attributes:
         clock: the clock of the server.
+        run: 8 bytes for the run of the server to which the positions belong; empty if it is unknown.
         streams: the logs that caches of this event loop follow, by key.
     """
 
     def __init__(self, connections: RedisConnections) -> None:
         self.clock: Final = ServerClock()
+        self.run = b""
         self.streams: Final[dict[bytes, Stream]] = {}
         self._connections = connections
         connections.open()
         self._writer = secrets.token_bytes(8)
-        self._run_id: bytes | None = None
         self._client_id: int | None = None
         self._measured_at = 0.0
         self._records_at = 0.0
@@ -236,13 +241,13 @@ class RedisReader:
             raise
         self._client_id = client_id if type(client_id) is int else None
         found = re.search(rb"run_id:(\w+)", info) if type(info) is bytes else None
-        run_id = found[1] if found else None
+        run = short_run(found[1]) if found else b""
         for stream in self.streams.values():
             stream.recovering = bool(stream.position)
-            if stream.position and (run_id is None or run_id != self._run_id):
+            if stream.position and (not run or run != self.run):
                 # Another server, or one restarted from a snapshot: it may have lost records that nobody had read.
                 stream.missed()
-        self._run_id = run_id
+        self.run = run
 
     async def _measure_clock(self, connection: OwnConnection) -> None:
         sent = monotonic()
@@ -317,13 +322,16 @@ class RedisReader:
             return
         keys, positions = [stream.key for stream in followed], [stream.position for stream in followed]
         read: Command = ("XREAD", "COUNT", RECORDS_A_ROUND, "BLOCK", int(block * 1000), "STREAMS", *keys, *positions)
-        checks: list[Command] = [("XRANGE", *it) for it in zip(keys, positions, positions, strict=True)]
+        checks: list[Command] = [
+            ("XREVRANGE", key, position, "-", "COUNT", 1) for key, position in zip(keys, positions, strict=True)
+        ]
         sent, self._blocked = monotonic(), True
         try:
             async with asyncio.timeout(2 * block):
                 found, *checked = await connection.ask([read, *checks], list)
         finally:
             self._blocked = False
+        await self._forget_older(connection, followed, checked)
         records = self._sorted(followed, found, checked)
         for stream in followed:
             if stream.position and await self._apply(stream, records.get(stream.key, ())):
@@ -337,6 +345,21 @@ class RedisReader:
         if self._records_at - before < _QUICK_S:
             await asyncio.sleep(_REST_S)
 
+    async def _forget_older(
+        self, connection: OwnConnection, followed: Sequence[Stream], checked: Sequence[Any]
+    ) -> None:
+        """Make everything in a namespace a miss whose log has gone back, before its L1 is verified."""
+        for stream, found in zip(followed, checked, strict=True):
+            if isinstance(found, ResponseError) or not array(found) or _is_at(stream.position, found):
+                continue
+            if stream.receivers:
+                _log.warning(
+                    "redis backplane %s: the server has loaded an older dump; all entries in it are misses now",
+                    stream.name,
+                )
+                keys = RedisKeys(next(iter(stream.receivers)).namespace)
+                await connection.ask([("UNLINK", keys.token, keys.invalidations)], list)
+
     def _sorted(self, followed: Sequence[Stream], found: Any, checked: Sequence[Any]) -> dict[bytes, list[Any]]:
         """Return the records of each log. Logs that the server refuses, or that have a gap, are followed no longer."""
         refused = False
@@ -347,7 +370,7 @@ class RedisReader:
             elif isinstance(position, ResponseError):
                 self._refuse(stream, position)
                 refused = True
-            elif not array(position):
+            elif not _is_at(stream.position, position):
                 self._note_gap(stream)
         if isinstance(found, ResponseError):
             for stream in followed if not refused else ():
@@ -399,6 +422,12 @@ async def _added(ask: Callable[..., Awaitable[list[Any]]], commands: Sequence[Co
 
 def _are_added(replies: list[Any]) -> list[Any]:
     return each(replies, bytes)
+
+
+def _is_at(position: bytes, found: Any) -> bool:
+    """Return whether a log has a position, which is the last one of what was found."""
+    entries = array(found)
+    return bool(entries) and array(entries[0])[:1] == [position]
 
 
 def _position(reply: Any) -> bytes:

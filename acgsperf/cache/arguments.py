@@ -6,13 +6,20 @@ from typing import Any
 
 from acgsperf._native.arguments import checked_ttl_ns
 
-__all__ = ["checked_key", "checked_number", "checked_tags", "checked_ttl"]
+__all__ = ["checked_key", "checked_keys", "checked_number", "checked_tags", "checked_ttl"]
 
 
 def checked_key(key: object) -> None:
     """Raise TypeError unless the key is a str."""
     if not isinstance(key, str):
         raise TypeError(f"key must be a str, got {key!r:.100}")
+
+
+def checked_keys(keys: Iterable[str]) -> Iterable[str]:
+    """Return the keys, which must not be a single str or bytes: its items are single characters."""
+    if isinstance(keys, str | bytes | bytearray):
+        raise TypeError(f"keys must be an iterable of str, got the {type(keys).__name__} {keys!r:.100}")
+    return keys
 
 
 def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
@@ -42,5 +49,9 @@ def checked_number(name: str, value: Any, rule: str, holds: Callable[[float], bo
     """Raise TypeError unless an option is a number, and ValueError unless it keeps the rule."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} must be a number, got {value!r}")
+    try:
+        float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be at most 1.8e308 or infinite, got {hex(int(value)):.20}...") from None
     if not holds(value):
         raise ValueError(f"{name} must be {rule}, got {value!r}")

@@ -1,91 +1,254 @@
-"""`TieredCache.cached`: a decorator that caches what a coroutine function returns."""
+"""`cached`: a decorator that caches what a coroutine function returns."""
 
 import functools
 import inspect
-import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Final, ParamSpec, Protocol, TypeVar
-from weakref import WeakKeyDictionary
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
 
-from acgsperf.fingerprint import fingerprint
+from acgsperf.cache.arguments import checked_tags
+from acgsperf.cache.call_keys import CallKey, CallKeys, is_coroutine_function, is_same_definition, name_of
+from acgsperf.cache.source import Source
+from acgsperf.cache.types import Written
+from acgsperf.errors import CacheError
 
-__all__ = ["cached_function", "key_maker"]
+__all__ = ["DEFAULT_TTL", "BoundCachedFunction", "CachedFunction", "Decorator", "cached"]
 
-_R = TypeVar("_R")
 _P = ParamSpec("_P")
+_Q = ParamSpec("_Q")
+_R = TypeVar("_R")
+_S = TypeVar("_S")
+
+# Stands for the cache's own ttl when a call passes none: None means that a value does not expire.
+DEFAULT_TTL: Final[Any] = object()
 
 
-class _GetOrLoad(Protocol):
-    def __call__(
-        self, key: str, loader: Callable[[str], Awaitable[Any]], *, ttl: float | None, tags: Sequence[str]
-    ) -> Awaitable[Any]: ...
+class ResultCache(Protocol):
+    """A `TieredCache`, as `cached` uses it."""
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the cache."""
+
+    async def get(self, key: str) -> Any:
+        """Return the value of a key."""
+
+    async def delete(self, key: str) -> Written:
+        """Remove a key."""
+
+    async def _get_or_load(self, key: str, source: Source) -> Any:
+        """Return the value of a key, or load it."""
+
+    def _ttl(self, ttl: float | None) -> float | None:
+        """Return the ttl of a call in seconds."""
 
 
-def cached_function(
-    get_or_load: _GetOrLoad,
-    function: Callable[_P, Coroutine[Any, Any, _R]],
+# The functions that are decorated for each cache, by their names.
+_names: "weakref.WeakKeyDictionary[ResultCache, weakref.WeakValueDictionary[str, CachedFunction[Any, Any]]]"
+_names = weakref.WeakKeyDictionary()
+
+
+class Decorator(Protocol):
+    """What `cached` returns."""
+
+    def __call__(self, function: Callable[_P, Awaitable[_R]], /) -> "CachedFunction[_P, _R]":
+        """Return the function with its results cached."""
+
+
+def cached(
+    cache: ResultCache | None = None,
     *,
-    key: Callable[_P, str] | None,
-    ttl: float | None,
-    tags: Sequence[str] | Callable[_P, Sequence[str]],
-) -> Callable[_P, Coroutine[Any, Any, _R]]:
-    """Return a coroutine function that calls `function` through `get_or_load`.
+    key: Callable[..., str] | None = None,
+    ttl: float | None = DEFAULT_TTL,
+    tags: Sequence[str] | Callable[..., Sequence[str]] = (),
+) -> Decorator:
+    """Decorate a coroutine function or method: calls with the same arguments share one cached result.
+
+    Without a `key`, instances that are not equal do not share the results of a method. Such results stay in L1, because
+    no other process could find them.
 
     Args:
-        get_or_load: that of a cache.
-        function: the function to cache.
-        key: makes the key of a call from its arguments; None for `key_maker(function)`.
-        ttl: passed to `get_or_load`.
-        tags: the tags of every result, or a function that makes them from the arguments.
+        cache: where the results are. With None (default), call `bind` of the decorated function before the first call.
+        key: makes the key of a call from its arguments, `self` included. By default, the key is the function's name and
+            the `fingerprint` of its arguments.
+        ttl: as for `TieredCache.set`; by default, that of the cache.
+        tags: the tags of every result, or a function that makes them from the arguments, `self` included.
 
     Raises:
-        TypeError: if `function` is not a coroutine function.
+        TypeError: if the decorated object is not a coroutine function. Without a `key`, a call raises it for arguments
+            that are not JSON-like.
+        ValueError: if another function with the same module and qualified name is cached in this cache without a `key`.
     """
-    key_of = key_maker(function)
-    if key is not None:
-        key_of = key
 
-    @functools.wraps(function)
-    async def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        async def load(key: str) -> Any:
-            return await function(*args, **kwargs)
+    def decorate(function: Any, /) -> Any:
+        return CachedFunction(function, cache, key, ttl, tags)
 
-        own_tags = tags(*args, **kwargs) if callable(tags) else tags
-        result: Any = await get_or_load(key_of(*args, **kwargs), load, ttl=ttl, tags=own_tags)
-        return result  # type: ignore[no-any-return]
-
-    return call
+    return decorate
 
 
-def key_maker(function: Callable[..., Any]) -> Callable[..., str]:
-    """Return a function that makes the key of a call: the function's name and the fingerprint of its arguments.
+class CachedFunction(Generic[_P, _R]):
+    """A coroutine function whose results are cached; see `cached`. Its calls take the function's own arguments.
 
-    Calls that bind the same arguments have the same key, whether they pass them by position or by name. For a method,
-    instances that are equal share a key, in this process only: there is no way to tell whether they would be equal in
-    another. A class counts by its name.
-
-    Raises:
-        TypeError: if `function` is not a coroutine function. The returned function raises it for arguments that are not
-            JSON-like, and for a `self` that is not hashable or cannot be weakly referenced.
+    Attributes:
+        cache: where the results are; None until `bind`.
     """
-    if not inspect.iscoroutinefunction(function):
-        raise TypeError(f"cached() needs a coroutine function, got {function!r}")
-    signature = inspect.signature(function)
-    name: Final = f"{function.__module__}.{function.__qualname__}"
-    first = next(iter(signature.parameters), None)
-    owner: Final = first if first in ("self", "cls") else None
-    instances: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
-    def key_of(*args: Any, **kwargs: Any) -> str:
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = dict(bound.arguments)
-        if owner is not None:
-            held = arguments[owner]
-            if isinstance(held, type):
-                arguments[owner] = f"{held.__module__}.{held.__qualname__}"
-            else:
-                arguments[owner] = instances.setdefault(held, uuid.uuid4().hex)
-        return f"{name}:{fingerprint(arguments)}"
+    cache: ResultCache | None
 
-    return key_of
+    def __init__(
+        self,
+        function: Callable[_P, Awaitable[_R]],
+        cache: ResultCache | None,
+        key: Callable[..., str] | None,
+        ttl: float | None,
+        tags: Sequence[str] | Callable[..., Sequence[str]],
+    ) -> None:
+        self._of_class = isinstance(function, classmethod)
+        self._is_static = isinstance(function, staticmethod)
+        if self._of_class or self._is_static:
+            function = function.__func__  # type: ignore[attr-defined]
+        if not is_coroutine_function(function):
+            raise TypeError(f"cached() needs a coroutine function, got {function!r}")
+        functools.update_wrapper(self, function)
+        self.__qualname__: str = getattr(function, "__qualname__", type(function).__qualname__)
+        # With these, `inspect` treats the object as a coroutine function, as it does an AsyncMock.
+        self.__name__: str = getattr(function, "__name__", type(function).__name__)
+        self.__code__ = type(self).__call__.__code__
+        self.__defaults__ = self.__kwdefaults__ = None
+        self._function = function
+        self._key = key
+        self._keys: Final = CallKeys(function) if key is None else None
+        self._ttl = ttl
+        self._tags = tags if callable(tags) else checked_tags(tags)
+        self.cache = None
+        if cache is not None:
+            self.bind(cache)
+
+    def __repr__(self) -> str:
+        return f"<cached {name_of(self._function)}>"
+
+    def __reduce__(self) -> str:
+        # As a function, it is pickled by its name.
+        return self.__qualname__
+
+    def bind(self, cache: ResultCache) -> None:
+        """Use a cache from now on, for a function that was decorated before the cache existed.
+
+        Raises:
+            ValueError: if another function with the same module and qualified name is cached there without a `key`.
+        """
+        if self._keys is not None:
+            name, names = name_of(self._function), _names.setdefault(cache, weakref.WeakValueDictionary())
+            other = names.get(name)
+            if other is not None and not is_same_definition(other._function, self._function):
+                raise ValueError(
+                    f"two functions named {name} are cached in {cache.namespace!r}, and would share their results: "
+                    "pass `key` to cached()"
+                )
+            names[name] = self
+        self.cache = cache
+
+    async def __call__(self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Return the cached result, or else call the function."""
+        return await self._load(args, kwargs, False)
+
+    def key(self, /, *args: _P.args, **kwargs: _P.kwargs) -> str:
+        """Return the key of a call."""
+        return self._key_of(args, kwargs, False).key
+
+    async def invalidate(self, /, *args: _P.args, **kwargs: _P.kwargs) -> Written:
+        """Remove the result of a call, as `TieredCache.delete`."""
+        return await self._invalidate(args, kwargs, False)
+
+    async def refresh(self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Call the function now, and replace the cached result. If the function fails, the former result stays."""
+        return await self._load(args, kwargs, False, reload=True)
+
+    async def peek(self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R | None:
+        """Return the cached result of a call; None if no tier has it. The function is not called."""
+        return await self._peek(args, kwargs, False)
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> "CachedFunction[_P, _R]": ...
+    @overload
+    def __get__(
+        self: "CachedFunction[Concatenate[_S, _Q], _R]", instance: _S, owner: type | None = None
+    ) -> "BoundCachedFunction[_Q, _R]": ...
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if self._is_static:
+            return self
+        if self._of_class:
+            instance = owner if owner is not None else type(instance)
+        return self if instance is None else BoundCachedFunction(self, instance)
+
+    async def _load(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_method: bool, reload: bool = False
+    ) -> _R:
+        async def load(keys: list[str]) -> dict[str, Any]:
+            return {keys[0]: await self._function(*args, **kwargs)}
+
+        cache = self._bound_cache()
+        key = self._key_of(args, kwargs, is_method)
+        tags = checked_tags(self._tags(*args, **kwargs)) if callable(self._tags) else self._tags
+        result: _R = await cache._get_or_load(key.key, Source(load, cache._ttl(self._ttl), tags, key.local, reload))
+        return result
+
+    async def _invalidate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_method: bool) -> Written:
+        return await self._bound_cache().delete(self._key_of(args, kwargs, is_method).key)
+
+    async def _peek(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_method: bool) -> _R | None:
+        result: _R | None = await self._bound_cache().get(self._key_of(args, kwargs, is_method).key)
+        return result
+
+    def _key_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_method: bool) -> CallKey:
+        if self._keys is not None:
+            return self._keys.of(args, kwargs, is_method=is_method)
+        assert self._key is not None
+        return CallKey(self._key(*args, **kwargs), False)
+
+    def _bound_cache(self) -> ResultCache:
+        if self.cache is None:
+            raise CacheError(f"{name_of(self._function)} has no cache: call its bind(cache) first")
+        return self.cache
+
+
+class BoundCachedFunction(Generic[_P, _R]):
+    """A `CachedFunction` as a method of an object. Its calls take the arguments without `self`."""
+
+    __slots__ = ("__self__", "__wrapped__")
+
+    def __init__(self, function: CachedFunction[Any, _R], owner: object) -> None:
+        self.__wrapped__ = function
+        self.__self__ = owner
+
+    def __repr__(self) -> str:
+        return f"<bound {self.__wrapped__!r} of {self.__self__!r}>"
+
+    def __getattr__(self, name: str) -> Any:
+        # The name and the docstring, for example.
+        return getattr(self.__wrapped__, name)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        signature = inspect.signature(self.__wrapped__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    async def __call__(self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Return the cached result, or else call the method."""
+        return await self.__wrapped__._load((self.__self__, *args), kwargs, True)
+
+    def key(self, /, *args: _P.args, **kwargs: _P.kwargs) -> str:
+        """See `CachedFunction.key`."""
+        return self.__wrapped__._key_of((self.__self__, *args), kwargs, True).key
+
+    async def invalidate(self, /, *args: _P.args, **kwargs: _P.kwargs) -> Written:
+        """See `CachedFunction.invalidate`."""
+        return await self.__wrapped__._invalidate((self.__self__, *args), kwargs, True)
+
+    async def refresh(self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """See `CachedFunction.refresh`."""
+        return await self.__wrapped__._load((self.__self__, *args), kwargs, True, reload=True)
+
+    async def peek(self, /, *args: _P.args, **kwargs: _P.kwargs) -> _R | None:
+        """See `CachedFunction.peek`."""
+        return await self.__wrapped__._peek((self.__self__, *args), kwargs, True)

@@ -1,59 +1,29 @@
 """`get_or_load` after a miss in L1: join or start a load, and serve a stale value where the options allow it."""
 
 import asyncio
-import inspect
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
+
+from msgspec.structs import replace
 
 from acgsperf.cache.l1 import L1, MISSING
 from acgsperf.cache.lookup import Lookup
 from acgsperf.cache.lower_tiers import LowerTiers, Seen
 from acgsperf.cache.process_lock import HeldLocks, ProcessLock
+from acgsperf.cache.recent_loads import RecentLoads
 from acgsperf.cache.single_flight import Flight, Flights
+from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness
 from acgsperf.dispatch import LRUCache
 from acgsperf.errors import LoadTimeoutError
-from acgsperf.tiers.base import Entry
+from acgsperf.tiers.base import ONLY_L1, Entry
 
-__all__ = ["Loading", "Source"]
+__all__ = ["Loading"]
 
-
-class Source:
-    """Where the values of a call come from on a miss, and how they are stored.
-
-    Args:
-        loader: called with the missing keys; returns the values that it has.
-        ttl: the ttl of the entries, in seconds; None for no expiration.
-        tags: the tags of the entries.
-    """
-
-    __slots__ = ("loader", "tags", "ttl")
-
-    def __init__(
-        self,
-        loader: Callable[[list[str]], Awaitable[Mapping[str, Any]]],
-        ttl: float | None,
-        tags: tuple[str, ...],
-    ) -> None:
-        self.loader = loader
-        self.ttl = ttl
-        self.tags = tags
-
-    @classmethod
-    def of_one(
-        cls, key: str, loader: Callable[[str], Awaitable[Any]], ttl: float | None, tags: tuple[str, ...]
-    ) -> "Source":
-        """Return the source for a loader that is called with one key."""
-
-        async def load(keys: list[str]) -> dict[str, Any]:
-            value = loader(key)
-            if not inspect.isawaitable(value):
-                raise TypeError(f"loader must be a coroutine function, but it returned {type(value).__name__}")
-            return {key: await value}
-
-        return cls(load, ttl, tags)
+# No tier was asked.
+_UNSEEN: Final = Seen(None, None)
 
 
 class _Answers:
@@ -111,6 +81,7 @@ class Loading:
         self.flights: Final = Flights(namespace, staleness.hard_timeout, self._on_failure)
         # The keys whose load failed less than `retry_after` ago, and that have a stale value to serve.
         self._failures: LRUCache[str, bool] = LRUCache(l1.lru.maxsize, clock=staleness.lru_clock)
+        self._recent = RecentLoads(lower_tiers.ordering)
         self.loads = 0
         self.load_errors = 0
         self.load_timeouts = 0
@@ -127,20 +98,20 @@ class Loading:
     async def load(self, keys: Sequence[str], source: Source) -> dict[str, Any]:
         """Return the values of distinct keys that the `LRUCache` has missed."""
         found = _Answers(self._lower_tiers.ordering.latest)
-        unknown = self._look_in_this_process(keys, found)
-        if unknown:
-            read = await self._lookup.read(unknown, source.tags)
-            for key in unknown:
-                entry = read.entries.get(key) or self._lookup.unverified(key, read)
-                if entry is not None:
-                    self._classify(key, entry, found)
-                # Another caller may have loaded the key meanwhile.
-                if key not in found.values:
-                    since = not self._lower_tiers.ordering.is_current(found.began_at, key)
-                    if (value := self._l1.peek(key, since)) is not MISSING:
-                        found.values[key] = value
-                if key not in found.values:
-                    found.seen[key] = read.seen(key)
+        unknown = [] if source.reload else self._look_in_this_process(keys, found)
+        if source.local:
+            found.seen = dict.fromkeys(keys, _UNSEEN)
+        elif source.reload:
+            found.seen = await self._lookup.observe(keys, source.tags)
+            for key in keys:
+                # A load that is in flight began before this call.
+                self.supersede(key)
+        elif unknown:
+            self._recent.begin(unknown)
+            try:
+                await self._look_in_tiers(unknown, found, source)
+            finally:
+                self._recent.end(unknown)
         # From here there is no await until the new load is registered: no other caller can start the same one.
         waits = self._join_or_start(keys, found, source)
         if waits:
@@ -152,6 +123,22 @@ class Loading:
                 found.values[key] = entry.value
         return {key: found.values[key] for key in keys}
 
+    async def _look_in_tiers(self, keys: Sequence[str], found: _Answers, source: Source) -> None:
+        """Classify the entries of the lower tiers, and what other callers have loaded meanwhile."""
+        read = await self._lookup.read(keys, source.tags)
+        for key in keys:
+            entry = read.entries.get(key) or self._lookup.unverified(key, read)
+            if entry is not None:
+                self._classify(key, entry, found)
+            if key not in found.values:
+                since = not self._lower_tiers.ordering.is_current(found.began_at, key)
+                if (value := self._l1.peek(key, since)) is not MISSING:
+                    found.values[key] = value
+                elif (entry := self._recent.get(key)) is not None:
+                    self._classify(key, entry, found)
+            if key not in found.values:
+                found.seen[key] = read.seen(key)
+
     def _look_in_this_process(self, keys: Sequence[str], found: _Answers) -> list[str]:
         """Classify the entries that this process has, and return the keys to look for in the lower tiers."""
         unknown = []
@@ -160,6 +147,8 @@ class Loading:
             flight = self.flights.get(key)
             if entry is None and flight is not None:
                 entry = flight.stale.get(key)
+            if entry is None and flight is None:
+                entry = self._lower_tiers.queued(key)
             if entry is not None:
                 self._classify(key, entry, found)
             elif flight is None:
@@ -232,8 +221,9 @@ class Loading:
             values = {key: self._store_in_l1(flight, key, entry) for key, entry in entries.items()}
             seen |= more
         missing = [key for key in keys if key not in values]
-        if missing and self._lock is not None:
-            return values | await self._load_locked(self._lock, flight, missing, source)
+        # If L2 has not answered, it is not asked for a lock: the caller would wait for another deadline.
+        if self._lock is not None and not source.reload and any(seen[key].l2 is not None for key in missing):
+            return values | await self._load_locked(self._lock, flight, missing, source, seen)
         if missing:
             loaded = await self._call_loader(flight, missing, source)
             # Check all entries before the first one is stored: storing very many keys supersedes all reads in flight.
@@ -245,11 +235,15 @@ class Loading:
         return values
 
     async def _load_locked(
-        self, lock: ProcessLock, flight: Flight, keys: Sequence[str], source: Source
+        self, lock: ProcessLock, flight: Flight, keys: Sequence[str], source: Source, seen: dict[str, Seen]
     ) -> dict[str, Any]:
-        """Load the keys that no other process is loading, and wait for what the others load."""
+        """Load the keys that no other process is loading, and wait for what the others load.
+
+        A tier that has not answered is not asked again, so that a caller waits for one deadline and not for several.
+        """
         values: dict[str, Any] = {}
         waiting = list(keys)
+        l3_answers = any(seen[key].l3 is not None for key in keys)
         give_up_at = asyncio.get_running_loop().time() + lock.ttl
         while waiting:
             with lock.waiting(waiting) as released:
@@ -257,11 +251,13 @@ class Loading:
                 unshared: set[str] = set()
                 try:
                     # The previous holder of a lock may have stored a value since the last read.
-                    entries, seen = await self._read_again(waiting, source)
+                    answered = [key for key in waiting if key not in locks.unanswered]
+                    entries, more = await self._read_again(answered, source, l3=l3_answers)
+                    seen |= more
                     values |= {key: self._store_in_l1(flight, key, entry) for key, entry in entries.items()}
                     own = [key for key in locks.tokens if key not in entries]
                     if own:
-                        loaded, stored = await self._load_own(flight, own, source, seen, locks)
+                        loaded, stored = await self._load_own(lock, flight, own, source, seen, locks)
                         values |= loaded
                         unshared = {key for key in own if key not in stored}
                 except BaseException as error:
@@ -275,9 +271,15 @@ class Loading:
         return values
 
     async def _load_own(
-        self, flight: Flight, keys: list[str], source: Source, seen: Mapping[str, Seen], locks: HeldLocks
+        self,
+        lock: ProcessLock,
+        flight: Flight,
+        keys: list[str],
+        source: Source,
+        seen: Mapping[str, Seen],
+        locks: HeldLocks,
     ) -> tuple[dict[str, Any], frozenset[str]]:
-        """Load keys whose locks this load holds, and return when the first tier has them.
+        """Load keys, and return when the first tier has those whose locks this load holds.
 
         Returns:
             The values, and the keys whose value the tier has stored.
@@ -296,18 +298,24 @@ class Loading:
         }
         values |= {key: self._store_in_l1(flight, key, entry, seen[key]) for key, entry in loaded.items()}
         # Wait before the locks are released. Otherwise the next holder would not find the entries.
-        stored = await self._lower_tiers.put_and_wait(shared, seen) if shared else frozenset[str]()
+        held = {key: entry for key, entry in shared.items() if locks.tokens[key] and lock.is_answering}
+        for key, entry in shared.items():
+            if key not in held:
+                self._lower_tiers.put(key, entry, seen[key])
+        stored = await self._lower_tiers.put_and_wait(held, seen) if held else frozenset[str]()
         return values, stored
 
-    async def _read_again(self, keys: Sequence[str], source: Source) -> tuple[dict[str, Entry], dict[str, Seen]]:
+    async def _read_again(
+        self, keys: Sequence[str], source: Source, *, l3: bool = True
+    ) -> tuple[dict[str, Entry], dict[str, Seen]]:
         """Return the entries in the tiers that are not due for refresh, and what the tiers have under the other keys.
 
-        A value may be stored only if its key was observed before the load.
+        A value may be stored only if its key was observed before the load. With `l3` False, L3 is not asked.
         """
         entries: dict[str, Entry] = {}
         seen: dict[str, Seen] = {}
         due = []
-        found = await self._lookup.read(keys, source.tags)
+        found = await self._lookup.read(keys, source.tags, l3=l3)
         for key in keys:
             entry = found.entries.get(key)
             if entry is None or not self._staleness.is_fresh(entry):
@@ -333,6 +341,8 @@ class Loading:
                 entries[key] = self._staleness.negative_entry(source.tags)
             elif key in loaded:
                 entries[key] = self._staleness.entry(loaded[key], source.ttl, source.tags)
+        if source.local:
+            return {key: replace(entry, id=ONLY_L1) for key, entry in entries.items()}
         return entries
 
     def _store(self, key: str, entry: Entry, seen: Seen) -> None:
@@ -358,6 +368,7 @@ class Loading:
     def _put_in_l1(self, key: str, entry: Entry, seen: Seen | None) -> None:
         self._failures.pop(key, None)
         if seen is None or time.monotonic() < seen.expires_at:
+            self._recent.add(key, entry)
             self._l1.put(key, entry)
 
     def _is_current(self, flight: Flight, key: str, entry: Entry) -> bool:

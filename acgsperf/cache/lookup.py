@@ -123,14 +123,15 @@ class Lookup:
                     found[key] = entry.value
         return found
 
-    async def read(self, keys: Sequence[str], tags: Sequence[str]) -> Found:
+    async def read(self, keys: Sequence[str], tags: Sequence[str], *, l3: bool = True) -> Found:
         """Return the entries of keys, and observe those without a fresh one, for a load that will store them.
 
         Args:
             keys: distinct keys.
             tags: those of the entries that the load will make.
+            l3: whether to ask L3, too.
         """
-        return await self._read(keys, tags, observing=True)
+        return await self._read(keys, tags, observing=True, asking_l3=l3)
 
     async def observe(self, keys: Sequence[str], tags: Sequence[str]) -> dict[str, Seen]:
         """Return what the tiers have under keys, before a load that replaces a fresh entry."""
@@ -204,7 +205,7 @@ class Lookup:
         await self._go_on(found, [key], (), began_at, started, passed, observing=False)
         return found.entries.get(key) or self.unverified(key, found)
 
-    async def _read(self, keys: Sequence[str], tags: Sequence[str], observing: bool) -> Found:
+    async def _read(self, keys: Sequence[str], tags: Sequence[str], observing: bool, asking_l3: bool = True) -> Found:
         began_at = self._ordering.latest
         found = Found(began_at)
         if not self._tiers or not keys:
@@ -224,7 +225,8 @@ class Lookup:
             for key, entry in found.entries.items():
                 if self._staleness.is_fresh(entry):
                     self._keep(began_at, key, entry)
-        await self._go_on(found, self._missing(keys, found), tags, began_at, started, passed, observing)
+        wanted = self._missing(keys, found)
+        await self._go_on(found, wanted, tags, began_at, started, passed, observing, asking_l3)
         return found
 
     async def _go_on(
@@ -236,9 +238,10 @@ class Lookup:
         started: float,
         passed: bool,
         observing: bool,
+        asking_l3: bool = True,
     ) -> None:
         """Observe L2 and read L3, for keys for which the first tier had no fresh entry."""
-        l2, l3 = self._lower_tiers.l2, self._lower_tiers.l3
+        l2, l3 = self._lower_tiers.l2, self._lower_tiers.l3 if asking_l3 else None
         if passed or (not found.entries and self._deadline_passed(started)):
             if wanted:
                 self.deadlines += 1

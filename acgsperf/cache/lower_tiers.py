@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from acgsperf.cache.ordering import Ordering
 from acgsperf.cache.write_behind import WriteBehind
-from acgsperf.tiers.base import Entry, Observation, Store, StoreKind, Tier, TierHealth
+from acgsperf.tiers.base import ONLY_L1, Entry, Observation, Store, StoreKind, Tier, TierHealth
 
 __all__ = ["LowerTiers", "Seen"]
 
@@ -97,6 +97,13 @@ class LowerTiers:
         for queue, store in self._stores(entry, seen):
             queue.put(key, store)
 
+    def queued(self, key: str) -> Entry | None:
+        """Return an entry that no tier has yet, because it is queued. A small L1 may have evicted it already."""
+        for queue in self.queues:
+            if (entry := queue.queued(key)) is not None:
+                return entry
+        return None
+
     def put_and_wait(self, entries: Mapping[str, Entry], seen: Mapping[str, Seen]) -> Awaitable[frozenset[str]]:
         """`put` entries now, but wait for the first tier, and return the keys that it has stored."""
         first: dict[str, Store] = {}
@@ -125,7 +132,9 @@ class LowerTiers:
 
     def demote(self, key: str, entry: Entry) -> None:
         """Queue a fresh entry that L1 has evicted for L2, in case L2 has lost it."""
-        if self.l2 is None or not self.ordering.is_current(self.ordering.latest, key, entry.tags):
+        if self.l2 is None or entry.id == ONLY_L1:
+            return
+        if not self.ordering.is_current(self.ordering.latest, key, entry.tags):
             # A write of this key is in flight, and may fail.
             return
         position = self.log_position()

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from acgsperf.cache.loading import Source
+from acgsperf.cache.source import Source
 
 if TYPE_CHECKING:
     from acgsperf.cache.tiered import TieredCache

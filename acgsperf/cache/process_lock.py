@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from acgsperf.errors import LoadError
 from acgsperf.tiers.base import LockingTier, Tier
@@ -27,12 +27,14 @@ class HeldLocks:
 
     Attributes:
         tokens: the fencing token of each key; 0 for a key that is loaded without a lock.
+        unanswered: the keys for which the tier has not answered.
     """
 
-    __slots__ = ("_expires_at", "tokens")
+    __slots__ = ("_expires_at", "tokens", "unanswered")
 
-    def __init__(self, tokens: Mapping[str, int], expires_at: float) -> None:
+    def __init__(self, tokens: Mapping[str, int], unanswered: Collection[str], expires_at: float) -> None:
         self.tokens = dict(tokens)
+        self.unanswered = unanswered
         self._expires_at = expires_at
 
     @property
@@ -66,9 +68,15 @@ class ProcessLock:
         if not isinstance(tier, LockingTier):
             raise TypeError(f"lock_ttl needs an l2 with lock() and unlock(), got {tier!r}")
         self._tier: LockingTier = tier
+        self._releases: set[asyncio.Future[Any]] = set()
         self._unlock: Callable[..., Awaitable[bool]] = tier.unlock
         # Whether the tier passes the outcome of a load to the processes that wait.
         self._tells: bool = "outcome" in inspect.signature(tier.unlock).parameters
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether the last call of the tier has got an answer."""
+        return not isinstance(self._tier, Tier) or self._tier.is_answering
 
     async def acquire(self, keys: Sequence[str], give_up_at: float) -> HeldLocks:
         """Try to acquire the locks of keys, and return those that were acquired.
@@ -86,6 +94,7 @@ class ProcessLock:
                 # None: the tier does not answer. 0: another process holds the lock.
                 if token != 0 or now >= give_up_at
             },
+            {key for key, token in zip(keys, tokens, strict=True) if token is None},
             now + self.ttl,
         )
 
@@ -94,6 +103,8 @@ class ProcessLock:
     ) -> None:
         """Release locks, and tell the processes that wait for them the outcome of the load.
 
+        If the tier does not answer, this continues in the background.
+
         Args:
             locks: the locks.
             unshared: the keys whose value the tier did not store.
@@ -101,17 +112,30 @@ class ProcessLock:
         """
         held = [(key, token) for key, token in locks.tokens.items() if token]
         locks.tokens.clear()
-        if not self._tells:
-            await asyncio.gather(*(self._unlock(key, token) for key, token in held))
-            return
         failure = b""
         # A cancelled load says nothing about the next one.
         if isinstance(error, Exception):
             text = f"{type(error).__name__}: {error}"[:_MAX_OUTCOME_CHARACTERS]
             failure = _FAILED + text.encode(errors="replace")
-        await asyncio.gather(
-            *(self._unlock(key, token, failure or (_NOTHING if key in unshared else _STORED)) for key, token in held)
-        )
+        if self._tells:
+            outcomes = [failure or (_NOTHING if key in unshared else _STORED) for key, _ in held]
+            calls = [self._unlock(*lock, outcome) for lock, outcome in zip(held, outcomes, strict=True)]
+        else:
+            calls = [self._unlock(*lock) for lock in held]
+        if not calls:
+            return
+        released = asyncio.gather(*calls)
+        if self.is_answering:
+            await released
+        else:
+            self._releases.add(released)
+            released.add_done_callback(self._released)
+
+    def _released(self, release: asyncio.Future[Any]) -> None:
+        self._releases.discard(release)
+        # Retrieve the error, which nobody waits for.
+        if not release.cancelled():
+            release.exception()
 
     def waiting(self, keys: Sequence[str]) -> "Waiting":
         """Return a context in which the release of the lock of each key is noticed, from its beginning on."""

@@ -5,6 +5,7 @@ import copy
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Final
 
 from acgsperf.errors import CacheError, LoadCancelledError, LoadError, LoadTimeoutError
@@ -114,9 +115,9 @@ class Flight:
         return self._values.get(key)
 
 
-# The loads that tasks run, of all caches. A task that a loader starts is not recorded here: the loader may or may not
-# wait for it.
-_loads: dict[asyncio.Task[Any], Flight] = {}
+# The load that the current code belongs to, of any cache. The tasks that a loader starts belong to it, too: the loader
+# usually waits for them.
+_current_load: ContextVar[Flight | None] = ContextVar("acgsperf_load", default=None)
 
 
 class Flights:
@@ -193,8 +194,10 @@ class Flights:
         Raises:
             LoadError: if the caller is a loader that would wait for its own load.
         """
-        waited, task = tuple(flights), asyncio.current_task()
-        callers_load = None if task is None else _loads.get(task)
+        waited, callers_load = tuple(flights), _current_load.get()
+        if callers_load is not None and callers_load.done.done():
+            # A task that the loader has left behind.
+            callers_load = None
         dependencies: tuple[Flight, ...] = ()
         for flight in waited:
             flight.waiters += 1
@@ -246,9 +249,7 @@ class Flights:
                 )
 
     async def _run(self, flight: Flight, load: Callable[[Flight], Coroutine[Any, Any, Mapping[str, Any]]]) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        _loads[task] = flight
+        _current_load.set(flight)
         try:
             values = await load(flight)
         except asyncio.CancelledError:
@@ -263,8 +264,6 @@ class Flights:
             if not flight.done.done():
                 flight._values = values
                 self._finish(flight)
-        finally:
-            del _loads[task]
 
     def _time_out(self, flight: Flight, seconds: float) -> None:
         self._fail(flight, LoadTimeoutError(f"the {flight} took longer than hard_timeout ({seconds:g} s)"))

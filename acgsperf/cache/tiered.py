@@ -1,17 +1,17 @@
 """`TieredCache`, the public face of the tiered cache: L1 in this process, then L2 and L3, then a loader."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from time import monotonic
-from typing import Any, Final, Generic, ParamSpec, Self, TypeVar, overload
+from typing import Any, Final, Generic, Self, TypeVar, overload
 
 from acgsperf._native.arguments import checked_bool, checked_namespace
 from acgsperf.backplane import Backplane
-from acgsperf.cache.arguments import checked_key, checked_tags, checked_ttl
-from acgsperf.cache.decorator import cached_function
+from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, checked_ttl
+from acgsperf.cache.decorator import DEFAULT_TTL, Decorator, cached
 from acgsperf.cache.l1 import MISSING
-from acgsperf.cache.loading import Source
 from acgsperf.cache.parts import AUTOMATIC, Parts
+from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats, Written
@@ -23,11 +23,6 @@ __all__ = ["CacheHealth", "TieredCache", "TieredStats", "Written"]
 
 _V = TypeVar("_V")
 _D = TypeVar("_D")
-_R = TypeVar("_R")
-_P = ParamSpec("_P")
-
-# Stands for the cache's own ttl when a call passes none: None means that a value does not expire.
-_DEFAULT: Final[Any] = object()
 
 
 class TieredCache(Generic[_V]):
@@ -204,7 +199,7 @@ class TieredCache(Generic[_V]):
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, _V]:
         """Return the fresh values of those keys that have one, with one call of each tier."""
-        found, missed = self._l1.get_many(keys)
+        found, missed = self._l1.get_many(checked_keys(keys))
         if missed:
             self._require_open()
             for key in missed:
@@ -212,7 +207,7 @@ class TieredCache(Generic[_V]):
             found |= await self._lookup.get_many(missed)
         return found
 
-    async def set(self, key: str, value: _V, ttl: float | None = _DEFAULT, *, tags: Sequence[str] = ()) -> Written:
+    async def set(self, key: str, value: _V, ttl: float | None = DEFAULT_TTL, *, tags: Sequence[str] = ()) -> Written:
         """Store a value in every tier, and tell the other processes. A load in flight does not replace it.
 
         Of two concurrent `set` of a key, one wins everywhere, not necessarily that of the last change in your database.
@@ -234,7 +229,7 @@ class TieredCache(Generic[_V]):
         return (await self._writes.set_many(self._entries({key: value}, ttl, tags)))[key]
 
     async def set_many(
-        self, values: Mapping[str, _V], ttl: float | None = _DEFAULT, *, tags: Sequence[str] = ()
+        self, values: Mapping[str, _V], ttl: float | None = DEFAULT_TTL, *, tags: Sequence[str] = ()
     ) -> dict[str, Written]:
         """`set` each item, with one call of each tier."""
         return await self._writes.set_many(self._entries(values, ttl, tags))
@@ -249,7 +244,7 @@ class TieredCache(Generic[_V]):
     async def delete_many(self, keys: Iterable[str]) -> Written:
         """`delete` each key, with one call of each tier, and return which tiers removed them all."""
         self._require_open()
-        keys = tuple(dict.fromkeys(keys))
+        keys = tuple(dict.fromkeys(checked_keys(keys)))
         for key in keys:
             checked_key(key)
         return await self._writes.delete_many(keys)
@@ -270,7 +265,7 @@ class TieredCache(Generic[_V]):
         key: str,
         loader: Callable[[str], Awaitable[_V]],
         *,
-        ttl: float | None = _DEFAULT,
+        ttl: float | None = DEFAULT_TTL,
         tags: Sequence[str] = (),
     ) -> _V:
         """Return the value of a key from the first tier that has it, or else call the loader and store its value.
@@ -300,12 +295,21 @@ class TieredCache(Generic[_V]):
         loaded: _V = (await self._loading.load((key,), source))[key]
         return loaded
 
+    async def _get_or_load(self, key: str, source: Source) -> Any:
+        """`get_or_load` for a `CachedFunction`."""
+        value: Any = MISSING if source.reload else self.get_local(key, MISSING)
+        if value is not MISSING:
+            return value
+        self._require_open()
+        checked_key(key)
+        return (await self._loading.load((key,), source))[key]
+
     async def get_or_load_many(
         self,
         keys: Iterable[str],
         loader: Callable[[list[str]], Awaitable[Mapping[str, _V]]],
         *,
-        ttl: float | None = _DEFAULT,
+        ttl: float | None = DEFAULT_TTL,
         tags: Sequence[str] = (),
     ) -> dict[str, _V | None]:
         """`get_or_load` each key, with one call of each tier, and one call of the loader for what is missing.
@@ -323,7 +327,7 @@ class TieredCache(Generic[_V]):
         Raises:
             Exception: as for `get_or_load`, if a key has neither a loaded nor a stale value.
         """
-        keys = list(dict.fromkeys(keys))
+        keys = list(dict.fromkeys(checked_keys(keys)))
         values, missed = self._l1.get_many(keys)
         if missed:
             self._require_open()
@@ -335,31 +339,12 @@ class TieredCache(Generic[_V]):
     def cached(
         self,
         *,
-        key: Callable[_P, str] | None = None,
-        ttl: float | None = _DEFAULT,
-        tags: Sequence[str] | Callable[_P, Sequence[str]] = (),
-    ) -> Callable[[Callable[_P, Coroutine[Any, Any, _R]]], Callable[_P, Coroutine[Any, Any, _R]]]:
-        """Decorate a coroutine function or method: calls with the same arguments share one cached result.
-
-        Warning: without a `key`, functions with the same module and qualified name share their results. A function that
-        is defined several times, as in a loop or a factory, needs a `key`.
-
-        Args:
-            key: makes the key of a call from its arguments, `self` included. By default the key is the function's name
-                and the `fingerprint` of its arguments. Then instances that are not equal do not share results, and no
-                other process finds the results of a method.
-            ttl: as for `set`.
-            tags: the tags of every result, or a function that makes them from the arguments.
-
-        Raises:
-            TypeError: if the decorated object is not a coroutine function. Without a `key`, a call raises it for
-                arguments that are not JSON-like.
-        """
-
-        def decorate(function: Callable[_P, Coroutine[Any, Any, _R]]) -> Callable[_P, Coroutine[Any, Any, _R]]:
-            return cached_function(self.get_or_load, function, key=key, ttl=ttl, tags=tags)
-
-        return decorate
+        key: Callable[..., str] | None = None,
+        ttl: float | None = DEFAULT_TTL,
+        tags: Sequence[str] | Callable[..., Sequence[str]] = (),
+    ) -> Decorator:
+        """Decorate a coroutine function or method, whose results this cache keeps; see `cached`."""
+        return cached(self, key=key, ttl=ttl, tags=tags)
 
     def stats(self) -> TieredStats:
         """Return the counts so far."""
@@ -438,7 +423,7 @@ class TieredCache(Generic[_V]):
 
     def _ttl(self, ttl: float | None) -> float | None:
         # The ttl of a call is checked before a load starts, so that no other caller gets the error.
-        if ttl is _DEFAULT:
+        if ttl is DEFAULT_TTL:
             return self._staleness.ttl
         checked_ttl(ttl)
         return ttl

@@ -4,7 +4,7 @@ import asyncio
 from itertools import islice
 from typing import Final
 
-from acgsperf.tiers.base import Store, Tier
+from acgsperf.tiers.base import Entry, Store, Tier
 
 __all__ = ["WriteBehind"]
 
@@ -64,6 +64,11 @@ class WriteBehind:
         """Queue an entry that is stored only if the tier no longer has the key."""
         if key not in self._stores:
             self._queue(self._demotions, key, store)
+
+    def queued(self, key: str) -> Entry | None:
+        """Return the loaded or copied entry of a key that has not been sent to the tier."""
+        store = self._stores.get(key)
+        return None if store is None else store.entry
 
     def supersede(self, key: str) -> None:
         """Remove the queued entry of a key, because of a later write."""

@@ -26,7 +26,7 @@ _Call = Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]]
 # How often a write is tried if a tier has something with a greater stamp: the clock of another process is ahead.
 _TRIES: Final = 3
 # If L3 does not answer within this share of the shorter deadline, L2 is written meanwhile.
-_HEAD_START: Final = 0.1
+_HEAD_START: Final = 0.05
 # Of a write that gives way to a later one, which also tells the other processes.
 _GAVE_WAY: Final = WriteResult(Outcome.STORED, published=True)
 # A stamp further ahead of the server's clock is an error of some clock. It decides about its own key only.

@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from acgsperf.compat._l1 import CacheEntry
@@ -12,6 +13,12 @@ __all__ = ["AccessLog"]
 MAX_KEYS: Final = 10_000
 MAX_TIMES_PER_KEY: Final = 256
 _MAX_UNSTAMPED: Final = 4_096
+
+
+class _Recorded(float):
+    """A time that `AccessLog` has recorded, as opposed to one that a caller has put there."""
+
+    __slots__ = ()
 
 
 class AccessLog:
@@ -32,7 +39,7 @@ class AccessLog:
     def stamp(self) -> dict[str, list[float]]:
         """Give the accesses without a time the current time; return key -> wall-clock times, the oldest first."""
         if self.unstamped:
-            now = time.time()
+            now = _Recorded(time.time())
             counts = Counter(self.unstamped)
             self.unstamped.clear()
             for key, count in counts.items():
@@ -43,6 +50,17 @@ class AccessLog:
         """Record an access now."""
         self.unstamped.append(key)
         self.stamp()
+
+    def replace(self, times: Mapping[str, Iterable[float]]) -> None:
+        """Replace all accesses by those of a caller."""
+        self.unstamped.clear()
+        self._times = OrderedDict((key, list(of_key)[-MAX_TIMES_PER_KEY:]) for key, of_key in times.items())
+        while len(self._times) > MAX_KEYS:
+            self._times.popitem(last=False)
+
+    def put_by_callers(self, key: str) -> list[float]:
+        """Return the times of a key that a caller has put into the dict."""
+        return [at for at in self.stamp().get(key, ()) if type(at) is not _Recorded]
 
     def clear(self) -> None:
         """Remove all accesses."""

@@ -7,7 +7,7 @@ __all__ = ["ConnectionMetrics"]
 
 @dataclass
 class ConnectionMetrics:
-    """The counters of a pool; times are in seconds, of successful acquisitions."""
+    """The counters of a pool; times are in seconds, and include those of failed acquisitions."""
 
     total_acquisitions: int = 0
     successful_acquisitions: int = 0
@@ -20,7 +20,7 @@ class ConnectionMetrics:
 
     def get_avg_acquisition_time_ms(self) -> float:
         """Return the average wait for a connection in milliseconds; 0.0 without acquisitions."""
-        count = self.successful_acquisitions
+        count = self.total_acquisitions
         return self.total_acquisition_time / count * 1e3 if count else 0.0
 
     def get_success_rate(self) -> float:

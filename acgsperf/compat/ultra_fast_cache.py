@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from redis import asyncio as redis
@@ -107,6 +108,12 @@ class UltraFastMultiTierCache:
         self._metrics = LiveCacheMetrics(self._activity)
         self.redis_client = None
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "_get_from_l1":
+            # `get` reads L1 itself, because a call costs more than the read. From now on it calls the replacement.
+            vars(self)["get"] = self._get_by_method
+        super().__setattr__(name, value)
+
     @property
     def redis_client(self) -> Any:
         """The Redis client; None without Redis. You may set it."""
@@ -128,8 +135,15 @@ class UltraFastMultiTierCache:
 
     @property
     def access_patterns(self) -> dict[str, list[float]]:
-        """Key -> the times of its latest accesses; `AccessLog` describes the bounds."""
+        """Key -> the times of its latest accesses; `AccessLog` describes the bounds.
+
+        You may write to the dict or set another one. Times that you put there count for promotion.
+        """
         return self._accesses.stamp()
+
+    @access_patterns.setter
+    def access_patterns(self, times: Mapping[str, Iterable[float]]) -> None:
+        self._accesses.replace(times)
 
     async def initialize(self) -> None:
         """Connect to Redis, and store the constitutional entry. If Redis is not reachable, the cache uses L1 only."""
@@ -160,6 +174,10 @@ class UltraFastMultiTierCache:
             self._unstamped.append(key)
             return entry.value
         return await self._get_after_l1_miss(key, data_type)
+
+    async def _get_by_method(self, key: str, data_type: str = "default") -> Any:
+        value = await maybe_await(self._get_from_l1(key))
+        return value if value is not None else await self._get_after_l1_miss(key, data_type)
 
     async def _get_after_l1_miss(self, key: str, data_type: str) -> Any:
         started = time.perf_counter()
@@ -275,10 +293,12 @@ class UltraFastMultiTierCache:
         return _TTL_S.get(data_type, int(CACHE_PERFORMANCE_TARGETS["l2_ttl_default"]))
 
     async def _consider_promotion(self, key: str, value: Any, data_type: str = "default") -> None:
-        times = self.promotion_candidates.peek(key)
-        threshold = CACHE_PERFORMANCE_TARGETS["promotion_threshold"]
-        if times is None or sum(times[-1] - at <= _HOUR_S for at in times) < threshold:
+        times = self.promotion_candidates.peek(key, deque())
+        since = time.time() - _HOUR_S
+        accesses = [*times, *self._accesses.put_by_callers(key)]
+        if sum(at >= since for at in accesses) < CACHE_PERFORMANCE_TARGETS["promotion_threshold"]:
             return
+        self.promotion_candidates.set(key, times)
         await self._promote(key, value, data_type, times)
 
     async def _promote(self, key: str, value: Any, data_type: str, times: deque[float]) -> bool:

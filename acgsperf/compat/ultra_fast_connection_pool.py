@@ -142,10 +142,11 @@ class UltraFastConnectionPool:
         except BaseException:
             metrics.failed_acquisitions += 1
             raise
-        took_ns = time.perf_counter_ns() - started
+        finally:
+            took_ns = time.perf_counter_ns() - started
+            metrics.total_acquisition_time += took_ns / 1e9
         self._waits.record(took_ns)
         metrics.successful_acquisitions += 1
-        metrics.total_acquisition_time += took_ns / 1e9
         self._in_use.add(id(connection))
         metrics.current_connections += 1
         metrics.peak_connections = max(metrics.peak_connections, metrics.current_connections)
@@ -283,7 +284,7 @@ class UltraFastConnectionPool:
     async def close(self) -> None:
         """Close all connections. Waits up to 10 s for borrowers, then terminates their connections."""
         pool = self.pool
-        self.is_initialized = False
+        self.is_initialized = self.is_healthy = False
         if pool is None:
             return
         try:
@@ -307,6 +308,8 @@ class UltraFastConnectionPoolManager:
         self.pools: dict[str, UltraFastConnectionPool] = {}
         self.constitutional_hash = CONSTITUTIONAL_HASH
         self._opening: set[str] = set()
+        self._monitoring_enabled = True
+        self._is_closed = False
         self._monitoring_task: asyncio.Task[None] | None = None
 
     async def create_pool(
@@ -327,7 +330,10 @@ class UltraFastConnectionPoolManager:
         finally:
             self._opening.discard(name)
         self.pools[name] = pool
-        if self._monitoring_task is None or self._monitoring_task.done():
+        if self._is_closed:
+            # It is used again.
+            self._is_closed, self._monitoring_enabled = False, True
+        if self._monitoring_enabled and (self._monitoring_task is None or self._monitoring_task.done()):
             self._monitoring_task = asyncio.create_task(self._monitor())
         return pool
 
@@ -367,6 +373,7 @@ class UltraFastConnectionPoolManager:
 
     async def close_all(self) -> None:
         """Stop the health checks, and close all pools concurrently."""
+        self._is_closed, self._monitoring_enabled = True, False
         task, self._monitoring_task = self._monitoring_task, None
         if task is not None:
             task.cancel()
@@ -375,7 +382,7 @@ class UltraFastConnectionPoolManager:
         await asyncio.gather(*(pool.close() for pool in pools.values()))
 
     async def _monitor(self) -> None:
-        while True:
+        while self._monitoring_enabled:
             interval_s = POOL_PERFORMANCE_TARGETS["health_check_interval_s"]
             await asyncio.sleep(interval_s)
             try:

@@ -130,10 +130,17 @@ class UltraFastConstitutionalValidator:
             self._off_path_hits, self._disabled_at = self._all_off_path_hits(), None
         elif self._disabled_at is None:
             self._disabled_at = self._valid()
+        calls_the_core = self._calls_the_core()
         self._gate.fast_path = bool(enabled)
         # Callers get the method of the core without a Python frame, unless a subclass or a patch replaced the method.
-        if type(self).validate_hash is _VALIDATE_HASH:
+        if calls_the_core:
             vars(self)["validate_hash"] = self._gate.validate
+
+    def _calls_the_core(self) -> bool:
+        """Return whether neither a subclass nor a patch has replaced `validate_hash`."""
+        of_instance = vars(self).get("validate_hash", self._gate.validate)
+        # Reading the method of the gate makes a new object each time.
+        return type(self).validate_hash is _VALIDATE_HASH and of_instance == self._gate.validate
 
     @property
     def _batch_processing_enabled(self) -> bool:
@@ -155,7 +162,7 @@ class UltraFastConstitutionalValidator:
         """Like `validate_hash`, for each item. With batch processing, more than one item count as one batch."""
         values = list(hash_values)
         # A method that replaced `validate_hash` must be called for each item.
-        if len(values) > 1 and self._batch_processing_enabled and type(self).validate_hash is _VALIDATE_HASH:
+        if len(values) > 1 and self._batch_processing_enabled and self._calls_the_core():
             return self._gate.validate_many(values)
         return [self.validate_hash(value) for value in values]
 

@@ -34,7 +34,7 @@ from acgsperf.pool.options import (
 )
 from acgsperf.pool.queries import Queries
 from acgsperf.pool.server_address import parsed_address
-from acgsperf.pool.slot import call_stack
+from acgsperf.pool.slot import MAX_MESSAGE_BYTES, call_stack
 from acgsperf.pool.supply import Supply
 from acgsperf.pool.tasks import BackgroundTasks
 from acgsperf.pool.waiters import SizeWaiters, WaitQueue
@@ -54,7 +54,8 @@ class ConnectionPool(Queries):
     Args:
         dsn: the address of the server, or of several of which one is used, in the form that asyncpg and libpq read.
         min_size: the number of connections that `open` waits for and the pool keeps.
-        max_size: the highest number of open connections.
+        max_size: the highest number of open connections. While connections or attempts do not get an answer, the pool
+            may have up to two more.
         name: the name of the pool in log lines and errors.
         replicas: the DSNs of servers that `acquire(readonly=True)` may use. Each gets a pool with the same options.
         timeout: seconds that `acquire` waits for a connection if it is called without a timeout.
@@ -70,6 +71,7 @@ class ConnectionPool(Queries):
         connect_timeout: seconds that a connection attempt may take, without `init`. Each of several servers has an
             equal share. None means the `connect_timeout` of the DSN, or 5 s.
         close_timeout: seconds that closing a connection gracefully may take.
+        max_message_bytes: the largest message, for example a row, that the server may send; None for no limit.
         init: called with each new connection, for example to set type codecs. It may take `connect_timeout` seconds.
         housekeeping_interval: seconds between two calls of `maintain`.
         clock: returns seconds, for ages and idle times: `time.monotonic` or a replacement. Deadlines use the clock of
@@ -108,6 +110,7 @@ class ConnectionPool(Queries):
         reset_timeout: float = 5.0,
         connect_timeout: float | None = None,
         close_timeout: float = 2.0,
+        max_message_bytes: int | None = MAX_MESSAGE_BYTES,
         init: "Callable[[Connection], Awaitable[None]] | None" = None,
         housekeeping_interval: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
@@ -128,6 +131,7 @@ class ConnectionPool(Queries):
             reset_timeout=reset_timeout,
             connect_timeout=address.connect_timeout or 5.0 if connect_timeout is None else connect_timeout,
             close_timeout=close_timeout,
+            max_message_bytes=max_message_bytes,
             init=init,
             housekeeping_interval=housekeeping_interval,
             clock=clock,
@@ -339,7 +343,7 @@ class ConnectionPool(Queries):
             idle=len(inventory.idle),
             in_use=inventory.in_use,
             waiting=len(self._waiters.waiting),
-            connecting=supply.connecting + supply.spare.in_use,
+            connecting=supply.connecting + supply.spare.in_flight,
             min_size=supply.min_size,
             max_size=supply.max_size,
             target_size=supply.target_size,
@@ -442,4 +446,5 @@ class ConnectionPool(Queries):
             await self._inventory.wait_until_empty()
         finally:
             self._inventory.terminate_all()
+            self._supply.stop_timers()
             await self._tasks.cancel_all()

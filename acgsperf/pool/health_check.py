@@ -67,15 +67,18 @@ class HealthCheck:
         try:
             async with asyncio.timeout(self._options.check_timeout):
                 slot = await self._lender.wait(HEALTH_CHECK_TICKET, math.inf, math.inf)
+                self._supply.checks.begin(slot)
                 # A connection that a borrower has just returned was not checked.
                 await slot.connection.execute("SELECT 1")
         except PoolError:
             return False
         except BaseException as error:
             if slot is not None:
+                self._supply.checks.end(slot)
                 self._supply.terminate(slot, CloseReason.CHECK_FAILED)
             if isinstance(error, Exception):
                 return False
             raise
+        self._supply.checks.end(slot)
         self._supply.offer(slot)
         return True

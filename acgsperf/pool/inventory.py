@@ -7,6 +7,7 @@ from collections.abc import Callable
 from acgsperf.pool.options import CloseReason
 from acgsperf.pool.slot import Slot
 from acgsperf.pool.tasks import BackgroundTasks
+from acgsperf.pool.unanswered import Unanswered
 
 
 class Inventory:
@@ -18,14 +19,27 @@ class Inventory:
     Args:
         tasks: runs what closes a connection gracefully.
         close_timeout: seconds that a connection has for that.
-        on_room: called when a connection that was closed gracefully has made room for another.
+        on_room: called when a connection that is closed gracefully makes room for another: at its end, or if the server
+            does not answer.
 
     Attributes:
         ageing: open connections that housekeeping found past `retires_at` in its last round.
+        closes: the connections that are being closed gracefully.
         closed_by: how many connections left the pool, by reason.
     """
 
-    __slots__ = ("_close_timeout", "_closing", "_emptied", "_on_room", "_tasks", "ageing", "closed_by", "idle", "slots")
+    __slots__ = (
+        "_close_timeout",
+        "_closing",
+        "_emptied",
+        "_on_room",
+        "_tasks",
+        "ageing",
+        "closed_by",
+        "closes",
+        "idle",
+        "slots",
+    )
 
     def __init__(self, tasks: BackgroundTasks, close_timeout: float, on_room: Callable[[], None]) -> None:
         self._tasks = tasks
@@ -34,6 +48,7 @@ class Inventory:
         self.slots: set[Slot] = set()
         self.idle: deque[Slot] = deque()
         self._closing: set[Slot] = set()
+        self.closes = Unanswered(on_stall=on_room)
         self._emptied = asyncio.Event()
         self.ageing = 0
         self.closed_by: Counter[CloseReason] = Counter()
@@ -83,10 +98,13 @@ class Inventory:
             self.retire(slot, reason)
 
     async def _close_gracefully(self, slot: Slot) -> None:
+        self.closes.begin(slot)
         try:
             await slot.connection.close(timeout=self._close_timeout)
         except Exception:
             slot.connection.terminate()
+        finally:
+            self.closes.end(slot)
         self._closing.discard(slot)
         self._note_if_empty()
         self._on_room()

@@ -94,7 +94,7 @@ class Lender:
             slot = await self._take_in_turn(start, timeout)
         now = self._clock()
         self.wait_time.record(nanoseconds(now - start))
-        lent = self._inventory.in_use - self._supply.checks
+        lent = self._inventory.in_use - len(self._supply.checks)
         if lent > self._peak:
             self._peak = lent
         if lent == 1:
@@ -183,7 +183,7 @@ class Lender:
     @property
     def _demand(self) -> int:
         """Callers that have a connection or wait for one."""
-        return self._inventory.in_use - self._supply.checks + len(self._waiters.waiting)
+        return self._inventory.in_use - len(self._supply.checks) + len(self._waiters.waiting)
 
     def restart_peak(self) -> int:
         """Return the highest demand since the last call, and begin to look for the next peak."""

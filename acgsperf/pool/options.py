@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from acgsperf._native.arguments import checked_bool, checked_callable, checked_int, checked_seconds
 from acgsperf._native.types import HistogramSnapshot
+from acgsperf.pool.slot import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from acgsperf.pool.slot import Connection
@@ -39,7 +40,8 @@ class CloseReason(StrEnum):
     IDLE = "idle"
     """It was idle for `max_idle`, and the pool had more connections than it keeps."""
     SHRUNK = "shrunk"
-    """`resize` or `optimize` made the pool smaller."""
+    """The pool had more than `max_size` connections, because `resize` or `optimize` made it smaller, or because a
+    connection that was replaced, since it did not answer, did answer later."""
     DRAINED = "drained"
     """`drain` replaced it."""
     CLOSED = "closed"
@@ -63,6 +65,7 @@ class PoolOptions:
     reset_timeout: float = 5.0
     connect_timeout: float = 5.0
     close_timeout: float = 2.0
+    max_message_bytes: int | None = MAX_MESSAGE_BYTES
     init: "Callable[[Connection], Awaitable[None]] | None" = None
     housekeeping_interval: float = 1.0
     clock: Callable[[], float] = time.monotonic
@@ -77,6 +80,10 @@ class PoolOptions:
             checked["max_waiting"] = most = checked_int("max_waiting", self.max_waiting)
             if most < 0:
                 raise ValueError(f"max_waiting must be None or at least 0, got {most}")
+        if self.max_message_bytes is not None:
+            checked["max_message_bytes"] = most = checked_int("max_message_bytes", self.max_message_bytes)
+            if most < 1:
+                raise ValueError(f"max_message_bytes must be None or at least 1, got {most}")
         checked_bool("reset", self.reset)
         checked_callable("init", self.init)
         if not callable(self.clock):
@@ -129,7 +136,8 @@ class PoolStats:
 
     @property
     def utilization(self) -> float:
-        """The share of `max_size` that is in use, from 0 to 1. It is above 1 only while the pool shrinks."""
+        """The share of `max_size` that is in use, from 0 to 1. It is above 1 only while the pool shrinks,
+        or has replaced connections that do not answer."""
         return self.in_use / self.max_size
 
 

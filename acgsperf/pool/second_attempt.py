@@ -7,10 +7,11 @@ continues.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Coroutine
+
     from acgsperf.pool.slot import Connection
 
     Connect = Callable[[float], Coroutine[Any, Any, Connection]]
@@ -23,36 +24,27 @@ _SILENT_S: Final = 1.0
 class Spare:
     """The permission for a second attempt: a pool has one.
 
-    If the pool has no room for another connection, but has several silent attempts, one of them is aborted.
-
-    Args:
-        has_room: tells whether the pool may open one more connection.
+    The second attempt needs no room in the pool, because at most one of the two attempts becomes a connection.
 
     Attributes:
-        first_attempts: first attempts in flight.
-        in_use: 1 while a second attempt uses room of its own, otherwise 0.
+        in_flight: whether an attempt has the permission.
     """
 
-    __slots__ = ("_has_room", "_taken", "first_attempts", "in_use")
+    __slots__ = ("in_flight",)
 
-    def __init__(self, has_room: Callable[[], bool]) -> None:
-        self._has_room = has_room
-        self._taken = False
-        self.first_attempts = self.in_use = 0
+    def __init__(self) -> None:
+        self.in_flight = False
 
     def take(self) -> bool:
-        """Take the permission. Return False if another attempt has it, or if there is no room for a connection."""
-        has_room = self._has_room()
-        if self._taken or not (has_room or self.first_attempts > 1):
+        """Take the permission; return False if another attempt has it."""
+        if self.in_flight:
             return False
-        self._taken = True
-        self.in_use = int(has_room)
+        self.in_flight = True
         return True
 
     def give_back(self) -> None:
         """Give the permission back."""
-        self._taken = False
-        self.in_use = 0
+        self.in_flight = False
 
 
 async def first_to_connect(connect: "Connect", timeout: float, spare: Spare) -> "Connection":  # noqa: ASYNC109
@@ -71,21 +63,16 @@ async def first_to_connect(connect: "Connect", timeout: float, spare: Spare) -> 
     deadline = asyncio.get_running_loop().time() + timeout
     first = asyncio.create_task(connect(timeout))
     attempts = [first]
-    spare.first_attempts += 1
     try:
         await asyncio.wait(attempts, timeout=_SILENT_S)
         if not first.done():
-            attempts.append(asyncio.create_task(_try_again(connect, deadline, spare, first)))
+            attempts.append(asyncio.create_task(_try_again(connect, deadline, spare)))
             await asyncio.wait(attempts, return_when=asyncio.FIRST_COMPLETED)
-            if first.cancelled():
-                await asyncio.wait(attempts)
-        winner = next(filter(_has_succeeded, attempts), attempts[-1] if first.cancelled() else first)
+        winner = next(filter(_has_succeeded, attempts), first)
         connection = await winner
     except BaseException:
         await _abort(attempts)
         raise
-    finally:
-        spare.first_attempts -= 1
     attempts.remove(winner)
     try:
         await _abort(attempts)
@@ -95,20 +82,13 @@ async def first_to_connect(connect: "Connect", timeout: float, spare: Spare) -> 
     return connection
 
 
-async def _try_again(
-    connect: "Connect", deadline: float, spare: Spare, first: "asyncio.Task[Connection]"
-) -> "Connection":
+async def _try_again(connect: "Connect", deadline: float, spare: Spare) -> "Connection":
     clock = asyncio.get_running_loop().time
-    while not spare.take():  # noqa: ASYNC110 - the room of a pool changes in many ways
+    while not spare.take():  # noqa: ASYNC110 - another attempt ends in many ways
         await asyncio.sleep(_SILENT_S)
     try:
-        if not spare.in_use:
-            first.cancel()
-            await asyncio.wait((first,))
         while (remaining := deadline - clock()) > 0:
-            # If no other attempt is left that gives a slow server more time, this one gets all the remaining time.
-            is_last = not spare.in_use and spare.first_attempts == 1
-            share = remaining if is_last else min(_SILENT_S, remaining)
+            share = min(_SILENT_S, remaining)
             next_at = clock() + share
             try:
                 return await connect(share)

@@ -1,14 +1,19 @@
 """One connection of a pool: its age, its lease, and whether it is alive, as far as is known without a query."""
 
 import asyncio
+import gc
 import logging
 import select
 import sys
+from collections import deque
+from itertools import islice
 from types import new_class
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
+
+from acgsperf.errors import MessageTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     CallStack = list[tuple[CodeType, int]]
 
 _log = logging.getLogger("acgsperf.pool")
+MAX_MESSAGE_BYTES: Final = 256 << 20
 _FRAMES: Final = 8
 _ADDITIONAL_RESET: Final = "\nRESET SESSION AUTHORIZATION;\nDISCARD TEMP;\nDISCARD SEQUENCES;"
 _POLL: Final = getattr(select, "poll", None)
@@ -67,7 +73,8 @@ class _Listener(asyncio.Protocol):
     A server that ends a session sends an error, and closes the socket a moment later. Between the two, asyncpg has read
     the error and still calls the connection open.
 
-    If asyncpg fails on what the server sent, for example on a second reply to one query, the connection is aborted.
+    If asyncpg fails on what the server sent, for example on a second reply to one query, the connection is aborted. The
+    same happens if asyncpg waits for the end of a message of which it keeps more than a maximum number of bytes.
 
     Attributes:
         closing: whether the owner or a borrower closes the connection.
@@ -76,11 +83,15 @@ class _Listener(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_bytes_left",
         "_connection_lost",
         "_data_received",
         "_eof_received",
+        "_error",
+        "_max_bytes",
         "_owner",
         "_transport",
+        "_unread",
         "closing",
         "hung_up",
         "last",
@@ -88,9 +99,16 @@ class _Listener(asyncio.Protocol):
         "resume_writing",
     )
 
-    def __init__(self, protocol: asyncio.Protocol, transport: asyncio.Transport, owner: str) -> None:
+    def __init__(
+        self, protocol: asyncio.Protocol, transport: asyncio.Transport, owner: str, max_bytes: int | None
+    ) -> None:
         self._transport = transport
         self._owner = owner
+        self._unread = unread_chunks(protocol)
+        self._max_bytes = max_bytes or 0
+        # The bytes to receive before the next look at what asyncpg keeps.
+        self._bytes_left: float = max_bytes if max_bytes and self._unread is not None else float("inf")
+        self._error: MessageTooLarge | None = None
         self.last = _READY
         self.closing = self.hung_up = False
         self._data_received = protocol.data_received
@@ -104,6 +122,9 @@ class _Listener(asyncio.Protocol):
         self.last = data[-_END:] if len(data) >= _END else (self.last + data)[-_END:]
         try:
             self._data_received(data)
+            self._bytes_left -= len(data)
+            if self._bytes_left < 0:
+                self._measure()
         except Exception as error:  # The parser of asyncpg raises errors of any type.
             # An idle connection must not be lent before the event loop has reported its end.
             self.last = b""
@@ -112,26 +133,59 @@ class _Listener(asyncio.Protocol):
                 _log.warning("%s: unexpected data from the server (%r); closing the connection", self._owner, error)
             self._transport.abort()
 
+    def _measure(self) -> None:
+        """Abort the connection if asyncpg keeps too much of one message. Only a look at its buffer is exact."""
+        assert self._unread is not None
+        # Without the first chunk, in which earlier messages may end.
+        kept = sum(map(len, islice(self._unread, 1, None)))
+        if kept <= self._max_bytes:
+            # At least an eighth, because a look costs time for each chunk.
+            self._bytes_left = max(self._max_bytes - kept, self._max_bytes >> 3)
+            return
+        self._bytes_left = float("inf")
+        self.last = b""
+        self.hung_up = True
+        self._error = MessageTooLarge(
+            f"{self._owner}: a message of the server must have at most {self._max_bytes} bytes (max_message_bytes), got"
+            f" {kept} and no end"
+        )
+        _log.warning("%s; closing the connection", self._error)
+        self._transport.abort()
+
     def eof_received(self) -> bool | None:
         self.hung_up = not self.closing
         return self._eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.hung_up = self.hung_up or (error is not None and not self.closing)
-        self._connection_lost(error)
+        self._connection_lost(error or self._error)
+        if self._unread is not None:
+            # Nobody reads it any more, but an exception may keep it until the next run of the garbage collector.
+            self._unread.clear()
 
 
-def guard(connection: "Connection", owner: str) -> _Listener | None:
+def unread_chunks(protocol: object) -> "deque[bytes] | None":
+    """Return the chunks that a protocol of asyncpg has received and not read to their end; None if not found.
+
+    If there are several, a message that is not complete begins in the first one. asyncpg has no name for them, but the
+    garbage collector can list what an object refers to.
+    """
+    buffers = [found for found in gc.get_referents(protocol) if type(found).__name__ == "ReadBuffer"]
+    return next((found for found in gc.get_referents(*buffers) if isinstance(found, deque)), None)
+
+
+def guard(connection: "Connection", owner: str, max_bytes: int | None = MAX_MESSAGE_BYTES) -> _Listener | None:
     """Abort a connection as soon as asyncpg fails on what the server sends. Returns None for a closed connection.
 
     Args:
         connection: a new connection.
         owner: names what uses the connection, for log lines.
+        max_bytes: the largest message, which may be exceeded by an eighth; None for no limit.
     """
     transport = getattr(connection, "_transport", None)
     if transport is None:
         return None
-    listener = _Listener(cast("asyncio.Protocol", transport.get_protocol()), transport, owner)
+    listener = _Listener(cast("asyncio.Protocol", transport.get_protocol()), transport, owner, max_bytes)
     transport.set_protocol(listener)
     return listener
 
@@ -174,7 +228,15 @@ class Slot:
         "task",
     )
 
-    def __init__(self, owner: object, pool_name: str, connection: "Connection", generation: int, now: float) -> None:
+    def __init__(
+        self,
+        owner: object,
+        pool_name: str,
+        connection: "Connection",
+        generation: int,
+        now: float,
+        max_message_bytes: int | None = MAX_MESSAGE_BYTES,
+    ) -> None:
         self.owner = owner
         self.connection = connection
         self.generation = generation
@@ -186,7 +248,7 @@ class Slot:
         self.borrower: CallStack | None = None
         self.task: asyncio.Task[Any] | None = None
         self.leak_reported = False
-        self._listener = guard(connection, f"pool {pool_name!r}")
+        self._listener = guard(connection, f"pool {pool_name!r}", max_message_bytes)
         self._poll: Callable[[int], list[Any]] | None = None
         transport = getattr(connection, "_transport", None)
         socket = transport.get_extra_info("socket") if transport is not None else None

@@ -19,11 +19,11 @@ from acgsperf.pool.options import CloseReason, PoolOptions
 from acgsperf.pool.second_attempt import Spare
 from acgsperf.pool.slot import Slot
 from acgsperf.pool.tasks import BackgroundTasks, set_ended
+from acgsperf.pool.unanswered import Unanswered
 from acgsperf.pool.waiters import SizeWaiters, WaitQueue
 
 _log = logging.getLogger("acgsperf.pool")
 _CONNECTS_AT_ONCE: Final = 8
-_SLOW_CHECK_S: Final = 0.1
 _FAILURES_TOLERATED: Final = 3
 # A connection that the server closes within this time, before it has served a borrower, counts as a failed attempt.
 _PROBATION_S: Final = 1.0
@@ -34,11 +34,14 @@ class Supply:
 
     Whatever changes the number of connections or of waiting callers calls `replenish` afterwards.
 
+    The pool has more than `max_size` connections only while its server is silent, and at most two more. One more is
+    opened for waiting callers while a check, a reset or a close is not answered. `Spare` allows the other one.
+
     Attributes:
         inventory: the connections.
         connecting: connection attempts in flight, without a second attempt.
-        spare: whether a second attempt is in flight.
-        checks: checks of connections in flight.
+        spare: the permission for a second attempt.
+        checks: the connections that are being checked.
         opened: connections opened since the pool was opened.
         target_size: the number of connections that the pool keeps, between `min_size` and `max_size`.
         patient: whether callers wait for a server that may become ready, however often it refuses a connection.
@@ -65,23 +68,23 @@ class Supply:
         self.inventory = Inventory(tasks, options.close_timeout, on_room=self.replenish)
         self.min_size, self.max_size = options.min_size, options.max_size
         self.target_size = options.min_size
-        self.connecting = self.checks = self.opened = 0
-        self.spare = Spare(lambda: self.room > 0)
+        self.connecting = self.opened = 0
+        self.checks = Unanswered(on_stall=self.replenish)
+        self._resets = Unanswered(on_stall=self.replenish)
+        self.spare = Spare()
         self.patient = False
-        # The checks that the server has not answered for `_SLOW_CHECK_S`.
-        self._slow_checks = 0
         # `drain` begins a new generation of connections.
         self._generation = 0
 
     @property
     def room(self) -> int:
         """How many more connections may be opened."""
-        return self.max_size - self.inventory.size - self.connecting - self.spare.in_use
+        return self.max_size - self.inventory.size - self.connecting
 
     @property
     def arriving(self) -> int:
         """Connections that become available although no borrower returns one: idle, being checked or opened."""
-        arriving = len(self.inventory.idle) + self.checks - self._slow_checks + self.connecting
+        arriving = len(self.inventory.idle) + len(self.checks) - len(self.checks.stalled) + self.connecting
         return arriving + max(self.room, 0) if self._health.retry is None else arriving
 
     def take_idle(self, now: float) -> Slot | None:
@@ -204,7 +207,7 @@ class Supply:
             return CloseReason.CLOSED
         if slot.generation != self._generation:
             return CloseReason.DRAINED
-        if len(self.inventory.slots) > self.max_size:
+        if len(self.inventory.slots) - len(self.checks.stalled) - len(self._resets.stalled) > self.max_size:
             return CloseReason.SHRUNK
         # A waiting caller is better served by an ageing connection than by none.
         if now >= slot.expires_at or (slot.ageing and not self._waiters.waiting and self._has_successors()):
@@ -222,7 +225,8 @@ class Supply:
             return
         inventory, health = self.inventory, self._health
         waiting = len(self._waiters.waiting)
-        checking = self.checks - self._slow_checks
+        slow_checks = len(self.checks.stalled)
+        checking = len(self.checks) - slow_checks
         while inventory.idle and waiting > checking:
             slot = inventory.idle.pop()
             if slot.connection.is_closed():
@@ -233,14 +237,16 @@ class Supply:
         if health.retry is not None:
             return
         # While a check is slow, a new connection is opened for the same caller.
-        wanted = waiting - self.connecting - (0 if self._slow_checks else checking)
+        wanted = waiting - self.connecting - (0 if slow_checks else checking)
         size = len(inventory.slots) + self.connecting
         kept = max(self.target_size + inventory.ageing, self._size_waiters.most)
         if health.error is not None:
             # The connections that are open may never answer.
             wanted = max(wanted, 1 - self.connecting - checking)
+        room = self.room
+        stalled = bool(slow_checks or self._resets.stalled or inventory.closes.stalled)
         at_once = 1 if health.doubtful else _CONNECTS_AT_ONCE
-        for _ in range(min(max(wanted, kept - size), self.room, at_once - self.connecting)):
+        for _ in range(min(max(min(wanted, room + stalled), min(kept - size, room)), at_once - self.connecting)):
             self.start_connecting()
 
     def start_connecting(self) -> "asyncio.Task[None]":
@@ -266,11 +272,11 @@ class Supply:
     async def _new_slot(self) -> Slot:
         generation = self._generation
         try:
-            return Slot(
-                self, self._lifecycle.name, await self._connector.connect(self.spare), generation, self._clock()
-            )
+            connection = await self._connector.connect(self.spare)
         finally:
             self.connecting -= 1
+        max_bytes = self._options.max_message_bytes
+        return Slot(self, self._lifecycle.name, connection, generation, self._clock(), max_bytes)
 
     def _add(self, slot: Slot) -> None:
         slot.expires_at = slot.lent_at + self._options.max_lifetime
@@ -335,29 +341,18 @@ class Supply:
         self._size_waiters.refuse_all(error)
 
     def _start_check(self, slot: Slot) -> None:
-        self.checks += 1
+        self.checks.begin(slot)
         self._tasks.start(self._check(slot))
 
     async def _check(self, slot: Slot) -> None:
-        slow = answered = False
-
-        def suspect() -> None:
-            # A server that does not answer one check may not answer the next.
-            nonlocal slow
-            slow = True
-            self._slow_checks += 1
-            self.replenish()
-
-        timer = asyncio.get_running_loop().call_later(_SLOW_CHECK_S, suspect)
+        answered = False
         try:
             await slot.connection.execute("SELECT 1", timeout=self._options.check_timeout)
             answered = True
         except Exception as error:
             _log.debug("pool %r: a check failed (%r); the connection is replaced", self._lifecycle.name, error)
         finally:
-            timer.cancel()
-            self.checks -= 1
-            self._slow_checks -= slow
+            self.checks.end(slot)
         if answered:
             if not slot.proven:
                 self._health.note_answer()
@@ -368,16 +363,8 @@ class Supply:
         self.replenish()
 
     async def _reset(self, slot: Slot, ended: "asyncio.Future[None]") -> None:
-        reset, timeout = self._options.reset, self._options.reset_timeout
         try:
-            if reset and not slot.is_cancelling():
-                await slot.connection.reset(timeout=timeout)
-            else:
-                async with asyncio.timeout(timeout):
-                    # A query that is being cancelled may have begun a transaction. Only its reply says whether.
-                    await slot.connection.execute("ROLLBACK")
-                    if reset:
-                        await slot.connection.reset()
+            await self._reset_session(slot)
         except Exception as error:
             _log.debug("pool %r: a reset failed (%r); the connection is replaced", self._lifecycle.name, error)
             self.terminate(slot, CloseReason.RESET_FAILED)
@@ -387,6 +374,26 @@ class Supply:
                 self._prove(slot)
         finally:
             set_ended(ended)
+
+    async def _reset_session(self, slot: Slot) -> None:
+        reset, timeout = self._options.reset, self._options.reset_timeout
+        self._resets.begin(slot)
+        try:
+            if reset and not slot.is_cancelling():
+                await slot.connection.reset(timeout=timeout)
+            else:
+                async with asyncio.timeout(timeout):
+                    # A query that is being cancelled may have begun a transaction. Only its reply says whether.
+                    await slot.connection.execute("ROLLBACK")
+                    if reset:
+                        await slot.connection.reset()
+        finally:
+            self._resets.end(slot)
+
+    def stop_timers(self) -> None:
+        """Stop the timers of what the server has not answered."""
+        for unanswered in (self.checks, self._resets, self.inventory.closes):
+            unanswered.cancel()
 
     # asyncpg calls these two if it finds that a table or a type has changed.
 

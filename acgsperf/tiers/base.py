@@ -25,6 +25,7 @@ from acgsperf._native.entry import Entry
 from acgsperf._native.types import HistogramSnapshot
 
 __all__ = [
+    "ONLY_L1",
     "RETENTION_S",
     "BreakerState",
     "Entry",
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 RETENTION_S: Final = 60.0
+# The id of an entry that belongs to this process alone.
+ONLY_L1: Final = bytes(8)
 
 
 class BreakerState(Enum):
@@ -141,7 +144,7 @@ class Store(Struct, frozen=True):
         seen: the observation before the load or the copy; None for a demotion.
         kind: decides what is compared. LOAD: the id, and the tokens. COPY: the id, and the invalidations. DEMOTION: the
             key must be absent, and `log_position` must be the last one of the namespace's log.
-        log_position: the last position of the log that this process had processed when L1 evicted the entry.
+        log_position: `Backplane.position` when L1 evicted the entry.
     """
 
     entry: Entry

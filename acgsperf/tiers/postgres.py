@@ -48,6 +48,8 @@ __all__ = ["PostgresTier"]
 
 EXPIRY_INTERVAL_S: Final = 60.0
 _CONNECT_TIMEOUT_S: Final = 1.0
+# The largest message is a row with one value. This is enough for the rest of it, and for every message without a value.
+_BYTES_WITHOUT_VALUE: Final = 1 << 20
 # After a read has found a row with tags, reads look for tags for this time.
 _TAGGED_S: Final = 60.0
 # A record is read after its transaction has committed. The backplane removes records earlier, by the time of commit.
@@ -110,6 +112,7 @@ class PostgresTier(ServerTier):
             self._is_refusal,
             lambda connection: self._writer.add_generation(connection),
             statement_cache_size=statement_cache_size,
+            max_message_bytes=self._max_value_bytes + _BYTES_WITHOUT_VALUE,
             # While one attempt waits for a silent server, the pool starts no other attempt.
             connect_timeout=address.connect_timeout or max(self.deadline, _CONNECT_TIMEOUT_S),
         )
@@ -161,16 +164,13 @@ class PostgresTier(ServerTier):
             return {}, {}
         wanted = [(key, tuple(tags)) for key in keys]
         found: dict[Wanted, _LookedUp] = {}
-        try:
-            async with asyncio.timeout(self.deadline):
-                if not self._pending_writes.keys().isdisjoint(keys):
-                    await self._writes.wait_for_keys(keys)
-                    # The tier may have been closed during the wait.
-                    self._check_use()
-                for at in range(0, len(wanted), MAX_READS_TOGETHER):
-                    found |= await self._look_ups.get_many(wanted[at : at + MAX_READS_TOGETHER])
-        except TimeoutError:
-            pass
+        with self._deadline.wait():
+            if not self._pending_writes.keys().isdisjoint(keys):
+                await self._writes.wait_for_keys(keys)
+                # The tier may have been closed during the wait.
+                self._check_use()
+            for at in range(0, len(wanted), MAX_READS_TOGETHER):
+                found |= await self._look_ups.get_many(wanted[at : at + MAX_READS_TOGETHER])
         entries = {key: entry for (key, _), (entry, _) in found.items() if entry is not None}
         self._reads.hits += len(entries)
         self._reads.misses += len(keys) - len(entries)

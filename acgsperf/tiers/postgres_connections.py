@@ -24,7 +24,8 @@ class Connections:
     Args:
         dsn: the DSN of the server.
         tables: are created if they are missing.
-        clock: is measured at the beginning, and again after each new connection, which may be another server's.
+        clock: is measured at the beginning, after each new connection, which may be another server's, and if there was
+            no sample for a minute.
         is_refusal: returns whether the server refuses one statement with this error.
         prepare: is called with a connection when the tables exist.
         options: the options of the pool.
@@ -127,7 +128,7 @@ class _Loan:
         assert owner.pool is not None
         self._acquire = owner.pool.acquire()
         self._connection = await self._acquire.__aenter__()
-        if not owner._clock_is_known:
+        if not owner._clock_is_known or owner._clock.is_due():
             try:
                 await owner._measure_clock(self._connection)
             except BaseException as error:

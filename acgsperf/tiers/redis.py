@@ -13,7 +13,8 @@ Everything that writes is a script, because it compares first: see `redis_script
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
@@ -21,13 +22,13 @@ from redis.exceptions import ResponseError
 from acgsperf._native import envelope_format as envelope
 from acgsperf.tiers.base import Entry, Observation, Outcome, WriteResult
 from acgsperf.tiers.redis_calls import RedisCalls, ScriptCall
-from acgsperf.tiers.redis_connections import MAX_LIFETIME_S, Credentials, Greeting, RedisConnections
-from acgsperf.tiers.redis_keys import RedisKeys
+from acgsperf.tiers.redis_connections import MAX_LIFETIME_S, Command, Credentials, Greeting, RedisConnections
+from acgsperf.tiers.redis_keys import TOKEN_TTL_MS, RedisKeys
 from acgsperf.tiers.redis_locks import RedisLocks
 from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, blobs, each, refuses_all, text
 from acgsperf.tiers.redis_scripts import GENERATION, SWEEP
-from acgsperf.tiers.redis_tokens import drop_invalidated
-from acgsperf.tiers.redis_writes import TOKEN_TTL_MS, UNKNOWN_RUN, RedisWrites
+from acgsperf.tiers.redis_tokens import Renewals, drop_invalidated
+from acgsperf.tiers.redis_writes import RedisWrites
 from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Unsealed, Wanted, check_tag
 from acgsperf.tiers.server_calls import Attempt
 from acgsperf.tiers.write_batches import WriteBatch
@@ -122,22 +123,39 @@ class RedisTier(ServerTier):
             errors=self._calls.errors,
         )
         self._locks = RedisLocks(self._calls, self._scripts, keys, self.server_clock, self.writer)
+        self._renewals = Renewals(self._calls, self._scripts, keys)
         generation = ScriptCall(GENERATION, [keys.token, keys.invalidations, keys.fence], [TOKEN_TTL_MS], items=0)
         self.connections.greeting = Greeting([("TIME",), generation.command(by_name=False)], self._greeted)
         self.connections.open()
         await self._ask([("PING",)], lambda replies: text(replies[0]))
 
     def _greeted(self, sent: float, received: float, replies: list[Any]) -> None:
-        """Learn the server's time and run. A server that refuses to tell them can still be used."""
-        time, run = replies
+        """Learn the server's time. A server that refuses to tell it can still be used."""
+        time, _ = replies
         if not isinstance(time, ResponseError):
             try:
                 seconds, microseconds = map(int, time)
             except (TypeError, ValueError):
                 raise UnexpectedReplyError(f"reply of TIME must be two numbers, got {time!r:.80}") from None
             self.server_clock.measured(sent, received, seconds + microseconds / 1e6)
-        if isinstance(run, bytes):
-            self._redis_writes.run = run or UNKNOWN_RUN
+
+    async def _ask_and_greet(self, commands: Sequence[Command], read: Callable[[list[Any]], Unsealed]) -> Unsealed:
+        """Send commands, and the greeting with them.
+
+        A process that only reads must notice that the server's clock was set, and renews the token of the namespace.
+        """
+        greeting, sent = self.connections.greeting, 0.0
+        assert greeting is not None
+
+        def sending() -> None:
+            nonlocal sent
+            sent = monotonic()
+
+        def read_all(replies: list[Any]) -> Unsealed:
+            greeting.read(sent, monotonic(), replies[len(commands) :])
+            return read(replies[: len(commands)])
+
+        return await self.connections.ask([*commands, *greeting.commands], read_all, sending)
 
     async def _stop(self) -> None:
         self._locks.close()
@@ -173,7 +191,8 @@ class RedisTier(ServerTier):
             return unsealed
 
         try:
-            unsealed = await self._ask([("MGET", *chunk) for chunk in chunks], read)
+            ask = self._ask_and_greet if self.server_clock.is_due() else self._ask
+            unsealed = await ask([("MGET", *chunk) for chunk in chunks], read)
         except ResponseError as error:
             values = await self._get_each(addresses, error)
             token = (values.pop() or b"")[: envelope.TOKEN_BYTES]
@@ -183,6 +202,7 @@ class RedisTier(ServerTier):
         if tagged:
             tags = list({tag for i, _ in tagged if (entry := found[i]) for tag in entry.tags})
             drop_invalidated(found, tagged, await self._tag_tokens(tags), self.server_clock.offset)
+            self._renewals.renew(found, tagged)
         return found
 
     async def _tag_tokens(self, tags: Sequence[str]) -> dict[str, bytes | None]:

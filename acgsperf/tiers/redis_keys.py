@@ -1,10 +1,19 @@
 """The keys of a namespace in Redis."""
 
+import hashlib
 from typing import Final
 
 from acgsperf._native import envelope_format as envelope
 
-__all__ = ["RedisKeys"]
+__all__ = ["TOKEN_TTL_MS", "RedisKeys", "short_run"]
+
+# How long a key lives that is renewed when it is used.
+TOKEN_TTL_MS: Final = 30 * 24 * 3600 * 1000
+
+
+def short_run(run_id: bytes) -> bytes:
+    """Return 8 bytes for the `run_id` of a server: what the script GENERATION puts into the token of a namespace."""
+    return hashlib.sha1(run_id, usedforsecurity=False).hexdigest()[:8].encode()
 
 
 class RedisKeys:

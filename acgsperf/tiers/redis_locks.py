@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from acgsperf.tiers import records
 from acgsperf.tiers.records import RecordKind
 from acgsperf.tiers.redis_calls import RedisCalls, ScriptCall
-from acgsperf.tiers.redis_keys import RedisKeys
+from acgsperf.tiers.redis_keys import TOKEN_TTL_MS, RedisKeys
 from acgsperf.tiers.redis_scripts import LOCK, UNLOCK
 from acgsperf.tiers.server_calls import ServerCalls
 from acgsperf.tiers.server_clock import ServerClock
@@ -89,7 +89,7 @@ class RedisLocks:
 
     def lock_call(self, key: str, lifetime_ms: int, owner: str) -> ScriptCall:
         """Return the call that acquires a lock."""
-        return ScriptCall(LOCK, [self._keys.lock(key), self._keys.fence], [lifetime_ms, owner], 0)
+        return ScriptCall(LOCK, [self._keys.lock(key), self._keys.fence], [lifetime_ms, owner, TOKEN_TTL_MS], 0)
 
     def _unlock_call(self, key: str, mine: int | str, outcome: bytes = b"") -> ScriptCall:
         released = [

@@ -13,13 +13,17 @@ Stamps are compared as numbers, because Lua compares strings in the order of the
 comes from no tier, and counts as 0. A stamp more than a day ahead of the server's clock supersedes nothing: it may come
 from a value of an older version, which looks like an envelope by chance.
 
+A token lives as long as its longest entry. If that has no expiration, the token lives for 30 days, and is renewed when
+it is used. If nobody has used it for so long, the entry becomes a miss.
+
 Another program may have written to any of the keys. A value of another type, or one that cannot be a token or a lock,
 counts as absent, and the next write replaces it. A log to which nothing can be added, because it is no stream or has
 the greatest possible id, is removed. This is a gap: records may be missed, and every cache verifies its L1.
 """
 
-import hashlib
-from typing import Final, NamedTuple
+from typing import Final
+
+from acgsperf.tiers.redis_lua import Script, script
 
 __all__ = [
     "EXPIRE",
@@ -28,6 +32,7 @@ __all__ = [
     "INVALIDATE",
     "LOCK",
     "OBSERVE",
+    "RENEW",
     "STORE",
     "SWEEP",
     "TOMBSTONE",
@@ -38,118 +43,32 @@ __all__ = [
 ]
 
 
-class Script(NamedTuple):
-    """A script, and the name by which the server knows it once it has run it."""
-
-    name: str
-    text: bytes
-    sha: str
-
-
-# `header` returns the start of what is stored, if it is of this version.
-_COMMON: Final = """
-local at = 0
-local function take() at = at + 1; return ARGV[at] end
-local function take_number() return tonumber(take()) end
-local function take_records() local first, count = at + 2, take_number(); at = at + count; return first end
-local function clock() local time = redis.call('TIME'); return time[1] * 1000000 + time[2] end
-local function failed(reply) return type(reply) == 'table' and reply.err end
--- A value of another type counts as absent. Any other error, such as a missing right, ends the script.
-local function read(...)
-    local reply = redis.pcall(...)
-    if failed(reply) and not string.find(reply.err, 'WRONGTYPE', 1, true) then error(reply.err) end
-    return reply
-end
-local function header(key, last)
-    local value = read('GETRANGE', key, 0, last)
-    if type(value) == 'string' and #value >= 17 and string.find(value, '^[ETM]', 17)
-        and (#value == 17 or string.byte(value, 18) == 2) then return value end
-end
-local function id(value) return string.sub(value, 1, 8) end
-local function stamp(value)
-    local found = struct.unpack('>I8', value, 9)
-    return found < 9007199254740992 and found or 0
-end
-local function kind(value) return string.sub(value, 17, 17) end
-local function is_live(value, now)
-    return kind(value) == 'E' and #value >= 48 and struct.unpack('<d', value, 41) > now / 1000000
-end
-local function newer(old, new, now)
-    local found = old and stamp(old) or 0
-    return old and found >= stamp(new) and found < now + 86400000000 and id(old) ~= id(new)
-end
-local function parts_of_lock(key)
-    local value = read('GET', key)
-    return string.match(type(value) == 'string' and value or '', '^(%d+):([^+]+)(%+?)')
-end
-local function put(key, value, px)
-    if px == '' then return redis.pcall('SET', key, value) end
-    return redis.pcall('SET', key, value, 'PX', px)
-end
-local function extend(key, px)
-    local left = redis.call('PTTL', key)
-    if left >= 0 and px == '' then redis.call('PERSIST', key)
-    elseif left >= 0 and left < tonumber(px) then redis.call('PEXPIRE', key, px) end
-end
-local function current(key)
-    local value = read('GET', key)
-    if type(value) == 'string' and #value >= 8 and #value <= 17 then return value end
-end
-local function token(key, new, px)
-    local value = current(key)
-    if value then return value end
-    if px == '' then redis.call('SET', key, new) else redis.call('SET', key, new, 'PX', px) end
-    return new
-end
-local function add(log, record) return redis.pcall('XADD', log, 'MAXLEN', '~', 10000, '*', 'r', record) end
--- Returns the time, negative if there was nothing to publish or it has failed.
-local function publish(log, first, now)
-    local count, done = tonumber(ARGV[first - 1]), 1
-    -- After this command, which needs no memory, a server that is full accepts one that does.
-    if count > 0 then redis.pcall('PEXPIRE', log, 2592000000) end
-    for i = first, first + count - 1 do
-        if failed(add(log, ARGV[i])) then
-            redis.pcall('UNLINK', log)
-            if failed(add(log, ARGV[i])) then done = 0 end
-        end
-    end
-    return count > 0 and done == 1 and now or -now
-end
-"""
-
-
-def _script(name: str, text: str) -> Script:
-    whole = (_COMMON + text).encode()
-    # Redis names scripts by their SHA-1.
-    return Script(name, whole, hashlib.sha1(whole, usedforsecurity=False).hexdigest())
-
-
 # KEYS: log, token, entries, tags.
-# ARGV: entries, deadline, new token of the namespace, its lifetime, new token of tags, records; for each entry: head,
-# tail, lifetime, its tags as positions among the tags.
-WRITE: Final = _script(
+# ARGV: entries, deadline, lifetime of lasting tokens, new token, records; for each entry: head, tail, lifetime or
+# nothing, its tags as positions among the tags.
+WRITE: Final = script(
     "WRITE",
     """
 local n, deadline, now = take_number(), take_number(), clock()
 if now > deadline then return {now} end
-local new_namespace, namespace_px, new = take(), take(), take()
+local lasting_px, new = take(), take()
 local records, results = take_records(), {}
-local namespace = id(token(KEYS[2], new_namespace, namespace_px))
+local namespace = id(token(KEYS[2], new, lasting_px, true))
 for i = 1, n do
     local key, head, tail, px, tags = KEYS[2 + i], take(), take(), take(), take()
     local old = header(key, 17)
     if newer(old, head, now) then
         results[1 + i] = stamp(old)
     else
-        local tokens = {namespace}
+        local tokens, token_px = {namespace}, px ~= '' and px or lasting_px
         for j = 1, #tags, 2 do
-            tokens[#tokens + 1] = id(token(KEYS[2 + n + struct.unpack('>H', tags, j)], new, px))
+            tokens[#tokens + 1] = id(token(KEYS[2 + n + struct.unpack('>H', tags, j)], new, token_px))
         end
         local done = put(key, head .. table.concat(tokens) .. tail, px)
         results[1 + i] = failed(done) and done or -1
         if not failed(done) then
-            for j = 1, #tags, 2 do extend(KEYS[2 + n + struct.unpack('>H', tags, j)], px) end
-            if px == '' or tonumber(px) > tonumber(namespace_px) then extend(KEYS[2], px) end
+            for j = 1, #tags, 2 do extend(KEYS[2 + n + struct.unpack('>H', tags, j)], token_px) end
+            if tonumber(token_px) > tonumber(lasting_px) then extend(KEYS[2], token_px) end
         end
     end
 end
@@ -159,7 +78,7 @@ return results
 )
 
 # KEYS: log, entries. ARGV: entries, deadline, lifetime, records; for each entry: id and stamp.
-TOMBSTONE: Final = _script(
+TOMBSTONE: Final = script(
     "TOMBSTONE",
     """
 local n, deadline, now = take_number(), take_number(), clock()
@@ -184,7 +103,7 @@ return results
 # Makes entries stale from now on: it replaces the time until which they are fresh. A marker or a tombstone gets the new
 # id, so that a load that has observed the former id is not stored.
 # KEYS: log, entries. ARGV: entries, deadline, lifetime of markers, records; for each entry: id and stamp.
-EXPIRE: Final = _script(
+EXPIRE: Final = script(
     "EXPIRE",
     """
 local n, deadline, now = take_number(), take_number(), clock()
@@ -213,7 +132,7 @@ return results
 )
 
 # KEYS: log, entries. ARGV: entries, lifetime, records; for each entry: the id to remove, the id of the tombstone.
-UNDO: Final = _script(
+UNDO: Final = script(
     "UNDO",
     """
 local n, now, px = take_number(), clock(), take()
@@ -235,19 +154,21 @@ return results
 
 # If the server has no memory for a token, the observed token is empty. No store compares equal with that.
 # KEYS: token, invalidations, tags, entries.
-# ARGV: tags, entries, lifetime, new token of the namespace, new token of others, lifetime of the first two, new ids.
-OBSERVE: Final = _script(
+# ARGV: tags, entries, lifetime, new token, lifetime of the first two, new ids.
+OBSERVE: Final = script(
     "OBSERVE",
     """
 local m, n, px = take_number(), take_number(), take()
-local new_namespace, new, namespace_px, ids = take(), take(), take(), take()
-local function seen(key, value, lifetime)
-    local old = current(key)
-    return old or not failed(put(key, value, lifetime)) and value or ''
+local new, namespace_px, ids = take(), take(), take()
+local function seen(key, lifetime, is_namespace)
+    local value = current(key)
+    if value then return value end
+    value = is_namespace and of_namespace(new) or new
+    return not failed(put(key, value, lifetime)) and value or ''
 end
-local results = {seen(KEYS[1], new_namespace, namespace_px), seen(KEYS[2], new, namespace_px)}
+local results = {seen(KEYS[1], namespace_px, true), seen(KEYS[2], namespace_px)}
 for i = 1, m do
-    results[2 + i] = seen(KEYS[2 + i], new, px)
+    results[2 + i] = seen(KEYS[2 + i], px)
     extend(KEYS[2 + i], px)
 end
 for i = 1, n do
@@ -267,23 +188,24 @@ return results
 )
 
 # KEYS: log, token, invalidations, entries, tags.
-# ARGV: entries, new token of the namespace, its lifetime, new token of tags; for each entry: kind, observed id or last
-# position of the log, observed tokens, observed invalidations or nothing, time limit, head, tail, lifetime, its tags as
-# positions. Kinds: T compares the tokens of all tags. I compares the invalidations. C compares them too, and requires
-# that the slower tier has refused no invalidation. D requires that the key is absent and that the log has no later
-# record.
+# ARGV: entries, lifetime of lasting tokens, new token of tags; for each entry: kind, observed id or the server's
+# run and last position of the log, observed tokens, observed invalidations or nothing, time limit, head, tail,
+# lifetime, its tags as positions. Kinds: T compares the tokens of all tags. I compares the invalidations. C compares
+# them too, and requires that the slower tier has refused no invalidation. D requires that the key is absent, that the
+# server was not restarted, and that the log has no later record. After a restart from a snapshot the log may have lost
+# records, and so end at a position that the process knows.
 # Results: -1 stored, 0 superseded.
-STORE: Final = _script(
+STORE: Final = script(
     "STORE",
     """
 local n, now = take_number(), clock()
-local new_namespace, namespace_px, new = take(), take(), take()
+local lasting_px, new = take(), take()
 local results = {0}
 local namespace = current(KEYS[2]) or ''
 local function counted(value) return string.char(#value) .. value end
 local function last_position()
     local last = read('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
-    return last[1] and last[1][1] or ''
+    return last[1] and string.sub(namespace, 9, 16) .. last[1][1] or ''
 end
 local function refused_below(value) return #value % 2 == 1 end
 for i = 1, n do
@@ -298,7 +220,8 @@ for i = 1, n do
     end
     local is_current = now <= limit
     if compare == 'D' then
-        is_current = is_current and redis.call('EXISTS', key) == 0 and seen ~= '' and last_position() == seen
+        is_current = is_current and namespace ~= '' and redis.call('EXISTS', key) == 0
+        is_current = is_current and seen ~= '' and last_position() == seen
     else
         local old = header(key, 17)
         local found = counted(namespace)
@@ -318,17 +241,16 @@ for i = 1, n do
     if not is_current then
         results[1 + i] = 0
     else
-        if namespace == '' then namespace = token(KEYS[2], new_namespace, namespace_px) end
-        local parts = {id(namespace)}
+        local parts, token_px = {id(namespace)}, px ~= '' and px or lasting_px
         for j = 1, #names do
-            if values[j] == '' then values[j] = token(names[j], new, px) end
+            if values[j] == '' then values[j] = token(names[j], new, token_px) end
             parts[#parts + 1] = id(values[j])
         end
         local done = put(key, head .. table.concat(parts) .. tail, px)
         results[1 + i] = failed(done) and done or -1
         if not failed(done) then
-            for j = 1, #names do extend(names[j], px) end
-            if px == '' or tonumber(px) > tonumber(namespace_px) then extend(KEYS[2], px) end
+            for j = 1, #names do extend(names[j], token_px) end
+            if tonumber(token_px) > tonumber(lasting_px) then extend(KEYS[2], token_px) end
         end
     end
 end
@@ -338,21 +260,25 @@ return results
 
 # An entry whose token is gone is a miss, so an invalidation needs no memory. If the slower tier has refused the
 # invalidation, the new token says so.
-# KEYS: log, token, invalidations. ARGV: deadline, new token or nothing, its lifetime, records.
-INVALIDATE: Final = _script(
+# KEYS: log, token, invalidations. ARGV: deadline, new token of a tag or of the namespace or nothing, whether it is the
+# namespace's, its lifetime, records.
+INVALIDATE: Final = script(
     "INVALIDATE",
     """
 local deadline, now = take_number(), clock()
 if now > deadline then return {now} end
-local new, px, records = take(), take(), take_records()
+local new, is_namespace, px, records = take(), take() == '1', take(), take_records()
 redis.call('UNLINK', KEYS[2], KEYS[3])
-if new ~= '' then redis.call('SET', KEYS[2], new, 'PX', px) end
+if new ~= '' then
+    if is_namespace then new = of_namespace(new) end
+    redis.call('SET', KEYS[2], new .. 'R', 'PX', px)
+end
 return {publish(KEYS[1], records, now), -1}
 """,
 )
 
 # KEYS: log, token. ARGV: deadline, records.
-EXPIRE_TAG: Final = _script(
+EXPIRE_TAG: Final = script(
     "EXPIRE_TAG",
     """
 local deadline, now = take_number(), clock()
@@ -369,7 +295,7 @@ return {publish(KEYS[1], records, now), -1}
 
 # Removes entries of a former token of the namespace, and of other versions.
 # KEYS: token, entries. Results: -2 a live entry was removed, -1 another was, 0 it was kept.
-SWEEP: Final = _script(
+SWEEP: Final = script(
     "SWEEP",
     """
 local now, namespace, results = clock(), id(current(KEYS[1]) or ''), {0}
@@ -389,30 +315,35 @@ return results
 # The token of a namespace says which run of the server it belongs to. After a restart from a snapshot, or a failover,
 # the server may lack acknowledged writes.
 # KEYS: token, invalidations, fence. ARGV: lifetime. Returns 8 bytes for this run; nothing if they are unknown.
-GENERATION: Final = _script(
+GENERATION: Final = script(
     "GENERATION",
     """
-local px, info = take(), redis.pcall('INFO', 'server')
-local run = type(info) == 'string' and string.match(info, 'run_id:(%w+)') or ''
-if run ~= '' then
-    run = string.sub(redis.sha1hex(run), 1, 8)
-    local value = current(KEYS[1])
-    if value and string.sub(value, 9, 16) ~= run then redis.call('UNLINK', KEYS[1], KEYS[2]) end
-end
+local px, found, value = take(), run(), current(KEYS[1])
+if found and value and string.sub(value, 9, 16) ~= found then redis.call('UNLINK', KEYS[1], KEYS[2]) end
 extend(KEYS[1], px)
 for i = 2, 3 do redis.call('PEXPIRE', KEYS[i], px) end
-return run
+return found or ''
+""",
+)
+
+# Renews the tokens of entries without an expiration, because they are in use. KEYS: tokens. ARGV: lifetime.
+RENEW: Final = script(
+    "RENEW",
+    """
+local px = take()
+for i = 1, #KEYS do extend(KEYS[i], px) end
+return 1
 """,
 )
 
 # The value of a lock is its token, its owner, and a + for each caller that waits; the script recognizes a repeated
 # command by the owner. A token is at least the clock in microseconds, so that tokens keep growing even if the server
 # has lost the counter.
-# KEYS: lock, fence. ARGV: lifetime, owner.
-LOCK: Final = _script(
+# KEYS: lock, fence. ARGV: lifetime of the lock, owner, lifetime of the counter.
+LOCK: Final = script(
     "LOCK",
     """
-local px, owner = take(), take()
+local px, owner, fence_px = take(), take(), take()
 local number, holder, waiting = parts_of_lock(KEYS[1])
 if number then
     if holder == owner then return tonumber(number) end
@@ -423,14 +354,14 @@ local last = read('GET', KEYS[2])
 last = type(last) == 'string' and tonumber(last) or 0
 number = math.max(last < 9007199254740991 and last + 1 or 0, clock())
 number = string.format('%.0f', number)
-redis.call('SET', KEYS[2], number)
+redis.call('SET', KEYS[2], number, 'PX', fence_px)
 redis.call('SET', KEYS[1], number .. ':' .. owner, 'PX', px)
 return tonumber(number)
 """,
 )
 
 # Releases by token or by owner. KEYS: lock, log. ARGV: token or owner, records.
-UNLOCK: Final = _script(
+UNLOCK: Final = script(
     "UNLOCK",
     """
 local mine, records = take(), take_records()

@@ -1,15 +1,24 @@
-"""Tokens of tags, as a read compares them."""
+"""Tokens of tags, as a read compares and renews them."""
 
 from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Final
 
 from msgspec.structs import replace
 
 from acgsperf._native.envelope_format import TOKEN_BYTES
+from acgsperf.dispatch import LRUCache
 from acgsperf.tiers.base import Entry
+from acgsperf.tiers.redis_calls import RedisCalls, ScriptCall
+from acgsperf.tiers.redis_keys import TOKEN_TTL_MS, RedisKeys
+from acgsperf.tiers.redis_scripts import RENEW
+from acgsperf.tiers.server_calls import ServerCalls
 
-__all__ = ["drop_invalidated"]
+__all__ = ["Renewals", "drop_invalidated"]
 
-_STALE_END = 2 * TOKEN_BYTES
+_STALE_END: Final = 2 * TOKEN_BYTES
+_RENEW_EVERY_S: Final = 24 * 3600.0
+_MAX_REMEMBERED: Final = 10_000
 
 
 def drop_invalidated(
@@ -40,3 +49,39 @@ def drop_invalidated(
                 stale_at = int.from_bytes(value[TOKEN_BYTES:_STALE_END], "big") / 1e6 - offset
                 if entry.created_at < stale_at and (entry.fresh_until is None or entry.fresh_until > stale_at):
                     entry = found[position] = replace(entry, fresh_until=stale_at)
+
+
+class Renewals:
+    """Renews the tokens of tags that entries without an expiration have, each once a day if it is read.
+
+    Args:
+        calls: owns the task.
+        scripts: calls the script.
+        keys: names the tokens.
+    """
+
+    def __init__(self, calls: ServerCalls, scripts: RedisCalls, keys: RedisKeys) -> None:
+        self._calls = calls
+        self._scripts = scripts
+        self._keys = keys
+        self._renewed_at: LRUCache[str, float] = LRUCache(_MAX_REMEMBERED)
+
+    def renew(self, found: Sequence[Entry | None], tagged: Sequence[tuple[int, Sequence[bytes]]]) -> None:
+        """Renew the tokens of the entries with tags, later. A read does not wait for it."""
+        now, due = monotonic(), []
+        for position, _ in tagged:
+            entry = found[position]
+            if entry is not None and entry.kept_until is None:
+                for tag in entry.tags:
+                    renewed_at = self._renewed_at.get(tag)
+                    if renewed_at is None or now - renewed_at >= _RENEW_EVERY_S:
+                        self._renewed_at.set(tag, now)
+                        due.append(tag)
+        if due:
+            self._calls.start(self._renew(due))
+
+    async def _renew(self, tags: Sequence[str]) -> None:
+        await self._calls.run(lambda: self._scripts.run_each([(self._renew_call, tags)]))
+
+    def _renew_call(self, tags: Sequence[str]) -> ScriptCall:
+        return ScriptCall(RENEW, list(map(self._keys.tag, tags)), [TOKEN_TTL_MS], 0)

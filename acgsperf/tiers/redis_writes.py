@@ -15,7 +15,7 @@ from acgsperf.tiers import records
 from acgsperf.tiers.base import Entry, Observation, Outcome, Store, StoreKind, WriteResult
 from acgsperf.tiers.records import Record, RecordKind
 from acgsperf.tiers.redis_calls import Job, RedisCalls, Reply, ScriptCall
-from acgsperf.tiers.redis_keys import RedisKeys
+from acgsperf.tiers.redis_keys import TOKEN_TTL_MS, RedisKeys
 from acgsperf.tiers.redis_scripts import EXPIRE, EXPIRE_TAG, INVALIDATE, OBSERVE, STORE, TOMBSTONE, UNDO, WRITE, Script
 from acgsperf.tiers.server import Wanted
 from acgsperf.tiers.server_calls import Attempt
@@ -23,16 +23,13 @@ from acgsperf.tiers.server_clock import ServerClock
 from acgsperf.tiers.tier_arguments import MOST_STAMP
 from acgsperf.tiers.write_batches import REFUSED, Action, Operation, WriteBatch
 
-__all__ = ["TOKEN_TTL_MS", "UNKNOWN_RUN", "RedisWrites"]
+__all__ = ["RedisWrites"]
 
-TOKEN_TTL_MS: Final = 30 * 24 * 3600 * 1000
-UNKNOWN_RUN: Final = b"-" * 8
 # Redis refuses an expiry time beyond 64 bits. An entry that is kept longer than this has no expiry.
 _LONGEST_MS: Final = 1 << 60
 # Lua's numbers are exact up to this.
 _LATEST_US: Final = 1 << 53
 _REMOVED: Final = -2
-_REFUSED_BELOW: Final = b"R"
 
 _Item = tuple[str, Operation]
 
@@ -47,9 +44,6 @@ class RedisWrites:
         retention: the seconds for which ids and tombstones are kept after an entry has ended.
         writer: names this cache in records; empty for no records.
         errors: counts what the server refuses, by kind.
-
-    Attributes:
-        run: 8 bytes for the server's run, from the script GENERATION.
     """
 
     def __init__(
@@ -62,7 +56,6 @@ class RedisWrites:
         writer: bytes,
         errors: Counter[str],
     ) -> None:
-        self.run = UNKNOWN_RUN
         self._scripts = scripts
         self._keys = keys
         self._clock = clock
@@ -169,15 +162,14 @@ class RedisWrites:
 
     async def invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
         """Remove the token of a tag, or that of the namespace."""
-        token = new = b""
         if tag is None:
-            token, new, lifetime_ms = self._keys.token, self._new_namespace_token() + _REFUSED_BELOW, TOKEN_TTL_MS
-            record = Record(RecordKind.CLEAR)
+            token, lifetime_ms, record = self._keys.token, TOKEN_TTL_MS, Record(RecordKind.CLEAR)
         else:
-            token, new, lifetime_ms = self._keys.tag(tag), self._new_token() + _REFUSED_BELOW, self._retention_ms
+            token, lifetime_ms = self._keys.tag(tag), self._retention_ms
             record = records.of_tag(RecordKind.TAG, tag)
         keys = [self._keys.log, token, self._keys.invalidations]
-        arguments = [new if refused_below else b"", lifetime_ms, *self._packed([record])]
+        new = self._new_token() if refused_below else b""
+        arguments = [new, int(tag is None), lifetime_ms, *self._packed([record])]
         return await self._run_one(INVALIDATE, keys, arguments, attempt)
 
     async def expire_tag(self, tag: str, attempt: Attempt) -> WriteResult:
@@ -205,7 +197,8 @@ class RedisWrites:
 
     def _write_call(self, items: Sequence[_Item], attempt: Attempt) -> ScriptCall:
         tags = _positions(tag for _, operation in items for tag in _tags(operation))
-        arguments: list[Any] = [len(items), self._deadline_us(attempt), *self._new_tokens(), *self._records(items)]
+        arguments: list[Any] = [len(items), self._deadline_us(attempt), TOKEN_TTL_MS, self._new_token()]
+        arguments += self._records(items)
         now = time.monotonic()
         for key, operation in items:
             assert operation.entry is not None
@@ -230,7 +223,7 @@ class RedisWrites:
 
     def _store_call(self, items: Sequence[_Item]) -> ScriptCall:
         tags = _positions(tag for _, operation in items for tag in _tags(operation))
-        arguments: list[Any] = [len(items), *self._new_tokens()]
+        arguments: list[Any] = [len(items), TOKEN_TTL_MS, self._new_token()]
         now = time.monotonic()
         for key, operation in items:
             assert operation.entry is not None
@@ -248,7 +241,6 @@ class RedisWrites:
             len(tags),
             len(wanted),
             self._retention_ms,
-            self._new_namespace_token(),
             self._new_token(),
             TOKEN_TTL_MS,
             secrets.token_bytes(envelope.ID_BYTES * len(wanted)),
@@ -278,12 +270,6 @@ class RedisWrites:
 
     def _new_token(self) -> bytes:
         return secrets.token_bytes(envelope.TOKEN_BYTES)
-
-    def _new_namespace_token(self) -> bytes:
-        return self._new_token() + self.run
-
-    def _new_tokens(self) -> tuple[bytes, int, bytes]:
-        return self._new_namespace_token(), TOKEN_TTL_MS, self._new_token()
 
     def _records(self, items: Sequence[_Item], kind: RecordKind = RecordKind.KEYS) -> list[Any]:
         if not self._writer:

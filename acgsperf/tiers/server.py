@@ -79,6 +79,8 @@ class ServerTier(Tier):
         self.server_clock: Final = ServerClock()
         self._last_stamp = 0
         self._calls = ServerCalls(self.name, deadline, self._timed_out, self._is_refusal)
+        # For reads that wait for writes, or have several parts.
+        self._deadline: Final = Deadline(deadline)
         self._breaker = self._calls.breaker
         self._reads = ReadBatches(self._calls, self._fetch, deadline)
         self._observations = ReadBatches(self._calls, self._observe, deadline)
@@ -163,6 +165,7 @@ class ServerTier(Tier):
             self._reads.close()
             self._observations.close()
             self._writes.close()
+            self._deadline.close()
             self._loop = None
             self._calls.close()
             await self._stop()
@@ -302,17 +305,14 @@ class ServerTier(Tier):
             return {}
         wanted = [(key, tuple(tags)) for key in keys]
         found: dict[str, Observation] = {}
-        try:
-            async with asyncio.timeout(self.deadline):
-                if not self._pending_writes.keys().isdisjoint(keys):
-                    await self._writes.wait_for_keys(keys)
-                    # The tier may have been closed during the wait.
-                    self._check_use()
-                for at in range(0, len(wanted), MAX_READS_TOGETHER):
-                    part = await self._observations.get_many(wanted[at : at + MAX_READS_TOGETHER])
-                    found |= {key: seen for (key, _), seen in part.items()}
-        except TimeoutError:
-            pass
+        with self._deadline.wait():
+            if not self._pending_writes.keys().isdisjoint(keys):
+                await self._writes.wait_for_keys(keys)
+                # The tier may have been closed during the wait.
+                self._check_use()
+            for at in range(0, len(wanted), MAX_READS_TOGETHER):
+                part = await self._observations.get_many(wanted[at : at + MAX_READS_TOGETHER])
+                found |= {key: seen for (key, _), seen in part.items()}
         return found
 
     async def look_up(
@@ -438,13 +438,11 @@ class ServerTier(Tier):
     async def _read_after_write(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Read keys after the writes of them that are in flight; one deadline covers both."""
         queued = False
-        try:
-            async with asyncio.timeout(self.deadline):
-                await self._writes.wait_for_keys(keys)
-                # The tier may have been closed during the wait.
-                self._check_use()
-                queued = True
-                return await self._reads.get_many(keys)
-        except TimeoutError:
-            self._reads.misses += 0 if queued else len(keys)  # if queued, counted when the server has answered
-            return {}
+        with self._deadline.wait():
+            await self._writes.wait_for_keys(keys)
+            # The tier may have been closed during the wait.
+            self._check_use()
+            queued = True
+            return await self._reads.get_many(keys)
+        self._reads.misses += 0 if queued else len(keys)  # if queued, counted when the server has answered
+        return {}

@@ -18,15 +18,24 @@ class ServerClock:
         offset: the server's clock minus the monotonic clock.
     """
 
-    __slots__ = ("_measured_at", "_round_trip", "offset")
+    __slots__ = ("_asked_at", "_measured_at", "_round_trip", "offset")
 
     def __init__(self) -> None:
         self.offset = time.time() - time.monotonic()
         self._round_trip = float("inf")
-        self._measured_at = 0.0
+        self._measured_at = self._asked_at = 0.0
+
+    def is_due(self) -> bool:
+        """Return whether a call should ask for the time as well: True once, if there was no sample for a minute."""
+        now = time.monotonic()
+        if now - self._asked_at < _SAMPLE_MAX_AGE_S:
+            return False
+        self._asked_at = now
+        return True
 
     def measured(self, sent: float, received: float, server_time: float) -> None:
         """Take a sample: the server's time in a reply, and when this process sent the call and received the reply."""
+        self._asked_at = received
         round_trip = received - sent
         offset = server_time - (sent + received) / 2
         contradicts = abs(offset - self.offset) > (round_trip + self._round_trip) / 2

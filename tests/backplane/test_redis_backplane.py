@@ -17,6 +17,7 @@ from acgsperf.backplane import BackplaneState, beside
 from acgsperf.backplane import redis as backplane_redis
 from acgsperf.backplane.redis import RedisBackplane
 from acgsperf.errors import TierError
+from acgsperf.tiers import Entry, Store, StoreKind, Write
 from acgsperf.tiers.records import Record, RecordKind, packed
 from acgsperf.tiers.redis import RedisTier
 from acgsperf.tiers.redis_keys import RedisKeys
@@ -24,6 +25,11 @@ from acgsperf.tiers.redis_keys import RedisKeys
 
 def log_key(namespace):
     return RedisKeys(namespace).log
+
+
+def entry(value):
+    now = time.monotonic()
+    return Entry(value, now, now + 60, now + 60, id=secrets.token_bytes(8), stamp=1)
 
 
 @pytest.fixture
@@ -227,7 +233,7 @@ async def test_a_key_that_is_no_stream_is_replaced_and_other_namespaces_work_on(
     assert [it for it in caplog.records if it.levelno >= logging.WARNING] == []
 
 
-@pytest.mark.parametrize("forbidden", ["xadd", "xread", "xrange"])
+@pytest.mark.parametrize("forbidden", ["xadd", "xread", "xrevrange"])
 async def test_missing_rights_are_named_once(opened, redis_victim, victim_client, until, caplog, forbidden):
     redis_victim.start()
     await victim_client.acl_setuser(
@@ -249,7 +255,9 @@ async def test_without_the_rights_to_ask_for_the_server_a_reconnect_is_a_gap(
     opened, redis_victim, victim_client, until
 ):
     redis_victim.start()
-    await victim_client.acl_setuser("app", enabled=True, nopass=True, keys="*", commands=["+xadd", "+xread", "+xrange"])
+    await victim_client.acl_setuser(
+        "app", enabled=True, nopass=True, keys="*", commands=["+xadd", "+xread", "+xrevrange"]
+    )
     backplane = RedisBackplane(redis_victim.url.replace("unix://", "unix://app:x@"), timeout=0.4)
     listener = await opened(backplane, "ns")
     assert listener.leased
@@ -314,7 +322,63 @@ async def test_a_server_restarted_from_a_snapshot_is_a_gap_even_if_it_has_the_po
     redis_victim.kill()
     redis_victim.start()
     await until(lambda: listener.leased and listener.misses == 2)
-    assert (await victim_client.xrange(log_key("ns")))[0][0] == position
+    assert (await victim_client.xrange(log_key("ns")))[0][0] == position[8:]
+
+
+async def test_nothing_is_demoted_to_a_server_that_was_restarted_since(opened, redis_victim, victim_client):
+    """The snapshot has the last position of the log that the process knows, and the log may have had later records."""
+    redis_victim.start()
+    tier = RedisTier(redis_victim.url, deadline=5)
+    await tier.open("ns")
+    assert await tier.set("other", entry("v"))
+    backplane = RedisBackplane.beside(tier)
+    await opened(backplane, "ns")
+    position = backplane.position
+    await backplane.close()
+    assert await tier.store({"k": Store(entry("removed"), None, StoreKind.DEMOTION, position)})
+    assert await tier.delete_many(["k"])
+    await victim_client.delete(tier.keys.entry("k"))
+    await victim_client.save()
+    redis_victim.kill()
+    redis_victim.start()
+    assert await tier.set("other", entry("v"))
+    assert not await tier.store({"k": Store(entry("removed"), None, StoreKind.DEMOTION, position)})
+    await tier.close()
+
+
+async def test_an_older_dump_that_is_loaded_without_a_restart_revives_nothing(
+    opened, redis_victim, victim_client, until, caplog
+):
+    redis_victim.start()
+    tier = RedisTier(redis_victim.url, deadline=5)
+    tier.writer = b"writer-1"
+    await tier.open("ns")
+    for key in ("removed", "kept"):
+        await tier.write({key: Write(entry(key), secrets.token_bytes(8), tier.now_us())})
+    dump = {key: await victim_client.dump(key) for key in await victim_client.keys()}
+    backplane = RedisBackplane.beside(tier)
+    listener = await opened(backplane, "ns")
+    removal = Write(None, secrets.token_bytes(8), tier.now_us())
+    await tier.write({"removed": removal})
+    await until(lambda: listener.keys)
+    reads = []
+    # The first read that the cache can make to verify an entry.
+    listener.missed = lambda: reads.append(asyncio.ensure_future(tier.get("removed")))
+    async with victim_client.pipeline(transaction=True) as pipe:
+        # As DEBUG RELOAD NOSAVE does.
+        pipe.flushall()
+        for key, value in dump.items():
+            pipe.restore(key, 0, value)
+        # The log of another process goes on.
+        pipe.xadd(log_key("ns"), {"r": packed(Record(RecordKind.HELLO), b"somebody", 0)})
+        await pipe.execute()
+    await until(lambda: reads)
+    assert await asyncio.gather(*reads) == [None]
+    assert await tier.get("kept") is None
+    assert [it.message for it in caplog.records if it.levelno == logging.WARNING] == [
+        "redis backplane 'ns': the server has loaded an older dump; all entries in it are misses now"
+    ]
+    await tier.close()
 
 
 async def test_a_frozen_server_ends_the_lease_in_time(opened, redis_victim, until):

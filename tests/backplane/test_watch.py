@@ -1,6 +1,7 @@
 """PostgresBackplane.watch: rows that change invalidate tags, and no writer fails because of it."""
 
 import asyncio
+import re
 import secrets
 import time
 
@@ -100,6 +101,24 @@ async def test_a_large_change_invalidates_one_coarse_tag(listener, connection, u
     assert heard(listener) == [[f"table:{users}"]]
 
 
+@pytest.mark.parametrize(("events", "coarse"), [(["delete"], [2, 3]), (["insert", "update"], [0, 1, 3])])
+async def test_some_events_may_always_invalidate_the_coarse_tag(listener, connection, users, until, events, coarse):
+    transitions = (
+        "SELECT count(*) FROM pg_trigger WHERE tgrelid = $1::regclass AND num_nulls(tgoldtable, tgnewtable) < 2"
+    )
+    assert await listener.backplane.watch(users, ["user:{id}"], coarse="all", coarse_on=events)
+    assert not await listener.backplane.watch(users, ["user:{id}"], coarse="all", coarse_on=events)
+    assert await connection.fetchval(transitions, users) == 3 - len(events)
+    await connection.execute(f"INSERT INTO {users} VALUES (1)")
+    await connection.execute(f"UPDATE {users} SET note = 'x'")
+    await connection.execute(f"DELETE FROM {users}")
+    await connection.execute(f"TRUNCATE {users}")
+    await until(lambda: len(listener.records) == 4)
+    assert heard(listener) == [["all"] if number in coarse else ["user:1"] for number in range(4)]
+    assert await listener.backplane.watch(users, ["user:{id}"], coarse="all")
+    assert await connection.fetchval(transitions, users) == 3
+
+
 async def test_tags_without_columns_need_no_rows(listener, connection, users, until):
     await listener.backplane.watch(users, ["users", "people", "users", "x" * 2_000], coarse="all")
     transitions = (
@@ -151,6 +170,76 @@ async def test_every_way_to_write_is_seen(listener, connection, users, until):
     assert heard(listener)[3] == ["user:2"]
 
 
+async def test_merging_and_copying_several_rows_is_seen(listener, connection, users, until):
+    await connection.execute(f"INSERT INTO {users} VALUES (1, 'a'), (2, 'a')")
+    await listener.backplane.watch(users, ["user:{id}", "team {team}"])
+    await connection.execute(
+        f"MERGE INTO {users} u USING (VALUES (1, 'b'), (2, NULL), (3, 'c')) AS v (id, team) ON u.id = v.id"
+        " WHEN MATCHED AND v.team IS NULL THEN DELETE WHEN MATCHED THEN UPDATE SET team = v.team"
+        " WHEN NOT MATCHED THEN INSERT VALUES (v.id, v.team)"
+    )
+    await connection.copy_records_to_table(users, records=[(4, "d", "x"), (5, "d", "x")])
+    await until(lambda: len(listener.records) == 4)
+    merged = [["team a", "team b", "user:1"], ["team a", "user:2"], ["team c", "user:3"]]
+    assert sorted(heard(listener)[:3]) == merged
+    assert heard(listener)[3] == ["team d", "user:4", "user:5"]
+
+
+async def test_a_change_of_the_tag_of_one_row_invalidates_both(listener, connection, users, until):
+    await connection.execute(f"INSERT INTO {users} VALUES (1, 'a'), (2, NULL)")
+    await listener.backplane.watch(users, ["team {team}"])
+    for team, number in (("b", 1), ("a", 2), (None, 1)):
+        await connection.execute(f"UPDATE {users} SET team = $1 WHERE id = $2", team, number)
+    await connection.execute(f"UPDATE {users} SET note = 'x' WHERE id = 1")
+    await until(lambda: len(listener.records) == 4)
+    assert heard(listener) == [["team a", "team b"], ["team ", "team a"], ["team ", "team b"], ["team "]]
+
+
+async def test_a_rolled_back_savepoint_says_nothing(listener, connection, users, until):
+    await listener.backplane.watch(users, ["user:{id}"])
+    async with connection.transaction():
+        await connection.execute(f"INSERT INTO {users} VALUES (1)")
+        await connection.execute("SAVEPOINT a")
+        await connection.execute(f"INSERT INTO {users} VALUES (2)")
+        await connection.execute("ROLLBACK TO a")
+        with pytest.raises(asyncpg.UniqueViolationError):
+            await connection.execute(f"INSERT INTO {users} VALUES (3), (1)")
+        await connection.execute("ROLLBACK TO a")
+        await connection.execute(f"INSERT INTO {users} VALUES (4)")
+    await until(lambda: len(listener.records) == 2)
+    assert heard(listener) == [["user:1"], ["user:4"]]
+
+
+@pytest.mark.parametrize("column", ["tags", "changed", "longest", "may_write", "new_1", "n", "o", "new"])
+async def test_any_name_of_a_column_is_possible(listener, connection, users, until, warnings, column):
+    await connection.execute(f'ALTER TABLE {users} ADD "{column}" int')
+    await listener.backplane.watch(users, [f"{{{column}}}"])
+    await connection.execute(f'INSERT INTO {users} (id, "{column}") VALUES (1, 5)')
+    await connection.execute(f'INSERT INTO {users} (id, "{column}") VALUES (2, 6), (3, 7)')
+    await until(lambda: len(listener.records) == 2)
+    assert heard(listener) == [["5"], ["6", "7"]]
+    assert warnings == []
+
+
+async def test_tags_that_a_collation_takes_for_the_same_are_two_tags(listener, connection, users, until, table):
+    try:
+        await connection.execute(
+            f"CREATE COLLATION {table} (provider = icu, locale = 'und-u-ks-level2', deterministic = false)"
+        )
+    except asyncpg.FeatureNotSupportedError:
+        pytest.skip("this PostgreSQL was built without ICU")
+    try:
+        await connection.execute(f"ALTER TABLE {users} ALTER team TYPE text COLLATE {table}")
+        await listener.backplane.watch(users, ["{team}"])
+        await connection.execute(f"INSERT INTO {users} VALUES (1, 'a')")
+        await connection.execute(f"UPDATE {users} SET team = 'A'")
+        await connection.execute(f"INSERT INTO {users} VALUES (2, 'b'), (3, 'B')")
+        await until(lambda: len(listener.records) == 3)
+        assert heard(listener) == [["a"], ["A", "a"], ["B", "b"]]
+    finally:
+        await connection.execute(f"DROP TABLE {users}; DROP COLLATION {table}")
+
+
 async def test_templates_may_have_any_text_and_any_column(listener, connection, users, until):
     await connection.execute(f'ALTER TABLE {users} ADD "odd "" name\'" text')
     await listener.backplane.watch(users, ["it's {{{odd \" name'}}} \\ {note} ü", "constant"])
@@ -181,11 +270,20 @@ async def test_the_watched_table_may_be_altered(listener, connection, users, unt
     assert heard(listener) == [["user:1"], ["user:2"], ["user:2"], ["user:1"], ["all users"]]
 
 
-@pytest.mark.parametrize("damage", ["DROP TABLE {table}_v2_log", "DROP TABLE {table}_v2_tags"])
+@pytest.mark.parametrize("tag", ["user:{id}", "users"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DROP TABLE {table}_v2_log",
+        "DROP TABLE {table}_v2_tags",
+        "ALTER TABLE {table}_v2_log RENAME TO {table}_renamed",
+        "ALTER TABLE {table}_v2_tags RENAME TO {table}_renamed",
+    ],
+)
 async def test_a_writer_does_not_fail_if_the_tables_of_the_cache_are_gone(
-    listener, connection, users, table, warnings, damage
+    listener, connection, users, table, warnings, damage, tag
 ):
-    await listener.backplane.watch(users, ["user:{id}"])
+    await listener.backplane.watch(users, [tag])
     await listener.backplane.close()
     await connection.execute(f"INSERT INTO {users} VALUES (1)")
     await connection.execute(damage.format(table=table))
@@ -195,6 +293,74 @@ async def test_a_writer_does_not_fail_if_the_tables_of_the_cache_are_gone(
             await connection.execute("SELECT 1")
     assert "are not told to caches" in warnings[0]
     assert await connection.fetchval(f"SELECT count(*) FROM {users}") == 2
+    await connection.execute(f"DROP TABLE IF EXISTS {table}_renamed")
+
+
+@pytest.mark.parametrize("tag", ["user:{id}", "users"])
+@pytest.mark.parametrize(
+    "right", ["INSERT ON {table}_v2_log", "SELECT ON {table}_v2_tags", "UPDATE ON {table}_v2_tags"]
+)
+async def test_a_writer_does_not_fail_if_the_trigger_lacks_a_right(
+    listener, connection, users, table, warnings, right, tag
+):
+    await listener.backplane.watch(users, [tag])
+    role = f"r_{secrets.token_hex(4)}"
+    await connection.execute(f"CREATE ROLE {role}; GRANT ALL ON {table}_v2_log, {table}_v2_tags TO {role}")
+    try:
+        for (function,) in await connection.fetch(FUNCTIONS, table):
+            await connection.execute(f"ALTER FUNCTION {function} OWNER TO {role}")
+        await connection.execute(f"INSERT INTO {users} VALUES (1)")
+        assert warnings == []
+        await connection.execute(f"REVOKE {right.format(table=table)} FROM {role}")
+        await connection.execute(f"INSERT INTO {users} VALUES (2)")
+        async with asyncio.timeout(5):
+            while not warnings:
+                await connection.execute("SELECT 1")
+        assert "are not told to caches" in warnings[0]
+    finally:
+        await connection.execute(f"DROP OWNED BY {role} CASCADE; DROP ROLE {role}")
+
+
+async def test_a_writer_cannot_replace_what_the_trigger_calls(listener, connection, users, until, warnings):
+    await listener.backplane.watch(users, ["user:{id}", "team {team}"])
+    await listener.backplane.watch(users, ["user:{id}", "team {team}"], coarse_on=["delete"])
+    sources = await connection.fetch(
+        "SELECT prosrc FROM pg_proc p JOIN pg_trigger t ON t.tgfoid = p.oid WHERE tgrelid = $1::regclass", users
+    )
+    assert len(sources) == 4
+    for (source,) in sources:
+        code = re.sub(r"'[^']*'", "", source)
+        calls = set(re.findall(r"(?<![\w.\"])(\w+) ?\(", code))
+        assert calls <= {"ANY", "ARRAY", "AS", "FROM", "IF", "OPERATOR", "SELECT", "bit", "coalesce", "t", "u"}
+        code = re.sub(r"OPERATOR\(pg_catalog\.[^)]+\)|::|:=|\(\*\)", "", code)
+        assert re.findall(r"[-+*/<>=~!@#%^&|`?]", code) == ["-"] * code.count("(-4)")
+        assert set(re.findall(r"::([\w.]+)", source)) <= {
+            *("bigint", "bit", "smallint", "pg_catalog.bytea", "pg_catalog.regclass", "pg_catalog.text")
+        }
+    schema = f"s_{secrets.token_hex(4)}"
+    await connection.execute(f"CREATE SCHEMA {schema}; SET search_path = {schema}, pg_catalog, public")
+    try:
+        for name, arguments in (
+            *(("sha256", "bytea"), ("convert_to", "text, name"), ("clock_timestamp", ""), ("unnest", "anyarray")),
+            *(
+                ("pg_notify", "text, text"),
+                ("current_setting", "text"),
+                ("int8send", "bigint"),
+                ("textcat", "text, text"),
+            ),
+        ):
+            await connection.execute(
+                f"CREATE FUNCTION {name}({arguments}) RETURNS int LANGUAGE plpgsql AS"
+                " 'BEGIN RAISE WARNING $$replaced$$; RETURN 1; END'"
+            )
+        await connection.execute(f"CREATE OPERATOR || (FUNCTION = {schema}.textcat, LEFTARG = text, RIGHTARG = text)")
+        await connection.execute(f"INSERT INTO {users} VALUES (1, 'a')")
+        await connection.execute(f"INSERT INTO {users} VALUES (2, 'a'), (3, 'b')")
+        await connection.execute(f"DELETE FROM {users}")
+        await until(lambda: len(listener.records) == 3)
+        assert warnings == []
+    finally:
+        await connection.execute(f"RESET search_path; DROP SCHEMA {schema} CASCADE")
 
 
 async def test_a_writer_needs_no_rights_on_the_cache(listener, connection, dsn, users, until):
@@ -297,7 +463,7 @@ async def test_unwatching_removes_everything(listener, postgres, opened, namespa
 async def test_the_function_of_a_dropped_table_is_removed_by_the_next_unwatch(listener, connection, users, table):
     await listener.backplane.watch(users, ["user:{id}"])
     await connection.execute(f"DROP TABLE {users}")
-    assert len(await leftovers(connection, users, table)) == 1
+    assert len(await leftovers(connection, users, table)) == 4
     assert not await listener.backplane.unwatch(users)
     assert await leftovers(connection, users, table) == []
 
@@ -341,8 +507,14 @@ async def test_what_cannot_be_watched(listener, postgres, connection, users, dsn
     for tags in ([], "user:{id}", ["{}"], ["{id!r}"], ["{id:5}"], ["{id"], [""], [5], ["{id}"] * 17):
         with pytest.raises(ValueError, match=r"tags must be|a tag must"):
             await watch(users, tags)
-    with pytest.raises(ValueError, match="coarse must be"):
-        await watch(users, ["{id}"], coarse="")
+    for coarse in ("", "x" * 1_025, "a\0b", 5):
+        with pytest.raises(ValueError, match="coarse must be"):
+            await watch(users, ["{id}"], coarse=coarse)
+    for events in ("delete", ["DELETE"], ["truncate"], [5]):
+        with pytest.raises(ValueError, match="coarse_on must contain"):
+            await watch(users, ["{id}"], coarse_on=events)
+    with pytest.raises(ValueError, match="NUL character"):
+        await watch(users, ["a\0{id}"])
     with pytest.raises(TierError, match="is not open"):
         await postgres().watch(users, ["{id}"])
     role = f"r_{secrets.token_hex(4)}"
@@ -365,7 +537,27 @@ async def test_a_partitioned_table_is_watched(listener, connection, users, until
     await listener.backplane.watch(f"{users}_p", ["user:{id}"])
     await connection.execute(f"INSERT INTO {users}_p VALUES (1)")
     await until(lambda: heard(listener) == [["user:1"]])
-    await connection.execute(f"DROP TABLE {users}_p")
+    # An update that moves a row, which a trigger then drops.
+    await connection.execute(f"CREATE TABLE {users}_p2 PARTITION OF {users}_p FOR VALUES FROM (100) TO (200)")
+    await connection.execute(f"UPDATE {users}_p SET id = 101")
+    await connection.execute(
+        f"CREATE FUNCTION {users}_drop() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        f"CREATE TRIGGER a BEFORE INSERT ON {users}_p1 FOR EACH ROW EXECUTE FUNCTION {users}_drop()"
+    )
+    await connection.execute(f"UPDATE {users}_p SET id = 1")
+    await until(lambda: len(listener.records) == 3)
+    assert heard(listener)[1:] == [["user:1", "user:101"], ["user:101"]]
+    await connection.execute(f"DROP TABLE {users}_p; DROP FUNCTION {users}_drop")
+
+
+async def test_a_table_with_inheriting_tables_is_watched(listener, connection, users, until):
+    await connection.execute(f"CREATE TABLE {users}_c () INHERITS ({users})")
+    await connection.execute(f"INSERT INTO {users} VALUES (1); INSERT INTO {users}_c VALUES (2)")
+    await listener.backplane.watch(users, ["user:{id}"])
+    await connection.execute(f"UPDATE {users} SET note = 'x'")
+    await connection.execute(f"DELETE FROM {users} WHERE id = 2")
+    await until(lambda: len(listener.records) == 2)
+    assert heard(listener) == [["user:1", "user:2"], ["user:2"]]
 
 
 @pytest.mark.parametrize("isolation", ["read_committed", "repeatable_read"])

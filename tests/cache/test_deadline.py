@@ -1,6 +1,8 @@
 """`Deadline`: one timer for many waits."""
 
 import asyncio
+import socket
+import time
 
 import pytest
 
@@ -84,3 +86,38 @@ async def test_a_closed_deadline_can_be_used_again():
     with deadline.wait() as wait:
         await asyncio.Event().wait()
     assert wait.passed
+
+
+async def test_a_reply_that_arrives_while_the_loop_is_held_up_is_in_time():
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+    deadline = Deadline(0.02)
+    with theirs, deadline.wait() as wait:
+        theirs.sendall(b"reply\n")
+        time.sleep(0.05)  # noqa: ASYNC251
+        # As in the tiers, several turns of the loop lie between the socket and the caller.
+        reply = await asyncio.create_task(reader.readline())
+    assert (reply, wait.passed) == (b"reply\n", False)
+    deadline.close()
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_loop_that_was_held_up_delays_no_wait_for_long():
+    deadline = Deadline(0.02)
+    asyncio.get_running_loop().call_soon(time.sleep, 0.05)
+    began = time.monotonic()
+    with deadline.wait() as wait:
+        await asyncio.Event().wait()
+    assert wait.passed
+    assert 0.055 < time.monotonic() - began < 0.12
+
+
+async def test_a_wait_that_began_too_early_ends_at_once():
+    deadline = Deadline(0.02)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with deadline.wait(began - 1) as wait:
+        await asyncio.Event().wait()
+    assert wait.passed
+    assert loop.time() - began < 0.008

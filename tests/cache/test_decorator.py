@@ -1,10 +1,16 @@
-"""`TieredCache.cached`."""
+"""`cached`: which calls share a result, and the calls that a decorated function has."""
 
 import asyncio
+import copy
+import dataclasses
 import functools
 import inspect
+import pickle
+from unittest.mock import AsyncMock
 
 import pytest
+
+from acgsperf import CacheError, cached
 
 
 async def test_calls_with_equal_arguments_run_the_function_once(open_cache):
@@ -168,3 +174,282 @@ async def test_functions_with_the_same_decorator_have_different_keys(open_cache)
         return f"two {value}" if value else await two(1)
 
     assert [await one(1), await two(1), await two(0)] == ["one 1", "two 1", "two 1"]
+
+
+async def plus(a, b):
+    return a + b
+
+
+class Adder:
+    async def __call__(self, a, b=1):
+        return a + b
+
+
+class Client:
+    def __init__(self, cache, tenant):
+        self.tenant = tenant
+        self.fetch = cache.cached()(self.fetch)
+
+    async def fetch(self, number):
+        return f"{self.tenant}:{number}"
+
+
+async def test_every_kind_of_callable_can_be_cached(open_cache):
+    cache = await open_cache()
+    mock = AsyncMock(return_value=7)
+    partial = cache.cached()(functools.partial(plus, 1))
+    other = cache.cached(key=lambda b: f"other:{b}")(functools.partial(plus, 2))
+    assert [await partial(5), await partial(b=5), await other(5)] == [6, 6, 7]
+    adder = cache.cached()(Adder())
+    assert [await adder(1), await adder(1, b=1), await adder(1, 2)] == [2, 2, 3]
+    mocked = cache.cached()(mock)
+    assert [await mocked(1), await mocked(1), await mocked(x=1)] == [7, 7, 7]
+    assert mock.await_count == 2
+    clients = [Client(cache, tenant) for tenant in ("acme", "evil")]
+    assert [await client.fetch(7) for client in clients] == ["acme:7", "evil:7"]
+
+
+async def test_a_partial_counts_with_its_arguments(open_cache):
+    cache = await open_cache()
+    one, two = functools.partial(plus, 1), functools.partial(plus, b=2)
+    assert cache.cached()(one).key(2) != cache.cached()(two).key(2)
+    assert cache.cached()(functools.partial(functools.partial(plus, 1), 2)).key() == cache.cached()(one).key(2)
+    assert cache.cached()(two).key(1) == cache.cached()(one).key(2)
+
+
+async def test_the_arguments_of_the_wrapper_count_and_not_those_that_it_injects(open_cache):
+    cache = await open_cache()
+
+    def with_session(function):
+        @functools.wraps(function)
+        async def call(*args, **kwargs):
+            return await function("session", *args, **kwargs)
+
+        return call
+
+    @cache.cached()
+    @with_session
+    async def load(session, first=1, second=2):
+        return first, second
+
+    assert [await load(5), await load(5, 1), await load(second=5)] == [(5, 2), (5, 1), (1, 5)]
+
+
+async def test_owners_of_every_kind_can_be_told_apart(open_cache):
+    cache = await open_cache()
+    calls = []
+
+    @dataclasses.dataclass
+    class Unhashable:
+        tenant: str
+
+        @cache.cached()
+        async def get(self, number):
+            return self.tenant, number
+
+    @dataclasses.dataclass(frozen=True)
+    class ByValue:
+        tenant: str
+
+        @cache.cached()
+        async def get(this, number):  # noqa: N805
+            calls.append(number)
+            return this.tenant, number
+
+    class Slots:
+        __slots__ = ("tenant",)
+
+        @cache.cached()
+        async def get(self, number):
+            return number
+
+    first, second = Unhashable("a"), Unhashable("a")
+    assert first.get.key(1) == first.get.key(number=1) != second.get.key(1)
+    assert await first.get(1) == ("a", 1)
+    first.tenant = "b"
+    assert await first.get(1) == ("a", 1)
+    kept = ByValue("a")
+    assert [await kept.get(1), await ByValue("a").get(1), await ByValue("b").get(1)] == [("a", 1), ("a", 1), ("b", 1)]
+    assert calls == [1, 1]
+    with pytest.raises(TypeError, match=r"Slots\.get belongs to a Slots, which has no weak references.*pass `key`"):
+        await Slots().get(1)
+
+
+async def test_an_owner_that_is_deleted_loses_its_results(open_cache):
+    cache = await open_cache()
+
+    class Unhashable:
+        __hash__ = None
+
+        @cache.cached()
+        async def get(self):
+            return 1
+
+    keys = set()
+    for _ in range(100):
+        keys.add(Unhashable().get.key())
+    assert len(keys) == 100
+    assert not Unhashable.__dict__["get"]._keys._owners._by_identity
+
+
+async def test_a_function_is_no_method_because_of_the_names_of_its_parameters(open_cache):
+    cache = await open_cache()
+
+    @cache.cached()
+    async def price(cls, self):
+        return f"{cls} {self}"
+
+    assert [await price("gold", 1), await price("lead", 1), await price(cls="gold", self=1)] == [
+        "gold 1",
+        "lead 1",
+        "gold 1",
+    ]
+
+
+async def test_results_of_an_instance_stay_in_l1(open_cache, l2, l3):
+    cache = await open_cache(l2, l3, size=10)
+
+    class Service:
+        @cache.cached()
+        async def rates(self):
+            return 1
+
+        @cache.cached()
+        @classmethod
+        async def names(cls):
+            return 2
+
+        @cache.cached(key=lambda self: "shared")
+        async def shared(self):
+            return 3
+
+    services = [Service() for _ in range(50)]
+    for service in services:
+        assert [await service.rates(), await service.rates()] == [1, 1]
+    assert await Service.names() == await services[0].names() == 2
+    assert await services[0].shared() == 3
+    await cache.close()
+    assert {key for _, key in l2.data} == {key for _, key in l3.data} == {Service.names.key(), "shared"}
+
+
+async def test_the_decorated_function_has_the_calls_of_its_cache(open_cache, l2, settle):
+    cache = await open_cache(l2)
+    versions = iter(range(100))
+
+    class Shop:
+        @cache.cached(tags=lambda self, number: [f"tag:{number}"])
+        async def price(self, number):
+            return next(versions)
+
+    @cache.cached(key=lambda number: f"n:{number}")
+    async def load(number):
+        if (version := next(versions)) == 3:
+            raise KeyError(number)
+        return version
+
+    assert load.key(7) == load.key(number=7) == "n:7"
+    assert await load.peek(7) is None
+    assert [await load(7), await load(7), await load.peek(7)] == [0, 0, 0]
+    assert await load.refresh(7) == 1
+    await settle()
+    assert [await load(7), await cache.get("n:7"), l2["n:7"].value] == [1, 1, 1]
+    assert (await load.invalidate(7)).everywhere
+    assert await load.peek(7) is None
+    assert await load(7) == 2
+    with pytest.raises(KeyError):
+        await load.refresh(7)
+    assert await load(7) == 2
+    shop = Shop()
+    assert [await shop.price(1), await shop.price.refresh(1), await shop.price.peek(1)] == [4, 5, 5]
+    assert shop.price.key(1) == Shop.price.key(shop, 1) != Shop().price.key(1)
+    assert await Shop.price(shop, 1) == 5
+    await cache.invalidate_tag("tag:1")
+    assert await shop.price.peek(1) is None
+    await shop.price(1)
+    await shop.price.invalidate(1)
+    assert await shop.price.peek(1) is None
+    assert str(inspect.signature(shop.price)) == "(number)"
+    assert inspect.iscoroutinefunction(shop.price)
+    assert (shop.price.__name__, repr(load)) == ("price", f"<cached {__name__}.{load.__qualname__}>")
+
+
+async def test_concurrent_refreshes_and_calls_get_values_of_their_time(open_cache, l2):
+    cache = await open_cache(l2, lock_ttl=5)
+    gate, calls = asyncio.Event(), []
+
+    @cache.cached()
+    async def load():
+        calls.append(1)
+        number = len(calls)
+        await gate.wait()
+        return number
+
+    first = asyncio.create_task(load())
+    await asyncio.sleep(0.01)
+    refreshed = asyncio.create_task(load.refresh())
+    await asyncio.sleep(0.01)
+    joined = asyncio.create_task(load())
+    await asyncio.sleep(0.01)
+    gate.set()
+    assert await asyncio.gather(first, refreshed, joined) == [1, 2, 2]
+    assert await load() == 2
+
+
+async def test_a_function_can_be_decorated_before_its_cache_exists(open_cache):
+    @cached(ttl=60)
+    async def load(number):
+        return number
+
+    with pytest.raises(CacheError, match=r"load has no cache: call its bind\(cache\) first"):
+        await load(1)
+    assert load.cache is None
+    cache = await open_cache()
+    load.bind(cache)
+    assert await load(1) == 1
+    assert cache.get_local(load.key(1)) == 1
+
+
+async def test_two_functions_of_one_name_need_a_key(open_cache):
+    cache, other = await open_cache(), await open_cache()
+
+    def make(tenant):
+        async def load(number):
+            return tenant, number
+
+        return load
+
+    first = cache.cached()(make("a"))
+    with pytest.raises(
+        ValueError, match=r"two functions named .*load are cached in 'test', and would share their results"
+    ):
+        cache.cached()(make("b"))
+    assert await other.cached()(make("b"))(1) == ("b", 1)
+    assert await cache.cached(key=lambda n: f"b:{n}")(make("b"))(1) == ("b", 1)
+    assert await first(1) == ("a", 1)
+    # The function is gone, and so is its claim on the name.
+    del first
+    assert await cache.cached()(make("c"))(2) == ("c", 2)
+
+
+async def test_an_application_can_be_made_twice(open_cache):
+    cache = await open_cache()
+
+    def create_app():
+        @cache.cached()
+        async def load(number):
+            return number
+
+        return load
+
+    first, second = create_app(), create_app()
+    assert [await first(1), await second(1)] == [1, 1]
+
+
+def test_a_decorated_function_is_pickled_by_its_name():
+    assert pickle.loads(pickle.dumps(of_module)) is of_module
+    assert copy.deepcopy(of_module) is of_module
+
+
+@cached()
+async def of_module():
+    return 1

@@ -236,7 +236,50 @@ async def test_a_loader_that_waits_for_its_own_load_gets_an_error(open_cache):
     assert await cache.get_or_load("key", Loader()) == "loaded"
 
 
-async def test_a_task_that_a_loader_does_not_wait_for_may_wait_for_its_load(open_cache):
+async def in_gather(call):
+    return (await asyncio.gather(call))[0]
+
+
+async def in_group(call):
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(call)
+    return task.result()
+
+
+async def in_task(call):
+    return await asyncio.create_task(call)
+
+
+async def in_wait(call):
+    (done,), _ = await asyncio.wait([asyncio.create_task(call)])
+    return done.result()
+
+
+@pytest.mark.parametrize("wait", [in_gather, in_group, in_task, in_wait, lambda call: asyncio.wait_for(call, 60)])
+async def test_a_loader_that_waits_for_its_own_load_through_a_task_gets_an_error(open_cache, wait):
+    cache, other = await open_cache(), await open_cache()
+
+    async def own(key):
+        return await wait(cache.get_or_load(key, own))
+
+    async def there(key):
+        return await wait(other.get_or_load(key, back))
+
+    async def back(key):
+        return await wait(cache.get_or_load(key, there))
+
+    for loader in (own, there):
+        with pytest.raises((LoadError, ExceptionGroup)) as caught:
+            await asyncio.wait_for(cache.get_or_load("key", loader), 10)
+        error = caught.value
+        while isinstance(error, ExceptionGroup):
+            (error,) = error.exceptions
+        assert isinstance(error, LoadError)
+        assert "would wait for itself" in str(error)
+    assert len(cache._loading.flights) == len(other._loading.flights) == 0
+
+
+async def test_a_task_outside_of_the_loaders_context_may_wait_for_the_load(open_cache):
     cache = await open_cache()
     started = []
 
@@ -244,12 +287,31 @@ async def test_a_task_that_a_loader_does_not_wait_for_may_wait_for_its_load(open
         return f"child of {await cache.get_or_load('parent', parent)}"
 
     async def parent(key):
-        started.append(asyncio.create_task(cache.get_or_load("child", child)))
+        call = cache.get_or_load("child", child)
+        started.append(asyncio.create_task(call, context=contextvars.Context()))
         await asyncio.sleep(0.01)
         return "parent"
 
     assert await cache.get_or_load("parent", parent) == "parent"
     assert await started[0] == "child of parent"
+
+
+async def test_a_task_that_outlives_its_load_may_load_the_key_again(open_cache):
+    cache = await open_cache()
+    started = []
+
+    async def later():
+        await asyncio.sleep(0.01)
+        await cache.delete("key")
+        return await cache.get_or_load("key", loader)
+
+    async def loader(key):
+        if not started:
+            started.append(asyncio.create_task(later()))
+        return "loaded"
+
+    assert await cache.get_or_load("key", loader) == "loaded"
+    assert await started[0] == "loaded"
 
 
 async def test_two_loaders_that_wait_for_each_other_get_an_error(open_cache):
@@ -441,3 +503,45 @@ async def test_a_loader_that_returns_no_awaitable_raises_a_type_error(open_cache
     cache = await open_cache()
     with pytest.raises(TypeError):
         await cache.get_or_load("key", lambda key: "plain")
+
+
+CHANGES = {
+    "nothing": lambda cache: asyncio.sleep(0),
+    "delete": lambda cache: cache.delete("key"),
+    "invalidate_tag": lambda cache: cache.invalidate_tag("tag"),
+    "clear": lambda cache: cache.clear(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_load_that_ends_during_a_callers_read_is_shared(open_cache, l2, settle, change):
+    cache = await open_cache(l2, size=1)
+    loader = Loader()
+    slow_gate, fast_gate = asyncio.Event(), l2.gate
+    l2.gate = slow_gate
+    slow = asyncio.create_task(cache.get_or_load("key", loader, tags=["tag"]))
+    await settle()
+    l2.gate = fast_gate
+    assert await cache.get_or_load("key", loader, tags=["tag"]) == "loaded"
+    await CHANGES[change](cache)
+    # This evicts the key from L1.
+    await cache.set("other", 1)
+    assert cache.get_local("key") is None
+    slow_gate.set()
+    assert await slow == "loaded"
+    assert loader.calls == (1 if change == "nothing" else 2)
+    assert not cache._parts.loading._recent._reads
+    assert not cache._parts.loading._recent._entries
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_loaded_value_that_is_queued_for_the_tiers_is_found(open_cache, l2, change):
+    cache = await open_cache(l2, size=1)
+    loader = Loader()
+    assert await cache.get_or_load("key", loader, tags=["tag"]) == "loaded"
+    assert "key" not in l2
+    # This evicts the key before the queue has been written.
+    cache._parts.l1.lru.set("other", 1)
+    await CHANGES[change](cache)
+    assert await cache.get_or_load("key", loader, tags=["tag"]) == "loaded"
+    assert loader.calls == (1 if change == "nothing" else 2)

@@ -283,6 +283,10 @@ async def test_without_a_negative_ttl_none_is_a_value(open_cache, clock):
         ("ttl", "60", TypeError),
         ("ttl", math.nan, ValueError),
         ("stale_ttl", -1, ValueError),
+        ("stale_ttl", 10**400, ValueError),
+        ("retry_after", 10**400, ValueError),
+        ("soft_timeout", 10**400, ValueError),
+        ("hard_timeout", 10**400, ValueError),
         ("soft_timeout", -1, ValueError),
         ("hard_timeout", 0, ValueError),
         ("refresh_ahead", 1, ValueError),
@@ -294,6 +298,7 @@ async def test_without_a_negative_ttl_none_is_a_value(open_cache, clock):
         ("deadline", 0, ValueError),
         ("retry_after", True, TypeError),
     ],
+    ids=lambda value: str(value)[:12],
 )
 def test_the_error_for_an_option_out_of_range_names_it(option, value, error):
     with pytest.raises(error, match=f"^{option} must be"):

@@ -248,9 +248,9 @@ async def test_invalidating_a_tag_removes_its_entries_from_every_tier(open_cache
     await cache.set("c", 3, tags=["blue"])
     await cache.set("b", 2, tags=["blue"])
     assert await cache.invalidate_tag("red") == Written(True, True, True)
-    assert await cache.get_many("abc") == {"b": 2, "c": 3}
+    assert await cache.get_many(list("abc")) == {"b": 2, "c": 3}
     await cache.invalidate_tag("blue")
-    assert await cache.get_many("abc") == {}
+    assert await cache.get_many(list("abc")) == {}
 
 
 async def test_invalidating_a_tag_removes_stale_and_promoted_entries(open_cache, clock, l2, settle):
@@ -393,6 +393,14 @@ async def test_every_call_rejects_invalid_keys_and_tags(open_cache, l2, l3):
     ):
         with pytest.raises(TypeError, match=r"key must be a str, got (5|b'key')"):
             await call()
+    for keys in ("user:7", b"user:7"):
+        for call in (
+            lambda keys=keys: cache.get_many(keys),
+            lambda keys=keys: cache.delete_many(keys),
+            lambda keys=keys: cache.get_or_load_many(keys, None),
+        ):
+            with pytest.raises(TypeError, match=r"keys must be an iterable of str, got the (str|bytes) b?'user:7'"):
+                await call()
     for tags in (["a", b"x"], "text"):
         with pytest.raises(TypeError, match="tags must be a sequence of str"):
             await cache.set("key", 1, tags=tags)
@@ -420,7 +428,7 @@ async def test_tags_may_be_any_iterable(open_cache):
     await cache.set_many({"a": 1, "b": 2}, tags=(tag for tag in ["t"]))
     await cache.get_or_load("c", Loader(3), tags=(tag for tag in ["t"]))
     await cache.invalidate_tag("t")
-    assert await cache.get_many("abc") == {}
+    assert await cache.get_many(list("abc")) == {}
 
 
 async def test_a_stale_value_can_be_kept_forever(open_cache, l2, clock):
@@ -536,7 +544,7 @@ async def test_get_or_load_many_waits_for_keys_that_other_callers_are_loading(op
     await settle()
     gate = asyncio.Event()
     loader = Recorder({"b": 2, "c": 3}, gate=gate)
-    second = asyncio.create_task(cache.get_or_load_many("abc", loader))
+    second = asyncio.create_task(cache.get_or_load_many(list("abc"), loader))
     await settle()
     third = asyncio.create_task(cache.get_or_load("c", single))
     await settle()
@@ -552,7 +560,7 @@ async def test_cancelling_get_or_load_many_does_not_affect_other_callers(open_ca
     cache = await open_cache()
     gate = asyncio.Event()
     loader = Recorder({"a": 1, "b": 2}, gate=gate)
-    first = asyncio.create_task(cache.get_or_load_many("ab", loader))
+    first = asyncio.create_task(cache.get_or_load_many(list("ab"), loader))
     await settle()
     other = asyncio.create_task(cache.get_or_load("b", Loader("other")))
     await settle()
@@ -567,7 +575,7 @@ async def test_keys_that_the_loader_of_many_does_not_return_are_none_and_not_cac
     cache = await open_cache()
     loader = Recorder({"a": 1})
     for _ in range(2):
-        assert await cache.get_or_load_many("ab", loader) == {"a": 1, "b": None}
+        assert await cache.get_or_load_many(list("ab"), loader) == {"a": 1, "b": None}
     assert loader.asked == [["a", "b"], ["b"]]
 
 
@@ -575,7 +583,7 @@ async def test_with_a_negative_ttl_keys_that_the_loader_of_many_does_not_return_
     cache = await open_cache(negative_ttl=5)
     loader = Recorder({"a": 1})
     for _ in range(2):
-        assert await cache.get_or_load_many("ab", loader) == {"a": 1, "b": None}
+        assert await cache.get_or_load_many(list("ab"), loader) == {"a": 1, "b": None}
     assert loader.asked == [["a", "b"]]
 
 
@@ -583,9 +591,9 @@ async def test_an_error_of_the_loader_of_many_is_raised_unless_every_key_has_a_s
     cache = await open_cache(ttl=60, stale_ttl=60, soft_timeout=None)
     await cache.set_many({"a": 1, "b": 2})
     clock.advance(60)
-    assert await cache.get_or_load_many("ab", Loader(error=OSError("down"))) == {"a": 1, "b": 2}
+    assert await cache.get_or_load_many(list("ab"), Loader(error=OSError("down"))) == {"a": 1, "b": 2}
     with pytest.raises(OSError, match="down"):
-        await cache.get_or_load_many("abc", Loader(error=OSError("down")))
+        await cache.get_or_load_many(list("abc"), Loader(error=OSError("down")))
 
 
 async def test_get_or_load_many_returns_stale_values_together_with_loaded_ones(open_cache, clock, settle):
@@ -593,7 +601,7 @@ async def test_get_or_load_many_returns_stale_values_together_with_loaded_ones(o
     await cache.set("a", "old")
     clock.advance(60)
     loader = Recorder({"a": "new", "b": 2})
-    assert await cache.get_or_load_many("ab", loader) == {"a": "old", "b": 2}
+    assert await cache.get_or_load_many(list("ab"), loader) == {"a": "old", "b": 2}
     await settle()
     assert (cache.get_local("a"), loader.asked) == ("new", [["a", "b"]])
 
@@ -601,7 +609,7 @@ async def test_get_or_load_many_returns_stale_values_together_with_loaded_ones(o
 async def test_a_loader_of_many_that_returns_no_mapping_raises_a_type_error(open_cache):
     cache = await open_cache()
     with pytest.raises(TypeError, match="mapping"):
-        await cache.get_or_load_many("ab", Loader(["a", "b"]))
+        await cache.get_or_load_many(list("ab"), Loader(["a", "b"]))
 
 
 async def test_a_key_that_is_no_str_raises_a_type_error(open_cache):

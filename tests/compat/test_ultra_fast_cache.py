@@ -341,6 +341,53 @@ async def test_three_recorded_accesses_promote(alone):
     assert alone.metrics.promotions == 1
 
 
+async def test_times_that_a_caller_puts_into_the_access_patterns_count_for_promotion(alone):
+    now = time.time()
+    alone.access_patterns["past"] = [now - 3700] * 9
+    alone.access_patterns.setdefault("two", []).append(now)
+    alone.access_patterns["two"].append(now)
+    alone.access_patterns["three"] = [now - 3000, now - 1, now]
+    alone._update_access_patterns("both")
+    alone.access_patterns["both"] += [now, now]
+    for key in ("unknown", "past", "two", "three", "both"):
+        await alone._consider_promotion(key, "v", "policy")
+    assert set(alone.l1_cache) == {"three", "both"}
+    assert set(alone.promotion_candidates) == set()
+    alone.access_patterns = {"other": (now, now, now), "long": [now] * 300}
+    await alone._consider_promotion("other", "v")
+    assert "other" in alone.l1_cache
+    assert len(alone.access_patterns["long"]) == 256
+    alone.access_patterns = {str(i): [now] for i in range(10_001)}
+    assert len(alone.access_patterns) == 10_000
+
+
+async def test_l1_hits_and_misses_do_not_count_for_promotion(alone):
+    alone._set_in_l1("k", "v", 60)
+    for _ in range(9):
+        await alone.get("k")
+    alone._l1.clear()
+    for _ in range(9):
+        await alone.get("k")
+    await alone._consider_promotion("k", "v")
+    assert "k" not in alone.l1_cache
+
+
+async def test_methods_can_be_replaced_on_an_instance(alone):
+    alone._get_from_l1 = Mock(return_value="of the mock")
+    assert await alone.get("k") == "of the mock"
+    alone._get_from_l1 = Mock(return_value=None)
+    alone._get_from_l2 = AsyncMock(return_value=None)
+    assert await alone.get("k") is None
+    alone._get_from_l2.assert_awaited_once_with("k")
+    alone._set_in_l1, alone._set_in_l2, alone._get_optimal_ttl = Mock(), AsyncMock(), Mock(return_value=7)
+    await alone.set("k", 1)
+    alone._set_in_l1.assert_called_once_with("k", 1, 7)
+    alone._set_in_l2.assert_awaited_once_with("k", 1, 7)
+    with patch.object(alone, "get", AsyncMock(return_value=5)):
+        assert await alone.get("k") == 5
+    assert await alone.get("k") is None
+
+
 async def test_a_write_during_a_read_is_not_undone_by_promotion(cache, old, key):
     old.write(key, "old")
     await cache.get(key)

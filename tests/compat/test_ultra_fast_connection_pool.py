@@ -50,6 +50,47 @@ def test_the_constants_have_the_former_values():
     assert ultra_fast_connection_pool.asyncpg is asyncpg
 
 
+def test_the_average_is_total_time_by_total_acquisitions():
+    metrics = ConnectionMetrics()
+    metrics.total_acquisitions, metrics.total_acquisition_time = 4, 0.02
+    assert metrics.get_avg_acquisition_time_ms() == pytest.approx(5.0)
+
+
+async def test_a_failed_acquisition_counts_with_its_time():
+    pool = mocked()
+    pool.acquisition_timeout_s = 0.02
+    pool.pool.acquire = lambda: asyncio.sleep(10)
+    with pytest.raises(RuntimeError, match="timeout"):
+        await pool.acquire_connection()
+    assert 20 <= pool.metrics.get_avg_acquisition_time_ms() < 1_000
+
+
+async def test_a_closed_pool_is_unhealthy():
+    pool = mocked()
+    await pool.close()
+    assert not pool.is_healthy
+    never = UltraFastConnectionPool("orders", NOWHERE)
+    await never.close()
+    assert not never.is_healthy
+
+
+async def test_monitoring_is_enabled_until_the_manager_is_closed(servers):
+    manager = UltraFastConnectionPoolManager()
+    assert manager._monitoring_enabled
+    await manager.create_pool("one", servers.database_url, 1, 1)
+    assert not manager._monitoring_task.done()
+    await manager.close_all()
+    assert not manager._monitoring_enabled
+    await manager.create_pool("one", servers.database_url, 1, 1)
+    assert manager._monitoring_enabled
+    await manager.close_all()
+    disabled = UltraFastConnectionPoolManager()
+    disabled._monitoring_enabled = False
+    await disabled.create_pool("one", servers.database_url, 1, 1)
+    assert disabled._monitoring_task is None
+    await disabled.close_all()
+
+
 def test_the_signatures_are_the_former_ones():
     def defaults(function):
         return {
@@ -90,7 +131,7 @@ def test_metrics_compute_averages_and_rates():
     assert (metrics.get_avg_acquisition_time_ms(), metrics.get_success_rate()) == (0.0, 1.0)
     metrics.total_acquisitions, metrics.successful_acquisitions, metrics.failed_acquisitions = 10, 8, 2
     metrics.total_acquisition_time = 0.016
-    assert metrics.get_avg_acquisition_time_ms() == pytest.approx(2.0)
+    assert metrics.get_avg_acquisition_time_ms() == pytest.approx(1.6)
     assert metrics.get_success_rate() == 0.8
 
 

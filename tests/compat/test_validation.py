@@ -31,6 +31,21 @@ def validator():
     return UltraFastConstitutionalValidator()
 
 
+async def test_validate_hash_can_be_replaced_on_an_instance(validator):
+    validator.validate_hash = Mock(return_value=True)
+    assert validator.validate_hash(BAD)
+    assert await validator.async_validate_hash(BAD)
+    assert await validator.batch_validate_hashes([BAD, BAD]) == [True, True]
+    assert validator.validate_with_context(BAD, {})["valid"]
+    validator._fast_path_enabled = False
+    validator._fast_path_enabled = True
+    assert validator.validate_hash(BAD)
+    assert validator.validate_hash.call_count == 6
+    del validator.validate_hash
+    assert not validator.validate_hash(BAD)
+    assert await validator.batch_validate_hashes([BAD, CONSTITUTIONAL_HASH]) == [False, True]
+
+
 def counts(validator):
     return validator._validation_count, validator._cache_hits, validator._cache_misses, validator._fast_path_hits
 

@@ -586,7 +586,8 @@ def test_keys_of_every_hashable_type_live_side_by_side(core):
     assert [cache.get(key) for key in keys] == list(range(len(keys)))
 
 
-def test_keys_that_share_a_hash_are_told_apart(core):
+@pytest.mark.parametrize("count", [100, 400])
+def test_keys_that_share_a_hash_are_told_apart(core, count):
     class Same:
         def __init__(self, name):
             self.name = name
@@ -597,12 +598,12 @@ def test_keys_that_share_a_hash_are_told_apart(core):
         def __eq__(self, other):
             return self.name == other.name
 
-    cache = core.LRUCache(100)
-    for i in range(100):
+    cache = core.LRUCache(count)
+    for i in range(count):
         cache.set(Same(i), i)
-    for i in range(0, 100, 2):
+    for i in range(0, count, 2):
         del cache[Same(i)]
-    assert [cache.get(Same(i)) for i in range(100)] == [i if i % 2 else None for i in range(100)]
+    assert [cache.get(Same(i)) for i in range(count)] == [i if i % 2 else None for i in range(count)]
 
 
 def test_a_str_subclass_with_an_equality_of_its_own_is_asked(core):

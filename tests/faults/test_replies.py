@@ -30,7 +30,12 @@ REDIS_CALLS = {
 QUERY_S = 0.5
 # As many as the pool has connections: none waits for another one.
 POOL_CALLERS = 5
-POOL_TIMES = {"connect_timeout": 0.5, "check_timeout": 0.5, "reset_timeout": 0.5}
+POOL_OPTIONS = {
+    "connect_timeout": 0.5,
+    "check_timeout": 0.5,
+    "reset_timeout": 0.5,
+    "max_message_bytes": 4 << 20,
+}
 POSTGRES_CALLS = ["get", "set", "delete", "tags"]
 
 
@@ -253,7 +258,7 @@ async def _pool_works(oracle, pool):
 async def test_a_pool_withstands_hostile_replies_of_postgres(servers, reply):
     numbers = iter(range(1_000_000))
     async with Oracle() as oracle, HostilePostgres(servers.database_url) as server:
-        async with ConnectionPool(server.dsn, min_size=2, max_size=5, **POOL_TIMES) as pool:
+        async with ConnectionPool(server.dsn, min_size=2, max_size=5, **POOL_OPTIONS) as pool:
             for script, times in itertools.product(reply.scripts, (1, float("inf"))):
                 await eventually(lambda: _pool_works(oracle, pool))
                 played = server.played

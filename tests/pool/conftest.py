@@ -131,6 +131,25 @@ class Proxy:
                 await asyncio.gather(*both)
 
 
+class BlackHole:
+    """A proxy that swallows everything while the hole is open; what it swallowed stays lost."""
+
+    def __init__(self, proxy):
+        self._proxy = proxy
+        self.is_open = False
+        proxy.make_relay = lambda: self._relay
+
+    async def _relay(self, data, write):
+        if not self.is_open:
+            await write(data)
+
+    def open(self):
+        self.is_open = self._proxy.silent = True
+
+    def close(self):
+        self.is_open = self._proxy.silent = False
+
+
 @pytest.fixture
 async def make_proxy(dsn):
     async with AsyncExitStack() as stack:
@@ -144,6 +163,11 @@ async def make_proxy(dsn):
 @pytest.fixture
 async def proxy(make_proxy):
     return await make_proxy()
+
+
+@pytest.fixture
+def hole(proxy):
+    return BlackHole(proxy)
 
 
 @pytest.fixture

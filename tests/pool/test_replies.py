@@ -1,12 +1,14 @@
 """Replies of a server that come in unusual pieces."""
 
+import asyncio
 import logging
 from contextlib import suppress
 
 import asyncpg
 import pytest
 
-from acgsperf import ConnectionPool
+from acgsperf import ConnectionPool, MessageTooLarge
+from acgsperf.pool.slot import unread_chunks
 
 
 async def last_byte_apart(data, write):
@@ -56,3 +58,94 @@ async def test_a_second_reply_closes_its_connection_and_is_logged_once(proxy, ca
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 1, messages
     assert messages[0].startswith("pool 'orders': unexpected data from the server (")
+
+
+ROW_OF_2_GB = b"D\x7f\xff\xff\xff"
+
+
+class Liar:
+    """A proxy that announces a message of 2 GB to the query `SELECT 'large'`, and sends it until nobody reads it."""
+
+    def __init__(self, proxy, piece):
+        self.sent = 0
+        self._piece = piece
+        proxy.relay = self._relay
+
+    async def _relay(self, data, write):
+        if b"large" not in data:
+            await write(data)
+            return
+        await write(ROW_OF_2_GB)
+        while True:
+            await write(self._piece)
+            self.sent += len(self._piece)
+
+
+@pytest.mark.parametrize("piece_bytes", [50, 64 << 10])
+async def test_a_message_that_is_too_large_ends_its_connection(proxy, caplog, until, piece_bytes):
+    # Each piece looks like the end of a reply.
+    liar = Liar(proxy, b"x" * (piece_bytes - 6) + b"Z\0\0\0\5I")
+    limit = piece_bytes * 64
+    options = {"min_size": 1, "max_size": 1, "max_message_bytes": limit, "name": "orders"}
+    async with ConnectionPool(proxy.dsn, **options) as pool:
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError) as raised:
+            await pool.fetchval("SELECT 'large'")
+        assert isinstance(raised.value.__cause__, MessageTooLarge)
+        assert f"at most {limit} bytes (max_message_bytes)" in str(raised.value.__cause__)
+        # The limit may be exceeded by an eighth, and some is in the buffers of the network.
+        assert liar.sent <= limit * 9 / 8 + (8 << 20)
+        # The limit is for messages, and not for what arrives together.
+        assert len(await pool.fetch("SELECT 1 FROM generate_series(1, 1000)")) == 1000
+        assert pool.stats().opened == 2
+    assert [record.getMessage().startswith("pool 'orders': a message") for record in caplog.records] == [True]
+
+
+async def test_a_slow_server_with_a_message_that_is_too_large_is_noticed(proxy):
+    liar = Liar(proxy, b"x" * 1000)
+
+    async with ConnectionPool(proxy.dsn, min_size=1, max_size=1, max_message_bytes=10_000) as pool:
+
+        async def slowly(data, write):
+            async def wait_and_write(piece):
+                await asyncio.sleep(0.005)
+                await write(piece)
+
+            await liar._relay(data, wait_and_write if b"large" in data else write)
+
+        proxy.relay = slowly
+        with pytest.raises(asyncpg.ConnectionDoesNotExistError):
+            await pool.fetchval("SELECT 'large'")
+        assert liar.sent <= 10_000 * 9 / 8 + 2_000
+
+
+async def test_replies_of_any_length_are_read_if_their_messages_are_not_too_large(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1, max_message_bytes=500_000) as pool, pool.acquire() as lease:
+        rows = await lease.fetch("SELECT repeat('x', 400000) FROM generate_series(1, 20)")
+        assert [len(value) for (value,) in rows] == [400_000] * 20
+        assert len(await lease.fetch("SELECT 1 FROM generate_series(1, 200000)")) == 200_000
+        copied = bytearray()
+
+        async def collect(data):
+            copied.extend(data)
+
+        await lease.copy_from_query("SELECT repeat('x', 10000) FROM generate_series(1, 200)", output=collect)
+        assert len(copied) == 200 * 10_001
+        async with lease.transaction():
+            async for (value,) in lease.cursor("SELECT repeat('x', 400000) FROM generate_series(1, 20)", prefetch=5):
+                assert len(value) == 400_000
+        assert pool.stats().opened == 1
+
+
+async def test_without_a_limit_messages_of_any_size_are_read(dsn):
+    async with ConnectionPool(dsn, min_size=1, max_size=1, max_message_bytes=None) as pool:
+        assert len(await pool.fetchval("SELECT repeat('x', 10000000)")) == 10_000_000
+
+
+async def test_what_asyncpg_has_received_and_not_read_is_found(dsn):
+    connection = await asyncpg.connect(dsn)
+    unread = unread_chunks(connection._protocol)
+    assert len(unread) == 1
+    connection._protocol.data_received(ROW_OF_2_GB)
+    connection._protocol.data_received(b"x" * 1000)
+    assert list(unread)[-2:] == [ROW_OF_2_GB, b"x" * 1000]
+    connection.terminate()

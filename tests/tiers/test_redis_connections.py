@@ -1,7 +1,6 @@
 """The connections of a Redis tier: how many there are, how old they get, and who may open them."""
 
 import asyncio
-import hashlib
 import time
 
 import pytest
@@ -218,9 +217,23 @@ async def test_a_clone_has_connections_of_its_own_and_no_greeting(open_tier, adm
     clone.close()
 
 
-async def test_a_connection_learns_the_time_and_the_run_of_its_server_first(open_tier, admin):
+async def test_a_connection_learns_the_time_of_its_server_first(open_tier, admin):
     tier = await open_tier()
-    run = (await admin.info("server"))["run_id"]
-    assert tier._redis_writes.run == hashlib.sha1(run.encode(), usedforsecurity=False).hexdigest()[:8].encode()
     seconds, micros = await admin.time()
     assert abs(tier.server_clock.now() - seconds - micros / 1e6) < 1
+
+
+async def test_reads_ask_for_the_time_once_a_minute(open_tier, admin):
+    tier = await open_tier()
+
+    async def asked():
+        return (await admin.info("commandstats"))["cmdstat_time"]["calls"]
+
+    before = await asked()
+    for _ in range(20):
+        await tier.get("k")
+    assert await asked() == before
+    tier.server_clock._asked_at -= 61
+    for _ in range(20):
+        await tier.get("k")
+    assert await asked() == before + 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 import secrets
 import time
 
@@ -12,8 +13,10 @@ from msgspec.structs import replace
 from acgsperf.tiers import Entry, Observation, Outcome, Store, StoreKind, Write, WriteResult, records
 from acgsperf.tiers.records import Record, RecordKind
 from acgsperf.tiers.redis import RedisTier
+from acgsperf.tiers.redis_keys import short_run
 
 WRITER = b"writer-1"
+MONTH_MS = 30 * 86_400_000
 
 
 @pytest.fixture
@@ -57,7 +60,8 @@ async def _log(tier):
 
 async def _last_position(tier):
     (entries,) = await tier._ask([("XREVRANGE", tier.keys.log, "+", "-", "COUNT", 1)], list)
-    return entries[0][0]
+    (info,) = await tier._ask([("INFO", "server")], list)
+    return short_run(re.search(rb"run_id:(\w+)", info)[1]) + entries[0][0]
 
 
 async def _swept(tier):
@@ -186,12 +190,14 @@ class TestLoads:
         if before != "nothing":
             await _write(first, "k", entry() if before == "entry" else None)
         seen = (await first.observe(["k"]))["k"]
+        # The two estimate the server's clock, so that the second one may be behind.
+        later = second.now_us() + 1_000_000
         if "set" in what:
-            await _write(second, "k", entry("new"))
+            await _write(second, "k", entry("new"), later)
         if "delete" in what:
-            await _write(second, "k", None)
+            await _write(second, "k", None, later + 1)
         if what == "expire":
-            await second.expire_now({"k": Write(None, _id(), second.now_us())})
+            await second.expire_now({"k": Write(None, _id(), later)})
         if what == "undo":
             await second.remove_written({"k": seen.id})
         assert not await _load(first, "k", entry("slow"), seen)
@@ -360,7 +366,7 @@ class TestCopies:
 class TestDemotions:
     async def test_a_demotion_is_stored_if_the_key_is_absent_and_the_log_has_not_gone_on(self, pair, entry):
         first, second = pair
-        await _write(first, "other", None)
+        await _write(first, "other", entry())
         position = await _last_position(first)
         evicted = replace(entry("evicted", tags=("t",)), id=b"8 bytes.", stamp=5)
         demotion = Store(evicted, None, StoreKind.DEMOTION, position)
@@ -380,6 +386,15 @@ class TestDemotions:
         demotion = Store(replace(entry(), id=_id()), None, StoreKind.DEMOTION, position)
         assert not await second.store({"k": demotion})
         assert await first.get("k") is None
+
+    async def test_an_entry_that_was_evicted_in_another_run_of_the_server_is_not_demoted(self, pair, entry):
+        first, second = pair
+        await _write(first, "other", entry())
+        position = await _last_position(first)
+        evicted = replace(entry(), id=_id())
+        assert not await second.store({"k": Store(evicted, None, StoreKind.DEMOTION, b"a run id" + position[8:])})
+        assert not await second.store({"k": Store(evicted, None, StoreKind.DEMOTION, position[8:])})
+        assert await second.store({"k": Store(evicted, None, StoreKind.DEMOTION, position)})
 
     async def test_nothing_is_demoted_without_a_position(self, pair, entry):
         _, second = pair
@@ -535,8 +550,48 @@ class TestLifetimes:
         assert await _load(first, "l", entry(kept=200, tags=("t",)), seen)
         (lifetime,) = await _lifetime(first, tag)
         assert 255_000 < lifetime <= 260_000
+        for loads in (False, True):
+            await first._ask([("PEXPIRE", tag, 60_000)], list)
+            seen, lasting = (await first.observe(["l"], ["t"]))["l"], entry(kept=None, tags=("t",))
+            assert await (_load(first, "l", lasting, seen) if loads else first.set("k", lasting))
+            (lifetime,) = await _lifetime(first, tag)
+            assert MONTH_MS - 60_000 < lifetime <= MONTH_MS
+
+    async def test_the_tokens_of_an_entry_without_an_expiration_are_renewed_by_reading_it(self, pair, entry):
+        first, second = pair
+        await first.set_many({"k": entry(kept=None, tags=("t", "u")), "short": entry(tags=("v",))})
+        tokens = [*map(first.keys.tag, "tuv"), first.keys.token]
+        await first._ask([("PEXPIRE", token, 600_000) for token in tokens], list)
+        second.server_clock._asked_at -= 61
+        assert await second.get_many(["k", "short"])
+        await asyncio.gather(*second._calls.tasks)
+        t, u, v, namespace = await _lifetime(first, *tokens)
+        assert min(t, u, namespace) > MONTH_MS - 60_000
+        assert v <= 600_000
+        # Once a day.
+        await first._ask([("PEXPIRE", token, 600_000) for token in tokens], list)
+        assert await second.get_many(["k", "short"])
+        await asyncio.gather(*second._calls.tasks)
+        assert max(await _lifetime(first, *tokens)) <= 600_000
+        # A token that is not renewed ends with a miss, and a new one does not revive the entry.
+        await first._ask([("PEXPIRE", first.keys.tag("u"), 1)], list)
+        await asyncio.sleep(0.01)
+        assert await second.get("k") is None
+        await first.set("other", entry(tags=("u",)))
+        assert await second.get("k") is None
+
+    async def test_no_key_but_an_entry_stays_for_ever(self, pair, entry):
+        first, second = pair
         await first.set("k", entry(kept=None, tags=("t",)))
-        assert await _lifetime(first, tag) == [-1]
+        await _load(second, "l", entry(kept=None, tags=("u",)), (await second.observe(["l"], ["u"]))["l"])
+        await first.expire_tag("t")
+        await first.unlock("k", await first.lock("k", 5))
+        await second.invalidate("u", refused_below=True)
+        await first.set("k", entry(kept=None, tags=("t",)))
+        _, keys = (await first._ask([("SCAN", 0, "MATCH", first.keys.prefix[:-1] + b"*", "COUNT", 10_000)], list))[0]
+        lifetimes = dict(zip(keys, await _lifetime(first, *keys), strict=True))
+        assert {key for key, left in lifetimes.items() if left < 0} == {first.keys.entry("k"), first.keys.entry("l")}
+        assert first.keys.fence in lifetimes
 
     async def test_a_token_of_a_load_lives_for_the_retention(self, pair):
         first, _ = pair
@@ -569,8 +624,11 @@ class TestLifetimes:
         await first.set("k", entry(kept=100 * 86_400))
         (lifetime,) = await _lifetime(first, first.keys.token)
         assert lifetime > 99 * 86_400_000
+        await first._ask([("PEXPIRE", first.keys.token, 60_000)], list)
         await first.set("k", entry(kept=None))
-        assert await _lifetime(first, first.keys.token) == [-1]
+        (lifetime,) = await _lifetime(first, first.keys.token)
+        # The next connection, or the next minute, renews it.
+        assert lifetime <= 60_000
         assert await first.get("k") is not None
 
 

@@ -12,7 +12,7 @@ import pytest
 from bare import bare
 
 from acgsperf import TierError
-from acgsperf.tiers import BreakerState, Entry, Outcome, Write
+from acgsperf.tiers import BreakerState, Entry, Outcome, Write, server_clock
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
 
@@ -50,6 +50,17 @@ async def test_an_entry_that_is_past_its_time_is_forgotten(tier, entry):
     assert await tier.get("k") is None
     assert not await tier.set("k", entry(kept=-1))
     assert tier.stats().refused == 1
+
+
+async def test_a_tier_that_only_reads_follows_the_clock_of_the_server(tier, entry, monkeypatch):
+    await tier.set("k", entry())
+    # As if the server's clock had been set since.
+    tier.server_clock.offset -= 3_600
+    assert await tier.get("k")
+    assert tier.server_clock.now() < time.time() - 3_000
+    monkeypatch.setattr(server_clock, "_SAMPLE_MAX_AGE_S", 0.0)
+    assert await tier.get("k")
+    assert abs(tier.server_clock.now() - time.time()) < 60
 
 
 async def test_namespaces_do_not_see_each_other(make, entry, namespace):
@@ -406,6 +417,26 @@ async def test_a_frozen_server_keeps_no_caller_50_ms_beyond_the_deadline(
     await private_tier.close()
     assert private_tier.stats().misses == 600
     assert stopwatch.slowest < 0.25 + 0.05 + stopwatch.stalled
+
+
+async def test_a_pause_of_the_process_is_no_failure_of_the_server(make, namespace, entry):
+    tier = make(deadline=0.3)
+    await tier.open(namespace)
+    assert await tier.set("key", entry("value"))
+    calls = [
+        lambda: tier.get("key"),
+        lambda: tier.get_many(["key", "other"]),
+        lambda: tier.observe(["other"]),
+        lambda: tier.look_up(["key", "other"]),
+        lambda: tier.set("more", entry()),
+    ]
+    for call in calls:
+        # As a garbage collector or a busy machine does, until after the deadline.
+        asyncio.get_running_loop().call_later(0.0005, time.sleep, 0.4)
+        assert await call()
+    assert tier.stats().errors == {}
+    await tier.clear()
+    await tier.close()
 
 
 async def test_a_server_that_goes_on_failing_is_left_alone_and_logged_once(

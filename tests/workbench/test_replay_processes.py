@@ -18,6 +18,7 @@ import redis.asyncio
 
 from acgsperf.errors import AcgsperfError
 from acgsperf.workbench import replay_process, replay_writes
+from acgsperf.workbench.embedded import embedded_servers
 from acgsperf.workbench.replay import Load, replay
 from acgsperf.workbench.replay_process import OtherProcess
 from acgsperf.workbench.replay_run import Options
@@ -160,8 +161,17 @@ async def test_requests_of_every_kind_reach_the_other_process(tiers):
     assert report.loads == len(trace)
 
 
-async def test_a_private_redis_has_no_memory_for_all_values(tiers):
-    async with redis.asyncio.Redis.from_url(tiers["redis_url"], protocol=2) as client:
+@pytest.fixture
+def own_redis(monkeypatch):
+    """A server that no other test uses. What others have left there would count as memory of the replay."""
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    with embedded_servers(redis=True, postgres=False) as servers:
+        yield servers.redis_url
+
+
+async def test_a_private_redis_has_no_memory_for_all_values(tiers, own_redis):
+    tiers = tiers | {"redis_url": own_redis}
+    async with redis.asyncio.Redis.from_url(own_redis, protocol=2) as client:
         before = await client.config_get("maxmemory*")
         report = await replay(zipf_trace(15_000, distinct=5_000), **tiers, processes=2, private_redis=True)
         assert await client.config_get("maxmemory*") == before

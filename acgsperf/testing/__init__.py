@@ -1,0 +1,6 @@
+"""Parts for the tests of applications: a tier in memory, a clock that the test moves, and servers of one's own."""
+
+from acgsperf.testing.clock import ManualClock
+from acgsperf.testing.memory import MemoryServer, MemoryTier, memory_cache
+
+__all__ = ["ManualClock", "MemoryServer", "MemoryTier", "memory_cache"]

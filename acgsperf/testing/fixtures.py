@@ -1,0 +1,23 @@
+"""Fixtures for pytest. Load them with `pytest_plugins = ["acgsperf.testing.fixtures"]` in `conftest.py`."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from acgsperf.testing.clock import ManualClock
+from acgsperf.workbench.embedded import Servers, embedded_servers
+
+__all__ = ["acgsperf_clock", "acgsperf_servers"]
+
+
+@pytest.fixture
+def acgsperf_clock() -> ManualClock:
+    """A clock that the test moves."""
+    return ManualClock()
+
+
+@pytest.fixture(scope="session")
+def acgsperf_servers() -> Iterator[Servers]:
+    """A real Redis and PostgreSQL for all tests; see `embedded_servers`. It needs the extra `embedded`."""
+    with embedded_servers() as servers:
+        yield servers
