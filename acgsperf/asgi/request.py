@@ -29,7 +29,8 @@ READ_HEADERS: Final = frozenset(
     }
 )
 # The application has to check these (RFC 9111, 4.3.2).
-_PRECONDITIONS: Final = (b"if-match", b"if-unmodified-since")
+_PRECONDITIONS: Final = frozenset({b"if-match", b"if-unmodified-since"})
+_CARRYING: Final = frozenset({b"authorization", b"cookie"})
 _NEVER: Final = 2.0**40
 
 
@@ -42,6 +43,7 @@ class CacheableRequest:
         headers: all its headers.
         is_head: whether its method is HEAD.
         is_plain: whether it has none of the headers that the cache reads, except `Host`.
+        wants_all: whether it has neither conditions nor a range.
         bypasses: whether the cache must not answer it.
         uses_stored: whether a stored response may answer it without being validated.
         max_age, min_fresh, max_stale: its directives, in seconds.
@@ -53,6 +55,7 @@ class CacheableRequest:
     """
 
     is_plain = True
+    wants_all = True
     bypasses = False
     uses_stored = True
     max_age: float = _NEVER
@@ -77,22 +80,29 @@ class CacheableRequest:
     def read(self, special: Mapping[bytes, bytes]) -> None:
         """Read the headers that the cache has to know."""
         self.is_plain = False
-        get = special.get
-        self.bypasses = any(name in special for name in _PRECONDITIONS)
-        self.if_none_match, self.if_modified_since = get(b"if-none-match"), get(b"if-modified-since")
-        if not self.is_head:
-            self.range, self.if_range = get(b"range"), get(b"if-range")
-        self._carried = tuple(name for name in special if name not in READ_HEADERS or name in _CARRYING)
-        cache_control = get(b"cache-control")
-        if cache_control is None:
-            # RFC 9111, 5.4: Pragma counts only without Cache-Control.
-            pragma = get(b"pragma")
-            if pragma is not None and len(pragma) <= MAX_FIELD_BYTES:
-                self.uses_stored = "no-cache" not in directives(pragma)
-        elif len(cache_control) > MAX_FIELD_BYTES:
-            self.bypasses = True
-        else:
-            self._read_directives(directives(cache_control))
+        carried = []
+        for name, value in special.items():
+            if name in _CARRYING or name not in READ_HEADERS:
+                carried.append(name)
+            elif name == b"cache-control":
+                self._read_cache_control(value)
+            elif name == b"pragma":
+                # RFC 9111, 5.4: Pragma counts only without Cache-Control.
+                if b"cache-control" not in special and len(value) <= MAX_FIELD_BYTES:
+                    self.uses_stored = "no-cache" not in directives(value)
+            elif name in _PRECONDITIONS:
+                self.bypasses = True
+            else:
+                self.wants_all = False
+                if name == b"if-none-match":
+                    self.if_none_match = value
+                elif name == b"if-modified-since":
+                    self.if_modified_since = value
+                elif not self.is_head and name == b"range":
+                    self.range = value
+                elif not self.is_head:
+                    self.if_range = value
+        self._carried = tuple(carried)
 
     @property
     def is_conditional(self) -> bool:
@@ -108,7 +118,11 @@ class CacheableRequest:
         """The key of the call of the application that answers it. Requests with other credentials have another one."""
         return f"{self.variant or self.root} {self.reach(()):d}"
 
-    def _read_directives(self, found: Mapping[str, str | None]) -> None:
+    def _read_cache_control(self, value: bytes) -> None:
+        if len(value) > MAX_FIELD_BYTES:
+            self.bypasses = True
+            return
+        found = directives(value)
         if "no-store" in found:
             self.bypasses = True
         self.uses_stored = "no-cache" not in found
@@ -122,6 +136,3 @@ class CacheableRequest:
         if "max-stale" in found:
             argument = found["max-stale"]
             self.max_stale = _NEVER if argument is None else seconds(argument) or 0
-
-
-_CARRYING: Final = frozenset({b"authorization", b"cookie"})

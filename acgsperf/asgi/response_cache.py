@@ -14,7 +14,7 @@ from acgsperf.asgi.ranges import part_in
 from acgsperf.asgi.recording import Recording
 from acgsperf.asgi.request import READ_HEADERS, CacheableRequest
 from acgsperf.asgi.stored import Stored, cell_of, headers_to_store, opened
-from acgsperf.asgi.uri import path_tag, related, target_of, target_with_host
+from acgsperf.asgi.uri import Target, path_tag, related, target_of, target_with_host
 from acgsperf.asgi.validators import freshened, validators_of
 from acgsperf.asgi.variants import index_of, key_of, sets_in, varying_on
 from acgsperf.cache import TieredCache, Written
@@ -25,7 +25,7 @@ __all__ = ["ResponseCache", "Use"]
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 # A response from the future beyond this: a clock was set back, so its age is not known.
 _CLOCK_TOLERANCE_S: Final = 5.0
-_MAX_ROOTS: Final = 4_096
+_MAX_TARGETS: Final = 4_096
 # What the key of a stored part has in addition.
 _PART: Final = " part"
 # How often the steady clock looks at the wall clock.
@@ -107,8 +107,8 @@ class ResponseCache:
         self._read = READ_HEADERS | secrets
         self._not_stored = not_stored
         self._get_local = cache.get_local
-        # The key of each target that was answered lately: normalising it costs more than all the rest of a hit.
-        self._roots: dict[tuple[object, ...], str] = {}
+        # The targets that were answered lately: normalising one costs more than all the rest of a hit.
+        self._targets: dict[tuple[object, ...], Target] = {}
         self.hits = self.misses = self.bypassed = self.stored = 0
 
     def fresh(self, scope: Mapping[str, Any], now: float) -> Stored | None:
@@ -123,23 +123,17 @@ class ResponseCache:
                     return None
                 host = value
         try:
-            root = self._roots[scope["raw_path"], scope["query_string"], host, scope["scheme"]]
+            target = self._targets[scope["raw_path"], scope["query_string"], host, scope["scheme"]]
         except KeyError:
             return None
-        cell = self._get_local(root)
+        if self._vary:
+            return None
+        cell = self._get_local(target.uri)
         if type(cell) is not list or len(cell) != 1 or type(stored := cell[0]) is not Stored or stored.no_cache:
             return None
         # As `use_of`.
         is_fresh = now < stored.born_at + stored.lifetime and now >= stored.stored_at - _CLOCK_TOLERANCE_S
         return stored if is_fresh else None
-
-    def remember(self, scope: Mapping[str, Any], request: CacheableRequest) -> None:
-        """Let `fresh` answer the following requests for the target of one that was answered."""
-        if request.is_plain and not request.is_head and not self._vary and scope.get("raw_path") and "scheme" in scope:
-            if len(self._roots) >= _MAX_ROOTS:
-                self._roots.clear()
-            host = joined(request.headers, b"host")
-            self._roots[scope["raw_path"], scope.get("query_string", b""), host, scope["scheme"]] = request.root
 
     def request(self, scope: Mapping[str, Any]) -> CacheableRequest:
         """Return the request of a scope; its method is GET or HEAD."""
@@ -155,7 +149,7 @@ class ResponseCache:
                     special[name] = special[name] + b", " + value if name in special else value
         if special is not None and b"host" in special:
             host += b", " + special.pop(b"host")
-        target = target_with_host(scope, host)
+        target = self._target(scope, host)
         root = key_of(target.uri, self._vary, headers, self._exact) if self._vary else target.uri
         request = CacheableRequest(target, root, headers, scope["method"] == "HEAD")
         if special:
@@ -163,6 +157,18 @@ class ResponseCache:
         if target.too_long:
             request.bypasses = True
         return request
+
+    def _target(self, scope: Mapping[str, Any], host: bytes) -> Target:
+        raw = (scope.get("raw_path"), scope.get("query_string", b""), host, scope.get("scheme", "http"))
+        target = self._targets.get(raw)
+        if target is None:
+            target = target_with_host(scope, host)
+            # Without raw bytes, the path is not in the key.
+            if raw[0] and not target.too_long:
+                if len(self._targets) >= _MAX_TARGETS:
+                    self._targets.clear()
+                self._targets[raw] = target
+        return target
 
     def local(self, request: CacheableRequest) -> Stored | None:
         """Return what L1 has for a request, fresh or not."""

@@ -15,7 +15,7 @@ def selected(request: CacheableRequest, stored: Stored) -> tuple[int, RawHeaders
         covered = stored.part.covers(request.range, len(stored.body))
         assert covered is not None
         return _partial(stored, covered, stored.part.first, stored.part.length)
-    if stored.status != 200:
+    if request.wants_all or stored.status != 200:
         return stored.status, stored.headers, stored.body
     if is_not_modified(
         request.if_none_match, request.if_modified_since, stored.etag, stored.last_modified, stored.stored_at

@@ -73,7 +73,6 @@ class Serving:
         stored = cache.local(request)
         if stored is not None and cache.use_of(stored, request, cache.now()) is Use.ANSWER:
             cache.hits += 1
-            cache.remember(scope, request)
             await self._answer(request, stored, send)
             self._routes.record(stored.route, started_ns)
             return

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -45,9 +44,7 @@ def target_with_host(scope: Mapping[str, Any], host: bytes) -> Target:
     path = scope.get("raw_path") or quote(scope["path"], errors="surrogateescape").encode()
     query = scope.get("query_string", b"")
     scheme = scope.get("scheme", "http")
-    if len(path) + len(query) + len(host) > _MAX_URI:
-        return _target(scheme, host, path, query)
-    return _known_target(scheme, host, path, query)
+    return _target(scheme, host, path, query)
 
 
 def path_tag(path: str) -> str:
@@ -83,6 +80,9 @@ def related(scope: Mapping[str, Any], headers: Headers) -> Iterable[str]:
 
 
 def _target(scheme: str, host: bytes, path: bytes, query: bytes) -> Target:
+    if len(path) + len(query) + len(host) > 3 * _MAX_URI:
+        # It stays too long, however it is normalised.
+        return Target("", "", False, True)
     encoded = _normalised(path) or b"/"
     clean = _without_dot_segments(encoded)
     text = clean.decode("latin-1")
@@ -90,9 +90,6 @@ def _target(scheme: str, host: bytes, path: bytes, query: bytes) -> Target:
     if query:
         uri = f"{uri}?{_normalised(query).decode('latin-1')}"
     return Target(uri, "http-path:" + text, clean == encoded, len(uri) > _MAX_URI)
-
-
-_known_target = lru_cache(maxsize=4_096)(_target)
 
 
 def _normalised_host(scheme: str, host: bytes) -> bytes:

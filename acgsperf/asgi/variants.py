@@ -40,14 +40,29 @@ def key_of(root: str, names: Names, headers: Headers, exact: frozenset[bytes]) -
         headers: those of the request.
         exact: the names of headers whose values are compared byte by byte, because they are secrets.
     """
+    values = tuple([_selecting(headers, name) for name in names])
+    # Secrets are not remembered.
+    if sum(map(len, values)) <= _MAX_REMEMBERED_BYTES and exact.isdisjoint(names):
+        return _known_key(root, names, values, exact)
+    return _key(root, names, values, exact)
+
+
+def _selecting(headers: Headers, wanted: bytes) -> bytes:
+    """Return the value of a request header in a form that differs from that of an absent one."""
+    found = [value for name, value in headers if name == wanted]
+    return b"=" + (found[0] if len(found) == 1 else b", ".join(found)) if found else b""
+
+
+def _key(root: str, names: Names, values: tuple[bytes, ...], exact: frozenset[bytes]) -> str:
     # The key contains a digest, because a header may have any length and may be a secret.
     digest = hashlib.blake2b(digest_size=20)
-    for name in names:
-        value = joined(headers, name)
-        if value is not None and name not in exact:
-            value = _known_normalised(name, value) if len(value) <= _MAX_REMEMBERED_BYTES else _normalised(name, value)
-        digest.update(b"%b:%d:%b" % (name, -1 if value is None else len(value), value or b""))
+    for name, value in zip(names, values, strict=True):
+        normal = value if name in exact else value[:1] + _normalised(name, value[1:])
+        digest.update(b"%b:%d:%b" % (name, len(normal), normal))
     return f"{root} {digest.hexdigest()}"
+
+
+_known_key = lru_cache(maxsize=4_096)(_key)
 
 
 def index_of(sets: Sequence[Names], names: Names, until: float) -> list[Any]:
@@ -88,6 +103,3 @@ def _normalised(name: bytes, value: bytes) -> bytes:
     if name in _UNORDERED:
         found = sorted("".join(member.lower().split()) for member in found)
     return ",".join(found).encode("latin-1")
-
-
-_known_normalised = lru_cache(maxsize=4_096)(_normalised)

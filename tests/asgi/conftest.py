@@ -1,12 +1,10 @@
 """Applications behind the middleware: called directly with a clock that a test moves, and served by uvicorn."""
 
-import socket
-import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import httpx
 import pytest
-import uvicorn
+from http_servers import served_by_uvicorn
 
 from acgsperf import LRUCache, TieredCache
 from acgsperf.asgi import PerformanceMiddleware
@@ -80,35 +78,7 @@ async def connect(clock):
         await client.aclose()
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config):
-        super().__init__(config)
-        self.ready = threading.Event()
-
-    async def startup(self, sockets=None):
-        await super().startup(sockets)
-        self.ready.set()
-
-
-@contextmanager
-def served(app):
-    """The base URL of an application under uvicorn, in a thread of its own."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = _Server(uvicorn.Config(app, log_level="critical", ws="none", lifespan="on"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        assert server.ready.wait(30)
-        assert server.started
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        listener.close()
-    assert not thread.is_alive()
-
-
 @pytest.fixture
 def serve():
     with ExitStack() as stack:
-        yield lambda app: stack.enter_context(served(app))
+        yield lambda app: stack.enter_context(served_by_uvicorn(app))

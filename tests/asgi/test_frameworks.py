@@ -1,17 +1,12 @@
 """FastAPI, Starlette, Litestar and Django behind the middleware, under uvicorn, and under hypercorn with HTTP/2."""
 
-import asyncio
 import contextlib
 import gc
-import socket
-import threading
 
 import httpx
 import pytest
-from conftest import served
 from frameworks import FRAMEWORKS, Calls, WithCache
-from hypercorn.asyncio import serve as serve_hypercorn
-from hypercorn.config import Config
+from http_servers import served_by_hypercorn, served_by_uvicorn
 
 from acgsperf import LRUCache, TieredCache
 from acgsperf.asgi import PerformanceMiddleware
@@ -27,43 +22,7 @@ def collected():
     gc.collect()
 
 
-@contextlib.contextmanager
-def served_by_hypercorn(app):
-    """The base URL of an application under hypercorn, in a thread of its own."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = Config()
-    config.bind = [f"fd://{listener.fileno()}"]
-    config.errorlog = config.accesslog = None
-    config.graceful_timeout = 1
-    loop, stopped, ready = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
-
-    async def announcing(scope, receive, send):
-        async def told(message):
-            await send(message)
-            if message["type"] == "lifespan.startup.complete":
-                ready.set()
-
-        await app(scope, receive, told if scope["type"] == "lifespan" else send)
-
-    def run():
-        asyncio.set_event_loop(loop)
-        loop.run_until_complete(serve_hypercorn(announcing, config, shutdown_trigger=stopped.wait))
-        loop.close()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        assert ready.wait(30)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        loop.call_soon_threadsafe(stopped.set)
-        thread.join(30)
-        # hypercorn has closed the socket that it was given.
-        listener.detach()
-    assert not thread.is_alive()
-
-
-SERVERS = {"uvicorn": served, "hypercorn": served_by_hypercorn}
+SERVERS = {"uvicorn": served_by_uvicorn, "hypercorn": served_by_hypercorn}
 
 
 @pytest.fixture(params=SERVERS)
