@@ -171,7 +171,7 @@ class PerformanceMiddleware:
         elif self._gate is not None and (refusal := self._gate.refusal(scope)) is not None:
             await _respond(scope, send, 403, "application/json", refusal)
         elif self._serving is not None:
-            await self._serving(scope, receive, send, started_ns)
+            await self._serving.answer(scope, receive, send, started_ns)
         else:
             await Exchange(scope, send, self._added, self._routes, started_ns).run(self._app, receive)
 

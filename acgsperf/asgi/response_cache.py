@@ -79,6 +79,7 @@ class ResponseCache:
     Attributes:
         flights: the calls of the application in flight.
         now: returns the seconds since the epoch by which ages are measured.
+        ticks: returns seconds since any time; costs less.
         hits, misses, bypassed, stored: the counts so far.
     """
 
@@ -100,6 +101,7 @@ class ResponseCache:
         self.max_body_bytes = max_body_bytes
         self.wall = clock
         self.now = SteadyClock() if clock is time.time else clock
+        self.ticks = time.monotonic if clock is time.time else clock
         self._freshness = freshness
         self._vary = tuple(sorted(checked_names("vary", vary)))
         secrets = checked_names("credentials", credentials)
@@ -111,10 +113,10 @@ class ResponseCache:
         self._targets: dict[tuple[object, ...], Target] = {}
         self.hits = self.misses = self.bypassed = self.stored = 0
 
-    def fresh(self, scope: Mapping[str, Any], now: float) -> Stored | None:
-        """Return the fresh response that L1 has for a GET, if none of its headers matters.
+    def at_root(self, scope: Mapping[str, Any]) -> Any:
+        """Return what L1 has first for the target of a request, if none of its headers matters.
 
-        None: ask `local`. This is a shorter way for what most requests are.
+        None: ask `local`. It may also be the value of another user of the cache.
         """
         host, read = None, self._read
         for name, value in scope["headers"]:
@@ -123,17 +125,19 @@ class ResponseCache:
                     return None
                 host = value
         try:
-            target = self._targets[scope["raw_path"], scope["query_string"], host, scope["scheme"]]
-        except KeyError:
+            return self._get_local(self._targets[scope["raw_path"], scope["query_string"], host, scope["scheme"]].uri)[
+                0
+            ]  # type: ignore[index]
+        except (KeyError, TypeError, IndexError):
             return None
-        if self._vary:
-            return None
-        cell = self._get_local(target.uri)
-        if type(cell) is not list or len(cell) != 1 or type(stored := cell[0]) is not Stored or stored.no_cache:
-            return None
-        # As `use_of`.
-        is_fresh = now < stored.born_at + stored.lifetime and now >= stored.stored_at - _CLOCK_TOLERANCE_S
-        return stored if is_fresh else None
+
+    def answers_plainly(self, stored: Stored, now: float) -> bool:
+        """Return whether a stored response answers a request none of whose headers matters. As `use_of`."""
+        return (
+            not stored.no_cache
+            and now < stored.born_at + stored.lifetime
+            and now >= stored.stored_at - _CLOCK_TOLERANCE_S
+        )
 
     def request(self, scope: Mapping[str, Any]) -> CacheableRequest:
         """Return the request of a scope; its method is GET or HEAD."""
@@ -163,8 +167,8 @@ class ResponseCache:
         target = self._targets.get(raw)
         if target is None:
             target = target_with_host(scope, host)
-            # Without raw bytes, the path is not in the key.
-            if raw[0] and not target.too_long:
+            # Without raw bytes, the path is not in the key. With `vary`, the URI is not the key of a response.
+            if raw[0] and not target.too_long and not self._vary:
                 if len(self._targets) >= _MAX_TARGETS:
                     self._targets.clear()
                 self._targets[raw] = target

@@ -37,7 +37,9 @@ class Routes:
         record = self._records.get(route)
         if record is None:
             record = self._record_of(route)
-        record(min(elapsed_ns, _HIGHEST_NS))
+        if elapsed_ns > _HIGHEST_NS:
+            elapsed_ns = _HIGHEST_NS
+        record(elapsed_ns)
 
     def _record_of(self, route: str) -> Callable[[int], None]:
         if len(self._latencies) - (OTHER in self._latencies) >= self._most:

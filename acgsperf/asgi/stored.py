@@ -29,7 +29,7 @@ _NOT_STORED: Final = frozenset(
 )
 
 
-class Stored(Struct, array_like=True):
+class Stored(Struct, array_like=True, dict=True):
     """A response in the cache: numbers, lists and bytes, so that tiers can store it.
 
     Attributes:
@@ -42,6 +42,8 @@ class Stored(Struct, array_like=True):
         route: for the latencies.
         part: which part of a whole the body is; None for a whole.
         Others: see `Freshness`.
+
+    A middleware may add attributes of its own, which the tiers do not get.
     """
 
     status: int

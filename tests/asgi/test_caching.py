@@ -6,7 +6,7 @@ import secrets
 import pytest
 from redis.asyncio import Redis
 
-from acgsperf import LRUCache, RedisTier, TieredCache
+from acgsperf import ComplianceValidator, LRUCache, RedisTier, TieredCache
 
 FRESH = [("cache-control", "max-age=60")]
 
@@ -427,6 +427,43 @@ def then(receive):
 
 async def never():
     await asyncio.Event().wait()
+
+
+async def test_an_answer_belongs_to_who_gets_it(connect, origin, cache):
+    origin.headers = list(FRESH)
+    middleware = connect(origin, cache=cache).middleware
+    seen = []
+
+    async def adding(message):
+        if message["type"] == "http.response.start":
+            message["headers"].append((b"x-outside", b"1"))
+            seen.append(message["headers"])
+            message["status"] = 500
+
+    for _ in range(4):
+        await middleware(scope_of(), then(never), adding)
+    assert [[name for name, _ in headers].count(b"x-outside") for headers in seen] == [1] * 4
+    assert origin.calls == 1
+
+
+async def test_middlewares_that_share_a_cache_add_their_own_headers(connect, origin, cache):
+    origin.headers = list(FRESH)
+    plain, gated = connect(origin, cache=cache), connect(origin, cache=cache, validator=ComplianceValidator())
+    for _ in range(3):
+        assert "x-constitutional-hash" not in (await plain.get("/a")).headers
+        assert len((await gated.get("/a")).headers.get_list("x-constitutional-hash")) == 1
+    assert origin.calls == 1
+
+
+async def test_the_age_of_frequent_answers_grows_until_they_are_stale(client, origin, clock):
+    await client.get("/a")
+    ages = []
+    for _ in range(240):
+        ages.append((await client.get("/a")).headers.get("age"))
+        clock.advance(0.25)
+    assert ages == [str(quarter // 4) for quarter in range(240)]
+    assert "age" not in (await client.get("/a")).headers
+    assert origin.calls == 2
 
 
 @pytest.mark.parametrize("absent", ["scheme", "raw_path", "query_string"])
