@@ -22,11 +22,11 @@ test-all:
 
 # The public suite for HTTP caches, against the response cache of the middleware. It needs Node.js and npm.
 HTTP_CACHE_TESTS ?= 0.4.5
-SUITE := .cache/http-cache-tests-$(HTTP_CACHE_TESTS)
+SUITE := $(VENV)/http-cache-tests-$(HTTP_CACHE_TESTS)
 
 http-conformance: $(VENV)/.test
 	@command -v npm >/dev/null || { echo "http-conformance needs Node.js and npm"; exit 1; }
-	test -d $(SUITE) || npm install --silent --no-save --no-audit --no-fund --prefix $(SUITE) http-cache-tests@$(HTTP_CACHE_TESTS)
+	test -d $(SUITE)/node_modules/http-cache-tests || npm install --silent --no-save --no-audit --no-fund --prefix $(SUITE) http-cache-tests@$(HTTP_CACHE_TESTS)
 	$(BIN)/python tests/asgi/conformance/run.py $(SUITE)/node_modules/http-cache-tests
 
 lint: $(VENV)/.lint

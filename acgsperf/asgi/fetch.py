@@ -181,8 +181,9 @@ class Fetch:
     def _decide(self, shareable: bool) -> None:
         if self._flight is not None:
             self._flight.decide(shareable)
-        if not shareable:
-            self._cache.flights.remember_unshared(self._request.flight)
+        # A failure says nothing of the next response.
+        if shareable or self.status < 500:
+            self._cache.flights.remember(self._request.flight, shareable)
 
     def _is_not_modified(self, headers: Headers) -> bool:
         request = self._request

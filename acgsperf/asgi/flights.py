@@ -84,9 +84,12 @@ class Flights:
         flight = self._flights[key] = Flight(root)
         return flight
 
-    def remember_unshared(self, key: str) -> None:
-        """Do not let requests for a key wait for each other in the next time."""
-        self._unshared.set(key, True, ttl=_UNSHARED_S)
+    def remember(self, key: str, shareable: bool) -> None:
+        """Remember whether requests for a key shall wait for each other."""
+        if not shareable:
+            self._unshared.set(key, True, ttl=_UNSHARED_S)
+        elif len(self._unshared):
+            self._unshared.pop(key, None)
 
     def end(self, key: str, flight: Flight) -> None:
         """End a flight."""

@@ -72,6 +72,25 @@ async def test_requests_do_not_wait_for_a_response_that_cannot_be_shared(client,
     await asyncio.gather(*tasks)
 
 
+@pytest.mark.parametrize(("status", "cache_control"), [(503, "no-store"), (200, "no-store")])
+async def test_requests_wait_for_each_other_again_after_a_response_that_is_shared(
+    client, origin, gate, clock, status, cache_control
+):
+    gate.set()
+    origin.status, origin.headers = status, [("cache-control", cache_control)]
+    await client.get("/a")
+    origin.status, origin.headers = 200, list(SHARED)
+    if status == 200:
+        await client.get("/a")
+        clock.advance(60)
+    gate.clear()
+    calls = origin.calls
+    tasks = [asyncio.create_task(client.get("/a")) for _ in range(5)]
+    await called(origin, calls + 1)
+    gate.set()
+    await asyncio.gather(*tasks)
+
+
 async def test_requests_go_on_as_soon_as_the_headers_say_that_a_response_is_not_shared(connect, cache):
     calls, go_on = 0, asyncio.Event()
 
