@@ -74,7 +74,7 @@ def extensions() -> list[Extension]:
                 include_dirs=["acgsperf/_native"],
                 extra_compile_args=compile_args,
             )
-            for name in ("_core", "_native.canonical", "_native.envelope", "_native.read_path")
+            for name in ("_core", "_native.canonical", "_native.envelope", "_native.read_path", "_native.resp")
         ],
         annotate=debug,
         build_dir="build/cython",

@@ -10,7 +10,7 @@ runs, and nowhere else.  So everything that can change is read and written insid
 """
 
 cimport cython
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport Py_EQ, PyObject, PyObject_RichCompareBool
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.math cimport rint
@@ -19,7 +19,7 @@ from libc.string cimport memcmp, memcpy
 
 from acgsperf._native.hdr cimport (
     Counts, hdr_add, hdr_clamp, hdr_end, hdr_equal, hdr_first, hdr_free, hdr_init, hdr_mean, hdr_merge, hdr_percentile,
-    hdr_reset, hdr_stddev,
+    hdr_reset, hdr_stddev, hdr_within,
 )
 from acgsperf._native.python cimport (
     METH_FASTCALL, PyDescr_NewMethod, PyDict_SetItemString, PyErr_WriteUnraisable, PyList_New, PyList_SET_ITEM,
@@ -39,8 +39,8 @@ from types import GenericAlias
 
 from acgsperf._native import hdr_codec
 from acgsperf._native.arguments import (
-    checked_callable, checked_hashes, checked_interval_ns, checked_maxsize, checked_percent, checked_time_ns,
-    checked_ttl_ns,
+    checked_bounds_ns, checked_callable, checked_hashes, checked_interval_ns, checked_maxsize, checked_percent,
+    checked_time_ns, checked_ttl_ns,
 )
 from acgsperf._native.hdr_layout import Layout
 from acgsperf._native.types import (
@@ -1109,6 +1109,47 @@ cdef class LatencyHistogram:
         cdef double percent = checked_percent(q)
         with cython.critical_section(self):
             return hdr_percentile(&self.counts, percent)
+
+    def cumulative(self, bounds_ns, /):
+        """Return how many latencies are within each bound, as a histogram with fixed buckets counts them.
+
+        A bucket of this histogram is within a bound if its smallest latency is. So a latency at the bound is counted,
+        and so may be one that is above it by less than the width of a bucket.
+
+        Args:
+            bounds_ns: in ns, ascending.
+
+        Returns:
+            A count for each bound, the count of all, and the sum of all in ns, from the middle of each bucket.
+
+        Raises:
+            TypeError: if a bound is not an integer.
+            ValueError: if the bounds are not ascending.
+        """
+        cdef list bounds = checked_bounds_ns(bounds_ns)
+        cdef Py_ssize_t i, length = len(bounds)
+        cdef uint64_t total, so_far = 0
+        cdef double total_ns
+        cdef int64_t *limits = NULL
+        cdef uint64_t *within = NULL
+        try:
+            limits = <int64_t *> PyMem_RawCalloc(length + 1, sizeof(int64_t))
+            within = <uint64_t *> PyMem_RawCalloc(length + 1, sizeof(uint64_t))
+            if limits == NULL or within == NULL:
+                raise MemoryError
+            for i in range(length):
+                limits[i] = bounds[i]
+            with cython.critical_section(self):
+                total_ns = hdr_within(&self.counts, limits, within, length)
+                total = self.counts.total
+            counts = []
+            for i in range(length):
+                so_far += within[i]
+                counts.append(so_far)
+            return counts, total, total_ns
+        finally:
+            PyMem_RawFree(limits)
+            PyMem_RawFree(within)
 
     def merge(self, LatencyHistogram other not None, /):
         """Add the counts of another histogram; if its layout differs, by the middle of each of its buckets.

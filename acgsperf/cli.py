@@ -316,14 +316,14 @@ def validate(
     raise typer.Exit(not all(verdicts))
 
 
-@app.command(cls=_Command, short_help="Read a running service.")
+@app.command(cls=_Command, short_help="Read a running application.")
 def stats(
     url: Annotated[str, typer.Argument(metavar="URL", hidden=True)],
     namespace: Annotated[str, typer.Option(metavar="NAME", help="Prefix of the metrics' names.")] = "acgsperf",
     timeout: Annotated[str, typer.Option(metavar="SECONDS", help="Deadline for the whole page.")] = "5",
     as_json: _Json = False,
 ) -> None:
-    """Print requests, latencies, hit rates and pools of a running service.
+    """Print requests, latencies, hit rates, pools and routes of a running application.
 
     URL is its page of metrics, for example http://localhost:8000/metrics.
     """

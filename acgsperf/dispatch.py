@@ -13,9 +13,13 @@ __all__ = [
     "LRUCache",
     "LatencyHistogram",
     "ReadPath",
+    "ReadQueue",
     "Timer",
+    "answer",
     "canonical",
     "fingerprint",
+    "has_long_array",
+    "mget",
     "request_key",
     "unseal_many",
 ]
@@ -49,7 +53,8 @@ if TYPE_CHECKING:
     from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
     from acgsperf._native.canonical import canonical, fingerprint, request_key
     from acgsperf._native.envelope import unseal_many
-    from acgsperf._native.read_path import ReadPath
+    from acgsperf._native.read_path import ReadPath, ReadQueue, answer
+    from acgsperf._native.resp import has_long_array, mget
 else:
     # All or none, so that IMPLEMENTATION is true of all.
     _pure = os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" or find_spec("acgsperf._native.built_pure") is not None
@@ -57,7 +62,8 @@ else:
         try:
             from acgsperf._core import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
             from acgsperf._native.canonical import canonical, fingerprint, request_key
-            from acgsperf._native.read_path import ReadPath
+            from acgsperf._native.read_path import ReadPath, ReadQueue, answer
+            from acgsperf._native.resp import has_long_array, mget
 
             if find_spec(_READER) is None:
                 raise ModuleNotFoundError(f"No module named {_READER!r}", name=_READER)
@@ -67,7 +73,8 @@ else:
     if _pure:
         from acgsperf._native.canonical_py import canonical, fingerprint, request_key
         from acgsperf._native.core_py import IMPLEMENTATION, HashValidator, LatencyHistogram, LRUCache, Timer
-        from acgsperf._native.read_path_py import ReadPath
+        from acgsperf._native.read_path_py import ReadPath, ReadQueue, answer
+        from acgsperf._native.resp_py import has_long_array, mget
 
     def __getattr__(name: str) -> object:
         """Import the reader of envelopes when a tier needs it: msgspec, which it uses, takes long to import."""

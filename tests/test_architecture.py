@@ -32,6 +32,7 @@ FLOORS = [
     {"monitor"},
     {"validator"},
     {"fingerprint", "settings"},
+    {"hooks"},
     {"dispatch"},
     {"_core"},
     {"_native"},

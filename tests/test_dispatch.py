@@ -16,12 +16,21 @@ NAMES = [
     "LRUCache",
     "LatencyHistogram",
     "ReadPath",
+    "ReadQueue",
     "Timer",
+    "answer",
     "canonical",
     "fingerprint",
+    "has_long_array",
+    "mget",
     "unseal_many",
 ]
-_MODULES = ["acgsperf._native.canonical", "acgsperf._native.envelope", "acgsperf._native.read_path"]
+_MODULES = [
+    "acgsperf._native.canonical",
+    "acgsperf._native.envelope",
+    "acgsperf._native.read_path",
+    "acgsperf._native.resp",
+]
 COMPILED = ["acgsperf._core", *_MODULES]
 TWINS = sorted(["acgsperf._native.core_py", *(f"{name}_py" for name in _MODULES)])
 
@@ -122,7 +131,9 @@ def test_all_is_sorted_complete_and_there():
     own = {"TYPE_CHECKING", "import_module"}
     public = {name for name, value in vars(acgsperf).items() if not name.startswith("_") and not _is_module(value)}
     assert public - own == set(values)
-    assert set(dispatch.__all__) - {"ReadPath", "unseal_many"} <= public
+    assert (
+        set(dispatch.__all__) - {"ReadPath", "ReadQueue", "answer", "has_long_array", "mget", "unseal_many"} <= public
+    )
 
 
 def test_the_version_is_that_of_the_distribution():

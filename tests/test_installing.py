@@ -17,6 +17,7 @@ COMPILED = {
     "acgsperf/_native/canonical",
     "acgsperf/_native/envelope",
     "acgsperf/_native/read_path",
+    "acgsperf/_native/resp",
 }
 
 pytestmark = pytest.mark.skipif(

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from itertools import repeat
-from operator import index
+from operator import ge, index
 from typing import Any, Final, SupportsFloat, SupportsIndex, TypeVar, cast
 
 from acgsperf._native.types import HASH_LENGTH, MAX_ENTRIES
@@ -165,6 +165,20 @@ def checked_interval_ns(latency_ns: int, expected_interval_ns: SupportsIndex) ->
         raise ValueError(f"expected_interval_ns must lead to at most {MOST_CORRECTIONS} corrections, got {interval!r}")
     # An interval longer than any latency has the effect of the longest latency, which fits a machine word.
     return min(interval, LONGEST_NS)
+
+
+def checked_bounds_ns(bounds_ns: Iterable[SupportsIndex]) -> list[int]:
+    """Accept ascending integers. Those above the longest latency of all mean the same as that one."""
+    given = list(bounds_ns)
+    try:
+        bounds = list(map(index, given))
+    except TypeError:
+        raise TypeError(f"bounds_ns must be integers, got {given!r}") from None
+    if any(map(ge, bounds, bounds[1:])):
+        raise ValueError(f"bounds_ns must be ascending, got {bounds!r}")
+    if bounds and (bounds[0] < 0 or bounds[-1] > LONGEST_NS):
+        return [max(min(bound, LONGEST_NS), -1) for bound in bounds]
+    return bounds
 
 
 def checked_percent(q: SupportsFloat) -> float:

@@ -127,6 +127,20 @@ cdef inline double hdr_mean(const Counts *counts) noexcept nogil:
     return sum / <double> counts.total if counts.total else 0.0
 
 
+cdef inline double hdr_within(const Counts *counts, const int64_t *bounds, uint64_t *within, Py_ssize_t length) noexcept nogil:
+    """Add each count to the first bound that the smallest value of its slot is within, and return the sum of all."""
+    cdef double sum = 0
+    cdef Py_ssize_t i, at = 0
+    for i in range(hdr_first(counts), hdr_end(counts)):
+        if counts.slots[i]:
+            sum += <double> counts.slots[i] * <double> hdr_median(counts, i)
+            while at < length and bounds[at] < hdr_lowest(counts, i):
+                at += 1
+            if at < length:
+                within[at] += counts.slots[i]
+    return sum
+
+
 cdef inline double hdr_stddev(const Counts *counts) noexcept nogil:
     cdef double sum = 0, deviation, mean = hdr_mean(counts)
     cdef Py_ssize_t i

@@ -3,9 +3,7 @@
 import struct
 import zlib
 from array import array
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from typing import Final
 
 from acgsperf._native.hdr_layout import Layout
@@ -73,34 +71,6 @@ def decode(blob: bytes) -> tuple[Layout, Sequence[int], Sequence[int], int, int]
         return layout, slots, counts, *_extremes(layout, slots, extremes)
     except (ValueError, struct.error, zlib.error) as error:
         raise ValueError(f"not a HdrHistogram V2 blob: {error}") from None
-
-
-def cumulative(blob: bytes, bounds_ns: Sequence[int]) -> tuple[list[int], int, int]:
-    """Return how many latencies of a histogram lie within each bound, as histograms of fixed buckets count them.
-
-    A slot is within a bound when its smallest latency is: what was recorded at the bound is counted, and so may be what
-    lies above it by less than the width of a slot.
-
-    Args:
-        blob: as `encode` makes it.
-        bounds_ns: ascending.
-
-    Returns:
-        A count for each bound, the count of all, and the sum of all in ns, each latency as the middle of its slot.
-
-    Raises:
-        TypeError, ValueError: as `decode` does.
-    """
-    layout, slots, counts, _, _ = decode(blob)
-    within = [0] * len(bounds_ns)
-    total = sum_ns = 0
-    for index, count in zip(slots, counts, strict=True):
-        total += count
-        sum_ns += count * layout.median_of(index)
-        bound = bisect_left(bounds_ns, layout.lowest_of(index))
-        if bound < len(within):
-            within[bound] += count
-    return list(accumulate(within)), total, sum_ns
 
 
 def _most_bytes(compressed: int) -> int:

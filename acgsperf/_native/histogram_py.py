@@ -6,14 +6,15 @@ What changes or reads several fields is one atomic step; see `atomic`. Counts ar
 import math
 import sys
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice, repeat
+from itertools import accumulate, islice, repeat
 from operator import add, getitem, index, setitem
 from typing import Final, NamedTuple, Self, SupportsIndex
 
 from acgsperf._native import hdr_codec
-from acgsperf._native.arguments import checked_interval_ns, checked_percent
+from acgsperf._native.arguments import checked_bounds_ns, checked_interval_ns, checked_percent
 from acgsperf._native.atomic import FinalType, atomic, qualified
 from acgsperf._native.hdr_layout import Layout
 from acgsperf._native.types import HistogramSnapshot
@@ -252,6 +253,16 @@ class LatencyHistogram(FinalType):
         """Return the latency in ns of the nearest rank to `q` percent of the recorded ones; 0 if empty."""
         percent = checked_percent(q)
         return self._read().percentile(percent)
+
+    def cumulative(self, bounds_ns: Iterable[int], /) -> tuple[list[int], int, float]:
+        """Return how many latencies are within each bound, the count of all, and the sum of all in ns."""
+        bounds = checked_bounds_ns(bounds_ns)
+        read = self._read()
+        within, total_ns = [0] * (len(bounds) + 1), 0.0
+        for i, count in read.used():
+            total_ns += float(count) * float(read.layout.median_of(i))
+            within[bisect_left(bounds, read.layout.lowest_of(i))] += count
+        return list(accumulate(within[:-1])), read.total, total_ns
 
     def merge(self, other: "LatencyHistogram", /) -> None:
         """Add the counts of another histogram; if its layout differs, by the middle of each of its buckets."""

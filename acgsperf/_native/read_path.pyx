@@ -1,15 +1,19 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: boundscheck=False, wraparound=False, freethreading_compatible=True
-"""The common read of a lower tier: `ReadPath`.
+"""The common read of a lower tier: `ReadPath` in the cache, `ReadQueue` and `answer` in the tier.
 
 A read costs a few microseconds, most of them in the event loop and in the parser of the server's reply.  This module
-has what the cache adds to that.
+has what the cache and the tier add to that for each key.
 """
 
 import time
 
 cimport cython
+from cpython.object cimport PyObject_Call
 from libc.stdint cimport int64_t
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident()
 
 cdef extern from "platform.h" nogil:
     int64_t acgsperf_monotonic_ns()
@@ -17,6 +21,7 @@ cdef extern from "platform.h" nogil:
 IMPLEMENTATION = "c"
 
 cdef object monotonic = time.monotonic
+cdef tuple NOTHING = ()
 
 
 @cython.final
@@ -77,3 +82,91 @@ cdef class ReadPath:
             return False
         self.set_hits(key, hits)
         return True
+
+
+@cython.final
+cdef class ReadQueue:
+    """ReadQueue(new_future, schedule)
+--
+
+    Reads of single keys that wait for the next batch.
+
+    Args:
+        new_future: makes the future of a read; gets the event loop as the keyword argument `loop`.
+        schedule: called after a read was added while `scheduled` was False.
+    """
+
+    cdef readonly list keys, futures
+    cdef public bint scheduled
+    cdef object new_future, schedule, check_use, breaker, closed, pending
+    cdef dict options
+    cdef unsigned long thread
+
+    def __init__(self, new_future, schedule):
+        self.keys = []
+        self.futures = []
+        self.scheduled = False
+        self.new_future = new_future
+        self.schedule = schedule
+        self.check_use = self.breaker = self.closed = self.pending = None
+        self.options = {"loop": None}
+        self.thread = 0
+
+    def guard(self, check_use, breaker, closed, pending, /):
+        """Set when `begin` may add a key.
+
+        Args:
+            check_use: raises an error if the queue must not be used in this thread and event loop.
+            breaker: its attribute `state` must be `closed`.
+            closed: the state.
+            pending: a collection that must not contain the key.
+        """
+        self.check_use = check_use
+        self.breaker = breaker
+        self.closed = closed
+        self.pending = pending
+
+    def open(self, loop, /):
+        """Make futures of this event loop from now on. Call it in the thread of the loop."""
+        self.options = {"loop": loop}
+        self.thread = PyThread_get_thread_ident()
+
+    def begin(self, key, /):
+        """Add a key and return its future; None if the breaker is not closed, or if the key is pending."""
+        # The check asks for the running loop, which is a system call on 3.11, so only the first caller of a batch does
+        # it.  In this thread no other loop can run while this one has calls waiting.
+        if not self.keys or PyThread_get_thread_ident() != self.thread:
+            self.check_use()
+        if self.breaker.state is not self.closed or key in self.pending:
+            return None
+        future = PyObject_Call(self.new_future, NOTHING, self.options)
+        self.keys.append(key)
+        self.futures.append(future)
+        if not self.scheduled:
+            self.schedule()
+        return future
+
+    def take(self, Py_ssize_t most, /):
+        """Remove the oldest keys, at most `most`. Return them and their futures."""
+        cdef list keys = self.keys, futures = self.futures
+        if len(keys) <= most:
+            self.keys, self.futures = [], []
+            return keys, futures
+        self.keys, self.futures = keys[most:], futures[most:]
+        return keys[:most], futures[:most]
+
+
+def answer(list futures not None, list found not None, /):
+    """Give each future the value at its position; None if there are fewer values.
+
+    A future that is done, because its caller was cancelled, stays as it is.
+    """
+    cdef Py_ssize_t at = 0
+    for future in futures:
+        value = found[at] if at < len(found) else None
+        at += 1
+        try:
+            future.set_result(value)
+        except Exception:
+            if not future.done():
+                raise

@@ -1,9 +1,10 @@
 """The common read of a lower tier in pure Python: the twin of `read_path`."""
 
 from collections.abc import Callable, Collection
+from threading import get_ident
 from typing import Any, Final, Protocol
 
-__all__ = ["IMPLEMENTATION", "ReadPath"]
+__all__ = ["IMPLEMENTATION", "ReadPath", "ReadQueue", "answer"]
 
 IMPLEMENTATION: Final = "python"
 
@@ -72,3 +73,88 @@ class ReadPath:
             return False
         self._hits.set(key, hits)
         return True
+
+
+class ReadQueue:
+    """Reads of single keys that wait for the next batch.
+
+    Args:
+        new_future: makes the future of a read; gets the event loop as the keyword argument `loop`.
+        schedule: called after a read was added while `scheduled` was False.
+
+    Attributes:
+        keys: the keys that wait.
+        futures: the future of each key.
+        scheduled: whether a batch is scheduled, which will take the keys.
+    """
+
+    __slots__ = (
+        *("_breaker", "_check_use", "_closed", "_loop", "_new_future", "_pending", "_schedule", "_thread"),
+        *("futures", "keys", "scheduled"),
+    )
+
+    def __init__(self, new_future: Callable[..., Any], schedule: Callable[[], object]) -> None:
+        self.keys: list[Any] = []
+        self.futures: list[Any] = []
+        self.scheduled = False
+        self._new_future = new_future
+        self._schedule = schedule
+        self._check_use: Any = None
+        self._breaker: Any = None
+        self._closed: object = None
+        self._pending: Any = None
+        self._loop: object = None
+        self._thread = 0
+
+    def guard(
+        self, check_use: Callable[[], object], breaker: object, closed: object, pending: Collection[Any], /
+    ) -> None:
+        """Set when `begin` may add a key.
+
+        Args:
+            check_use: raises an error if the queue must not be used in this thread and event loop.
+            breaker: its attribute `state` must be `closed`.
+            closed: the state.
+            pending: a collection that must not contain the key.
+        """
+        self._check_use = check_use
+        self._breaker = breaker
+        self._closed = closed
+        self._pending = pending
+
+    def open(self, loop: object, /) -> None:
+        """Make futures of this event loop from now on. Call it in the thread of the loop."""
+        self._loop = loop
+        self._thread = get_ident()
+
+    def begin(self, key: Any, /) -> Any:
+        """Add a key and return its future; None if the breaker is not closed, or if the key is pending."""
+        # The check asks for the running loop, which is a system call on 3.11, so only the first caller of a batch does
+        # it. In this thread no other loop can run while this one has calls waiting.
+        if not self.keys or get_ident() != self._thread:
+            self._check_use()
+        if self._breaker.state is not self._closed or key in self._pending:
+            return None
+        future = self._new_future(loop=self._loop)
+        self.keys.append(key)
+        self.futures.append(future)
+        if not self.scheduled:
+            self._schedule()
+        return future
+
+    def take(self, most: int, /) -> tuple[list[Any], list[Any]]:
+        """Remove the oldest keys, at most `most`. Return them and their futures."""
+        keys, futures = self.keys, self.futures
+        self.keys, self.futures = keys[most:], futures[most:]
+        return keys[:most], futures[:most]
+
+
+def answer(futures: list[Any], found: list[Any], /) -> None:
+    """Give each future the value at its position; None if there are fewer values.
+
+    A future that is done, because its caller was cancelled, stays as it is.
+    """
+    known = len(found)
+    for at, future in enumerate(futures):
+        if not future.done():
+            future.set_result(found[at] if at < known else None)

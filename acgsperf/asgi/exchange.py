@@ -64,10 +64,13 @@ class Exchange:
 
     async def run(self, app: App, receive: Receive) -> None:
         """Call the application."""
-        try:
-            await app(self._scope, receive, self.send)
-        finally:
-            self.end()
+        routes = self._routes
+        assert routes is not None
+        with routes.counting_connections(self._route):
+            try:
+                await app(self._scope, receive, self.send)
+            finally:
+                self.end()
 
     async def send(self, message: Message) -> None:
         """Pass a message of the application to the client at once."""
@@ -89,7 +92,10 @@ class Exchange:
         """Record the latency. Call it when the response has ended, complete or not."""
         routes, self._routes = self._routes, None
         if routes is not None:
-            routes.record(route_of(self._scope, self.status), self._started_ns)
+            routes.record(self._route(), self._started_ns)
+
+    def _route(self) -> str:
+        return route_of(self._scope, self.status)
 
 
 def replayed(message: Message, receive: Receive) -> Receive:

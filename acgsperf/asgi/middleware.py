@@ -133,6 +133,13 @@ class PerformanceMiddleware:
         """
         return self._routes.copy()
 
+    def connection_uses(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Return for each (route, pool) how many connections requests have used, and for how many ns.
+
+        It counts what tasks return that the request has started, or the request itself.
+        """
+        return dict(self._routes.connection_uses)
+
     def counts(self) -> HttpCounts:
         """Return the counts so far."""
         refused = 0 if self._gate is None else self._gate.refused

@@ -1,9 +1,11 @@
 """Latencies by route."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
+from acgsperf import hooks
 from acgsperf.asgi.types import Scope
 from acgsperf.dispatch import LatencyHistogram
 
@@ -26,6 +28,32 @@ class Routes:
         self._latencies: dict[str, LatencyHistogram] = {}
         # Their methods: the lookup of an attribute costs as much as the rest of `record`.
         self._records: dict[str, Callable[[int], None]] = {}
+        # For each (route, pool) the number of connections that requests have used, and the ns of their use.
+        self.connection_uses: dict[tuple[str, str], tuple[int, int]] = {}
+
+    @contextmanager
+    def counting_connections(self, route: Callable[[], str]) -> Iterator[None]:
+        """Return a context for a call of the application, in which the connections that it uses are counted.
+
+        Args:
+            route: called at the end, because only then the route is known. Its latency is recorded by then.
+        """
+        uses: dict[str, tuple[int, int]] = {}
+        token = hooks.connection_uses.set(uses)
+        try:
+            yield
+        finally:
+            hooks.connection_uses.reset(token)
+            # Only now: a framework may return connections after the response has ended.
+            if uses:
+                self._note_connections(route(), uses)
+
+    def _note_connections(self, route: str, uses: Mapping[str, tuple[int, int]]) -> None:
+        if route not in self._latencies:
+            route = OTHER
+        for pool, (number, used_ns) in uses.items():
+            total, total_ns = self.connection_uses.get((route, pool), (0, 0))
+            self.connection_uses[route, pool] = (total + number, total_ns + used_ns)
 
     def copy(self) -> dict[str, LatencyHistogram]:
         """Return the live histograms in a new dict."""

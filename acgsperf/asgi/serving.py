@@ -159,12 +159,13 @@ class Serving:
         timed = _Timed(send, self._routes, started_ns)
         fetch = Fetch(cache, request, scope, receive, timed.send, self._added, stale=stale, load=load, flight=flight)
         timed.fetch = fetch
-        try:
-            await fetch.run(self._app)
-            if fetch.served is not None:
-                await self._send_stored(request, fetch.served, timed.send)
-        finally:
-            timed.end()
+        with self._routes.counting_connections(lambda: fetch.route):
+            try:
+                await fetch.run(self._app)
+                if fetch.served is not None:
+                    await self._send_stored(request, fetch.served, timed.send)
+            finally:
+                timed.end()
 
     def _revalidate(self, scope: Scope, request: CacheableRequest, stale: Stored) -> None:
         """Ask the application in the background whether a stale response is still valid."""
@@ -197,7 +198,8 @@ class Serving:
                 load=load,
                 flight=flight,
             )
-            await fetch.run(self._app)
+            with self._routes.counting_connections(lambda: fetch.route):
+                await fetch.run(self._app)
         except CacheError:
             _log.info("response cache: closed during the revalidation of %.200s", request.target.uri)
         except Exception:

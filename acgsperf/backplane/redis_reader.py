@@ -29,7 +29,10 @@ from acgsperf.tiers.server_clock import ServerClock
 __all__ = ["RedisReader", "Stream"]
 
 _log: Final = logging.getLogger("acgsperf.backplane")
+# The same limits as in the scripts of the tier.
 MAX_RECORDS: Final = 10_000
+_FEWEST_RECORDS: Final = 20
+_LOG_BYTES: Final = 20_000_000
 RECORDS_A_ROUND: Final = 1_000
 _RETRY_S: Final = 1.0
 _LONGEST_BLOCK_S: Final = 5.0
@@ -176,7 +179,8 @@ class RedisReader:
 
     @staticmethod
     def _append(key: bytes, record: bytes) -> Command:
-        return ("XADD", key, "MAXLEN", "~", MAX_RECORDS, "*", "r", record)
+        most = max(_FEWEST_RECORDS, min(MAX_RECORDS, _LOG_BYTES // len(record)))
+        return ("XADD", key, "MAXLEN", "~", most, "*", "r", record)
 
     def _hello(self, stream: Stream) -> Command:
         return self._append(stream.key, packed(Record(RecordKind.HELLO), self._writer, self.clock.now_us()))

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 from msgspec.structs import replace
 
+from acgsperf import hooks
 from acgsperf.cache.l1 import L1, MISSING
 from acgsperf.cache.lookup import Lookup
 from acgsperf.cache.lower_tiers import LowerTiers, Seen
@@ -73,6 +74,7 @@ class Loading:
         staleness: Staleness,
         lock: ProcessLock | None,
     ) -> None:
+        self._namespace = namespace
         self._l1 = l1
         self._lower_tiers = lower_tiers
         self._lookup = lookup
@@ -113,9 +115,13 @@ class Loading:
             finally:
                 self._recent.end(unknown)
         # From here there is no await until the new load is registered: no other caller can start the same one.
+        joined = self.joined
         waits = self._join_or_start(keys, found, source)
         if waits:
-            await self._wait(waits, found.stale)
+            waiting: Awaitable[None] = self._wait(waits, found.stale)
+            if hooks.spans is not None and self.joined > joined:
+                waiting = hooks.spans.during("cache.wait_for_load", self._about(keys), waiting, waits=waits)
+            await waiting
             self._collect(waits, found)
         for key, entry in found.stale.items():
             if key not in found.values:
@@ -244,7 +250,7 @@ class Loading:
         values: dict[str, Any] = {}
         waiting = list(keys)
         l3_answers = any(seen[key].l3 is not None for key in keys)
-        give_up_at = asyncio.get_running_loop().time() + lock.ttl
+        give_up_at, waited_s = asyncio.get_running_loop().time() + lock.ttl, 0.0
         while waiting:
             with lock.waiting(waiting) as released:
                 locks = await lock.acquire(waiting, give_up_at)
@@ -265,10 +271,18 @@ class Loading:
                     raise
                 await lock.release(locks, unshared)
                 waiting = [key for key in waiting if key not in entries and key not in own]
+                began = time.monotonic()
                 if waiting and await released.wait(waiting, give_up_at):
                     # The other process has stored no value. It is faster then if each process loads for itself.
                     give_up_at = 0
+                waited_s += time.monotonic() - began if waiting else 0.0
+        if waited_s and hooks.spans is not None:
+            hooks.spans.past("cache.wait_for_process", self._about(keys), waited_s)
         return values
+
+    def _about(self, keys: Sequence[str]) -> dict[str, str | int]:
+        """Return the attributes of a span."""
+        return {hooks.CACHE: self._namespace, hooks.KEYS: len(keys)}
 
     async def _load_own(
         self,
@@ -332,7 +346,10 @@ class Loading:
         """Return an entry for each loaded value and, with a `negative_ttl`, for each key without a value."""
         self.loads += 1
         flight.loader_keys.update(keys)
-        loaded = await source.loader(keys)
+        loading: Awaitable[Mapping[str, Any]] = source.loader(keys)
+        if hooks.spans is not None:
+            loading = hooks.spans.during("cache.load", self._about(keys), loading, load=flight)
+        loaded = await loading
         if not isinstance(loaded, Mapping):
             raise TypeError(f"loader must return a mapping of keys to values, got {type(loaded).__name__}")
         entries = {}

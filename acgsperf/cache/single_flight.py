@@ -27,6 +27,7 @@ class Flight:
         began_at: the number of the latest write when the load began.
         done: resolved when the load has ended, with or without success.
         detached: whether the load continues when no caller waits for it.
+        span: its span, if an exporter makes spans.
     """
 
     __slots__ = (
@@ -41,6 +42,7 @@ class Flight:
         "done",
         "keys",
         "loader_keys",
+        "span",
         "stale",
         "tags",
         "waiters",
@@ -55,6 +57,7 @@ class Flight:
         self.began_at: Final = began_at
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.detached = False
+        self.span: Any = None
         self.waiters = 0
         # The loads, of this cache or of others, that the loader waits for; one entry for each of its waits.
         self._dependencies: list[Flight] = []

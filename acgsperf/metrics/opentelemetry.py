@@ -1,251 +1,250 @@
-"""Metrics for OpenTelemetry, by its semantic conventions for database clients. They are read at each collection."""
+"""Metrics and spans for OpenTelemetry, by its semantic conventions for database clients."""
 
-from collections.abc import Callable, Iterable, Mapping
+import asyncio
+import inspect
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
-from typing import Final
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from acgsperf._native.types import CacheStats
-from acgsperf.backplane import BackplaneState
-from acgsperf.metrics.source import MetricsSource, pools_of
-from acgsperf.tiers.base import BreakerState, TierStats
+from acgsperf import hooks
+from acgsperf._native.arguments import checked_seconds
+from acgsperf.dispatch import LatencyHistogram
+from acgsperf.metrics.catalogue import ATTRIBUTES, METRICS, Kind, Merge, Metric, Value
+from acgsperf.metrics.figures import valid_text
+from acgsperf.metrics.source import Caches, HttpSource, MetricsSource, Pools, Reading, Sources
 
 try:
-    from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
+    from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation, get_meter_provider
+    from opentelemetry.trace import TracerProvider
 except ImportError as missing:
     raise ImportError("opentelemetry-api is not installed: pip install 'acgsperf[opentelemetry]'") from missing
 
+from acgsperf.metrics.spans import LOOK_EVERY_S, MIN_SPAN_S, OpenTelemetrySpans
+
 __all__ = ["Instrumentation", "instrument"]
 
-# Copied from `opentelemetry.semconv`, a beta that would be another dependency for seven names. A test compares them.
-_POOL: Final = "db.client.connection.pool.name"
-_STATE: Final = "db.client.connection.state"
-_TIER: Final = "acgsperf.cache.tier"
-_RESULT: Final = "acgsperf.cache.result"
-_REASON: Final = "acgsperf.cache.eviction.reason"
-_VERDICT: Final = "acgsperf.compliance.verdict"
-_OUTCOME: Final = "acgsperf.request.outcome"
+_NAME: Final = "acgsperf"
 _QUANTILE: Final = "acgsperf.quantile"
-_QUANTILES: Final = (("0.5", "p50"), ("0.95", "p95"), ("0.99", "p99"))
-
-_Values = Iterable[tuple[int | float, Mapping[str, str]]]
-_Read = Callable[[MetricsSource], _Values]
+_QUANTILES: Final = ((50, "0.5"), (95, "0.95"), (99, "0.99"))
+# A collection reads every instrument once, one after the other, so one reading serves them all.
+_LONGEST_COLLECTION_S: Final = 1.0
+# From an idle connection to the default timeout of `acquire`.
+_BUCKETS_S: Final = (1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
+_TIMES: Final = {
+    "wait": "db.client.connection.wait_time",
+    "use": "db.client.connection.use_time",
+    "create": "db.client.connection.create_time",
+}
 
 
 class Instrumentation:
     """A running report, returned by `instrument`. After `close` it reports nothing and holds no reference."""
 
-    def __init__(self, seat: "_Instruments", source: MetricsSource) -> None:
-        self._instruments = seat
-        self._source: MetricsSource | None = source
-        seat.source = source
+    def __init__(self, instruments: "_Instruments", sources: Sources, spans: OpenTelemetrySpans) -> None:
+        self._instruments = instruments
+        self._sources: Sources | None = sources
+        self._spans = spans
+        if sources.service is not None and any(other.service is sources.service for other in instruments.sources):
+            raise ValueError("the meter provider already reports this service; close that instrumentation first")
+        instruments.sources.append(sources)
+        _running.append(self)
+        _install_hooks()
 
     def close(self) -> None:
-        """Stop reporting and release the source. May be called again."""
-        if self._source is not None:
-            self._source = self._instruments.source = None
+        """Stop reporting and release the sources. May be called again."""
+        if self._sources is not None:
+            self._instruments.forget(self._sources)
+            self._sources = None
+            _running.remove(self)
+            _install_hooks()
+
+    def _record_time(self, what: str, pool: str, seconds: float) -> None:
+        """Record how long a caller waited for a connection or used it, or how long it took to open one."""
+        self._instruments.times[what].record(seconds, {hooks.POOL: valid_text(pool)})
+
+
+_running: Final[list[Instrumentation]] = []
+
+
+def _install_hooks() -> None:
+    """Let the latest instrumentation make the spans, and measure the times of connections."""
+    hooks.spans = None
+    if _running:
+        _install_spans(_running[-1])
+    hooks.connection_times = _running[-1]._record_time if _running else None
+
+
+def _install_spans(latest: Instrumentation) -> None:
+    """Let an instrumentation make the spans. In an event loop, first wait for the SDK: until then they cost nothing."""
+    if not _running or _running[-1] is not latest:
+        return
+    if not latest._spans.look_for_sdk():
+        try:
+            asyncio.get_running_loop().call_later(LOOK_EVERY_S, _install_spans, latest)
+            return
+        except RuntimeError:
+            # The spans look for the SDK themselves.
+            pass
+    hooks.spans = latest._spans
 
 
 class _Instruments:
-    """The instruments of a provider, which keeps them forever, and the service that they report now."""
+    """The instruments of a provider, which keeps them forever, and what they report now."""
 
     def __init__(self, provider: MeterProvider) -> None:
-        self.source: MetricsSource | None = None
-        meter = provider.get_meter("acgsperf", version("acgsperf"))
+        self.sources: list[Sources] = []
+        self._readings: list[Reading] = []
+        self._read_at = 0.0
+        self._served: set[str] = set()
+        self._lock = threading.Lock()
+        meter = provider.get_meter(_NAME, version(_NAME))
+        self.times = {what: _histogram(meter, name) for what, name in _TIMES.items()}
         create = {
-            "counter": meter.create_observable_counter,
-            "updowncounter": meter.create_observable_up_down_counter,
-            "gauge": meter.create_observable_gauge,
+            Kind.COUNTER: meter.create_observable_counter,
+            Kind.GAUGE: meter.create_observable_up_down_counter,
+            Kind.HISTOGRAM: meter.create_observable_gauge,
         }
-        for name, kind, unit, description, read in _INSTRUMENTS:
-            create[kind](name, [self._observing(read)], unit, description)
+        for name, metrics in INSTRUMENTS.items():
+            first = metrics[0]
+            make = create[first.kind] if first.merge is Merge.SUM else meter.create_observable_gauge
+            make(name, [self._observing(name, metrics)], first.unit, first.help)
 
-    def _observing(self, read: _Read) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def forget(self, sources: Sources) -> None:
+        """Report these sources no longer."""
+        with self._lock:
+            self.sources = [other for other in self.sources if other is not sources]
+            self._readings = []
+            self._served.clear()
+            self._read_at = 0.0
+
+    def _observing(self, name: str, metrics: Sequence[Metric]) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(options: CallbackOptions) -> Iterable[Observation]:
-            source = self.source
-            return [] if source is None else [Observation(value, labels) for value, labels in read(source)]
+            readings = self._readings_for(name)
+            return [observation for metric in metrics for observation in _observations(metric, readings)]
 
         return observe
 
+    def _readings_for(self, instrument: str) -> list[Reading]:
+        """Return the readings of this collection. If the instrument has had them already, this is the next one."""
+        with self._lock:
+            now = time.monotonic()
+            if instrument in self._served or now - self._read_at > _LONGEST_COLLECTION_S:
+                self._readings, self._read_at = [sources.read() for sources in self.sources], now
+                self._served.clear()
+            self._served.add(instrument)
+            return self._readings
+
+
+def _instruments() -> dict[str, list[Metric]]:
+    """Return the observable instruments, and the metrics that each of them reports."""
+    found: dict[str, list[Metric]] = {}
+    for metric in METRICS:
+        # Times of connections are measured one by one: there is no observable histogram.
+        if metric.instrument not in _TIMES.values():
+            name = f"{metric.instrument}.quantile" if metric.kind is Kind.HISTOGRAM else metric.instrument
+            found.setdefault(name, []).append(metric)
+    return found
+
+
+INSTRUMENTS: Final = _instruments()
+
+
+def _histogram(meter: Meter, name: str) -> Histogram:
+    metric = next(metric for metric in METRICS if metric.instrument == name)
+    advice: dict[str, Any] = {"explicit_bucket_boundaries_advisory": _BUCKETS_S}
+    known = inspect.signature(meter.create_histogram).parameters
+    return meter.create_histogram(
+        name, metric.unit, metric.help, **{key: value for key, value in advice.items() if key in known}
+    )
+
+
+def _observations(metric: Metric, readings: Sequence[Reading]) -> Iterable[Observation]:
+    values: dict[tuple[str, ...], Value] = {}
+    for reading in readings:
+        for labels, value in metric.read(reading):
+            key = tuple(map(valid_text, labels))
+            values[key] = _merged(values[key], value, metric.merge) if key in values else value
+    for labels, value in values.items():
+        attributes = dict(metric.otel_attributes)
+        attributes |= {ATTRIBUTES[name]: text for name, text in zip(metric.labels, labels, strict=True)}
+        if isinstance(value, LatencyHistogram):
+            for percent, quantile in _QUANTILES:
+                yield Observation(value.percentile(percent) / 1e9, {**attributes, _QUANTILE: quantile})
+        else:
+            yield Observation(value / 1e9 if metric.in_ns else value, attributes)
+
+
+def _merged(one: Value, other: Value, rule: Merge) -> Value:
+    if isinstance(one, LatencyHistogram) and isinstance(other, LatencyHistogram):
+        both = LatencyHistogram()
+        both.merge(one)
+        both.merge(other)
+        return both
+    assert not isinstance(one, LatencyHistogram)
+    assert not isinstance(other, LatencyHistogram)
+    return one + other if rule is Merge.SUM else min(one, other) if rule is Merge.MIN else max(one, other)
+
 
 _instruments_of: Final[WeakKeyDictionary[MeterProvider, _Instruments]] = WeakKeyDictionary()
+# The instruments of the global provider. Those made before the SDK is set up belong to the API's proxy, and become
+# instruments of the SDK's provider later. A second set on that provider would be ignored.
+_global: list[_Instruments] = []
 
 
-def instrument(source: MetricsSource, meter_provider: MeterProvider | None = None) -> Instrumentation:
-    """Report the metrics of a service at every collection.
+def _of(provider: MeterProvider | None) -> _Instruments:
+    current = get_meter_provider()
+    if provider is None or provider is current:
+        if not _global:
+            _global.append(_Instruments(current))
+        return _global[0]
+    found = _instruments_of.get(provider)
+    if found is None:
+        found = _instruments_of[provider] = _Instruments(provider)
+    return found
+
+
+def instrument(
+    source: MetricsSource | None = None,
+    meter_provider: MeterProvider | None = None,
+    *,
+    cache: Caches = (),
+    pools: Pools = (),
+    http: HttpSource | None = None,
+    tracer_provider: TracerProvider | None = None,
+    min_span_s: float = MIN_SPAN_S,
+) -> Instrumentation:
+    """Report metrics at every collection, and make spans of what takes time.
+
+    You may call it before the SDK is set up, and several times. Figures without a distinguishing attribute, such as the
+    requests of two services, are added up.
+
+    Spans are made of loads, of waits for the load of another caller or process, of waits for a connection, and of calls
+    to a tier that take longer than 95 % of them: never of hits in L1. The latest instrumentation makes the spans of all
+    caches and pools of the process, and measures the times of all connections.
 
     A reader may collect in a thread of its own: it reads plain counters, each exact, without locks.
 
     Args:
-        source: the service; a provider reports one at a time.
+        source: a service, with its cache and its pools.
         meter_provider: None for the global one.
+        cache: other caches, as for `PerformanceCollector`.
+        pools: other pools, as for `PerformanceCollector`.
+        http: a middleware.
+        tracer_provider: None for the global one.
+        min_span_s: what takes less time makes no span, unless a loader makes spans of its own, or the work fails.
 
     Returns:
         An object with `close()`.
 
     Raises:
-        ValueError: if the provider already reports a service.
+        TypeError, ValueError: as `PerformanceCollector`; also if the provider already reports this service.
     """
-    provider = meter_provider or get_meter_provider()
-    seat = _instruments_of.get(provider)
-    if seat is None:
-        seat = _instruments_of[provider] = _Instruments(provider)
-    if seat.source is not None:
-        raise ValueError("the meter provider already reports a service; close that instrumentation first")
-    return Instrumentation(seat, source)
-
-
-def _of_pools(attribute: str) -> _Read:
-    def read(source: MetricsSource) -> _Values:
-        return [(getattr(pool.stats(), attribute), {_POOL: pool.name}) for pool in pools_of(source)]
-
-    return read
-
-
-def _connections(source: MetricsSource) -> _Values:
-    for pool in pools_of(source):
-        stats = pool.stats()
-        yield stats.idle, {_POOL: pool.name, _STATE: "idle"}
-        yield stats.in_use, {_POOL: pool.name, _STATE: "used"}
-
-
-def _tiers(source: MetricsSource) -> dict[str, CacheStats | TierStats]:
-    stats = source.cache.stats()
-    tiers = {"l1": stats.l1, "l2": stats.l2, "l3": stats.l3}
-    return {name: tier for name, tier in tiers.items() if tier is not None}
-
-
-def _lookups(source: MetricsSource) -> _Values:
-    for name, tier in _tiers(source).items():
-        yield tier.hits, {_TIER: name, _RESULT: "hit"}
-        yield tier.misses, {_TIER: name, _RESULT: "miss"}
-
-
-def _evictions(source: MetricsSource) -> _Values:
-    l1 = source.cache.stats().l1
-    return [(l1.evictions, {_REASON: "size"}), (l1.expirations, {_REASON: "expired"})]
-
-
-def _errors(source: MetricsSource) -> _Values:
-    tiers = _tiers(source).items()
-    return [(sum(tier.errors.values()), {_TIER: name}) for name, tier in tiers if isinstance(tier, TierStats)]
-
-
-def _open_breakers(source: MetricsSource) -> _Values:
-    tiers = _tiers(source).items()
-    return [
-        (int(tier.breaker is not BreakerState.CLOSED), {_TIER: name})
-        for name, tier in tiers
-        if isinstance(tier, TierStats)
-    ]
-
-
-def _of_cache(attribute: str) -> _Read:
-    return lambda source: [(getattr(source.cache.stats(), attribute), {})]
-
-
-def _of_backplane(attribute: str) -> _Read:
-    def read(source: MetricsSource) -> _Values:
-        stats = source.cache.stats().backplane
-        return [] if stats is None else [(getattr(stats, attribute), {})]
-
-    return read
-
-
-def _following(source: MetricsSource) -> _Values:
-    stats = source.cache.stats().backplane
-    return [] if stats is None else [(int(stats.state is BackplaneState.FOLLOWING), {})]
-
-
-def _lag(source: MetricsSource) -> _Values:
-    stats = source.cache.stats().backplane
-    if stats is None:
-        return []
-    return [(getattr(stats.lag, attribute) / 1e9, {_QUANTILE: quantile}) for quantile, attribute in _QUANTILES]
-
-
-def _of_l1(attribute: str) -> _Read:
-    return lambda source: [(getattr(source.cache.stats().l1, attribute), {})]
-
-
-def _requests(source: MetricsSource) -> _Values:
-    counts = source.counts()
-    return [
-        (source.latency().count, {_OUTCOME: "answered"}),
-        (counts.failed, {_OUTCOME: "failed"}),
-        (counts.violations, {_OUTCOME: "refused"}),
-    ]
-
-
-def _misses(source: MetricsSource) -> _Values:
-    return [(source.counts().missed, {})]
-
-
-def _durations(source: MetricsSource) -> _Values:
-    latency = source.latency().snapshot()
-    return [(getattr(latency, attribute) / 1e9, {_QUANTILE: quantile}) for quantile, attribute in _QUANTILES]
-
-
-def _validations(source: MetricsSource) -> _Values:
-    verdicts = source.validator.metrics().verdicts
-    return [
-        (verdicts.valid, {_VERDICT: "valid"}),
-        (verdicts.mismatched, {_VERDICT: "mismatch"}),
-        (verdicts.malformed, {_VERDICT: "malformed"}),
-    ]
-
-
-_INSTRUMENTS: Final[tuple[tuple[str, str, str, str, _Read], ...]] = (
-    ("db.client.connection.count", "updowncounter", "{connection}", "Connections, by state.", _connections),
-    (
-        "db.client.connection.idle.min",
-        "updowncounter",
-        "{connection}",
-        "Minimum connections kept open.",
-        _of_pools("min_size"),
-    ),
-    (
-        "db.client.connection.max",
-        "updowncounter",
-        "{connection}",
-        "Maximum connections open.",
-        _of_pools("max_size"),
-    ),
-    (
-        "db.client.connection.pending_requests",
-        "updowncounter",
-        "{request}",
-        "Waiting callers.",
-        _of_pools("waiting"),
-    ),
-    ("db.client.connection.timeouts", "counter", "{timeout}", "Waits that timed out.", _of_pools("timeouts")),
-    ("acgsperf.cache.requests", "counter", "{key}", "Keys read, by tier and result.", _lookups),
-    ("acgsperf.cache.entries", "updowncounter", "{entry}", "Entries in L1.", _of_l1("size")),
-    ("acgsperf.cache.max_entries", "updowncounter", "{entry}", "Maximum entries in L1.", _of_l1("maxsize")),
-    ("acgsperf.cache.evictions", "counter", "{entry}", "Entries that L1 evicted or expired.", _evictions),
-    ("acgsperf.cache.promotions", "counter", "{entry}", "Entries promoted to L1.", _of_cache("promotions")),
-    ("acgsperf.cache.loads", "counter", "{load}", "Loader calls.", _of_cache("loads")),
-    ("acgsperf.cache.load_errors", "counter", "{load}", "Loader calls that failed.", _of_cache("load_errors")),
-    ("acgsperf.cache.deadlines", "counter", "{read}", "Reads ended by the deadline.", _of_cache("deadlines")),
-    ("acgsperf.cache.errors", "counter", "{call}", "Failed calls to a server.", _errors),
-    ("acgsperf.cache.breaker.open", "gauge", "1", "1 while calls skip the tier.", _open_breakers),
-    ("acgsperf.backplane.following", "gauge", "1", "1 while records of other processes arrive.", _following),
-    ("acgsperf.backplane.sent", "counter", "{record}", "Records that the log has.", _of_backplane("sent")),
-    ("acgsperf.backplane.received", "counter", "{record}", "Records of others read.", _of_backplane("received")),
-    ("acgsperf.backplane.applied", "counter", "{record}", "Records of others applied.", _of_backplane("applied")),
-    ("acgsperf.backplane.recovered", "counter", "{record}", "Read after a reconnect.", _of_backplane("recovered")),
-    ("acgsperf.backplane.gaps", "counter", "{gap}", "Gaps after which L1 was verified.", _of_backplane("gaps")),
-    ("acgsperf.backplane.malformed", "counter", "{record}", "Records not parsed.", _of_backplane("malformed")),
-    ("acgsperf.backplane.queued", "updowncounter", "{record}", "Waiting to be published.", _of_backplane("queued")),
-    ("acgsperf.backplane.lag.quantile", "gauge", "s", "Percentiles of the time until a record arrives.", _lag),
-    ("acgsperf.requests", "counter", "{request}", "Requests, by outcome.", _requests),
-    ("acgsperf.request.misses", "counter", "{request}", "Requests that no tier could answer.", _misses),
-    (
-        "acgsperf.request.duration.quantile",
-        "gauge",
-        "s",
-        "Percentiles since the start.",
-        _durations,
-    ),
-    ("acgsperf.compliance.validations", "counter", "{hash}", "Hashes checked, by verdict.", _validations),
-)
+    sources = Sources(source, cache, pools, http)
+    return Instrumentation(
+        _of(meter_provider),
+        sources,
+        OpenTelemetrySpans(tracer_provider, checked_seconds("min_span_s", min_span_s, zero=True)),
+    )

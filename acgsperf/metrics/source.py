@@ -1,15 +1,36 @@
-"""What the exporters read: a service, and a middleware in front of it."""
+"""What the exporters read: a service, caches, pools, and a middleware."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from acgsperf._native.types import ValidatorStats
 from acgsperf.cache import TieredCache
+from acgsperf.cache.histograms import histograms_of
+from acgsperf.cache.types import TieredStats
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.pool import ConnectionPool, PoolManager
+from acgsperf.pool.options import PoolStats
 from acgsperf.validator import ComplianceValidator
 
-__all__ = ["HttpCounts", "HttpSource", "MetricsSource", "RequestCounts", "pools_of"]
+__all__ = [
+    "CacheReading",
+    "Caches",
+    "HttpCounts",
+    "HttpReading",
+    "HttpSource",
+    "MetricsSource",
+    "PoolReading",
+    "Pools",
+    "Reading",
+    "RequestCounts",
+    "ServiceReading",
+    "Sources",
+]
+
+Caches = TieredCache[Any] | Iterable[TieredCache[Any]] | Mapping[str, TieredCache[Any]]
+Pools = PoolManager | ConnectionPool | Iterable[PoolManager | ConnectionPool]
 
 
 class RequestCounts(Protocol):
@@ -71,7 +92,11 @@ class HttpCounts:
 
 
 class HttpSource(Protocol):
-    """A middleware whose metrics can be exported; `PerformanceMiddleware` is one."""
+    """A middleware whose metrics can be exported; `PerformanceMiddleware` is one.
+
+    It may also have a method `connection_uses`, which returns for (route, pool) the number of connections that requests
+    have used, and the ns of their use.
+    """
 
     def routes(self) -> Mapping[str, LatencyHistogram]:
         """Return the latencies of responses by route, in ns."""
@@ -80,7 +105,143 @@ class HttpSource(Protocol):
         """Return the counts so far."""
 
 
-def pools_of(source: MetricsSource) -> list[ConnectionPool]:
-    """Return the open pools and their replicas; each has a unique name."""
-    pools = [source.pools.get(name) for name in source.pools.names()]
-    return [member for pool in pools for member in (pool, *pool.replicas)]
+@dataclass(frozen=True, slots=True)
+class CacheReading:
+    """The figures of a cache at one moment; `histograms` are live."""
+
+    name: str
+    stats: TieredStats
+    histograms: Mapping[str, LatencyHistogram]
+
+
+@dataclass(frozen=True, slots=True)
+class PoolReading:
+    """The figures of a pool at one moment; the histograms are live."""
+
+    name: str
+    healthy: bool
+    stats: PoolStats
+    wait: LatencyHistogram
+    use: LatencyHistogram
+    create: LatencyHistogram
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceReading:
+    """The figures of a service at one moment."""
+
+    counts: RequestCounts
+    latency: LatencyHistogram
+    verdicts: ValidatorStats
+
+
+@dataclass(frozen=True, slots=True)
+class HttpReading:
+    """The figures of a middleware at one moment; the histograms in `routes` are live."""
+
+    counts: HttpCounts
+    routes: Mapping[str, LatencyHistogram]
+    connection_uses: Mapping[tuple[str, str], tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Everything that the exporters know at one moment."""
+
+    service: ServiceReading | None
+    caches: list[CacheReading]
+    pools: list[PoolReading]
+    http: HttpReading | None
+
+
+class Sources:
+    """What an exporter reads.
+
+    Args:
+        source: a service, with its cache and its pools.
+        cache: more caches: one, several, or a mapping of names to caches. A cache is named after its namespace by
+            default.
+        pools: more pools: a manager, a pool, or several of them.
+        http: a middleware.
+
+    Attributes:
+        service: the service.
+
+    Raises:
+        TypeError: if an argument has the wrong type.
+        ValueError: if two caches have the same name.
+    """
+
+    def __init__(
+        self,
+        source: MetricsSource | None = None,
+        cache: Caches = (),
+        pools: Pools = (),
+        http: HttpSource | None = None,
+    ) -> None:
+        if source is not None and not isinstance(source, MetricsSource):
+            hint = "; pass it as cache=" if isinstance(source, TieredCache) else ""
+            raise TypeError(f"source must be a service or None, got {source!r:.100}{hint}")
+        self.service = source
+        self._http = http
+        self._caches: dict[str, TieredCache[Any]] = {}
+        self._pools: list[PoolManager | ConnectionPool] = []
+        if source is not None:
+            self._caches[source.cache.namespace] = source.cache
+            self._pools.append(source.pools)
+        for name, found in _named(cache):
+            if not isinstance(found, TieredCache):
+                raise TypeError(f"cache must be a TieredCache, or several, got {found!r:.100}")
+            if not isinstance(name, str):
+                raise TypeError(f"names of caches must be a str, got {name!r:.100}")
+            if self._caches.setdefault(name, found) is not found:
+                raise ValueError(f"caches must have different names, got {name!r} twice; pass a mapping of names")
+        for pool in (pools,) if isinstance(pools, PoolManager | ConnectionPool) else pools:
+            if not isinstance(pool, PoolManager | ConnectionPool):
+                raise TypeError(f"pools must be a PoolManager, a ConnectionPool, or several, got {pool!r:.100}")
+            if pool not in self._pools:
+                self._pools.append(pool)
+
+    def on_close(self, callback: Callable[[], object]) -> None:
+        """Call `callback` when the service closes, if it is one that tells."""
+        tell = getattr(self.service, "on_close", None)
+        if tell is not None:
+            tell(callback)
+
+    @property
+    def directory(self) -> str | None:
+        """The `workers_directory` of the service; without a service, the environment variable of that name."""
+        if self.service is None:
+            return os.environ.get("WORKERS_DIRECTORY")
+        return getattr(getattr(self.service, "settings", None), "workers_directory", None)
+
+    def read(self) -> Reading:
+        """Return the figures of now."""
+        service = http = None
+        if self.service is not None:
+            verdicts = self.service.validator.metrics().verdicts
+            service = ServiceReading(self.service.counts(), self.service.latency(), verdicts)
+        if self._http is not None:
+            uses: Mapping[tuple[str, str], tuple[int, int]] = getattr(self._http, "connection_uses", dict)()
+            http = HttpReading(self._http.counts(), self._http.routes(), uses)
+        caches = [CacheReading(name, cache.stats(), histograms_of(cache)) for name, cache in self._caches.items()]
+        return Reading(service, caches, [_read(pool) for pool in self._open_pools()], http)
+
+    def _open_pools(self) -> list[ConnectionPool]:
+        pools: list[ConnectionPool] = []
+        for source in self._pools:
+            own = [source] if isinstance(source, ConnectionPool) else [source.get(name) for name in source.names()]
+            pools += [member for pool in own for member in (pool, *pool.replicas)]
+        return list(dict.fromkeys(pools))
+
+
+def _named(caches: Caches) -> Iterable[tuple[str, TieredCache[Any]]]:
+    if isinstance(caches, TieredCache):
+        return [(caches.namespace, caches)]
+    if isinstance(caches, Mapping):
+        return caches.items()
+    return [(getattr(cache, "namespace", ""), cache) for cache in caches]
+
+
+def _read(pool: ConnectionPool) -> PoolReading:
+    return PoolReading(pool.name, pool.healthy, pool.stats(), pool.wait_time, pool.use_time, pool.create_time)

@@ -35,6 +35,7 @@ from acgsperf.pool.options import (
 from acgsperf.pool.queries import Queries
 from acgsperf.pool.server_address import parsed_address
 from acgsperf.pool.slot import MAX_MESSAGE_BYTES, call_stack
+from acgsperf.pool.stats import collect_stats
 from acgsperf.pool.supply import Supply
 from acgsperf.pool.tasks import BackgroundTasks
 from acgsperf.pool.waiters import SizeWaiters, WaitQueue
@@ -84,6 +85,7 @@ class ConnectionPool(Queries):
         options: the options of the pool.
         wait_time: a `LatencyHistogram` of how long callers waited for a connection.
         use_time: a `LatencyHistogram` of how long borrowers kept a connection.
+        create_time: a `LatencyHistogram` of how long it took to open a connection.
 
     Raises:
         ValueError: for sizes or times that are out of range, or a DSN that cannot be used or has a parameter that
@@ -161,6 +163,7 @@ class ConnectionPool(Queries):
         self._health_check = HealthCheck(lifecycle, health, supply, self._lender, options)
         self.wait_time = self._lender.wait_time
         self.use_time = self._lender.use_time
+        self.create_time = supply.create_time
 
     def __repr__(self) -> str:
         """Return the name, the state and the numbers of connections; nothing of the address."""
@@ -337,25 +340,7 @@ class ConnectionPool(Queries):
 
     def stats(self) -> PoolStats:
         """Return the state and the counters of the pool, without its replicas."""
-        supply, inventory = self._supply, self._inventory
-        return PoolStats(
-            size=len(inventory.slots),
-            idle=len(inventory.idle),
-            in_use=inventory.in_use,
-            waiting=len(self._waiters.waiting),
-            connecting=supply.connecting + supply.spare.in_flight,
-            min_size=supply.min_size,
-            max_size=supply.max_size,
-            target_size=supply.target_size,
-            opened=supply.opened,
-            closed={reason: inventory.closed_by[reason] for reason in CloseReason},
-            failed_connects=self._health.failed_connects,
-            timeouts=self._waiters.timeouts,
-            saturations=self._waiters.saturations,
-            leaks=self._lender.leaks,
-            wait=self.wait_time.snapshot(),
-            use=self.use_time.snapshot(),
-        )
+        return collect_stats(self._supply, self._lender, self._waiters, self._health)
 
     async def health(self) -> PoolHealth:
         """Ask the server with an idle connection, within `check_timeout`, or with a new one, within `connect_timeout`.

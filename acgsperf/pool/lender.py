@@ -5,6 +5,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any, Final
 
+from acgsperf import hooks
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.errors import PoolTimeout
 from acgsperf.pool.health import ServerHealth
@@ -15,7 +16,7 @@ from acgsperf.pool.supply import Supply
 from acgsperf.pool.waiters import WaitQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
     from types import CodeType
 
     from acgsperf.pool.slot import CallStack, Lease
@@ -68,6 +69,8 @@ class Lender:
         self.leaks = 0
         # The connection that each task holds; the first one, if it holds several.
         self._held: dict[asyncio.Task[Any] | None, Slot] = {}
+        # When the waiting callers began to wait, the first one first.
+        self._waiting_since: dict[Awaitable[Slot], float] = {}
         self._nesting_reported: set[tuple[tuple[CodeType, int], ...]] = set()
         self._peak = 0
         # When the last lease ended, or when the first of the current ones began if none has ended since.
@@ -91,9 +94,11 @@ class Lender:
         # Waiting callers come first, even if a connection is idle.
         slot = None if self._waiters.waiting else self._supply.take_idle(start)
         if slot is None:
-            slot = await self._take_in_turn(start, timeout)
+            slot = await self._wait_in_turn(start, timeout)
         now = self._clock()
         self.wait_time.record(nanoseconds(now - start))
+        if hooks.connection_times is not None:
+            hooks.connection_times("wait", self._lifecycle.name, now - start)
         lent = self._inventory.in_use - len(self._supply.checks)
         if lent > self._peak:
             self._peak = lent
@@ -102,6 +107,22 @@ class Lender:
         if first is None:
             self._held[task] = slot
         return slot.lend(now, borrower, task)
+
+    async def _wait_in_turn(self, start: float, timeout: float) -> Slot:  # noqa: ASYNC109
+        work: Awaitable[Slot] = self._take_in_turn(start, timeout)
+        if hooks.spans is not None:
+            work = hooks.spans.during("pool.acquire", {hooks.POOL: self._lifecycle.name}, work)
+        self._waiting_since[work] = start
+        try:
+            return await work
+        finally:
+            del self._waiting_since[work]
+
+    def oldest_wait_s(self) -> float:
+        """Return how long the first of the waiting callers has waited, in seconds; 0 if none waits."""
+        # A copy, because an exporter may read this in another thread.
+        began = next(iter(list(self._waiting_since.values())), None)
+        return 0.0 if began is None else max(self._clock() - began, 0.0)
 
     async def _take_in_turn(self, start: float, timeout: float) -> Slot:  # noqa: ASYNC109
         ticket = self._waiters.take_ticket(self._supply.arriving)
@@ -177,6 +198,7 @@ class Lender:
         self._progress_at = now = self._clock()
         used_ns = nanoseconds(now - slot.lent_at)
         self.use_time.record(used_ns)
+        hooks.note_connection_use(self._lifecycle.name, used_ns)
         self.recent_use_s += _LATENCY_WEIGHT * (used_ns / 1e9 - self.recent_use_s)
         return self._supply.put_back(slot, now)
 

@@ -113,8 +113,10 @@ class PoolStats:
         timeouts: callers that got a `PoolTimeout`.
         saturations: callers that got a `PoolSaturated`.
         leaks: leases that were reported as leaks.
+        oldest_wait_s: how long the first of the waiting callers has waited, in seconds; 0 if none waits.
         wait: how long callers waited for a connection, in ns.
         use: how long borrowers kept it, in ns.
+        create: how long it took to open a connection, in ns, without failed attempts.
     """
 
     size: int
@@ -131,8 +133,10 @@ class PoolStats:
     timeouts: int
     saturations: int
     leaks: int
+    oldest_wait_s: float
     wait: HistogramSnapshot
     use: HistogramSnapshot
+    create: HistogramSnapshot
 
     @property
     def utilization(self) -> float:

@@ -10,6 +10,8 @@ import random
 from collections.abc import Callable
 from typing import Final
 
+from acgsperf import hooks
+from acgsperf.dispatch import LatencyHistogram
 from acgsperf.errors import PoolError
 from acgsperf.pool.connector import Connector
 from acgsperf.pool.health import ServerHealth
@@ -44,6 +46,7 @@ class Supply:
         checks: the connections that are being checked.
         opened: connections opened since the pool was opened.
         target_size: the number of connections that the pool keeps, between `min_size` and `max_size`.
+        create_time: how long it took to open a connection, in ns, without failed attempts.
         patient: whether callers wait for a server that may become ready, however often it refuses a connection.
     """
 
@@ -69,6 +72,7 @@ class Supply:
         self.min_size, self.max_size = options.min_size, options.max_size
         self.target_size = options.min_size
         self.connecting = self.opened = 0
+        self.create_time = LatencyHistogram()
         self.checks = Unanswered(on_stall=self.replenish)
         self._resets = Unanswered(on_stall=self.replenish)
         self.spare = Spare()
@@ -267,7 +271,13 @@ class Supply:
                 raise
             self._note_failure(PoolError("init cancelled its own task"))
         else:
+            self._note_creation(clock() - start)
             self._add(slot)
+
+    def _note_creation(self, seconds: float) -> None:
+        self.create_time.record(min(int(seconds * 1e9), self.create_time.highest_ns))
+        if hooks.connection_times is not None:
+            hooks.connection_times("create", self._lifecycle.name, seconds)
 
     async def _new_slot(self) -> Slot:
         generation = self._generation

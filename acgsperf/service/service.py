@@ -106,6 +106,7 @@ class PerformanceService:
         self._optimizer = Optimizer(self.validator, self.cache, self.pools, self.traffic.window())
         self._workers = Workers.from_settings(self.settings)
         self._exits = AsyncExitStack()
+        self._on_close: list[Callable[[], object]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._get_local = self.cache.get_local
@@ -145,6 +146,10 @@ class PerformanceService:
         ]
         return self
 
+    def on_close(self, callback: Callable[[], object]) -> None:
+        """Call `callback` when the service closes, before it closes its pools and its cache."""
+        self._on_close.append(callback)
+
     async def close(self) -> None:
         """Stop monitoring and optimization, and close the parts that the service created. You may call it again.
 
@@ -157,6 +162,8 @@ class PerformanceService:
             task.cancel()
         try:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            while self._on_close:
+                self._on_close.pop()()
             if self._workers is not None:
                 self._workers.close()
         except OSError as error:

@@ -20,6 +20,7 @@ from typing import Any, Final
 from redis.exceptions import ResponseError
 
 from acgsperf._native import envelope_format as envelope
+from acgsperf.dispatch import mget
 from acgsperf.tiers.base import Entry, Observation, Outcome, WriteResult
 from acgsperf.tiers.redis_calls import RedisCalls, ScriptCall
 from acgsperf.tiers.redis_connections import MAX_LIFETIME_S, Command, Credentials, Greeting, RedisConnections
@@ -111,7 +112,6 @@ class RedisTier(ServerTier):
 
     async def _start(self) -> None:
         self.keys = keys = RedisKeys(self._namespace)
-        self._read_keys = keys.prefix, keys.token
         label = f"{self.name} tier {self._namespace!r}"
         self._scripts = RedisCalls(self.connections, label, keys.prefix.decode()[:-1])
         self._redis_writes = RedisWrites(
@@ -168,21 +168,19 @@ class RedisTier(ServerTier):
         self.connections.close_idle()
 
     async def _fetch(self, keys: Sequence[str]) -> list[Entry | None]:
-        prefix, token_key = self._read_keys
         identities = envelope.identities(keys)
-        addresses = [prefix + address for address in envelope.addresses(identities)]
-        addresses.append(token_key)
-        if len(addresses) <= KEYS_A_COMMAND:
-            chunks = [addresses]
-        else:
-            chunks = [addresses[at : at + KEYS_A_COMMAND] for at in range(0, len(addresses), KEYS_A_COMMAND)]
+        # The token of the namespace is read last.
+        count = len(identities) + 1
+        command = None
+        if count <= KEYS_A_COMMAND:
+            command = mget(identities, self.keys.prefix, self.keys.token, envelope.MAX_KEY_BYTES)
 
         def read(replies: list[Any]) -> Unsealed:
             if len(replies) == 1:
-                values = blobs(replies[0], len(addresses))
+                values = blobs(replies[0], count)
             else:
-                found = (blobs(reply, len(chunk)) for reply, chunk in zip(replies, chunks, strict=True))
-                values = [value for part in found for value in part]
+                sizes = [min(count - at, KEYS_A_COMMAND) for at in range(0, count, KEYS_A_COMMAND)]
+                values = [value for reply, size in zip(replies, sizes, strict=True) for value in blobs(reply, size)]
             # Without a token, everything is a miss.
             token = (values.pop() or b"")[: envelope.TOKEN_BYTES]
             unsealed = self._unseal(values, identities, token)
@@ -192,9 +190,9 @@ class RedisTier(ServerTier):
 
         try:
             ask = self._ask_and_greet if self.server_clock.is_due() else self._ask
-            unsealed = await ask([("MGET", *chunk) for chunk in chunks], read)
+            unsealed = await ask(self._mgets(identities) if command is None else (command,), read)
         except ResponseError as error:
-            values = await self._get_each(addresses, error)
+            values = await self._get_each(self._redis_keys(identities), error)
             token = (values.pop() or b"")[: envelope.TOKEN_BYTES]
             unsealed = self._unseal(values, identities, token)
         found, tagged, corrupt = unsealed
@@ -204,6 +202,15 @@ class RedisTier(ServerTier):
             drop_invalidated(found, tagged, await self._tag_tokens(tags), self.server_clock.offset)
             self._renewals.renew(found, tagged)
         return found
+
+    def _redis_keys(self, identities: list[bytes]) -> list[bytes]:
+        """Return the Redis keys of entries, and that of the namespace's token."""
+        prefix = self.keys.prefix
+        return [*(prefix + address for address in envelope.addresses(identities)), self.keys.token]
+
+    def _mgets(self, identities: list[bytes]) -> list[Command]:
+        keys = self._redis_keys(identities)
+        return [("MGET", *keys[at : at + KEYS_A_COMMAND]) for at in range(0, len(keys), KEYS_A_COMMAND)]
 
     async def _tag_tokens(self, tags: Sequence[str]) -> dict[str, bytes | None]:
         keys = list(map(self.keys.tag, tags))

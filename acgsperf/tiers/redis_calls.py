@@ -80,6 +80,9 @@ class RedisCalls:
         replies = await self._connections.ask(commands, read, before_sending=before_sending)
         unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
         if unknown:
+            # The last call publishes the record of all. Another client may have sent the script just before that call.
+            scripts = {calls[at].script.name for at in unknown}
+            unknown = [at for at in range(unknown[0], len(calls)) if calls[at].script.name in scripts]
             asked = [calls[at] for at in unknown]
             commands = [call.command(by_name=False) for call in asked]
             again = await self._connections.ask(commands, read, before_sending=before_sending)

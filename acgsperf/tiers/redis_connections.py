@@ -33,7 +33,7 @@ MAX_LIFETIME_S: Final = 3600.0
 KEPT_IDLE: Final = 2
 MAX_IDLE_S: Final = 4.0
 
-Command = tuple[Any, ...]
+Command = tuple[Any, ...] | bytes
 Credentials = Callable[[], "tuple[str, str] | str | Awaitable[tuple[str, str] | str]"]
 _T = TypeVar("_T")
 _pack: Final = pack_command
@@ -76,7 +76,7 @@ class _Connection:
         if self.greeting is not None:
             commands, read = self.greeting
             sent = monotonic()
-            await self.redis.send_packed_command(b"".join(map(_pack, commands)), check_health=False)
+            await self.redis.send_packed_command(b"".join(map(_packed, commands)), check_health=False)
             replies = await self.parser.read_replies(len(commands))
             read(sent, monotonic(), replies)
         self.is_open = True
@@ -117,7 +117,7 @@ class OwnConnection:
         connection = self._connection
         if not connection.is_open:
             await connection.open()
-        packed = b"".join(map(_pack, commands))
+        packed = b"".join(map(_packed, commands))
         await connection.redis.send_packed_command(packed, check_health=False)
         return read(await connection.parser.read_replies(len(commands)))
 
@@ -245,7 +245,7 @@ class RedisConnections:
         over a new connection. The server may therefore carry them out twice.
 
         Args:
-            commands: the commands.
+            commands: the commands; bytes for one that is packed already.
             read: gets the replies, in order; error replies are exceptions among them. It may raise the error of a
                 command, or `UnexpectedReplyError`.
             before_sending: called before the server may see any of the commands.
@@ -255,9 +255,9 @@ class RedisConnections:
         """
         count = len(commands)
         # A comprehension is a call.
-        packed = _pack(commands[0]) if count == 1 else b"".join([_pack(command) for command in commands])
+        packed = _packed(commands[0]) if count == 1 else b"".join([_packed(command) for command in commands])
         fence = b"%d" % next(self._fences)
-        packed += b"*2\r\n$4\r\nECHO\r\n$%d\r\n%b\r\n" % (len(fence), fence)
+        packed = b"%b*2\r\n$4\r\nECHO\r\n$%d\r\n%b\r\n" % (packed, len(fence), fence)
         connection = self._pop_idle()
         if connection is None:
             if self._size < self._max_connections:
@@ -356,11 +356,18 @@ class RedisConnections:
                 _check_refused(reply)
             return read(replies)
         except ResponseError:
-            # The server has refused a command; all replies have been read.
+            # The server has refused a command; all replies have been read. If it has refused the greeting, the
+            # connection is not open, and nothing closes it later.
+            if not connection.is_open:
+                connection.close()
             raise
         except BaseException:
             connection.close()
             raise
+
+
+def _packed(command: Command) -> bytes:
+    return command if isinstance(command, bytes) else _pack(command)
 
 
 def _check_refused(reply: Any) -> None:

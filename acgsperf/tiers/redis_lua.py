@@ -76,7 +76,11 @@ local function token(key, new, px, is_namespace)
     redis.call('SET', key, new, 'PX', px)
     return new
 end
-local function add(log, record) return redis.pcall('XADD', log, 'MAXLEN', '~', 10000, '*', 'r', record) end
+local function add(log, record)
+    -- A record of many keys is large. The log has 20 MB at most.
+    local most = math.max(20, math.min(10000, math.floor(20000000 / #record)))
+    return redis.pcall('XADD', log, 'MAXLEN', '~', most, '*', 'r', record)
+end
 -- Returns the time, negative if there was nothing to publish or it has failed.
 local function publish(log, first, now)
     local count, done = tonumber(ARGV[first - 1]), 1

@@ -7,6 +7,7 @@ from redis._parsers.hiredis import NOT_ENOUGH_DATA, _AsyncHiredisParser
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ResponseError
 
+from acgsperf.dispatch import has_long_array
 from acgsperf.tiers.redis_replies import UnexpectedReplyError, refuses_all
 
 __all__ = ["CheckedParser"]
@@ -115,10 +116,10 @@ class _Lengths:
         """Add data from the server. Raise InvalidResponse if something in it is too long."""
         self._pending.append(data)
         self._size += len(data)
-        suspicious = _MAYBE_TOO_MANY.search(data)
+        suspicious = has_long_array(data)
         if self._end:
             seam = self._end + data[:_LONGEST_MATCH]
-            suspicious = suspicious or _MAYBE_TOO_MANY.search(seam)
+            suspicious = suspicious or has_long_array(seam)
             self._end = seam if len(data) < _LONGEST_MATCH else data
         else:
             self._end = data

@@ -5,7 +5,7 @@ import secrets
 import struct
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 from redis.exceptions import ResponseError
@@ -14,7 +14,7 @@ from acgsperf._native import envelope_format as envelope
 from acgsperf.tiers import records
 from acgsperf.tiers.base import Entry, Observation, Outcome, Store, StoreKind, WriteResult
 from acgsperf.tiers.records import Record, RecordKind
-from acgsperf.tiers.redis_calls import Job, RedisCalls, Reply, ScriptCall
+from acgsperf.tiers.redis_calls import KEYS_A_SCRIPT, Job, RedisCalls, Reply, ScriptCall
 from acgsperf.tiers.redis_keys import TOKEN_TTL_MS, RedisKeys
 from acgsperf.tiers.redis_scripts import EXPIRE, EXPIRE_TAG, INVALIDATE, OBSERVE, STORE, TOMBSTONE, UNDO, WRITE, Script
 from acgsperf.tiers.server import Wanted
@@ -31,7 +31,38 @@ _LONGEST_MS: Final = 1 << 60
 _LATEST_US: Final = 1 << 53
 _REMOVED: Final = -2
 
+# What was not carried out for these reasons is told by others, or by nobody.
+_TOLD: Final = frozenset({Outcome.STORED, Outcome.NEWER})
+
 _Item = tuple[str, Operation]
+# Builds a call for some items, with a record of others.
+_Build = Callable[[Sequence[_Item], Sequence[_Item]], ScriptCall]
+
+
+class _Part:
+    """Builds one of the calls for many items. The last one publishes a record of all, because it is carried out last.
+
+    Args:
+        build: builds the call.
+        items: those of this call.
+        others: those of the calls before it, if this is the last one; None for an earlier call.
+    """
+
+    __slots__ = ("_build", "_items", "_others")
+
+    def __init__(self, build: _Build, items: Sequence[_Item], others: Sequence[_Item] | None) -> None:
+        self._build, self._items, self._others = build, items, others
+
+    def __call__(self, items: Sequence[_Item]) -> ScriptCall:
+        if self._others is None:
+            return self._build(items, ())
+        # If the server has refused the whole call, each item has one of its own.
+        return self._build(items, [*self._others, *items] if len(items) == len(self._items) else items)
+
+    @property
+    def told_before(self) -> list[str]:
+        """The keys of the earlier calls of which this one publishes a record."""
+        return [key for key, _ in self._others or ()]
 
 
 class RedisWrites:
@@ -70,9 +101,9 @@ class RedisWrites:
         for key, operation in batch.operations.items():
             items.setdefault(_kind(operation), []).append((key, operation))
         build: dict[str, Any] = {
-            "write": lambda some: self._write_call(some, batch),
-            "tombstone": lambda some: self._header_call(TOMBSTONE, some, batch),
-            "expire": lambda some: self._header_call(EXPIRE, some, batch),
+            "write": lambda some, told: self._write_call(some, told, batch),
+            "tombstone": lambda some, told: self._header_call(TOMBSTONE, some, told, batch),
+            "expire": lambda some, told: self._header_call(EXPIRE, some, told, batch),
             "undo": self._undo_call,
             "store": self._store_call,
         }
@@ -98,8 +129,9 @@ class RedisWrites:
                 outcome = Outcome.REMOVED if result.outcome is Outcome.STORED else Outcome.REFUSED
                 batch.results[key] = WriteResult(outcome, published=result.published)
 
-    async def _run(self, batch: WriteBatch, jobs: Sequence[Job]) -> None:
+    async def _run(self, batch: WriteBatch, builds: Sequence[tuple[_Build, Sequence[_Item]]]) -> None:
         """Call scripts, once more if the server finds that their deadline has passed: this clock may be wrong."""
+        jobs: list[Job] = [part for build, items in builds for part in _parts(build, items)]
         for is_last in (False, True):
             sent = time.monotonic()
             late: list[Job] = []
@@ -110,7 +142,7 @@ class RedisWrites:
                 if isinstance(reply, list) and len(reply) == 1:
                     late.append(job)
                 else:
-                    self._note(batch, job[1], reply)
+                    self._note(batch, job, reply)
             jobs = late
             if not jobs:
                 return
@@ -122,7 +154,8 @@ class RedisWrites:
         if isinstance(reply, list) and reply[0]:
             self._clock.measured(sent, received, abs(reply[0]) / 1e6)
 
-    def _note(self, batch: WriteBatch, items: Sequence[_Item], reply: Reply) -> None:
+    def _note(self, batch: WriteBatch, job: Job, reply: Reply) -> None:
+        part, items = job
         if isinstance(reply, ResponseError):
             self._errors[type(reply).__name__] += 1
             batch.results.update((key, REFUSED) for key, _ in items)
@@ -138,6 +171,11 @@ class RedisWrites:
                 batch.results[key] = WriteResult(Outcome.STORED, published=published)
                 if result == _REMOVED:
                     batch.removed.add(key)
+        if published and isinstance(part, _Part):
+            for key in part.told_before:
+                before = batch.results.get(key)
+                if before is not None and before.outcome in _TOLD:
+                    batch.results[key] = WriteResult(before.outcome, before.stamp, published=True)
 
     async def observe(self, wanted: Sequence[Wanted]) -> list[Observation | None]:
         """Return what is under keys. If there is nothing under a key, leave a marker."""
@@ -195,10 +233,10 @@ class RedisWrites:
                 break
         return REFUSED
 
-    def _write_call(self, items: Sequence[_Item], attempt: Attempt) -> ScriptCall:
+    def _write_call(self, items: Sequence[_Item], told: Sequence[_Item], attempt: Attempt) -> ScriptCall:
         tags = _positions(tag for _, operation in items for tag in _tags(operation))
         arguments: list[Any] = [len(items), self._deadline_us(attempt), TOKEN_TTL_MS, self._new_token()]
-        arguments += self._records(items)
+        arguments += self._records(told)
         now = time.monotonic()
         for key, operation in items:
             assert operation.entry is not None
@@ -206,14 +244,17 @@ class RedisWrites:
         keys = [self._keys.log, self._keys.token, *self._entries(items), *map(self._keys.tag, tags)]
         return ScriptCall(WRITE, keys, arguments, 1 + len(items))
 
-    def _header_call(self, script: Script, items: Sequence[_Item], attempt: Attempt) -> ScriptCall:
+    def _header_call(
+        self, script: Script, items: Sequence[_Item], told: Sequence[_Item], attempt: Attempt
+    ) -> ScriptCall:
         kind = RecordKind.EXPIRED_KEYS if script is EXPIRE else RecordKind.KEYS
-        arguments = [len(items), self._deadline_us(attempt), self._retention_ms, *self._records(items, kind)]
+        arguments = [len(items), self._deadline_us(attempt), self._retention_ms, *self._records(told, kind)]
         arguments += [_id_and_stamp(operation) for _, operation in items]
         return ScriptCall(script, [self._keys.log, *self._entries(items)], arguments, 1 + len(items))
 
-    def _undo_call(self, items: Sequence[_Item]) -> ScriptCall:
-        # The record has the id of the tombstone, so that a process whose L1 has the removed entry drops it.
+    def _undo_call(self, items: Sequence[_Item], told: Sequence[_Item]) -> ScriptCall:
+        # The record has the id of the tombstone, so that a process whose L1 has the removed entry drops it. Each call
+        # has a record of its own, because its ids are made here.
         new = [self._new_token() for _ in items]
         removed = records.of_keys(RecordKind.KEYS, zip((key for key, _ in items), new, strict=True))
         arguments: list[Any] = [len(items), self._retention_ms, *self._packed(removed)]
@@ -221,7 +262,7 @@ class RedisWrites:
             arguments += operation.id, identifier
         return ScriptCall(UNDO, [self._keys.log, *self._entries(items)], arguments, 1 + len(items))
 
-    def _store_call(self, items: Sequence[_Item]) -> ScriptCall:
+    def _store_call(self, items: Sequence[_Item], told: Sequence[_Item]) -> ScriptCall:
         tags = _positions(tag for _, operation in items for tag in _tags(operation))
         arguments: list[Any] = [len(items), TOKEN_TTL_MS, self._new_token()]
         now = time.monotonic()
@@ -272,7 +313,7 @@ class RedisWrites:
         return secrets.token_bytes(envelope.TOKEN_BYTES)
 
     def _records(self, items: Sequence[_Item], kind: RecordKind = RecordKind.KEYS) -> list[Any]:
-        if not self._writer:
+        if not self._writer or not items:
             return [0]
         return self._packed(records.of_keys(kind, [(key, operation.id) for key, operation in items]))
 
@@ -282,6 +323,15 @@ class RedisWrites:
             return [0]
         now_us = self._clock.now_us()
         return [len(found), *(records.packed(record, self._writer, now_us) for record in found)]
+
+
+def _parts(build: _Build, items: Sequence[_Item]) -> list[Job]:
+    last = (len(items) - 1) // KEYS_A_SCRIPT * KEYS_A_SCRIPT
+    return [
+        (_Part(build, some, items[:last] if at == last else None), some)
+        for at in range(0, len(items), KEYS_A_SCRIPT)
+        for some in (items[at : at + KEYS_A_SCRIPT],)
+    ]
 
 
 def _kind(operation: Operation) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from threading import get_ident
 from typing import Final
 
 from acgsperf._native import envelope_format as envelope
@@ -61,6 +60,8 @@ class ServerTier(Tier):
 
     Attributes:
         server_clock: converts between this process's monotonic clock and the server's clock. The subclass measures it.
+        begin_get: starts a `get` of a str and returns its future; None if a write of it is in flight, or the breaker is
+            not closed.
     """
 
     coherent = True
@@ -74,7 +75,6 @@ class ServerTier(Tier):
         self._where = where
         self._namespace = ""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = 0
         self._refused = self._corrupt = 0
         self.server_clock: Final = ServerClock()
         self._last_stamp = 0
@@ -86,6 +86,9 @@ class ServerTier(Tier):
         self._observations = ReadBatches(self._calls, self._observe, deadline)
         self._writes = WriteBatches(self._calls, self._write, deadline)
         self._pending_writes = self._writes.pending
+        self._reads.queue.guard(self._check_use, self._breaker, _CLOSED, self._pending_writes)
+        # A method of the queue itself, because a call is expensive here.
+        self.begin_get: Final[Callable[[str], asyncio.Future[Entry | None] | None]] = self._reads.queue.begin
 
     @abstractmethod
     async def _start(self) -> None:
@@ -133,7 +136,7 @@ class ServerTier(Tier):
         if self._loop is not None:
             raise TierError(f"the {self.name} tier is already open")
         self._namespace = checked_namespace("namespace", namespace)
-        self._loop, self._thread = asyncio.get_running_loop(), get_ident()
+        self._loop = asyncio.get_running_loop()
         self._calls.open(namespace)
         self._reads.open()
         self._observations.open()
@@ -170,27 +173,13 @@ class ServerTier(Tier):
             self._calls.close()
             await self._stop()
 
-    def begin_get(self, key: str) -> "asyncio.Future[Entry | None] | None":
-        """Start a `get` and return its future; None if a write of it is in flight, or the breaker is not closed."""
-        # Asking for the running loop is a system call on 3.11, so only the first caller of a batch does it. In this
-        # thread no other loop can run while this one has calls waiting.
-        reads = self._reads
-        if not reads.waiting or get_ident() != self._thread:
-            self._check_use()
-        if self._breaker.state is not _CLOSED or key in self._pending_writes:
-            return None
-        return reads.get(key)
-
     async def get(self, key: str) -> Entry | None:
         try:
             if not isinstance(key, str):
                 check_key(key)
-            # What `begin_get` does, without a call.
-            reads = self._reads
-            if not reads.waiting or get_ident() != self._thread:
-                self._check_use()
-            if self._breaker.state is _CLOSED and key not in self._pending_writes:
-                return await reads.get(key)
+            future = self.begin_get(key)
+            if future is not None:
+                return await future
             if self._breaker.state is not _CLOSED and not self._may_read(1):
                 return None
             return (await self._read_after_write((key,))).get(key)

@@ -64,6 +64,7 @@ class ServerCalls:
             error does not count for the breaker.
 
     Attributes:
+        label: names the tier and its namespace in messages.
         breaker: decides whether calls go to the server.
         errors: failed calls, by kind.
         skipped: keys and entries that were not sent because the breaker was open.
@@ -78,7 +79,7 @@ class ServerCalls:
         self.skipped = 0
         self.tasks: Final[set[asyncio.Task[None]]] = set()
         self._tier = tier
-        self._label = f"{tier} tier"
+        self.label = f"{tier} tier"
         self._timed_out = timed_out
         self._is_refusal = is_refusal
         self._deadline_s = deadline
@@ -87,7 +88,7 @@ class ServerCalls:
 
     def open(self, namespace: str) -> None:
         """Bind to the running event loop."""
-        self._label = f"{self._tier} tier {namespace!r}"
+        self.label = f"{self._tier} tier {namespace!r}"
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -138,7 +139,7 @@ class ServerCalls:
             elif breaker.failed():
                 _log.warning(
                     "%s: circuit opened after %d failures (%s); calls skip this tier for %g s",
-                    *(self._label, breaker.failures_in_a_row, problem, breaker.recovery_s),
+                    *(self.label, breaker.failures_in_a_row, problem, breaker.recovery_s),
                 )
             return None
         if self.breaker.succeeded():
@@ -146,11 +147,11 @@ class ServerCalls:
         return result
 
     def _log_closed(self) -> None:
-        _log.info("%s: circuit closed; the server answers again", self._label)
+        _log.info("%s: circuit closed; the server answers again", self.label)
 
     def cannot_reach(self, server: str, problem: str) -> None:
         """Log that the server did not answer when the tier opened."""
-        _log.warning("%s: cannot reach %s (%s); later calls try again", self._label, server, problem)
+        _log.warning("%s: cannot reach %s (%s); later calls try again", self.label, server, problem)
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in a task that is owned here."""

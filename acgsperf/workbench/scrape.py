@@ -6,7 +6,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -22,6 +22,7 @@ __all__ = ["ServiceFigures", "fetch", "figures"]
 
 _MAX_BYTES: Final = 16 << 20
 _PIECE_BYTES: Final = 1 << 16
+_MOST_ROUTES: Final = 10
 _QUANTILES: Final = (0.5, 0.95, 0.99)
 
 
@@ -30,24 +31,41 @@ class ScrapeError(AcgsperfError):
 
 
 @dataclass(frozen=True, slots=True)
+class RouteFigures:
+    """Responses of a route: their number, and their latency in ms, estimated from buckets."""
+
+    responses: int
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceFigures:
-    """Figures since the service started.
+    """Figures of an application since it started: of its service or, if it has none, of its middleware.
 
     Attributes:
-        requests: answered requests.
-        errors: requests that failed.
+        processes: how many are added up.
+        requests: answered requests. Without a service, the responses of all routes.
+        errors: requests that failed; None without a service.
         violations: requests that the compliance gate refused.
-        error_rate: the share of all requests that failed or were refused; None before the first request.
+        error_rate: the share of all requests that failed or were refused; None before the first request, or without a
+            service.
         p50_ms, p95_ms, p99_ms: estimated from buckets, as Prometheus does; None before the first request.
         hit_rate: the share of requests that did not wait for the handler, as in the summary of the service; None before
-            the first request, and for a page of the middleware alone.
+            the first request, or without a service.
         hit_rates: by tier, the share of its look-ups that found a value, for tiers that were read. It differs from
-            `hit_rate`: a request that a tier cannot answer may be answered by the next one.
+            `hit_rate`: a request that a tier cannot answer may be answered by the next one. With several caches, the
+            name of the cache is before that of the tier.
         pools: by name: `connections`, `in_use`, `max` and `waiting` (callers).
+        routes: by route, the one with most responses first.
+        response_hit_rate: the share of requests that the response cache of the middleware answered, of those that it
+            could have answered; None before the first of them.
     """
 
+    processes: int
     requests: int
-    errors: int
+    errors: int | None
     violations: int
     error_rate: float | None
     p50_ms: float | None
@@ -56,6 +74,8 @@ class ServiceFigures:
     hit_rate: float | None
     hit_rates: Mapping[str, float]
     pools: Mapping[str, Mapping[str, int]]
+    routes: Mapping[str, RouteFigures]
+    response_hit_rate: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as JSON-like values."""
@@ -64,24 +84,36 @@ class ServiceFigures:
     def rows(self) -> list[tuple[str, str]]:
         """Return the figures as the rows of a table."""
 
-        def shown(value: float | None, form: str, unit: str = "") -> str:
-            return "-" if value is None else format(value, form) + unit
-
         rows = [
+            ("Processes", f"{self.processes:,}"),
             ("Requests", f"{self.requests:,}"),
-            ("Errors", f"{self.errors:,}"),
+            ("Errors", _shown(self.errors, ",")),
             ("Violations", f"{self.violations:,}"),
-            ("Error rate", shown(self.error_rate, ".2%")),
+            ("Error rate", _shown(self.error_rate, ".2%")),
         ]
         for name, value in (("P50", self.p50_ms), ("P95", self.p95_ms), ("P99", self.p99_ms)):
-            rows.append((f"{name}, estimated from buckets", shown(value, ".3f", " ms")))
-        rows.append(("Hits per request", shown(self.hit_rate, ".2%")))
-        rows += [(f"Hits per look-up in {tier.upper()}", f"{rate:.2%}") for tier, rate in self.hit_rates.items()]
+            rows.append((f"{name}, estimated from buckets", _shown(value, ".3f", " ms")))
+        rows.append(("Hits per request", _shown(self.hit_rate, ".2%")))
+        if self.response_hit_rate is not None:
+            rows.append(("Hits per request in the response cache", f"{self.response_hit_rate:.2%}"))
+        for name, rate in self.hit_rates.items():
+            cache, _, tier = name.rpartition(" ")
+            rows.append((f"Hits per look-up in {cache} {tier.upper()}".replace("  ", " "), f"{rate:.2%}"))
+        for route, figures in list(self.routes.items())[:_MOST_ROUTES]:
+            rows.append(
+                (f"Route {route}", f"{figures.responses:,} responses, P95 {_shown(figures.p95_ms, '.3f', ' ms')}")
+            )
+        if len(self.routes) > _MOST_ROUTES:
+            rows.append(("Other routes", f"{len(self.routes) - _MOST_ROUTES:,}, see --json"))
         for name, pool in self.pools.items():
             rows.append(
                 (f"Pool {name}", "{in_use} of {connections} in use, limit {max}, {waiting} waiting".format(**pool))
             )
         return rows
+
+
+def _shown(value: float | None, form: str, unit: str = "") -> str:
+    return "-" if value is None else format(value, form) + unit
 
 
 def fetch(url: str, timeout: float = 5.0) -> str:
@@ -185,19 +217,29 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]], namespace:
             sums[labels[label]] += value
         return {key: round(value) for key, value in sums.items()}
 
+    several = len({labels.get("cache") for labels, _ in found.get("cache_hits_total", ())}) > 1
+
+    def by_tier(name: str) -> dict[str, int]:
+        sums: dict[str, float] = defaultdict(float)
+        for labels, value in found.get(name, ()):
+            sums[f"{labels['cache']} {labels['tier']}" if several else labels["tier"]] += value
+        return {key: round(value) for key, value in sums.items()}
+
     own = "requests_total" in found
     durations = "request_duration_seconds" if own else "http_request_duration_seconds"
-    if f"{durations}_bucket" not in found and not own and "http_refused_total" not in found:
+    if found.keys().isdisjoint({"processes", "requests_total", "http_refused_total", f"{durations}_bucket"}):
         raise ScrapeError(f"the page has no metrics of acgsperf: no name begins with {namespace}_")
     buckets: dict[float, float] = defaultdict(float)
     for labels, value in found.get(f"{durations}_bucket", ()):
         buckets[float(labels["le"])] += value
     requests = total("requests_total") if own else total(f"{durations}_count")
-    errors = total("request_errors_total")
+    errors = total("request_errors_total") if own else None
     violations = total("compliance_violations_total") if own else total("http_refused_total")
-    passed = requests + errors
+    passed = requests + (errors or 0)
     asked = passed + violations
-    hits, misses = by("tier", "cache_hits_total"), by("tier", "cache_misses_total")
+    hits, misses = by_tier("cache_hits_total"), by_tier("cache_misses_total")
+    responses = by("result", "http_cache_requests_total")
+    cacheable = responses.get("hit", 0) + responses.get("miss", 0)
     pools = {
         name: {
             "connections": size,
@@ -209,10 +251,11 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]], namespace:
     }
     p50, p95, p99 = (_quantile(buckets, quantile) for quantile in _QUANTILES)
     return ServiceFigures(
+        processes=total("processes") if "processes" in found else 1,
         requests=requests,
         errors=errors,
         violations=violations,
-        error_rate=(errors + violations) / asked if asked else None,
+        error_rate=(errors + violations) / asked if errors is not None and asked else None,
         p50_ms=p50,
         p95_ms=p95,
         p99_ms=p99,
@@ -223,7 +266,20 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]], namespace:
             if hits.get(tier, 0) + missed
         },
         pools=pools,
+        routes=_routes(found.get("http_request_duration_seconds_bucket", ())),
+        response_hit_rate=responses["hit"] / cacheable if cacheable else None,
     )
+
+
+def _routes(samples: Iterable[tuple[dict[str, str], float]]) -> dict[str, RouteFigures]:
+    buckets: dict[str, dict[float, float]] = defaultdict(lambda: defaultdict(float))
+    for labels, value in samples:
+        buckets[labels["route"]][float(labels["le"])] += value
+    routes = {
+        route: RouteFigures(round(max(within.values())), *(_quantile(within, quantile) for quantile in _QUANTILES))
+        for route, within in buckets.items()
+    }
+    return dict(sorted(routes.items(), key=lambda item: -item[1].responses))
 
 
 def _quantile(buckets: Mapping[float, float], quantile: float) -> float | None:

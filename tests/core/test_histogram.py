@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 import weakref
 import zlib
+from bisect import bisect_right
 from decimal import Decimal
 from fractions import Fraction
 
@@ -281,6 +282,31 @@ def test_equality_is_of_layouts_and_counts(core):
     assert histogram.__eq__(7) is NotImplemented
     with pytest.raises(TypeError, match="unhashable"):
         hash(histogram)
+
+
+@given(values=st.lists(LATENCIES, max_size=50), bounds=st.sets(st.integers(-1, 2**70), max_size=8), layout=LAYOUTS)
+@few_examples
+def test_counts_within_bounds_are_those_of_the_values_to_the_figures_asked_for(core, values, bounds, layout):
+    lowest, highest, figures = layout
+    values = sorted(min(value, highest) for value in values)
+    ordered = sorted(bounds)
+    within, total, total_ns = recorded(core, values, *layout).cumulative(ordered)
+    assert total == len(values)
+    for bound, count in zip(ordered, within, strict=True):
+        width = bound * 10**-figures + lowest if bound >= 0 else 0
+        assert bisect_right(values, bound) <= count <= bisect_right(values, bound + width)
+    assert total_ns == pytest.approx(sum(values), rel=10**-figures, abs=lowest * len(values))
+
+
+@pytest.mark.parametrize("bounds", [[2, 1], [1, 1]])
+def test_bounds_that_are_not_ascending_are_a_value_error(core, bounds):
+    with pytest.raises(ValueError, match=r"bounds_ns must be ascending, got \["):
+        recorded(core, [1]).cumulative(bounds)
+
+
+def test_bounds_that_are_no_integers_are_a_type_error(core):
+    with pytest.raises(TypeError, match=r"bounds_ns must be integers, got \[0\.5\]"):
+        recorded(core, [1]).cumulative([0.5])
 
 
 @pytest.mark.parametrize("q", [-0.1, -1, 100.1, 101, 10**400, math.nan, math.inf, -math.inf])

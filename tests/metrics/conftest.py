@@ -27,6 +27,7 @@ class Source:
         self.validator = ComplianceValidator()
         self.recorded = LatencyHistogram()
         self.counted = Counts()
+        self.namespace = cache.namespace
 
     def latency(self):
         copy = LatencyHistogram()
@@ -82,5 +83,6 @@ async def source(servers):
             source.validator.validate_many(["cdd01ef066bc6cf2", "0" * 16, "nonsense"])
             source.recorded.record_many([500_000, 1_000_000, 3_000_000, 60_000_000_000])
             source.counted = Counts(failed=2, violations=3, missed=1)
+            source.namespace = namespace
             yield source
         await cache.clear()

@@ -1,13 +1,21 @@
-"""The instruments, through the SDK."""
+"""The instruments and spans, through the SDK."""
+
+import asyncio
+import subprocess
+import sys
+import threading
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.semconv._incubating.attributes import db_attributes
 from opentelemetry.semconv._incubating.metrics import db_metrics
+from opentelemetry.semconv.attributes import error_attributes, http_attributes
 
+from acgsperf import LRUCache, TieredCache, hooks
 from acgsperf.metrics import opentelemetry
-from acgsperf.metrics.opentelemetry import instrument
+from acgsperf.metrics.catalogue import ATTRIBUTES, METRICS
+from acgsperf.metrics.opentelemetry import INSTRUMENTS, instrument
 
 
 @pytest.fixture
@@ -22,12 +30,19 @@ def provider(reader):
     provider.shutdown()
 
 
+@pytest.fixture(autouse=True)
+def nothing_left():
+    yield
+    assert opentelemetry._running == []
+    assert (hooks.spans, hooks.connection_times) == (None, None)
+
+
 def collected(reader):
     data = reader.get_metrics_data()
     if data is None:
         return {}
     return {
-        (metric.name, *sorted(point.attributes.values())): point.value
+        (metric.name, *sorted(point.attributes.values())): point
         for resource in data.resource_metrics
         for scope in resource.scope_metrics
         for metric in scope.metrics
@@ -35,9 +50,15 @@ def collected(reader):
     }
 
 
+def values(reader):
+    return {key: point.value for key, point in collected(reader).items() if hasattr(point, "value")}
+
+
 async def test_what_the_service_counts_is_reported(source, reader, provider):
-    instrument(source, provider)
-    found = collected(reader)
+    created = instrument(source, provider)
+    found = values(reader)
+    created.close()
+    cache = source.namespace
     expected = {
         ("db.client.connection.count", "idle", "main"): 1,
         ("db.client.connection.count", "main", "used"): 1,
@@ -45,43 +66,142 @@ async def test_what_the_service_counts_is_reported(source, reader, provider):
         ("db.client.connection.idle.min", "main/replica-1"): 2,
         ("db.client.connection.pending_requests", "main"): 0,
         ("db.client.connection.timeouts", "main"): 0,
-        ("acgsperf.cache.requests", "hit", "l1"): 1,
-        ("acgsperf.cache.requests", "l3", "miss"): 1,
-        ("acgsperf.cache.breaker.open", "l2"): 0,
-        ("acgsperf.backplane.following",): 1,
-        ("acgsperf.backplane.sent",): 1,
-        ("acgsperf.backplane.applied",): 1,
-        ("acgsperf.backplane.queued",): 0,
-        ("acgsperf.requests", "answered"): 4,
-        ("acgsperf.requests", "failed"): 2,
-        ("acgsperf.requests", "refused"): 3,
+        ("acgsperf.cache.hits", cache, "l1"): 1,
+        ("acgsperf.cache.misses", cache, "l3"): 1,
+        ("acgsperf.cache.breaker_state", cache, "closed", "l2"): 1,
+        ("acgsperf.backplane.state", cache, "following"): 1,
+        ("acgsperf.backplane.sent", cache): 1,
+        ("acgsperf.backplane.applied", cache): 1,
+        ("acgsperf.backplane.queued", cache): 0,
+        ("acgsperf.pool.leaks", "main"): 0,
+        ("acgsperf.requests",): 4,
+        ("acgsperf.request.errors",): 2,
+        ("acgsperf.compliance.violations",): 3,
         ("acgsperf.compliance.validations", "valid"): 1,
     }
-    assert {key: found[key] for key in expected} == expected
-    assert {name for name, *_ in found} == {name for name, *_ in opentelemetry._INSTRUMENTS}
+    shown = {(name, *sorted(labels)): value for (name, *labels), value in found.items()}
+    assert {key: shown[key[0], *sorted(key[1:])] for key in expected} == expected
+    assert shown["acgsperf.request.duration.quantile", "0.5"] == pytest.approx(0.001, rel=1e-3)
+    assert {name for name, *_ in found} == {name for name in INSTRUMENTS if not name.startswith("acgsperf.http")}
+
+
+async def test_caches_and_pools_are_reported_without_a_service(source, reader, provider):
+    async with TieredCache(LRUCache(5), namespace="sessions") as sessions:
+        await sessions.set("a", 1)
+        one = instrument(cache=sessions, meter_provider=provider)
+        other = instrument(cache=source.cache, pools=source.pools, meter_provider=provider)
+        found = values(reader)
+        assert found["acgsperf.cache.entries", "sessions"] == found["acgsperf.cache.entries", source.namespace] == 1
+        assert found["db.client.connection.max", "main"] == 3
+        assert ("acgsperf.requests",) not in found
+        one.close()
+        assert ("acgsperf.cache.entries", "sessions") not in values(reader)
+        assert ("acgsperf.cache.entries", source.namespace) in values(reader)
+        other.close()
 
 
 async def test_without_a_backplane_none_is_reported(source_without_backplane, reader, provider):
-    instrument(source_without_backplane, provider)
+    created = instrument(source_without_backplane, provider)
     assert not [name for name, *_ in collected(reader) if "backplane" in name]
+    created.close()
 
 
 async def test_after_close_nothing_is_reported_until_it_is_begun_again(source, reader, provider):
     created = instrument(source, provider)
-    with pytest.raises(ValueError, match="already reports a service"):
+    with pytest.raises(ValueError, match="the meter provider already reports this service"):
         instrument(source, provider)
     created.close()
-    assert collected(reader) == {}
+    assert values(reader) == {}
     again = instrument(source, provider)
     created.close()
-    assert collected(reader)["acgsperf.requests", "answered"] == 4
+    assert values(reader)["acgsperf.requests",] == 4
     again.close()
 
 
+async def test_each_collection_reads_the_figures_anew(source, reader, provider):
+    created = instrument(source, provider)
+    assert values(reader)["acgsperf.request.errors",] == 2
+    source.counted.failed = 3
+    assert values(reader)["acgsperf.request.errors",] == 3
+    created.close()
+
+
+async def test_times_of_connections_are_histograms_of_the_conventions(source, reader, provider):
+    created = instrument(source, provider)
+    pool = source.pools.get("main")
+    await pool.fetchval("SELECT 1")
+    pool.drain()
+    await pool.warm(2)
+    created.close()
+    await pool.fetchval("SELECT 1")
+    found = collected(reader)
+    for name, count in (("wait_time", 1), ("use_time", 1), ("create_time", 1)):
+        point = found[f"db.client.connection.{name}", "main"]
+        assert point.count == count
+        assert 0 < point.sum < 10
+        assert point.explicit_bounds == opentelemetry._BUCKETS_S
+
+
+OTEL_PROXY = """
+import asyncio
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from acgsperf import PerformanceService, Settings
+from acgsperf.metrics.opentelemetry import instrument
+
+async def handler(request):
+    return 1
+
+async def main():
+    async with PerformanceService(Settings(), handler=handler) as one:
+        created = instrument(one)
+    created.close()
+    reader = InMemoryMetricReader()
+    provider = MeterProvider([reader])
+    metrics.set_meter_provider(provider)
+    for chosen in (None, provider):
+        async with PerformanceService(Settings(), handler=handler) as two:
+            created = instrument(two, chosen)
+            await two.process_request({"id": 1})
+            found = [m for r in reader.get_metrics_data().resource_metrics for s in r.scope_metrics for m in s.metrics]
+            print(*(m.data.data_points[0].value for m in found if m.name == "acgsperf.requests"))
+            created.close()
+
+asyncio.run(main())
+"""
+
+
+def test_instruments_made_before_the_sdk_is_set_up_do_not_silence_later_ones():
+    command = [sys.executable, "-W", "error", "-c", OTEL_PROXY]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("1\n1\n", "")
+
+
+async def test_a_reader_may_collect_in_a_thread(source, reader, provider):
+    created = instrument(source, provider)
+    pool, stopped = source.pools.get("main"), threading.Event()
+
+    def collect():
+        while not stopped.is_set():
+            collected(reader)
+
+    collecting = asyncio.create_task(asyncio.to_thread(collect))
+    for number in range(200):
+        await asyncio.gather(*(pool.fetchval("SELECT 1") for _ in range(10)), source.cache.get(f"{number}"))
+    stopped.set()
+    await collecting
+    created.close()
+
+
 def test_the_names_are_those_of_the_conventions():
-    named = {name: (kind, unit) for name, kind, unit, *_ in opentelemetry._INSTRUMENTS if name.startswith("db.")}
+    named = {metric.instrument for metric in METRICS if metric.instrument.startswith("db.")}
     known = {value for key, value in vars(db_metrics).items() if key.startswith("DB_CLIENT_CONNECTION_")}
-    assert named.keys() <= known
-    assert db_attributes.DB_CLIENT_CONNECTION_POOL_NAME == opentelemetry._POOL
-    assert db_attributes.DB_CLIENT_CONNECTION_STATE == opentelemetry._STATE
-    assert {state.value for state in db_attributes.DbClientConnectionStateValues} == {"idle", "used"}
+    # The pool has no such limit.
+    assert named == known - {"db.client.connection.idle.max"}
+    assert ATTRIBUTES["pool"] == db_attributes.DB_CLIENT_CONNECTION_POOL_NAME
+    assert ATTRIBUTES["error"] == error_attributes.ERROR_TYPE
+    assert ATTRIBUTES["route"] == http_attributes.HTTP_ROUTE
+    states = {metric.otel_attributes[0] for metric in METRICS if metric.otel_attributes}
+    key = db_attributes.DB_CLIENT_CONNECTION_STATE
+    assert states == {(key, state.value) for state in db_attributes.DbClientConnectionStateValues}

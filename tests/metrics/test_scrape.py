@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from prometheus_client import CollectorRegistry
 
+from acgsperf import LatencyHistogram, LRUCache, TieredCache
 from acgsperf.asgi import PerformanceMiddleware
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition
 from acgsperf.workbench.scrape import ScrapeError, _quantile, fetch, figures
@@ -79,9 +80,43 @@ async def test_the_command_prints_a_table_and_json(source):
     assert json.loads(as_json.stdout)["requests"] == 4
 
 
+def middleware_with(**routes):
+    middleware = PerformanceMiddleware(None)
+    for route, latencies in routes.items():
+        middleware._routes._latencies[f"/{route}"] = histogram = LatencyHistogram()
+        histogram.record_many(latencies)
+    return middleware
+
+
 def test_a_page_of_a_middleware_alone_has_figures_too():
     found = figures(page_of(http=PerformanceMiddleware(None)).decode())
     assert (found.requests, found.error_rate, found.hit_rate, found.p50_ms, found.pools) == (0, None, None, None, {})
+    found = figures(page_of(http=middleware_with(a=[1_000_000] * 3, b=[5_000_000] * 7)).decode())
+    assert (found.requests, found.errors, found.violations, found.error_rate) == (10, None, 0, None)
+    assert found.p99_ms == pytest.approx(5, rel=0.02)
+    assert list(found.routes) == ["/b", "/a"]
+    assert (found.routes["/a"].responses, found.routes["/a"].p50_ms) == (3, pytest.approx(0.75))
+
+
+def test_the_command_shows_an_application_that_has_http_figures_alone():
+    routes = {f"r{number}": [1_000_000] * (number + 1) for number in range(12)}
+    with held(page_of(http=middleware_with(**routes))) as url:
+        table, as_json = stats(url), stats(url, "--json")
+    assert (table.returncode, table.stderr) == (0, "")
+    assert re.search(r"Requests\W+78\W", table.stdout)
+    assert re.search(r"Errors\W+-\W", table.stdout)
+    assert re.search(r"Route /r11\W+12 responses, P95 0\.9\d\d ms", table.stdout)
+    assert re.search(r"Other routes\W+2, see --json", table.stdout)
+    assert len(json.loads(as_json.stdout)["routes"]) == 12
+
+
+async def test_a_page_of_caches_alone_has_figures_too():
+    async with TieredCache(LRUCache(5), namespace="one") as one, TieredCache(LRUCache(5), namespace="two") as two:
+        await one.get("a")
+        page = page_of(cache=[one, two]).decode()
+    found = figures(page)
+    assert (found.requests, found.hit_rates) == (0, {"one l1": 0})
+    assert ("Hits per look-up in one L1", "0.00%") in found.rows()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ How to use it:
 - To try a change of the protocol, change the step (`reading.py`, `writing.py`, `environment.py`), make it a rule in
   `state.RULES`, and name in `scenarios.SWITCHES` the scenario that needs it. A rule without such a scenario is an
   error, unless `scenarios.REDUNDANT` lists it.
-- `scenarios.NOT_BUILT` lists the rules that the package does not follow yet. If you build one, remove it there.
 
 | file | what it has |
 |---|---|
@@ -32,9 +31,9 @@ What the model found beyond the rules it was made from. Each is a rule here, wit
   case.
 - "demote level": a tombstone that Redis evicts does not stop a demotion, and a process can have processed the log
   within G without this record. The script of the demotion compares the last position of the log with the one that
-  the process had when L1 evicted the entry. Then the limit of G, the check that the key does not exist, and the
-  tokens of the entry are redundant for W1. In a cluster the log is on another node: there a demotion can undo a
-  write (see `LIMITS`).
+  the process had when L1 evicted the entry. Then the limit of G and the check that the key does not exist are
+  redundant for W1, and the demotion may get the tokens that are there now. In a cluster the log is on another node:
+  there a demotion can undo a write (see `LIMITS`).
 - "demote verified": after a gap the process is level with the log, and its entries may be old. An entry that waits
   for its verification is not demoted.
 - "repair every tier": a repair of the tier that failed is not enough. If L3 failed and L2 has lost the new entry, a
@@ -60,26 +59,27 @@ What it found in the protocol as it was built:
   not apply its own.
 - "repair own L1": for the same reason a repair has to drop the key from L1 of its own process, which may have read
   the old value from the tier that failed.
-- "give way, repair": of two writes of a process the earlier one skips L2 and counts as carried out. If the later one
-  fails in both tiers, L3 has the earlier write and L2 the old entry, and nothing repairs it. The same happens if the
-  later one invalidates a tag that L2's old entry does not have. If the earlier write is removed with its own stamp,
-  both tiers agree.
+- "own newer": of two writes of a process, both go to both tiers, and the stamps decide. If a tier has the later one,
+  the earlier one is not tried again with a greater stamp: L1 has the later one.
+- "overlap repair": an invalidation has no stamp. If a process invalidates a tag while it writes an entry with that tag,
+  the write may reach a tier after the invalidation, although its value is older. The entry is removed with a greater
+  stamp, and from L1.
 - "refused answers", "invalidate again": if L3 does not answer an invalidation at once, L2 is invalidated first, and the
   record is out. A reader that finds L3's row now must not take it as an answer, even if it does not copy it: L1
   would keep it, and no other record comes.
 - "again after removed": L2 is written again also if L3 could not keep the entry.
-- "again gives way": this second write of L2 gives way to a later write, as the first one does.
 - "undo each": two writes of a key of unknown outcome are both undone, not only the later one.
 - "undo record": if the record of an undo had the id that is undone, L1s that have it would keep it. On a single
   server the tier's own record hides this.
 - "demote run": after a restart from a snapshot the last position of the log can be the one that a process knows,
-  although records after it are lost. A demotion compares the server's run, too, or keeps the entry's tokens.
-- "earlier try" is redundant: what a first try left is removed by the repair of the write that was in its way.
+  although records after it are lost. A demotion compares the server's run, too.
+- What a first try has left needs no repair of its own if the next try fails: the repair of the write that was in its
+  way removes it.
 
 What the model does not show: `scenarios.LIMITS`, locks, T2, soft invalidations, entries with several tags, batches, the
 queue of repairs that overflows (everything is cleared then), a process that dies with repairs in its queue (that is
 "repair" switched off), requests of one process to one tier that pass each other, PostgreSQL's `clear` (its token grows,
 a sweep follows), loads that answer with an unverified entry, and stamps that processes take from the clocks of
-*different* servers: all processes must take them from one. A write that has given way returns before the later one
-ends: until then a reader may get the value before both.
+*different* servers: all processes must take them from one. Nor does it show tiers without stamps, where an earlier
+write of a process gives way to a later one.
 """

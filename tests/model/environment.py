@@ -109,7 +109,8 @@ def demote(m: Machine, state: State, p: int) -> Steps:
     elif m.rules["demote level"] and process.demoting_from != end_of_log(state):
         yield f"{name} demotes {cell}: the log has gone on", after
     else:
-        if not m.rules["demote tokens"]:
+        if m.scenario.tagged:
+            # A demotion gets the tokens that are there now.
             token = state.token2 or f"t2-{name}d"
             after, cell = after._replace(token2=token), cell._replace(token=token)
         yield f"{name} demotes {cell}", m.put(after, 2, cell)

@@ -195,8 +195,9 @@ class Machine:
         listed = ", ".join(f"{where} has {cell}" for where, cell in found.items())
         if len({cell.version for cell in found.values() if cell}) > 1:
             return f"convergence: at rest {listed}"
-        floor = max(floor, self.rank(state.promised))
-        if any(self.rank(cell.version) < floor for cell in found.values() if cell):
+        ordered = self.scenario.ordered
+        floor = state.promised if ordered else max(floor, self.rank(state.promised))
+        if any((cell.version if ordered else self.rank(cell.version)) < floor for cell in found.values() if cell):
             return f"convergence: v{floor} is acknowledged, and at rest {listed}"
         return None
 

@@ -83,11 +83,9 @@ class Task(NamedTuple):
     out2: str = ""
     out3: str = ""
     newer: int = 0  # the stamp of what a tier has, if that is newer
-    left: bool = False  # an earlier try was carried out in a tier, and the last one was not
     pending: bool = False  # sent to L3, which has not answered; L2 is written in the meantime
     lost: bool = False  # L3's answer will not arrive
     again: bool = False  # L2 is written again
-    gave_way: bool = False  # to a later write of the same process
 
 
 class Record(NamedTuple):
@@ -165,7 +163,6 @@ RULES: Final = {
     "demote within G": "a demotion stores only if the process has processed the log within G",
     "demote level": "a demotion stores only if the process has processed the whole log, compared in L2's script",
     "demote verified": "an entry that waits for its verification after a gap is not demoted",
-    "demote tokens": "a demotion keeps the entry's tokens",
     "demote in flight": "an entry is not demoted while a write of its key is in flight in this process",
     "demote run": "a demotion compares the run of the server, too",
     # Explicit writes
@@ -185,11 +182,9 @@ RULES: Final = {
     "own L1": "the writer's L1 gives the value up if a tier did not carry the write out",
     "L2 again": "L2 is written again if L3 carries out a write after L2",
     "again after removed": "that is so if L3 cannot keep the entry, too",
-    "again gives way": "L2 is not written again if a later write of this process has begun",
     "invalidate again": "L2 is invalidated again if L3 carries out an invalidation after L2",
-    "give way": "of two writes of one process in flight, the earlier one is not sent on and not tried again",
-    "give way, repair": "a write that has given way is removed with its own stamp: the later one may fail",
-    "earlier try": "a try that a tier carried out is undone if the next one fails",
+    "own newer": "a tier that has a later write of the same process is no reason to try again",
+    "overlap repair": "a write during which its tag was invalidated is removed with a greater stamp, from L1, too",
     "undo each": "a write that is to be undone does not take the place of an earlier one in the queue",
     "undo record": "the record of an undo does not have the id that is undone",
     "repair own L1": "a repair drops the key from L1 of its own process, and supersedes what is in flight there",
@@ -262,6 +257,7 @@ class Scenario(NamedTuple):
     # How far the clock of a process is off, in stamps.
     skew: dict[str, int] = {}  # noqa: RUF012
     racing: bool = False  # two writers without a lock: one of the two wins
+    ordered: bool = False  # although they race, the one that has begun later has won when everything is at rest
     tagged: bool = False
     untagged: bool = False  # but what is there at the start has no tag
     unknown: bool = False  # loads do not know the tag before they end

@@ -104,26 +104,27 @@ def append(m: Machine, state: State, record: Record) -> State:
 
 
 def note(task: Task, tier: int, outcome: str) -> Task:
-    """Note the outcome of this try in a tier. That of an earlier try is forgotten, except that it was carried out."""
-    before = task.out2 if tier == 2 else task.out3
-    if before == "stored" and outcome not in SETTLED:
-        task = task._replace(left=True)
+    """Note the outcome of this try in a tier. That of an earlier try is forgotten."""
     return task._replace(out2=outcome) if tier == 2 else task._replace(out3=outcome)
 
 
-def is_latest(m: Machine, state: State, i: int, task: Task, op: str) -> bool:
-    """Whether no later write of this process has begun that this one gives way to."""
-    process = state.processes[m.process_of[i]]
-    tags_too = op == "set" and m.scenario.tagged
-    return task.version >= process.begun and not (tags_too and task.version < process.begun_tag)
+def is_latest(m: Machine, state: State, i: int, task: Task) -> bool:
+    """Whether no later write of the key has begun in this process."""
+    return task.version >= state.processes[m.process_of[i]].begun
+
+
+def is_invalidated(m: Machine, state: State, i: int, task: Task, op: str) -> bool:
+    """Whether this process has begun to invalidate a tag of a write, or to clear the cache, after the write."""
+    concerned = (op == "set" and m.scenario.tagged) or (op == "delete" and m.scenario.implicit)
+    return concerned and task.version < state.processes[m.process_of[i]].begun_tag
+
+
+def tries_again(m: Machine, state: State, i: int, task: Task) -> bool:
+    """Whether a write is tried again if a tier has something newer: not if that is a later write of this process."""
+    return not m.rules["own newer"] or is_latest(m, state, i, task)
 
 
 def send(m: Machine, state: State, i: int, task: Task, op: str, name: str, tier: int) -> Steps:
-    may_give_way = m.rules["again gives way" if task.again else "give way"] and op != "invalidate"
-    if may_give_way and not is_latest(m, state, i, task, op):
-        given = note(task, tier, "stored")._replace(gave_way=True)
-        yield f"{name}: gives way to a later write, not sent to L{tier}", go_on(m, state, i, given, tier)
-        return
     cell = cell_of(m, state, i, task, op)
     if m.rules["deadline"] and state.now > task.time:
         refused = note(task, tier, "refused")
@@ -135,7 +136,7 @@ def send(m: Machine, state: State, i: int, task: Task, op: str, name: str, tier:
     elif not m.rules["try again"]:
         yield f"{name}: L{tier} has something newer", go_on(m, after, i, note(task, tier, "stored"), tier)
     else:
-        noted = note(task, tier, "newer")._replace(newer=newer)
+        noted = note(task, tier, "newer")._replace(newer=max(newer, task.newer))
         yield f"{name}: L{tier} has something newer, {newer}", go_on(m, after, i, noted, tier)
     if m.names[i][0] not in m.scenario.failing:
         return
@@ -178,7 +179,8 @@ def await_l3(m: Machine, state: State, i: int, task: Task, op: str, name: str) -
     elif task.out3:
         again = task.out3 in SETTLED if m.rules["again after removed"] else task.out3 == "stored"
         rule = "invalidate again" if op == "invalidate" else "L2 again"
-        if again and m.rules[rule] and 2 in m.tiers and not task.gave_way:
+        # If L2 did not answer, it is repaired.
+        if again and m.rules[rule] and task.out2 in SETTLED:
             after = m.set_task(state, i, task._replace(phase="write2", again=True))
             yield f"{name}: L3 has answered, {task.out3}; L2 again", after
         else:
@@ -191,14 +193,20 @@ def go_on(m: Machine, state: State, i: int, task: Task, tier: int) -> State:
         # L2 may be waited for as well: its own deadline passes first.
         return m.set_task(state, i, task._replace(phase="unsure3"))
     at = m.order.index(tier) + 1
-    newer = "newer" in (task.out2 if tier == 2 else task.out3)
-    if at < len(m.order) and not newer and not task.again:
+    newer = (task.out2 if tier == 2 else task.out3) == "newer"
+    starts_again = newer and tries_again(m, state, i, task)
+    if at < len(m.order) and not starts_again and not task.again:
         return m.set_task(state, i, task._replace(phase=f"write{m.order[at]}"))
     return settle(m, state, i, task)
 
 
 def settle(m: Machine, state: State, i: int, task: Task) -> State:
     """Try again with a greater stamp if a tier has something newer, or end the write."""
+    if not tries_again(m, state, i, task):
+        # A later write of this process is there already.
+        task = task._replace(
+            out2="stored" if task.out2 == "newer" else task.out2, out3="stored" if task.out3 == "newer" else task.out3
+        )
     if "newer" in (task.out2, task.out3) and task.tries < TRIES and m.rules["try again"]:
         p = m.process_of[i]
         process = state.processes[p]
@@ -235,12 +243,15 @@ def end(m: Machine, state: State, i: int, task: Task, op: str, name: str) -> tup
     failed = [tier for tier in m.tiers if out[tier] != "stored"]
     elsewhere = op == "invalidate" and m.scenario.untagged
     for tier in m.tiers:
-        if out[tier] in SETTLED and not task.gave_way and not elsewhere:
+        if out[tier] in SETTLED and not elsewhere:
             state = m.acknowledge(state, tier, task.version)
     if m.rules["mark end"]:
         state = m.supersede(state, p, but=i)
     process = state.processes[p]
-    if failed and op == "set" and m.rules["own L1"] and is_latest(m, state, i, task, op):
+    invalidated = op != "invalidate" and is_invalidated(m, state, i, task, op)
+    if failed and op == "set" and m.rules["own L1"] and is_latest(m, state, i, task) and not invalidated:
+        process = process._replace(l1=None)
+    if invalidated and m.rules["overlap repair"]:
         process = process._replace(l1=None)
     if not failed and not elsewhere:
         process = process._replace(heard=max(process.heard, m.rank(task.version)))
@@ -258,22 +269,24 @@ def repair_if_needed(m: Machine, state: State, i: int, task: Task, op: str, fail
     everywhere = list(m.tiers)
     if op == "invalidate":
         return repair(m, state, i, task, everywhere) if failed and m.rules["repair"] else state
-    if task.gave_way and m.rules["give way, repair"]:
-        return repair(m, state, i, task, everywhere)
-    if outcomes & set(SETTLED):
-        if outcomes - set(SETTLED) and m.rules["repair"]:
-            return repair(m, state, i, task, failed)
-    elif ("unknown" in outcomes or (task.left and m.rules["earlier try"])) and m.rules["undo"]:
-        return repair(m, state, i, task, everywhere, undo=m.rules["undo by id"])
+    if is_invalidated(m, state, i, task, op) and m.rules["overlap repair"]:
+        # The write may have reached a tier after the invalidation, which has begun after it.
+        state = repair(m, state, i, task, everywhere, above=1)
+    elif outcomes & set(SETTLED) and outcomes - set(SETTLED) and m.rules["repair"]:
+        state = repair(m, state, i, task, failed)
+    if not outcomes & set(SETTLED) and "unknown" in outcomes and m.rules["undo"]:
+        state = repair(m, state, i, task, everywhere, undo=m.rules["undo by id"])
     return state
 
 
-def repair(m: Machine, state: State, i: int, task: Task, failed: list[int], undo: bool = False) -> State:
+def repair(
+    m: Machine, state: State, i: int, task: Task, failed: list[int], undo: bool = False, above: int = 0
+) -> State:
     """Queue an invalidation: L3 first, then L2, because a read may have copied L3's old row to L2 in the meantime."""
     tiers = tuple(sorted(m.tiers if m.rules["repair every tier"] else failed, reverse=True))
     cell, p = None, m.process_of[i]
     if m.programs[i][task.at] != "invalidate":
-        stamp = task.stamp if m.rules["repair stamp"] else -1
+        stamp = task.stamp + above if m.rules["repair stamp"] else -1
         kind = "tombstone" if m.rules["repair invalidates"] else "entry"
         cell = Cell(kind, f"{m.names[i]}{task.at}r", stamp, task.version, explicit=True)
     wanted = Repair(p, tiers, cell, task.version, f"{m.names[i]}{task.at}" if undo else None)

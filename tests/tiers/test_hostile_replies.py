@@ -160,7 +160,14 @@ async def test_locks_tags_and_clear_survive(fake, tier, entry, change):
     await _holds(fake, tier, entry)
 
 
-@_named({**ANY_COMMAND, "a number": lambda reply: b":5\r\n", "words": lambda reply: array([bulk(b"x"), bulk(b"y")])})
+@_named(
+    {
+        **ANY_COMMAND,
+        "a number": lambda reply: b":5\r\n",
+        "words": lambda reply: array([bulk(b"x"), bulk(b"y")]),
+        "busy": lambda reply: b"-BUSY a script runs\r\n",
+    }
+)
 @pytest.mark.parametrize("name", ["TIME", "EVAL"])
 async def test_a_new_connection_survives_any_greeting(fake, tier, entry, name, change):
     fake.change, fake.times = {name: change}, 1

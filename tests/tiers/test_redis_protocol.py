@@ -9,11 +9,14 @@ import time
 import pytest
 from bare import bare
 from msgspec.structs import replace
+from redis.exceptions import NoScriptError
 
 from acgsperf.tiers import Entry, Observation, Outcome, Store, StoreKind, Write, WriteResult, records
 from acgsperf.tiers.records import Record, RecordKind
 from acgsperf.tiers.redis import RedisTier
+from acgsperf.tiers.redis_calls import RedisCalls, ScriptCall
 from acgsperf.tiers.redis_keys import short_run
+from acgsperf.tiers.redis_scripts import WRITE
 
 WRITER = b"writer-1"
 MONTH_MS = 30 * 86_400_000
@@ -493,11 +496,9 @@ class TestRecords:
         assert {record.writer for record in found} == {WRITER}
         now = first.now_us()
         assert all(now - 10_000_000 < record.sent_us <= now for record in found)
-        bulk = [record for record in found if len(record.items) > 1]
-        assert [len(record.items) for record in bulk] == [50, 50, 20]
-        assert [item for record in bulk for item in record.items] == [(b"k%d" % i, ids[i]) for i in range(120)]
-        rest = [(record.kind, record.items) for record in found if record not in bulk]
-        assert rest == [
+        assert [(record.kind, record.items) for record in found] == [
+            # One, although the keys need several calls.
+            (RecordKind.KEYS, tuple((b"k%d" % i, ids[i]) for i in range(120))),
             (RecordKind.KEYS, ((b"k0", b"deletion"),)),
             (RecordKind.EXPIRED_KEYS, ((b"k1", b"expiring"),)),
             (RecordKind.TAG, ((b"tag", b""),)),
@@ -505,6 +506,52 @@ class TestRecords:
             (RecordKind.CLEAR, ()),
             (RecordKind.LONG_KEYS, ()),
         ]
+
+    @pytest.mark.parametrize("what", ["set", "delete", "expire"])
+    @pytest.mark.parametrize("count", [1, 50, 51, 1_000])
+    async def test_a_batch_tells_the_others_once(self, pair, entry, what, count):
+        first, _ = pair
+        writes = {f"k{i}": Write(entry() if what == "set" else None, _id(), 2_000) for i in range(count)}
+        await _write(first, "k0", None, 9_000)
+        written = await (first.expire_now(writes) if what == "expire" else first.write(writes))
+        assert written.pop("k0") == WriteResult(Outcome.NEWER, 9_000, published=True)
+        assert set(written.values()) <= {WriteResult(Outcome.STORED, published=True)}
+        _, record = await _log(first)
+        assert record.items == tuple((key.encode(), write.id) for key, write in writes.items())
+
+    async def test_a_batch_that_was_late_tells_the_others_when_it_is_carried_out(self, pair, entry):
+        first, _ = pair
+        first.server_clock.offset -= 3_600
+        writes = {f"k{i}": Write(entry(), _id(), 2_000) for i in range(120)}
+        assert set((await first.write(writes)).values()) == {WriteResult(Outcome.STORED, published=True)}
+        (record,) = await _log(first)
+        assert len(record.items) == 120
+
+    async def test_what_could_not_be_told_is_not_said_to_be(self, pair, entry):
+        """The last call of a batch, which has the record, comes after the deadline, and again after it."""
+        first, _ = pair
+        writes = first._redis_writes
+        deadline_us, calls = writes._deadline_us, iter(range(10))
+        writes._deadline_us = lambda attempt: deadline_us(attempt) if next(calls) < 2 else 0
+        results = await first.write({f"k{i}": Write(entry(), _id(), 2_000) for i in range(120)})
+        assert {results[f"k{i}"] for i in range(100)} == {WriteResult(Outcome.STORED)}
+        assert {results[f"k{i}"] for i in range(100, 120)} == {WriteResult(Outcome.REFUSED)}
+        assert await _log(first) == []
+
+    async def test_a_script_that_another_client_sends_meanwhile_is_not_carried_out_before_the_others(self):
+        """The last call of a batch has the record: nobody may hear of a write before it was carried out."""
+        sent = []
+
+        class Connections:
+            async def ask(self, commands, read, before_sending=None):
+                sent.append([command[-1] for command in commands])
+                first = [NoScriptError("unknown"), [-1, -1]]
+                return read(first if len(sent) == 1 else [[-1, -1]] * len(commands))
+
+        calls = RedisCalls(Connections(), "label", "prefix")
+        replies = await calls.run([ScriptCall(WRITE, [], [number], 2) for number in (1, 2)])
+        assert sent == [[1, 2], [1, 2]]
+        assert replies == [[-1, -1]] * 2
 
     async def test_loads_are_not_told(self, pair, entry):
         first, _ = pair
@@ -518,6 +565,10 @@ class TestRecords:
         await first._ask([("XADD", first.keys.log, "*", "r", record)] * 12_000, lambda replies: None)
         await _write(first, "k", None)
         assert (await first._ask([("XLEN", first.keys.log)], list))[0] < 10_500
+        # Records of many keys are large.
+        keys = [f"{i}".rjust(1_000, "k") for i in range(1_000)]
+        await first.write(dict.fromkeys(keys, Write(None, _id(), first.now_us())))
+        assert (await first._ask([("XLEN", first.keys.log)], list))[0] < 150
 
 
 class TestLifetimes:

@@ -1,0 +1,412 @@
+"""The list of all metrics. Both exporters, the dashboard, the alert rules and the documentation are made from it."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from acgsperf import hooks
+from acgsperf.backplane import BackplaneState, BackplaneStats
+from acgsperf.cache.types import TieredStats
+from acgsperf.dispatch import LatencyHistogram
+from acgsperf.metrics.source import CacheReading, HttpCounts, PoolReading, Reading, ServiceReading
+from acgsperf.tiers.base import BreakerState, TierStats
+
+__all__ = ["ATTRIBUTES", "METRICS", "Kind", "Merge", "Metric", "Value"]
+
+Value = int | float | LatencyHistogram
+Values = Iterable[tuple[tuple[str, ...], Value]]
+
+
+class Kind(StrEnum):
+    """The type of a metric, as Prometheus calls it."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Merge(StrEnum):
+    """How the figures of several processes become one. Counters and histograms are always added up."""
+
+    SUM = "sum"
+    MIN = "min"
+    MAX = "max"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric.
+
+    Attributes:
+        name: in Prometheus, without the prefix and without `_total`.
+        kind: see `Kind`.
+        help: what it counts.
+        labels: the names of its labels, in the order of their values.
+        read: returns its values, each with those of its labels. See `in_ns`.
+        unit: for OpenTelemetry.
+        merge: how the gauges of several processes are merged.
+        otel_name: its name for OpenTelemetry; empty: made from `name`.
+        otel_attributes: constant attributes for OpenTelemetry, where several metrics share a name.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...]
+    read: Callable[[Reading], Values]
+    unit: str = "1"
+    merge: Merge = Merge.SUM
+    otel_name: str = ""
+    otel_attributes: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def in_ns(self) -> bool:
+        """Whether its values are in ns, and exported in seconds.
+
+        Sums of seconds differ in the last digit, depending on the order. Prometheus takes that for a restart.
+        """
+        return self.unit == "s" and self.kind is not Kind.GAUGE
+
+    @property
+    def exported_name(self) -> str:
+        """The name in Prometheus, without the prefix."""
+        return f"{self.name}_total" if self.kind is Kind.COUNTER else self.name
+
+    @property
+    def instrument(self) -> str:
+        """The name for OpenTelemetry."""
+        if self.otel_name:
+            return self.otel_name
+        group, _, rest = self.name.removesuffix("_seconds").partition("_")
+        return f"acgsperf.{group}.{rest}" if rest else f"acgsperf.{group}"
+
+
+# The names of labels as attributes of OpenTelemetry, by its semantic conventions where they have one.
+ATTRIBUTES: Final[Mapping[str, str]] = {
+    "cache": hooks.CACHE,
+    "error": "error.type",
+    "pool": hooks.POOL,
+    "reason": "acgsperf.reason",
+    "result": "acgsperf.result",
+    "route": "http.route",
+    "state": "acgsperf.state",
+    "tier": hooks.TIER,
+    "verdict": "acgsperf.compliance.verdict",
+}
+_CONNECTIONS: Final = "db.client.connection.count"
+_STATE: Final = "db.client.connection.state"
+# The names of the semantic conventions for database clients, and constant attributes where two metrics share a name.
+_CONVENTIONS: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
+    "pool_idle_connections": (_CONNECTIONS, ((_STATE, "idle"),)),
+    "pool_used_connections": (_CONNECTIONS, ((_STATE, "used"),)),
+    "pool_min_connections": ("db.client.connection.idle.min", ()),
+    "pool_max_connections": ("db.client.connection.max", ()),
+    "pool_waiting_requests": ("db.client.connection.pending_requests", ()),
+    "pool_timeouts": ("db.client.connection.timeouts", ()),
+    "pool_wait_seconds": ("db.client.connection.wait_time", ()),
+    "pool_use_seconds": ("db.client.connection.use_time", ()),
+    "pool_create_seconds": ("db.client.connection.create_time", ()),
+}
+_MERGED_OTHERWISE: Final[Mapping[str, Merge]] = {
+    "cache_promotion_threshold": Merge.MAX,
+    "pool_healthy": Merge.MIN,
+    "pool_oldest_wait_seconds": Merge.MAX,
+}
+
+_Read = Callable[[Reading], Values]
+
+
+def _service(read: Callable[[ServiceReading], Value]) -> _Read:
+    return lambda reading: [] if reading.service is None else [((), read(reading.service))]
+
+
+def _verdicts(reading: Reading) -> Values:
+    if reading.service is not None:
+        verdicts = reading.service.verdicts
+        yield ("valid",), verdicts.valid
+        yield ("mismatch",), verdicts.mismatched
+        yield ("malformed",), verdicts.malformed
+
+
+def _caches(read: Callable[[TieredStats], Value]) -> _Read:
+    return lambda reading: [((cache.name,), read(cache.stats)) for cache in reading.caches]
+
+
+def _evictions(reading: Reading) -> Values:
+    for cache in reading.caches:
+        yield (cache.name, "size"), cache.stats.l1.evictions
+        yield (cache.name, "expired"), cache.stats.l1.expirations
+
+
+def _lower_tiers(cache: CacheReading) -> list[tuple[str, TierStats]]:
+    tiers = (("l2", cache.stats.l2), ("l3", cache.stats.l3))
+    return [(name, stats) for name, stats in tiers if stats is not None]
+
+
+def _all_tiers(read: Callable[[Any], Value]) -> _Read:
+    return lambda reading: [
+        ((cache.name, name), read(stats))
+        for cache in reading.caches
+        for name, stats in (("l1", cache.stats.l1), *_lower_tiers(cache))
+    ]
+
+
+def _tiers(read: Callable[[TierStats], Value]) -> _Read:
+    return lambda reading: [
+        ((cache.name, name), read(stats)) for cache in reading.caches for name, stats in _lower_tiers(cache)
+    ]
+
+
+def _errors(reading: Reading) -> Values:
+    for cache in reading.caches:
+        for name, stats in _lower_tiers(cache):
+            # Timeouts are always there, so that the first one is an increase.
+            for error, count in {"TimeoutError": 0, **stats.errors}.items():
+                yield (cache.name, name, error), count
+
+
+def _breakers(reading: Reading) -> Values:
+    for cache in reading.caches:
+        for name, stats in _lower_tiers(cache):
+            for state in BreakerState:
+                yield (cache.name, name, state.value), int(stats.breaker is state)
+
+
+def _accesses(reading: Reading) -> Values:
+    for cache in reading.caches:
+        for tier in ("l2", "l3"):
+            if tier in cache.histograms:
+                yield (cache.name, tier), cache.histograms[tier]
+
+
+def _backplanes(read: Callable[[BackplaneStats], Value]) -> _Read:
+    return lambda reading: [
+        ((cache.name,), read(cache.stats.backplane)) for cache in reading.caches if cache.stats.backplane is not None
+    ]
+
+
+def _backplane_states(reading: Reading) -> Values:
+    for cache in reading.caches:
+        if cache.stats.backplane is not None:
+            for state in BackplaneState:
+                yield (cache.name, state.value), int(cache.stats.backplane.state is state)
+
+
+def _lags(reading: Reading) -> Values:
+    for cache in reading.caches:
+        if "backplane" in cache.histograms:
+            yield (cache.name,), cache.histograms["backplane"]
+
+
+def _pools(read: Callable[[PoolReading], Value]) -> _Read:
+    return lambda reading: [((pool.name,), read(pool)) for pool in reading.pools]
+
+
+def _closed(reading: Reading) -> Values:
+    for pool in reading.pools:
+        for reason, count in pool.stats.closed.items():
+            yield (pool.name, reason.value), count
+
+
+def _http(read: Callable[[HttpCounts], Value]) -> _Read:
+    return lambda reading: [] if reading.http is None else [((), read(reading.http.counts))]
+
+
+def _responses(reading: Reading) -> Values:
+    if reading.http is not None:
+        counts = reading.http.counts
+        yield ("hit",), counts.hits
+        yield ("miss",), counts.misses
+        yield ("bypass",), counts.bypassed
+
+
+def _routes(reading: Reading) -> Values:
+    return [] if reading.http is None else [((route,), latency) for route, latency in reading.http.routes.items()]
+
+
+def _uses(position: int) -> _Read:
+    def read(reading: Reading) -> Values:
+        if reading.http is not None:
+            for key, figures in reading.http.connection_uses.items():
+                yield key, figures[position]
+
+    return read
+
+
+def _metrics(labels: Sequence[str], *rows: tuple[str, Kind, str, str, _Read]) -> Iterable[Metric]:
+    for name, kind, unit, text, read in rows:
+        otel_name, attributes = _CONVENTIONS.get(name, ("", ()))
+        merge = _MERGED_OTHERWISE.get(name, Merge.SUM)
+        yield Metric(name, kind, text, tuple(labels), read, unit, merge, otel_name, attributes)
+
+
+_C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+
+METRICS: Final = (
+    *_metrics(
+        (),
+        ("processes", _G, "{process}", "Processes whose figures are added up here.", lambda _: [((), 1)]),
+        ("requests", _C, "{request}", "Requests answered.", _service(lambda s: s.latency.count)),
+        ("request_errors", _C, "{request}", "Requests whose handler failed.", _service(lambda s: s.counts.failed)),
+        ("request_misses", _C, "{request}", "Requests that no tier answered.", _service(lambda s: s.counts.missed)),
+        ("request_duration_seconds", _H, "s", "Duration of answered requests.", _service(lambda s: s.latency)),
+        (
+            *("compliance_violations", _C, "{request}", "Requests refused for their constitutional hash."),
+            _service(lambda s: s.counts.violations),
+        ),
+    ),
+    *_metrics(("verdict",), ("compliance_validations", _C, "{hash}", "Hashes checked, by verdict.", _verdicts)),
+    *_metrics(
+        ("cache", "tier"),
+        ("cache_hits", _C, "{key}", "Keys found.", _all_tiers(lambda s: s.hits)),
+        ("cache_misses", _C, "{key}", "Keys not found.", _all_tiers(lambda s: s.misses)),
+        ("cache_stores", _C, "{entry}", "Entries stored in a lower tier.", _tiers(lambda s: s.stores)),
+        (
+            *("cache_refused", _C, "{entry}", "Entries that a lower tier answered, but did not store."),
+            _tiers(lambda s: s.refused),
+        ),
+        ("cache_deletes", _C, "{entry}", "Entries deleted from a lower tier.", _tiers(lambda s: s.deletes)),
+        ("cache_corrupt", _C, "{entry}", "Stored values that cannot be used.", _tiers(lambda s: s.corrupt)),
+        ("cache_skipped", _C, "{key}", "Keys that skipped the tier: open breaker.", _tiers(lambda s: s.skipped)),
+        ("cache_timeouts", _C, "{call}", "Calls of a lower tier ended by the deadline.", _tiers(lambda s: s.timeouts)),
+        ("cache_access_seconds", _H, "s", "Duration of reads from a lower tier, for each key.", _accesses),
+    ),
+    *_metrics(
+        ("cache", "tier", "error"),
+        ("cache_errors", _C, "{call}", "Failed calls of a lower tier, timeouts included.", _errors),
+    ),
+    *_metrics(
+        ("cache", "tier", "state"),
+        ("cache_breaker_state", _G, "{breaker}", "Circuit breakers in this state, 0 or 1 in a process.", _breakers),
+    ),
+    *_metrics(
+        ("cache", "reason"),
+        ("cache_evictions", _C, "{entry}", "Entries that L1 evicted or expired.", _evictions),
+    ),
+    *_metrics(
+        ("cache",),
+        ("cache_entries", _G, "{entry}", "Entries in L1.", _caches(lambda s: s.l1.size)),
+        ("cache_max_entries", _G, "{entry}", "Maximum entries in L1.", _caches(lambda s: s.l1.maxsize)),
+        ("cache_insertions", _C, "{entry}", "New keys stored in L1.", _caches(lambda s: s.l1.insertions)),
+        ("cache_updates", _C, "{entry}", "Values replaced in L1.", _caches(lambda s: s.l1.updates)),
+        (
+            *("cache_promotions", _C, "{entry}", "Entries promoted to L1 after hits in a lower tier."),
+            _caches(lambda s: s.promotions),
+        ),
+        (
+            *("cache_promotion_threshold", _G, "{hit}", "The hit in a lower tier that promotes an entry."),
+            _caches(lambda s: s.promotion_threshold),
+        ),
+        (
+            *("cache_demotions", _C, "{entry}", "Entries evicted from L1 and written back to L2."),
+            _caches(lambda s: s.demotions),
+        ),
+        (
+            *("cache_write_backs", _C, "{entry}", "Other entries written in the background."),
+            _caches(lambda s: s.write_backs),
+        ),
+        (
+            *("cache_dropped_writes", _C, "{entry}", "Queued writes that a tier did not store."),
+            _caches(lambda s: s.dropped),
+        ),
+        (
+            *("cache_unrepaired_writes", _G, "{write}", "Writes that only one tier carried out, not yet repaired."),
+            _caches(lambda s: s.unrepaired),
+        ),
+        ("cache_loads", _C, "{load}", "Loader calls.", _caches(lambda s: s.loads)),
+        ("cache_load_errors", _C, "{load}", "Loader calls that failed.", _caches(lambda s: s.load_errors)),
+        (
+            *("cache_load_timeouts", _C, "{load}", "Loader calls that the hard timeout ended."),
+            _caches(lambda s: s.load_timeouts),
+        ),
+        ("cache_load_joins", _C, "{call}", "Calls that joined a load in flight.", _caches(lambda s: s.joined)),
+        ("cache_load_waits", _C, "{key}", "Keys whose caller waited for a loader.", _caches(lambda s: s.missed)),
+        ("cache_loading", _G, "{key}", "Keys whose load is in flight.", _caches(lambda s: s.loading)),
+        ("cache_refreshes", _C, "{load}", "Loads in the background.", _caches(lambda s: s.refreshes)),
+        ("cache_stale_served", _C, "{key}", "Stale values served.", _caches(lambda s: s.stale_served)),
+        ("cache_stale_entries", _G, "{entry}", "Entries in the stale store.", _caches(lambda s: s.stale_entries)),
+        ("cache_negative_hits", _C, "{key}", "Calls answered by a negative entry.", _caches(lambda s: s.negative_hits)),
+        ("cache_negative_entries", _G, "{entry}", "Negative entries.", _caches(lambda s: s.negative_entries)),
+        (
+            "cache_deadlines",
+            _C,
+            "{read}",
+            "Reads of lower tiers ended by the deadline.",
+            _caches(lambda s: s.deadlines),
+        ),
+        ("backplane_sent", _C, "{record}", "Records of this cache that the log has.", _backplanes(lambda s: s.sent)),
+        ("backplane_received", _C, "{record}", "Records of other caches read.", _backplanes(lambda s: s.received)),
+        ("backplane_applied", _C, "{record}", "Records of other caches applied.", _backplanes(lambda s: s.applied)),
+        ("backplane_recovered", _C, "{record}", "Records read after a reconnect.", _backplanes(lambda s: s.recovered)),
+        ("backplane_gaps", _C, "{gap}", "Gaps after which L1 was verified.", _backplanes(lambda s: s.gaps)),
+        ("backplane_malformed", _C, "{record}", "Records not parsed.", _backplanes(lambda s: s.malformed)),
+        ("backplane_queued", _G, "{record}", "Records that wait to be published.", _backplanes(lambda s: s.queued)),
+        ("backplane_lag_seconds", _H, "s", "Time from a write to the arrival of its record.", _lags),
+    ),
+    *_metrics(
+        ("cache", "state"),
+        ("backplane_state", _G, "{backplane}", "Backplanes in this state, 0 or 1 in a process.", _backplane_states),
+    ),
+    *_metrics(
+        ("pool",),
+        ("pool_connections", _G, "{connection}", "Open connections.", _pools(lambda p: p.stats.size)),
+        ("pool_idle_connections", _G, "{connection}", "Idle connections.", _pools(lambda p: p.stats.idle)),
+        (
+            *("pool_used_connections", _G, "{connection}", "Connections in use, in a check or in a reset."),
+            _pools(lambda p: p.stats.in_use),
+        ),
+        ("pool_connecting", _G, "{attempt}", "Connection attempts in flight.", _pools(lambda p: p.stats.connecting)),
+        ("pool_min_connections", _G, "{connection}", "Minimum connections kept.", _pools(lambda p: p.stats.min_size)),
+        ("pool_max_connections", _G, "{connection}", "Maximum connections open.", _pools(lambda p: p.stats.max_size)),
+        ("pool_target_connections", _G, "{connection}", "Connections kept now.", _pools(lambda p: p.stats.target_size)),
+        ("pool_waiting_requests", _G, "{request}", "Waiting callers.", _pools(lambda p: p.stats.waiting)),
+        (
+            *("pool_oldest_wait_seconds", _G, "s", "Time that the first of the waiting callers has waited."),
+            _pools(lambda p: p.stats.oldest_wait_s),
+        ),
+        ("pool_healthy", _G, "1", "1 if the server answers every process.", _pools(lambda p: int(p.healthy))),
+        ("pool_timeouts", _C, "{timeout}", "Callers whose wait timed out.", _pools(lambda p: p.stats.timeouts)),
+        (
+            *("pool_saturations", _C, "{request}", "Callers refused: too many were waiting."),
+            _pools(lambda p: p.stats.saturations),
+        ),
+        (
+            *("pool_leaks", _C, "{connection}", "Connections in use for longer than leak_threshold."),
+            _pools(lambda p: p.stats.leaks),
+        ),
+        (
+            *("pool_connect_errors", _C, "{attempt}", "Failed attempts to connect."),
+            _pools(lambda p: p.stats.failed_connects),
+        ),
+        ("pool_opened_connections", _C, "{connection}", "Connections opened.", _pools(lambda p: p.stats.opened)),
+        ("pool_wait_seconds", _H, "s", "Time that callers waited for a connection.", _pools(lambda p: p.wait)),
+        ("pool_use_seconds", _H, "s", "Time that callers kept a connection.", _pools(lambda p: p.use)),
+        ("pool_create_seconds", _H, "s", "Time to open a connection.", _pools(lambda p: p.create)),
+    ),
+    *_metrics(
+        ("pool", "reason"),
+        ("pool_closed_connections", _C, "{connection}", "Connections closed, by reason.", _closed),
+    ),
+    *_metrics(
+        (),
+        (
+            *("http_refused", _C, "{request}", "Requests refused for their constitutional hash."),
+            _http(lambda c: c.refused),
+        ),
+        ("http_cache_stores", _C, "{response}", "Responses stored in the response cache.", _http(lambda c: c.stored)),
+    ),
+    *_metrics(
+        ("result",),
+        ("http_cache_requests", _C, "{request}", "Requests seen by the response cache, by result.", _responses),
+    ),
+    *_metrics(
+        ("route",),
+        ("http_request_duration_seconds", _H, "s", "Duration of responses, by route.", _routes),
+    ),
+    *_metrics(
+        ("route", "pool"),
+        ("http_connection_uses", _C, "{connection}", "Connections that requests used, by route.", _uses(0)),
+        ("http_connection_use_seconds", _C, "s", "Time that requests kept connections, by route.", _uses(1)),
+    ),
+)

@@ -1,0 +1,202 @@
+"""Spans of OpenTelemetry for what takes time. The caches, tiers and pools call this through `acgsperf.hooks`.
+
+A span of the SDK costs half as much as a whole load without lower tiers. So the span of some work is made at its end,
+and only if the work has taken long enough. It is made at once if someone asks for its context, because a loader makes
+spans of its own, or another caller links to it.
+"""
+
+import time
+from collections.abc import Awaitable, Iterable, Mapping
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from opentelemetry.context import Context, attach, detach, get_current
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Link,
+    ProxyTracerProvider,
+    Span,
+    SpanContext,
+    Status,
+    StatusCode,
+    Tracer,
+    TracerProvider,
+    get_tracer_provider,
+    set_span_in_context,
+)
+
+from acgsperf import hooks
+
+if TYPE_CHECKING:
+    from acgsperf.dispatch import LatencyHistogram
+
+__all__ = ["LOOK_EVERY_S", "MIN_SPAN_S", "OpenTelemetrySpans"]
+
+_T = TypeVar("_T")
+MIN_SPAN_S: Final = 0.001
+# While the SDK is not set up, look for it that often.
+LOOK_EVERY_S: Final = 1.0
+# With fewer calls it is not known what is usual. The percentile is computed anew after some calls.
+_ENOUGH_CALLS: Final = 100
+_REFRESH_AFTER: Final = 50
+_ERROR: Final = "error.type"
+
+
+class _Deferred(Span):
+    """The span of some work, which is made when someone needs it, or when the work has taken long enough."""
+
+    __slots__ = ("_attributes", "_began_ns", "_context", "_made", "_name", "_tracer", "_waits")
+
+    def __init__(
+        self,
+        tracer: Tracer,
+        name: str,
+        attributes: Mapping[str, str | int],
+        context: Context | None,
+        waits: Iterable[Any],
+    ) -> None:
+        self._tracer = tracer
+        self._name = name
+        self._attributes = attributes
+        self._context = context
+        self._began_ns = time.time_ns()
+        self._waits = waits
+        self._made: Span | None = None
+
+    def _span(self) -> Span:
+        if self._made is None:
+            contexts = [flight.span.get_span_context() for flight in self._waits if flight.span is not None]
+            self._made = self._tracer.start_span(
+                f"acgsperf.{self._name}",
+                context=self._context,
+                attributes=self._attributes,
+                links=[Link(context) for context in contexts if context.is_valid],
+                start_time=self._began_ns,
+            )
+        return self._made
+
+    def fail(self, error: BaseException) -> None:
+        """Say that the work has failed."""
+        self._span().set_attribute(_ERROR, type(error).__qualname__)
+        if isinstance(error, Exception):
+            self._span().set_status(Status(StatusCode.ERROR))
+
+    def finish(self, min_ns: int) -> None:
+        """End the span. If the work has taken less than `min_ns`, and nobody needs the span, it is not made."""
+        ended_ns = time.time_ns()
+        if self._made is not None or ended_ns - self._began_ns >= min_ns:
+            self._span().end(ended_ns)
+        else:
+            # It is too late to ask for its context.
+            self._made = INVALID_SPAN
+
+    def end(self, end_time: int | None = None) -> None:
+        self._span().end(end_time)
+
+    def get_span_context(self) -> SpanContext:
+        return self._span().get_span_context()
+
+    def set_attributes(self, attributes: Mapping[str, Any]) -> None:
+        self._span().set_attributes(attributes)
+
+    def set_attribute(self, key: str, value: Any) -> None:
+        self._span().set_attribute(key, value)
+
+    def add_event(self, name: str, attributes: Any = None, timestamp: int | None = None) -> None:
+        self._span().add_event(name, attributes, timestamp)
+
+    def update_name(self, name: str) -> None:
+        self._span().update_name(name)
+
+    def is_recording(self) -> bool:
+        return self._span().is_recording()
+
+    def set_status(self, status: Any, description: str | None = None) -> None:
+        self._span().set_status(status, description)
+
+    def record_exception(
+        self, exception: BaseException, attributes: Any = None, timestamp: int | None = None, escaped: bool = False
+    ) -> None:
+        self._span().record_exception(exception, attributes, timestamp, escaped)
+
+
+class OpenTelemetrySpans:
+    """Makes spans with the tracer of a provider.
+
+    Args:
+        provider: None for the global one. While that is not set up, nothing is made.
+        min_span_s: what takes less time makes no span.
+    """
+
+    def __init__(self, provider: TracerProvider | None, min_span_s: float) -> None:
+        self._tracer = (provider or get_tracer_provider()).get_tracer("acgsperf", version("acgsperf"))
+        self._min_ns = round(min_span_s * 1e9)
+        self._is_set_up = provider is not None
+        self._look_at = 0.0
+        # For each histogram: the calls until the percentile is computed anew, and the percentile in ns.
+        self._usual: dict[int, tuple[int, int]] = {}
+
+    def look_for_sdk(self) -> bool:
+        """Return whether the SDK is set up."""
+        if not self._is_set_up:
+            self._look_at = time.monotonic() + LOOK_EVERY_S
+            self._is_set_up = not isinstance(get_tracer_provider(), ProxyTracerProvider)
+        return self._is_set_up
+
+    def _makes_spans(self) -> bool:
+        if self._is_set_up or time.monotonic() < self._look_at:
+            return self._is_set_up
+        return self.look_for_sdk()
+
+    def during(
+        self,
+        name: str,
+        attributes: Mapping[str, str | int],
+        work: Awaitable[_T],
+        *,
+        load: Any = None,
+        waits: Iterable[Any] = (),
+    ) -> Awaitable[_T]:
+        """Return what awaits some work within a span, and returns its result."""
+        if not self._makes_spans():
+            return work
+        return self._during(name, attributes, work, load, waits)
+
+    async def _during(
+        self, name: str, attributes: Mapping[str, str | int], work: Awaitable[_T], load: Any, waits: Iterable[Any]
+    ) -> _T:
+        context = None if load is None else get_current()
+        span = _Deferred(self._tracer, name, attributes, context, waits)
+        token = None
+        if load is not None:
+            load.span = span
+            # The spans of what the loader does are children of this one.
+            token = attach(set_span_in_context(span, context))
+        try:
+            return await work
+        except BaseException as error:
+            span.fail(error)
+            raise
+        finally:
+            if token is not None:
+                detach(token)
+            span.finish(self._min_ns)
+
+    def past(self, name: str, attributes: Mapping[str, str | int], seconds: float) -> None:
+        """Make a span of the last `seconds`."""
+        duration_ns = round(seconds * 1e9)
+        if duration_ns >= self._min_ns and self._makes_spans():
+            now_ns = time.time_ns()
+            began_ns = now_ns - duration_ns
+            self._tracer.start_span(f"acgsperf.{name}", attributes=attributes, start_time=began_ns).end(now_ns)
+
+    def tier_call(self, tier: str, keys: int, usual: "LatencyHistogram", elapsed_ns: int) -> None:
+        """Make a span of a call that has just ended if it took longer than 95 % of the calls before."""
+        if elapsed_ns < self._min_ns or usual.count < _ENOUGH_CALLS:
+            return
+        remaining, limit_ns = self._usual.get(id(usual), (0, 0))
+        if not remaining:
+            remaining, limit_ns = _REFRESH_AFTER, usual.percentile(95)
+        self._usual[id(usual)] = (remaining - 1, limit_ns)
+        if elapsed_ns > limit_ns:
+            self.past("tier.read", {hooks.SERVER: tier, hooks.KEYS: keys}, elapsed_ns / 1e9)

@@ -1,0 +1,492 @@
+"""Writes what is made from the list of metrics: the table of the guide, the Grafana dashboard and the alert rules.
+
+    python docs/tools/metric_files.py
+
+A test compares the files with what this would write.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from acgsperf.metrics.catalogue import METRICS, Kind, Metric
+from acgsperf.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "metrics.md"
+DASHBOARD = ROOT / "examples" / "grafana-dashboard.json"
+RULES = ROOT / "examples" / "prometheus-rules.yml"
+
+BY_NAME = {metric.name: metric for metric in METRICS}
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+INTERVAL = "$__rate_interval"
+BEGIN, END = "<!-- metrics: made by docs/tools/metric_files.py -->\n", "<!-- end of metrics -->\n"
+
+
+def series(name: str, suffix: str = "", labels: str = "") -> str:
+    """Return a selector of a metric for the chosen instances, caches and pools."""
+    metric = BY_NAME[name]
+    chosen = ['instance=~"$instance"']
+    chosen += [f'{label}=~"${label}"' for label in ("cache", "pool") if label in metric.labels]
+    return f"acgsperf_{metric.exported_name}{suffix}{{{','.join([*chosen, *filter(None, [labels])])}}}"
+
+
+def _by(metric: Metric, by: Iterable[str], more: Iterable[str] = ()) -> str:
+    by = tuple(by)
+    assert set(by) <= set(metric.labels), f"{metric.name} has no {by}"
+    labels = ", ".join([*by, *more])
+    return f" by ({labels}) " if labels else ""
+
+
+def rate(name: str, *by: str, labels: str = "") -> str:
+    """Return a query for how often a counter is increased in a second."""
+    assert BY_NAME[name].kind is Kind.COUNTER
+    return f"sum{_by(BY_NAME[name], by)}(rate({series(name, labels=labels)}[{INTERVAL}]))"
+
+
+def gauge(name: str, *by: str, labels: str = "", function: str = "sum") -> str:
+    """Return a query for a gauge."""
+    assert BY_NAME[name].kind is Kind.GAUGE
+    return f"{function}{_by(BY_NAME[name], by)}({series(name, labels=labels)})"
+
+
+def buckets(name: str, *by: str) -> str:
+    """Return a query for how many latencies in a second are within each bound."""
+    assert BY_NAME[name].kind is Kind.HISTOGRAM
+    return f"sum{_by(BY_NAME[name], by, ['le'])}(rate({series(name, '_bucket')}[{INTERVAL}]))"
+
+
+def quantile(share: float, name: str, *by: str) -> str:
+    """Return a query for a percentile."""
+    return f"histogram_quantile({share}, {buckets(name, *by)})"
+
+
+@dataclass
+class Panel:
+    """A panel of the dashboard: its title, the unit of its values, and (query, legend) pairs."""
+
+    title: str
+    unit: str
+    queries: list[tuple[str, str]]
+    heat_map: bool = False
+
+
+def heat(title: str, name: str) -> Panel:
+    """Return a heat map of latencies."""
+    return Panel(title, "s", [(buckets(name), "{{le}}")], heat_map=True)
+
+
+def _panels() -> dict[str, list[Panel]]:
+    """Return the panels by the titles of their rows."""
+    hits, misses = rate("cache_hits", "cache", "tier"), rate("cache_misses", "cache", "tier")
+    first = 'tier="l1"'
+    asked = f"{rate('cache_hits', 'cache', labels=first)} + {rate('cache_misses', 'cache', labels=first)}"
+    return {
+        "Requests": [
+            Panel(
+                *("Requests", "reqps"),
+                [
+                    (rate("requests"), "answered"),
+                    (rate("request_errors"), "failed"),
+                    (rate("request_misses"), "missed"),
+                    (rate("compliance_violations"), "refused"),
+                ],
+            ),
+            Panel(
+                *("Request latency", "s"),
+                [(quantile(q, "request_duration_seconds"), f"P{q * 100:g}") for q in (0.5, 0.95, 0.99)],
+            ),
+            heat("Request latency, all", "request_duration_seconds"),
+            Panel(
+                *("Compliance", "reqps"),
+                [
+                    (rate("compliance_validations", "verdict"), "{{verdict}}"),
+                    (rate("http_refused"), "refused by the middleware"),
+                ],
+            ),
+        ],
+        "HTTP": [
+            Panel(
+                *("Responses by route", "reqps"),
+                [
+                    (
+                        f"sum by (route) (rate({series('http_request_duration_seconds', '_count')}[{INTERVAL}]))",
+                        "{{route}}",
+                    )
+                ],
+            ),
+            Panel(
+                *("Latency by route, P99", "s"),
+                [(quantile(0.99, "http_request_duration_seconds", "route"), "{{route}}")],
+            ),
+            heat("Latency of responses, all", "http_request_duration_seconds"),
+            Panel(
+                *("Response cache", "reqps"),
+                [(rate("http_cache_requests", "result"), "{{result}}"), (rate("http_cache_stores"), "stored")],
+            ),
+            Panel(
+                *("Connections in use, by route", "short"),
+                [(rate("http_connection_use_seconds", "route", "pool"), "{{route}}: {{pool}}")],
+            ),
+        ],
+        "Caches": [
+            Panel(
+                *("Keys that did not wait for a loader", "percentunit"),
+                [(f"1 - {rate('cache_load_waits', 'cache')} / ({asked})", "{{cache}}")],
+            ),
+            Panel(*("Hit rate by tier", "percentunit"), [(f"{hits} / ({hits} + {misses})", "{{cache}} {{tier}}")]),
+            Panel(
+                *("Loads", "ops"),
+                [
+                    (rate("cache_loads", "cache"), "{{cache}} loads"),
+                    (rate("cache_load_errors", "cache"), "{{cache}} failed"),
+                    (rate("cache_load_joins", "cache"), "{{cache}} joined"),
+                    (rate("cache_refreshes", "cache"), "{{cache}} refreshes"),
+                    (rate("cache_stale_served", "cache"), "{{cache}} stale served"),
+                ],
+            ),
+            Panel(
+                *("Entries in L1", "short"),
+                [
+                    (gauge("cache_entries", "cache"), "{{cache}}"),
+                    (gauge("cache_max_entries", "cache"), "{{cache}} limit"),
+                ],
+            ),
+            Panel(*("Evictions", "ops"), [(rate("cache_evictions", "cache", "reason"), "{{cache}} {{reason}}")]),
+            heat("Reads from lower tiers", "cache_access_seconds"),
+            Panel(
+                *("Failures of lower tiers", "ops"),
+                [
+                    (rate("cache_errors", "cache", "tier", "error"), "{{cache}} {{tier}} {{error}}"),
+                    (rate("cache_skipped", "cache", "tier"), "{{cache}} {{tier}} skipped"),
+                    (rate("cache_deadlines", "cache"), "{{cache}} deadlines"),
+                ],
+            ),
+            Panel(
+                *("Circuit breakers that are not closed", "short"),
+                [(gauge("cache_breaker_state", "cache", "tier", labels='state!="closed"'), "{{cache}} {{tier}}")],
+            ),
+        ],
+        "Between processes": [
+            Panel(
+                *("Backplanes by state", "short"), [(gauge("backplane_state", "cache", "state"), "{{cache}} {{state}}")]
+            ),
+            heat("Lag of the backplane", "backplane_lag_seconds"),
+            Panel(
+                *("Records", "ops"),
+                [
+                    (rate("backplane_sent", "cache"), "{{cache}} sent"),
+                    (rate("backplane_applied", "cache"), "{{cache}} applied"),
+                    (rate("backplane_gaps", "cache"), "{{cache}} gaps"),
+                ],
+            ),
+            Panel(*("Processes", "short"), [(gauge("processes"), "processes")]),
+        ],
+        "Pools": [
+            Panel(
+                *("Connections", "short"),
+                [
+                    (gauge("pool_used_connections", "pool"), "{{pool}} used"),
+                    (gauge("pool_idle_connections", "pool"), "{{pool}} idle"),
+                    (gauge("pool_max_connections", "pool"), "{{pool}} limit"),
+                    (gauge("pool_waiting_requests", "pool"), "{{pool}} waiting"),
+                ],
+            ),
+            Panel(
+                *("Unhealthy pools", "short"), [(f"1 - {gauge('pool_healthy', 'pool', function='min')}", "{{pool}}")]
+            ),
+            heat("Waits for a connection", "pool_wait_seconds"),
+            heat("Use of a connection", "pool_use_seconds"),
+            Panel(
+                *("Time to open a connection, P95", "s"), [(quantile(0.95, "pool_create_seconds", "pool"), "{{pool}}")]
+            ),
+            Panel(
+                *("First waiting caller", "s"),
+                [(gauge("pool_oldest_wait_seconds", "pool", function="max"), "{{pool}}")],
+            ),
+            Panel(
+                *("Failures of pools", "ops"),
+                [
+                    (rate("pool_timeouts", "pool"), "{{pool}} timeouts"),
+                    (rate("pool_saturations", "pool"), "{{pool}} saturations"),
+                    (rate("pool_connect_errors", "pool"), "{{pool}} connect errors"),
+                    (rate("pool_leaks", "pool"), "{{pool}} leaks"),
+                ],
+            ),
+        ],
+    }
+
+
+def _rest(shown: str) -> list[Panel]:
+    """Return a panel for every metric that no other panel shows."""
+    panels = []
+    for metric in METRICS:
+        if f"acgsperf_{metric.name}" not in shown:
+            query = {Kind.COUNTER: rate, Kind.GAUGE: gauge}[metric.kind](metric.name, *metric.labels)
+            legend = " ".join(f"{{{{{label}}}}}" for label in metric.labels)
+            unit = "ops" if metric.kind is Kind.COUNTER else "short"
+            panels.append(Panel(metric.help.removesuffix("."), unit, [(query, legend)]))
+    return panels
+
+
+def _variables() -> list[dict[str, Any]]:
+    def chosen_from(name: str, metric: str, label: str) -> dict[str, Any]:
+        among = "" if label == "instance" else '{instance=~"$instance"}'
+        query = f"label_values(acgsperf_{metric}{among}, {label})"
+        return {
+            "name": name,
+            "label": name.capitalize(),
+            "type": "query",
+            "datasource": SOURCE,
+            "definition": query,
+            "query": {"query": query, "refId": name},
+            "includeAll": True,
+            "allValue": ".*",
+            "multi": True,
+            "current": {"text": ["All"], "value": ["$__all"]},
+            "options": [],
+            "refresh": 2,
+            "regex": "",
+            "sort": 1,
+        }
+
+    return [
+        {
+            "name": "datasource",
+            "label": "Data source",
+            "type": "datasource",
+            "query": "prometheus",
+            "hide": 0,
+            "includeAll": False,
+            "multi": False,
+            "current": {},
+            "options": [],
+            "refresh": 1,
+            "regex": "",
+        },
+        chosen_from("instance", "processes", "instance"),
+        chosen_from("cache", BY_NAME["cache_entries"].exported_name, "cache"),
+        chosen_from("pool", BY_NAME["pool_connections"].exported_name, "pool"),
+    ]
+
+
+def _drawn(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
+    drawn: dict[str, Any] = {
+        "id": number,
+        "type": "heatmap" if panel.heat_map else "timeseries",
+        "title": panel.title,
+        "datasource": SOURCE,
+        "gridPos": {"h": 8, "w": 8, "x": x, "y": y},
+        "fieldConfig": {"defaults": {"unit": panel.unit}, "overrides": []},
+        "options": {},
+        "targets": [
+            {"refId": chr(ord("A") + position), "datasource": SOURCE, "expr": query, "legendFormat": legend}
+            for position, (query, legend) in enumerate(panel.queries)
+        ],
+    }
+    if panel.heat_map:
+        drawn["options"] = {
+            "calculate": False,
+            "cellGap": 1,
+            "color": {"mode": "scheme", "scheme": "Oranges", "exponent": 0.5, "steps": 64, "reverse": False},
+            "filterValues": {"le": 1e-9},
+            "tooltip": {"mode": "single", "yHistogram": False},
+            "yAxis": {"unit": panel.unit, "axisPlacement": "left"},
+        }
+        for target in drawn["targets"]:
+            target["format"] = "heatmap"
+    return drawn
+
+
+def dashboard() -> str:
+    """Return the dashboard as JSON."""
+    rows = _panels()
+    shown = json.dumps([panel.queries for panels in rows.values() for panel in panels])
+    drawn: list[dict[str, Any]] = []
+    y = number = 0
+    for title, panels in [*rows.items(), ("Everything else", _rest(shown))]:
+        number += 1
+        row: dict[str, Any] = {
+            "id": number,
+            "type": "row",
+            "title": title,
+            "collapsed": title not in rows,
+            "gridPos": {"h": 1, "w": 24, "x": 0, "y": y},
+            "panels": [],
+        }
+        drawn.append(row)
+        y += 1
+        for position, panel in enumerate(panels):
+            number += 1
+            placed = _drawn(panel, number, 8 * (position % 3), y + 8 * (position // 3))
+            (row["panels"] if row["collapsed"] else drawn).append(placed)
+        y += 8 * -(-len(panels) // 3)
+    return (
+        json.dumps(
+            {
+                "title": "acgsperf",
+                "uid": "acgsperf",
+                "tags": ["acgsperf"],
+                "schemaVersion": 39,
+                "version": 2,
+                "editable": True,
+                "refresh": "30s",
+                "time": {"from": "now-1h", "to": "now"},
+                "timezone": "",
+                "annotations": {"list": []},
+                "templating": {"list": _variables()},
+                "panels": drawn,
+            },
+            indent=2,
+        )
+        + "\n"
+    )
+
+
+@dataclass
+class Windows:
+    """The times of the alert rules.
+
+    Attributes:
+        now: what counts as now.
+        usual: what `now` is compared with.
+        hold: how long a state must last.
+        leak: how long a leak is remembered.
+    """
+
+    now: str = "5m"
+    usual: str = "1h"
+    hold: str = "1m"
+    leak: str = "15m"
+
+
+@dataclass
+class Rule:
+    """An alert rule; the description may use the value of the expression."""
+
+    name: str
+    severity: str
+    expression: str
+    hold: str
+    summary: str
+    description: str
+
+
+def _counted(name: str, window: str, by: str, labels: str = "", offset: str = "", suffix: str = "") -> str:
+    metric = BY_NAME[name]
+    known = {"job", "instance", "le", *metric.labels}
+    assert set(by.split(", ")) <= known
+    chosen = f"{{{labels}}}" if labels else ""
+    return f"sum by ({by}) (rate(acgsperf_{metric.exported_name}{suffix}{chosen}[{window}]{offset}))"
+
+
+def _percentile(share: float, name: str, window: str, by: str, offset: str = "") -> str:
+    return f"histogram_quantile({share}, {_counted(name, window, f'{by}, le', offset=offset, suffix='_bucket')})"
+
+
+def _named(name: str) -> str:
+    return f"acgsperf_{BY_NAME[name].exported_name}"
+
+
+def alert_rules(windows: Windows) -> list[Rule]:
+    """Return the alerts: the four of the monitor, and those of pools, circuit breakers and the backplane."""
+    targets = Settings()
+    now, hold = windows.now, windows.hold
+    p95 = _percentile(0.95, "request_duration_seconds", now, "job")
+    usual = _percentile(0.95, "request_duration_seconds", windows.usual, "job", f" offset {now}")
+    first = 'tier="l1"'
+    asked = f"{_counted('cache_hits', now, 'job, cache', first)} + {_counted('cache_misses', now, 'job, cache', first)}"
+    share = targets.cache_hit_rate_target
+    return [
+        Rule(
+            *("AcgsperfResponseTime", "warning"),
+            f"{p95} > {targets.p95_latency_target_ms / 1e3:g}\nand {p95} > 1.5 * {usual}\n"
+            f"and {_counted('requests', now, 'job')} > 1",
+            *(hold, "Requests of {{ $labels.job }} have become slow"),
+            f"P95 is {{{{ $value | humanizeDuration }}}}: over its target, and 50 % over the last {windows.usual}.",
+        ),
+        Rule(
+            *("AcgsperfHitRate", "warning"),
+            f"1 - {_counted('cache_load_waits', now, 'job, cache')} / ({asked}) < {share:g}\nand ({asked}) > 1",
+            *(hold, "Cache {{ $labels.cache }} of {{ $labels.job }} has a low hit rate"),
+            f"{{{{ $value | humanizePercentage }}}} of the keys did not wait for a loader; the target is {share:.0%}.",
+        ),
+        Rule(
+            *("AcgsperfPoolUnhealthy", "critical", f"{_named('pool_healthy')} == 0", hold),
+            "Pool {{ $labels.pool }} of {{ $labels.instance }} is unhealthy",
+            "Its server cannot be reached. The pool refuses callers.",
+        ),
+        Rule(
+            *("AcgsperfCompliance", "critical"),
+            f"sum by (job) (increase({_named('compliance_violations')}[{now}])) > 0\n"
+            f"or sum by (job) (increase({_named('http_refused')}[{now}])) > 0",
+            *("0s", "Requests to {{ $labels.job }} have no accepted constitutional hash"),
+            f"{{{{ $value | humanize }}}} requests were refused in {now}.",
+        ),
+        Rule(
+            *("AcgsperfPoolRunsDry", "warning"),
+            f"{_named('pool_used_connections')} / {_named('pool_max_connections')} > 0.9\n"
+            f"or {_named('pool_oldest_wait_seconds')} > 1",
+            *(hold, "Pool {{ $labels.pool }} of {{ $labels.instance }} is about to run dry"),
+            "More than 90 % of its connections are in use, or a caller has waited for more than 1 s.",
+        ),
+        Rule(
+            *("AcgsperfConnectionLeak", "warning"),
+            f"sum by (job, instance, pool) (increase({_named('pool_leaks')}[{windows.leak}])) > 0",
+            *("0s", "Pool {{ $labels.pool }} of {{ $labels.instance }} may have a leak"),
+            "A connection was in use for longer than leak_threshold. The log has the stack of the borrower.",
+        ),
+        Rule(
+            *("AcgsperfBreakerOpen", "warning"),
+            f'sum by (job, instance, cache, tier) ({_named("cache_breaker_state")}{{state!="closed"}}) > 0',
+            *(hold, "Cache {{ $labels.cache }} of {{ $labels.instance }} skips {{ $labels.tier }}"),
+            "The circuit breaker is not closed, because the server fails.",
+        ),
+        Rule(
+            *("AcgsperfBackplaneLag", "warning"),
+            f"{_percentile(0.99, 'backplane_lag_seconds', now, 'job, instance, cache')} > 1\n"
+            f'or sum by (job, instance, cache) ({_named("backplane_state")}{{state=~"connecting|recovering"}}) > 0',
+            *(hold, "Cache {{ $labels.cache }} of {{ $labels.instance }} hears of writes late"),
+            "Records of writes arrive more than 1 s late, or not at all.",
+        ),
+    ]
+
+
+def rules(windows: Windows | None = None) -> str:
+    """Return the alert rules as YAML."""
+    return "".join(_written(alert_rules(windows or Windows())))
+
+
+def _written(found: Iterable[Rule]) -> Iterator[str]:
+    yield "# Made by docs/tools/metric_files.py. Change the times and limits to those of your service.\n"
+    yield "groups:\n  - name: acgsperf\n    rules:\n"
+    for rule in found:
+        yield f"      - alert: {rule.name}\n        expr: |\n"
+        yield from (f"          {line}\n" for line in rule.expression.splitlines())
+        yield f"        for: {rule.hold}\n        labels:\n          severity: {rule.severity}\n        annotations:\n"
+        yield f"          summary: {json.dumps(rule.summary)}\n          description: {json.dumps(rule.description)}\n"
+
+
+def guide(text: str) -> str:
+    """Return the text of the guide with the current tables."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{''.join(_tables())}\n{END}{after}"
+
+
+def _tables() -> Iterator[str]:
+    yield "| metric | type | labels | meaning | in OpenTelemetry |\n|---|---|---|---|---|\n"
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        name = metric.instrument
+        if metric.kind is Kind.HISTOGRAM and not name.startswith("db."):
+            name += ".quantile"
+        yield f"| `{metric.exported_name}` | {metric.kind} | {labels} | {metric.help.removesuffix('.')} | `{name}` |\n"
+
+
+if __name__ == "__main__":
+    GUIDE.write_text(guide(GUIDE.read_text()))
+    DASHBOARD.write_text(dashboard())
+    RULES.write_text(rules())

@@ -1,0 +1,277 @@
+"""The spans of what takes time, through the SDK."""
+
+import asyncio
+import secrets
+import subprocess
+import sys
+
+import pytest
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import StatusCode, get_current_span
+
+from acgsperf import ConnectionPool, LatencyHistogram, LRUCache, PoolTimeout, RedisTier, TieredCache, hooks
+from acgsperf.metrics.opentelemetry import instrument
+
+
+class Traces:
+    def __init__(self):
+        self._exporter = InMemorySpanExporter()
+        self.provider = TracerProvider()
+        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.tracer = self.provider.get_tracer("test")
+
+    def take(self):
+        spans = self._exporter.get_finished_spans()
+        self._exporter.clear()
+        return list(spans)
+
+    def names(self):
+        return [span.name for span in self.take()]
+
+
+@pytest.fixture
+def traces():
+    traces = Traces()
+    meters = MeterProvider()
+    created = instrument(meter_provider=meters, tracer_provider=traces.provider, min_span_s=0)
+    yield traces
+    created.close()
+    meters.shutdown()
+    traces.provider.shutdown()
+
+
+@pytest.fixture
+async def cache():
+    async with TieredCache(LRUCache(10), namespace="app") as opened:
+        yield opened
+
+
+async def load(key):
+    return 1
+
+
+async def test_a_load_is_a_span_and_a_hit_is_none(traces, cache):
+    await cache.get_or_load("a", load)
+    (span,) = traces.take()
+    assert span.name == "acgsperf.cache.load"
+    assert dict(span.attributes) == {"acgsperf.cache.name": "app", "acgsperf.cache.keys": 1}
+    assert await cache.get_or_load("a", load) == await cache.get("a") == cache.get_local("a") == 1
+    assert traces.take() == []
+
+
+async def test_what_a_loader_does_is_a_child_of_its_load_and_that_is_a_child_of_the_request(traces, cache):
+    async def query(key):
+        with traces.tracer.start_as_current_span("query"):
+            return 1
+
+    with traces.tracer.start_as_current_span("request"):
+        await cache.get_or_load("a", query)
+    query_span, load_span, request = traces.take()
+    assert query_span.parent.span_id == load_span.context.span_id
+    assert load_span.parent.span_id == request.context.span_id
+
+
+async def test_a_failed_load_is_an_error(traces, cache):
+    async def fail(key):
+        raise KeyError(key)
+
+    with pytest.raises(KeyError):
+        await cache.get_or_load("a", fail)
+    (span,) = traces.take()
+    assert span.status.status_code is StatusCode.ERROR
+    assert span.attributes["error.type"] == "KeyError"
+    # Neither the key nor the message is in the span.
+    assert "'a'" not in span.to_json()
+
+
+async def test_what_takes_less_than_1_ms_makes_no_span_unless_someone_needs_it(cache):
+    traces, meters = Traces(), MeterProvider()
+    created = instrument(meter_provider=meters, tracer_provider=traces.provider)
+
+    async def slow(key):
+        await asyncio.sleep(0.001)
+        return 1
+
+    async def query(key):
+        with traces.tracer.start_as_current_span("query"):
+            return 1
+
+    async def fail(key):
+        raise KeyError(key)
+
+    # On a busy machine, one of a few may take longer.
+    for number in range(20):
+        await cache.get_or_load(f"{number}", load)
+    assert len(traces.take()) < 20
+    hooks.spans.tier_call("a", 1, LatencyHistogram(), 999_999)
+    assert await cache.get_or_load("a", slow) == 1
+    assert traces.names() == ["acgsperf.cache.load"]
+    assert await cache.get_or_load("b", query) == 1
+    query_span, load_span = traces.take()
+    assert query_span.parent.span_id == load_span.context.span_id
+    with pytest.raises(KeyError):
+        await cache.get_or_load("c", fail)
+    assert traces.names() == ["acgsperf.cache.load"]
+    created.close()
+    meters.shutdown()
+    traces.provider.shutdown()
+
+
+async def test_a_load_is_a_current_span_as_others_are(traces, cache):
+    async def annotate(key):
+        span = get_current_span()
+        assert span.is_recording()
+        span.set_attribute("a", 1)
+        span.set_attributes({"b": 2})
+        span.add_event("c")
+        span.record_exception(ValueError("d"))
+        span.update_name("mine")
+        span.set_status(StatusCode.OK)
+        return 1
+
+    await cache.get_or_load("a", annotate)
+    (span,) = traces.take()
+    assert (span.name, span.status.status_code) == ("mine", StatusCode.OK)
+    assert (span.attributes["a"], span.attributes["b"]) == (1, 2)
+    assert [event.name for event in span.events] == ["c", "exception"]
+
+
+async def test_a_wait_for_the_load_of_another_caller_is_a_span_with_a_link_to_it(traces, cache):
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(key):
+        started.set()
+        await go_on.wait()
+        return 1
+
+    first = asyncio.create_task(cache.get_or_load("a", slow))
+    await started.wait()
+    second = asyncio.create_task(cache.get_or_load("a", slow))
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await asyncio.gather(first, second) == [1, 1]
+    load_span, wait = sorted(traces.take(), key=lambda span: span.name)
+    assert (load_span.name, wait.name) == ("acgsperf.cache.load", "acgsperf.cache.wait_for_load")
+    assert [link.context.span_id for link in wait.links] == [load_span.context.span_id]
+
+
+async def test_a_wait_for_the_load_of_another_process_is_a_span(traces, servers):
+    namespace = secrets.token_hex(4)
+    started, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(key):
+        started.set()
+        await go_on.wait()
+        return 1
+
+    def opened():
+        return TieredCache(LRUCache(10), RedisTier(servers.redis_url, deadline=5), namespace=namespace, lock_ttl=30)
+
+    async with opened() as one, opened() as other:
+        first = asyncio.create_task(one.get_or_load("a", slow))
+        await started.wait()
+        second = asyncio.create_task(other.get_or_load("a", load))
+        async with asyncio.timeout(20):
+            while not other._parts.loading._lock._waiters:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            go_on.set()
+            assert await asyncio.gather(first, second) == [1, 1]
+        await one.clear()
+    (span,) = [span for span in traces.take() if span.name == "acgsperf.cache.wait_for_process"]
+    assert 0 < span.end_time - span.start_time < 20e9
+    assert span.attributes["acgsperf.cache.name"] == namespace
+
+
+def test_a_call_to_a_tier_is_a_span_if_it_takes_longer_than_95_percent_of_the_others(traces):
+    usual = LatencyHistogram()
+    usual.record_many([1_000_000] * 95)
+    hooks.spans.tier_call("redis tier 'app'", 3, usual, 10_000_000)
+    # With so few calls it is not known what is usual.
+    assert traces.take() == []
+    usual.record_many([1_000_000] * 5)
+    hooks.spans.tier_call("redis tier 'app'", 3, usual, 1_000_000)
+    assert traces.take() == []
+    hooks.spans.tier_call("redis tier 'app'", 3, usual, 10_000_000)
+    (span,) = traces.take()
+    assert span.name == "acgsperf.tier.read"
+    assert dict(span.attributes) == {"acgsperf.tier": "redis tier 'app'", "acgsperf.cache.keys": 3}
+    assert span.end_time - span.start_time == 10_000_000
+
+
+async def test_a_slow_call_to_a_server_is_a_child_of_the_request(traces, servers):
+    async with TieredCache(LRUCache(10), RedisTier(servers.redis_url, deadline=5), namespace="slow") as cache:
+        (tier,) = cache._parts.lower_tiers.tiers
+        tier._reads.latency.record_many([1] * 1_000)
+        with traces.tracer.start_as_current_span("request"):
+            await cache.get("a")
+    span, request = traces.take()
+    assert (span.name, span.attributes["acgsperf.tier"]) == ("acgsperf.tier.read", "redis tier 'slow'")
+    assert span.parent.span_id == request.context.span_id
+
+
+async def test_an_acquire_is_a_span_if_it_waits(traces, servers):
+    async with ConnectionPool(servers.database_url, min_size=1, max_size=1, name="main") as pool:
+        async with pool.acquire():
+            assert traces.take() == []
+            waiting = asyncio.create_task(pool.fetchval("SELECT 1"))
+            with pytest.raises(PoolTimeout):
+                await pool.acquire(timeout=0.01)
+        assert await waiting == 1
+    failed, served = traces.take()
+    assert failed.name == served.name == "acgsperf.pool.acquire"
+    assert dict(served.attributes) == {"db.client.connection.pool.name": "main"}
+    assert (failed.attributes["error.type"], failed.status.status_code) == ("PoolTimeout", StatusCode.ERROR)
+
+
+SET_UP_LATER = """
+import asyncio
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from acgsperf import LRUCache, TieredCache, hooks
+from acgsperf.metrics.opentelemetry import instrument
+
+async def load(key):
+    return 1
+
+async def main():
+    async with TieredCache(LRUCache(10), namespace="app") as cache:
+        created = instrument(cache=cache, min_span_s=0)
+        # Spans cost nothing.
+        assert hooks.spans is None
+        await cache.get_or_load("a", load)
+        exporter = InMemorySpanExporter()
+        trace.set_tracer_provider(TracerProvider())
+        trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
+        while hooks.spans is None:
+            await asyncio.sleep(0.01)
+        await cache.get_or_load("b", load)
+        print(len(exporter.get_finished_spans()))
+        created.close()
+
+asyncio.run(main())
+"""
+WITHOUT_A_LOOP = """
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from acgsperf import hooks
+from acgsperf.metrics.opentelemetry import instrument
+
+created = instrument()
+assert not hooks.spans._makes_spans()
+trace.set_tracer_provider(TracerProvider())
+hooks.spans._look_at = 0
+print(int(hooks.spans._makes_spans()))
+created.close()
+"""
+
+
+@pytest.mark.parametrize("program", [SET_UP_LATER, WITHOUT_A_LOOP])
+def test_spans_begin_when_the_sdk_is_set_up(program):
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("1\n", "")

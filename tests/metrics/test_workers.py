@@ -1,0 +1,300 @@
+"""One page for all workers, in processes of their own that come and go."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from acgsperf import LatencyHistogram, LRUCache, SettingsError, TieredCache
+from acgsperf.metrics import workers
+from acgsperf.metrics.prometheus import PerformanceCollector
+from acgsperf.metrics.workers import WorkerFigures
+
+WORKER = Path(__file__).with_name("worker.py")
+BOUNDS = [1_000_000, 5_000_000]
+
+
+class Worker:
+    def __init__(self, directory):
+        self.process = subprocess.Popen([sys.executable, WORKER, directory], stdout=subprocess.PIPE)
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{int(self.process.stdout.readline())}", timeout=30)
+
+    def request(self, *ids):
+        for number in ids:
+            assert self.client.get(f"/items/{number}").text == str(number)
+
+    def page(self):
+        return {
+            (sample.name, *sorted(sample.labels.items())): (sample.value, family.type)
+            for family in text_string_to_metric_families(self.client.get("/metrics").text)
+            for sample in family.samples
+        }
+
+    def end(self, number):
+        self.process.send_signal(number)
+        self.process.communicate(timeout=30)
+        self.client.close()
+
+
+class Application:
+    """Some workers. Its pages must be consistent, whichever worker shows them."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self.workers = []
+        self._last = {}
+
+    def start(self):
+        self.workers.append(Worker(self.directory))
+        return self.workers[-1]
+
+    def end(self, worker, number):
+        self.workers.remove(worker)
+        worker.end(number)
+
+    def check(self):
+        """Read the page of every worker: no count goes back from one page to the next. Return the last page."""
+        for worker in self.workers:
+            page = worker.page()
+            for sample, (value, kind) in self._last.items():
+                if kind in ("counter", "histogram"):
+                    assert page[sample][0] >= value, sample
+            self._last = page
+            assert page["acgsperf_processes",][0] == len(self.workers)
+        return {sample: value for sample, (value, _) in self._last.items()}
+
+
+@pytest.fixture
+def application(tmp_path):
+    running = Application(tmp_path / "workers")
+    yield running
+    for worker in running.workers:
+        worker.end(signal.SIGKILL)
+
+
+def test_counts_add_up_and_never_go_back_while_workers_come_and_go(application):
+    a, b = application.start(), application.start()
+    a.request(1, 2, 3)
+    b.request(1, 2)
+    application.check()
+    page = application.check()
+    route = ("route", "/items/{id}")
+    assert page["acgsperf_requests_total",] == 5
+    assert page["acgsperf_http_request_duration_seconds_count", route] == 5
+    assert page["acgsperf_http_request_duration_seconds_bucket", ("le", "+Inf"), route] == 5
+    assert page["acgsperf_cache_entries", ("cache", "acgsperf")] == 5
+    c = application.start()
+    c.request(7)
+    application.check()
+    assert application.check()["acgsperf_requests_total",] == 6
+    application.end(b, signal.SIGKILL)
+    page = application.check()
+    assert page["acgsperf_requests_total",] == 6
+    assert page["acgsperf_cache_entries", ("cache", "acgsperf")] == 4
+    # The worker is not scraped any more, but it closes in good order.
+    c.request(8, 9)
+    application.end(c, signal.SIGTERM)
+    assert application.check()["acgsperf_requests_total",] == 8
+    d = application.start()
+    assert application.check()["acgsperf_requests_total",] == 8
+    application.end(a, signal.SIGTERM)
+    d.request(1)
+    page = application.check()
+    assert page["acgsperf_requests_total",] == 9
+    assert page["acgsperf_request_duration_seconds_count",] == 9
+    assert page["acgsperf_cache_entries", ("cache", "acgsperf")] == 1
+    left = {path.name.split(".")[-1] for path in application.directory.iterdir()}
+    assert left <= {"ended", "lock", "figures", "alive"}
+    assert len(list(application.directory.glob("*.figures"))) == 1
+
+
+def test_no_count_is_lost_or_doubled_while_many_scrape(application):
+    """Several readers find a worker that has ended, and one of them adds its counts to the common file."""
+    readers = [application.start() for _ in range(3)]
+    for round_ in range(3):
+        ending = application.start()
+        ending.request(*range(10))
+        ending.page()
+        application.end(ending, signal.SIGKILL)
+
+        async def scrape():
+            async with httpx.AsyncClient(timeout=30) as client:
+                urls = [f"{reader.client.base_url}/metrics" for reader in readers] * 4
+                return await asyncio.gather(*(client.get(url) for url in urls))
+
+        for answer in asyncio.run(scrape()):
+            assert f"acgsperf_requests_total {10.0 * (round_ + 1)}\n" in answer.text
+
+
+def figures(count, *values):
+    histogram = LatencyHistogram()
+    histogram.record_many(values)
+    within, total, sum_ns = histogram.cumulative(BOUNDS)
+    return {"requests": {(): count}, "request_duration_seconds": {(): [*within, total, round(sum_ns)]}}
+
+
+@contextmanager
+def opened(*arguments):
+    created = WorkerFigures(*arguments)
+    yield created
+    created.close()
+
+
+def page_of(created, own):
+    return created.add_others(created.publish(own))
+
+
+def test_what_a_process_closes_keeps_its_counts(tmp_path):
+    with opened(tmp_path, "a", BOUNDS) as worker:
+        pools = {"pool_timeouts": {("main",): 5}, "pool_connections": {("main",): 2}}
+        assert worker.publish(pools) == pools
+        # The pool is closed, and later opened again: its counts begin with 0.
+        assert worker.publish({}) == {"pool_timeouts": {("main",): 5}}
+        assert worker.publish({"pool_timeouts": {("main",): 1}}) == {"pool_timeouts": {("main",): 6}}
+        assert worker.publish({"pool_timeouts": {("main",): 2}}) == {"pool_timeouts": {("main",): 7}}
+        assert worker.publish(figures(1, 1_000_000))["requests"] == {(): 1}
+        again = worker.publish(figures(0, 2_000_000) | {"requests": {(): 0}})
+        assert again["request_duration_seconds"][()][:3] == [1, 2, 2]
+        assert worker.publish(figures(0))["request_duration_seconds"][()][:3] == [1, 2, 2]
+
+
+def test_gauges_are_merged_as_their_metric_says(tmp_path):
+    with opened(tmp_path, "a", BOUNDS) as one, opened(tmp_path, "a", BOUNDS) as other:
+        one.publish({"pool_healthy": {("p",): 0}, "pool_oldest_wait_seconds": {("p",): 3.5}, "processes": {(): 1}})
+        found = page_of(
+            other, {"pool_healthy": {("p",): 1}, "pool_oldest_wait_seconds": {("p",): 1.5}, "processes": {(): 1}}
+        )
+    assert found == {"pool_healthy": {("p",): 0}, "pool_oldest_wait_seconds": {("p",): 3.5}, "processes": {(): 2}}
+
+
+def test_a_process_with_other_buckets_or_metrics_does_not_break_the_page(tmp_path):
+    with opened(tmp_path, "a", [1_000_000, 2_000_000, 9_000_000]) as old, opened(tmp_path, "a", BOUNDS) as new:
+        old.publish(
+            {
+                "request_duration_seconds": {(): [1, 2, 3, 4, 5]},
+                "requests": {("unknown label",): 1},
+                "request_errors": {(): [1, 2, 3, 4, 5]},
+                "former": {(): 1},
+            }
+        )
+        found = page_of(new, figures(1, 2_000_000))
+    assert found["request_duration_seconds"][()][:3] == [1, 3, 5]
+    assert found["requests"] == {(): 1}
+    assert "former" not in found
+    assert not found.get("request_errors")
+
+
+@pytest.mark.parametrize("garbage", [b"", b"garbage", b"\x80"])
+def test_files_that_are_no_figures_are_ignored(tmp_path, garbage):
+    (tmp_path / "a.0123.figures").write_bytes(garbage)
+    (tmp_path / "a.ended").write_bytes(garbage)
+    with opened(tmp_path, "a", BOUNDS) as worker:
+        assert page_of(worker, figures(1))["requests"] == {(): 1}
+
+
+def test_processes_of_another_name_are_another_page(tmp_path):
+    with opened(tmp_path, "a", BOUNDS) as one, opened(tmp_path, "b", BOUNDS) as other:
+        one.publish(figures(1))
+        assert page_of(other, figures(2))["requests"] == {(): 2}
+
+
+def test_counts_are_added_once_even_if_the_process_that_does_it_dies_meanwhile(tmp_path, monkeypatch):
+    with opened(tmp_path, "a", BOUNDS) as ended:
+        ended.publish(figures(7))
+    with opened(tmp_path, "a", BOUNDS) as worker:
+        with monkeypatch.context() as patched:
+            # The common file is written, and the file of the ended process stays.
+            patched.setattr(workers.Path, "unlink", lambda *arguments, **options: os._exit(1))
+            if (child := os.fork()) == 0:
+                page_of(worker, figures(0))
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+        for _ in range(2):
+            assert page_of(worker, figures(1))["requests"] == {(): 8}
+    assert len(list(tmp_path.glob("*.figures"))) == 1
+
+
+def test_a_forked_child_is_a_process_of_its_own(tmp_path):
+    with opened(tmp_path, "a", BOUNDS) as worker:
+        worker.publish({"processes": {(): 1}})
+        ready, told = os.pipe()
+        if (child := os.fork()) == 0:
+            worker.publish({"processes": {(): 1}})
+            os.write(told, b"x")
+            signal.pause()
+        os.read(ready, 1)
+        assert page_of(worker, {"processes": {(): 1}}) == {"processes": {(): 2}}
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(told)
+        assert page_of(worker, {"processes": {(): 1}}) == {"processes": {(): 1}}
+
+
+@pytest.mark.parametrize("directory", ["/proc/nowhere", "\0"])
+def test_a_directory_that_cannot_be_written_is_refused(directory):
+    with pytest.raises(SettingsError, match="WORKERS_DIRECTORY"):
+        PerformanceCollector(workers_directory=directory)
+
+
+async def test_figures_without_a_service_are_shared_too(tmp_path):
+    async with TieredCache(LRUCache(5), namespace="one") as one, TieredCache(LRUCache(5), namespace="two") as two:
+        await one.set("a", 1)
+        first = PerformanceCollector(cache=one, workers_directory=tmp_path)
+        second = PerformanceCollector(cache=two, workers_directory=tmp_path)
+        first.publish()
+        registry = CollectorRegistry()
+        registry.register(second)
+        assert b'acgsperf_cache_entries{cache="one"} 1.0' in generate_latest(registry)
+        assert b'acgsperf_cache_entries{cache="two"} 0.0' in generate_latest(registry)
+        first.close()
+        first.close()
+        assert b'acgsperf_cache_entries{cache="one"}' not in generate_latest(registry)
+        assert b'acgsperf_cache_insertions_total{cache="one"} 1.0' in generate_latest(registry)
+        second.close()
+
+
+AT_EXIT = """
+import asyncio
+from acgsperf import LRUCache, TieredCache
+from acgsperf.metrics.prometheus import PerformanceCollector
+
+async def main():
+    async with TieredCache(LRUCache(5), namespace="one") as cache:
+        collector = PerformanceCollector(cache=cache)
+        await asyncio.sleep(0)
+        await cache.set("a", 1)
+        return collector
+
+collector = asyncio.run(main())
+"""
+
+
+async def test_a_process_that_exits_loses_no_counts(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKERS_DIRECTORY", str(tmp_path))
+    done = subprocess.run(  # noqa: ASYNC221
+        [sys.executable, "-W", "error", "-c", AT_EXIT], check=False, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    registry = CollectorRegistry()
+    collector = PerformanceCollector()
+    registry.register(collector)
+    assert b'acgsperf_cache_insertions_total{cache="one"} 1.0' in generate_latest(registry)
+    collector.close()
+
+
+async def test_a_full_disk_does_not_break_the_page(tmp_path, caplog):
+    async with TieredCache(LRUCache(5), namespace="one") as one:
+        collector = PerformanceCollector(cache=one, workers_directory=tmp_path / "gone")
+        (tmp_path / "gone").rmdir()
+        assert next(iter(collector.collect())).name == "acgsperf_processes"
+        collector._workers = None
+    assert "metrics: cannot write for the other workers" in caplog.text
