@@ -46,9 +46,10 @@ class Routes:
             hooks.connection_uses.reset(token)
             # Only now: a framework may return connections after the response has ended.
             if uses:
-                self._note_connections(route(), uses)
+                self.note_connections(route(), uses)
 
-    def _note_connections(self, route: str, uses: Mapping[str, tuple[int, int]]) -> None:
+    def note_connections(self, route: str, uses: Mapping[str, tuple[int, int]]) -> None:
+        """Count the connections that a request has used, of which the latency is recorded."""
         if route not in self._latencies:
             route = OTHER
         for pool, (number, used_ns) in uses.items():
