@@ -123,6 +123,9 @@ class PerformanceMiddleware:
                 clock=clock,
             )
             self._serving = Serving(app, self._responses, self._added, self._routes)
+        # Without a gate and a metrics page, this answers every request.
+        serving = self._serving if self._gate is None and self._metrics is None else None
+        self._answer = None if serving is None else serving.answer
 
     def routes(self) -> dict[str, LatencyHistogram]:
         """Return the latencies of responses by route, in ns, until their last byte was sent.
@@ -172,7 +175,9 @@ class PerformanceMiddleware:
             await self._app(scope, self._lifespan(receive) if scope["type"] == "lifespan" else receive, send)
             return
         started_ns = time.perf_counter_ns()
-        if self._metrics is not None and scope["path"] == scope.get("root_path", "") + self._metrics_path:
+        if self._answer is not None:
+            await self._answer(scope, receive, send, started_ns)
+        elif self._metrics is not None and scope["path"] == scope.get("root_path", "") + self._metrics_path:
             content_type, body = self._metrics()
             await _respond(scope, send, 200, content_type, body)
         elif self._gate is not None and (refusal := self._gate.refusal(scope)) is not None:

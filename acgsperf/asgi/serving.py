@@ -40,6 +40,7 @@ class Serving:
         self._cache = cache
         self._added = added
         self._routes = routes
+        self._at_root, self._ticks = cache.at_root, cache.ticks
         self._revalidations: set[asyncio.Task[None]] = set()
 
     async def answer(self, scope: Scope, receive: Receive, send: Send, started_ns: int) -> None:
@@ -53,12 +54,13 @@ class Serving:
         message = await receive()
         while message.get("more_body") and not message.get("body"):
             message = await receive()
-        if method == "GET" and not message.get("body") and message["type"] == "http.request":
+        has_body = message.get("body") or message["type"] != "http.request"
+        if method == "GET" and not has_body:
             # A shorter way to the answer for what most requests are. The other one costs three times as much.
-            stored = cache.at_root(scope)
+            stored = self._at_root(scope)
             if stored is not None:
                 owner, until, headers = getattr(stored, "ready", _NOT_READY)
-                if owner is not self or cache.ticks() >= until:
+                if owner is not self or self._ticks() >= until:
                     headers = self._ready_headers(stored)
                 if headers is not None:
                     cache.hits += 1
@@ -68,7 +70,7 @@ class Serving:
                     self._routes.record(stored.route, started_ns)
                     return
         request = cache.request(scope)
-        if request.bypasses or message.get("body") or message["type"] != "http.request":
+        if request.bypasses or has_body:
             cache.bypassed += 1
             exchange = Exchange(scope, send, self._added, self._routes, started_ns)
             await exchange.run(self._app, replayed(message, receive))
