@@ -6,7 +6,7 @@ from typing import Any
 
 from acgsperf._native.arguments import checked_ttl_ns
 
-__all__ = ["checked_key", "checked_keys", "checked_number", "checked_tags", "checked_ttl"]
+__all__ = ["checked_key", "checked_keys", "checked_number", "checked_tags", "checked_ttl", "distinct_keys"]
 
 
 def checked_key(key: object) -> None:
@@ -20,6 +20,15 @@ def checked_keys(keys: Iterable[str]) -> Iterable[str]:
     if isinstance(keys, str | bytes | bytearray):
         raise TypeError(f"keys must be an iterable of str, got the {type(keys).__name__} {keys!r:.100}")
     return keys
+
+
+def distinct_keys(keys: Iterable[str]) -> tuple[str, ...]:
+    """Return each key once. Raise TypeError for one that is not a str."""
+    keys = tuple(keys)
+    for key in keys:
+        # Before they are compared: not everything can be hashed.
+        checked_key(key)
+    return tuple(dict.fromkeys(keys))
 
 
 def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:

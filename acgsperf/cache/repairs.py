@@ -20,7 +20,8 @@ _MAX_QUEUED: Final = 10_000
 _BATCH: Final = 500
 _DONE: Final = (Outcome.STORED, Outcome.REMOVED, Outcome.NEWER)
 _FIRST_PAUSE_S: Final = 0.1
-_LONGEST_PAUSE_S: Final = 5.0
+# While the circuit of a tier is open, an attempt costs nothing there. Until the repair, others read the former value.
+_LONGEST_PAUSE_S: Final = 1.0
 
 
 class Repairs:

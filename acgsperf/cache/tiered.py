@@ -7,7 +7,7 @@ from typing import Any, Final, Generic, Self, TypeVar, overload
 
 from acgsperf._native.arguments import checked_bool, checked_namespace
 from acgsperf.backplane import Backplane
-from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, checked_ttl
+from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, checked_ttl, distinct_keys
 from acgsperf.cache.decorator import DEFAULT_TTL, Decorator, cached
 from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.parts import AUTOMATIC, Parts
@@ -244,10 +244,7 @@ class TieredCache(Generic[_V]):
     async def delete_many(self, keys: Iterable[str]) -> Written:
         """`delete` each key, with one call of each tier, and return which tiers removed them all."""
         self._require_open()
-        keys = tuple(dict.fromkeys(checked_keys(keys)))
-        for key in keys:
-            checked_key(key)
-        return await self._writes.delete_many(keys)
+        return await self._writes.delete_many(distinct_keys(checked_keys(keys)))
 
     async def invalidate_tag(self, tag: str) -> Written:
         """Remove every entry with a tag from every tier, and return which did. It has the limit of `delete`."""
@@ -388,10 +385,7 @@ class TieredCache(Generic[_V]):
         whether it waits, or returns the stale value. `delete` removes a value.
         """
         self._require_open()
-        keys = tuple(dict.fromkeys(keys))
-        for key in keys:
-            checked_key(key)
-        return await self._writes.expire_now(keys)
+        return await self._writes.expire_now(distinct_keys(keys))
 
     async def expire_tag_now(self, tag: str) -> Written:
         """`expire_now` for every value with a tag. If a tier did not do it, a repair removes these values."""

@@ -47,7 +47,7 @@ CASE WHEN tags IS NULL THEN {{limited}} ELSE (
         THEN {_fresh_until("(max(t.stale_before) / 1e6)::double precision", "value")} ELSE {{limited}} END
     FROM {{tags}} t WHERE t.namespace = :namespace AND t.tag = ANY(c.tags) AND t.token = ANY(c.tokens)
 ) END"""
-_LIMITED: Final = "CASE WHEN octet_length(value) <= :limit THEN value ELSE '' END"
+_LIMITED: Final = "CASE WHEN octet_length(value) > :limit THEN '' ELSE value END"
 _GENERATION: Final = "(SELECT token FROM {tags} WHERE namespace = :namespace AND tag = {namespace_tag})"
 # The keys travel as one text, because asyncpg needs longer to encode an array than the server to parse its text. A
 # sub-select parses it once; a filter would parse it again for each row.

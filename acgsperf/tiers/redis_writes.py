@@ -31,9 +31,6 @@ _LONGEST_MS: Final = 1 << 60
 _LATEST_US: Final = 1 << 53
 _REMOVED: Final = -2
 
-# What was not carried out for these reasons is told by others, or by nobody.
-_TOLD: Final = frozenset({Outcome.STORED, Outcome.NEWER})
-
 _Item = tuple[str, Operation]
 # Builds a call for some items, with a record of others.
 _Build = Callable[[Sequence[_Item], Sequence[_Item]], ScriptCall]
@@ -161,6 +158,7 @@ class RedisWrites:
             batch.results.update((key, REFUSED) for key, _ in items)
             return
         published = reply[0] > 0
+        stored = WriteResult(Outcome.STORED, published=published)
         for (key, _), result in zip(items, reply[1:], strict=True):
             if isinstance(result, ResponseError):
                 self._errors[type(result).__name__] += 1
@@ -168,14 +166,18 @@ class RedisWrites:
             elif result >= 0:
                 batch.results[key] = WriteResult(Outcome.NEWER, result, published)
             else:
-                batch.results[key] = WriteResult(Outcome.STORED, published=published)
+                batch.results[key] = stored
                 if result == _REMOVED:
                     batch.removed.add(key)
         if published and isinstance(part, _Part):
             for key in part.told_before:
                 before = batch.results.get(key)
-                if before is not None and before.outcome in _TOLD:
-                    batch.results[key] = WriteResult(before.outcome, before.stamp, published=True)
+                if before is None:
+                    continue
+                if before.outcome is Outcome.STORED:
+                    batch.results[key] = stored
+                elif before.outcome is Outcome.NEWER:
+                    batch.results[key] = WriteResult(Outcome.NEWER, before.stamp, published=True)
 
     async def observe(self, wanted: Sequence[Wanted]) -> list[Observation | None]:
         """Return what is under keys. If there is nothing under a key, leave a marker."""

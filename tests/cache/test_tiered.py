@@ -389,6 +389,7 @@ async def test_every_call_rejects_invalid_keys_and_tags(open_cache, l2, l3):
         lambda: cache.set(5, 1),
         lambda: cache.delete(5),
         lambda: cache.delete_many(["good", b"key"]),
+        lambda: cache.expire_now("good", 5),
         lambda: cache.get_or_load(5, None),
     ):
         with pytest.raises(TypeError, match=r"key must be a str, got (5|b'key')"):
@@ -610,6 +611,13 @@ async def test_a_loader_of_many_that_returns_no_mapping_raises_a_type_error(open
     cache = await open_cache()
     with pytest.raises(TypeError, match="mapping"):
         await cache.get_or_load_many(list("ab"), Loader(["a", "b"]))
+
+
+async def test_a_key_that_cannot_be_hashed_raises_a_type_error(open_cache):
+    cache = await open_cache()
+    for call in (cache.delete(["a"]), cache.delete_many([["a"]]), cache.expire_now("b", ["a"])):
+        with pytest.raises(TypeError, match=r"key must be a str, got \['a'\]"):
+            await call
 
 
 async def test_a_key_that_is_no_str_raises_a_type_error(open_cache):

@@ -419,6 +419,17 @@ async def test_a_frozen_server_keeps_no_caller_50_ms_beyond_the_deadline(
     assert stopwatch.slowest < 0.25 + 0.05 + stopwatch.stalled
 
 
+async def test_what_was_removed_is_not_corrupt(tier, entry):
+    await tier.set_many({"deleted": entry(), "tagged": entry(tags=("t",))})
+    await tier.delete_many(["deleted"])
+    await tier.invalidate_tag("t")
+    for key in ("deleted", "tagged", "never"):
+        assert await tier.get(key) is None
+        assert (await tier.look_up([key]))[0] == {}
+        assert (await tier.look_up([key]))[0] == {}
+    assert tier.stats().corrupt == 0
+
+
 async def test_a_pause_of_the_process_is_no_failure_of_the_server(make, namespace, entry):
     tier = make(deadline=0.3)
     await tier.open(namespace)
