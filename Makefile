@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SOURCE := setup.py pyproject.toml $(wildcard acgsperf/*.pyx acgsperf/_native/*.pyx acgsperf/_native/*.pxd acgsperf/_native/*.h)
 
-.PHONY: run test soak test-all lint types bench docs dist clean
+.PHONY: run test soak test-all http-conformance lint types bench docs dist clean
 
 run: $(VENV)/.run
 	@echo "Replaying 100,000 requests in each of two processes that share Redis and PostgreSQL (about 20 seconds)."
@@ -19,6 +19,15 @@ soak: $(VENV)/.test
 
 test-all:
 	.ci/test-all
+
+# The public suite for HTTP caches, against the response cache of the middleware. It needs Node.js and npm.
+HTTP_CACHE_TESTS ?= 0.4.5
+SUITE := $(VENV)/http-cache-tests-$(HTTP_CACHE_TESTS)
+
+http-conformance: $(VENV)/.test
+	@command -v npm >/dev/null || { echo "http-conformance needs Node.js and npm"; exit 1; }
+	test -d $(SUITE)/node_modules/http-cache-tests || npm install --silent --no-save --no-audit --no-fund --prefix $(SUITE) http-cache-tests@$(HTTP_CACHE_TESTS)
+	$(BIN)/python tests/asgi/conformance/run.py $(SUITE)/node_modules/http-cache-tests
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from acgsperf.cache.tiered import TieredCache
 
 __all__ = ["PendingLoad"]
+
+_NO_TAGS: Final[Mapping[str, Sequence[str]]] = {}
 
 
 class PendingLoad:
@@ -65,12 +67,24 @@ class PendingLoad:
         began_at = parts.lower_tiers.ordering.latest
         return cls(cache, tags, began_at, await parts.lookup.observe(keys, tags))
 
-    async def store(self, values: Mapping[str, Any], ttl: float | None) -> frozenset[str]:
+    def is_current(self, key: str) -> bool:
+        """Return whether no write that this process knows of has superseded the value of a key since `begin`."""
+        return self._cache._parts.lower_tiers.ordering.is_current(self._began_at, key, self._tags)
+
+    async def store(
+        self,
+        values: Mapping[str, Any],
+        ttl: float | Mapping[str, float | None] | None,
+        *,
+        late_tags: Mapping[str, Sequence[str]] = _NO_TAGS,
+    ) -> frozenset[str]:
         """Store what was loaded, and wait for the first lower tier.
 
         Args:
             values: by key.
-            ttl: the seconds for which they are fresh, from now on; None for no limit.
+            ttl: the seconds for which they are fresh, from now on; None for no limit. May be a mapping, by key.
+            late_tags: by key, tags that were not known before the load. The lower tiers do not store a value with such
+                tags if any tag was invalidated since `begin`.
 
         Returns:
             The keys that are stored.
@@ -84,11 +98,12 @@ class PendingLoad:
         tiers, ordering = parts.lower_tiers, parts.lower_tiers.ordering
         for key in values:
             checked_key(key)
+        tags = {key: self._tags + checked_tags(late_tags.get(key, ())) for key in values}
         seen = self._seen | await self._observe_late([key for key in values if key not in self._seen])
         entries = {
-            key: staleness.entry(value, ttl, self._tags)
+            key: staleness.entry(value, ttl[key] if isinstance(ttl, Mapping) else ttl, tags[key])
             for key, value in values.items()
-            if ordering.is_current(self._began_at, key, self._tags)
+            if ordering.is_current(self._began_at, key, tags[key])
         }
         if not entries or time.monotonic() >= self._expires_at:
             return frozenset()
@@ -102,7 +117,7 @@ class PendingLoad:
         for key, entry in entries.items():
             first = seen[key].l3 if tiers.l2 is None else seen[key].l2
             # L1 keeps what the first tier has stored. If that tier did not answer before the load, L1 keeps it alone.
-            if (first is None or key in stored) and ordering.is_current(number, key, self._tags):
+            if (first is None or key in stored) and ordering.is_current(number, key, tags[key]):
                 parts.l1.put(key, entry)
                 kept.add(key)
         return frozenset(kept)

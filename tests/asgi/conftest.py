@@ -1,22 +1,27 @@
 """Applications behind the middleware: called directly with a clock that a test moves, and served by uvicorn."""
 
-import socket
-import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import httpx
 import pytest
-import uvicorn
+from http_servers import served_by_uvicorn
 
 from acgsperf import LRUCache, TieredCache
 from acgsperf.asgi import PerformanceMiddleware
 
 
 class Origin:
-    """An application that answers with what a test has put into it, and counts its calls."""
+    """An application that answers with what a test has put into it, and counts its calls.
+
+    `requests` has the headers of its requests. With `validates`, it answers 304 if its `ETag` or `Last-Modified` is the
+    one that the request has. `wait` is awaited before the response.
+    """
 
     def __init__(self):
         self.calls = 0
+        self.requests = []
+        self.validates = False
+        self.wait = None
         self.status = 200
         self.headers = []
         self.body = None
@@ -24,7 +29,18 @@ class Origin:
 
     async def __call__(self, scope, receive, send):
         self.calls += 1
+        asked, own = dict(scope["headers"]), dict(self.headers)
+        self.requests.append({name.decode(): value.decode("latin-1") for name, value in scope["headers"]})
         headers = [(name.encode(), value.encode()) for name, value in self.headers]
+        if self.wait is not None:
+            await self.wait()
+        if self.validates and (
+            own.get("etag", "").encode() == asked.get(b"if-none-match")
+            or own.get("last-modified", "").encode() == asked.get(b"if-modified-since")
+        ):
+            await send({"type": "http.response.start", "status": 304, "headers": headers})
+            await send({"type": "http.response.body", "body": b""})
+            return
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         pieces = self.body or [b"answer %d" % self.calls]
         for piece in pieces[:-1]:
@@ -62,35 +78,7 @@ async def connect(clock):
         await client.aclose()
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config):
-        super().__init__(config)
-        self.ready = threading.Event()
-
-    async def startup(self, sockets=None):
-        await super().startup(sockets)
-        self.ready.set()
-
-
-@contextmanager
-def served(app):
-    """The base URL of an application under uvicorn, in a thread of its own."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = _Server(uvicorn.Config(app, log_level="critical", ws="none", lifespan="on"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        assert server.ready.wait(30)
-        assert server.started
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(30)
-        listener.close()
-    assert not thread.is_alive()
-
-
 @pytest.fixture
 def serve():
     with ExitStack() as stack:
-        yield lambda app: stack.enter_context(served(app))
+        yield lambda app: stack.enter_context(served_by_uvicorn(app))

@@ -155,3 +155,40 @@ async def test_a_cache_that_is_not_open_refuses_it(open_cache):
         await pending.store({"a": "value"}, 60)
     with pytest.raises(TypeError, match="ttl"):
         await (await PendingLoad.begin(await open_cache(), ["a"], [])).store({"a": "value"}, "60")
+
+
+async def test_tags_that_were_not_known_before_the_load_remove_the_value_later(open_shared):
+    a, b = await open_shared(), await open_shared()
+    pending = await PendingLoad.begin(a, ["a", "b"], ["t"])
+    values = {"a": 1, "b": 2}
+    assert await pending.store(values, {"a": 60, "b": None}, late_tags={"a": ["late"]}) == {"a", "b"}
+    assert await b.get_many(["a", "b"]) == values
+    await b.invalidate_tag("late")
+    assert await (await open_shared()).get_many(["a", "b"]) == {"b": 2}
+
+
+@pytest.mark.parametrize("tag", ["late", "any other"])
+async def test_an_invalidation_meanwhile_supersedes_a_value_whose_tags_were_not_known(open_shared, tag):
+    a, b = await open_shared(), await open_shared()
+    pending = await PendingLoad.begin(a, ["a", "b"], ["t"])
+    await b.invalidate_tag(tag)
+    # Which tags the value would have was not known, so any of them may be the one.
+    assert await pending.store({"a": 1, "b": 2}, 60, late_tags={"a": ["late"]}) == {"b"}
+    assert await (await open_shared()).get_many(["a", "b"]) == {"b": 2}
+
+
+async def test_each_value_has_its_own_ttl(clock):
+    async with TieredCache(LRUCache(10, clock=clock), namespace="test", clock=clock) as cache:
+        pending = await PendingLoad.begin(cache, ["a"], [])
+        await pending.store({"a": 1, "b": 2}, {"a": 10, "b": 20})
+        clock.advance(15)
+        assert await cache.get_many(["a", "b"]) == {"b": 2}
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_a_load_knows_of_the_writes_of_its_process(write):
+    async with TieredCache(LRUCache(10), namespace="test") as cache:
+        pending = await PendingLoad.begin(cache, ["a"], ["t"])
+        assert pending.is_current("a")
+        await WRITES[write](cache)
+        assert not pending.is_current("a")

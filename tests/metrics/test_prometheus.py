@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from acgsperf import ConnectionPool, LatencyHistogram, LRUCache, PostgresTier, RedisTier, TieredCache
 from acgsperf.asgi import PerformanceMiddleware
-from acgsperf.asgi.middleware import _ROUTE_LAYOUT
+from acgsperf.asgi.routes import _LAYOUT
 from acgsperf.cache.histograms import histograms_of
 from acgsperf.metrics.catalogue import METRICS
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition
@@ -224,7 +224,7 @@ def latencies(layout, count=5_000):
 
 def test_a_page_of_100_routes_5_caches_and_5_pools_takes_less_than_20_ms():
     middleware = PerformanceMiddleware(None)
-    middleware._routes._latencies = {f"/api/{n}": latencies(_ROUTE_LAYOUT) for n in range(100)}
+    middleware._routes._latencies = {f"/api/{n}": latencies(_LAYOUT) for n in range(100)}
     caches = [
         TieredCache(LRUCache(10), RedisTier("redis://a"), PostgresTier("postgresql://a/b"), namespace=f"c{n}")
         for n in range(5)

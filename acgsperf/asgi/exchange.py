@@ -1,0 +1,108 @@
+"""One call of the application that does not use the response cache."""
+
+from collections.abc import Awaitable, Callable, Iterable
+
+from acgsperf.asgi.fields import Headers
+from acgsperf.asgi.routes import Routes, route_of
+from acgsperf.asgi.types import App, Message, RawHeaders, Receive, Scope, Send
+
+__all__ = ["AddedHeaders", "Exchange", "replayed"]
+
+Invalidate = Callable[[Scope, Headers], Awaitable[None]]
+
+
+class AddedHeaders:
+    """The headers that every response gets, instead of those with the same names that it has.
+
+    Attributes:
+        names: their names.
+        pairs: all of them.
+    """
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self.pairs = list(headers)
+        self.names = frozenset(name for name, _ in self.pairs)
+
+    def to(self, headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
+        """Return headers with the added ones."""
+        if not self.pairs:
+            return list(headers)
+        names = self.names
+        return [*(pair for pair in headers if pair[0].lower() not in names), *self.pairs]
+
+
+class Exchange:
+    """Passes the response of the application to the client, and measures it.
+
+    Args:
+        scope: of the request.
+        send: sends a message to the client.
+        added: is added to the headers.
+        routes: gets the latency.
+        started_ns: when the request began, by `time.perf_counter_ns`.
+        invalidate: called with the headers of a successful response before the client gets them; None for nothing.
+    """
+
+    __slots__ = ("_added", "_invalidate", "_routes", "_scope", "_send", "_started_ns", "status")
+
+    def __init__(
+        self,
+        scope: Scope,
+        send: Send,
+        added: AddedHeaders,
+        routes: Routes,
+        started_ns: int,
+        invalidate: Invalidate | None = None,
+    ) -> None:
+        self._scope = scope
+        self._send = send
+        self._added = added
+        self._routes: Routes | None = routes
+        self._started_ns = started_ns
+        self._invalidate = invalidate
+        self.status = 0
+
+    async def run(self, app: App, receive: Receive) -> None:
+        """Call the application."""
+        routes = self._routes
+        assert routes is not None
+        with routes.counting_connections(self._route):
+            try:
+                await app(self._scope, receive, self.send)
+            finally:
+                self.end()
+
+    async def send(self, message: Message) -> None:
+        """Pass a message of the application to the client at once."""
+        last = False
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = list(message.get("headers", ()))
+            if self._invalidate is not None and 200 <= self.status < 400:
+                # Before the client learns of the success: its next request must not get the old response.
+                await self._invalidate(self._scope, headers)
+            message = {**message, "headers": self._added.to(headers)}
+        elif message["type"] == "http.response.body":
+            last = not message.get("more_body", False)
+        await self._send(message)
+        if last:
+            self.end()
+
+    def end(self) -> None:
+        """Record the latency. Call it when the response has ended, complete or not."""
+        routes, self._routes = self._routes, None
+        if routes is not None:
+            routes.record(self._route(), self._started_ns)
+
+    def _route(self) -> str:
+        return route_of(self._scope, self.status)
+
+
+def replayed(message: Message, receive: Receive) -> Receive:
+    """Return a `receive` that returns a message that was received already, and then the following ones."""
+    pending: list[Message] = [message]
+
+    async def receive_again() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return receive_again

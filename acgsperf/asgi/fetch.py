@@ -1,0 +1,194 @@
+"""One call of the application whose response the cache may store, or that validates a stored one."""
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from acgsperf.asgi.exchange import AddedHeaders
+from acgsperf.asgi.fields import Headers
+from acgsperf.asgi.flights import Flight
+from acgsperf.asgi.request import CacheableRequest
+from acgsperf.asgi.response_cache import ResponseCache
+from acgsperf.asgi.routes import route_of
+from acgsperf.asgi.stored import Stored
+from acgsperf.asgi.types import App, Message, Receive, Scope, Send
+from acgsperf.asgi.validators import (
+    CONDITIONS,
+    condition_headers,
+    is_not_modified,
+    not_modified_headers,
+    validators_of,
+)
+from acgsperf.cache.pending import PendingLoad
+
+if TYPE_CHECKING:
+    from acgsperf.asgi.recording import Recording
+
+__all__ = ["NOT_FORWARDED", "Fetch"]
+
+_log: Final = logging.getLogger("acgsperf.asgi")
+# RFC 5861, 4.
+_ERRORS: Final = frozenset({500, 502, 503, 504})
+NOT_FORWARDED: Final = CONDITIONS | {b"range", b"if-range"}
+
+
+class Fetch:
+    """Calls the application, passes its response to the client, and stores it when the application has returned.
+
+    The application gets no condition of the client: its response can be stored then, and the client gets a 304 all the
+    same. If there is a stale response that can be validated, the application gets that one's validators.
+
+    Args:
+        cache: gets the response.
+        request: what is asked for.
+        scope: of the request.
+        receive: returns a message of the client.
+        send: sends a message to the client.
+        added: is added to the headers.
+        stale: what is stored for the request; None if there is nothing.
+        load: what the tiers had before; None if the response is not stored.
+        flight: is told whether the response will be stored; None if nobody waits for it.
+
+    Attributes:
+        status: of the application's response.
+        served: the stored response that has to answer the client, because the application has validated it or failed.
+    """
+
+    def __init__(
+        self,
+        cache: ResponseCache,
+        request: CacheableRequest,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        added: AddedHeaders,
+        *,
+        stale: Stored | None,
+        load: PendingLoad | None,
+        flight: Flight | None,
+    ) -> None:
+        self._cache = cache
+        self._request = request
+        self._receive = receive
+        self._send = send
+        self._added = added
+        self._stale = stale
+        self._load = load
+        self._flight = flight
+        conditions = [] if stale is None or request.is_head else condition_headers(stale.etag, stale.last_modified)
+        self._validates = bool(conditions)
+        # A range is forwarded only if there is no stored response that it could be taken from.
+        dropped = NOT_FORWARDED if conditions else CONDITIONS
+        self._scope: Scope = scope
+        if conditions or request.if_none_match is not None or request.if_modified_since is not None:
+            headers = [pair for pair in request.headers if pair[0] not in dropped]
+            self._scope = {**scope, "headers": headers + conditions}
+        self._requested_at = cache.now()
+        self._recording: Recording | None = None
+        self._validated: Headers | None = None
+        self._failed = False
+        self._body_dropped = False
+        self._disconnected = False
+        self.status = 0
+        self.served: Stored | None = None
+
+    @property
+    def route(self) -> str:
+        """The route of the request, after the application was called."""
+        return route_of(self._scope, self.status)
+
+    async def run(self, app: App) -> None:
+        """Call the application. Afterwards, `served` may have to answer the client."""
+        try:
+            await app(self._scope, self._receive_message, self._send_message)
+        except Exception:
+            if self._flight is not None:
+                self._flight.decide(False)
+            if not (self._failed or (self._recording is None and self._validated is None and self._can_serve_stale)):
+                raise
+            self._failed = True
+            _log.exception(
+                "response cache: the application failed for %.200s; serving the stale response",
+                self._request.target.uri,
+            )
+        if self._failed:
+            self.served = self._stale
+        elif self._validated is not None:
+            assert self._stale is not None
+            self.served = await self._cache.freshen(
+                self._request, self._load, self._stale, self._validated, self._requested_at
+            )
+        elif self._recording is not None and self._load is not None and not self._disconnected:
+            await self._cache.store(self._request, self._load, self._recording, self.route)
+
+    @property
+    def _can_serve_stale(self) -> bool:
+        return self._stale is not None and self._cache.answers_after_error(self._stale, self._cache.now())
+
+    async def _receive_message(self) -> Message:
+        message = await self._receive()
+        # After the last part of the response, a server says that the client has disconnected.
+        if message["type"] == "http.disconnect" and (self._recording is None or not self._recording.has_ended):
+            self._disconnected = True
+        return message
+
+    async def _send_message(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            await self._start(message)
+        elif self._failed or self._validated is not None:
+            return
+        elif kind == "http.response.body":
+            if self._recording is not None:
+                self._recording.add(message.get("body", b""), not message.get("more_body", False))
+            if not self._body_dropped:
+                await self._send(message)
+        else:
+            if kind != "http.response.debug" and self._recording is not None:
+                # A body sent by an extension, for example from a file, is not visible here.
+                self._recording.give_up()
+            if not self._body_dropped:
+                await self._send(message)
+
+    async def _start(self, message: Message) -> None:
+        self.status = status = message["status"]
+        headers = list(message.get("headers", ()))
+        if status == 304 and self._validates:
+            self._validated = headers
+            self._decide(True)
+            return
+        if status in _ERRORS and self._can_serve_stale:
+            self._failed = True
+            _log.warning(
+                "response cache: the application answered %d for %.200s; serving the stale response",
+                status,
+                self._request.target.uri,
+            )
+            return
+        recording = self._recording = self._cache.record(self._request, status, headers, self._requested_at)
+        # Trailers are not stored.
+        if self._load is None or message.get("trailers"):
+            recording.give_up()
+        fresh = recording.freshness
+        self._decide(fresh is not None and not fresh.no_cache and self._cache.now() - fresh.born_at < fresh.lifetime)
+        if status == 200 and self._is_not_modified(headers):
+            self._body_dropped = True
+            unchanged = self._added.to(not_modified_headers(headers))
+            await self._send({"type": "http.response.start", "status": 304, "headers": unchanged})
+            await self._send({"type": "http.response.body", "body": b""})
+            return
+        await self._send({**message, "headers": self._added.to(headers)})
+
+    def _decide(self, shareable: bool) -> None:
+        if self._flight is not None:
+            self._flight.decide(shareable)
+        # A failure says nothing of the next response.
+        if shareable or self.status < 500:
+            self._cache.flights.remember(self._request.flight, shareable)
+
+    def _is_not_modified(self, headers: Headers) -> bool:
+        request = self._request
+        if request.if_none_match is None and request.if_modified_since is None:
+            return False
+        etag, last_modified = validators_of(headers)
+        # A response without a date of modification may have changed a moment ago.
+        return is_not_modified(request.if_none_match, request.if_modified_since, etag, last_modified, float("inf"))

@@ -1,0 +1,98 @@
+"""Single flight for responses: simultaneous misses of one key call the application once."""
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from acgsperf.dispatch import LRUCache
+
+if TYPE_CHECKING:
+    from acgsperf.cache.pending import PendingLoad
+
+__all__ = ["Flight", "Flights"]
+
+# After the headers of a response, the others wait this long for its body. Then they call the application themselves,
+# because the response may be endless, or its client slow.
+_BODY_WAIT_S: Final = 5.0
+# For how long requests for a key do not wait for each other, after a response that could not be shared.
+_UNSHARED_S: Final = 600.0
+_MAX_UNSHARED: Final = 10_000
+
+
+class Flight:
+    """One call of the application, for which other requests may wait.
+
+    Attributes:
+        load: what the tiers had before the call.
+    """
+
+    __slots__ = ("_decided", "_done", "_root", "load")
+
+    def __init__(self, root: str) -> None:
+        loop = asyncio.get_running_loop()
+        self._root = root
+        self._decided: asyncio.Future[bool] = loop.create_future()
+        self._done: asyncio.Future[None] = loop.create_future()
+        self.load: PendingLoad | None = None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether no write has superseded its response."""
+        return self.load is None or self.load.is_current(self._root)
+
+    def decide(self, shareable: bool) -> None:
+        """Tell the waiting requests whether the response will be stored."""
+        if not self._decided.done():
+            self._decided.set_result(shareable)
+
+    def end(self) -> None:
+        """Let the waiting requests go on. If nothing was decided, the call was cancelled: one of them calls again."""
+        self.decide(True)
+        if not self._done.done():
+            self._done.set_result(None)
+
+    async def wait(self) -> bool:
+        """Wait until the response may be stored, and return True; or False as soon as it is clear that it is not."""
+        await asyncio.wait((self._decided,))
+        if not self._decided.result():
+            return False
+        await asyncio.wait((self._done,), timeout=_BODY_WAIT_S)
+        return self._done.done()
+
+
+class Flights:
+    """The calls of the application whose responses may answer several requests: at most one for each key."""
+
+    def __init__(self) -> None:
+        self._flights: dict[str, Flight] = {}
+        # The keys whose responses could not be shared: requests for them should not wait in vain.
+        self._unshared: LRUCache[str, bool] = LRUCache(_MAX_UNSHARED)
+
+    def get(self, key: str) -> Flight | None:
+        """Return the call that a request may wait for."""
+        flight = self._flights.get(key)
+        return flight if flight is not None and flight.is_current else None
+
+    def start(self, key: str, root: str) -> Flight | None:
+        """Start a flight; None if the responses for the key cannot be shared.
+
+        Args:
+            key: which requests share the response.
+            root: the key of their URI in the cache.
+        """
+        if self._unshared.get(key) is not None:
+            return None
+        flight = self._flights[key] = Flight(root)
+        return flight
+
+    def remember(self, key: str, shareable: bool) -> None:
+        """Remember whether requests for a key shall wait for each other."""
+        if not shareable:
+            self._unshared.set(key, True, ttl=_UNSHARED_S)
+        elif len(self._unshared):
+            self._unshared.pop(key, None)
+
+    def end(self, key: str, flight: Flight) -> None:
+        """End a flight."""
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+        flight.end()

@@ -1,0 +1,417 @@
+"""A shared HTTP cache in a `TieredCache`: finds, stores, freshens and removes responses (RFC 9111)."""
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from enum import IntEnum
+from typing import Any, Final
+
+from acgsperf.asgi.credentials import checked_names
+from acgsperf.asgi.fields import Headers, joined
+from acgsperf.asgi.flights import Flights
+from acgsperf.asgi.freshness import Freshness, FreshnessOptions, Timing, freshness_of
+from acgsperf.asgi.ranges import part_in
+from acgsperf.asgi.recording import Recording
+from acgsperf.asgi.request import READ_HEADERS, CacheableRequest
+from acgsperf.asgi.stored import Stored, cell_of, headers_to_store, opened
+from acgsperf.asgi.uri import Target, path_tag, related, target_of, target_with_host
+from acgsperf.asgi.validators import freshened, validators_of
+from acgsperf.asgi.variants import index_of, key_of, sets_in, varying_on
+from acgsperf.cache import TieredCache, Written
+from acgsperf.cache.pending import PendingLoad
+
+__all__ = ["ResponseCache", "Use"]
+
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+# A response from the future beyond this: a clock was set back, so its age is not known.
+_CLOCK_TOLERANCE_S: Final = 5.0
+_MAX_TARGETS: Final = 4_096
+# What the key of a stored part has in addition.
+_PART: Final = " part"
+# How often the steady clock looks at the wall clock.
+_COMPARED_EVERY_S: Final = 0.1
+# Headers with the tags of a response: separated by commas, or by white space.
+_TAG_HEADERS: Final = ((b"cache-tag", re.compile(rb"[^,]+")), (b"surrogate-key", re.compile(rb"\S+")))
+_MAX_TAGS: Final = 256
+_MAX_TAG_BYTES: Final = 1_024
+_MAX_TAGS_BYTES: Final = 16_384
+
+
+class Use(IntEnum):
+    """What a stored response can do for a request."""
+
+    NONE = 0
+    """Nothing but be validated."""
+    WHILE_REVALIDATE = 1
+    """It answers, and has to be revalidated in the background."""
+    ANSWER = 2
+    """It answers."""
+
+
+class SteadyClock:
+    """The wall clock, without its steps back: these would make responses younger."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+        self._compared_until = 0.0
+
+    def __call__(self) -> float:
+        """Return the seconds since the epoch."""
+        ticks = time.monotonic()
+        if ticks >= self._compared_until:
+            self._compared_until = ticks + _COMPARED_EVERY_S
+            self._offset = max(self._offset, time.time() - ticks)
+        return ticks + self._offset
+
+
+class ResponseCache:
+    """Stores responses to GET in a `TieredCache`, by scheme, host, path, query and the headers they vary on.
+
+    Args:
+        cache: a cache that its owner opens and closes; others may use it too.
+        freshness: what applies to responses that do not say it.
+        vary: request headers on which every response depends, in addition to its `Vary` header.
+        credentials: request headers that contain credentials, in addition to `Authorization` and `Cookie`.
+        max_body_bytes: larger bodies are not stored.
+        not_stored: the names of response headers that are not stored.
+        clock: returns seconds since the epoch.
+
+    Attributes:
+        flights: the calls of the application in flight.
+        now: returns the seconds since the epoch by which ages are measured.
+        ticks: returns seconds since any time; costs less.
+        hits, misses, bypassed, stored: the counts so far.
+    """
+
+    def __init__(
+        self,
+        cache: TieredCache[Any],
+        *,
+        freshness: FreshnessOptions,
+        vary: Iterable[str],
+        credentials: Iterable[str],
+        max_body_bytes: int,
+        not_stored: frozenset[bytes],
+        clock: Callable[[], float],
+    ) -> None:
+        if not isinstance(cache, TieredCache):
+            raise TypeError(f"cache must be a TieredCache or None, got {type(cache).__name__}")
+        self.cache = cache
+        self.flights: Final = Flights()
+        self.max_body_bytes = max_body_bytes
+        self.wall = clock
+        self.now = SteadyClock() if clock is time.time else clock
+        self.ticks = time.monotonic if clock is time.time else clock
+        self._freshness = freshness
+        self._vary = tuple(sorted(checked_names("vary", vary)))
+        secrets = checked_names("credentials", credentials)
+        self._exact = secrets | {b"authorization", b"cookie"}
+        self._read = READ_HEADERS | secrets
+        self._not_stored = not_stored
+        self._get_local = cache.get_local
+        # The targets that were answered lately: normalising one costs more than all the rest of a hit.
+        self._targets: dict[tuple[object, ...], Target] = {}
+        self.hits = self.misses = self.bypassed = self.stored = 0
+
+    def at_root(self, scope: Mapping[str, Any]) -> Any:
+        """Return what L1 has first for the target of a request, if none of its headers matters.
+
+        None: ask `local`. It may also be the value of another user of the cache.
+        """
+        host, read = None, self._read
+        for name, value in scope["headers"]:
+            if name in read:
+                if host is not None or name != b"host":
+                    return None
+                host = value
+        try:
+            return self._get_local(self._targets[scope["raw_path"], scope["query_string"], host, scope["scheme"]].uri)[
+                0
+            ]  # type: ignore[index]
+        except (KeyError, TypeError, IndexError):
+            return None
+
+    def answers_plainly(self, stored: Stored, now: float) -> bool:
+        """Return whether a stored response answers a request none of whose headers matters. As `use_of`."""
+        return (
+            not stored.no_cache
+            and now < stored.born_at + stored.lifetime
+            and now >= stored.stored_at - _CLOCK_TOLERANCE_S
+        )
+
+    def request(self, scope: Mapping[str, Any]) -> CacheableRequest:
+        """Return the request of a scope; its method is GET or HEAD."""
+        headers: Headers = scope["headers"]
+        host, special, read = b"", None, self._read
+        for name, value in headers:
+            if name in read:
+                if name == b"host" and not host:
+                    host = value
+                elif special is None:
+                    special = {name: value}
+                else:
+                    special[name] = special[name] + b", " + value if name in special else value
+        if special is not None and b"host" in special:
+            host += b", " + special.pop(b"host")
+        target = self._target(scope, host)
+        root = key_of(target.uri, self._vary, headers, self._exact) if self._vary else target.uri
+        request = CacheableRequest(target, root, headers, scope["method"] == "HEAD")
+        if special:
+            request.read(special)
+        if target.too_long:
+            request.bypasses = True
+        return request
+
+    def _target(self, scope: Mapping[str, Any], host: bytes) -> Target:
+        raw = (scope.get("raw_path"), scope.get("query_string", b""), host, scope.get("scheme", "http"))
+        target = self._targets.get(raw)
+        if target is None:
+            target = target_with_host(scope, host)
+            # Without raw bytes, the path is not in the key. With `vary`, the URI is not the key of a response.
+            if raw[0] and not target.too_long and not self._vary:
+                if len(self._targets) >= _MAX_TARGETS:
+                    self._targets.clear()
+                self._targets[raw] = target
+        return target
+
+    def local(self, request: CacheableRequest) -> Stored | None:
+        """Return what L1 has for a request, fresh or not."""
+        cell = self._get_local(request.root)
+        if cell is None:
+            return None
+        stored = opened(cell)
+        if stored is None:
+            return self._newest(request, cell)
+        return stored if request.is_plain or request.reach(()) <= stored.reach else self._if_allowed(request, stored)
+
+    async def find(self, request: CacheableRequest) -> Stored | None:
+        """Return what the tiers have for a request, fresh or not."""
+        stored = await self._find_whole(request)
+        return await self._find_part(request) if stored is None and request.range is not None else stored
+
+    async def _find_part(self, request: CacheableRequest) -> Stored | None:
+        """Return the fresh part that the tiers have, if it has all of the range that is asked for."""
+        stored = opened(await self.cache.get(request.root + _PART))
+        if stored is None or stored.part is None or request.range is None or request.is_conditional:
+            return None
+        if self.use_of(stored, request, self.now()) is not Use.ANSWER:
+            return None
+        covered = stored.part.covers(request.range, len(stored.body))
+        return None if covered is None else self._if_allowed(request, stored)
+
+    async def _find_whole(self, request: CacheableRequest) -> Stored | None:
+        cell = await self.cache.get(request.root)
+        if cell is None:
+            return None
+        stored = opened(cell)
+        if stored is not None:
+            return self._if_allowed(request, stored)
+        index = sets_in(cell)
+        if index is None:
+            return None
+        request.sets, request.sets_until = index
+        keys = self._variant_keys(request)
+        request.variant = keys[0]
+        if len(keys) == 1:
+            cells = [await self.cache.get(keys[0])]
+        else:
+            found = await self.cache.get_many(keys)
+            cells = [found.get(key) for key in keys]
+        return self._newest_of(request, cells)
+
+    def use_of(self, stored: Stored, request: CacheableRequest, now: float) -> Use:
+        """Return what a stored response can do for a request, at the time `now`."""
+        age = now - stored.born_at
+        if (
+            not request.uses_stored
+            or stored.no_cache
+            or age > request.max_age
+            or (stored.kept_for > 0 and now < stored.stored_at - _CLOCK_TOLERANCE_S)
+        ):
+            return Use.NONE
+        if age + request.min_fresh < stored.lifetime:
+            return Use.ANSWER
+        if request.min_fresh:
+            return Use.NONE
+        stale_for = age - stored.lifetime
+        if stale_for < stored.while_revalidate:
+            return Use.WHILE_REVALIDATE
+        return Use.ANSWER if stale_for < request.max_stale and not stored.must_revalidate else Use.NONE
+
+    def answers_after_error(self, stored: Stored, now: float) -> bool:
+        """Return whether a stale response may be used because the application failed."""
+        return now - stored.born_at - stored.lifetime < stored.if_error
+
+    async def begin(self, request: CacheableRequest) -> PendingLoad:
+        """Prepare to store the response to a GET. Call it before the application computes the response.
+
+        `keep` compares what is observed here. If a worker invalidates the URI in the meantime, the response may be out
+        of date, and is not stored.
+        """
+        keys = [request.root, *self._variant_keys(request)]
+        if request.range is not None:
+            keys.append(request.root + _PART)
+        return await PendingLoad.begin(self.cache, keys, (request.target.uri, request.target.path))
+
+    def record(self, request: CacheableRequest, status: int, headers: Headers, requested_at: float) -> Recording:
+        """Start recording a response with its status and headers."""
+        varying = varying_on(headers)
+        timing = Timing(requested_at, self.now(), self.wall())
+        freshness = freshness_of(status, headers, timing, self._freshness)
+        part = None
+        if status == 206 and request.range is not None and varying == ():
+            part = part_in(joined(headers, b"content-range"), request.range)
+        if freshness is None or varying is None or not request.target.storable or (status == 206 and part is None):
+            return Recording(status, headers, None, (), 0)
+        if request.reach(self._vary + varying) > freshness.reach or not self._seconds_kept(freshness, headers, timing):
+            return Recording(status, headers, None, varying, 0)
+        return Recording(status, headers, freshness, varying, self.max_body_bytes, part)
+
+    async def store(
+        self, request: CacheableRequest, load: PendingLoad, recording: Recording, route: str
+    ) -> Stored | None:
+        """Store a response that is complete, unless something has superseded it since `begin`."""
+        if recording.freshness is None or not recording.is_complete:
+            return None
+        status, headers, body = recording.status, recording.headers, recording.body()
+        if status != 204 and joined(headers, b"content-length") is None:
+            # The length of a stream is known now, and a client that knows it can show progress and detect a loss.
+            headers = [*headers, (b"content-length", b"%d" % len(body))]
+        response = self._stored(status, headers, body, recording.freshness, recording.varying, route)
+        response.part = recording.part
+        await self._keep(request, load, response, headers)
+        return response
+
+    async def freshen(
+        self,
+        request: CacheableRequest,
+        load: PendingLoad | None,
+        stored: Stored,
+        received: Headers,
+        requested_at: float,
+    ) -> Stored:
+        """Return a stored response, updated by a 304 of the application, and store it again if it may be stored."""
+        headers = freshened(stored.headers, received)
+        timing = Timing(requested_at, self.now(), self.wall())
+        age = [(name, value) for name, value in received if name.lower() == b"age"]
+        freshness = freshness_of(stored.status, [*headers, *age], timing, self._freshness)
+        varying = varying_on(headers)
+        if freshness is None or varying is None:
+            unusable = stored.freshness._replace(born_at=timing.received_at, lifetime=0)
+            return self._stored(stored.status, headers, stored.body, unusable, stored.varying, stored.route)
+        response = self._stored(stored.status, headers, stored.body, freshness, varying, stored.route)
+        if load is not None and request.reach(self._vary + varying) <= freshness.reach:
+            await self._keep(request, load, response, headers)
+        return response
+
+    async def invalidate(self, scope: Mapping[str, Any], headers: Headers) -> None:
+        """Remove what an unsafe request that succeeded has changed (RFC 9111, 4.4)."""
+        if scope["method"] not in _SAFE:
+            target = target_of(scope)
+            if not target.too_long:
+                await self.cache.invalidate_tag(target.uri)
+            for uri in related(scope, headers):
+                if uri != target.uri:
+                    await self.cache.invalidate_tag(uri)
+
+    async def purge(self, path: str | None, tag: str | None) -> Written:
+        """Remove the responses of a path, or those with a tag."""
+        if path is not None:
+            return await self.cache.invalidate_tag(path_tag(path))
+        assert tag is not None
+        return await self.cache.invalidate_tag(_own_tag(tag.encode()))
+
+    def _newest(self, request: CacheableRequest, cell: object) -> Stored | None:
+        index = sets_in(cell)
+        if index is None:
+            return None
+        request.sets, request.sets_until = index
+        keys = self._variant_keys(request)
+        request.variant = keys[0]
+        return self._newest_of(request, map(self._get_local, keys))
+
+    def _newest_of(self, request: CacheableRequest, cells: Iterable[object]) -> Stored | None:
+        newest = None
+        for cell in cells:
+            stored = opened(cell)
+            # RFC 9111, 4.1: a response without `Vary` answers only if no other one does.
+            if stored is not None and (
+                newest is None or (bool(stored.varying), stored.stored_at) > (bool(newest.varying), newest.stored_at)
+            ):
+                newest = stored
+        return None if newest is None else self._if_allowed(request, newest)
+
+    def _if_allowed(self, request: CacheableRequest, stored: Stored) -> Stored | None:
+        return stored if request.reach(self._vary + stored.varying) <= stored.reach else None
+
+    def _variant_keys(self, request: CacheableRequest) -> list[str]:
+        return [key_of(request.root, names, request.headers, self._exact) for names in request.sets]
+
+    def _seconds_kept(self, freshness: Freshness, headers: Headers, timing: Timing) -> bool:
+        kept_for = self._kept_for(freshness, any(validators_of(headers)))
+        return freshness.lifetime + kept_for > timing.received_at - freshness.born_at
+
+    def _kept_for(self, freshness: Freshness, can_be_validated: bool) -> float:
+        return max(freshness.while_revalidate, freshness.if_error, self._freshness.stale_ttl if can_be_validated else 0)
+
+    def _stored(
+        self,
+        status: int,
+        headers: Headers,
+        body: bytes,
+        freshness: Freshness,
+        varying: tuple[bytes, ...],
+        route: str,
+    ) -> Stored:
+        etag, last_modified = validators_of(headers)
+        return Stored(
+            status=status,
+            headers=headers_to_store(headers, self._not_stored),
+            body=body,
+            born_at=freshness.born_at,
+            lifetime=freshness.lifetime,
+            stored_at=self.now(),
+            kept_for=self._kept_for(freshness, etag is not None or last_modified is not None),
+            no_cache=freshness.no_cache,
+            must_revalidate=freshness.must_revalidate,
+            while_revalidate=freshness.while_revalidate,
+            if_error=freshness.if_error,
+            reach=int(freshness.reach),
+            etag=etag,
+            last_modified=last_modified,
+            varying=varying,
+            route=route,
+        )
+
+    async def _keep(self, request: CacheableRequest, load: PendingLoad, response: Stored, headers: Headers) -> None:
+        until = response.born_at + response.lifetime + response.kept_for
+        ttl = until - response.stored_at
+        if ttl <= 0:
+            return
+        key, values, ttls = request.root, dict[str, Any](), dict[str, float | None]()
+        if response.part is not None:
+            key = request.root + _PART
+        elif response.varying or request.sets:
+            key = key_of(request.root, response.varying, request.headers, self._exact)
+            until = max(until, request.sets_until)
+            values[request.root] = index_of(request.sets, response.varying, until)
+            ttls[request.root] = until - response.stored_at
+        values[key], ttls[key] = cell_of(response), ttl
+        tags = _tags_in(headers)
+        self.stored += key in await load.store(values, ttls, late_tags={key: tags} if tags else {})
+
+
+def _tags_in(headers: Headers) -> tuple[str, ...]:
+    """Return the tags of a response in `Cache-Tag` and `Surrogate-Key`."""
+    found: dict[str, None] = {}
+    for name, pattern in _TAG_HEADERS:
+        value = joined(headers, name)
+        if value is not None:
+            tags = (tag.strip() for tag in pattern.findall(value[:_MAX_TAGS_BYTES]))
+            found |= dict.fromkeys(_own_tag(tag) for tag in tags if tag and len(tag) <= _MAX_TAG_BYTES)
+    return tuple(found)[:_MAX_TAGS]
+
+
+def _own_tag(tag: bytes) -> str:
+    # Other users of the cache, and the URIs, have tags too.
+    return "http-tag:" + tag.strip().decode("latin-1")

@@ -1,0 +1,261 @@
+"""Answers requests from the response cache, and calls the application for what it does not have."""
+
+import asyncio
+import logging
+from typing import Final
+
+from acgsperf.asgi.exchange import AddedHeaders, Exchange, replayed
+from acgsperf.asgi.fetch import NOT_FORWARDED, Fetch
+from acgsperf.asgi.flights import Flight
+from acgsperf.asgi.request import CacheableRequest
+from acgsperf.asgi.response_cache import ResponseCache, Use
+from acgsperf.asgi.routes import Routes
+from acgsperf.asgi.selection import selected
+from acgsperf.asgi.stored import Stored
+from acgsperf.asgi.types import App, Message, RawHeaders, Receive, Scope, Send
+from acgsperf.errors import CacheError
+
+__all__ = ["Serving"]
+
+_log: Final = logging.getLogger("acgsperf.asgi")
+_READS: Final = frozenset({"GET", "HEAD"})
+# A request waits for this many calls of the application that others have started. Then it calls it itself.
+_MAX_FLIGHTS: Final = 2
+_SHUTDOWN_S: Final = 5.0
+_NOT_READY: Final[tuple[None, float, None]] = (None, 0.0, None)
+
+
+class Serving:
+    """Answers requests from the response cache, and calls the application for what it does not have.
+
+    Args:
+        app: the application.
+        cache: has the stored responses.
+        added: is added to the headers of all responses.
+        routes: gets the latencies.
+    """
+
+    def __init__(self, app: App, cache: ResponseCache, added: AddedHeaders, routes: Routes) -> None:
+        self._app = app
+        self._cache = cache
+        self._added = added
+        self._routes = routes
+        self._at_root, self._ticks = cache.at_root, cache.ticks
+        self._revalidations: set[asyncio.Task[None]] = set()
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send, started_ns: int) -> None:
+        """Answer an HTTP request, which began at `started_ns` by `time.perf_counter_ns`."""
+        cache = self._cache
+        method = scope["method"]
+        if method not in _READS:
+            cache.bypassed += 1
+            await Exchange(scope, send, self._added, self._routes, started_ns, cache.invalidate).run(self._app, receive)
+            return
+        message = await receive()
+        while message.get("more_body") and not message.get("body"):
+            message = await receive()
+        has_body = message.get("body") or message["type"] != "http.request"
+        if method == "GET" and not has_body:
+            # A shorter way to the answer for what most requests are. The other one costs three times as much.
+            stored = self._at_root(scope)
+            if stored is not None:
+                owner, until, headers = getattr(stored, "ready", _NOT_READY)
+                if owner is not self or self._ticks() >= until:
+                    headers = self._ready_headers(stored)
+                if headers is not None:
+                    cache.hits += 1
+                    # The server, or a middleware outside, may change the list.
+                    await send({"type": "http.response.start", "status": stored.status, "headers": headers.copy()})
+                    await send({"type": "http.response.body", "body": stored.body})
+                    self._routes.record(stored.route, started_ns)
+                    return
+        request = cache.request(scope)
+        if request.bypasses or has_body:
+            cache.bypassed += 1
+            exchange = Exchange(scope, send, self._added, self._routes, started_ns)
+            await exchange.run(self._app, replayed(message, receive))
+            return
+        stored = cache.local(request)
+        if stored is not None and cache.use_of(stored, request, cache.now()) is Use.ANSWER:
+            cache.hits += 1
+            await self._send_stored(request, stored, send)
+            self._routes.record(stored.route, started_ns)
+            return
+        await self._beyond_local(scope, replayed(message, receive), send, started_ns, request)
+
+    async def end_revalidations(self) -> None:
+        """Wait for the revalidations in the background, and cancel those that take too long."""
+        if self._revalidations:
+            _, pending = await asyncio.wait(self._revalidations, timeout=_SHUTDOWN_S)
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    def _ready_headers(self, stored: object) -> RawHeaders | None:
+        """Return the headers of an answer to a request none of whose headers matters, and keep them for a second.
+
+        None: what is stored does not answer it.
+        """
+        cache = self._cache
+        now = cache.now()
+        if type(stored) is not Stored or not cache.answers_plainly(stored, now):
+            return None
+        age = max(int(now - stored.born_at), 0)
+        headers = [*stored.headers, *self._added.pairs, (b"age", b"%d" % age)]
+        until = min(stored.born_at + age + 1, stored.born_at + stored.lifetime)
+        stored.ready = self, cache.ticks() + until - now, headers  # type: ignore[attr-defined]
+        return headers
+
+    async def _beyond_local(
+        self, scope: Scope, receive: Receive, send: Send, started_ns: int, request: CacheableRequest
+    ) -> None:
+        """Answer a request for which L1 has no fresh response."""
+        cache = self._cache
+        stored, flight, name = None, None, ""
+        for attempt in range(_MAX_FLIGHTS + 1):
+            stored = await cache.find(request)
+            use = Use.NONE if stored is None else cache.use_of(stored, request, cache.now())
+            if stored is not None and use is not Use.NONE:
+                cache.hits += 1
+                if use is Use.WHILE_REVALIDATE and not request.is_head:
+                    self._revalidate(scope, request, stored)
+                await self._send_stored(request, stored, send)
+                self._routes.record(stored.route, started_ns)
+                return
+            if request.only_if_cached:
+                cache.misses += 1
+                await send({"type": "http.response.start", "status": 504, "headers": self._added.to([])})
+                await send({"type": "http.response.body", "body": b""})
+                return
+            if attempt == _MAX_FLIGHTS or not _may_share(request, stored):
+                break
+            name = request.flight
+            other = cache.flights.get(name)
+            if other is None:
+                flight = cache.flights.start(name, request.root)
+                break
+            if not await other.wait():
+                break
+        cache.misses += 1
+        try:
+            await self._fetch(scope, receive, send, started_ns, request, stored, flight)
+        finally:
+            if flight is not None:
+                cache.flights.end(name, flight)
+
+    async def _fetch(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        started_ns: int,
+        request: CacheableRequest,
+        stale: Stored | None,
+        flight: Flight | None,
+    ) -> None:
+        cache = self._cache
+        # A response to HEAD has no body to store.
+        load = None if request.is_head else await cache.begin(request)
+        if flight is not None:
+            flight.load = load
+        timed = _Timed(send, self._routes, started_ns)
+        fetch = Fetch(cache, request, scope, receive, timed.send, self._added, stale=stale, load=load, flight=flight)
+        timed.fetch = fetch
+        with self._routes.counting_connections(lambda: fetch.route):
+            try:
+                await fetch.run(self._app)
+                if fetch.served is not None:
+                    await self._send_stored(request, fetch.served, timed.send)
+            finally:
+                timed.end()
+
+    def _revalidate(self, scope: Scope, request: CacheableRequest, stale: Stored) -> None:
+        """Ask the application in the background whether a stale response is still valid."""
+        cache, name = self._cache, request.flight
+        if cache.flights.get(name) is not None:
+            return
+        flight = cache.flights.start(name, request.root) or Flight(request.root)
+        # It is not for a part of the response, and a body that an extension sends could not be stored.
+        headers = [pair for pair in request.headers if pair[0] not in NOT_FORWARDED]
+        scope = {**scope, "headers": headers, "extensions": {}}
+        whole = cache.request(scope)
+        whole.sets, whole.sets_until, whole.variant = request.sets, request.sets_until, request.variant
+        task = asyncio.create_task(self._revalidated(scope, whole, stale, flight, name))
+        self._revalidations.add(task)
+        task.add_done_callback(self._revalidations.discard)
+
+    async def _revalidated(
+        self, scope: Scope, request: CacheableRequest, stale: Stored, flight: Flight, name: str
+    ) -> None:
+        try:
+            load = flight.load = await self._cache.begin(request)
+            fetch = Fetch(
+                self._cache,
+                request,
+                scope,
+                _NoClient().receive,
+                _nowhere,
+                self._added,
+                stale=stale,
+                load=load,
+                flight=flight,
+            )
+            with self._routes.counting_connections(lambda: fetch.route):
+                await fetch.run(self._app)
+        except CacheError:
+            _log.info("response cache: closed during the revalidation of %.200s", request.target.uri)
+        except Exception:
+            _log.exception("response cache: the revalidation of %.200s failed", request.target.uri)
+        finally:
+            self._cache.flights.end(name, flight)
+
+    async def _send_stored(self, request: CacheableRequest, stored: Stored, send: Send) -> None:
+        """Answer a request with a stored response, or with the part of it that is wanted."""
+        age = (b"age", str(max(int(self._cache.now() - stored.born_at), 0)).encode())
+        status, headers, body = selected(request, stored)
+        await send({"type": "http.response.start", "status": status, "headers": [*headers, *self._added.pairs, age]})
+        await send({"type": "http.response.body", "body": b"" if request.is_head else body})
+
+
+class _Timed:
+    """Passes messages to the client, and records the latency when the last one was sent."""
+
+    __slots__ = ("_routes", "_send", "_started_ns", "fetch")
+
+    def __init__(self, send: Send, routes: Routes, started_ns: int) -> None:
+        self._send = send
+        self._routes: Routes | None = routes
+        self._started_ns = started_ns
+        self.fetch: Fetch | None = None
+
+    async def send(self, message: Message) -> None:
+        await self._send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.end()
+
+    def end(self) -> None:
+        routes, self._routes = self._routes, None
+        if routes is not None and self.fetch is not None:
+            routes.record(self.fetch.route, self._started_ns)
+
+
+class _NoClient:
+    """The client of a revalidation: it has sent its request, and does not disconnect."""
+
+    def __init__(self) -> None:
+        self._requested = False
+
+    async def receive(self) -> Message:
+        if self._requested:
+            await asyncio.Event().wait()
+        self._requested = True
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _nowhere(message: Message) -> None:
+    pass
+
+
+def _may_share(request: CacheableRequest, stored: Stored | None) -> bool:
+    """Return whether a request may wait for the response to another one."""
+    return not request.is_head and request.uses_stored and request.range is None and not (stored and stored.no_cache)

@@ -1,0 +1,99 @@
+"""Entity tags and dates of modification: conditional requests (RFC 9110, 13) and 304 (RFC 9111, 3.2)."""
+
+import re
+from typing import Final
+
+from acgsperf.asgi.fields import Headers, http_date, joined
+
+__all__ = [
+    "CONDITIONS",
+    "condition_headers",
+    "freshened",
+    "is_not_modified",
+    "is_same_representation",
+    "not_modified_headers",
+    "validators_of",
+]
+
+# What a client that has a response asks with; the cache answers these.
+CONDITIONS: Final = frozenset({b"if-none-match", b"if-modified-since"})
+# RFC 9110, 15.4.5.
+_IN_NOT_MODIFIED: Final = frozenset(
+    {b"cache-control", b"cdn-cache-control", b"content-location", b"date", b"etag", b"expires", b"vary"}
+)
+# These describe the stored body, which a 304 does not replace.
+_NOT_UPDATED: Final = frozenset(
+    {b"content-encoding", b"content-length", b"content-md5", b"content-range", b"etag", b"transfer-encoding"}
+)
+_TAG: Final = re.compile(rb'(?:[Ww]/)?"([^"]*)"')
+
+
+def is_not_modified(
+    if_none_match: bytes | None,
+    if_modified_since: bytes | None,
+    etag: bytes | None,
+    last_modified: bytes | None,
+    received_at: float,
+) -> bool:
+    """Return whether a client has this representation already.
+
+    Args:
+        if_none_match: takes precedence over `if_modified_since`.
+        if_modified_since: compared with `last_modified`; without that, with `received_at`.
+        etag, last_modified: those of the representation.
+        received_at: its `Date`, or when it was received, in seconds since the epoch.
+    """
+    if if_none_match is not None:
+        if etag is None:
+            return if_none_match.strip() == b"*"
+        opaque = _opaque(etag)
+        # The search costs less than the list, and most tags differ.
+        if opaque not in if_none_match:
+            return if_none_match.strip() == b"*"
+        tags = _TAG.findall(if_none_match)
+        return opaque in (tags or [tag.strip() for tag in if_none_match.split(b",")])
+    since = http_date(if_modified_since)
+    if since is None:
+        return False
+    modified = http_date(last_modified)
+    return (received_at if modified is None else modified) <= since
+
+
+def is_same_representation(if_range: bytes, etag: bytes | None, last_modified: bytes | None) -> bool:
+    """Return whether `If-Range` is the strong validator of a representation."""
+    if_range = if_range.strip()
+    if if_range.startswith(b'"'):
+        return if_range == etag
+    return last_modified is not None and if_range == last_modified and http_date(if_range) is not None
+
+
+def condition_headers(etag: bytes | None, last_modified: bytes | None) -> list[tuple[bytes, bytes]]:
+    """Return the headers that ask the application whether a stored response is still valid; empty if none can."""
+    found = [] if etag is None else [(b"if-none-match", etag)]
+    if last_modified is not None:
+        found.append((b"if-modified-since", last_modified))
+    return found
+
+
+def freshened(stored: Headers, received: Headers) -> list[tuple[bytes, bytes]]:
+    """Return the headers of a stored response, updated by those of a 304."""
+    updates = [(name, value) for name, value in received if name.lower() not in _NOT_UPDATED]
+    # Without a new date, the stored one would count the time since then as age.
+    replaced = {name.lower() for name, _ in updates} | {b"date"}
+    return [(name, value) for name, value in stored if name.lower() not in replaced] + updates
+
+
+def not_modified_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """Return those headers of a response that belong into a 304."""
+    return [(name, value) for name, value in headers if name.lower() in _IN_NOT_MODIFIED]
+
+
+def _opaque(etag: bytes) -> bytes:
+    found = _TAG.fullmatch(etag)
+    return etag if found is None else found[1]
+
+
+def validators_of(headers: Headers) -> tuple[bytes | None, bytes | None]:
+    """Return `ETag` and `Last-Modified`; None for one that is absent or cannot be used."""
+    etag, modified = joined(headers, b"etag"), joined(headers, b"last-modified")
+    return etag or None, None if http_date(modified) is None else modified

@@ -1,0 +1,174 @@
+"""Simultaneous misses of one key call the application once, and responses that cannot be shared wait for nobody."""
+
+import asyncio
+
+import pytest
+
+SHARED = [("cache-control", "max-age=60")]
+
+
+@pytest.fixture
+def client(connect, origin, cache):
+    origin.headers = list(SHARED)
+    return connect(origin, cache=cache)
+
+
+@pytest.fixture
+def gate(origin):
+    """The application waits for it before it answers."""
+    opened = asyncio.Event()
+    origin.wait = opened.wait
+    return opened
+
+
+async def turn():
+    await asyncio.sleep(0)
+
+
+async def called(origin, times):
+    async with asyncio.timeout(10):
+        while origin.calls < times:
+            await turn()
+    # Nobody else calls it.
+    for _ in range(20):
+        await turn()
+    assert origin.calls == times
+
+
+async def test_simultaneous_misses_call_the_application_once(client, origin, gate):
+    tasks = [asyncio.create_task(client.get("/a")) for _ in range(50)]
+    await called(origin, 1)
+    gate.set()
+    assert {answer.text for answer in await asyncio.gather(*tasks)} == {"answer 1"}
+    counts = client.middleware.counts()
+    assert (origin.calls, counts.misses, counts.hits, counts.stored) == (1, 1, 49, 1)
+
+
+async def test_different_keys_do_not_wait_for_each_other(client, origin, gate):
+    tasks = [asyncio.create_task(client.get(f"/{i}")) for i in range(3)]
+    await called(origin, 3)
+    gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_variants_wait_for_each_other_once(client, origin, gate):
+    origin.headers.append(("vary", "accept"))
+    tasks = [asyncio.create_task(client.get("/a", headers={"accept": str(i % 3)})) for i in range(30)]
+    await called(origin, 1)
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert origin.calls == 3
+
+
+@pytest.mark.parametrize("cache_control", ["no-store", "private", "no-cache", "max-age=0"])
+async def test_requests_do_not_wait_for_a_response_that_cannot_be_shared(client, origin, gate, cache_control):
+    origin.headers = [("cache-control", cache_control), ("etag", '"v1"')]
+    gate.set()
+    await client.get("/a")
+    gate.clear()
+    tasks = [asyncio.create_task(client.get("/a")) for _ in range(5)]
+    await called(origin, 6)
+    gate.set()
+    await asyncio.gather(*tasks)
+
+
+@pytest.mark.parametrize(("status", "cache_control"), [(503, "no-store"), (200, "no-store")])
+async def test_requests_wait_for_each_other_again_after_a_response_that_is_shared(
+    client, origin, gate, clock, status, cache_control
+):
+    gate.set()
+    origin.status, origin.headers = status, [("cache-control", cache_control)]
+    await client.get("/a")
+    origin.status, origin.headers = 200, list(SHARED)
+    if status == 200:
+        await client.get("/a")
+        clock.advance(60)
+    gate.clear()
+    calls = origin.calls
+    tasks = [asyncio.create_task(client.get("/a")) for _ in range(5)]
+    await called(origin, calls + 1)
+    gate.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_requests_go_on_as_soon_as_the_headers_say_that_a_response_is_not_shared(connect, cache):
+    calls, go_on = 0, asyncio.Event()
+
+    async def endless(scope, receive, send):
+        nonlocal calls
+        calls += 1
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"no-store")]})
+        await go_on.wait()
+        await send({"type": "http.response.body", "body": b""})
+
+    client = connect(endless, cache=cache)
+    tasks = [asyncio.create_task(client.get("/a")) for _ in range(3)]
+    async with asyncio.timeout(10):
+        while calls < 3:
+            await turn()
+    go_on.set()
+    await asyncio.gather(*tasks)
+
+
+async def test_a_failure_is_that_of_its_request(client, origin, gate):
+    tasks = [asyncio.create_task(client.get("/a")) for _ in range(3)]
+    await called(origin, 1)
+
+    async def failing():
+        if origin.calls == 1:
+            raise RuntimeError("the first")
+
+    waiting = origin.wait
+
+    async def fails_first():
+        await waiting()
+        await failing()
+
+    origin.wait = fails_first
+    gate.set()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(answer.status_code == 200 for answer in done if not isinstance(answer, RuntimeError))
+
+
+async def test_a_client_that_leaves_does_not_take_the_others_with_it(client, origin, gate):
+    first = asyncio.create_task(client.get("/a"))
+    await called(origin, 1)
+    tasks = [asyncio.create_task(client.get("/a")) for _ in range(5)]
+    await called(origin, 1)
+    first.cancel()
+    await called(origin, 2)
+    gate.set()
+    assert {answer.text for answer in await asyncio.gather(*tasks)} == {"answer 2"}
+
+
+async def test_a_request_after_a_write_does_not_get_the_response_from_before(client, origin, gate):
+    before = asyncio.create_task(client.get("/a"))
+    await called(origin, 1)
+    origin.wait = None
+    await client.post("/a")
+    assert (await client.get("/a")).text == "answer 3"
+    gate.set()
+    assert (await before).status_code == 200
+    assert (await client.get("/a")).text == "answer 3"
+
+
+async def test_requests_with_credentials_do_not_wait_for_those_without(client, origin, gate):
+    tasks = [asyncio.create_task(client.get("/a", headers=headers)) for headers in ({}, {"authorization": "x"})]
+    await called(origin, 2)
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert origin.calls == 2
+
+
+async def test_simultaneous_validations_are_one(client, origin, clock, gate):
+    origin.headers.append(("etag", '"v1"'))
+    origin.validates = True
+    gate.set()
+    await client.get("/a")
+    clock.advance(60)
+    gate.clear()
+    tasks = [asyncio.create_task(client.get("/a")) for _ in range(10)]
+    await called(origin, 2)
+    gate.set()
+    assert {answer.text for answer in await asyncio.gather(*tasks)} == {"answer 1"}
+    assert origin.calls == 2

@@ -1,0 +1,138 @@
+"""Responses are removed from code, by path and by tag, in every worker."""
+
+import asyncio
+import secrets
+
+import pytest
+
+from acgsperf import CacheError, LRUCache, RedisTier, TieredCache
+
+FRESH = ("cache-control", "max-age=60")
+
+
+@pytest.fixture
+def client(connect, origin, cache):
+    origin.headers = [FRESH]
+    return connect(origin, cache=cache)
+
+
+async def test_a_path_is_purged_with_all_its_queries_hosts_and_variants(client, origin):
+    origin.headers.append(("vary", "accept"))
+    urls = ["http://test/~a", "http://test/%7Ea?q=1", "https://other/~a"]
+    for url in [*urls, "http://test/~a/b"]:
+        await client.get(url)
+    await client.get(urls[0], headers={"accept": "text/html"})
+    written = await client.middleware.purge(path="/~a")
+    assert written.l2 is written.l3 is None
+    for url in urls:
+        await client.get(url)
+    await client.get(urls[0], headers={"accept": "text/html"})
+    assert origin.calls == 9
+    await client.get("http://test/~a/b")
+    assert origin.calls == 9
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "tags"),
+    [
+        ("cache-tag", "a, b c,d", ["a", "b c", "d"]),
+        ("surrogate-key", "a b  c", ["a", "b", "c"]),
+        ("cache-tag", "ä", ["ä"]),
+    ],
+)
+async def test_responses_are_purged_by_their_tags(client, origin, header, value, tags):
+    origin.headers.append((header, value))
+    await client.get("/a")
+    origin.headers = [FRESH, (header, "other")]
+    await client.get("/b")
+    calls = 2
+    for tag in [*tags, "none"]:
+        await client.middleware.purge(tag=tag)
+        origin.headers = [FRESH, (header, value)]
+        await client.get("/a")
+        await client.get("/b")
+        calls += tag != "none"
+        assert origin.calls == calls
+
+
+async def test_a_tag_purges_one_variant_and_leaves_the_others(client, origin):
+    for language in ("de", "en"):
+        origin.headers = [FRESH, ("vary", "accept-language"), ("cache-tag", language)]
+        await client.get("/a", headers={"accept-language": language})
+    await client.middleware.purge(tag="de")
+    for language, calls in (("en", 2), ("de", 3)):
+        await client.get("/a", headers={"accept-language": language})
+        assert origin.calls == calls
+
+
+@pytest.mark.parametrize("purged", [{"tag": "price"}, {"path": "/a"}])
+async def test_a_response_that_was_computed_before_the_purge_is_not_kept(client, origin, purged):
+    origin.headers.append(("cache-tag", "price"))
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def waits():
+        asked.set()
+        await go_on.wait()
+
+    origin.wait = waits
+    slow = asyncio.create_task(client.get("/a"))
+    await asked.wait()
+    await client.middleware.purge(**purged)
+    go_on.set()
+    await slow
+    assert client.middleware.counts().stored == 0
+
+
+@pytest.fixture
+async def workers(servers):
+    """Two caches with the same namespace, as in two processes."""
+    namespace = "purge-" + secrets.token_hex(4)
+    caches = [
+        TieredCache(LRUCache(100), RedisTier(servers.redis_url, deadline=5), namespace=namespace, deadline=5,
+                    promotion_threshold=1)
+        for _ in range(2)
+    ]  # fmt: skip
+    async with caches[0], caches[1]:
+        yield caches
+        await caches[0].clear()
+
+
+@pytest.mark.parametrize("purged", [{"tag": "price"}, {"path": "/a"}])
+async def test_a_purge_reaches_every_worker(connect, origin, workers, purged):
+    origin.headers = [FRESH, ("cache-tag", "price")]
+    first, second = (connect(origin, cache=cache) for cache in workers)
+    for client in (first, second, second):
+        await client.get("/a")
+    assert origin.calls == 1
+    assert (await first.middleware.purge(**purged)).l2
+    async with asyncio.timeout(10):
+        while (await second.get("/a")).text == "answer 1":
+            pass
+    assert (await first.get("/a")).text == "answer 2"
+
+
+async def test_a_purge_in_another_worker_supersedes_what_is_computed(connect, origin, workers):
+    origin.headers = [FRESH, ("cache-tag", "price")]
+    first, second = (connect(origin, cache=cache) for cache in workers)
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def waits():
+        asked.set()
+        await go_on.wait()
+
+    origin.wait = waits
+    slow = asyncio.create_task(first.get("/a"))
+    await asked.wait()
+    await second.middleware.purge(tag="price")
+    go_on.set()
+    await slow
+    assert first.middleware.counts().stored == 0
+    assert (await second.get("/a")).text == "answer 2"
+
+
+async def test_a_purge_needs_a_cache_and_either_a_path_or_a_tag(connect, origin, client):
+    with pytest.raises(CacheError, match="no cache to purge"):
+        await connect(origin).middleware.purge(path="/a")
+    for arguments in ({}, {"path": "/a", "tag": "a"}):
+        with pytest.raises(TypeError, match="purge needs either a path or a tag"):
+            await client.middleware.purge(**arguments)

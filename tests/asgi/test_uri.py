@@ -1,0 +1,121 @@
+"""Equal URIs have one response: RFC 3986, 6.2."""
+
+import pytest
+
+from acgsperf.asgi.uri import path_tag, related, target_of
+
+
+def scope_of(path, query=b"", host=b"test", scheme="http"):
+    return {"scheme": scheme, "path": "", "raw_path": path, "query_string": query, "headers": [(b"host", host)]}
+
+
+def uri_of(*arguments, **options):
+    return target_of(scope_of(*arguments, **options)).uri
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((b"/%7Eu",), (b"/~u",)),
+        ((b"/%c3%a4",), (b"/%C3%A4",)),
+        ((b"/\xc3\xa4",), (b"/%C3%A4",)),
+        ((b"/%41%2D%2e%5F",), (b"/A-._",)),
+        ((b"/a/./b/../c",), (b"/a/c",)),
+        ((b"/../a",), (b"/a",)),
+        ((b"/a/..",), (b"/",)),
+        ((b"/a/%2E%2E/b",), (b"/b",)),
+        ((b"",), (b"/",)),
+        ((b"/", b"a=%7e"), (b"/", b"a=~")),
+        ((b"/", b"", b"TEST:80"), (b"/", b"", b"test")),
+        ((b"/", b"", b"test:"), (b"/", b"", b"test")),
+        ((b"/", b"", b"test:443", "https"), (b"/", b"", b"test", "https")),
+    ],
+)
+def test_equal_uris_have_one_key(one, other):
+    assert uri_of(*one) == uri_of(*other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((b"/a",), (b"/A",)),
+        ((b"/a%2Fb",), (b"/a/b",)),
+        ((b"/a%3Fb",), (b"/a", b"b")),
+        ((b"/a/",), (b"/a",)),
+        ((b"/a//b",), (b"/a/b",)),
+        ((b"/", b"a=%2B"), (b"/", b"a=+")),
+        ((b"/", b"", b"test:443"), (b"/", b"", b"test")),
+        ((b"/",), (b"/", b"", b"test", "https")),
+        ((b"/%",), (b"/%25",)),
+    ],
+)
+def test_different_uris_have_different_keys(one, other):
+    assert uri_of(*one) != uri_of(*other)
+
+
+async def test_an_unsafe_request_forgets_every_spelling(connect, origin, cache):
+    origin.headers = [("cache-control", "max-age=60")]
+    client = connect(origin, cache=cache)
+    first = await client.get("http://test/%7Eu")
+    assert (await client.get("http://test:80/~u")).text == first.text
+    await client.put("http://TEST/~u")
+    assert (await client.get("http://test/%7Eu")).text != first.text
+
+
+async def test_a_response_to_a_path_with_dot_segments_is_not_kept(connect, origin, cache):
+    origin.headers = [("cache-control", "max-age=60")]
+    middleware = connect(origin, cache=cache).middleware
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    for path in (b"/x/../a", b"/a", b"/x/../a"):
+        scope = scope_of(path) | {"type": "http", "method": "GET"}
+        await middleware(scope, receive, send)
+    # Nothing is known of how the application reads the first one; the last one asks for what is stored.
+    assert origin.calls == 2
+    assert [message["body"] for message in sent[1::2]] == [b"answer 1", b"answer 2", b"answer 2"]
+
+
+@pytest.mark.parametrize(
+    ("location", "path"),
+    [
+        ("/b", "/b"),
+        ("b", "/x/b"),
+        ("../b?q=1", "/b?q=1"),
+        ("http://TEST:80/%7eb", "/~b"),
+        ("//test/b", "/b"),
+        ("", "/x/a"),
+        ("https://test/b", None),
+        ("http://other/b", None),
+        ("http://[/", None),
+        ("/" + "b" * 3_000, None),
+        ("\xff", "/x/%FF"),
+    ],
+)
+def test_what_a_response_refers_to_is_of_the_same_origin(location, path):
+    headers = [(b"location", location.encode("latin-1"))]
+    assert list(related(scope_of(b"/x/a"), headers)) == ([] if path is None else [f"http:http://test{path}"])
+
+
+@pytest.mark.parametrize("header", ["location", "content-location"])
+async def test_a_write_forgets_what_its_response_refers_to(connect, origin, cache, header):
+    origin.headers = [("cache-control", "max-age=60")]
+    client = connect(origin, cache=cache)
+    await client.get("/items/7")
+    origin.headers = [(header, "/items/7")]
+    await client.post("/items")
+    await client.get("/items/7")
+    assert origin.calls == 3
+
+
+def test_a_path_has_the_same_tag_however_it_is_written():
+    tags = {path_tag(path) for path in ("/ä~/b", "/%C3%A4~/b", "/%c3%a4%7E/x/../b")}
+    assert tags == {target_of(scope_of(b"/%C3%A4~/b", b"q=1", b"other", "https")).path}
+    for path in ("a", "", "/a?b", "/a#b"):
+        with pytest.raises(ValueError, match="path must begin with / and have no query"):
+            path_tag(path)
