@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from acgsperf import hooks
+from acgsperf._native.types import CacheStats
 from acgsperf.backplane import BackplaneState, BackplaneStats
 from acgsperf.cache.types import TieredStats
 from acgsperf.dispatch import LatencyHistogram
@@ -90,6 +91,7 @@ ATTRIBUTES: Final[Mapping[str, str]] = {
     "reason": "acgsperf.reason",
     "result": "acgsperf.result",
     "route": "http.route",
+    "setting": "acgsperf.setting",
     "state": "acgsperf.state",
     "tier": hooks.TIER,
     "verdict": "acgsperf.compliance.verdict",
@@ -137,6 +139,19 @@ def _evictions(reading: Reading) -> Values:
     for cache in reading.caches:
         yield (cache.name, "size"), cache.stats.l1.evictions
         yield (cache.name, "expired"), cache.stats.l1.expirations
+
+
+def _weights(read: Callable[[CacheStats], int | None]) -> _Read:
+    return lambda reading: [
+        ((cache.name,), weight) for cache in reading.caches if (weight := read(cache.stats.l1)) is not None
+    ]
+
+
+def _policies(reading: Reading) -> Values:
+    for cache in reading.caches:
+        if (policy := cache.stats.l1.policy) is not None:
+            for setting in {policy.setting: 0, **policy.hit_rates}:
+                yield (cache.name, setting), int(setting == policy.setting)
 
 
 def _lower_tiers(cache: CacheReading) -> list[tuple[str, TierStats]]:
@@ -285,9 +300,16 @@ METRICS: Final = (
         ("cache_evictions", _C, "{entry}", "Entries that L1 evicted or expired.", _evictions),
     ),
     *_metrics(
+        ("cache", "setting"),
+        ("cache_policy", _G, "{policy}", "Settings of L1's eviction policy in use, 0 or 1 in a process.", _policies),
+    ),
+    *_metrics(
         ("cache",),
         ("cache_entries", _G, "{entry}", "Entries in L1.", _caches(lambda s: s.l1.size)),
         ("cache_max_entries", _G, "{entry}", "Maximum entries in L1.", _caches(lambda s: s.l1.maxsize)),
+        ("cache_weight", _G, "1", "Weight of the entries in L1, with a weigher.", _weights(lambda s: s.weight)),
+        ("cache_max_weight", _G, "1", "Maximum weight of the entries in L1.", _weights(lambda s: s.maxweight)),
+        ("cache_rejections", _C, "{value}", "Values too heavy for L1.", _caches(lambda s: s.l1.rejections)),
         ("cache_insertions", _C, "{entry}", "New keys stored in L1.", _caches(lambda s: s.l1.insertions)),
         ("cache_updates", _C, "{entry}", "Values replaced in L1.", _caches(lambda s: s.l1.updates)),
         (

@@ -6,7 +6,17 @@ from dataclasses import dataclass
 
 import pytest
 
-from acgsperf import ComplianceValidator, LatencyHistogram, LRUCache, PoolManager, PostgresTier, RedisTier, TieredCache
+from acgsperf import (
+    AdaptiveCache,
+    ComplianceValidator,
+    LatencyHistogram,
+    LRUCache,
+    PoolManager,
+    PostgresTier,
+    RedisTier,
+    TieredCache,
+    weigh_bytes,
+)
 from acgsperf.backplane import beside
 from acgsperf.tiers.records import Record, RecordKind
 
@@ -72,7 +82,8 @@ async def source(servers):
     """A service that has done something of everything."""
     tiers = RedisTier(servers.redis_url, deadline=5), PostgresTier(servers.database_url, deadline=5)
     namespace = secrets.token_hex(4)
-    async with PoolManager() as pools, TieredCache(LRUCache(10), *tiers, namespace=namespace) as cache:
+    l1 = AdaptiveCache(10, maxweight=100_000, weigher=weigh_bytes)
+    async with PoolManager() as pools, TieredCache(l1, *tiers, namespace=namespace) as cache:
         source = Source(cache, pools)
         pool = await pools.create("main", servers.database_url, min_size=2, max_size=3, replicas=[servers.database_url])
         async with pool.acquire(), asyncio.timeout(10):

@@ -17,6 +17,7 @@ from acgsperf.tiers.base import TierStats
 RENAMED = {
     "size": "cache_entries",
     "maxsize": "cache_max_entries",
+    "maxweight": "cache_max_weight",
     "expirations": "cache_evictions",
     "joined": "cache_load_joins",
     "missed": "cache_load_waits",

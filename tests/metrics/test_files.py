@@ -23,7 +23,16 @@ import pytest
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from acgsperf import ComplianceError, LRUCache, PerformanceService, PoolManager, RedisTier, Settings, TieredCache
+from acgsperf import (
+    AdaptiveCache,
+    ComplianceError,
+    PerformanceService,
+    PoolManager,
+    RedisTier,
+    Settings,
+    TieredCache,
+    weigh_bytes,
+)
 from acgsperf.asgi import PerformanceMiddleware
 from acgsperf.metrics.catalogue import METRICS
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition
@@ -222,11 +231,12 @@ async def monitored(made, victim, scratch, tmp_path):
     """A service with every kind of part, and a Prometheus that has seen it work for a while."""
     async with AsyncExitStack() as stack:
         redis = stack.enter_context(private_redis(scratch))
+        l1s = [AdaptiveCache(1_000, maxweight=1_000_000, weigher=weigh_bytes) for _ in range(2)]
         caches = [
             await stack.enter_async_context(
-                TieredCache(LRUCache(1_000), RedisTier(redis.url, deadline=2), namespace="app", backplane_timeout=2)
+                TieredCache(l1, RedisTier(redis.url, deadline=2), namespace="app", backplane_timeout=2)
             )
-            for _ in range(2)
+            for l1 in l1s
         ]
         pools = await stack.enter_async_context(PoolManager(interval=0.5))
         pool = await pools.create("main", victim.dsn, min_size=1, max_size=2, leak_threshold=0.5)
