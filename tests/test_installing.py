@@ -18,6 +18,7 @@ COMPILED = {
     "acgsperf/_native/envelope",
     "acgsperf/_native/read_path",
     "acgsperf/_native/resp",
+    "acgsperf/_native/weigh",
 }
 
 pytestmark = pytest.mark.skipif(
