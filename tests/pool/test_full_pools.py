@@ -15,7 +15,15 @@ RECOVERY_S = 2.0
 # The number of connections that a pool may have in addition to `max_size`.
 MOST_MORE = 2
 MAX_SIZES = (1, 2, 20)
-_ERRORS = (PoolError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+# asyncpg raises its internal error if a connection breaks at certain moments.
+_ERRORS = (
+    PoolError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
 
 
 class Callers:
