@@ -14,8 +14,8 @@ from typing import Final, Self
 
 import pytest
 
+from acgsperf.testing.server_processes import PrivatePostgres
 from acgsperf.workbench.embedded import Servers, embedded_servers
-from acgsperf.workbench.server_processes import PrivatePostgres
 
 # A shell lets its background jobs ignore SIGINT, and so do the commands that they start and that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)

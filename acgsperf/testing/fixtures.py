@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from acgsperf.testing.clock import ManualClock
-from acgsperf.workbench.embedded import Servers, embedded_servers
+from acgsperf.testing.embedded import Servers, embedded_servers
 
 __all__ = ["acgsperf_clock", "acgsperf_servers"]
 

@@ -15,9 +15,9 @@ import pytest
 from acgsperf.backplane import Backplane
 from acgsperf.backplane.postgres import PostgresBackplane
 from acgsperf.backplane.redis import RedisBackplane
+from acgsperf.testing.server_processes import PrivateRedis
 from acgsperf.tiers.records import Record, RecordKind, texts
 from acgsperf.workbench.embedded import Servers
-from acgsperf.workbench.server_processes import PrivateRedis
 
 
 class Recorder:

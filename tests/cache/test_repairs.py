@@ -16,10 +16,10 @@ from redis.asyncio import Redis
 
 from acgsperf import LRUCache
 from acgsperf.cache import TieredCache, Written, repairs
+from acgsperf.testing.server_processes import PrivateRedis
 from acgsperf.tiers import Outcome, WriteResult
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
-from acgsperf.workbench.server_processes import PrivateRedis
 
 DEADLINE_S = 0.4
 # What the two tiers carry out while each fault lasts: L2, L3.

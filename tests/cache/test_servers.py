@@ -17,10 +17,10 @@ from redis.asyncio import Redis
 
 from acgsperf import LRUCache
 from acgsperf.cache import TieredCache, Written
+from acgsperf.testing.server_binaries import redis_program
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
 from acgsperf.workbench.replay import replay
-from acgsperf.workbench.server_binaries import redis_program
 from acgsperf.workbench.traces import zipf_trace
 
 

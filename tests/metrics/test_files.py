@@ -36,7 +36,7 @@ from acgsperf import (
 from acgsperf.asgi import PerformanceMiddleware
 from acgsperf.metrics.catalogue import METRICS
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition
-from acgsperf.workbench.server_processes import PrivateRedis
+from acgsperf.testing.server_processes import PrivateRedis
 
 TOOL = Path(__file__).parents[2] / "docs" / "tools" / "metric_files.py"
 needs_prometheus = pytest.mark.skipif(

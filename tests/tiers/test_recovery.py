@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+from acgsperf.testing.server_binaries import redis_program
 from acgsperf.tiers import BreakerState
 from acgsperf.tiers.postgres import PostgresTier
-from acgsperf.workbench.server_binaries import redis_program
 
 
 @pytest.fixture

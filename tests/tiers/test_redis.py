@@ -7,9 +7,9 @@ import time
 import pytest
 import redis.asyncio
 
+from acgsperf.testing.server_binaries import redis_program
 from acgsperf.tiers import BreakerState, LockingTier
 from acgsperf.tiers.redis import RedisTier
-from acgsperf.workbench.server_binaries import redis_program
 
 
 @pytest.fixture

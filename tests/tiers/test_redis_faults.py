@@ -9,9 +9,9 @@ import redis.asyncio
 from msgspec.structs import replace
 from proxy import Proxy
 
+from acgsperf.testing.server_binaries import redis_program
 from acgsperf.tiers import BreakerState, Outcome, Store, StoreKind, Write, WriteResult
 from acgsperf.tiers.redis import RedisTier
-from acgsperf.workbench.server_binaries import redis_program
 
 WRITER = b"writer-1"
 

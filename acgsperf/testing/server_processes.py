@@ -19,7 +19,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 from acgsperf.errors import AcgsperfError
-from acgsperf.workbench.server_binaries import postgres_programs, redis_program
+from acgsperf.testing.server_binaries import postgres_programs, redis_program
 
 __all__ = ["PrivatePostgres", "PrivateRedis"]
 

@@ -18,10 +18,10 @@ import pytest
 import redis.asyncio
 
 from acgsperf.errors import AcgsperfError
-from acgsperf.workbench import server_binaries, server_processes
+from acgsperf.testing import server_binaries, server_processes
+from acgsperf.testing.server_binaries import postgres_programs, redis_program
+from acgsperf.testing.server_processes import listens
 from acgsperf.workbench.embedded import embedded_servers
-from acgsperf.workbench.server_binaries import postgres_programs, redis_program
-from acgsperf.workbench.server_processes import listens
 
 
 @pytest.fixture
