@@ -214,7 +214,7 @@ class Writes:
             of_l2, of_l3 = l2.get(key), l3.get(key)
             self._repair(key, write, [of_l2, of_l3])
             if self._is_invalidated(number, write):
-                # The write may have reached a tier after the invalidation that has begun after it.
+                # The invalidation began later than the write, but the write may have reached a tier later.
                 self._repairs.remove(key, Write(None, new_id(), write.stamp + 1))
                 self._l1.remove(key)
             if not (_carried_out(of_l2) and _carried_out(of_l3)) and self._is_latest(number, key, write):
@@ -321,7 +321,7 @@ class Writes:
     def _still_wanted(
         self, number: int, tier: Tier, writes: Mapping[str, Write], results: dict[str, WriteResult]
     ) -> Mapping[str, Write]:
-        """Return the writes for a tier. If it compares no stamps, an earlier write gives way to a later one."""
+        """Return the writes for a tier. If it compares no stamps, only the latest write of each key is sent."""
         if tier.coherent:
             return writes
         wanted = {}
@@ -338,7 +338,7 @@ class Writes:
         return self._begun.is_latest(number, (key_name(key),)) and not self._is_invalidated(number, write)
 
     def _is_invalidated(self, number: int, write: Write) -> bool:
-        """Whether this process has begun to invalidate a tag of a write, or to clear the cache, after the write."""
+        """Return whether an invalidation of a tag of the write, or a `clear`, of this process began after the write."""
         tags = write.entry.tags if write.entry is not None else ()
         return not self._begun.is_latest(number, (ALL, *map(tag_name, tags)))
 
