@@ -4,7 +4,7 @@ Each event of each table has its own function. It is as short as possible, becau
 transaction PostgreSQL prepares every expression of a function again, which takes longer than the expression itself.
 
 The functions run with the rights of their owner and with the search path of the writer, because setting another search
-path takes longer than the rest of a short function. Therefore each function, operator and type is named with its schema.
+path takes longer than the rest of a short function. Therefore all functions, operators and types have their schemas.
 """
 
 import re

@@ -25,7 +25,7 @@ class Begun:
 
         Args:
             names: what it writes, from `key_name`, `tag_name` and `ALL`.
-            watched: what else is remembered until it ends.
+            watched: other names, whose later writes are remembered until this one ends.
         """
         self._count += 1
         for name in watched:

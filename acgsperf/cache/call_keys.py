@@ -29,7 +29,7 @@ class CallKey(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """What a callable calls in the end.
+    """The function that a callable calls, and what it passes in any case.
 
     Attributes:
         function: a function.

@@ -27,8 +27,8 @@ _Call = Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]]
 _TRIES: Final = 3
 # If L3 does not answer within this share of the shorter deadline, L2 is written meanwhile.
 _HEAD_START: Final = 0.05
-# Of a write that gives way to a later one, which also tells the other processes.
-_GAVE_WAY: Final = WriteResult(Outcome.STORED, published=True)
+# For a write that a later one of this process has superseded. The later one is published.
+_SUPERSEDED: Final = WriteResult(Outcome.STORED, published=True)
 # A stamp further ahead of the server's clock is an error of some clock. It decides about its own key only.
 _MAX_AHEAD_US: Final = 3_600_000_000
 _NOT_DONE: Final = WriteResult(Outcome.REFUSED)
@@ -258,7 +258,7 @@ class Writes:
                             newer[key] = max(result.stamp, newer.get(key, 0))
                         else:
                             # A later write of this process is there already.
-                            results[key] = _GAVE_WAY
+                            results[key] = _SUPERSEDED
             if not newer or tries == _TRIES or time.monotonic() - started > self._longest_deadline:
                 break
             stamp = max(self._next_stamp(), max(newer.values()) + 1)
@@ -330,7 +330,7 @@ class Writes:
                 wanted[key] = write
             else:
                 # The later write decides. If it fails, no tier may keep something older than this write.
-                results[key] = _GAVE_WAY
+                results[key] = _SUPERSEDED
                 self._repairs.remove(key, Write(None, new_id(), write.stamp))
         return wanted
 
