@@ -321,7 +321,7 @@ class Writes:
     def _still_wanted(
         self, number: int, tier: Tier, writes: Mapping[str, Write], results: dict[str, WriteResult]
     ) -> Mapping[str, Write]:
-        """Return the writes for a tier. If it compares no stamps, only the latest write of each key is sent."""
+        """Return the writes for a tier. If it compares no stamps, superseded ones are not sent."""
         if tier.coherent:
             return writes
         wanted = {}
