@@ -11,8 +11,8 @@ ALL: Final = ""
 class Begun:
     """Numbers the writes of keys, of tags and of the whole namespace, so that a later write supersedes an earlier one.
 
-    A write goes to L3 first and then to L2. If two writes of a key are in flight, the earlier one may reach a tier last.
-    A tier that compares stamps keeps the later one. `Writes` does not send the earlier one to any other tier.
+    A write goes to L3 first and then to L2. If two writes of a key are in flight, the earlier one may be the last to
+    reach a tier. A tier that compares stamps keeps the later one. Other tiers do not get the earlier one.
     """
 
     def __init__(self) -> None:
