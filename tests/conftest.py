@@ -23,10 +23,10 @@ _FROZEN_FOR = pytest.StashKey[str]()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Leave what the former modules have left in memory out of garbage collections.
+    """Exclude from garbage collections what earlier test modules have left in memory.
 
-    The collected tests and the reports of thousands of tests would take up to 0.4 s for each collection, and delay
-    callers. An application can do the same when it has started. What a pause costs a caller has tests of its own.
+    Otherwise thousands of tests and their reports make each collection take up to 0.4 s, which delays callers. An
+    application can do the same when it has started. Other tests check what such a pause does to callers.
     """
     module = item.nodeid.partition("::")[0]
     if module != item.session.stash.get(_FROZEN_FOR, None):

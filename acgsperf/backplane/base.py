@@ -93,7 +93,7 @@ class Backplane(ABC):
     def position(self) -> bytes:
         """The last position in the log that this cache has processed; empty if a demotion must not rely on it.
 
-        It names the run of the server as well if a server may restart with a part of its log.
+        It includes the run of the server if the server may lose the end of its log in a restart.
         """
 
     def shares_server_with(self, tier: Tier) -> bool:

@@ -88,7 +88,7 @@ class PostgresBackplane(ServerBackplane):
         A change takes effect when its transaction commits. In the database of the cache, the trigger removes the tags'
         tokens in the same transaction: L3 has no valid entry with these tags from then on. The caches that are open get
         a record without a writer. Each of them drops its L1's entries and invalidates the tags in its tiers, because
-        the database cannot reach L2. While no cache of the namespace is open, L2 is not told.
+        the database cannot reach L2. While no cache of the namespace is open, nothing invalidates the tags in L2.
 
         The triggers stay until `unwatch`. They run once for each statement, and never make a write fail: if a column
         has been dropped or renamed, they invalidate the coarse tag and warn the writer. They take about 50 us for each
@@ -106,8 +106,8 @@ class PostgresBackplane(ServerBackplane):
             coarse_on: any of `"insert"`, `"update"` and `"delete"`: these statements always invalidate the coarse tag.
                 They cost the same for any number of rows.
             notify: whether PostgreSQL notifies the caches. It commits transactions that notify one after the other, so
-                many concurrent writers of one row each may wait. With False, caches hear of a change within a quarter
-                of `timeout`, and writers do not wait.
+                many concurrent writers of one row each may wait. With False, caches read the record within a quarter of
+                `timeout`, and writers do not wait.
 
         Returns:
             Whether the triggers were installed now; False if they were there.

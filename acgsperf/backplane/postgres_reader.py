@@ -415,15 +415,15 @@ class PostgresReader:
             log.refused = True
             _log.warning(
                 "postgres backplane at %s: the server refuses the log %s (%s); the user needs SELECT, INSERT and DELETE"
-                " on it, or CREATE in the schema; these caches do not hear of writes by others, and try again",
+                " on it, or CREATE in the schema; these caches get no records of other processes, and try again",
                 *(self.where, log.tables.log, error),
             )
 
     def _turn_off(self, error: PoolerError) -> None:
         self._off = True
         _log.warning(
-            "postgres backplane at %s: %s, so notifications do not arrive; these caches do not hear of writes by "
-            "others. Give PostgresBackplane a DSN that leads directly to PostgreSQL",
+            "postgres backplane at %s: %s, so notifications do not arrive; these caches get no records of other "
+            "processes. Give PostgresBackplane a DSN that leads directly to PostgreSQL",
             *(self.where, error),
         )
         for log in self.logs.values():
@@ -441,8 +441,8 @@ class PostgresReader:
     def _warn(self, problem: str) -> None:
         if not self._failing:
             _log.warning(
-                "postgres backplane at %s: cannot reach the server (%s); this process does not hear of writes by "
-                "others, and tries again",
+                "postgres backplane at %s: cannot reach the server (%s); this process gets no records of other "
+                "processes, and tries again",
                 *(self.where, problem),
             )
             self._failing = True

@@ -3,8 +3,8 @@
 Each event of each table has its own function. It is as short as possible, because every writer waits for it: in each
 transaction PostgreSQL prepares every expression of a function again, which takes longer than the expression itself.
 
-The functions run with the rights of their owner and with the search path of the writer, because to set another search
-path takes longer than the rest of a short function. Therefore each function, operator and type in them has its schema.
+The functions run with the rights of their owner and with the search path of the writer, because setting another search
+path takes longer than the rest of a short function. Therefore all functions, operators and types have their schemas.
 """
 
 import re
@@ -105,12 +105,12 @@ END
 """
 _RIGHTS: Final = (("log", "INSERT"), ("tags", "SELECT"), ("tags", "UPDATE"), ("tags", "DELETE"))
 _WARN: Final = (
-    "RAISE WARNING 'acgsperf: changes in % are not told to caches, because % or % cannot be used',"
+    "RAISE WARNING 'acgsperf: caches do not get the changes in %, because % or % cannot be used',"
     " TG_RELID::pg_catalog.regclass, {log}, {tags};"
 )
 _NOW: Final = "pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())"
-_THEN: Final = " OPERATOR(pg_catalog.||) "
-# As `tag_hash` does it.
+_CONCAT: Final = " OPERATOR(pg_catalog.||) "
+# The same as `tag_hash`.
 _HASH: Final = (
     "('x' OPERATOR(pg_catalog.||) pg_catalog.encode(pg_catalog.substr(pg_catalog.sha256({tag}), 1, 8), 'hex'))"
     "::bit(64)::bigint OPERATOR(pg_catalog.&) (-4)::bigint"
@@ -119,18 +119,21 @@ _INSERT: Final = (
     "INSERT INTO {log} (namespace, xid, record, logged_at)"
     " SELECT {namespace}, pg_catalog.pg_current_xact_id(), {record}, {now}{source};"
 )
-# If the whole transaction has one snapshot, to remove a token that another transaction has extended would be an error.
-# Then no token is removed here. The open caches remove it.
+# If the whole transaction has one snapshot, removing a token that another transaction has extended would be an error.
+# Then no token is removed here, and the open caches remove it.
 _REMOVE: Final = (
     "DELETE FROM {tags} WHERE ctid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT t.ctid FROM {tags} AS t"
     " WHERE t.namespace OPERATOR(pg_catalog.=) {namespace} AND t.tag OPERATOR(pg_catalog.=) {wanted}"
     " FOR UPDATE SKIP LOCKED));"
 )
-_IF_SNAPSHOTS: Final = (
+_IF_READ_COMMITTED: Final = (
     "CASE WHEN pg_catalog.current_setting('transaction_isolation') OPERATOR(pg_catalog.=) 'read committed' THEN {} END"
 )
-# A record is a MessagePack array: version, no writer, time, kind, pairs of tag and b"". The time has this place in it.
-_TIME: Final = slice(5, 13)
+# A record is a MessagePack array: version, no writer, time, kind, pairs of tag and b"". The time is 8 bytes long.
+_BEFORE_TIME: Final = b"\x95\x01\xc4\x00\xcf"
+_KIND: Final = b"\xa1t\xdc"
+_BEFORE_TAG: Final = b"\x92\xc6"
+_AFTER_TAG: Final = b"\xc4\x00"
 _TIME_US: Final = f"pg_catalog.int8send(({_NOW} OPERATOR(pg_catalog.*) 1000000)::bigint)"
 
 
@@ -153,13 +156,19 @@ class Log:
         self.notify = "" if channel is None else f"IF pg_catalog.pg_notify({literal(channel)}, '') IS NULL THEN END IF;"
         self.warn = _WARN.format(**places)
 
-    def insert(self, record: str, source: str = "") -> str:
-        """Return the statement that adds a record."""
-        return _INSERT.format(**self._names, record=record, now=_NOW, source=source)
+    def write(self, record: Sequence[str], hashes: str, *, several: bool = True, source: str = "") -> str:
+        """Return the statements that add a record and remove the tokens of its tags.
 
-    def remove(self, wanted: str) -> str:
-        """Return the statement that removes the tokens of hashes."""
-        return _REMOVE.format(**self._names, wanted=wanted)
+        Args:
+            record: the parts of the record, as SQL expressions.
+            hashes: an SQL expression for the hashes of the tags.
+            several: whether `hashes` is an array; False for a single hash.
+            source: the FROM clause that the record needs.
+        """
+        hashes = _IF_READ_COMMITTED.format(hashes)
+        insert = _INSERT.format(**self._names, record=_CONCAT.join(record), now=_NOW, source=source)
+        remove = _REMOVE.format(**self._names, wanted=f"ANY ({hashes})" if several else hashes)
+        return f"{insert}\n        {remove}"
 
 
 def _rights(place: Callable[[str], str]) -> str:
@@ -167,15 +176,14 @@ def _rights(place: Callable[[str], str]) -> str:
 
 
 def of_statement(log: Log, tags: Sequence[str]) -> str:
-    """Return the function that invalidates the same tags at each statement, without a look at its rows."""
+    """Return the function that invalidates the same tags at each statement, without reading its rows."""
     unique = tuple(dict.fromkeys(tags))
     record = packed(Record(RecordKind.TAG, tuple((tag.encode(), b"") for tag in unique)), b"", 1 << 40)
-    parts = _bytes(record[: _TIME.start]), _TIME_US, _bytes(record[_TIME.stop :])
+    parts = _bytes(_BEFORE_TIME), _TIME_US, _bytes(record[len(_BEFORE_TIME) + 8 :])
     hashes = "{" + ",".join(str(tag_hash(tag)) for tag in unique) + "}"
-    wanted = f"ANY ({_IF_SNAPSHOTS.format(literal(hashes) + '::bigint[]')})"
     return _OF_STATEMENT.format(
         may_write=log.may_write,
-        write=f"{log.insert(_THEN.join(parts))}\n        {log.remove(wanted)}",
+        write=log.write(parts, f"{literal(hashes)}::bigint[]"),
         notify=log.notify,
         warn=log.warn,
     )
@@ -218,41 +226,37 @@ def of_rows(log: Log, event: str, templates: Sequence[Template], coarse: str) ->
 
 
 def _write_row(log: Log, names: Sequence[str]) -> str:
-    """Write a record with the tags that are in variables."""
-    parts = [_bytes(b"\x95\x01\xc4\x00\xcf"), _TIME_US]
-    before = b"\xa1t\xdc" + len(names).to_bytes(2, "big")
+    """Return the statements that write a record of the tags in some variables."""
+    parts = [_bytes(_BEFORE_TIME), _TIME_US]
+    before = _KIND + len(names).to_bytes(2, "big")
     for name in names:
-        parts += [_bytes(before + b"\x92\xc6"), f"pg_catalog.int4send(pg_catalog.octet_length({name}))", name]
-        before = b"\xc4\x00"
+        parts += [_bytes(before + _BEFORE_TAG), f"pg_catalog.int4send(pg_catalog.octet_length({name}))", name]
+        before = _AFTER_TAG
     parts.append(_bytes(before))
-    hashes = [_HASH.format(tag=name) for name in names]
-    if len(hashes) == 1:
-        wanted = _IF_SNAPSHOTS.format(hashes[0])
-    else:
-        array = f"ARRAY[{', '.join(hashes)}]"
-        wanted = f"ANY ({_IF_SNAPSHOTS.format(array)})"
-    return f"{log.insert(_THEN.join(parts))}\n        {log.remove(wanted)}"
+    hashes = ", ".join(_HASH.format(tag=name) for name in names)
+    # One tag needs no array.
+    several = len(names) > 1
+    return log.write(parts, f"ARRAY[{hashes}]" if several else hashes, several=several)
 
 
 def _write_rows(log: Log) -> str:
-    """Write a record with the tags that are in an array."""
+    """Return the statements that write a record of the tags in the array `tags`."""
     one = (
-        _bytes(b"\x92\xc6"),
+        _bytes(_BEFORE_TAG),
         "pg_catalog.int4send(pg_catalog.octet_length(u.tag))",
         "u.tag",
-        _bytes(b"\xc4\x00"),
+        _bytes(_AFTER_TAG),
     )
     parts = (
-        _bytes(b"\x95\x01\xc4\x00\xcf"),
+        _bytes(_BEFORE_TIME),
         _TIME_US,
-        _bytes(b"\xa1t\xdc"),
+        _bytes(_KIND),
         "pg_catalog.int2send(pg_catalog.count(*)::smallint)",
-        f"pg_catalog.string_agg({_THEN.join(one)}, {_bytes(b'')})",
+        f"pg_catalog.string_agg({_CONCAT.join(one)}, {_bytes(b'')})",
     )
     source = " FROM pg_catalog.unnest(tags) AS u (tag)"
     hashes = f"ARRAY(SELECT {_HASH.format(tag='u.tag')}{source})"
-    wanted = f"ANY ({_IF_SNAPSHOTS.format(hashes)})"
-    return f"{log.insert(_THEN.join(parts), source)}\n        {log.remove(wanted)}"
+    return log.write(parts, hashes, source=source)
 
 
 def _tag(template: Template, row: str) -> str:
@@ -263,7 +267,7 @@ def _tag(template: Template, row: str) -> str:
             parts.append(literal(text))
         if column is not None:
             parts.append(f"coalesce({row}.{_identifier(column)}::pg_catalog.text, '')")
-    return f"pg_catalog.convert_to({_THEN.join(parts)}, 'UTF8')"
+    return f"pg_catalog.convert_to({_CONCAT.join(parts)}, 'UTF8')"
 
 
 def _bytes(data: bytes) -> str:

@@ -272,8 +272,8 @@ class RedisReader:
     def _warn(self, problem: str) -> None:
         if not self._failing:
             _log.warning(
-                "redis backplane at %s: cannot reach the server (%s); this process does not hear of writes by others, "
-                "and tries again",
+                "redis backplane at %s: cannot reach the server (%s); this process gets no records of other "
+                "processes, and tries again",
                 *(self._connections.where, problem),
             )
             self._failing = True
@@ -296,7 +296,7 @@ class RedisReader:
         if isinstance(error, NoPermissionError):
             needs = f"; the user needs the rights {_RIGHTS} and the key {stream.key.decode(errors='replace')}"
         _log.warning(
-            "redis backplane %s: the server refuses the log (%s)%s; this cache does not hear of writes by others, "
+            "redis backplane %s: the server refuses the log (%s)%s; this cache gets no records of other processes, "
             "and tries again",
             *(stream.name, error, needs),
         )
@@ -352,7 +352,7 @@ class RedisReader:
     async def _forget_older(
         self, connection: OwnConnection, followed: Sequence[Stream], checked: Sequence[Any]
     ) -> None:
-        """Make everything in a namespace a miss whose log has gone back, before its L1 is verified."""
+        """Make all entries of a namespace misses if an older log has replaced its log, before its L1 is verified."""
         for stream, found in zip(followed, checked, strict=True):
             if isinstance(found, ResponseError) or not array(found) or _is_at(stream.position, found):
                 continue
@@ -365,7 +365,7 @@ class RedisReader:
                 await connection.ask([("UNLINK", keys.token, keys.invalidations)], list)
 
     def _sorted(self, followed: Sequence[Stream], found: Any, checked: Sequence[Any]) -> dict[bytes, list[Any]]:
-        """Return the records of each log. Logs that the server refuses, or that have a gap, are followed no longer."""
+        """Return the records of each log. Stop following logs that the server refuses, or that have a gap."""
         refused = False
         for stream, position in zip(followed, checked, strict=True):
             if isinstance(position, ResponseError) and _UNUSABLE.search(str(position)):
@@ -429,7 +429,7 @@ def _are_added(replies: list[Any]) -> list[Any]:
 
 
 def _is_at(position: bytes, found: Any) -> bool:
-    """Return whether a log has a position, which is the last one of what was found."""
+    """Return whether a log still has a position. `found` is the last entry up to there."""
     entries = array(found)
     return bool(entries) and array(entries[0])[:1] == [position]
 

@@ -11,8 +11,8 @@ ALL: Final = ""
 class Begun:
     """Numbers the writes of keys, of tags and of the whole namespace, so that a later write supersedes an earlier one.
 
-    A write goes to L3 first and then to L2. If two writes of a key are in flight, the earlier one may reach L2
-    last. `Writes` asks `is_latest` first, and does not send the earlier one then.
+    A write goes to L3 first and then to L2. If two writes of a key are in flight, the earlier one may be the last to
+    reach a tier. A tier that compares stamps keeps the later one. Other tiers do not get the earlier one.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Begun:
 
         Args:
             names: what it writes, from `key_name`, `tag_name` and `ALL`.
-            watched: what else is remembered until it ends.
+            watched: other names, whose later writes are remembered until this one ends.
         """
         self._count += 1
         for name in watched:

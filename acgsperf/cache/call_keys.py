@@ -29,7 +29,7 @@ class CallKey(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """What a callable calls in the end.
+    """The function that a callable calls, and what it passes in any case.
 
     Attributes:
         function: a function.
@@ -133,13 +133,14 @@ class CallKeys:
         arguments = dict(bound.arguments)
         local = False
         if fixed.owner is not None or is_method:
-            owner, name, values = args[0], self._first, arguments
-            if isinstance(arguments.get(str(name)), tuple) and arguments[str(name)] is not owner:
+            owner, name = args[0], str(self._first)
+            first = arguments.get(name)
+            if isinstance(first, tuple) and first is not owner:
                 # The function takes `*args`, which begins with the owner.
-                values["*"], values[str(name)] = owner, arguments[str(name)][1:]
+                arguments[name] = first[1:]
                 name = "*"
             local = not isinstance(owner, type)
-            values[str(name)] = self._owners.token(owner, self._name)
+            arguments[name] = self._owners.token(owner, self._name)
         try:
             return CallKey(f"{self._name}:{fingerprint(arguments)}", local)
         except (TypeError, ValueError) as error:
@@ -166,7 +167,7 @@ class _Owners:
         except TypeError:
             return self._token_of_unhashable(owner, function)
         try:
-            return self._by_value.setdefault(owner, uuid.uuid4().hex)
+            return self._by_value.get(owner) or self._by_value.setdefault(owner, uuid.uuid4().hex)
         except TypeError:
             raise _cannot_tell_apart(owner, function) from None
 

@@ -8,6 +8,7 @@ from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVa
 
 from acgsperf.cache.arguments import checked_tags
 from acgsperf.cache.call_keys import CallKey, CallKeys, is_coroutine_function, is_same_definition, name_of
+from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.source import Source
 from acgsperf.cache.types import Written
 from acgsperf.errors import CacheError
@@ -30,14 +31,17 @@ class ResultCache(Protocol):
     def namespace(self) -> str:
         """The namespace of the cache."""
 
+    def get_local(self, key: str, default: Any, /) -> Any:
+        """Return the value of a key in L1, or the default."""
+
     async def get(self, key: str) -> Any:
         """Return the value of a key."""
 
     async def delete(self, key: str) -> Written:
         """Remove a key."""
 
-    async def _get_or_load(self, key: str, source: Source) -> Any:
-        """Return the value of a key, or load it."""
+    async def _load(self, key: str, source: Source) -> Any:
+        """Return the value of a key that L1 has missed."""
 
     def _ttl(self, ttl: float | None) -> float | None:
         """Return the ttl of a call in seconds."""
@@ -189,9 +193,11 @@ class CachedFunction(Generic[_P, _R]):
 
         cache = self._bound_cache()
         key = self._key_of(args, kwargs, is_method)
-        tags = checked_tags(self._tags(*args, **kwargs)) if callable(self._tags) else self._tags
-        result: _R = await cache._get_or_load(key.key, Source(load, cache._ttl(self._ttl), tags, key.local, reload))
-        return result
+        result: Any = MISSING if reload else cache.get_local(key.key, MISSING)
+        if result is MISSING:
+            tags = checked_tags(self._tags(*args, **kwargs)) if callable(self._tags) else self._tags
+            result = await cache._load(key.key, Source(load, cache._ttl(self._ttl), tags, key.local, reload))
+        return result  # type: ignore[no-any-return]
 
     async def _invalidate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_method: bool) -> Written:
         return await self._bound_cache().delete(self._key_of(args, kwargs, is_method).key)

@@ -19,12 +19,12 @@ __all__ = ["L1", "MISSING", "most_entries"]
 _V = TypeVar("_V")
 
 MISSING: Final[Any] = object()
-_MANY: Final = 100_000
+_KEYS_WITHOUT_MAXSIZE: Final = 100_000
 
 
 def most_entries(cache: "BoundedCache[Any, Any]") -> int:
-    """Return of how many keys to remember something: as many as a cache can have; 100,000 if only weight limits it."""
-    return cache.maxsize if cache.maxsize < MAX_ENTRIES else _MANY
+    """Return the number of keys for which to remember something: the `maxsize` of L1, or 100,000 if it has none."""
+    return cache.maxsize if cache.maxsize < MAX_ENTRIES else _KEYS_WITHOUT_MAXSIZE
 
 
 class L1(Generic[_V]):

@@ -31,7 +31,7 @@ class Found:
         l2: the observation of a key in L2, if L2 had no fresh entry.
         l3: the same for L3.
         reached: whether a tier has answered.
-        unasked: whether the deadline has passed before L3 was asked.
+        unasked: whether L3 was not asked, because the deadline had passed.
     """
 
     __slots__ = ("began_at", "entries", "l2", "l3", "reached", "unasked")

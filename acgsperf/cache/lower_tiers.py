@@ -98,7 +98,7 @@ class LowerTiers:
             queue.put(key, store)
 
     def queued(self, key: str) -> Entry | None:
-        """Return an entry that no tier has yet, because it is queued. A small L1 may have evicted it already."""
+        """Return an entry that waits to be sent to a tier. A small L1 may have evicted it already."""
         for queue in self.queues:
             if (entry := queue.queued(key)) is not None:
                 return entry

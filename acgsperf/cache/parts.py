@@ -145,7 +145,7 @@ class Parts:
             try:
                 await self.backplane.close()
             finally:
-                # What others write from now on is not heard of.
+                # From now on, this process gets no records of other processes.
                 self.l1.verify_all()
                 self.l1.answer_until(math.inf)
 

@@ -15,8 +15,8 @@ _POLL_INTERVAL_S: Final = 0.02
 # in case the record is lost or late.
 _WAKE_INTERVAL_S: Final = 0.25
 _MAX_OUTCOME_CHARACTERS: Final = 200
-# The outcomes that the waiting processes are told: the value is in the tier; the tier has no value, and each process
-# loads for itself; the load has failed, with the error after the mark.
+# The outcomes that the waiting processes get: the value is in the tier; the tier has no value, and each process loads
+# for itself; the load has failed, with the error after the mark.
 _STORED: Final = b""
 _NOTHING: Final = b"-"
 _FAILED: Final = b"!"
@@ -71,7 +71,7 @@ class ProcessLock:
         self._releases: set[asyncio.Future[Any]] = set()
         self._unlock: Callable[..., Awaitable[bool]] = tier.unlock
         # Whether the tier passes the outcome of a load to the processes that wait.
-        self._tells: bool = "outcome" in inspect.signature(tier.unlock).parameters
+        self._passes_outcomes: bool = "outcome" in inspect.signature(tier.unlock).parameters
 
     @property
     def is_answering(self) -> bool:
@@ -101,7 +101,7 @@ class ProcessLock:
     async def release(
         self, locks: HeldLocks, unshared: Collection[str] = (), error: BaseException | None = None
     ) -> None:
-        """Release locks, and tell the processes that wait for them the outcome of the load.
+        """Release locks, and pass the outcome of the load to the processes that wait for them.
 
         If the tier does not answer, this continues in the background.
 
@@ -117,7 +117,7 @@ class ProcessLock:
         if isinstance(error, Exception):
             text = f"{type(error).__name__}: {error}"[:_MAX_OUTCOME_CHARACTERS]
             failure = _FAILED + text.encode(errors="replace")
-        if self._tells:
+        if self._passes_outcomes:
             outcomes = [failure or (_NOTHING if key in unshared else _STORED) for key, _ in held]
             calls = [self._unlock(*lock, outcome) for lock, outcome in zip(held, outcomes, strict=True)]
         else:
@@ -133,8 +133,8 @@ class ProcessLock:
 
     def _released(self, release: asyncio.Future[Any]) -> None:
         self._releases.discard(release)
-        # Retrieve the error, which nobody waits for.
         if not release.cancelled():
+            # Otherwise asyncio would log the error. A lock that was not released expires.
             release.exception()
 
     def waiting(self, keys: Sequence[str]) -> "Waiting":

@@ -1,4 +1,4 @@
-"""What loads have stored while other calls read the lower tiers: such a call must not load the key once more."""
+"""What loads have stored while other calls read the lower tiers. Such a call must not load the same key again."""
 
 from collections.abc import Sequence
 from typing import Final

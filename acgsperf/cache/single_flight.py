@@ -118,8 +118,8 @@ class Flight:
         return self._values.get(key)
 
 
-# The load that the current code belongs to, of any cache. The tasks that a loader starts belong to it, too: the loader
-# usually waits for them.
+# The load that the current code belongs to, of any cache. Tasks that a loader starts belong to its load as well: the
+# loader usually waits for them.
 _current_load: ContextVar[Flight | None] = ContextVar("acgsperf_load", default=None)
 
 
@@ -199,7 +199,7 @@ class Flights:
         """
         waited, callers_load = tuple(flights), _current_load.get()
         if callers_load is not None and callers_load.done.done():
-            # A task that the loader has left behind.
+            # The task that calls this has outlived its load.
             callers_load = None
         dependencies: tuple[Flight, ...] = ()
         for flight in waited:
@@ -305,6 +305,7 @@ def _copy_of(error: BaseException) -> BaseException:
                 twin.__context__ = error.__context__
                 return twin.with_traceback(error.__traceback__)
         except Exception:
+            # The methods of an error's class may raise anything. The caller must get the error of the load instead.
             continue
     return error
 

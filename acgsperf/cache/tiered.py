@@ -291,11 +291,8 @@ class TieredCache(Generic[_V]):
         loaded: _V = (await self._loading.load((key,), source))[key]
         return loaded
 
-    async def _get_or_load(self, key: str, source: Source) -> Any:
-        """`get_or_load` for a `CachedFunction`."""
-        value: Any = MISSING if source.reload else self.get_local(key, MISSING)
-        if value is not MISSING:
-            return value
+    async def _load(self, key: str, source: Source) -> Any:
+        """`get_or_load` for a `CachedFunction`, after a miss in L1."""
         self._require_open()
         checked_key(key)
         return (await self._loading.load((key,), source))[key]

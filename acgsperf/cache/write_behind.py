@@ -66,7 +66,7 @@ class WriteBehind:
             self._queue(self._demotions, key, store)
 
     def queued(self, key: str) -> Entry | None:
-        """Return the loaded or copied entry of a key that has not been sent to the tier."""
+        """Return the entry of a key that was loaded or copied and has not been sent to the tier yet."""
         store = self._stores.get(key)
         return None if store is None else store.entry
 

@@ -27,8 +27,8 @@ _Call = Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]]
 _TRIES: Final = 3
 # If L3 does not answer within this share of the shorter deadline, L2 is written meanwhile.
 _HEAD_START: Final = 0.05
-# Of a write that gives way to a later one, which also tells the other processes.
-_GAVE_WAY: Final = WriteResult(Outcome.STORED, published=True)
+# For a write that a later one of this process has superseded. The later one is published.
+_SUPERSEDED: Final = WriteResult(Outcome.STORED, published=True)
 # A stamp further ahead of the server's clock is an error of some clock. It decides about its own key only.
 _MAX_AHEAD_US: Final = 3_600_000_000
 _NOT_DONE: Final = WriteResult(Outcome.REFUSED)
@@ -214,7 +214,7 @@ class Writes:
             of_l2, of_l3 = l2.get(key), l3.get(key)
             self._repair(key, write, [of_l2, of_l3])
             if self._is_invalidated(number, write):
-                # The write may have reached a tier after the invalidation that has begun after it.
+                # The invalidation began later than the write, but the write may have reached a tier later.
                 self._repairs.remove(key, Write(None, new_id(), write.stamp + 1))
                 self._l1.remove(key)
             if not (_carried_out(of_l2) and _carried_out(of_l3)) and self._is_latest(number, key, write):
@@ -258,7 +258,7 @@ class Writes:
                             newer[key] = max(result.stamp, newer.get(key, 0))
                         else:
                             # A later write of this process is there already.
-                            results[key] = _GAVE_WAY
+                            results[key] = _SUPERSEDED
             if not newer or tries == _TRIES or time.monotonic() - started > self._longest_deadline:
                 break
             stamp = max(self._next_stamp(), max(newer.values()) + 1)
@@ -321,7 +321,7 @@ class Writes:
     def _still_wanted(
         self, number: int, tier: Tier, writes: Mapping[str, Write], results: dict[str, WriteResult]
     ) -> Mapping[str, Write]:
-        """Return the writes for a tier. If it compares no stamps, an earlier write gives way to a later one."""
+        """Return the writes for a tier. If it compares no stamps, superseded ones are not sent."""
         if tier.coherent:
             return writes
         wanted = {}
@@ -330,7 +330,7 @@ class Writes:
                 wanted[key] = write
             else:
                 # The later write decides. If it fails, no tier may keep something older than this write.
-                results[key] = _GAVE_WAY
+                results[key] = _SUPERSEDED
                 self._repairs.remove(key, Write(None, new_id(), write.stamp))
         return wanted
 
@@ -338,7 +338,7 @@ class Writes:
         return self._begun.is_latest(number, (key_name(key),)) and not self._is_invalidated(number, write)
 
     def _is_invalidated(self, number: int, write: Write) -> bool:
-        """Whether this process has begun to invalidate a tag of a write, or to clear the cache, after the write."""
+        """Return whether an invalidation of a tag of the write, or a `clear`, of this process began after the write."""
         tags = write.entry.tags if write.entry is not None else ()
         return not self._begun.is_latest(number, (ALL, *map(tag_name, tags)))
 

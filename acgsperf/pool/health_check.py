@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from acgsperf.errors import PoolError
 from acgsperf.pool.health import ServerHealth
-from acgsperf.pool.lender import Lender, nanoseconds
+from acgsperf.pool.lender import Lender
 from acgsperf.pool.lifecycle import Lifecycle
 from acgsperf.pool.options import CloseReason, PoolHealth, PoolOptions
-from acgsperf.pool.supply import Supply
+from acgsperf.pool.supply import Supply, nanoseconds
 from acgsperf.pool.waiters import HEALTH_CHECK_TICKET
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from acgsperf.pool.health import ServerHealth
 from acgsperf.pool.lifecycle import Lifecycle
 from acgsperf.pool.options import PoolOptions
 from acgsperf.pool.slot import Slot, call_stack, describe_stack, slot_of
-from acgsperf.pool.supply import Supply
+from acgsperf.pool.supply import Supply, nanoseconds
 from acgsperf.pool.waiters import WaitQueue
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ _LATENCY_HALF_LIFE_S: Final = 10.0
 _MOST_SUSPECTED: Final = 4.0
 # The maximum number of places in the code that a pool reports for acquiring a second connection.
 _MOST_PLACES: Final = 100
-# The highest value that a histogram records.
-_LONGEST_NS: Final = LatencyHistogram().highest_ns
 
 
 class Lender:
@@ -69,7 +67,7 @@ class Lender:
         self.leaks = 0
         # The connection that each task holds; the first one, if it holds several.
         self._held: dict[asyncio.Task[Any] | None, Slot] = {}
-        # When the waiting callers began to wait, the first one first.
+        # When the waiting callers began to wait; the oldest one comes first.
         self._waiting_since: dict[Awaitable[Slot], float] = {}
         self._nesting_reported: set[tuple[tuple[CodeType, int], ...]] = set()
         self._peak = 0
@@ -265,9 +263,3 @@ class Lender:
             return requests * max(self.recent_use_s, min(age_s, _MOST_SUSPECTED * self.recent_use_s))
         # The latency fades. Otherwise a replica that was slow once would never be asked again.
         return requests * self.recent_use_s * math.exp2(-age_s / _LATENCY_HALF_LIFE_S)
-
-
-def nanoseconds(seconds: float) -> int:
-    """Return a time as a number of nanoseconds that a histogram can record."""
-    value = int(seconds * 1e9)
-    return value if 0 <= value <= _LONGEST_NS else 0 if value < 0 else _LONGEST_NS

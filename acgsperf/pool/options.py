@@ -40,8 +40,8 @@ class CloseReason(StrEnum):
     IDLE = "idle"
     """It was idle for `max_idle`, and the pool had more connections than it keeps."""
     SHRUNK = "shrunk"
-    """The pool had more than `max_size` connections, because `resize` or `optimize` made it smaller, or because a
-    connection that was replaced, since it did not answer, did answer later."""
+    """The pool had more than `max_size` connections: `resize` or `optimize` made it smaller, or the pool had replaced a
+    connection that did not answer, and it answered later."""
     DRAINED = "drained"
     """`drain` replaced it."""
     CLOSED = "closed"
@@ -76,14 +76,11 @@ class PoolOptions:
         checked["check_after"] = checked_seconds("check_after", self.check_after, zero=True)
         if self.leak_threshold is not None:
             checked["leak_threshold"] = checked_seconds("leak_threshold", self.leak_threshold)
-        if self.max_waiting is not None:
-            checked["max_waiting"] = most = checked_int("max_waiting", self.max_waiting)
-            if most < 0:
-                raise ValueError(f"max_waiting must be None or at least 0, got {most}")
-        if self.max_message_bytes is not None:
-            checked["max_message_bytes"] = most = checked_int("max_message_bytes", self.max_message_bytes)
-            if most < 1:
-                raise ValueError(f"max_message_bytes must be None or at least 1, got {most}")
+        for name, least in (("max_waiting", 0), ("max_message_bytes", 1)):
+            if (limit := getattr(self, name)) is not None:
+                checked[name] = most = checked_int(name, limit)
+                if most < least:
+                    raise ValueError(f"{name} must be None or at least {least}, got {most}")
         checked_bool("reset", self.reset)
         checked_callable("init", self.init)
         if not callable(self.clock):
@@ -140,8 +137,8 @@ class PoolStats:
 
     @property
     def utilization(self) -> float:
-        """The share of `max_size` that is in use, from 0 to 1. It is above 1 only while the pool shrinks,
-        or has replaced connections that do not answer."""
+        """The share of `max_size` that is in use: from 0 to 1, or more while the pool shrinks or has replaced
+        connections that do not answer."""
         return self.in_use / self.max_size
 
 

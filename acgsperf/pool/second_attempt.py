@@ -84,7 +84,7 @@ async def first_to_connect(connect: "Connect", timeout: float, spare: Spare) -> 
 
 async def _try_again(connect: "Connect", deadline: float, spare: Spare) -> "Connection":
     clock = asyncio.get_running_loop().time
-    while not spare.take():  # noqa: ASYNC110 - another attempt ends in many ways
+    while not spare.take():  # noqa: ASYNC110 - the other attempt ends in many ways
         await asyncio.sleep(_SILENT_S)
     try:
         while (remaining := deadline - clock()) > 0:

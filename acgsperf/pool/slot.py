@@ -74,7 +74,7 @@ class _Listener(asyncio.Protocol):
     the error and still calls the connection open.
 
     If asyncpg fails on what the server sent, for example on a second reply to one query, the connection is aborted. The
-    same happens if asyncpg waits for the end of a message of which it keeps more than a maximum number of bytes.
+    same happens if asyncpg has buffered more than a maximum number of bytes of one message that has no end yet.
 
     Attributes:
         closing: whether the owner or a borrower closes the connection.
@@ -106,7 +106,7 @@ class _Listener(asyncio.Protocol):
         self._owner = owner
         self._unread = unread_chunks(protocol)
         self._max_bytes = max_bytes or 0
-        # The bytes to receive before the next look at what asyncpg keeps.
+        # The bytes to receive before the buffer of asyncpg is measured again.
         self._bytes_left: float = max_bytes if max_bytes and self._unread is not None else float("inf")
         self._error: MessageTooLarge | None = None
         self.last = _READY
@@ -134,12 +134,12 @@ class _Listener(asyncio.Protocol):
             self._transport.abort()
 
     def _measure(self) -> None:
-        """Abort the connection if asyncpg keeps too much of one message. Only a look at its buffer is exact."""
+        """Abort the connection if asyncpg has buffered too much of one message."""
         assert self._unread is not None
         # Without the first chunk, in which earlier messages may end.
         kept = sum(map(len, islice(self._unread, 1, None)))
         if kept <= self._max_bytes:
-            # At least an eighth, because a look costs time for each chunk.
+            # At least an eighth, because the sum above takes time for each chunk.
             self._bytes_left = max(self._max_bytes - kept, self._max_bytes >> 3)
             return
         self._bytes_left = float("inf")
@@ -160,7 +160,7 @@ class _Listener(asyncio.Protocol):
         self.hung_up = self.hung_up or (error is not None and not self.closing)
         self._connection_lost(error or self._error)
         if self._unread is not None:
-            # Nobody reads it any more, but an exception may keep it until the next run of the garbage collector.
+            # Nobody reads it any more, but an exception may keep it in memory until the next garbage collection.
             self._unread.clear()
 
 

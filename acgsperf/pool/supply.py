@@ -27,6 +27,8 @@ from acgsperf.pool.waiters import SizeWaiters, WaitQueue
 _log = logging.getLogger("acgsperf.pool")
 _CONNECTS_AT_ONCE: Final = 8
 _FAILURES_TOLERATED: Final = 3
+# The highest value that a histogram records.
+_LONGEST_NS: Final = LatencyHistogram().highest_ns
 # A connection that the server closes within this time, before it has served a borrower, counts as a failed attempt.
 _PROBATION_S: Final = 1.0
 
@@ -275,7 +277,7 @@ class Supply:
             self._add(slot)
 
     def _note_creation(self, seconds: float) -> None:
-        self.create_time.record(min(int(seconds * 1e9), self.create_time.highest_ns))
+        self.create_time.record(nanoseconds(seconds))
         if hooks.connection_times is not None:
             hooks.connection_times("create", self._lifecycle.name, seconds)
 
@@ -414,3 +416,9 @@ class Supply:
     def _drop_type_cache(self) -> None:
         for slot in self.inventory.slots:
             slot.connection._drop_local_type_cache()  # type: ignore[attr-defined]
+
+
+def nanoseconds(seconds: float) -> int:
+    """Return a time as a number of nanoseconds that a histogram can record."""
+    value = int(seconds * 1e9)
+    return value if 0 <= value <= _LONGEST_NS else 0 if value < 0 else _LONGEST_NS

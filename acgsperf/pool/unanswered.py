@@ -1,4 +1,4 @@
-"""The connections whose server has not answered yet, and those for which this takes too long."""
+"""The connections that wait for an answer of the server, and those that have waited too long."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _STALLED_S: Final = 0.1
 class Unanswered:
     """The connections that wait for an answer to what the pool has sent, such as a check.
 
-    `len` tells how many wait. One timer serves all of them, because a timer for each would slow down each reset.
+    `len` is their number. One timer serves all of them, because a timer for each would slow down each reset.
 
     Args:
         on_stall: called when connections have waited for 0.1 s.
@@ -40,21 +40,21 @@ class Unanswered:
         loop = asyncio.get_running_loop()
         self._since[slot] = loop.time()
         if self._timer is None:
-            self._timer = loop.call_later(_STALLED_S, self._look)
+            self._timer = loop.call_later(_STALLED_S, self._find_stalled)
 
     def end(self, slot: Slot) -> None:
         """Note that the wait for the answer has ended."""
         self._since.pop(slot, None)
         self.stalled.discard(slot)
 
-    def _look(self) -> None:
+    def _find_stalled(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
         now, before = loop.time(), len(self.stalled)
         for slot, since in list(self._since.items()):
             # The timer may fire a clock tick early.
             if (remaining := since + _STALLED_S - now) > 1e-3:
-                self._timer = loop.call_later(remaining, self._look)
+                self._timer = loop.call_later(remaining, self._find_stalled)
                 break
             del self._since[slot]
             self.stalled.add(slot)

@@ -1,4 +1,4 @@
-"""A tier in memory, which keeps the contract of a tier that processes share, and can fail when a test wants it to."""
+"""A tier in memory. It has the contract of a tier that processes share, and a test can make it fail."""
 
 import time
 from collections import Counter
@@ -86,7 +86,7 @@ class MemoryTier(Tier):
     """A tier in the memory of this process, for tests. It takes any value, and returns the same object.
 
     It compares before it stores, as the tiers with a server do: a slow load does not replace a newer write. It has no
-    backplane, so another cache on the same server keeps what its L1 has.
+    backplane, so the L1 of another cache on the same server keeps its entries until their ttl ends.
 
     Args:
         server: where the entries are; None for a server of its own. Caches with the same one share their entries.
@@ -129,7 +129,7 @@ class MemoryTier(Tier):
 
     async def get_many(self, keys: Sequence[str]) -> dict[str, Entry]:
         found = {}
-        if self._asks("get_many"):
+        if self._reaches_server("get_many"):
             for key in keys:
                 row = self._row(key)
                 if (entry := self.server._live(row)) is not None:
@@ -139,7 +139,7 @@ class MemoryTier(Tier):
         return found
 
     async def observe(self, keys: Sequence[str], tags: Sequence[str] = ()) -> dict[str, Observation]:
-        if not self._asks("observe"):
+        if not self._reaches_server("observe"):
             return {}
         until, seen = time.monotonic() + self.retention, {}
         for key in keys:
@@ -154,7 +154,7 @@ class MemoryTier(Tier):
 
     async def store(self, stores: Mapping[str, Store]) -> frozenset[str]:
         stored = []
-        if self._asks("store"):
+        if self._reaches_server("store"):
             for key, store in stores.items():
                 seen, row = store.seen, self._row(key)
                 if store.kind is StoreKind.DEMOTION or seen is None:
@@ -166,7 +166,7 @@ class MemoryTier(Tier):
         return frozenset(stored)
 
     async def write(self, writes: Mapping[str, Write]) -> dict[str, WriteResult]:
-        if not self._asks("write"):
+        if not self._reaches_server("write"):
             return dict.fromkeys(writes, _REFUSED)
         results = {}
         for key, write in writes.items():
@@ -180,7 +180,7 @@ class MemoryTier(Tier):
         return results
 
     async def remove_written(self, ids: Mapping[str, bytes]) -> bool:
-        if not self._asks("remove_written"):
+        if not self._reaches_server("remove_written"):
             return False
         for key, unwanted in ids.items():
             if (row := self._row(key)).id == unwanted:
@@ -188,7 +188,7 @@ class MemoryTier(Tier):
         return True
 
     async def invalidate(self, tag: str | None, *, refused_below: bool = False) -> WriteResult:
-        if not self._asks("invalidate"):
+        if not self._reaches_server("invalidate"):
             return _REFUSED
         self.server._invalidations[self._opened()] += 1
         for key in self._keys(tag):
@@ -196,14 +196,14 @@ class MemoryTier(Tier):
         return _STORED
 
     async def expire_now(self, writes: Mapping[str, Write]) -> dict[str, WriteResult]:
-        if not self._asks("expire_now"):
+        if not self._reaches_server("expire_now"):
             return dict.fromkeys(writes, _REFUSED)
         for key, write in writes.items():
             self._expire(key, write.id, write.stamp)
         return dict.fromkeys(writes, _STORED)
 
     async def expire_tag(self, tag: str) -> WriteResult:
-        if not self._asks("expire_tag"):
+        if not self._reaches_server("expire_tag"):
             return _REFUSED
         self.server._invalidations[self._opened()] += 1
         for key in self._keys(tag):
@@ -234,7 +234,7 @@ class MemoryTier(Tier):
 
     async def lock(self, key: str, ttl: float) -> int | None:
         """See `LockingTier`."""
-        if not self._asks("lock"):
+        if not self._reaches_server("lock"):
             return None
         server, name = self.server, (self._opened(), key)
         holder = server._locks.get(name)
@@ -247,7 +247,7 @@ class MemoryTier(Tier):
     async def unlock(self, key: str, token: int, outcome: bytes = b"") -> bool:
         """See `LockingTier`."""
         locks, name = self.server._locks, (self._opened(), key)
-        if not self._asks("unlock") or locks.get(name, (0, 0.0))[0] != token:
+        if not self._reaches_server("unlock") or locks.get(name, (0, 0.0))[0] != token:
             return False
         del locks[name]
         return True
@@ -279,7 +279,8 @@ class MemoryTier(Tier):
             raise TierError(f"the {self.name} tier is not open")
         return self._namespace
 
-    def _asks(self, call: str) -> bool:
+    def _reaches_server(self, call: str) -> bool:
+        """Count a call, and return whether the server answers it."""
         self._opened()
         if not self.server.up:
             self._counts["skipped"] += 1
@@ -321,7 +322,7 @@ def memory_cache(
     namespace: str = "test",
     **options: Any,
 ) -> TieredCache[Any]:
-    """Return a `TieredCache` with an L1 and a `MemoryTier`, which go by one clock.
+    """Return a `TieredCache` with an L1 and a `MemoryTier`, which use the same clock.
 
     Args:
         clock: returns monotonic seconds; a `ManualClock` to let a test move the time.

@@ -6,10 +6,10 @@ from typing import Final, Self
 
 __all__ = ["Deadline", "Wait"]
 
-# The timer is late by more than this only if the event loop was held up: by a collection of the garbage collector, by
-# code that does not await, or because the machine gave the processor to others.
-_HELD_UP_S: Final = 0.005
-# Time in which a loop that was held up reads what has arrived meanwhile.
+# The timer is late by more than this only if the event loop was blocked: by a garbage collection, by code that does not
+# await, or because other programs used the processor.
+_BLOCKED_S: Final = 0.005
+# The time in which a loop that was blocked reads what has arrived meanwhile.
 _CATCH_UP_S: Final = 0.01
 
 
@@ -19,8 +19,8 @@ class Deadline:
     All waits have the same length, so the one that began first ends first, and one timer moves from each to the next.
     A wait that began much earlier than those already registered needs a `Deadline` of its own.
 
-    If the event loop was held up when the deadline passed, waits end 10 ms later. The replies may have arrived
-    meanwhile; a server that answers in time must not be reported as one that does not.
+    If the event loop was blocked when the deadline passed, waits end 10 ms later. The replies may have arrived
+    meanwhile, and a server that answered in time must not be reported as failing.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -65,7 +65,7 @@ class Deadline:
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if self._waits and now - self._due_at > _HELD_UP_S and not self._catching_up:
+        if self._waits and now - self._due_at > _BLOCKED_S and not self._catching_up:
             self._catching_up = True
             self._set_timer(loop, now + _CATCH_UP_S)
             return

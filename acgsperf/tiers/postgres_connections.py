@@ -24,8 +24,8 @@ class Connections:
     Args:
         dsn: the DSN of the server.
         tables: are created if they are missing.
-        clock: is measured at the beginning, after each new connection, which may be another server's, and if there was
-            no sample for a minute.
+        clock: is measured at the beginning, after each new connection, because it may lead to another server, and if
+            there was no sample for a minute.
         is_refusal: returns whether the server refuses one statement with this error.
         prepare: is called with a connection when the tables exist.
         options: the options of the pool.

@@ -107,12 +107,12 @@ class ReadBatches(Generic[_K, _V]):
             keys, futures = queue.take(len(queue.keys) // 2)
             self._start()
             return keys, futures, []
-        if len(queue.keys) + (sum(len(keys) for _, keys in reads) if reads else 0) <= MAX_READS_TOGETHER:
-            self._waiting_many, self._oversized = [], False
-            keys, futures = queue.take(MAX_READS_TOGETHER)
+        asked = len(queue.keys) + (sum(len(keys) for _, keys in reads) if reads else 0)
+        self._oversized = asked > MAX_READS_TOGETHER
+        keys, futures = queue.take(MAX_READS_TOGETHER)
+        if not self._oversized:
+            self._waiting_many = []
         else:
-            self._oversized = True
-            keys, futures = queue.take(MAX_READS_TOGETHER)
             size, count = len(keys), 0
             while count < len(reads) and (not size or size + len(reads[count][1]) <= MAX_READS_TOGETHER):
                 size += len(reads[count][1])

@@ -130,7 +130,7 @@ class RedisTier(ServerTier):
         await self._ask([("PING",)], lambda replies: text(replies[0]))
 
     def _greeted(self, sent: float, received: float, replies: list[Any]) -> None:
-        """Learn the server's time. A server that refuses to tell it can still be used."""
+        """Read the server's time. A server that refuses TIME can still be used."""
         time, _ = replies
         if not isinstance(time, ResponseError):
             try:
@@ -140,7 +140,7 @@ class RedisTier(ServerTier):
             self.server_clock.measured(sent, received, seconds + microseconds / 1e6)
 
     async def _ask_and_greet(self, commands: Sequence[Command], read: Callable[[list[Any]], Unsealed]) -> Unsealed:
-        """Send commands, and the greeting with them.
+        """Send commands, and the greeting in the same pipeline.
 
         A process that only reads must notice that the server's clock was set, and renews the token of the namespace.
         """

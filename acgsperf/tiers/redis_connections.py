@@ -386,9 +386,6 @@ class _Provider(CredentialProvider):
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
 
-    def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        raise NotImplementedError
-
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
         try:
             found = self._credentials()

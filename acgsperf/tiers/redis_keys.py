@@ -7,7 +7,7 @@ from acgsperf._native import envelope_format as envelope
 
 __all__ = ["TOKEN_TTL_MS", "RedisKeys", "short_run"]
 
-# How long a key lives that is renewed when it is used.
+# The lifetime of a key that each use renews.
 TOKEN_TTL_MS: Final = 30 * 24 * 3600 * 1000
 
 

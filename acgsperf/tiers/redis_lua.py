@@ -67,7 +67,7 @@ local function run()
     local found = type(info) == 'string' and string.match(info, 'run_id:(%w+)')
     return found and string.sub(redis.sha1hex(found), 1, 8)
 end
--- The token of a namespace says which run of the server it belongs to.
+-- The token of a namespace contains the run of the server.
 local function of_namespace(new) return new .. (run() or '--------') end
 local function token(key, new, px, is_namespace)
     local value = current(key)

@@ -193,7 +193,7 @@ return results
 # lifetime, its tags as positions. Kinds: T compares the tokens of all tags. I compares the invalidations. C compares
 # them too, and requires that the slower tier has refused no invalidation. D requires that the key is absent, that the
 # server was not restarted, and that the log has no later record. After a restart from a snapshot the log may have lost
-# records, and so end at a position that the process knows.
+# its last records, and then it ends at a position that the process knows.
 # Results: -1 stored, 0 superseded.
 STORE: Final = script(
     "STORE",

@@ -1,7 +1,6 @@
 """Tokens of tags, as a read compares and renews them."""
 
 from collections.abc import Mapping, Sequence
-from time import monotonic
 from typing import Final
 
 from msgspec.structs import replace
@@ -64,18 +63,18 @@ class Renewals:
         self._calls = calls
         self._scripts = scripts
         self._keys = keys
-        self._renewed_at: LRUCache[str, float] = LRUCache(_MAX_REMEMBERED)
+        # The tags whose token needs no renewal yet.
+        self._renewed: LRUCache[str, bool] = LRUCache(_MAX_REMEMBERED, ttl=_RENEW_EVERY_S)
 
     def renew(self, found: Sequence[Entry | None], tagged: Sequence[tuple[int, Sequence[bytes]]]) -> None:
         """Renew the tokens of the entries with tags, later. A read does not wait for it."""
-        now, due = monotonic(), []
+        due = []
         for position, _ in tagged:
             entry = found[position]
             if entry is not None and entry.kept_until is None:
                 for tag in entry.tags:
-                    renewed_at = self._renewed_at.get(tag)
-                    if renewed_at is None or now - renewed_at >= _RENEW_EVERY_S:
-                        self._renewed_at.set(tag, now)
+                    if tag not in self._renewed:
+                        self._renewed.set(tag, True)
                         due.append(tag)
         if due:
             self._calls.start(self._renew(due))

@@ -32,7 +32,7 @@ _LATEST_US: Final = 1 << 53
 _REMOVED: Final = -2
 
 _Item = tuple[str, Operation]
-# Builds a call for some items, with a record of others.
+# Builds a call. The arguments: the items that it is for, and those that its record has.
 _Build = Callable[[Sequence[_Item], Sequence[_Item]], ScriptCall]
 
 
@@ -42,7 +42,7 @@ class _Part:
     Args:
         build: builds the call.
         items: those of this call.
-        others: those of the calls before it, if this is the last one; None for an earlier call.
+        others: those of all earlier calls, if this is the last call; None for an earlier call.
     """
 
     __slots__ = ("_build", "_items", "_others")
@@ -57,8 +57,8 @@ class _Part:
         return self._build(items, [*self._others, *items] if len(items) == len(self._items) else items)
 
     @property
-    def told_before(self) -> list[str]:
-        """The keys of the earlier calls of which this one publishes a record."""
+    def earlier_keys(self) -> list[str]:
+        """The keys of earlier calls that the record of this call has."""
         return [key for key, _ in self._others or ()]
 
 
@@ -98,9 +98,9 @@ class RedisWrites:
         for key, operation in batch.operations.items():
             items.setdefault(_kind(operation), []).append((key, operation))
         build: dict[str, Any] = {
-            "write": lambda some, told: self._write_call(some, told, batch),
-            "tombstone": lambda some, told: self._header_call(TOMBSTONE, some, told, batch),
-            "expire": lambda some, told: self._header_call(EXPIRE, some, told, batch),
+            "write": lambda some, recorded: self._write_call(some, recorded, batch),
+            "tombstone": lambda some, recorded: self._header_call(TOMBSTONE, some, recorded, batch),
+            "expire": lambda some, recorded: self._header_call(EXPIRE, some, recorded, batch),
             "undo": self._undo_call,
             "store": self._store_call,
         }
@@ -170,7 +170,7 @@ class RedisWrites:
                 if result == _REMOVED:
                     batch.removed.add(key)
         if published and isinstance(part, _Part):
-            for key in part.told_before:
+            for key in part.earlier_keys:
                 before = batch.results.get(key)
                 if before is None:
                     continue
@@ -235,10 +235,10 @@ class RedisWrites:
                 break
         return REFUSED
 
-    def _write_call(self, items: Sequence[_Item], told: Sequence[_Item], attempt: Attempt) -> ScriptCall:
+    def _write_call(self, items: Sequence[_Item], recorded: Sequence[_Item], attempt: Attempt) -> ScriptCall:
         tags = _positions(tag for _, operation in items for tag in _tags(operation))
         arguments: list[Any] = [len(items), self._deadline_us(attempt), TOKEN_TTL_MS, self._new_token()]
-        arguments += self._records(told)
+        arguments += self._records(recorded)
         now = time.monotonic()
         for key, operation in items:
             assert operation.entry is not None
@@ -247,14 +247,14 @@ class RedisWrites:
         return ScriptCall(WRITE, keys, arguments, 1 + len(items))
 
     def _header_call(
-        self, script: Script, items: Sequence[_Item], told: Sequence[_Item], attempt: Attempt
+        self, script: Script, items: Sequence[_Item], recorded: Sequence[_Item], attempt: Attempt
     ) -> ScriptCall:
         kind = RecordKind.EXPIRED_KEYS if script is EXPIRE else RecordKind.KEYS
-        arguments = [len(items), self._deadline_us(attempt), self._retention_ms, *self._records(told, kind)]
+        arguments = [len(items), self._deadline_us(attempt), self._retention_ms, *self._records(recorded, kind)]
         arguments += [_id_and_stamp(operation) for _, operation in items]
         return ScriptCall(script, [self._keys.log, *self._entries(items)], arguments, 1 + len(items))
 
-    def _undo_call(self, items: Sequence[_Item], told: Sequence[_Item]) -> ScriptCall:
+    def _undo_call(self, items: Sequence[_Item], _recorded: Sequence[_Item]) -> ScriptCall:
         # The record has the id of the tombstone, so that a process whose L1 has the removed entry drops it. Each call
         # has a record of its own, because its ids are made here.
         new = [self._new_token() for _ in items]
@@ -264,7 +264,7 @@ class RedisWrites:
             arguments += operation.id, identifier
         return ScriptCall(UNDO, [self._keys.log, *self._entries(items)], arguments, 1 + len(items))
 
-    def _store_call(self, items: Sequence[_Item], told: Sequence[_Item]) -> ScriptCall:
+    def _store_call(self, items: Sequence[_Item], _recorded: Sequence[_Item]) -> ScriptCall:
         tags = _positions(tag for _, operation in items for tag in _tags(operation))
         arguments: list[Any] = [len(items), TOKEN_TTL_MS, self._new_token()]
         now = time.monotonic()

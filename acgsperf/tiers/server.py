@@ -87,7 +87,7 @@ class ServerTier(Tier):
         self._writes = WriteBatches(self._calls, self._write, deadline)
         self._pending_writes = self._writes.pending
         self._reads.queue.guard(self._check_use, self._breaker, _CLOSED, self._pending_writes)
-        # A method of the queue itself, because a call is expensive here.
+        # The method of the queue itself, without a Python call around it: this is the hot path.
         self.begin_get: Final[Callable[[str], asyncio.Future[Entry | None] | None]] = self._reads.queue.begin
 
     @abstractmethod
@@ -433,5 +433,7 @@ class ServerTier(Tier):
             self._check_use()
             queued = True
             return await self._reads.get_many(keys)
-        self._reads.misses += 0 if queued else len(keys)  # if queued, counted when the server has answered
+        if not queued:
+            # Those that are queued are counted when the server has answered.
+            self._reads.misses += len(keys)
         return {}

@@ -1,4 +1,4 @@
-"""What the backplane does: L1 hears of writes within milliseconds, and knows when it has not heard of some."""
+"""What the backplane does: L1 gets records of writes within milliseconds, and knows when it has missed some."""
 
 import os
 

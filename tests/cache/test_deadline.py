@@ -88,7 +88,7 @@ async def test_a_closed_deadline_can_be_used_again():
     assert wait.passed
 
 
-async def test_a_reply_that_arrives_while_the_loop_is_held_up_is_in_time():
+async def test_a_reply_that_arrives_while_the_loop_is_blocked_is_in_time():
     ours, theirs = socket.socketpair()
     reader, writer = await asyncio.open_connection(sock=ours)
     deadline = Deadline(0.02)
@@ -103,7 +103,7 @@ async def test_a_reply_that_arrives_while_the_loop_is_held_up_is_in_time():
     await writer.wait_closed()
 
 
-async def test_a_loop_that_was_held_up_delays_no_wait_for_long():
+async def test_a_loop_that_was_blocked_delays_no_wait_for_long():
     deadline = Deadline(0.02)
     asyncio.get_running_loop().call_soon(time.sleep, 0.05)
     began = time.monotonic()

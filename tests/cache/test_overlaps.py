@@ -1,4 +1,4 @@
-"""Operations that overlap: a slow L3, writes and invalidations of one process, a server away, a cancelled `close`."""
+"""Operations that overlap: slow writes of L3, writes and invalidations of one process, a `close` that is cancelled."""
 
 import asyncio
 import secrets
@@ -54,7 +54,7 @@ async def test_a_write_that_l3_carries_out_late_leaves_no_old_value_in_another_l
         await transaction.start()
         for table in one._lower_tiers.l3._tables.names[:2]:
             await busy.execute(f"SELECT 1 FROM {table} WHERE namespace = $1 FOR UPDATE", one.namespace)
-        # L3 needs more than a tenth of the deadline: L2 has done it before.
+        # L3 takes so long that L2 is written first.
         task = asyncio.create_task(SLOW_WRITES[write](one))
         await asyncio.sleep(0.2 * DEADLINE_S)
         assert await other.get("key") in ("old", None)
@@ -113,7 +113,7 @@ async def test_get_serves_no_unverified_entry_if_a_tier_says_that_the_key_is_gon
     await cache.set("key", "old")
     cache._parts.listener.extend(clock.now + 1)
     clock.advance(2)
-    # L2 is away, and L3 answers.
+    # L2 does not answer, and L3 does.
     l2.up = False
     l3.lose("key")
     assert await cache.get("key") is None

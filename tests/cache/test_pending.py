@@ -23,7 +23,7 @@ WRITES = INVALIDATIONS | {
 
 @pytest.fixture(params=["l2", "l3", "l2+l3"])
 async def open_shared(request, servers):
-    """Open caches with the same tiers, which do not hear of each other: the tiers alone tell what is superseded."""
+    """Open caches with the same tiers, without records of each other: the tiers alone decide what is superseded."""
     namespace = "test-" + secrets.token_hex(4)
     async with asyncio.timeout(60), AsyncExitStack() as stack:
 

@@ -162,7 +162,7 @@ class Machine:
         for name, process in zip(self.scenario.processes, state.processes, strict=True):
             if (cell := process.l1) is not None and self.answers(state, process):
                 if self.rank(cell.version) < self.rank(process.heard):
-                    return f"R1: {name} has heard of v{process.heard}, and its L1 answers {cell}"
+                    return f"R1: {name} has the record of v{process.heard}, and its L1 answers {cell}"
                 if self.rank(cell.version) < state.floors[0]:
                     return (
                         f"R2: {LAG + 1} ticks ago v{state.floors[0]} was acknowledged, and L1 of {name} answers {cell}"

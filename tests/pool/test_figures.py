@@ -1,4 +1,4 @@
-"""What a pool tells of its callers and its server, besides the counts that other tests check."""
+"""Two times in the statistics of a pool: to open a connection, and of the caller that has waited longest."""
 
 import asyncio
 

@@ -110,7 +110,7 @@ def descriptors():
 @asynccontextmanager
 async def pools(dsn, sessions_dsn, until):
     """Open pools of all sizes with callers; check the number of their sessions, and that nothing is left of them."""
-    # The thread that starts a server again.
+    # Start the thread of `to_thread` now, so that it is among those that were there before.
     await asyncio.to_thread(int)
     before = asyncio.all_tasks(), descriptors(), threading.active_count()
     sessions = Sessions(sessions_dsn)

@@ -1,4 +1,4 @@
-"""What applications get for their tests."""
+"""`acgsperf.testing`: the memory tier, the clock and the fixtures."""
 
 import asyncio
 import subprocess

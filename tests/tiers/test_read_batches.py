@@ -26,13 +26,18 @@ async def server():
     return Server()
 
 
-@pytest.fixture
-async def reads(server):
-    calls = ServerCalls("test", 5, lambda: None, lambda error: False)
+def opened(server, deadline=5):
+    calls = ServerCalls("test", deadline, lambda: None, lambda error: False)
     calls.open("namespace")
-    reads = ReadBatches(calls, server.fetch, 5)
+    reads = ReadBatches(calls, server.fetch, deadline)
     reads.open()
     reads.queue.guard(lambda: None, calls.breaker, calls.breaker.state, ())
+    return calls, reads
+
+
+@pytest.fixture
+async def reads(server):
+    calls, reads = opened(server)
     yield reads
     server.answer.set()
     await asyncio.gather(*calls.tasks)
@@ -113,12 +118,7 @@ async def test_a_call_for_many_keys_joins_the_second_batch(reads, server):
 
 
 async def test_both_batches_have_the_deadline_of_their_reads(server):
-    errors = []
-    calls = ServerCalls("test", 0.05, lambda: errors.append(1), lambda error: False)
-    calls.open("namespace")
-    reads = ReadBatches(calls, server.fetch, 0.05)
-    reads.open()
-    reads.queue.guard(lambda: None, calls.breaker, calls.breaker.state, ())
+    calls, reads = opened(server, deadline=0.05)
     started = asyncio.get_running_loop().time()
     futures = list(map(reads.queue.begin, names(0, 50)))
     assert await asyncio.gather(*futures) == [None] * 50
@@ -130,11 +130,7 @@ async def test_both_batches_have_the_deadline_of_their_reads(server):
 
 
 async def test_reads_that_wait_for_the_second_batch_are_answered_by_close(server):
-    calls = ServerCalls("test", 5, lambda: None, lambda error: False)
-    calls.open("namespace")
-    reads = ReadBatches(calls, server.fetch, 5)
-    reads.open()
-    reads.queue.guard(lambda: None, calls.breaker, calls.breaker.state, ())
+    calls, reads = opened(server)
     futures = list(map(reads.queue.begin, names(0, 50)))
     await turns(1)
     for task in calls.tasks:

@@ -193,7 +193,7 @@ class TestLoads:
         if before != "nothing":
             await _write(first, "k", entry() if before == "entry" else None)
         seen = (await first.observe(["k"]))["k"]
-        # The two estimate the server's clock, so that the second one may be behind.
+        # Both tiers estimate the server's clock, and the estimate of the second one may be earlier.
         later = second.now_us() + 1_000_000
         if "set" in what:
             await _write(second, "k", entry("new"), later)
@@ -509,7 +509,7 @@ class TestRecords:
 
     @pytest.mark.parametrize("what", ["set", "delete", "expire"])
     @pytest.mark.parametrize("count", [1, 50, 51, 1_000])
-    async def test_a_batch_tells_the_others_once(self, pair, entry, what, count):
+    async def test_a_batch_publishes_one_record(self, pair, entry, what, count):
         first, _ = pair
         writes = {f"k{i}": Write(entry() if what == "set" else None, _id(), 2_000) for i in range(count)}
         await _write(first, "k0", None, 9_000)
@@ -519,7 +519,7 @@ class TestRecords:
         _, record = await _log(first)
         assert record.items == tuple((key.encode(), write.id) for key, write in writes.items())
 
-    async def test_a_batch_that_was_late_tells_the_others_when_it_is_carried_out(self, pair, entry):
+    async def test_a_batch_that_was_late_publishes_one_record_when_it_is_carried_out(self, pair, entry):
         first, _ = pair
         first.server_clock.offset -= 3_600
         writes = {f"k{i}": Write(entry(), _id(), 2_000) for i in range(120)}
@@ -527,7 +527,7 @@ class TestRecords:
         (record,) = await _log(first)
         assert len(record.items) == 120
 
-    async def test_what_could_not_be_told_is_not_said_to_be(self, pair, entry):
+    async def test_what_could_not_be_published_is_not_reported_as_published(self, pair, entry):
         """The last call of a batch, which has the record, comes after the deadline, and again after it."""
         first, _ = pair
         writes = first._redis_writes
@@ -539,7 +539,7 @@ class TestRecords:
         assert await _log(first) == []
 
     async def test_a_script_that_another_client_sends_meanwhile_is_not_carried_out_before_the_others(self):
-        """The last call of a batch has the record: nobody may hear of a write before it was carried out."""
+        """The last call of a batch has the record: nobody may get it before all writes were carried out."""
         sent = []
 
         class Connections:
