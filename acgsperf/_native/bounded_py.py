@@ -36,7 +36,6 @@ from acgsperf._native.types import CacheStats, EvictionReason
 _MISSING: Final = object()
 # Later than any expiry: a clock is within 4e9 s of zero and a ttl below 2**62 ns.
 _NEVER: Final = 2**63 - 1
-_EXPIRED: Final = (EXPIRATIONS, UNCOUNTED, UNCOUNTED)
 
 
 class BoundedCache(Placing):
@@ -241,10 +240,7 @@ class BoundedCache(Placing):
             if entry is None:
                 raise KeyError("popitem(): cache is empty")
             expired = now_ns >= entry.expires_ns
-            counted = (EXPIRATIONS if expired else UNCOUNTED, UNCOUNTED, UNCOUNTED)
-            if entry in self._table and self._table.exchange(
-                version, entry, self._table.without(entry), None, (), counted
-            ):
+            if self._table.remove(version, entry, EXPIRATIONS if expired else UNCOUNTED):
                 self._removed(entry, False)
                 if not expired:
                     return entry.key, entry.value
@@ -271,7 +267,7 @@ class BoundedCache(Placing):
                     version = self._table.version
                     if entry not in self._table:
                         break
-                    if self._table.exchange(version, entry, self._table.without(entry), None, (), _EXPIRED):
+                    if self._table.remove(version, entry, EXPIRATIONS):
                         self._removed(entry, False)
                         evicted.append(entry)
                         break
@@ -301,13 +297,12 @@ class BoundedCache(Placing):
                 if (not limit or size <= limit) and (not weight_limit or weight <= weight_limit):
                     break
                 entry = self._victim()
-                if entry is None or entry not in self._table:
+                if entry is None:
                     continue
                 reason = self._reason(entry, now_ns)
-                counted = (REMOVALS[reason], UNCOUNTED, UNCOUNTED)
                 # The bounds shrink with the entries, so that others cannot add as many as are removed here.
                 bounds = (limit and size - 1, weight_limit and max(weight_limit, weight - entry.weight))
-                if self._table.exchange(version, entry, self._table.without(entry), None, (), counted, *bounds):
+                if self._table.remove(version, entry, REMOVALS[reason], *bounds):
                     evicted.append((entry, reason))
                     self._removed(entry, reason is EvictionReason.SIZE)
             self._resized()

@@ -147,8 +147,7 @@ class Placing(metaclass=Immutable):
             self._spared(old)
             return
         reason = self._reason(old, now_ns)
-        counted = (REMOVALS[reason], UNCOUNTED, UNCOUNTED)
-        if old in self._table and self._table.exchange(version, old, self._table.without(old), None, (), counted):
+        if self._table.remove(version, old, REMOVALS[reason]):
             evicted.append((old, reason))
             self._removed(old, reason is EvictionReason.SIZE)
 
