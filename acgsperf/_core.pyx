@@ -285,17 +285,17 @@ cdef class BoundedCache:
     """BoundedCache()
 --
 
-    What `LRUCache` and `AdaptiveCache` have in common; it cannot be created.
+    The base class of `LRUCache` and `AdaptiveCache`. It cannot be instantiated.
     """
 
     cdef Table table
     cdef uint64_t version
     cdef uint32_t _maxsize
-    # No limit is 0; `weight` is the sum of the weights.
+    # 0 for no limit; `weight` is the sum of the weights.
     cdef uint64_t _maxweight
     cdef uint64_t weight
     cdef readonly object weigher
-    # Chooses what is evicted. NULL for the least recently used entry.
+    # Chooses the entry to evict. NULL for the least recently used one.
     cdef Policy *policy
     cdef int64_t ttl_ns
     cdef int64_t answers_until_ns
@@ -566,7 +566,7 @@ cdef class BoundedCache:
 
     @cython.final
     cdef bint rebuild(self, uint32_t capacity) noexcept:
-        """Move to room for more or fewer entries; False if there is no memory."""
+        """Change the capacity of the table; False if there is no memory."""
         if not table_rebuild(&self.table, capacity):
             return False
         if self.policy != NULL:
@@ -576,8 +576,8 @@ cdef class BoundedCache:
 
     @cython.final
     cdef void bound_policy(self) noexcept:
-        """Let the policy start again with the present bounds."""
-        # If the weight is limited, the number of entries that fit is known when the cache is full.
+        """Restart the policy with the present bounds."""
+        # If the weight is limited, the number of entries that fit is not known before the cache is full.
         policy_resize(
             self.policy, &self.table, 0 if self._maxweight else self._maxsize,
             self._maxweight if self._maxweight else self._maxsize)
@@ -639,7 +639,7 @@ cdef class BoundedCache:
     cdef inline int store(
         self, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now, uint64_t weight
     ) except -1:
-        # Reading the clock waits for all loads that come before it, and for no prefetch.
+        # The clock is read only after all earlier loads have finished; a prefetch may still be in flight.
         acgsperf_prefetch(&self.table.index[place_home(table_place(&self.table, hash))])
         now = self.time_of_write(ttl_ns, now)
         if self.policy != NULL or self.table.has_weights:
@@ -650,7 +650,7 @@ cdef class BoundedCache:
     cdef int place_by_policy(
         self, uint32_t number, key, Py_hash_t hash, value, int64_t ttl_ns, int64_t now, uint64_t weight
     ) except -1:
-        """Do the same as `place` for a cache with a policy or with weights."""
+        """Do the work of `place` for a cache with a policy or with weights."""
         cdef int64_t expires_ns = NEVER if ttl_ns == NEVER else now + ttl_ns
         cdef Evicted evicted
         cdef uint8_t meta = 0
@@ -703,7 +703,7 @@ cdef class BoundedCache:
 
     @cython.final
     cdef inline uint8_t note_miss(self, Py_hash_t hash) noexcept:
-        """Tell the policy of a new key; return the first byte of its entry."""
+        """Report a new key to the policy; return the initial `meta` byte of its entry."""
         cdef uint8_t meta = policy_miss(self.policy, hash)
         if not self.policy.timed:
             self.policy.timed = True
@@ -746,7 +746,7 @@ cdef class BoundedCache:
 
     @cython.final
     cdef int exchange_value(self, uint32_t number, value, int64_t expires_ns, int64_t now, uint64_t weight) except -1:
-        """Give a fresh entry another value."""
+        """Replace the value of a fresh entry."""
         cdef Slot *slot = &self.table.slots[number]
         cdef PyObject *old = slot.value
         cdef Evicted evicted
@@ -775,7 +775,7 @@ cdef class BoundedCache:
 
     @cython.final
     cdef int make_room(self, uint64_t weight, uint32_t spared, int64_t now, Evicted *evicted) except -1:
-        """Evict what is too much beside a new entry of this weight, or beside a spared entry if the weight is 0."""
+        """Evict until a new entry of this weight fits; if the weight is 0, until all fit, without evicting `spared`."""
         cdef uint32_t number
         while (
             self.table.used > self._maxsize - (weight > 0)
@@ -794,7 +794,7 @@ cdef class BoundedCache:
 
     @cython.final
     cdef bint estimate_size(self) noexcept:
-        """Tell the policy how many entries fit when the weights fill the cache; False if there is no memory."""
+        """Report to the policy how many entries fit, when the weights fill the cache; False if there is no memory."""
         cdef uint32_t used = self.table.used
         if used >= 2 * <uint64_t> self.policy.size or 2 * <uint64_t> used <= self.policy.size:
             policy_resize(self.policy, &self.table, used, self._maxweight)
@@ -850,7 +850,7 @@ cdef class BoundedCache:
 
     @cython.final
     cdef inline Removed vacate(self, uint32_t number, bint expired) noexcept:
-        """Make room for a new entry in the slot of an old one; the caller owns the references of the old one."""
+        """Prepare the slot of an old entry for a new one; the caller owns the references of the old one."""
         cdef Removed removed
         removed.key = self.table.slots[number].key
         removed.value = self.table.slots[number].value
@@ -875,7 +875,7 @@ cdef class BoundedCache:
         return default
 
     def set(self, key, value, ttl=...):
-        """Store a value as the most recently used; if the cache is full, evict what the policy says.
+        """Store a value as the most recently used; if the cache is full, evict the entry that the policy chooses.
 
         Args:
             key: any hashable.
@@ -1030,11 +1030,11 @@ cdef class BoundedCache:
         raise KeyError(key)
 
     def resize(self, maxsize=None, *, maxweight=None):
-        """Change the largest number of entries, the largest sum of weights, or both, and evict what is too much.
+        """Change the largest number of entries, the largest sum of weights, or both; evict until the limits hold.
 
         Raises:
-            TypeError, ValueError: if a limit is not an integer, is out of range, or is a weight and there is no weigher;
-                nothing has changed then.
+            TypeError, ValueError: if no limit is given, or if a limit is not an integer, is out of range, or is a weight
+                and there is no weigher; nothing has changed then.
         """
         cdef uint32_t limit
         cdef uint64_t weight_limit
@@ -1257,22 +1257,22 @@ cdef class AdaptiveCache(BoundedCache):
     A mapping of bounded size that learns which entries to evict, and removes expired ones.
 
     It has the interface of `LRUCache`. It evicts by one of six settings of two queues, and changes to another setting
-    when a sample of the requests shows that it would hit more often. `stats().policy` says which setting is on. See
-    docs/policy.md.
+    when a sample of the requests shows that the other one would hit more often. `stats().policy` reports the active
+    setting. See docs/policy.md.
 
-    Operations on one key are O(1): an eviction moves at most 1,024 other entries. `keys`, `values` and `items` list
-    first the entries that are known to be used again, then the new ones; in the order of use if the setting is "lru".
-    Beyond what an `LRUCache` takes, an entry takes at most 24 bytes from 500 entries on, and 8 from 16,384 on.
+    Operations on one key are O(1): an eviction moves at most 1,024 other entries. `keys`, `values` and `items` list the
+    main queue first, then the small queue with the new entries; if the setting is "lru", they list in the order of use.
+    An entry takes up to 24 bytes more than in an `LRUCache` from 500 entries on, and up to 8 more from 16,384 on.
 
     Args:
         maxsize: as for `LRUCache`.
         ttl: as for `LRUCache`.
-        policy: "adaptive"; "s3fifo" for one fixed setting that resists scans; "lru" for what `LRUCache` does.
+        policy: "adaptive"; "s3fifo" for one fixed setting that resists scans; "lru" to evict as `LRUCache` does.
         maxweight: as for `LRUCache`.
         weigher: as for `LRUCache`.
         clock: as for `LRUCache`.
         on_evict: as for `LRUCache`.
-        seed: an integer that chooses the sample, to repeat a measurement; None for a random one.
+        seed: an integer that chooses the sample, so that a measurement can be repeated; None for a random sample.
 
     Raises:
         TypeError, ValueError: if an argument is of the wrong type, or out of range.
@@ -1281,7 +1281,7 @@ cdef class AdaptiveCache(BoundedCache):
     def __cinit__(
         self, maxsize=None, ttl=None, *, policy="adaptive", maxweight=None, weigher=None, clock=None, on_evict=None, seed=None
     ):
-        # Only the base class, whose constructor has run, accepts None.
+        # The constructor of the base class, which has already run, accepts None. This class does not.
         checked_policy(policy)
 
 
@@ -1526,14 +1526,14 @@ cdef class LatencyHistogram:
     def cumulative(self, bounds_ns, /):
         """Return how many latencies are within each bound, as a histogram with fixed buckets counts them.
 
-        A bucket of this histogram is within a bound if its smallest latency is. So a latency at the bound is counted,
-        and so may be one that is above it by less than the width of a bucket.
+        A bucket of this histogram is within a bound if its smallest latency is. So a latency at the bound is counted. A
+        latency above the bound, by less than the width of a bucket, may be counted too.
 
         Args:
             bounds_ns: in ns, ascending.
 
         Returns:
-            A count for each bound, the count of all, and the sum of all in ns, from the middle of each bucket.
+            A count for each bound, the count of all latencies, and their sum in ns, from the middle of each bucket.
 
         Raises:
             TypeError: if a bound is not an integer.

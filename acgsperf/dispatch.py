@@ -52,45 +52,34 @@ def _warn(reason: ImportError) -> None:
 
 _READER = "acgsperf._native.envelope"
 
-if TYPE_CHECKING:
-    from acgsperf._core import (
-        IMPLEMENTATION,
-        AdaptiveCache,
-        BoundedCache,
-        HashValidator,
-        LatencyHistogram,
-        LRUCache,
-        Timer,
-    )
-    from acgsperf._native.canonical import canonical, fingerprint, request_key
-    from acgsperf._native.envelope import unseal_many
-    from acgsperf._native.read_path import ReadPath, ReadQueue, answer
-    from acgsperf._native.resp import has_long_array, mget
-    from acgsperf._native.weigh import weigh_bytes
-else:
-    # All or none, so that IMPLEMENTATION is true of all.
-    _pure = os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" or find_spec("acgsperf._native.built_pure") is not None
-    if not _pure:
-        try:
-            from acgsperf._core import (
-                IMPLEMENTATION,
-                AdaptiveCache,
-                BoundedCache,
-                HashValidator,
-                LatencyHistogram,
-                LRUCache,
-                Timer,
-            )
-            from acgsperf._native.canonical import canonical, fingerprint, request_key
-            from acgsperf._native.read_path import ReadPath, ReadQueue, answer
-            from acgsperf._native.resp import has_long_array, mget
-            from acgsperf._native.weigh import weigh_bytes
+# All or none, so that IMPLEMENTATION is true of all.
+_pure = os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" or find_spec("acgsperf._native.built_pure") is not None
+if not _pure:
+    try:
+        from acgsperf._core import (
+            IMPLEMENTATION,
+            AdaptiveCache,
+            BoundedCache,
+            HashValidator,
+            LatencyHistogram,
+            LRUCache,
+            Timer,
+        )
+        from acgsperf._native.canonical import canonical, fingerprint, request_key
+        from acgsperf._native.read_path import ReadPath, ReadQueue, answer
+        from acgsperf._native.resp import has_long_array, mget
+        from acgsperf._native.weigh import weigh_bytes
 
-            if find_spec(_READER) is None:
-                raise ModuleNotFoundError(f"No module named {_READER!r}", name=_READER)
-        except ImportError as error:
-            _warn(error)
-            _pure = True
+        if find_spec(_READER) is None:
+            raise ModuleNotFoundError(f"No module named {_READER!r}", name=_READER)
+    except ImportError as error:
+        _warn(error)
+        _pure = True
+
+if TYPE_CHECKING:
+    # The twins have the same types, so the stubs of the compiled modules describe both.
+    from acgsperf._native.envelope import unseal_many
+else:
     if _pure:
         from acgsperf._native.canonical_py import canonical, fingerprint, request_key
         from acgsperf._native.core_py import (

@@ -1,9 +1,9 @@
 """What `PostgresBackplane.watch` costs a writer: the same statements on tables that are watched in several ways.
 
-Run `pytest -s bench/test_backplane_watch.py` with `acgsperf[bench]`. The tables have what tables usually have: a
-primary key, an index, and a time. They take turns within one run. The minimum and the median of the rounds are printed:
-how long the server's process computed (on Linux), and how long the client waited, over a unix socket. Another process
-listens to the notifications, and uses the same cores.
+Run `pytest -s bench/test_backplane_watch.py` with `acgsperf[bench]`. Each table has a primary key, an index, and a
+time. The tables take turns within one run. The output is the minimum and the median of the rounds: the CPU time of the
+server's process (on Linux), and the time that the client waited, over a unix socket. Another process listens to the
+notifications, and uses the same cores.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _Measured = dict[str, list[tuple[float, float]]]
 
 
 class Silent:
-    """A cache that does nothing."""
+    """A cache that ignores all records."""
 
     def apply(self, record: Record) -> None:
         pass
@@ -90,7 +90,7 @@ class Tables:
         await self.connection.close()
 
     async def take_turns(self, rounds: int, measure: Callable[[str], Awaitable[tuple[float, float]]]) -> _Measured:
-        """Measure each table once a round, each time in another order."""
+        """Measure each table once in each round. The order changes from round to round."""
         kinds = list(KINDS)
         found: _Measured = {kind: [] for kind in kinds}
         for number in range(rounds):
@@ -116,8 +116,8 @@ def tables() -> Iterator[Tables]:
         tables.loop.close()
 
 
-def _computed_ns(pid: int) -> int:
-    """Return how long a process has computed; 0 if the system does not tell."""
+def _cpu_ns(pid: int) -> int:
+    """Return the CPU time of a process; 0 if the system does not report it."""
     try:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
     except OSError:
@@ -162,12 +162,12 @@ def test_one_row(benchmark: BenchmarkFixture, tables: Tables, what: str, commit:
         prepared = await connection.prepare(statement.format(name))
         await prepared.fetch(first + STATEMENTS_A_ROUND)
         times, pid = [], connection.get_server_pid()
-        before = _computed_ns(pid)
+        before = _cpu_ns(pid)
         for number in range(first, first + STATEMENTS_A_ROUND):
             began = time.perf_counter_ns()
             await prepared.fetch(number)
             times.append(time.perf_counter_ns() - began)
-        return (_computed_ns(pid) - before) / STATEMENTS_A_ROUND / 1e3, statistics.median(times) / 1e3
+        return (_cpu_ns(pid) - before) / STATEMENTS_A_ROUND / 1e3, statistics.median(times) / 1e3
 
     async def run() -> _Measured:
         await connection.execute(f"SET synchronous_commit = {commit}")
@@ -187,11 +187,11 @@ def test_first_statement_of_a_session(benchmark: BenchmarkFixture, tables: Table
             f"SET synchronous_commit = off; UPDATE {tables.names['plain']} SET id = 0 WHERE id = 0"
         )
         pid = connection.get_server_pid()
-        before, began = _computed_ns(pid), time.perf_counter_ns()
+        before, began = _cpu_ns(pid), time.perf_counter_ns()
         await connection.execute(f"UPDATE {name} SET note = note WHERE id = 1")
-        took, computed = time.perf_counter_ns() - began, _computed_ns(pid) - before
+        took, cpu_ns = time.perf_counter_ns() - began, _cpu_ns(pid) - before
         await connection.close()
-        return computed / 1e3, took / 1e3
+        return cpu_ns / 1e3, took / 1e3
 
     found = benchmark.pedantic(lambda: tables.loop.run_until_complete(tables.take_turns(15, measure)), rounds=1)
     _report(benchmark, "first statement of a session", "us", found)
@@ -214,9 +214,9 @@ def test_many_rows(benchmark: BenchmarkFixture, tables: Tables, what: str) -> No
             await connection.execute(statements["insert"].format(name))
         await connection.execute("CHECKPOINT")
         pid = connection.get_server_pid()
-        before, began = _computed_ns(pid), time.perf_counter_ns()
+        before, began = _cpu_ns(pid), time.perf_counter_ns()
         await connection.execute(statements[what].format(name))
-        return (_computed_ns(pid) - before) / 1e6, (time.perf_counter_ns() - began) / 1e6
+        return (_cpu_ns(pid) - before) / 1e6, (time.perf_counter_ns() - began) / 1e6
 
     found = benchmark.pedantic(lambda: tables.loop.run_until_complete(tables.take_turns(7, measure)), rounds=1)
     _report(benchmark, f"{what} {ROWS:,} rows", "ms", found)

@@ -19,10 +19,10 @@ _LAST: Final = 2**63
 class Guard:
     """Lets one caller at a time use the policy of a cache, without a lock.
 
-    The policy takes many steps, and other code may run between any two of them: another thread, a signal handler or a
-    finalizer, which may use the same cache. A caller that finds the policy in use leaves its report for later, and uses
-    a default if it needs an answer. The cache stays correct then, and only evicts a worse entry. If an exception of a
-    signal handler ends a step in the middle, the policy starts again with the entries that are there.
+    An operation of the policy has many steps. Between any two of them, other code may run and use the same cache:
+    another thread, a signal handler or a finalizer. If the policy is in use, a report waits in a queue, and a question
+    gets a default answer. The cache stays correct, but may evict a worse entry. If a signal handler raises in the
+    middle of an operation, the policy is created again from the entries of the cache.
     """
 
     __slots__ = ("_busy", "_pending", "_policy", "adaptive", "seed", "setting", "since_ns", "table")
@@ -39,18 +39,18 @@ class Guard:
 
     @atomic
     def enter(self) -> bool:
-        """Return whether the caller may use the policy; it must `leave` then."""
+        """Return whether the caller may use the policy. If so, it must call `leave` afterwards."""
         if self._busy:
             return False
         self._busy = True
         return True
 
     def leave(self) -> None:
-        """Let others use the policy."""
+        """Let other callers use the policy."""
         self._busy = False
 
     def _started(self) -> Policy:
-        """Return a new policy for the entries that are there."""
+        """Return a new policy for the entries of the cache."""
         policy = Policy(self.setting, self.adaptive, self.seed)
         policy.resize(*self.bounds())
         self._pending.clear()
@@ -60,9 +60,9 @@ class Guard:
         return policy
 
     def bounds(self) -> tuple[int, int]:
-        """Return how many entries fit, 0 if that is not known yet, and which load."""
+        """Return the largest number of entries, 0 if it is not known yet, and the largest load."""
         maxsize, maxweight = self.table.maxsize, self.table.maxweight
-        # If the weight is limited, the number of entries that fit is known when the cache is full.
+        # If the weight is limited, the number of entries that fit is not known before the cache is full.
         return (0, maxweight) if maxweight else (maxsize, maxsize)
 
     def __sizeof__(self) -> int:
@@ -70,12 +70,12 @@ class Guard:
         return object.__sizeof__(self) + (0 if policy is None else getsizeof(policy))
 
     def report(self, name: str, *args: Any) -> None:
-        """Tell the policy something, at once or when it is free."""
+        """Call a method of the policy now, or later if the policy is in use."""
         self._pending.append((name, args))
         self.ask(None, None)
 
     def ask(self, default: Any, question: Callable[[Policy], Any] | None) -> Any:
-        """Return what the policy answers, after everything that was reported; a default if it is in use."""
+        """Return the policy's answer after all reports; the default if the policy is in use."""
         while self.enter():
             try:
                 policy = self._policy

@@ -17,7 +17,7 @@ LONGEST_NS: Final = 2**62
 MAX_WEIGHT: Final = 2**62
 # A cache with a `maxweight` keeps no entry that is heavier than this fraction of it.
 HEAVIEST_SHARE: Final = 4
-# By policy the number of the first of `SETTINGS`.
+# The setting with which each policy starts, as its place in `SETTING_NAMES`; None if the policy has no settings.
 POLICIES: Final = {"adaptive": 1, "s3fifo": 3, "lru": None}
 MOST_HASHES: Final = 16
 MOST_CORRECTIONS: Final = 10_000_000
@@ -139,7 +139,7 @@ def checked_maxsize(maxsize: SupportsIndex, name: str = "maxsize") -> int:
 
 
 def checked_weight(weight: SupportsIndex) -> int:
-    """Accept what a weigher returned."""
+    """Accept the number that a weigher returned."""
     try:
         number = checked_int("weight", weight)
     except TypeError:
@@ -150,7 +150,7 @@ def checked_weight(weight: SupportsIndex) -> int:
 
 
 def checked_limits(maxsize: SupportsIndex | None, maxweight: SupportsIndex | None, weigher: object) -> tuple[int, int]:
-    """Accept the limits of a cache, at least one of them; 0 stands for None."""
+    """Accept the limits of a cache, at least one of them; return 0 for None."""
     if maxsize is None and maxweight is None:
         raise TypeError("maxsize must be an integer, got None; it can be left out if maxweight is given")
     size = 0 if maxsize is None else checked_maxsize(maxsize)
@@ -164,18 +164,18 @@ def checked_limits(maxsize: SupportsIndex | None, maxweight: SupportsIndex | Non
     return size, weight
 
 
-def checked_bounds(maxsize: SupportsIndex | None, maxweight: SupportsIndex | None, weigher: object) -> tuple[int, int]:
-    """Accept the bounds of a new cache."""
-    checked_callable("weigher", cast("Callable[..., object] | None", weigher))
+def checked_bounds(
+    maxsize: SupportsIndex | None, maxweight: SupportsIndex | None, weigher: Callable[..., object] | None
+) -> tuple[int, int]:
+    """Accept the bounds of a new cache. Without a `maxsize`, return the largest one."""
+    checked_callable("weigher", weigher)
     size, weight = checked_limits(maxsize, maxweight, weigher)
     return size or MAX_ENTRIES, weight
 
 
 def checked_policy(policy: str, name: str = "policy") -> int | None:
     """Accept the name of a policy; return the setting with which it starts, None for one without settings."""
-    if not isinstance(policy, str):
-        raise TypeError(f"{name} must be a str, got {policy!r}")
-    if policy not in POLICIES:
+    if checked_str(name, policy) not in POLICIES:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, POLICIES))}, got {policy!r}")
     return POLICIES[policy]
 
@@ -227,7 +227,7 @@ def checked_interval_ns(latency_ns: int, expected_interval_ns: SupportsIndex) ->
 
 
 def checked_bounds_ns(bounds_ns: Iterable[SupportsIndex]) -> list[int]:
-    """Accept ascending integers. Those above the longest latency of all mean the same as that one."""
+    """Accept ascending integers. Return bounds of at most `LONGEST_NS`, because no latency is longer."""
     given = list(bounds_ns)
     try:
         bounds = list(map(index, given))

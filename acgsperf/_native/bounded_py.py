@@ -1,7 +1,6 @@
-"""What `LRUCache` and `AdaptiveCache` have in common, in pure Python. It behaves as `BoundedCache` of `_core`.
+"""The base class of `LRUCache` and `AdaptiveCache` in pure Python. It behaves as `BoundedCache` of `_core`.
 
-The two change together. The table holds what changes. This class adds what the table does not know: time, and the
-callback.
+The two change together. The table contains everything that changes. This class adds the clock and the callback.
 """
 
 import math
@@ -36,11 +35,10 @@ from acgsperf._native.types import CacheStats, EvictionReason
 _MISSING: Final = object()
 # Later than any expiry: a clock is within 4e9 s of zero and a ttl below 2**62 ns.
 _NEVER: Final = 2**63 - 1
-_EXPIRED: Final = (EXPIRATIONS, UNCOUNTED, UNCOUNTED)
 
 
 class BoundedCache(Placing):
-    """A mapping of bounded size. A subclass says which entry is evicted."""
+    """A mapping of bounded size. A subclass chooses the entry to evict."""
 
     __slots__ = ()
 
@@ -190,7 +188,7 @@ class BoundedCache(Placing):
         return default if entry is None or now_ns >= entry.expires_ns else entry.value
 
     def set(self, key: Hashable, value: Any, ttl: Any = ...) -> None:
-        """Store a value as the most recently used; if the cache is full, evict the least recently used entry."""
+        """Store a value as the most recently used; if the cache is full, evict the entry that the policy chooses."""
         ttl_ns = self._ttl_ns if ttl is ... else checked_ttl_ns(ttl)
         key_hash = hash(key)
         weight = self._weigh(key, value)
@@ -241,10 +239,7 @@ class BoundedCache(Placing):
             if entry is None:
                 raise KeyError("popitem(): cache is empty")
             expired = now_ns >= entry.expires_ns
-            counted = (EXPIRATIONS if expired else UNCOUNTED, UNCOUNTED, UNCOUNTED)
-            if entry in self._table and self._table.exchange(
-                version, entry, self._table.without(entry), None, (), counted
-            ):
+            if self._table.remove(version, entry, EXPIRATIONS if expired else UNCOUNTED):
                 self._removed(entry, False)
                 if not expired:
                     return entry.key, entry.value
@@ -261,7 +256,7 @@ class BoundedCache(Placing):
         self._cleared()
 
     def expire(self) -> int:
-        """Remove every expired entry, least recently used first, and return how many there were."""
+        """Remove every expired entry, in the order of `keys`, and return how many there were."""
         now_ns = self._now_ns()
         evicted: list[Entry] = []
         try:
@@ -271,7 +266,7 @@ class BoundedCache(Placing):
                     version = self._table.version
                     if entry not in self._table:
                         break
-                    if self._table.exchange(version, entry, self._table.without(entry), None, (), _EXPIRED):
+                    if self._table.remove(version, entry, EXPIRATIONS):
                         self._removed(entry, False)
                         evicted.append(entry)
                         break
@@ -290,7 +285,7 @@ class BoundedCache(Placing):
         return None if entry.expires_ns == _NEVER else (entry.expires_ns - now_ns) / 1e9
 
     def resize(self, maxsize: int | None = None, *, maxweight: int | None = None) -> None:
-        """Change the largest number of entries, the largest sum of weights, or both, and evict what is too much."""
+        """Change the largest number of entries, the largest sum of weights, or both; evict until the limits hold."""
         limit, weight_limit = checked_limits(maxsize, maxweight, self._weigher)
         now_ns = self._now_ns()
         evicted: list[tuple[Entry, EvictionReason]] = []
@@ -301,13 +296,12 @@ class BoundedCache(Placing):
                 if (not limit or size <= limit) and (not weight_limit or weight <= weight_limit):
                     break
                 entry = self._victim()
-                if entry is None or entry not in self._table:
+                if entry is None:
                     continue
                 reason = self._reason(entry, now_ns)
-                counted = (REMOVALS[reason], UNCOUNTED, UNCOUNTED)
                 # The bounds shrink with the entries, so that others cannot add as many as are removed here.
                 bounds = (limit and size - 1, weight_limit and max(weight_limit, weight - entry.weight))
-                if self._table.exchange(version, entry, self._table.without(entry), None, (), counted, *bounds):
+                if self._table.remove(version, entry, REMOVALS[reason], *bounds):
                     evicted.append((entry, reason))
                     self._removed(entry, reason is EvictionReason.SIZE)
             self._resized()
@@ -320,15 +314,15 @@ class BoundedCache(Placing):
         return [entry for entry in self._entries() if now_ns < entry.expires_ns]
 
     def keys(self) -> list[Any]:
-        """Return a list of the fresh keys, in the order of the policy."""
+        """Return a list of the fresh keys, in the order of the policy: least recently used first for an `LRUCache`."""
         return [entry.key for entry in self._fresh()]
 
     def values(self) -> list[Any]:
-        """Return a list of the fresh values, least recently used first."""
+        """Return a list of the fresh values, in the order of `keys`."""
         return [entry.value for entry in self._fresh()]
 
     def items(self) -> list[tuple[Any, Any]]:
-        """Return a list of the fresh (key, value) pairs, least recently used first."""
+        """Return a list of the fresh (key, value) pairs, in the order of `keys`."""
         return [(entry.key, entry.value) for entry in self._fresh()]
 
     def stats(self) -> CacheStats:

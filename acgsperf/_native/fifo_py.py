@@ -1,7 +1,7 @@
 """The settings of an `AdaptiveCache`, and the shadow cache of a setting with queues, in pure Python.
 
 The queues are those of S3-FIFO (Yang et al., "FIFO Queues are All You Need for Cache Eviction", SOSP 2023). The twin is
-`shadows.pxd`.
+`shadows.pxd`. A *ghost* is an evicted key that a shadow cache remembers.
 """
 
 from array import array
@@ -9,18 +9,16 @@ from typing import Final, NamedTuple
 
 
 class Setting(NamedTuple):
-    """How the queues are run.
+    """How the queues work.
 
     Attributes:
-        name: as `stats` reports it.
-        share: the part of the cache that the small queue may take.
-        threshold: how many hits bring an entry of the small queue to the main queue.
+        share: the largest share of the cache that the small queue takes.
+        threshold: how many hits an entry of the small queue needs to move to the main queue.
         ghost: how long a removed key is remembered, in cache sizes of removals.
         cap: how many hits count at the end of the main queue.
-        keeps_main: whether what the main queue evicts is remembered, too.
+        keeps_main: whether keys that the main queue evicts are remembered, too.
     """
 
-    name: str
     share: float
     threshold: int
     ghost: float
@@ -28,13 +26,14 @@ class Setting(NamedTuple):
     keeps_main: bool = False
 
 
+# In the order of `SETTING_NAMES`.
 SETTINGS: Final = (
-    Setting("scan", 0.01, 2, 0.5, 7),
-    Setting("frequency", 0.01, 2, 2.0, 3),
-    Setting("recency", 0.15, 1, 0.9, 3),
-    Setting("s3fifo", 0.10, 2, 0.9, 3),
-    Setting("history", 0.15, 2, 2.0, 7, True),
-    Setting("lru", 1.0, 0, 0.0, 0),
+    Setting(0.01, 2, 0.5, 7),
+    Setting(0.01, 2, 2.0, 3),
+    Setting(0.15, 1, 0.9, 3),
+    Setting(0.10, 2, 0.9, 3),
+    Setting(0.15, 2, 2.0, 7, True),
+    Setting(1.0, 0, 0.0, 0),
 )
 FIFOS: Final = 5
 LRU: Final = 5

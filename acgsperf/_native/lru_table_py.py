@@ -17,7 +17,7 @@ COUNTERS: Final = 8
 
 
 class Token:
-    """What a policy knows an entry by. It stays when an update replaces the entry."""
+    """Identifies an entry in a policy. It stays the same when an update replaces the entry."""
 
     __slots__ = ()
 
@@ -51,7 +51,7 @@ class Table:
 
     def __init__(self, maxsize: int, maxweight: int) -> None:
         self.maxsize = maxsize
-        # 0 is no limit.
+        # 0 for no limit.
         self.maxweight = maxweight
         self.size = 0
         self.weight = 0
@@ -99,7 +99,7 @@ class Table:
                 return bucket, None
 
     def of_token(self, token: Token) -> Entry | None:
-        """Return the entry that a policy knows by a token, None if it was removed."""
+        """Return the entry of a token, None if it was removed."""
         return self._by_token.get(token)
 
     @atomic
@@ -132,17 +132,17 @@ class Table:
         """Remove an entry, insert another, and count, all at once.
 
         Args:
-            version: the version for which the rest was prepared.
+            version: the version of the table for which the caller prepared the other arguments.
             old: the entry to remove, or None.
             rest: the bucket of its hash afterwards.
             new: the entry to insert, or None.
             bucket: the bucket of its hash afterwards.
             counted: which counters to increment.
-            maxsize: the new one, 0 to keep it.
-            maxweight: the new one, 0 to keep it.
+            maxsize: the new bound, 0 to keep the present one.
+            maxweight: the new bound, 0 to keep the present one.
 
         Returns:
-            False, and nothing has changed, if the cache is of another version.
+            False, and nothing has changed, if the table has another version now.
         """
         if self.version != version:
             return False
@@ -197,6 +197,12 @@ class Table:
         """Return the bucket of an entry as it is without it."""
         return tuple(other for other in self._by_hash.get(entry.hash, ()) if other is not entry)
 
+    def remove(self, version: int, entry: Entry, counter: int, maxsize: int = 0, maxweight: int = 0) -> bool:
+        """Remove an entry and count that; see `exchange`. False if it was removed before, or if the version differs."""
+        return entry in self._order and self.exchange(
+            version, entry, self.without(entry), None, (), (counter, UNCOUNTED, UNCOUNTED), maxsize, maxweight
+        )
+
     def take(self, bucket: Bucket, entry: Entry, *counted: int) -> bool:
         """Remove an entry of a bucket; False if the bucket has changed."""
         version = self.version
@@ -223,14 +229,14 @@ class Table:
         return old_order, old_by_hash, old_by_token
 
     def has_room(self, weight: int) -> bool:
-        """Whether a new entry of this weight fits; if it is 0, whether what is here fits."""
+        """Whether a new entry of this weight fits; if the weight is 0, whether the present entries fit."""
         if self.maxweight and self.weight + weight > self.maxweight:
             return False
         return self.size < self.maxsize if weight else self.size <= self.maxsize
 
     @atomic
     def limit(self, maxsize: int, maxweight: int) -> tuple[int, int]:
-        """Change the bounds unless there is too much for them, 0 to keep one; return the present size and weight."""
+        """Change the bounds, 0 to keep one, unless the entries exceed them; return the present size and weight."""
         size = self.size
         weight = self.weight
         fits = True

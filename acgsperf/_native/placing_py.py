@@ -24,7 +24,7 @@ REMOVALS: Final = {None: UNCOUNTED, EvictionReason.SIZE: EVICTIONS, EvictionReas
 
 
 class Placing(metaclass=Immutable):
-    """The part of `BoundedCache` that makes room. The methods before `_reason` are for a policy to override."""
+    """The part of `BoundedCache` that makes room. A class with a policy overrides the methods before `_reason`."""
 
     __slots__ = (
         "__weakref__",
@@ -51,10 +51,10 @@ class Placing(metaclass=Immutable):
     # Without a policy, the table's own order is the order of use.
 
     def _used(self, entry: Entry) -> None:
-        """An entry was hit or updated."""
+        """Called after an entry was hit or updated."""
 
     def _missed(self, key_hash: int) -> int:
-        """A new key comes; return what `_inserted` needs to know of it."""
+        """Called before a new key is inserted. Returns the `meta` argument of `_inserted`."""
         return 0
 
     def _victim(self) -> Entry | None:
@@ -62,25 +62,25 @@ class Placing(metaclass=Immutable):
         return self._table.oldest()
 
     def _spared(self, entry: Entry) -> None:
-        """An entry that `_victim` has returned must stay."""
+        """Called if an entry that `_victim` returned must not be evicted."""
 
     def _removed(self, entry: Entry, for_room: bool) -> None:
-        """An entry was removed."""
+        """Called after an entry was removed; `for_room` if it was evicted to make room."""
 
     def _inserted(self, entry: Entry, meta: int) -> None:
-        """An entry was inserted."""
+        """Called after an entry was inserted."""
 
     def _reweighed(self, entry: Entry) -> None:
-        """An entry has another weight."""
+        """Called after the weight of an entry changed."""
 
     def _resized(self) -> None:
-        """The bounds have changed."""
+        """Called after the bounds changed."""
 
     def _filled(self) -> None:
-        """The weights fill the cache."""
+        """Called before an eviction if the weight is limited: the number of entries that fit is known then."""
 
     def _cleared(self) -> None:
-        """All entries were removed."""
+        """Called after all entries were removed."""
 
     def _entries(self) -> list[Entry]:
         """Return every entry, in the order of the policy."""
@@ -102,7 +102,7 @@ class Placing(metaclass=Immutable):
             report_unraisable(error, callback)
 
     def _place_by_policy(self, bucket: Bucket, found: Entry | None, new: Entry, now_ns: int, counted: int) -> bool:
-        """Do the same as `_place` for a cache with a policy or with weights."""
+        """Do the work of `_place` for a cache with a policy or with weights."""
         if self._table.maxweight and new.weight > self._table.maxweight // HEAVIEST_SHARE:
             return self._reject(bucket, found, new, counted)
         if found is not None and now_ns < found.expires_ns:
@@ -147,8 +147,7 @@ class Placing(metaclass=Immutable):
             self._spared(old)
             return
         reason = self._reason(old, now_ns)
-        counted = (REMOVALS[reason], UNCOUNTED, UNCOUNTED)
-        if old in self._table and self._table.exchange(version, old, self._table.without(old), None, (), counted):
+        if self._table.remove(version, old, REMOVALS[reason]):
             evicted.append((old, reason))
             self._removed(old, reason is EvictionReason.SIZE)
 
@@ -165,7 +164,7 @@ class Placing(metaclass=Immutable):
         return True
 
     def _replace(self, bucket: Bucket, found: Entry, new: Entry, now_ns: int, counted: int) -> bool:
-        """Put a new entry in the place of a fresh one; False if the cache has changed."""
+        """Replace a fresh entry by a new one; False if the cache has changed."""
         version = self._table.version
         if self._table.bucket(new.hash) is not bucket:
             return False

@@ -1,12 +1,12 @@
 # cython: language_level=3
-"""What an `AdaptiveCache` evicts: two queues, a memory of removed keys, and a choice of settings.  Plain C.
+"""What an `AdaptiveCache` evicts: two queues, a memory of evicted keys, and a choice of settings.  Plain C.
 
 The ring of the table contains both queues: from its oldest entry to its newest first the main queue, then the small one.
 So moving the oldest entry of the small queue to the main queue moves a boundary and no entry.  Under the setting "lru"
 the ring is in order of use.
 
-The queues and the memory of removed keys are those of S3-FIFO (Yang et al., "FIFO Queues are All You Need for Cache Eviction",
-SOSP 2023).  The settings and the choice among them are this project's own; see docs/policy.md.
+The queues and the memory of evicted keys (the ghosts) are those of S3-FIFO (Yang et al., "FIFO Queues are All You Need
+for Cache Eviction", SOSP 2023).  The settings and the choice among them are this project's own; see docs/policy.md.
 """
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
@@ -18,7 +18,8 @@ from acgsperf._native.shadows cimport (
 from acgsperf._native.table cimport Table, ring_insert, ring_oldest, ring_push, ring_touch, ring_unlink
 
 cdef enum:
-    # Of the byte of an entry: hits, queue, whether the shadows see it, how often they saw it in which epoch.
+    # Bits of the `meta` byte of an entry. The lowest are `COUNT`, its hits. MAIN: it is in the main queue. SAMPLED: the
+    # shadows see it. LOGS: how many of its hits were logged for them in this epoch, in steps of LOGGED. EPOCH: which.
     MAIN = 0x08
     SAMPLED = 0x10
     LOGGED = 0x20
@@ -26,7 +27,7 @@ cdef enum:
     EPOCH = 0x80
     LOG_ROOM = 32
     MOST_CREDIT = 512
-    # So that one insertion takes no longer than some ten microseconds.
+    # Limits the time of one insertion to some ten microseconds.
     MOST_MOVES = 1024
     GHOST_WAYS = 8
     GHOST_STAMPS = 32
@@ -38,7 +39,7 @@ cdef enum:
 cdef struct Policy:
     uint64_t seed
     Shadows *shadows
-    # 2 bytes for each removed key: 11 bits of its hash, which are never 0, and 5 of the time.
+    # 2 bytes for each evicted key: 11 bits of its hash, never all 0, and 5 bits of the time.
     uint16_t *ghost
     uint32_t ghost_buckets
     uint32_t ghost_every
@@ -68,12 +69,12 @@ cdef struct Policy:
 
 
 cdef inline uint64_t mix(const Policy *policy, Py_hash_t hash) noexcept nogil:
-    """Return a hash of which the high half decides whether it is sampled."""
+    """Return a hash whose high half decides whether the key is sampled."""
     return (<uint64_t> hash + policy.seed) * <uint64_t> 0x9E3779B97F4A7C15
 
 
 cdef inline uint64_t remix(uint64_t mixed) noexcept nogil:
-    """Return a hash that says nothing about whether it is sampled."""
+    """Return a hash that does not depend on whether the key is sampled."""
     return (mixed ^ mixed >> 29) * <uint64_t> 0xD6E8FEB86659FD93
 
 
@@ -92,7 +93,7 @@ cdef inline void policy_release(Policy *policy) noexcept nogil:
 
 
 cdef inline void policy_resize(Policy *policy, Table *table, uint32_t size, uint64_t room) noexcept nogil:
-    """Start again for another size; the setting and the queues stay. `policy_prepare` gets the memory."""
+    """Restart with another size; the setting and the queues stay. `policy_prepare` allocates the memory."""
     policy_release(policy)
     policy.size = size
     policy.room = room
@@ -109,7 +110,7 @@ cdef inline void policy_resize(Policy *policy, Table *table, uint32_t size, uint
 
 
 cdef inline bint policy_prepare(Policy *policy, bint full) noexcept nogil:
-    """Get the memory that the next insertion needs; False if there is none."""
+    """Allocate the memory that the next insertion needs; False if there is none."""
     if policy.size == 0:
         return True
     if policy.adaptive and policy.shadows == NULL:
@@ -143,7 +144,7 @@ cdef inline void ghost_add(Policy *policy, uint64_t mixed) noexcept nogil:
     cdef uint16_t *slots = ghost_bucket(policy, mixed)
     cdef uint16_t clock = policy.ghost_clock, slot, age, rank, highest = 0
     cdef int i
-    # Without a branch, so that the compiler makes it a few vector instructions. The rank is the age and the place.
+    # No branches, so that the compiler can use a few vector instructions. The rank is the age and the place.
     for i in range(GHOST_WAYS):
         slot = slots[i]
         age = (clock - slot) & (GHOST_STAMPS - 1)
@@ -196,7 +197,7 @@ cdef inline void policy_flush(Policy *policy) noexcept nogil:
 
 
 cdef inline void policy_log(Policy *policy, uint8_t *meta, Py_hash_t hash) noexcept nogil:
-    """Let the shadows know of a hit, unless they know enough of this entry."""
+    """Log a hit for the shadows, unless enough hits of this entry were logged in this epoch."""
     if policy.shadows == NULL:
         return
     if (meta[0] >> 7) != policy.shadows.epoch:
@@ -241,7 +242,7 @@ cdef inline void policy_hit(Policy *policy, Table *table, uint32_t number) noexc
 
 
 cdef inline uint8_t policy_miss(Policy *policy, Py_hash_t hash) noexcept nogil:
-    """Let the shadows see a new key, and return the first byte of its entry. `policy_prepare` has succeeded before."""
+    """Let the shadows see a new key; return the initial `meta` byte of its entry. Call `policy_prepare` first."""
     cdef uint64_t mixed = mix(policy, hash)
     cdef uint64_t remixed = remix(mixed)
     cdef uint8_t meta = 0
@@ -293,7 +294,7 @@ cdef inline uint32_t policy_victim(Policy *policy, Table *table) noexcept nogil:
 
 
 cdef inline void policy_remove(Policy *policy, Table *table, uint32_t number, bint evicted) noexcept nogil:
-    """Forget an entry that is still in the ring; its key is remembered if it was evicted to make room."""
+    """Remove an entry that is still in the ring; remember its key if it was evicted to make room."""
     if table.meta[number] & MAIN:
         policy.main_load -= load_of(table, number)
         policy.main_count -= 1
@@ -332,7 +333,7 @@ cdef inline void policy_insert(Policy *policy, Table *table, uint32_t number, ui
 
 
 cdef inline void policy_renumber(Policy *policy) noexcept nogil:
-    """Find the boundary again after the table has numbered its entries in their order."""
+    """Set the boundary again after the table has renumbered its entries in their order."""
     policy.boundary = policy.main_count + 1 if policy.boundary else 0
 
 
@@ -347,7 +348,7 @@ cdef inline void policy_resample(Policy *policy, Table *table) noexcept nogil:
 
 
 cdef inline void policy_clear(Policy *policy) noexcept nogil:
-    """Forget every entry, but not what was learned."""
+    """Remove every entry, and keep what was learned."""
     policy.small_load = policy.main_load = 0
     policy.main_count = policy.boundary = 0
 
@@ -369,7 +370,7 @@ cdef inline void policy_spare(Policy *policy, Table *table, uint32_t number) noe
 
 
 cdef inline void policy_reset_counters(Policy *policy) noexcept nogil:
-    """Forget what was counted for `stats`."""
+    """Set the counters of `stats` to zero."""
     cdef int i
     policy.switches = 0
     if policy.shadows != NULL:

@@ -1,4 +1,4 @@
-"""What an `AdaptiveCache` evicts, in pure Python: two queues, a memory of removed keys, and a choice of settings.
+"""What an `AdaptiveCache` evicts, in pure Python: two queues, a memory of evicted keys, and a choice of settings.
 
 Twin of `policy.pxd`. The queues are those of S3-FIFO (Yang et al., "FIFO Queues are All You Need for Cache Eviction",
 SOSP 2023).
@@ -20,7 +20,7 @@ LOGS: Final = 0x60
 EPOCH: Final = 0x80
 LOG_ROOM: Final = 32
 MOST_CREDIT: Final = 512
-# So that one insertion of the compiled twin takes no longer than some ten microseconds.
+# Limits the time of one insertion in the compiled twin to some ten microseconds.
 MOST_MOVES: Final = 1024
 GHOST_WAYS: Final = 8
 GHOST_STAMPS: Final = 32
@@ -28,7 +28,7 @@ GHOST_OLDEST: Final = 17
 
 
 class Ghost:
-    """Remembers the keys that were evicted, 2 bytes each: 11 bits of the hash, and 5 of the time."""
+    """Remembers evicted keys, 2 bytes each: 11 bits of the hash, and 5 bits of the time."""
 
     __slots__ = ("buckets", "clock", "every", "slots", "ticks")
 
@@ -84,10 +84,10 @@ class Ghost:
 
 
 class Policy:
-    """Orders the entries of a cache, and says which is evicted next.
+    """Orders the entries of a cache, and chooses the entry to evict next.
 
-    It knows an entry as an object that it never looks into, its *token*. A caller reports what happens to it: `miss`,
-    `insert`, `hit`, `reweigh`, `remove`; and asks for the `victim`. Reports about a token that it does not know are
+    An opaque object, the *token*, identifies an entry. The cache reports what happens to an entry with `miss`,
+    `insert`, `hit`, `reweigh` and `remove`, and gets the entry to evict from `victim`. Reports about unknown tokens are
     ignored.
 
     A load is a number of entries, or a weight if the bound of the cache is a weight.
@@ -133,9 +133,9 @@ class Policy:
         self.resize(0, 1)
 
     def resize(self, size: int, room: int) -> None:
-        """Start again for another number of entries and another load; the setting and the queues stay.
+        """Restart with another number of entries and another load; the setting and the queues stay.
 
-        A size of 0 means that the number of entries that fit is not known yet.
+        The size is 0 while it is not known how many entries fit.
         """
         self.size = size
         self.room = room
@@ -163,7 +163,7 @@ class Policy:
         self.life = int(8 * SETTINGS[setting].ghost + 0.5)
 
     def clear(self) -> None:
-        """Forget every entry, but not what was learned."""
+        """Remove every entry, and keep what was learned."""
         self.small.clear()
         self.main.clear()
         self.meta.clear()
@@ -171,12 +171,12 @@ class Policy:
         self.small_load = self.main_load = 0
 
     def mix(self, key_hash: int) -> int:
-        """Return a hash of which the high half decides whether it is sampled."""
+        """Return a hash whose high half decides whether the key is sampled."""
         return (key_hash + self.seed) * MULTIPLIER & MASK
 
     @staticmethod
     def remix(mixed: int) -> int:
-        """Return a hash that says nothing about whether it is sampled."""
+        """Return a hash that does not depend on whether the key is sampled."""
         return (mixed ^ mixed >> 29) * SECOND_MULTIPLIER & MASK
 
     def hit(self, token: Hashable, key_hash: int) -> None:
@@ -199,7 +199,7 @@ class Policy:
             self.log_hit(self.shadows, token, meta, key_hash)
 
     def log_hit(self, shadows: Shadows, token: Hashable, meta: int, key_hash: int) -> None:
-        """Let the shadows know of a hit, unless they know enough of this entry."""
+        """Log a hit for the shadows, unless enough hits of this entry were logged in this epoch."""
         if meta & EPOCH != shadows.epoch * EPOCH:
             self.meta[token] = meta = (meta ^ EPOCH) & ~LOGS
         if meta & LOGS == LOGS or not self.credit:
@@ -217,14 +217,14 @@ class Policy:
             self.sample(shadows, self.remix(mixed))
 
     def sample(self, shadows: Shadows, remixed: int) -> None:
-        """Let the shadows see an access to a sampled key, and continue with the setting that they find."""
+        """Let the shadows see an access to a sampled key, and continue with the setting that they choose."""
         if shadows.sample(remixed):
             self.use(shadows.setting)
             self.switches += 1
             self.timed = False
 
     def miss(self, key_hash: int) -> int:
-        """Prepare for a new key: let the shadows see it, and return the first byte of its entry."""
+        """Let the shadows see a new key; return the initial `meta` byte of its entry."""
         mixed = self.mix(key_hash)
         remixed = self.remix(mixed)
         meta = 0
@@ -242,7 +242,7 @@ class Policy:
         return meta
 
     def victim(self) -> Any:
-        """Return the token of the entry to evict next, which is at the end of its queue; None if there is none."""
+        """Return the token of the entry to evict next; None if there is none."""
         if not self.meta:
             return None
         setting = SETTINGS[self.setting]
@@ -280,7 +280,7 @@ class Policy:
         self.meta[token] |= MAIN
 
     def remove(self, token: Hashable, evicted: bool) -> None:
-        """Forget an entry; its key is remembered if it was evicted to make room."""
+        """Remove an entry; remember its key if it was evicted to make room."""
         meta = self.meta.pop(token, None)
         if meta is None:
             return
@@ -330,7 +330,7 @@ class Policy:
         return [*self.main, *self.small]
 
     def reset_counters(self) -> None:
-        """Forget what was counted for `stats`."""
+        """Set the counters of `stats` to zero."""
         self.switches = 0
         if self.shadows is not None:
             self.shadows.reset_counters()

@@ -118,7 +118,7 @@ cdef class ReadQueue:
         Args:
             check_use: raises an error if the queue must not be used in this thread and event loop.
             breaker: its attribute `state` must be `closed`.
-            closed: the state.
+            closed: the state of a breaker that allows reads.
             pending: a collection that must not contain the key.
         """
         self.check_use = check_use
@@ -133,8 +133,8 @@ cdef class ReadQueue:
 
     def begin(self, key, /):
         """Add a key and return its future; None if the breaker is not closed, or if the key is pending."""
-        # The check asks for the running loop, which is a system call on 3.11, so only the first caller of a batch does
-        # it.  In this thread no other loop can run while this one has calls waiting.
+        # The check gets the running loop, which needs a system call on 3.11, so only the first read of a batch does it.
+        # While reads of this loop wait, no other loop can run in this thread.
         if not self.keys or PyThread_get_thread_ident() != self.thread:
             self.check_use()
         if self.breaker.state is not self.closed or key in self.pending:

@@ -33,7 +33,7 @@ class ReadPath:
         clock: the clock of the entries.
 
     Attributes:
-        enabled: False makes every read uncommon.
+        enabled: if it is False, no read is common.
     """
 
     __slots__ = ("_clock", "_held", "_hits", "_promotion", "_start", "enabled")
@@ -85,7 +85,7 @@ class ReadQueue:
     Attributes:
         keys: the keys that wait.
         futures: the future of each key.
-        scheduled: whether a batch is scheduled, which will take the keys.
+        scheduled: whether a batch is scheduled; it will take the keys.
     """
 
     __slots__ = (
@@ -114,7 +114,7 @@ class ReadQueue:
         Args:
             check_use: raises an error if the queue must not be used in this thread and event loop.
             breaker: its attribute `state` must be `closed`.
-            closed: the state.
+            closed: the state of a breaker that allows reads.
             pending: a collection that must not contain the key.
         """
         self._check_use = check_use
@@ -129,8 +129,8 @@ class ReadQueue:
 
     def begin(self, key: Any, /) -> Any:
         """Add a key and return its future; None if the breaker is not closed, or if the key is pending."""
-        # The check asks for the running loop, which is a system call on 3.11, so only the first caller of a batch does
-        # it. In this thread no other loop can run while this one has calls waiting.
+        # The check gets the running loop, which needs a system call on 3.11, so only the first read of a batch does it.
+        # While reads of this loop wait, no other loop can run in this thread.
         if not self.keys or get_ident() != self._thread:
             self._check_use()
         if self._breaker.state is not self._closed or key in self._pending:

@@ -1,6 +1,6 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
-"""RESP2, as far as a read needs it for each key: `mget` packs the command, `has_long_array` looks at the replies."""
+"""The parts of RESP2 that run for each read: `mget` packs the command, `has_long_array` checks the replies."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memchr, memcpy

@@ -1,4 +1,4 @@
-"""RESP2, as far as a read needs it for each key, in pure Python: the twin of `resp`."""
+"""The parts of RESP2 that run for each read, in pure Python: the twin of `resp`."""
 
 import re
 from typing import Final

@@ -5,9 +5,10 @@ Miniature simulation (Waldspurger et al., "Cache Modeling and Optimization using
 a cache of 1/R the size that sees 1/R of the keys misses about as often as the cache itself.  The queues are those of S3-FIFO
 (Yang et al., "FIFO Queues are All You Need for Cache Eviction", SOSP 2023).
 
-All shadow caches share one directory of sampled keys.  A node of it is a tag and a byte for each setting: in a queue with a
-count of hits, or forgotten at a time, or nothing.  A key is in one of two buckets of 8 nodes, because with one bucket for
-each key a fifth of the nodes would be overwritten too early.  One allocation holds everything.
+All shadow caches share one directory of sampled keys.  A node of it is a tag and a byte for each setting.  The byte is
+the queue of the key and its count of hits, or the time of its eviction (a ghost), or 0; for the setting "lru" it is the
+number of references in the ring.  A key is in one of two buckets of 8 nodes, because with one bucket for each key a fifth of
+the nodes would be overwritten too early.  Everything is in one allocation.
 """
 
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
@@ -65,7 +66,7 @@ cdef struct Fifo:
 cdef struct Shadows:
     Node *nodes
     uint64_t samples
-    # How many sampled keys the cache itself missed, and each shadow cache.
+    # How often the cache itself missed a sampled key, and how often each shadow cache did.
     uint64_t missed
     uint64_t misses[SETTINGS]
     uint32_t buckets
@@ -301,7 +302,7 @@ cdef inline int shadows_empty(const Shadows *shadows, uint32_t first, uint32_t s
 
 
 cdef inline int shadows_free(Shadows *shadows, uint32_t first, uint32_t second) noexcept nogil:
-    """Return an unused node of two buckets; one that is used least if all are used, or -1."""
+    """Return an unused node of two buckets; if all are used, -1 in three of four cases, else the least used one."""
     cdef int best = shadows_empty(shadows, first, second) if shadows.empty else -1
     cdef int fewest = 99, least = STAMPS + 1, remaining, i, f
     cdef const uint8_t *state
@@ -315,7 +316,7 @@ cdef inline int shadows_free(Shadows *shadows, uint32_t first, uint32_t second) 
         if state[LRU] or (state[0] | state[1] | state[2] | state[3] | state[4]) & RESIDENT:
             continue
         remaining = 0
-        # From the setting that remembers longest; no further than to see that another node is better.
+        # Start with the setting that remembers longest, and stop when another node is known to be better.
         for f in range(FIFOS - 1, -1, -1):
             if state[f]:
                 remaining = max(remaining, fifo_remaining(shadows, f, node))
@@ -405,7 +406,7 @@ cdef inline bint lru_access(Shadows *shadows, uint16_t node) noexcept nogil:
 
 
 cdef inline void shadows_decay(Shadows *shadows) noexcept nogil:
-    """Add what was seen since the last decision, pair by pair, and let what is older count less."""
+    """Add the requests since the last decision to the figures of each pair, and reduce the weight of older ones."""
     cdef int wins[PAIRS]
     cdef int losses[PAIRS]
     cdef int one, other, pair, hits, times
@@ -437,7 +438,7 @@ cdef inline void shadows_decay(Shadows *shadows) noexcept nogil:
 cdef inline int shadows_better(
     const Shadows *shadows, const float *differences, const float *disagreements, double sure, double sure_lru
 ) noexcept nogil:
-    """Return the setting that has most hits more than the present one, beyond doubt; or -1."""
+    """Return the best of the settings with significantly more hits than the present one, or -1."""
     cdef int now = shadows.setting, best = -1, other, high, low, pair
     cdef double most = 0, more, needed
     for other in range(SETTINGS):

@@ -21,8 +21,9 @@ WAYS: Final = 8
 class Shadows:
     """Six shadow caches over one directory of sampled keys, and the decision which setting is best.
 
-    A node of the directory is a tag and a byte for each setting: in a queue with a count of hits, or forgotten at a
-    time, or nothing. A key is in one of two buckets of 8 nodes.
+    A node of the directory is a tag and a byte for each setting. The byte is the queue of the key and its count of
+    hits, or the time of its eviction (a ghost), or 0; for the setting "lru" it is the number of references in the ring.
+    A key is in one of two buckets of 8 nodes.
     """
 
     __slots__ = (
@@ -63,7 +64,7 @@ class Shadows:
         self.lru_size = 0
         self.refused = 0
         self.samples = 0
-        # How many sampled keys the cache itself missed, and each shadow cache.
+        # How often the cache itself missed a sampled key, and how often each shadow cache did.
         self.missed = 0
         self.misses = [0] * len(SETTINGS)
         self.epoch = 0
@@ -100,7 +101,7 @@ class Shadows:
         return node
 
     def free(self, places: tuple[int, ...]) -> int:
-        """Return an unused node of two buckets; one that is used least if all are used, or -1."""
+        """Return an unused node of two buckets; if all are used, -1 in three of four cases, else the least used one."""
         found = self.empty(places)
         if found >= 0:
             return found
@@ -206,7 +207,7 @@ class Shadows:
         return True
 
     def decay(self) -> None:
-        """Add what was seen since the last decision, pair by pair, and let what is older count less."""
+        """Add the requests since the last decision to the figures of each pair, and reduce the weight of older ones."""
         pair = 0
         for one in range(1, len(SETTINGS)):
             for other in range(one):
@@ -225,7 +226,7 @@ class Shadows:
         self.patterns = [0] * 64
 
     def better(self, differences: "array[float]", disagreements: "array[float]", sure: float, sure_lru: float) -> int:
-        """Return the setting that has most hits more than the present one, beyond doubt; or -1."""
+        """Return the best of the settings with significantly more hits than the present one, or -1."""
         best = -1
         most = 0.0
         now = self.setting
@@ -244,7 +245,7 @@ class Shadows:
         return best
 
     def reset_counters(self) -> None:
-        """Forget what was counted for `stats`."""
+        """Set the counters of `stats` to zero."""
         self.samples = self.missed = 0
         self.misses = [0] * len(SETTINGS)
 

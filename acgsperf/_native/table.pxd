@@ -2,8 +2,8 @@
 """A hash table of slots, and a ring that orders them: plain C, no Python code runs in here.
 
 The index is open addressing with linear probing over 32-bit words, at most half full, emptied by backward shift
-(Knuth, TAOCP 3, 6.4, algorithm R), so that it needs no tombstones.  A word contains the slot number, and, in the bits
-that the numbers of this capacity leave over, a mark: first the low HOME_BITS bits of the home position, then further
+(Knuth, TAOCP 3, 6.4, algorithm R), so that it needs no tombstones.  A word contains the slot number.  The bits that the
+slot numbers of this capacity do not use contain a mark: first the low HOME_BITS bits of the home position, then further
 bits of the hash.  Therefore probing and the backward shift seldom read other slots, each of which is a cache miss.
 
 A slot contains key, value, hash and expiry together, so that a hit touches one cache line of it.  The links of the ring
@@ -47,9 +47,9 @@ cdef struct Table:
     uint8_t *meta
     uint64_t *weights
     uint64_t mask
-    int shift  # what remains of a mixed hash after this shift: the home position, and MARK_SHIFT bits below it
+    int shift  # after this shift, a mixed hash is the home position, and MARK_SHIFT bits below it
     uint32_t number_mask
-    bint is_far  # the low bits of the home position do not tell how far from home an entry may be
+    bint is_far  # an entry may be farther from its home position than HOME_BITS bits can express
     uint32_t capacity
     uint32_t used
     uint32_t unused_from
@@ -206,10 +206,10 @@ cdef inline uint32_t ring_oldest(const Table *table) noexcept nogil:
 
 
 cdef inline void ring_prefetch(const Table *table) noexcept nogil:
-    """Fetch what the next evictions are going to touch; call it after each, because it works two evictions ahead.
+    """Prefetch the memory that the next two evictions read. Call it after each eviction.
 
-    The entries of a full cache lie in the memory in any order: without this, an eviction waits for its slot, then for
-    the word of the index and for the key.
+    The entries of a full cache are scattered in memory. Without this, an eviction waits for its slot, then for the word
+    of the index and for the key.
     """
     cdef uint32_t next = ring_oldest(table)
     cdef uint32_t after_next = table.ring[next].newer

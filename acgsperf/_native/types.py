@@ -42,7 +42,7 @@ class ValidatorStats:
         return self.valid + self.mismatched + self.malformed
 
 
-# What an `AdaptiveCache` evicts by.
+# The policies of an `AdaptiveCache`.
 Policy = Literal["adaptive", "s3fifo", "lru"]
 # The settings of an `AdaptiveCache`, in the order of their numbers.
 SETTING_NAMES: Final = ("scan", "frequency", "recency", "s3fifo", "history", "lru")
@@ -50,14 +50,14 @@ SETTING_NAMES: Final = ("scan", "frequency", "recency", "s3fifo", "history", "lr
 
 @dataclass(frozen=True, slots=True)
 class PolicyStats:
-    """What an `AdaptiveCache` with the policy "adaptive" does now.
+    """What an `AdaptiveCache` with the policy "adaptive" has learned.
 
     Attributes:
-        setting: the name of the setting that is on.
-        seconds: how long it has been on.
+        setting: the name of the active setting.
+        seconds: how long it has been active.
         switches: how often the setting has changed.
         samples: how many requests the shadow caches have seen.
-        hit_rates: by setting, the estimated hit rate if it had been on all the time, from the same requests as
+        hit_rates: by setting, the estimated hit rate if it had always been active, for the same requests as
             `CacheStats.hit_rate`; empty if too few requests were seen.
     """
 
@@ -78,21 +78,21 @@ def policy_stats(
     hits: int,
     misses: int,
 ) -> PolicyStats:
-    """Return what a cache reports, from what both implementations count.
+    """Return the statistics of a policy from the counters of either implementation.
 
     Args:
-        setting: the number of the setting.
-        seconds: how long it has been on.
-        switches: how often it has changed.
+        setting: the number of the active setting.
+        seconds: how long it has been active.
+        switches: how often the setting has changed.
         samples: how many requests the shadow caches have seen.
-        missed: how many of the sampled keys the cache has missed.
-        shadow_misses: the same of each shadow cache.
-        hits: of the cache, for all keys.
-        misses: the same.
+        missed: how often the cache has missed a sampled key.
+        shadow_misses: how often each shadow cache has missed one.
+        hits: how often the cache has hit any key.
+        misses: how often the cache has missed any key.
     """
     rates = {}
     if missed and hits + misses:
-        # A setting whose shadow cache has missed half as often as the cache itself would have halved the misses.
+        # If a shadow cache has missed half as often as the cache itself, its setting would have halved the misses.
         rate = misses / (hits + misses) / missed
         rates = {name: max(0.0, 1 - rate * n) for name, n in zip(SETTING_NAMES, shadow_misses, strict=True)}
     return PolicyStats(SETTING_NAMES[setting], seconds, switches, samples, rates)
@@ -104,9 +104,9 @@ class CacheStats:
 
     Attributes:
         weight: the sum of the weights now, None without a weigher.
-        maxweight: its limit, None for no limit.
+        maxweight: the limit of `weight`, None for no limit.
         rejections: how many values were too heavy to be stored.
-        policy: what the policy does, None if it is fixed. Ignored by comparisons.
+        policy: the statistics of the policy, None if it is fixed. Comparisons ignore it.
     """
 
     hits: int

@@ -2,8 +2,7 @@
 # cython: boundscheck=False, wraparound=False, freethreading_compatible=True
 """A weigher in bytes: `weigh_bytes`.
 
-A container is asked for its size and then its items are visited, one after the other, with a reference to each.  So it does
-no harm if another thread changes the container meanwhile.
+The items of a container are copied before they are visited.  So another thread may change the container meanwhile.
 """
 
 from cpython.object cimport PyObject
@@ -29,9 +28,9 @@ def weigh_bytes(key, value, /):
     """Return about how many bytes a cache takes for an entry with a JSON-like value.
 
     Pass it as the `weigher` of a cache, with the limit in bytes as the `maxweight`. It counts dicts, lists, tuples, str,
-    bytes and numbers, and for an object of another type what `sys.getsizeof` says. Strings of at most 32 characters that
-    are keys of a dict count nothing, because decoders share them. The estimate is within 20 % of what a process grows by
-    if the values share nothing else. O(n) in the number of objects.
+    bytes and numbers, and objects of other types by `sys.getsizeof`, without what they refer to. It does not count dict
+    keys that are strings of at most 32 characters, because decoders share them. If the values share nothing else, the
+    estimate is within 20 % of the growth of the process. O(n) in the number of objects.
     """
     cdef Py_ssize_t total = ENTRY_BYTES + flat(key)
     cdef Py_ssize_t objects = 0
@@ -64,12 +63,12 @@ def weigh_bytes(key, value, /):
 
 
 cdef inline Py_ssize_t block(Py_ssize_t size) noexcept:
-    """Return what the allocator takes for an object of this size."""
+    """Return how many bytes the allocator uses for an object of this size."""
     return (size + 15) & ~15 if size <= 512 else (size + 8 + 15) & ~15
 
 
 cdef Py_ssize_t flat(value) except -1:
-    """Return the bytes of an object without what it refers to."""
+    """Return the bytes of an object, without the objects that it refers to."""
     cdef Py_ssize_t length
     if value is None or value is True or value is False:
         return 0
@@ -87,6 +86,6 @@ cdef Py_ssize_t flat(value) except -1:
     if type(value) is bytes and len(value) <= 1:
         return 0
     if (type(value) is list or type(value) is dict) and value:
-        # The table of its items is an allocation of its own.
+        # The table of its items is a separate allocation.
         return block(getsizeof(value)) + 8
     return block(getsizeof(value))

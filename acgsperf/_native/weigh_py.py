@@ -9,20 +9,20 @@ IMPLEMENTATION: Final = "python"
 
 # The slot of an entry, its links and its share of the index, in a table that is three quarters full.
 ENTRY_BYTES: Final = 80
-# What is nested more deeply, or comes after so many objects, counts nothing.
+# Objects that are nested more deeply, or that come after so many others, are not counted.
 MAX_DEPTH: Final = 100
 MAX_OBJECTS: Final = 1_000_000
-# A shorter key of a dict is one object for all values of a decoder.
+# Decoders use one object for equal dict keys up to this length.
 LONGEST_SHARED_KEY: Final = 32
 
 
 def _block(size: int) -> int:
-    """Return what the allocator takes for an object of this size."""
+    """Return how many bytes the allocator uses for an object of this size."""
     return (size + 15) & ~15 if size <= 512 else (size + 8 + 15) & ~15
 
 
 def _flat(value: object) -> int:
-    """Return the bytes of an object without what it refers to."""
+    """Return the bytes of an object, without the objects that it refers to."""
     kind = type(value)
     if value is None or kind is bool:
         return 0
@@ -31,7 +31,7 @@ def _flat(value: object) -> int:
     if kind in (str, bytes) and len(value) <= 1:  # type: ignore[arg-type]
         return 0
     if kind in (list, dict) and value:
-        # The table of its items is an allocation of its own.
+        # The table of its items is a separate allocation.
         return _block(sys.getsizeof(value)) + 8
     return _block(sys.getsizeof(value))
 

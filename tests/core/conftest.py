@@ -18,12 +18,14 @@ IMPLEMENTATIONS = ["python"] if os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" 
 MODULES = {
     "core": {"c": "acgsperf._core", "python": "acgsperf._native.core_py"},
     "canonical": {"c": "acgsperf._native.canonical", "python": "acgsperf._native.canonical_py"},
+    "read_path": {"c": "acgsperf._native.read_path", "python": "acgsperf._native.read_path_py"},
+    "resp": {"c": "acgsperf._native.resp", "python": "acgsperf._native.resp_py"},
     "weigh": {"c": "acgsperf._native.weigh", "python": "acgsperf._native.weigh_py"},
     "envelope": {"c": "acgsperf._native.envelope", "python": "acgsperf._native.envelope_py"},
 }
 
 
-# The classes of caches, and with which arguments the tests create them.
+# The class of each variant of a cache, and the arguments with which the tests create it.
 CACHES = {
     "LRUCache": ("LRUCache", {}),
     "AdaptiveCache:lru": ("AdaptiveCache", {"policy": "lru"}),
@@ -34,13 +36,13 @@ IN_ORDER_OF_USE = ("LRUCache", "AdaptiveCache:lru")
 
 
 class Caches:
-    """One class of caches of one implementation; `create` creates one.
+    """One variant of a cache in one implementation; `create` creates a cache.
 
     Attributes:
         core: the implementation.
         kind: the class.
-        variant: the class and how its caches are created, as the scripts in isolated/ expect it.
-        in_order: whether its caches evict in the order of use.
+        variant: the implementation and the variant, as the scripts in isolated/ expect them.
+        in_order: whether the caches evict in the order of use.
     """
 
     def __init__(self, core: ModuleType, variant: str) -> None:
@@ -55,7 +57,7 @@ class Caches:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run every test with the fixture `caches` for each class, or for those that evict in the order of use."""
+    """Run each test of `caches` on all variants; if it is marked `order_of_use`, on those that evict in that order."""
     if "caches" in metafunc.fixturenames:
         ordered = metafunc.definition.get_closest_marker("order_of_use")
         variants = IN_ORDER_OF_USE if ordered else CACHES

@@ -16,18 +16,18 @@ both = pytest.mark.skipif(len(IMPLEMENTATIONS) < 2, reason="there is one impleme
 
 
 def loop(length, requests):
-    """Larger than the cache: without a memory of what was evicted, there are no hits."""
+    """Request the keys in a loop. If it is larger than the cache, LRU evicts each key before it is used again."""
     return [i % length for i in range(requests)]
 
 
 def phases(keys, requests, seed=1):
-    """Every thousand requests go to other keys, several times to each: what was used last is best."""
+    """Request other keys every thousand requests, each several times: a key that was used last is used again."""
     chooser = random.Random(seed)
     return [i // 1_000 * keys + chooser.randrange(keys) for i in range(requests)]
 
 
 def scans(hot, requests, seed=1):
-    """Some keys are used again and again, and between them come keys that are used once."""
+    """Request a few keys again and again, and every other time a key that is requested only once."""
     chooser = random.Random(seed)
     return [chooser.randrange(hot) if i % 2 else 1_000_000 + i for i in range(requests)]
 
@@ -139,7 +139,7 @@ def test_the_base_class_cannot_be_created(core):
 
 
 class TwinMachine(RuleBasedStateMachine):
-    """Does the same to both implementations, and compares everything after every step."""
+    """Calls both implementations in the same way, and compares everything after every step."""
 
     twins = None
 

@@ -1,7 +1,6 @@
 """`ReadPath`: which reads of a lower tier are common, and what a common read counts."""
 
 import gc
-import importlib
 import inspect
 import math
 import sys
@@ -9,13 +8,9 @@ import time
 import weakref
 
 import pytest
+from conftest import IMPLEMENTATIONS, imported
 
 from acgsperf._native.entry import Entry
-
-MODULES = {
-    "acgsperf._core": "acgsperf._native.read_path",
-    "acgsperf._native.core_py": "acgsperf._native.read_path_py",
-}
 
 
 class Promotion:
@@ -47,12 +42,12 @@ class Made:
 
 @pytest.fixture
 def module(core):
-    return importlib.import_module(MODULES[core.__name__])
+    return imported("read_path", core.IMPLEMENTATION)
 
 
 @pytest.fixture
-def both(twins):
-    return [importlib.import_module(MODULES[twin.__name__]) for twin in twins]
+def both():
+    return [imported("read_path", name) for name in IMPLEMENTATIONS]
 
 
 @pytest.fixture

@@ -1,18 +1,13 @@
-"""`ReadQueue` collects reads until a batch takes them, and `answer` ends them."""
+"""`ReadQueue` collects reads until a batch takes them, and `answer` sets their results."""
 
 import asyncio
 import gc
-import importlib
 import inspect
 import threading
 import weakref
 
 import pytest
-
-MODULES = {
-    "acgsperf._core": "acgsperf._native.read_path",
-    "acgsperf._native.core_py": "acgsperf._native.read_path_py",
-}
+from conftest import IMPLEMENTATIONS, imported
 
 
 class Breaker:
@@ -20,7 +15,7 @@ class Breaker:
 
 
 class Made:
-    """A queue that is open, and what it was made of."""
+    """An open queue, and the objects that it uses."""
 
     def __init__(self, module):
         self.scheduled = self.checks = 0
@@ -49,7 +44,7 @@ class Made:
 
 @pytest.fixture
 def module(core):
-    return importlib.import_module(MODULES[core.__name__])
+    return imported("read_path", core.IMPLEMENTATION)
 
 
 @pytest.fixture
@@ -183,8 +178,8 @@ def test_a_cycle_through_a_queue_is_collected(module):
     assert ended() is None
 
 
-def test_both_have_the_same_methods(twins):
-    modules = [importlib.import_module(MODULES[twin.__name__]) for twin in twins]
+def test_both_have_the_same_methods():
+    modules = [imported("read_path", name) for name in IMPLEMENTATIONS]
     for name in ("guard", "open", "begin", "take"):
         assert len({(*inspect.signature(getattr(module.ReadQueue, name)).parameters,) for module in modules}) == 1
     assert len({(*inspect.signature(module.answer).parameters,) for module in modules}) == 1

@@ -1,21 +1,15 @@
 """The compiled part of RESP2 and its twin."""
 
-import importlib
-
 import pytest
+from conftest import IMPLEMENTATIONS, imported
 from hiredis import pack_command
 from hypothesis import given
 from hypothesis import strategies as st
 
-MODULES = {
-    "acgsperf._core": "acgsperf._native.resp",
-    "acgsperf._native.core_py": "acgsperf._native.resp_py",
-}
 
-
-@pytest.fixture(scope="session")
-def resp(core):
-    return importlib.import_module(MODULES[core.__name__])
+@pytest.fixture(scope="session", params=IMPLEMENTATIONS)
+def resp(request):
+    return imported("resp", request.param)
 
 
 @given(
@@ -73,6 +67,6 @@ def test_anything_else_is_none(resp, data):
 @given(
     data=st.lists(st.sampled_from([b"*", b"1", b"99999", b"1234567", b"\r\n", b"a", b"\0"]), max_size=12).map(b"".join)
 )
-def test_both_find_the_same(twins, data):
-    found = {importlib.import_module(MODULES[twin.__name__]).has_long_array(data) for twin in twins}
+def test_both_find_the_same(data):
+    found = {imported("resp", name).has_long_array(data) for name in IMPLEMENTATIONS}
     assert len(found) == 1

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import IMPLEMENTATIONS, imported
+from conftest import IMPLEMENTATIONS, MODULES, imported
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -199,5 +199,6 @@ def test_nesting_and_cycles_have_an_end(weigh):
 @pytest.mark.skipif(sys.platform != "linux", reason="the size of the process is read from /proc")
 @pytest.mark.skipif("c" not in IMPLEMENTATIONS, reason="an entry of the twin takes more than one of the compiled cache")
 @pytest.mark.parametrize("kind", ["records", "texts", "numbers", "orders"])
-def test_a_process_grows_by_the_weight(isolated, weigh, kind):
-    isolated("growth.py", weigh.__module__ if hasattr(weigh, "__code__") else "acgsperf._native.weigh", kind)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_process_grows_by_the_weight(isolated, implementation, kind):
+    isolated("growth.py", MODULES["weigh"][implementation], kind)

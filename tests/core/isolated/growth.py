@@ -1,4 +1,4 @@
-"""Fills a cache, and compares the weight of its entries with what the process has grown by: `growth.py MODULE KIND`."""
+"""Fills a cache, and compares the weight of its entries with the growth of the process: `growth.py MODULE KIND`."""
 
 import gc
 import importlib

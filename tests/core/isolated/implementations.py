@@ -1,11 +1,11 @@
-"""Imports what a script is to test: `MODULE`, or `MODULE CLASS[:POLICY]` for a cache other than `LRUCache`."""
+"""Imports the module that a script tests: `MODULE`, or `MODULE CLASS[:POLICY]` for a cache other than `LRUCache`."""
 
 import importlib
 import types
 
 
 class _Adaptive:
-    """Creates caches of a policy, in the place of a class."""
+    """Replaces a class: creates its caches with a policy."""
 
     def __init__(self, kind, policy):
         self._kind, self._policy = kind, policy
@@ -18,7 +18,7 @@ class _Adaptive:
 
 
 def implementation(name):
-    """Return a module, in which another class of caches has the name `LRUCache` if one is given."""
+    """Return a module. If another class of caches is given, that class has the name `LRUCache` in it."""
     module, _, variant = name.partition(" ")
     core = importlib.import_module(module)
     kind, _, policy = variant.partition(":")

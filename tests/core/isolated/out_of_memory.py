@@ -96,7 +96,7 @@ def evicting():
 
 
 def adapting():
-    """The first insertion gets the shadow caches, the first eviction the memory of evicted keys."""
+    """The first insertion allocates the shadow caches, the first eviction the memory of evicted keys."""
     for policy, allocations in (("adaptive", 2), ("s3fifo", 1)):
         things = [Thing() for _ in range(200)]
         before = [sys.getrefcount(thing) for thing in things]
@@ -118,7 +118,7 @@ def weighing():
     cache = _core.AdaptiveCache(maxweight=40, weigher=lambda key, value: len(value))
     for i in range(40):
         cache.set(i, b"x")
-    # There must be room for a note of each evicted entry.
+    # The list of evicted entries grows, which allocates.
     for number, value in enumerate(heavy):
         with_failures(cache.set, f"heavy {number}", value)
         assert cache.stats().weight == sum(map(len, cache.values())) <= 40
