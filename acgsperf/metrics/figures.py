@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from acgsperf.dispatch import LatencyHistogram
-from acgsperf.metrics.catalogue import METRICS, Kind, Merge, Metric
+from acgsperf.metrics.catalogue import METRICS, Merge
 from acgsperf.metrics.source import Reading
 
-__all__ = ["Figures", "Number", "Series", "add", "gather", "merge", "valid_text"]
+__all__ = ["Figures", "Number", "Series", "gather", "merge", "put", "valid_text"]
 
 # A number or, of a histogram: how many latencies are within each bound, how many there are, and their sum in ns.
 Number = int | float | Sequence[float]
@@ -53,15 +53,14 @@ def put(series: Series, labels: tuple[str, ...], number: Number, rule: Merge) ->
     if known is None:
         series[labels] = number
     elif rule is Merge.SUM:
-        series[labels] = add(known, number)
+        series[labels] = _sum(known, number)
     else:
         assert isinstance(known, int | float)
         assert isinstance(number, int | float)
         series[labels] = min(known, number) if rule is Merge.MIN else max(known, number)
 
 
-def add(one: Number, other: Number) -> Number:
-    """Return the sum of two values of the same metric."""
+def _sum(one: Number, other: Number) -> Number:
     if isinstance(one, int | float):
         assert isinstance(other, int | float)
         return one + other
@@ -78,8 +77,3 @@ def merge(into: Figures, figures: Figures) -> None:
             known = into.setdefault(name, {})
             for labels, number in series.items():
                 put(known, labels, number, rule)
-
-
-def accumulates(metric: Metric) -> bool:
-    """Return whether the values of a metric never decrease."""
-    return metric.kind is not Kind.GAUGE

@@ -18,8 +18,9 @@ from weakref import WeakSet
 import msgspec
 
 from acgsperf.errors import SettingsError
-from acgsperf.metrics.catalogue import METRICS, Kind, Metric
-from acgsperf.metrics.figures import Figures, Number, Series, add, merge
+from acgsperf.metrics.catalogue import METRICS, Kind, Merge, Metric
+from acgsperf.metrics.figures import Figures, Number, merge, put
+from acgsperf.settings import opened_workers_directory
 
 try:
     import fcntl
@@ -65,16 +66,10 @@ class WorkerFigures:
     """
 
     def __init__(self, directory: str | os.PathLike[str], name: str, bounds_ns: Sequence[int]) -> None:
-        self._directory = Path(directory)
-        try:
-            if fcntl is None:
-                raise OSError("file locks are missing on this system")
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not os.access(self._directory, os.W_OK | os.X_OK):
-                raise PermissionError("it is not writable")
-        except (OSError, ValueError) as error:
-            problem = getattr(error, "strerror", None) or error
-            raise SettingsError("WORKERS_DIRECTORY", str(directory), f"a writable directory ({problem})") from None
+        if fcntl is None:
+            problem = "a writable directory (file locks are missing on this system)"
+            raise SettingsError("WORKERS_DIRECTORY", str(directory), problem)
+        self._directory = opened_workers_directory(directory)
         self._name = name
         self._bounds_ns = list(bounds_ns)
         self._token = ""
@@ -234,10 +229,9 @@ class _Steady:
             series = found.setdefault(name, {})
             for labels, last in known.items():
                 if _is_less(series.get(labels), last):
-                    earlier[labels] = add(earlier[labels], last) if labels in earlier else last
+                    put(earlier, labels, last, Merge.SUM)
         self._last = {name: dict(figures[name]) for name in figures.keys() & _ACCUMULATED}
-        for name, earlier in self._earlier.items():
-            _add_all(found.setdefault(name, {}), earlier)
+        merge(found, self._earlier)
         return {name: series for name, series in found.items() if series}
 
 
@@ -248,11 +242,6 @@ def _fits(metric: Metric, labels: Sequence[str], number: Number, bounds: int) ->
     if metric.kind is not Kind.HISTOGRAM:
         return isinstance(number, int | float)
     return not isinstance(number, int | float) and len(number) == bounds + 2
-
-
-def _add_all(series: Series, more: Series) -> None:
-    for labels, number in more.items():
-        series[labels] = add(series[labels], number) if labels in series else number
 
 
 def _is_less(now: Number | None, before: Number) -> bool:
