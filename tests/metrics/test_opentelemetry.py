@@ -1,4 +1,4 @@
-"""The instruments and spans, through the SDK."""
+"""The instruments, read through the SDK."""
 
 import asyncio
 import subprocess
