@@ -10,9 +10,10 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
 
 from acgsperf import interrupts
+from acgsperf._native.types import Policy
 from acgsperf.errors import AcgsperfError
 
 try:
@@ -122,7 +123,7 @@ def replay(
         ),
     ] = None,
     policy: Annotated[
-        str, typer.Option(metavar="NAME", help="What L1 evicts by: adaptive, s3fifo or lru.")
+        str, typer.Option(metavar="NAME", help="Eviction policy of L1: adaptive, s3fifo or lru.")
     ] = "adaptive",
     ttl: Annotated[str, typer.Option(metavar="SECONDS", help="Time until a cached value expires.")] = "3600",
     tiers: Annotated[str, typer.Option(metavar="NAMES", help="l1, or l1 with l2, l3 or both.")] = "l1,l2,l3",
@@ -143,7 +144,7 @@ def replay(
     arguments = {
         "concurrency": whole_number("--concurrency", concurrency, 1, 10_000),
         "l1_size": None if l1_size is None else whole_number("--l1-size", l1_size, 1, 2**30),
-        "policy": choice("--policy", policy, ("adaptive", "s3fifo", "lru")),
+        "policy": choice("--policy", policy, get_args(Policy)),
         "ttl": number("--ttl", ttl, 0.001, 1e9),
         "warm": warm,
         "processes": whole_number("--processes", processes, 1, _MAX_PROCESSES),
@@ -264,14 +265,17 @@ def simulate(
     ] = None,
     sizes: Annotated[
         str | None,
-        typer.Option(metavar="LIST", help="Numbers of entries, such as 500,2k or 5% of the keys. Default: 1% to 20%."),
+        typer.Option(
+            metavar="LIST",
+            help="Numbers of entries such as 500,2k, or shares of the keys such as 5%. Default: 1%,2%,5%,10%,20%.",
+        ),
     ] = None,
     policies: Annotated[
-        str, typer.Option(metavar="LIST", help="Of lru, s3fifo, adaptive and belady.")
+        str, typer.Option(metavar="LIST", help="Some of lru, s3fifo, adaptive and belady.")
     ] = "lru,s3fifo,adaptive,belady",
-    seeds: Annotated[str, typer.Option(metavar="N", help="Random samples to try with each size.")] = "1",
+    seeds: Annotated[str, typer.Option(metavar="N", help="Random samples of keys to try with each size.")] = "1",
     plot: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Draw the miss-ratio curves; as text without matplotlib.")
+        str | None, typer.Option(metavar="FILE", help="Draw the miss-ratio curves. Without matplotlib, print them.")
     ] = None,
     as_json: _Json = False,
 ) -> None:

@@ -1,7 +1,7 @@
-"""What an exporter may hook into the caches, tiers and pools: spans, connection times, and the users of connections.
+"""Hooks of the caches, tiers and pools that an exporter may set: spans, and the times and uses of connections.
 
-Every hook is None until `acgsperf.metrics` sets it. The code that calls a hook tests that first, so that it costs
-nothing if nobody wants to know.
+Every hook is None until `acgsperf.metrics` or `acgsperf.asgi` sets it. A caller of a hook checks for None first, so an
+unset hook costs almost nothing.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,6 +16,7 @@ __all__ = [
     "KEYS",
     "POOL",
     "TIER",
+    "TIER_LABEL",
     "Spans",
     "connection_times",
     "connection_uses",
@@ -27,45 +28,47 @@ _T = TypeVar("_T")
 
 
 class Spans(Protocol):
-    """Makes spans of what takes time."""
+    """Makes spans of operations that take time."""
 
     def during(
         self, name: str, attributes: Mapping[str, str | int], work: Awaitable[_T], *, load: Any = None, waits: Any = ()
     ) -> Awaitable[_T]:
-        """Return what awaits some work within a span, and returns its result.
+        """Return an awaitable that awaits `work` within a span, and returns its result.
 
         Args:
-            name: of the span, without the prefix of the package.
-            attributes: of the span.
-            work: what is awaited.
+            name: the name of the span, without the prefix of the package.
+            attributes: the attributes of the span.
+            work: the operation.
             load: an object whose attribute `span` is set to the span.
-            waits: such objects, whose spans are linked.
+            waits: such objects; the span gets links to their spans.
         """
 
     def past(self, name: str, attributes: Mapping[str, str | int], seconds: float) -> None:
-        """Make a span of the last `seconds`."""
+        """Make a span of the operation that took the last `seconds`."""
 
     def tier_call(self, tier: str, keys: int, usual: "LatencyHistogram", elapsed_ns: int) -> None:
-        """Make a span of a call that has just ended if it took longer than 95 % of the calls before."""
+        """Make a span of a call that has just ended, if it took longer than 95 % of the calls in `usual`."""
 
 
-# Attributes: a pool, as the semantic conventions call it, a cache, its tier, the tier as messages call it, and how many
-# keys.
+# The names of attributes. That of a pool is from the semantic conventions.
 POOL: Final = "db.client.connection.pool.name"
 CACHE: Final = "acgsperf.cache.name"
+# "l1", "l2" or "l3".
 TIER: Final = "acgsperf.cache.tier"
-SERVER: Final = "acgsperf.tier"
+# A tier as log messages name it.
+TIER_LABEL: Final = "acgsperf.tier"
+# The number of keys.
 KEYS: Final = "acgsperf.cache.keys"
 
 spans: Spans | None = None
-# Called with "wait", "use" or "create", the name of a pool, and seconds.
+# Called with "wait", "use" or "create", the name of the pool, and the seconds.
 connection_times: Callable[[str, str, float], object] | None = None
-# The connections that the current request has returned: for each pool their number and the ns of their use.
+# The connections that the current request has used and returned: for each pool their number and the ns of their use.
 connection_uses: ContextVar[dict[str, tuple[int, int]] | None] = ContextVar("connection_uses", default=None)
 
 
 def note_connection_use(pool: str, used_ns: int) -> None:
-    """Count the use of a connection for the current request, if there is one, and for `connection_times`."""
+    """Pass the use of a connection to `connection_times`, and count it for the current request, if there is one."""
     if connection_times is not None:
         connection_times("use", pool, used_ns / 1e9)
     if (uses := connection_uses.get()) is not None:

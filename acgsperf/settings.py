@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Final, Self
 
 from acgsperf._native.arguments import (
@@ -19,7 +20,7 @@ from acgsperf._native.types import CONSTITUTIONAL_HASH, Policy
 from acgsperf.addresses import checked_dsn, checked_redis_url, hidden, masked
 from acgsperf.errors import SettingsError
 
-__all__ = ["HASH_VARIABLE", "Settings"]
+__all__ = ["HASH_VARIABLE", "Settings", "opened_workers_directory"]
 
 HASH_VARIABLE: Final = "CONSTITUTIONAL_HASH"
 
@@ -136,6 +137,23 @@ class Settings:
 def variable_of(name: str) -> str:
     """Return the name of the environment variable of a field."""
     return HASH_VARIABLE if name == "constitutional_hashes" else name.upper()
+
+
+def opened_workers_directory(path: str | os.PathLike[str]) -> Path:
+    """Return a directory that the processes share. It is created if it is missing.
+
+    Raises:
+        SettingsError: if the directory cannot be created or written.
+    """
+    directory = Path(path)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError("it is not writable")
+    except (OSError, ValueError) as error:
+        problem = getattr(error, "strerror", None) or error
+        raise SettingsError("WORKERS_DIRECTORY", str(path), f"a writable directory ({problem})") from None
+    return directory
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ _MAX_UNSTAMPED: Final = 4_096
 
 
 class _Recorded(float):
-    """A time that `AccessLog` has recorded, as opposed to one that a caller has put there."""
+    """A time that `AccessLog` has recorded. A time that a caller puts into the dict is another float."""
 
     __slots__ = ()
 
@@ -52,14 +52,14 @@ class AccessLog:
         self.stamp()
 
     def replace(self, times: Mapping[str, Iterable[float]]) -> None:
-        """Replace all accesses by those of a caller."""
+        """Replace all access times with those of a caller."""
         self.unstamped.clear()
         self._times = OrderedDict((key, list(of_key)[-MAX_TIMES_PER_KEY:]) for key, of_key in times.items())
         while len(self._times) > MAX_KEYS:
             self._times.popitem(last=False)
 
-    def put_by_callers(self, key: str) -> list[float]:
-        """Return the times of a key that a caller has put into the dict."""
+    def times_of_callers(self, key: str) -> list[float]:
+        """Return the times of a key that callers have put into the dict."""
         return [at for at in self.stamp().get(key, ()) if type(at) is not _Recorded]
 
     def clear(self) -> None:

@@ -7,7 +7,7 @@ __all__ = ["ConnectionMetrics"]
 
 @dataclass
 class ConnectionMetrics:
-    """The counters of a pool; times are in seconds, and include those of failed acquisitions."""
+    """The counters of a pool. Times are in seconds. They include failed acquisitions."""
 
     total_acquisitions: int = 0
     successful_acquisitions: int = 0

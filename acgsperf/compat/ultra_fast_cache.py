@@ -110,7 +110,7 @@ class UltraFastMultiTierCache:
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "_get_from_l1":
-            # `get` reads L1 itself, because a call costs more than the read. From now on it calls the replacement.
+            # `get` reads L1 without this method, because a call costs more than the read. A replacement must be called.
             vars(self)["get"] = self._get_by_method
         super().__setattr__(name, value)
 
@@ -137,7 +137,7 @@ class UltraFastMultiTierCache:
     def access_patterns(self) -> dict[str, list[float]]:
         """Key -> the times of its latest accesses; `AccessLog` describes the bounds.
 
-        You may write to the dict or set another one. Times that you put there count for promotion.
+        You may write to the dict, or set another one. Times that you write count for promotion.
         """
         return self._accesses.stamp()
 
@@ -295,7 +295,7 @@ class UltraFastMultiTierCache:
     async def _consider_promotion(self, key: str, value: Any, data_type: str = "default") -> None:
         times = self.promotion_candidates.peek(key, deque())
         since = time.time() - _HOUR_S
-        accesses = [*times, *self._accesses.put_by_callers(key)]
+        accesses = [*times, *self._accesses.times_of_callers(key)]
         if sum(at >= since for at in accesses) < CACHE_PERFORMANCE_TARGETS["promotion_threshold"]:
             return
         self.promotion_candidates.set(key, times)

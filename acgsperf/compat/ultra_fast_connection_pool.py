@@ -331,7 +331,7 @@ class UltraFastConnectionPoolManager:
             self._opening.discard(name)
         self.pools[name] = pool
         if self._is_closed:
-            # It is used again.
+            # The manager is used again after `close_all`.
             self._is_closed, self._monitoring_enabled = False, True
         if self._monitoring_enabled and (self._monitoring_task is None or self._monitoring_task.done()):
             self._monitoring_task = asyncio.create_task(self._monitor())

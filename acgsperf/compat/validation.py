@@ -137,9 +137,9 @@ class UltraFastConstitutionalValidator:
             vars(self)["validate_hash"] = self._gate.validate
 
     def _calls_the_core(self) -> bool:
-        """Return whether neither a subclass nor a patch has replaced `validate_hash`."""
+        """Return whether `validate_hash` has not been replaced by a subclass or a patch."""
         of_instance = vars(self).get("validate_hash", self._gate.validate)
-        # Reading the method of the gate makes a new object each time.
+        # `==`, because each access to the method of the gate creates a new object.
         return type(self).validate_hash is _VALIDATE_HASH and of_instance == self._gate.validate
 
     @property

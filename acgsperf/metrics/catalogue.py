@@ -1,4 +1,4 @@
-"""The list of all metrics. Both exporters, the dashboard, the alert rules and the documentation are made from it."""
+"""The list of all metrics. Both exporters, the dashboard, the alert rules and the documentation use it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Kind(StrEnum):
 
 
 class Merge(StrEnum):
-    """How the figures of several processes become one. Counters and histograms are always added up."""
+    """How a gauge of several processes is merged into one. Counters and histograms are always added up."""
 
     SUM = "sum"
     MIN = "min"
@@ -42,13 +42,13 @@ class Metric:
     Attributes:
         name: in Prometheus, without the prefix and without `_total`.
         kind: see `Kind`.
-        help: what it counts.
-        labels: the names of its labels, in the order of their values.
-        read: returns its values, each with those of its labels. See `in_ns`.
-        unit: for OpenTelemetry.
+        help: what it measures.
+        labels: the names of its labels.
+        read: returns its values, each with the values of the labels in the order of `labels`. See `in_ns`.
+        unit: its unit for OpenTelemetry.
         merge: how the gauges of several processes are merged.
-        otel_name: its name for OpenTelemetry; empty: made from `name`.
-        otel_attributes: constant attributes for OpenTelemetry, where several metrics share a name.
+        otel_name: its name in OpenTelemetry; if empty, `instrument` derives one from `name`.
+        otel_attributes: constant attributes in OpenTelemetry, which distinguish metrics with the same `otel_name`.
     """
 
     name: str
@@ -63,9 +63,10 @@ class Metric:
 
     @property
     def in_ns(self) -> bool:
-        """Whether its values are in ns, and exported in seconds.
+        """Whether its values are integers in ns that are exported in seconds.
 
-        Sums of seconds differ in the last digit, depending on the order. Prometheus takes that for a restart.
+        A sum of seconds may differ in the last digit, depending on the order. Prometheus treats a lower value as a
+        restart.
         """
         return self.unit == "s" and self.kind is not Kind.GAUGE
 
@@ -76,14 +77,14 @@ class Metric:
 
     @property
     def instrument(self) -> str:
-        """The name for OpenTelemetry."""
+        """The name in OpenTelemetry."""
         if self.otel_name:
             return self.otel_name
         group, _, rest = self.name.removesuffix("_seconds").partition("_")
         return f"acgsperf.{group}.{rest}" if rest else f"acgsperf.{group}"
 
 
-# The names of labels as attributes of OpenTelemetry, by its semantic conventions where they have one.
+# For each label its attribute in OpenTelemetry, from the semantic conventions if they define one.
 ATTRIBUTES: Final[Mapping[str, str]] = {
     "cache": hooks.CACHE,
     "error": "error.type",
@@ -98,7 +99,7 @@ ATTRIBUTES: Final[Mapping[str, str]] = {
 }
 _CONNECTIONS: Final = "db.client.connection.count"
 _STATE: Final = "db.client.connection.state"
-# The names of the semantic conventions for database clients, and constant attributes where two metrics share a name.
+# Names from the semantic conventions for database clients, and attributes that distinguish two metrics of one name.
 _CONVENTIONS: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
     "pool_idle_connections": (_CONNECTIONS, ((_STATE, "idle"),)),
     "pool_used_connections": (_CONNECTIONS, ((_STATE, "used"),)),
@@ -110,7 +111,7 @@ _CONVENTIONS: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
     "pool_use_seconds": ("db.client.connection.use_time", ()),
     "pool_create_seconds": ("db.client.connection.create_time", ()),
 }
-_MERGED_OTHERWISE: Final[Mapping[str, Merge]] = {
+_NOT_SUMMED: Final[Mapping[str, Merge]] = {
     "cache_promotion_threshold": Merge.MAX,
     "pool_healthy": Merge.MIN,
     "pool_oldest_wait_seconds": Merge.MAX,
@@ -176,7 +177,7 @@ def _tiers(read: Callable[[TierStats], Value]) -> _Read:
 def _errors(reading: Reading) -> Values:
     for cache in reading.caches:
         for name, stats in _lower_tiers(cache):
-            # Timeouts are always there, so that the first one is an increase.
+            # Timeouts are always exported, at first with 0: otherwise `rate` would not count the first one.
             for error, count in {"TimeoutError": 0, **stats.errors}.items():
                 yield (cache.name, name, error), count
 
@@ -252,7 +253,7 @@ def _uses(position: int) -> _Read:
 def _metrics(labels: Sequence[str], *rows: tuple[str, Kind, str, str, _Read]) -> Iterable[Metric]:
     for name, kind, unit, text, read in rows:
         otel_name, attributes = _CONVENTIONS.get(name, ("", ()))
-        merge = _MERGED_OTHERWISE.get(name, Merge.SUM)
+        merge = _NOT_SUMMED.get(name, Merge.SUM)
         yield Metric(name, kind, text, tuple(labels), read, unit, merge, otel_name, attributes)
 
 
@@ -261,7 +262,7 @@ _C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 METRICS: Final = (
     *_metrics(
         (),
-        ("processes", _G, "{process}", "Processes whose figures are added up here.", lambda _: [((), 1)]),
+        ("processes", _G, "{process}", "Live processes whose metrics are added up.", lambda _: [((), 1)]),
         ("requests", _C, "{request}", "Requests answered.", _service(lambda s: s.latency.count)),
         ("request_errors", _C, "{request}", "Requests whose handler failed.", _service(lambda s: s.counts.failed)),
         ("request_misses", _C, "{request}", "Requests that no tier answered.", _service(lambda s: s.counts.missed)),
@@ -278,12 +279,15 @@ METRICS: Final = (
         ("cache_misses", _C, "{key}", "Keys not found.", _all_tiers(lambda s: s.misses)),
         ("cache_stores", _C, "{entry}", "Entries stored in a lower tier.", _tiers(lambda s: s.stores)),
         (
-            *("cache_refused", _C, "{entry}", "Entries that a lower tier answered, but did not store."),
+            *("cache_refused", _C, "{entry}", "Entries that a lower tier refused to store."),
             _tiers(lambda s: s.refused),
         ),
         ("cache_deletes", _C, "{entry}", "Entries deleted from a lower tier.", _tiers(lambda s: s.deletes)),
-        ("cache_corrupt", _C, "{entry}", "Stored values that cannot be used.", _tiers(lambda s: s.corrupt)),
-        ("cache_skipped", _C, "{key}", "Keys that skipped the tier: open breaker.", _tiers(lambda s: s.skipped)),
+        ("cache_corrupt", _C, "{entry}", "Stored values that could not be used.", _tiers(lambda s: s.corrupt)),
+        (
+            *("cache_skipped", _C, "{key}", "Keys not sent to a tier, because its circuit breaker was open."),
+            _tiers(lambda s: s.skipped),
+        ),
         ("cache_timeouts", _C, "{call}", "Calls of a lower tier ended by the deadline.", _tiers(lambda s: s.timeouts)),
         ("cache_access_seconds", _H, "s", "Duration of reads from a lower tier, for each key.", _accesses),
     ),
@@ -313,11 +317,11 @@ METRICS: Final = (
         ("cache_insertions", _C, "{entry}", "New keys stored in L1.", _caches(lambda s: s.l1.insertions)),
         ("cache_updates", _C, "{entry}", "Values replaced in L1.", _caches(lambda s: s.l1.updates)),
         (
-            *("cache_promotions", _C, "{entry}", "Entries promoted to L1 after hits in a lower tier."),
+            *("cache_promotions", _C, "{entry}", "Entries promoted to L1 after hits in lower tiers."),
             _caches(lambda s: s.promotions),
         ),
         (
-            *("cache_promotion_threshold", _G, "{hit}", "The hit in a lower tier that promotes an entry."),
+            *("cache_promotion_threshold", _G, "{hit}", "Hits in lower tiers after which an entry is promoted."),
             _caches(lambda s: s.promotion_threshold),
         ),
         (
@@ -325,15 +329,15 @@ METRICS: Final = (
             _caches(lambda s: s.demotions),
         ),
         (
-            *("cache_write_backs", _C, "{entry}", "Other entries written in the background."),
+            *("cache_write_backs", _C, "{entry}", "Loaded values and L3 hits written in the background."),
             _caches(lambda s: s.write_backs),
         ),
         (
-            *("cache_dropped_writes", _C, "{entry}", "Queued writes that a tier did not store."),
+            *("cache_dropped_writes", _C, "{entry}", "Background writes that a tier did not store."),
             _caches(lambda s: s.dropped),
         ),
         (
-            *("cache_unrepaired_writes", _G, "{write}", "Writes that only one tier carried out, not yet repaired."),
+            *("cache_unrepaired_writes", _G, "{write}", "Writes that failed in one tier and wait for a repair."),
             _caches(lambda s: s.unrepaired),
         ),
         ("cache_loads", _C, "{load}", "Loader calls.", _caches(lambda s: s.loads)),
@@ -351,18 +355,18 @@ METRICS: Final = (
         ("cache_negative_hits", _C, "{key}", "Calls answered by a negative entry.", _caches(lambda s: s.negative_hits)),
         ("cache_negative_entries", _G, "{entry}", "Negative entries.", _caches(lambda s: s.negative_entries)),
         (
-            "cache_deadlines",
-            _C,
-            "{read}",
-            "Reads of lower tiers ended by the deadline.",
+            *("cache_deadlines", _C, "{read}", "Reads of lower tiers ended by the deadline."),
             _caches(lambda s: s.deadlines),
         ),
-        ("backplane_sent", _C, "{record}", "Records of this cache that the log has.", _backplanes(lambda s: s.sent)),
+        ("backplane_sent", _C, "{record}", "Records of this cache written to the log.", _backplanes(lambda s: s.sent)),
         ("backplane_received", _C, "{record}", "Records of other caches read.", _backplanes(lambda s: s.received)),
         ("backplane_applied", _C, "{record}", "Records of other caches applied.", _backplanes(lambda s: s.applied)),
         ("backplane_recovered", _C, "{record}", "Records read after a reconnect.", _backplanes(lambda s: s.recovered)),
-        ("backplane_gaps", _C, "{gap}", "Gaps after which L1 was verified.", _backplanes(lambda s: s.gaps)),
-        ("backplane_malformed", _C, "{record}", "Records not parsed.", _backplanes(lambda s: s.malformed)),
+        ("backplane_gaps", _C, "{gap}", "Times that records may have been missed.", _backplanes(lambda s: s.gaps)),
+        (
+            *("backplane_malformed", _C, "{record}", "Records that could not be parsed."),
+            _backplanes(lambda s: s.malformed),
+        ),
         ("backplane_queued", _G, "{record}", "Records that wait to be published.", _backplanes(lambda s: s.queued)),
         ("backplane_lag_seconds", _H, "s", "Time from a write to the arrival of its record.", _lags),
     ),
@@ -381,13 +385,16 @@ METRICS: Final = (
         ("pool_connecting", _G, "{attempt}", "Connection attempts in flight.", _pools(lambda p: p.stats.connecting)),
         ("pool_min_connections", _G, "{connection}", "Minimum connections kept.", _pools(lambda p: p.stats.min_size)),
         ("pool_max_connections", _G, "{connection}", "Maximum connections open.", _pools(lambda p: p.stats.max_size)),
-        ("pool_target_connections", _G, "{connection}", "Connections kept now.", _pools(lambda p: p.stats.target_size)),
+        (
+            *("pool_target_connections", _G, "{connection}", "Connections that the pool keeps now."),
+            _pools(lambda p: p.stats.target_size),
+        ),
         ("pool_waiting_requests", _G, "{request}", "Waiting callers.", _pools(lambda p: p.stats.waiting)),
         (
-            *("pool_oldest_wait_seconds", _G, "s", "Time that the first of the waiting callers has waited."),
+            *("pool_oldest_wait_seconds", _G, "s", "Time that the longest-waiting caller has waited."),
             _pools(lambda p: p.stats.oldest_wait_s),
         ),
-        ("pool_healthy", _G, "1", "1 if the server answers every process.", _pools(lambda p: int(p.healthy))),
+        ("pool_healthy", _G, "1", "1 if the server answers all processes, else 0.", _pools(lambda p: int(p.healthy))),
         ("pool_timeouts", _C, "{timeout}", "Callers whose wait timed out.", _pools(lambda p: p.stats.timeouts)),
         (
             *("pool_saturations", _C, "{request}", "Callers refused: too many were waiting."),

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from acgsperf.dispatch import LatencyHistogram
-from acgsperf.metrics.catalogue import METRICS, Kind, Merge, Metric
+from acgsperf.metrics.catalogue import METRICS, Merge
 from acgsperf.metrics.source import Reading
 
-__all__ = ["Figures", "Number", "Series", "add", "gather", "merge", "valid_text"]
+__all__ = ["Figures", "Number", "Series", "gather", "merge", "put", "valid_text"]
 
-# A number or, of a histogram: how many latencies are within each bound, how many there are, and their sum in ns.
+# A number; or for a histogram: how many latencies are within each bound, how many there are, and their sum in ns.
 Number = int | float | Sequence[float]
 Series = dict[tuple[str, ...], Number]
 # By the name of the metric, then by the values of its labels.
@@ -22,7 +22,7 @@ def gather(reading: Reading, bounds_ns: Sequence[int]) -> Figures:
     """Return the values of all metrics that have any.
 
     Args:
-        reading: the figures of the parts.
+        reading: the figures of the service, the caches, the pools and the middleware.
         bounds_ns: the bounds of the buckets of histograms, ascending.
     """
     figures: Figures = {}
@@ -35,7 +35,7 @@ def gather(reading: Reading, bounds_ns: Sequence[int]) -> Figures:
                 number = [*within, total, round(sum_ns)]
             else:
                 number = value
-            # Two routes may become the same text, and two pools may have the same name.
+            # Two pools may have the same name, and `valid_text` may return the same text for two routes.
             put(series, tuple(map(valid_text, labels)), number, metric.merge)
         if series:
             figures[metric.name] = series
@@ -48,20 +48,19 @@ def valid_text(text: str) -> str:
 
 
 def put(series: Series, labels: tuple[str, ...], number: Number, rule: Merge) -> None:
-    """Merge a value into those of a metric."""
+    """Merge a value into the values of a metric."""
     known = series.get(labels)
     if known is None:
         series[labels] = number
     elif rule is Merge.SUM:
-        series[labels] = add(known, number)
+        series[labels] = _sum(known, number)
     else:
         assert isinstance(known, int | float)
         assert isinstance(number, int | float)
         series[labels] = min(known, number) if rule is Merge.MIN else max(known, number)
 
 
-def add(one: Number, other: Number) -> Number:
-    """Return the sum of two values of the same metric."""
+def _sum(one: Number, other: Number) -> Number:
     if isinstance(one, int | float):
         assert isinstance(other, int | float)
         return one + other
@@ -78,8 +77,3 @@ def merge(into: Figures, figures: Figures) -> None:
             known = into.setdefault(name, {})
             for labels, number in series.items():
                 put(known, labels, number, rule)
-
-
-def accumulates(metric: Metric) -> bool:
-    """Return whether the values of a metric never decrease."""
-    return metric.kind is not Kind.GAUGE

@@ -22,26 +22,26 @@ try:
 except ImportError as missing:
     raise ImportError("opentelemetry-api is not installed: pip install 'acgsperf[opentelemetry]'") from missing
 
-from acgsperf.metrics.spans import LOOK_EVERY_S, MIN_SPAN_S, OpenTelemetrySpans
+from acgsperf.metrics.spans import CHECK_EVERY_S, MIN_SPAN_S, OpenTelemetrySpans
 
 __all__ = ["Instrumentation", "instrument"]
 
 _NAME: Final = "acgsperf"
 _QUANTILE: Final = "acgsperf.quantile"
 _QUANTILES: Final = ((50, "0.5"), (95, "0.95"), (99, "0.99"))
-# A collection reads every instrument once, one after the other, so one reading serves them all.
+# A collection calls every instrument once, one after the other. So one reading is used for all of them, up to this age.
 _LONGEST_COLLECTION_S: Final = 1.0
 # From an idle connection to the default timeout of `acquire`.
 _BUCKETS_S: Final = (1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0)
+# The metrics of the times that `hooks.connection_times` gets.
 _TIMES: Final = {
-    "wait": "db.client.connection.wait_time",
-    "use": "db.client.connection.use_time",
-    "create": "db.client.connection.create_time",
+    what: next(metric for metric in METRICS if metric.name == f"pool_{what}_seconds")
+    for what in ("wait", "use", "create")
 }
 
 
 class Instrumentation:
-    """A running report, returned by `instrument`. After `close` it reports nothing and holds no reference."""
+    """The object that `instrument` returns. After `close` it reports nothing and holds no reference to the sources."""
 
     def __init__(self, instruments: "_Instruments", sources: Sources, spans: OpenTelemetrySpans) -> None:
         self._instruments = instruments
@@ -54,7 +54,7 @@ class Instrumentation:
         _install_hooks()
 
     def close(self) -> None:
-        """Stop reporting and release the sources. May be called again."""
+        """Stop reporting and release the sources. You may call it again."""
         if self._sources is not None:
             self._instruments.forget(self._sources)
             self._sources = None
@@ -70,7 +70,7 @@ _running: Final[list[Instrumentation]] = []
 
 
 def _install_hooks() -> None:
-    """Let the latest instrumentation make the spans, and measure the times of connections."""
+    """Set the hooks to those of the latest instrumentation; to None if there is none."""
     hooks.spans = None
     if _running:
         _install_spans(_running[-1])
@@ -78,21 +78,21 @@ def _install_hooks() -> None:
 
 
 def _install_spans(latest: Instrumentation) -> None:
-    """Let an instrumentation make the spans. In an event loop, first wait for the SDK: until then they cost nothing."""
+    """Set the hook of the spans. In an event loop, wait until the SDK is set up: an unset hook costs nothing."""
     if not _running or _running[-1] is not latest:
         return
-    if not latest._spans.look_for_sdk():
+    if not latest._spans.check_sdk():
         try:
-            asyncio.get_running_loop().call_later(LOOK_EVERY_S, _install_spans, latest)
+            asyncio.get_running_loop().call_later(CHECK_EVERY_S, _install_spans, latest)
             return
         except RuntimeError:
-            # The spans look for the SDK themselves.
+            # Without an event loop, `OpenTelemetrySpans` checks for the SDK itself.
             pass
     hooks.spans = latest._spans
 
 
 class _Instruments:
-    """The instruments of a provider, which keeps them forever, and what they report now."""
+    """The instruments of a provider, and the sources that they report. The provider keeps its instruments forever."""
 
     def __init__(self, provider: MeterProvider) -> None:
         self.sources: list[Sources] = []
@@ -101,7 +101,7 @@ class _Instruments:
         self._served: set[str] = set()
         self._lock = threading.Lock()
         meter = provider.get_meter(_NAME, version(_NAME))
-        self.times = {what: _histogram(meter, name) for what, name in _TIMES.items()}
+        self.times = {what: _histogram(meter, metric) for what, metric in _TIMES.items()}
         create = {
             Kind.COUNTER: meter.create_observable_counter,
             Kind.GAUGE: meter.create_observable_up_down_counter,
@@ -113,7 +113,7 @@ class _Instruments:
             make(name, [self._observing(name, metrics)], first.unit, first.help)
 
     def forget(self, sources: Sources) -> None:
-        """Report these sources no longer."""
+        """Stop reporting these sources."""
         with self._lock:
             self.sources = [other for other in self.sources if other is not sources]
             self._readings = []
@@ -128,7 +128,7 @@ class _Instruments:
         return observe
 
     def _readings_for(self, instrument: str) -> list[Reading]:
-        """Return the readings of this collection. If the instrument has had them already, this is the next one."""
+        """Return the readings of this collection. If the instrument already got them, a new collection has begun."""
         with self._lock:
             now = time.monotonic()
             if instrument in self._served or now - self._read_at > _LONGEST_COLLECTION_S:
@@ -142,8 +142,8 @@ def _instruments() -> dict[str, list[Metric]]:
     """Return the observable instruments, and the metrics that each of them reports."""
     found: dict[str, list[Metric]] = {}
     for metric in METRICS:
-        # Times of connections are measured one by one: there is no observable histogram.
-        if metric.instrument not in _TIMES.values():
+        # OpenTelemetry has no observable histogram, so the times of connections are recorded one by one.
+        if metric not in _TIMES.values():
             name = f"{metric.instrument}.quantile" if metric.kind is Kind.HISTOGRAM else metric.instrument
             found.setdefault(name, []).append(metric)
     return found
@@ -152,13 +152,12 @@ def _instruments() -> dict[str, list[Metric]]:
 INSTRUMENTS: Final = _instruments()
 
 
-def _histogram(meter: Meter, name: str) -> Histogram:
-    metric = next(metric for metric in METRICS if metric.instrument == name)
-    advice: dict[str, Any] = {"explicit_bucket_boundaries_advisory": _BUCKETS_S}
-    known = inspect.signature(meter.create_histogram).parameters
-    return meter.create_histogram(
-        name, metric.unit, metric.help, **{key: value for key, value in advice.items() if key in known}
-    )
+def _histogram(meter: Meter, metric: Metric) -> Histogram:
+    options: dict[str, Any] = {}
+    # Older versions of the API do not have this parameter.
+    if "explicit_bucket_boundaries_advisory" in inspect.signature(meter.create_histogram).parameters:
+        options["explicit_bucket_boundaries_advisory"] = _BUCKETS_S
+    return meter.create_histogram(metric.instrument, metric.unit, metric.help, **options)
 
 
 def _observations(metric: Metric, readings: Sequence[Reading]) -> Iterable[Observation]:
@@ -189,8 +188,8 @@ def _merged(one: Value, other: Value, rule: Merge) -> Value:
 
 
 _instruments_of: Final[WeakKeyDictionary[MeterProvider, _Instruments]] = WeakKeyDictionary()
-# The instruments of the global provider. Those made before the SDK is set up belong to the API's proxy, and become
-# instruments of the SDK's provider later. A second set on that provider would be ignored.
+# The instruments of the global provider. If they are made before the SDK is set up, they belong to the API's proxy. It
+# passes them to the SDK's provider later, which would ignore a second set.
 _global: list[_Instruments] = []
 
 
@@ -216,16 +215,16 @@ def instrument(
     tracer_provider: TracerProvider | None = None,
     min_span_s: float = MIN_SPAN_S,
 ) -> Instrumentation:
-    """Report metrics at every collection, and make spans of what takes time.
+    """Report metrics at every collection, and make spans of slow operations.
 
     You may call it before the SDK is set up, and several times. Figures without a distinguishing attribute, such as the
     requests of two services, are added up.
 
-    Spans are made of loads, of waits for the load of another caller or process, of waits for a connection, and of calls
-    to a tier that take longer than 95 % of them: never of hits in L1. The latest instrumentation makes the spans of all
-    caches and pools of the process, and measures the times of all connections.
+    There are spans for loads, for waits for the load of another caller or process, for waits for a connection, and for
+    calls to a tier that take longer than 95 % of the calls. A hit in L1 never makes a span. The latest instrumentation
+    makes the spans of all caches and pools of the process, and measures the times of all their connections.
 
-    A reader may collect in a thread of its own: it reads plain counters, each exact, without locks.
+    A metric reader may collect in its own thread. The counters are read without locks, and each of them is exact.
 
     Args:
         source: a service, with its cache and its pools.
@@ -234,7 +233,7 @@ def instrument(
         pools: other pools, as for `PerformanceCollector`.
         http: a middleware.
         tracer_provider: None for the global one.
-        min_span_s: what takes less time makes no span, unless a loader makes spans of its own, or the work fails.
+        min_span_s: an operation that takes less time makes no span, unless its loader makes spans, or it fails.
 
     Returns:
         An object with `close()`.

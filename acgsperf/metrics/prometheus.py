@@ -31,7 +31,7 @@ __all__ = ["BUCKETS_S", "PerformanceCollector", "exposition"]
 
 _log: Final = logging.getLogger("acgsperf.metrics")
 
-# From an L1 hit to a request that hangs. The targets of 1, 2 and 5 ms are bounds of buckets.
+# From an L1 hit to a request that hangs. The targets of 1, 2 and 5 ms are bounds.
 BUCKETS_S: Final = (
     *(1e-6, 5e-6, 25e-6, 1e-4, 25e-5, 5e-4),
     *(1e-3, 2e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -40,7 +40,7 @@ BUCKETS_S: Final = (
 _NAME: Final = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 _RESERVED: Final = frozenset({"le", "quantile"}).union(*(metric.labels for metric in METRICS))
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
-# Integers below have a decimal point where `floatToGoString` writes one; greater ones get an exponent.
+# `floatToGoString` writes an integer below this limit with `.0`, and a greater one with an exponent.
 _PLAIN: Final = 1_000_000
 _PUBLISH_EVERY_S: Final = 5.0
 _MOST_REMEMBERED: Final = 20_000
@@ -56,16 +56,17 @@ class PerformanceCollector(Collector):
 
     Args:
         source: a service, with its cache and its pools.
-        cache: other caches: one, several, or a mapping of names to caches. A cache is named after its namespace by
-            default. The name is the label `cache`.
+        cache: other caches: one, several, or a mapping of names to caches. The default name of a cache is its
+            namespace. The name is the label `cache`.
         pools: other pools: a `PoolManager`, a `ConnectionPool`, or several of them.
         http: a middleware whose routes are exported as well.
         namespace: prefix of all metric names.
         labels: constant labels of every metric.
         buckets_s: bounds of the histograms, in seconds, ascending.
-        workers_directory: a directory that the processes of an application share. Each page has the figures of all of
-            them, those of the others up to 5 s old. None: the `workers_directory` of the service, or without a service
-            that of the environment variable `WORKERS_DIRECTORY`. An empty string: the figures of this process alone.
+        workers_directory: a directory that the processes of an application share. Each page then has the figures of all
+            of them; those of other processes are at most 5 s old. None: the `workers_directory` of the service, or
+            without a service the environment variable `WORKERS_DIRECTORY`. An empty string: the figures of this process
+            only.
 
     Raises:
         SettingsError: if the directory cannot be created or written.
@@ -97,7 +98,7 @@ class PerformanceCollector(Collector):
                 raise ValueError(f"namespace and label names must be letters, digits and _, got {name!r}")
         self._sources = Sources(source, cache, pools, http)
         self._bounds_ns = _bounds_ns(buckets_s)
-        self._page = _Layout(namespace, constants, [_written(bound) for bound in buckets_s])
+        self._layout = _Layout(namespace, constants, [_written(bound) for bound in buckets_s])
         directory = self._sources.directory if workers_directory is None else workers_directory
         self._workers = WorkerFigures(directory, namespace, self._bounds_ns) if directory else None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -114,25 +115,25 @@ class PerformanceCollector(Collector):
             figures = self._workers.add_others(self._published(self._workers, figures))
         for metric in METRICS:
             if metric.name in figures:
-                yield _Family(self._page, metric, figures[metric.name])
+                yield _Family(self._layout, metric, figures[metric.name])
 
     def describe(self) -> Iterator[Metric]:
         """Yield every metric without values, so that a registry refuses a second collector with the same names."""
         for metric in METRICS:
-            yield _Family(self._page, metric, {})
+            yield _Family(self._layout, metric, {})
 
     def publish(self) -> None:
         """Write the figures of this process for the pages of the other workers.
 
-        A collector that is made in an event loop, or has been scraped in one, does it every 5 s, when its service
-        closes, and when the interpreter exits. Some servers end their workers by a signal instead: without a service,
-        call `close` when the application shuts down. Without a `workers_directory` it does nothing.
+        Does nothing without a `workers_directory`. A collector that was created or scraped in an event loop publishes
+        every 5 s, when its service closes, and when the interpreter exits. Some servers end their workers by a signal,
+        so the interpreter does not exit normally: without a service, call `close` when the application shuts down.
         """
         if self._workers is not None:
             self._published(self._workers, gather(self._sources.read(), self._bounds_ns))
 
     def close(self) -> None:
-        """Publish for the last time, and let the other workers count this process as ended. May be called again."""
+        """Publish for the last time. The other workers then count this process as ended. You may call it again."""
         if self._workers is not None:
             self.publish()
             self._workers.close()
@@ -142,7 +143,9 @@ class PerformanceCollector(Collector):
         try:
             return workers.publish(figures)
         except OSError as error:
-            _log.warning("metrics: cannot write for the other workers, which show older figures of this one: %s", error)
+            _log.warning(
+                "metrics: cannot write the figures of this process; the other workers show its older ones: %s", error
+            )
             return figures
 
     def _publish_regularly(self) -> None:
@@ -152,7 +155,7 @@ class PerformanceCollector(Collector):
             return
         if loop is not self._loop:
             self._loop = loop
-            # Soon, so that the other workers know of this one.
+            # Soon, so that the pages of the other workers include this one.
             loop.call_soon(_publish, ref(self), loop)
 
 
@@ -160,7 +163,7 @@ _shared: Final[WeakSet[PerformanceCollector]] = WeakSet()
 
 
 def _publish(reference: "ref[PerformanceCollector]", loop: asyncio.AbstractEventLoop) -> None:
-    """Publish, and again later, until the collector is no longer used or has another event loop."""
+    """Publish every 5 s, until the collector is closed, is no longer referenced, or uses another event loop."""
     collector = reference()
     if collector is not None and collector._workers is not None and collector._loop is loop:
         try:
@@ -194,25 +197,29 @@ def _written(value: float) -> str:
 
 
 class _Layout:
-    """How the metrics of a collector are written."""
+    """Makes the names, labels and lines of the metrics of a collector."""
 
     def __init__(self, namespace: str, constants: Mapping[str, str], bounds: Sequence[str]) -> None:
         self._namespace = namespace
         self._constants = {name: valid_text(value) for name, value in constants.items()}
         self._bounds = (*bounds, "+Inf")
-        # The beginnings of the lines of a metric with some labels. Making them takes most of the time of a page.
+        # The lines of a metric with some labels, without their values. Making them takes most of the time of a page.
         self._beginnings: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
 
     def name(self, metric: Listed) -> str:
-        """Return the name of a metric without `_total`, as `prometheus_client` wants it."""
+        """Return the name of a metric without `_total`, which `prometheus_client` adds to counters itself."""
         return f"{self._namespace}_{metric.name}"
+
+    def exported_name(self, metric: Listed) -> str:
+        """Return the name of a metric on a page."""
+        return f"{self._namespace}_{metric.exported_name}"
 
     def samples(self, metric: Listed, labels: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
         """Return the names and labels of the samples of a metric, in the order of `_values`."""
-        name = self.name(metric)
+        name = self.exported_name(metric)
         named = {**self._constants, **dict(zip(metric.labels, labels, strict=True))}
         if metric.kind is not Kind.HISTOGRAM:
-            return [(f"{name}_total" if metric.kind is Kind.COUNTER else name, named)]
+            return [(name, named)]
         buckets = [(f"{name}_bucket", {**named, "le": bound}) for bound in self._bounds]
         return [*buckets, (f"{name}_count", named), (f"{name}_sum", named)]
 
@@ -249,7 +256,7 @@ def _values(metric: Listed, number: Number) -> Sequence[float]:
 
 
 class _Family(Metric):
-    """A metric with its values. Its samples are made only if someone reads them: `exposition` does not."""
+    """A metric with its values. Its samples are made when they are first read. `exposition` does not read them."""
 
     def __init__(self, layout: _Layout, metric: Listed, series: Series) -> None:
         self._samples: list[Sample] | None = None
@@ -270,13 +277,13 @@ class _Family(Metric):
 
     @samples.setter
     def samples(self, samples: list[Sample]) -> None:
-        # `Metric` begins with an empty list.
+        # The constructor of `Metric` sets an empty list, which must not replace the samples.
         if samples:
             self._samples = samples
 
     def page(self) -> Iterable[str]:
         """Return the lines that `generate_latest` would write."""
-        name = f"{self.name}_total" if self._metric.kind is Kind.COUNTER else self.name
+        name = self._layout.exported_name(self._metric)
         yield f"# HELP {name} {self.documentation}\n# TYPE {name} {self.type}\n"
         for labels, number in self._series.items():
             yield from self._layout.lines(self._metric, labels, number)
@@ -295,7 +302,8 @@ class _Others(Collector):
 def exposition(registry: CollectorRegistry) -> Callable[[], tuple[str, bytes]]:
     """Return a function for `PerformanceMiddleware(metrics=...)` that renders all metrics of a registry.
 
-    The page has what `generate_latest` returns, but metrics of this package take a fraction of the time.
+    The page is the same as that of `generate_latest`, but it renders the metrics of this package in a fraction of the
+    time.
     """
 
     def render() -> tuple[str, bytes]:

@@ -94,12 +94,12 @@ class HttpCounts:
 class HttpSource(Protocol):
     """A middleware whose metrics can be exported; `PerformanceMiddleware` is one.
 
-    It may also have a method `connection_uses`, which returns for (route, pool) the number of connections that requests
-    have used, and the ns of their use.
+    It may also have a method `connection_uses`. For each (route, pool) it returns how many connections requests have
+    used, and the ns of their use.
     """
 
     def routes(self) -> Mapping[str, LatencyHistogram]:
-        """Return the latencies of responses by route, in ns."""
+        """Return the latencies of the responses of each route, in ns."""
 
     def counts(self) -> HttpCounts:
         """Return the counts so far."""
@@ -146,7 +146,7 @@ class HttpReading:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Everything that the exporters know at one moment."""
+    """All figures that the exporters read at one moment."""
 
     service: ServiceReading | None
     caches: list[CacheReading]
@@ -159,8 +159,8 @@ class Sources:
 
     Args:
         source: a service, with its cache and its pools.
-        cache: more caches: one, several, or a mapping of names to caches. A cache is named after its namespace by
-            default.
+        cache: more caches: one, several, or a mapping of names to caches. The default name of a cache is its
+            namespace.
         pools: more pools: a manager, a pool, or several of them.
         http: a middleware.
 
@@ -203,20 +203,20 @@ class Sources:
                 self._pools.append(pool)
 
     def on_close(self, callback: Callable[[], object]) -> None:
-        """Call `callback` when the service closes, if it is one that tells."""
-        tell = getattr(self.service, "on_close", None)
-        if tell is not None:
-            tell(callback)
+        """Call `callback` when the service closes, if the service has a method `on_close`."""
+        register = getattr(self.service, "on_close", None)
+        if register is not None:
+            register(callback)
 
     @property
     def directory(self) -> str | None:
-        """The `workers_directory` of the service; without a service, the environment variable of that name."""
+        """The `workers_directory` of the service; without a service, the environment variable `WORKERS_DIRECTORY`."""
         if self.service is None:
             return os.environ.get("WORKERS_DIRECTORY")
         return getattr(getattr(self.service, "settings", None), "workers_directory", None)
 
     def read(self) -> Reading:
-        """Return the figures of now."""
+        """Return the current figures."""
         service = http = None
         if self.service is not None:
             verdicts = self.service.validator.metrics().verdicts

@@ -1,8 +1,8 @@
-"""Spans of OpenTelemetry for what takes time. The caches, tiers and pools call this through `acgsperf.hooks`.
+"""Spans of OpenTelemetry for slow operations. The caches, tiers and pools call this module through `acgsperf.hooks`.
 
-A span of the SDK costs half as much as a whole load without lower tiers. So the span of some work is made at its end,
-and only if the work has taken long enough. It is made at once if someone asks for its context, because a loader makes
-spans of its own, or another caller links to it.
+A span of the SDK costs half as much as a load without lower tiers. So the span of an operation is made when the
+operation ends, and only if it took long enough. The span is made earlier if something needs its context: a loader that
+makes spans itself, or another caller whose span has a link to it.
 """
 
 import time
@@ -30,20 +30,21 @@ from acgsperf import hooks
 if TYPE_CHECKING:
     from acgsperf.dispatch import LatencyHistogram
 
-__all__ = ["LOOK_EVERY_S", "MIN_SPAN_S", "OpenTelemetrySpans"]
+__all__ = ["CHECK_EVERY_S", "MIN_SPAN_S", "OpenTelemetrySpans"]
 
 _T = TypeVar("_T")
 MIN_SPAN_S: Final = 0.001
-# While the SDK is not set up, look for it that often.
-LOOK_EVERY_S: Final = 1.0
-# With fewer calls it is not known what is usual. The percentile is computed anew after some calls.
+# While the SDK is not set up: the time between two checks for it.
+CHECK_EVERY_S: Final = 1.0
+# With fewer calls, the percentile says too little.
 _ENOUGH_CALLS: Final = 100
+# So many calls use a percentile before it is computed again.
 _REFRESH_AFTER: Final = 50
 _ERROR: Final = "error.type"
 
 
 class _Deferred(Span):
-    """The span of some work, which is made when someone needs it, or when the work has taken long enough."""
+    """The span of an operation. It makes the span of the SDK when that is needed."""
 
     __slots__ = ("_attributes", "_began_ns", "_context", "_made", "_name", "_tracer", "_waits")
 
@@ -76,18 +77,18 @@ class _Deferred(Span):
         return self._made
 
     def fail(self, error: BaseException) -> None:
-        """Say that the work has failed."""
+        """Record that the operation failed."""
         self._span().set_attribute(_ERROR, type(error).__qualname__)
         if isinstance(error, Exception):
             self._span().set_status(Status(StatusCode.ERROR))
 
     def finish(self, min_ns: int) -> None:
-        """End the span. If the work has taken less than `min_ns`, and nobody needs the span, it is not made."""
+        """End the span. If the operation took less than `min_ns`, and nothing needed the span, no span is made."""
         ended_ns = time.time_ns()
         if self._made is not None or ended_ns - self._began_ns >= min_ns:
             self._span().end(ended_ns)
         else:
-            # It is too late to ask for its context.
+            # From now on, a caller that asks for the context gets an invalid one.
             self._made = INVALID_SPAN
 
     def end(self, end_time: int | None = None) -> None:
@@ -124,29 +125,29 @@ class OpenTelemetrySpans:
     """Makes spans with the tracer of a provider.
 
     Args:
-        provider: None for the global one. While that is not set up, nothing is made.
-        min_span_s: what takes less time makes no span.
+        provider: None for the global one. No spans are made until it is set up.
+        min_span_s: an operation that takes less time makes no span.
     """
 
     def __init__(self, provider: TracerProvider | None, min_span_s: float) -> None:
         self._tracer = (provider or get_tracer_provider()).get_tracer("acgsperf", version("acgsperf"))
         self._min_ns = round(min_span_s * 1e9)
         self._is_set_up = provider is not None
-        self._look_at = 0.0
-        # For each histogram: the calls until the percentile is computed anew, and the percentile in ns.
+        self._next_check_at = 0.0
+        # For the id of each histogram: the calls until the percentile is computed again, and the percentile in ns.
         self._usual: dict[int, tuple[int, int]] = {}
 
-    def look_for_sdk(self) -> bool:
+    def check_sdk(self) -> bool:
         """Return whether the SDK is set up."""
         if not self._is_set_up:
-            self._look_at = time.monotonic() + LOOK_EVERY_S
+            self._next_check_at = time.monotonic() + CHECK_EVERY_S
             self._is_set_up = not isinstance(get_tracer_provider(), ProxyTracerProvider)
         return self._is_set_up
 
     def _makes_spans(self) -> bool:
-        if self._is_set_up or time.monotonic() < self._look_at:
+        if self._is_set_up or time.monotonic() < self._next_check_at:
             return self._is_set_up
-        return self.look_for_sdk()
+        return self.check_sdk()
 
     def during(
         self,
@@ -157,7 +158,7 @@ class OpenTelemetrySpans:
         load: Any = None,
         waits: Iterable[Any] = (),
     ) -> Awaitable[_T]:
-        """Return what awaits some work within a span, and returns its result."""
+        """Return an awaitable that awaits `work` within a span, and returns its result."""
         if not self._makes_spans():
             return work
         return self._during(name, attributes, work, load, waits)
@@ -170,7 +171,7 @@ class OpenTelemetrySpans:
         token = None
         if load is not None:
             load.span = span
-            # The spans of what the loader does are children of this one.
+            # Spans that the loader makes are children of this one.
             token = attach(set_span_in_context(span, context))
         try:
             return await work
@@ -183,7 +184,7 @@ class OpenTelemetrySpans:
             span.finish(self._min_ns)
 
     def past(self, name: str, attributes: Mapping[str, str | int], seconds: float) -> None:
-        """Make a span of the last `seconds`."""
+        """Make a span of the operation that took the last `seconds`."""
         duration_ns = round(seconds * 1e9)
         if duration_ns >= self._min_ns and self._makes_spans():
             now_ns = time.time_ns()
@@ -191,7 +192,7 @@ class OpenTelemetrySpans:
             self._tracer.start_span(f"acgsperf.{name}", attributes=attributes, start_time=began_ns).end(now_ns)
 
     def tier_call(self, tier: str, keys: int, usual: "LatencyHistogram", elapsed_ns: int) -> None:
-        """Make a span of a call that has just ended if it took longer than 95 % of the calls before."""
+        """Make a span of a call that has just ended, if it took longer than 95 % of the calls in `usual`."""
         if elapsed_ns < self._min_ns or usual.count < _ENOUGH_CALLS:
             return
         remaining, limit_ns = self._usual.get(id(usual), (0, 0))
@@ -199,4 +200,4 @@ class OpenTelemetrySpans:
             remaining, limit_ns = _REFRESH_AFTER, usual.percentile(95)
         self._usual[id(usual)] = (remaining - 1, limit_ns)
         if elapsed_ns > limit_ns:
-            self.past("tier.read", {hooks.SERVER: tier, hooks.KEYS: keys}, elapsed_ns / 1e9)
+            self.past("tier.read", {hooks.TIER_LABEL: tier, hooks.KEYS: keys}, elapsed_ns / 1e9)

@@ -1,8 +1,9 @@
-"""One page for all workers: each process writes its figures into a shared directory, and adds up those of the others.
+"""One page for all workers: each process writes its figures to a shared directory, and adds those of the others.
 
-A process writes its figures before it shows them. So whatever one worker has shown, the next page of another worker has
-at least that. The counts of a process that has ended are added to a common file, once: the file names the processes
-whose counts it has. A process holds a lock on a file of its own while it lives, which the system releases in any case.
+A process writes its figures before it shows them. So a count on the page of one worker is never lower than on an
+earlier page of another worker. The counts of a process that has ended are added to a common file once: the file lists
+the processes whose counts it contains. While a process lives, it holds a lock on its own file. The system releases the
+lock when the process ends for any reason.
 """
 
 import os
@@ -18,8 +19,9 @@ from weakref import WeakSet
 import msgspec
 
 from acgsperf.errors import SettingsError
-from acgsperf.metrics.catalogue import METRICS, Kind, Metric
-from acgsperf.metrics.figures import Figures, Number, Series, add, merge
+from acgsperf.metrics.catalogue import METRICS, Kind, Merge, Metric
+from acgsperf.metrics.figures import Figures, Number, merge, put
+from acgsperf.settings import opened_workers_directory
 
 try:
     import fcntl
@@ -30,17 +32,18 @@ __all__ = ["WorkerFigures"]
 
 _METRICS: Final = {metric.name: metric for metric in METRICS}
 _ACCUMULATED: Final = frozenset(metric.name for metric in METRICS if metric.kind is not Kind.GAUGE)
-# A reader may have the figures of a process that were added to the common file meanwhile. It finds the name there.
+# The common file keeps the latest names: a reader may have read the figures of a process from the file of that process,
+# just before they were added to the common file. From the name it knows that.
 _MOST_NAMES: Final = 1_000
 
 
 class _Page(msgspec.Struct, frozen=True):
-    """The figures of a process, or of all that have ended.
+    """The content of a file: the figures of a process, or in the common file those of all processes that have ended.
 
     Attributes:
         bounds_ns: the bounds of the buckets of histograms.
-        figures: for each metric the values of its labels, and its value.
-        added: of the common file, the names of the processes whose figures it has, the latest last.
+        figures: for each metric, pairs of the values of its labels and its value.
+        added: in the common file, the names of the processes whose figures it contains, the latest last.
     """
 
     bounds_ns: list[int]
@@ -57,7 +60,7 @@ class WorkerFigures:
 
     Args:
         directory: shared by all processes; created if it is missing.
-        name: the processes that use the same name are added up.
+        name: the figures of all processes with the same name are added up.
         bounds_ns: the bounds of the buckets of histograms.
 
     Raises:
@@ -65,16 +68,10 @@ class WorkerFigures:
     """
 
     def __init__(self, directory: str | os.PathLike[str], name: str, bounds_ns: Sequence[int]) -> None:
-        self._directory = Path(directory)
-        try:
-            if fcntl is None:
-                raise OSError("file locks are missing on this system")
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not os.access(self._directory, os.W_OK | os.X_OK):
-                raise PermissionError("it is not writable")
-        except (OSError, ValueError) as error:
-            problem = getattr(error, "strerror", None) or error
-            raise SettingsError("WORKERS_DIRECTORY", str(directory), f"a writable directory ({problem})") from None
+        if fcntl is None:
+            problem = "a writable directory (file locks are missing on this system)"
+            raise SettingsError("WORKERS_DIRECTORY", str(directory), problem)
+        self._directory = opened_workers_directory(directory)
         self._name = name
         self._bounds_ns = list(bounds_ns)
         self._token = ""
@@ -83,30 +80,30 @@ class WorkerFigures:
         _all.add(self)
 
     def publish(self, figures: Figures) -> Figures:
-        """Write the figures of this process, and return them with the counts of what it has closed meanwhile.
+        """Write the figures of this process, and return them with the counts of the parts that it has closed.
 
         Raises:
             OSError: if the directory cannot be written.
         """
         figures = self._steady.continued(figures)
         if self._lock is None:
-            # At the first time, because a server may create its collector before it forks its workers.
+            # Only now, because a server may create its collector before it forks its workers.
             self._token = secrets.token_hex(8)
             self._lock = os.open(self._path("alive"), os.O_CREAT | os.O_RDWR, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # So that what cleans up old files leaves it alone.
+        # A program that removes old files must not remove this one.
         os.utime(self._path("alive"))
         self._write(self._path("figures"), _Page(self._bounds_ns, _listed(figures)))
         return figures
 
     def add_others(self, figures: Figures) -> Figures:
-        """Return the figures of this process together with those of all others.
+        """Return the figures of this process and of all others, added up.
 
         Args:
             figures: those of this process, as `publish` has returned them.
         """
         total: Figures = {name: dict(series) for name, series in figures.items()}
-        # First those of the processes, then those of the ended ones: nothing can be in neither.
+        # The common file last: figures that another process moves to it meanwhile are then read at least once.
         pages = {token: page for token in self._others() if (page := self._read(self._path("figures", token)))}
         ended = self._read(self._common) or _Page(self._bounds_ns, {})
         leftover = []
@@ -118,14 +115,14 @@ class WorkerFigures:
                 merge(total, self._figures(page, alive))
         merge(total, self._figures(ended, False))
         if leftover:
-            # Another process may be doing the same. What it has not written to the common file is still in their files.
+            # Another process may do the same now. Until it has written the common file, the other files remain.
             with suppress(OSError), self._exclusively() as locked:
                 if locked:
                     self._move_to_common(leftover)
         return total
 
     def close(self) -> None:
-        """Let the other processes see that this one has ended. `publish` begins anew."""
+        """Release the lock, so that this process counts as ended. `publish` starts again under a new name."""
         lock, self._lock = self._lock, None
         if lock is not None:
             os.close(lock)
@@ -158,7 +155,7 @@ class WorkerFigures:
 
     @contextmanager
     def _exclusively(self) -> Iterator[bool]:
-        """Return a context in which no other process changes the common file; or, at once, that another one does."""
+        """Lock the common file, and yield True. If another process has locked it, yield False without a wait."""
         descriptor = os.open(self._directory / f"{self._name}.lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -181,14 +178,14 @@ class WorkerFigures:
                 added.append(token)
             if token in added:
                 finished.append(token)
-        # If this process ends before it has removed the files, the next one knows that they have been added.
+        # If this process ends before it has removed the files, another one knows from the names that they were added.
         self._write(self._common, _Page(self._bounds_ns, _listed(figures), added[-_MOST_NAMES:]))
         for token in finished:
             self._path("figures", token).unlink(missing_ok=True)
             self._path("alive", token).unlink(missing_ok=True)
 
     def _read(self, path: Path) -> _Page | None:
-        # Another process may remove the file at any time, and anyone can write a file here.
+        # Another process may remove the file at any time, and the directory may contain files of any content.
         with suppress(OSError, ValueError, msgspec.MsgspecError):
             return _decode(path.read_bytes())
         return None
@@ -211,7 +208,7 @@ class WorkerFigures:
         }
 
     def _fitted(self, number: Number, bounds_ns: Sequence[int]) -> Number:
-        """Return a number with the buckets of this process. A bound that the page lacks gets the count of the last."""
+        """Convert a histogram to the bounds of this process. If the page lacks a bound, the next lower one counts."""
         if isinstance(number, int | float) or bounds_ns == self._bounds_ns:
             return number
         *within, total, total_ns = number
@@ -220,29 +217,28 @@ class WorkerFigures:
 
 
 class _Steady:
-    """Keeps counts from decreasing: a pool that was closed, or opened again, takes its counts with it."""
+    """Keeps counts from decreasing. Without it, the counts of a pool would be lost when the pool is closed."""
 
     def __init__(self) -> None:
         self._last: Figures = {}
         self._earlier: Figures = {}
 
     def continued(self, figures: Figures) -> Figures:
-        """Return figures whose counts have what they had before, and more."""
+        """Return the figures, with the counts of closed parts added."""
         found = {name: dict(series) for name, series in figures.items()}
         for name, known in self._last.items():
             earlier = self._earlier.setdefault(name, {})
             series = found.setdefault(name, {})
             for labels, last in known.items():
                 if _is_less(series.get(labels), last):
-                    earlier[labels] = add(earlier[labels], last) if labels in earlier else last
+                    put(earlier, labels, last, Merge.SUM)
         self._last = {name: dict(figures[name]) for name in figures.keys() & _ACCUMULATED}
-        for name, earlier in self._earlier.items():
-            _add_all(found.setdefault(name, {}), earlier)
+        merge(found, self._earlier)
         return {name: series for name, series in found.items() if series}
 
 
 def _fits(metric: Metric, labels: Sequence[str], number: Number, bounds: int) -> bool:
-    """Return whether a value is one of this metric. A process of another version may mean another one by the name."""
+    """Return whether a value fits a metric. A process of another version may use the name for another metric."""
     if len(labels) != len(metric.labels):
         return False
     if metric.kind is not Kind.HISTOGRAM:
@@ -250,13 +246,8 @@ def _fits(metric: Metric, labels: Sequence[str], number: Number, bounds: int) ->
     return not isinstance(number, int | float) and len(number) == bounds + 2
 
 
-def _add_all(series: Series, more: Series) -> None:
-    for labels, number in more.items():
-        series[labels] = add(series[labels], number) if labels in series else number
-
-
 def _is_less(now: Number | None, before: Number) -> bool:
-    """Return whether something has begun to count anew, or is gone."""
+    """Return whether a count is missing or lower than before, because its part was closed or opened again."""
     if now is None:
         return True
     if isinstance(now, int | float):
@@ -278,11 +269,11 @@ def _listed(figures: Figures) -> dict[str, list[tuple[tuple[str, ...], int | flo
 _all: Final[WeakSet[WorkerFigures]] = WeakSet()
 
 
-def _begin_anew() -> None:
-    """Close what a child process has of the locks of its parent: the parent has ended when the last copy is closed."""
+def _close_copies() -> None:
+    """Close the copies of the parent's locks in a child process: a lock is held until its last copy is closed."""
     for workers in list(_all):
         workers.close()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_anew)
+    os.register_at_fork(after_in_child=_close_copies)

@@ -6,14 +6,15 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import msgspec
 
 from acgsperf.dispatch import LatencyHistogram
-from acgsperf.errors import SettingsError
-from acgsperf.settings import Settings
+from acgsperf.settings import Settings, opened_workers_directory
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["WorkerReport", "Workers"]
 
@@ -66,14 +67,7 @@ class Workers:
     """
 
     def __init__(self, directory: str | os.PathLike[str], max_age_s: float) -> None:
-        self._directory = Path(directory)
-        try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not os.access(self._directory, os.W_OK | os.X_OK):
-                raise PermissionError("it is not writable")
-        except (OSError, ValueError) as error:
-            problem = getattr(error, "strerror", None) or error
-            raise SettingsError("WORKERS_DIRECTORY", str(directory), f"a writable directory ({problem})") from None
+        self._directory = opened_workers_directory(directory)
         self._own: Path | None = None
         self._owner = 0
         self._closed = False

@@ -184,7 +184,7 @@ async def _redis(url: str, settings: Settings) -> Finding:
     if tuple(int(part) for part in server.split(".")[:2]) < OLDEST_REDIS:
         return Finding("Redis", Severity.WARNING, f"{measured}; the oldest supported version is 6.2")
     if refused:
-        problem = f"the user may not use {', '.join(refused)}: caches do not hear of each other's writes"
+        problem = f"the user may not use {', '.join(refused)}: caches do not get records of each other's writes"
         return Finding("Redis", Severity.WARNING, f"{measured}; {problem}")
     if memory.get("maxmemory") and memory.get("maxmemory_policy") == "noeviction":
         return Finding(
@@ -240,6 +240,6 @@ async def _postgres(url: str, settings: Settings) -> Finding:
         )
         return Finding("PostgreSQL", Severity.WARNING, f"{measured}; {problem}")
     if not direct and settings.redis_url is None:
-        problem = "a pooler is in between, and there is no Redis: caches do not hear of each other's writes"
+        problem = "a pooler is in between, and there is no Redis: caches do not get records of each other's writes"
         return Finding("PostgreSQL", Severity.WARNING, f"{measured}; {problem}")
     return Finding("PostgreSQL", Severity.OK, measured)

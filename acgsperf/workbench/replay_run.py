@@ -48,7 +48,7 @@ class Options(Struct, frozen=True):
         policy: which entries L1 evicts.
         ttl: the ttl of the cache.
         patience: the seconds for which PostgreSQL may be unreachable.
-        backplane: whether the processes tell each other what they write.
+        backplane: whether the processes send each other records of their writes.
         process: this process, from 1.
         processes: how many there are.
     """

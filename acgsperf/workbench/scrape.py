@@ -1,4 +1,4 @@
-"""Reads the page of metrics of a running service."""
+"""Reads the page of metrics of a running application."""
 
 import math
 import threading
@@ -42,10 +42,10 @@ class RouteFigures:
 
 @dataclass(frozen=True, slots=True)
 class ServiceFigures:
-    """Figures of an application since it started: of its service or, if it has none, of its middleware.
+    """Figures of an application since it started: those of its service or, without a service, those of its middleware.
 
     Attributes:
-        processes: how many are added up.
+        processes: the number of processes whose figures are added up.
         requests: answered requests. Without a service, the responses of all routes.
         errors: requests that failed; None without a service.
         violations: requests that the compliance gate refused.
@@ -54,13 +54,13 @@ class ServiceFigures:
         p50_ms, p95_ms, p99_ms: estimated from buckets, as Prometheus does; None before the first request.
         hit_rate: the share of requests that did not wait for the handler, as in the summary of the service; None before
             the first request, or without a service.
-        hit_rates: by tier, the share of its look-ups that found a value, for tiers that were read. It differs from
-            `hit_rate`: a request that a tier cannot answer may be answered by the next one. With several caches, the
-            name of the cache is before that of the tier.
-        pools: by name: `connections`, `in_use`, `max` and `waiting` (callers).
-        routes: by route, the one with most responses first.
-        response_hit_rate: the share of requests that the response cache of the middleware answered, of those that it
-            could have answered; None before the first of them.
+        hit_rates: for each tier that was read, the share of its look-ups that found a value. It differs from
+            `hit_rate`: if a tier has no value, the next one may have it. With several caches, a key is the name of the
+            cache, a space and the tier.
+        pools: for each pool `connections`, `in_use`, `max` and `waiting` (callers).
+        routes: the figures of each route; the route with the most responses first.
+        response_hit_rate: of the requests that the response cache of the middleware could answer, the share that it
+            answered; None before the first of them.
     """
 
     processes: int
@@ -83,7 +83,6 @@ class ServiceFigures:
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the figures as the rows of a table."""
-
         rows = [
             ("Processes", f"{self.processes:,}"),
             ("Requests", f"{self.requests:,}"),
@@ -181,7 +180,7 @@ def _page(url: str, deadline: float) -> str:
 
 
 def figures(page: str, namespace: str = "acgsperf") -> ServiceFigures:
-    """Read the figures from a page. If it has no metrics of a service, those of the middleware are used.
+    """Read the figures from a page. Without metrics of a service, it uses those of the middleware.
 
     Args:
         page: the text of the page.
@@ -211,20 +210,14 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]], namespace:
     def total(name: str) -> int:
         return round(sum(value for _, value in found.get(name, ())))
 
-    def by(label: str, name: str) -> dict[str, int]:
+    def by(name: str, *names: str) -> dict[str, int]:
         sums: dict[str, float] = defaultdict(float)
         for labels, value in found.get(name, ()):
-            sums[labels[label]] += value
+            sums[" ".join(labels[label] for label in names)] += value
         return {key: round(value) for key, value in sums.items()}
 
     several = len({labels.get("cache") for labels, _ in found.get("cache_hits_total", ())}) > 1
-
-    def by_tier(name: str) -> dict[str, int]:
-        sums: dict[str, float] = defaultdict(float)
-        for labels, value in found.get(name, ()):
-            sums[f"{labels['cache']} {labels['tier']}" if several else labels["tier"]] += value
-        return {key: round(value) for key, value in sums.items()}
-
+    of_tier = ("cache", "tier") if several else ("tier",)
     own = "requests_total" in found
     durations = "request_duration_seconds" if own else "http_request_duration_seconds"
     if found.keys().isdisjoint({"processes", "requests_total", "http_refused_total", f"{durations}_bucket"}):
@@ -237,17 +230,19 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]], namespace:
     violations = total("compliance_violations_total") if own else total("http_refused_total")
     passed = requests + (errors or 0)
     asked = passed + violations
-    hits, misses = by_tier("cache_hits_total"), by_tier("cache_misses_total")
-    responses = by("result", "http_cache_requests_total")
+    hits, misses = by("cache_hits_total", *of_tier), by("cache_misses_total", *of_tier)
+    responses = by("http_cache_requests_total", "result")
     cacheable = responses.get("hit", 0) + responses.get("miss", 0)
+    in_use, limit = by("pool_used_connections", "pool"), by("pool_max_connections", "pool")
+    waiting = by("pool_waiting_requests", "pool")
     pools = {
         name: {
             "connections": size,
-            "in_use": by("pool", "pool_used_connections").get(name, 0),
-            "max": by("pool", "pool_max_connections").get(name, 0),
-            "waiting": by("pool", "pool_waiting_requests").get(name, 0),
+            "in_use": in_use.get(name, 0),
+            "max": limit.get(name, 0),
+            "waiting": waiting.get(name, 0),
         }
-        for name, size in by("pool", "pool_connections").items()
+        for name, size in by("pool_connections", "pool").items()
     }
     p50, p95, p99 = (_quantile(buckets, quantile) for quantile in _QUANTILES)
     return ServiceFigures(

@@ -1,14 +1,17 @@
-"""Hit ratios of a trace by size and policy, from the caches themselves, with Belady's optimum beside them."""
+"""Measures the hit ratios of a trace by size and policy. It runs the real caches, and computes Belady's optimum."""
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from heapq import heappop, heappush
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from acgsperf.dispatch import AdaptiveCache, LRUCache, request_key
 from acgsperf.workbench.traces import Request
 from acgsperf.workbench.usage import UsageError, listed, shown
+
+if TYPE_CHECKING:
+    from acgsperf._native.types import Policy
 
 __all__ = ["DEFAULT_SIZES", "POLICIES", "Result", "Simulation", "dense", "hits_of", "optimum", "policies", "sizes"]
 
@@ -23,13 +26,13 @@ _NEVER: Final = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What one policy reaches with one size.
+    """The hit ratios of one policy with one size.
 
     Attributes:
         trace: the name of the trace.
         size: the number of entries.
         policy: one of `POLICIES`.
-        hit_ratios: one for each seed; of the policies that have no seed, one.
+        hit_ratios: one for each seed; a single one if the policy has no seed.
     """
 
     trace: str
@@ -43,12 +46,12 @@ class Result:
         return sum(self.hit_ratios) / len(self.hit_ratios)
 
     def as_dict(self) -> dict[str, Any]:
-        """The attributes and the mean."""
+        """Return the attributes and the mean as JSON-like values."""
         return asdict(self) | {"mean": self.mean}
 
 
 def dense(requests: Iterable[Request]) -> "array[int]":
-    """Return the number of the key of each request, counted from 0 in order of appearance."""
+    """Number the keys from 0 in order of appearance, and return the number of the key of each request."""
     numbers: dict[str, int] = {}
     return array("q", (numbers.setdefault(request_key(request), len(numbers)) for request in requests))
 
@@ -86,7 +89,7 @@ def policies(text: str) -> list[str]:
 def hits_of(
     cache: LRUCache[int, bool] | AdaptiveCache[int, bool], keys: Sequence[int], advanced: Callable[[int], object]
 ) -> int:
-    """Request every key of a cache, store what it misses, and return the number of hits."""
+    """Read every key from a cache, store each key that it misses, and return the number of hits."""
     get, store = cache.get, cache.set
     for start in range(0, len(keys), _PIECE):
         piece = keys[start : start + _PIECE]
@@ -98,7 +101,7 @@ def hits_of(
 
 
 def next_uses(keys: Sequence[int]) -> "array[int]":
-    """Return for each request the position of the next request for the same key, or a number above all positions."""
+    """Return for each request the position of the next request for the same key; `_NEVER` if there is none."""
     following = array("q", bytes(8 * len(keys)))
     seen: dict[int, int] = {}
     for position in range(len(keys) - 1, -1, -1):
@@ -125,7 +128,7 @@ def optimum(keys: Sequence[int], following: Sequence[int], size: int, advanced: 
             elif len(next_use) >= size:
                 while True:
                     use, victim = heappop(heap)
-                    # An older note about a key that was used since.
+                    # Otherwise the key was used again, and the heap has a newer item for it.
                     if next_use.get(victim) == -use:
                         break
                 del next_use[victim]
@@ -143,10 +146,10 @@ class Simulation:
         keys: the requests, as `dense` returns them.
         sizes: numbers of entries.
         policies: names of `POLICIES`.
-        seeds: how many samples of keys to try where the policy draws one.
+        seeds: how many random samples of keys to try, if the policy uses a sample.
 
     Attributes:
-        steps: how many requests all runs have together.
+        steps: the number of requests of all runs.
     """
 
     def __init__(
@@ -158,7 +161,11 @@ class Simulation:
         self.steps = len(keys) * sum(len(run_seeds) for _, _, run_seeds in self._runs)
 
     def run(self, advanced: Callable[[int], object] = lambda done: None) -> list[Result]:
-        """Return a result for each size and policy; `advanced` is called with numbers of requests that are done."""
+        """Return a result for each size and policy.
+
+        Args:
+            advanced: called with the number of requests that were done since its last call.
+        """
         following = next_uses(self._keys) if any(policy == "belady" for _, policy, _ in self._runs) else array("q")
         results = []
         for size, policy, run_seeds in self._runs:
@@ -174,6 +181,4 @@ class Simulation:
 
 
 def _cache(policy: str, size: int, seed: int) -> LRUCache[int, bool] | AdaptiveCache[int, bool]:
-    if policy == "adaptive":
-        return AdaptiveCache(size, seed=seed)
-    return AdaptiveCache(size, policy="s3fifo", seed=seed) if policy == "s3fifo" else LRUCache(size)
+    return LRUCache(size) if policy == "lru" else AdaptiveCache(size, policy=cast("Policy", policy), seed=seed)

@@ -1,4 +1,4 @@
-"""Prints and draws what `simulate` has found."""
+"""Prints and draws the results of `simulate`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
         rows.append([f"{size:,}", *(_cell(found[name, size, policy]) for policy in names)])
     titles = [_TITLES[name] for name in names]
     caption = (
-        "In brackets the lowest and the highest of all seeds." if any(len(r.hit_ratios) > 1 for r in results) else ""
+        "In brackets: the lowest and the highest of all seeds." if any(len(r.hit_ratios) > 1 for r in results) else ""
     )
     if "belady" in names:
         caption += " Belady: the optimum of any cache that loads on demand."
@@ -68,7 +68,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
     """Draw the miss-ratio curves of each trace into a picture.
 
     Raises:
-        ImportError: without matplotlib.
+        ImportError: if matplotlib is not installed.
         AcgsperfError: if the picture cannot be written.
     """
     import matplotlib

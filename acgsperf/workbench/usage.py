@@ -108,10 +108,10 @@ def _perhaps(similar: list[str]) -> str:
 
 
 def listed(names: list[str]) -> str:
-    """Names in a sentence: `a, b or c`."""
+    """Return names for a sentence: `a, b or c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def shown(text: str) -> str:
-    """A text in quotes, shortened if it is long."""
+    """Return a text in quotes, shortened if it is long."""
     return repr(text) if len(text) <= 60 else f"{text[:60]!r}..."

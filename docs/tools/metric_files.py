@@ -1,8 +1,8 @@
-"""Writes what is made from the list of metrics: the table of the guide, the Grafana dashboard and the alert rules.
+"""Writes the files that are made from the list of metrics: the table of the guide, the dashboard and the alert rules.
 
     python docs/tools/metric_files.py
 
-A test compares the files with what this would write.
+A test checks that the files are up to date.
 """
 
 import json
@@ -11,15 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import alert_rules
+
 from acgsperf.metrics.catalogue import METRICS, Kind, Metric
-from acgsperf.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "metrics.md"
 DASHBOARD = ROOT / "examples" / "grafana-dashboard.json"
 RULES = ROOT / "examples" / "prometheus-rules.yml"
 
-BY_NAME = {metric.name: metric for metric in METRICS}
+BY_NAME = alert_rules.BY_NAME
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 INTERVAL = "$__rate_interval"
 BEGIN, END = "<!-- metrics: made by docs/tools/metric_files.py -->\n", "<!-- end of metrics -->\n"
@@ -41,7 +42,7 @@ def _by(metric: Metric, by: Iterable[str], more: Iterable[str] = ()) -> str:
 
 
 def rate(name: str, *by: str, labels: str = "") -> str:
-    """Return a query for how often a counter is increased in a second."""
+    """Return a query for the rate of a counter, per second."""
     assert BY_NAME[name].kind is Kind.COUNTER
     return f"sum{_by(BY_NAME[name], by)}(rate({series(name, labels=labels)}[{INTERVAL}]))"
 
@@ -53,7 +54,7 @@ def gauge(name: str, *by: str, labels: str = "", function: str = "sum") -> str:
 
 
 def buckets(name: str, *by: str) -> str:
-    """Return a query for how many latencies in a second are within each bound."""
+    """Return a query for the rate of latencies within each bound, per second."""
     assert BY_NAME[name].kind is Kind.HISTOGRAM
     return f"sum{_by(BY_NAME[name], by, ['le'])}(rate({series(name, '_bucket')}[{INTERVAL}]))"
 
@@ -79,7 +80,7 @@ def heat(title: str, name: str) -> Panel:
 
 
 def _panels() -> dict[str, list[Panel]]:
-    """Return the panels by the titles of their rows."""
+    """Return the panels, by the title of their row."""
     hits, misses = rate("cache_hits", "cache", "tier"), rate("cache_misses", "cache", "tier")
     first = 'tier="l1"'
     asked = f"{rate('cache_hits', 'cache', labels=first)} + {rate('cache_misses', 'cache', labels=first)}"
@@ -203,7 +204,7 @@ def _panels() -> dict[str, list[Panel]]:
                 *("Time to open a connection, P95", "s"), [(quantile(0.95, "pool_create_seconds", "pool"), "{{pool}}")]
             ),
             Panel(
-                *("First waiting caller", "s"),
+                *("Longest wait of a waiting caller", "s"),
                 [(gauge("pool_oldest_wait_seconds", "pool", function="max"), "{{pool}}")],
             ),
             Panel(
@@ -345,138 +346,14 @@ def dashboard() -> str:
     )
 
 
-@dataclass
-class Windows:
-    """The times of the alert rules.
-
-    Attributes:
-        now: what counts as now.
-        usual: what `now` is compared with.
-        hold: how long a state must last.
-        leak: how long a leak is remembered.
-    """
-
-    now: str = "5m"
-    usual: str = "1h"
-    hold: str = "1m"
-    leak: str = "15m"
-
-
-@dataclass
-class Rule:
-    """An alert rule; the description may use the value of the expression."""
-
-    name: str
-    severity: str
-    expression: str
-    hold: str
-    summary: str
-    description: str
-
-
-def _counted(name: str, window: str, by: str, labels: str = "", offset: str = "", suffix: str = "") -> str:
-    metric = BY_NAME[name]
-    known = {"job", "instance", "le", *metric.labels}
-    assert set(by.split(", ")) <= known
-    chosen = f"{{{labels}}}" if labels else ""
-    return f"sum by ({by}) (rate(acgsperf_{metric.exported_name}{suffix}{chosen}[{window}]{offset}))"
-
-
-def _percentile(share: float, name: str, window: str, by: str, offset: str = "") -> str:
-    return f"histogram_quantile({share}, {_counted(name, window, f'{by}, le', offset=offset, suffix='_bucket')})"
-
-
-def _named(name: str) -> str:
-    return f"acgsperf_{BY_NAME[name].exported_name}"
-
-
-def alert_rules(windows: Windows) -> list[Rule]:
-    """Return the alerts: the four of the monitor, and those of pools, circuit breakers and the backplane."""
-    targets = Settings()
-    now, hold = windows.now, windows.hold
-    p95 = _percentile(0.95, "request_duration_seconds", now, "job")
-    usual = _percentile(0.95, "request_duration_seconds", windows.usual, "job", f" offset {now}")
-    first = 'tier="l1"'
-    asked = f"{_counted('cache_hits', now, 'job, cache', first)} + {_counted('cache_misses', now, 'job, cache', first)}"
-    share = targets.cache_hit_rate_target
-    return [
-        Rule(
-            *("AcgsperfResponseTime", "warning"),
-            f"{p95} > {targets.p95_latency_target_ms / 1e3:g}\nand {p95} > 1.5 * {usual}\n"
-            f"and {_counted('requests', now, 'job')} > 1",
-            *(hold, "Requests of {{ $labels.job }} have become slow"),
-            f"P95 is {{{{ $value | humanizeDuration }}}}: over its target, and 50 % over the last {windows.usual}.",
-        ),
-        Rule(
-            *("AcgsperfHitRate", "warning"),
-            f"1 - {_counted('cache_load_waits', now, 'job, cache')} / ({asked}) < {share:g}\nand ({asked}) > 1",
-            *(hold, "Cache {{ $labels.cache }} of {{ $labels.job }} has a low hit rate"),
-            f"{{{{ $value | humanizePercentage }}}} of the keys did not wait for a loader; the target is {share:.0%}.",
-        ),
-        Rule(
-            *("AcgsperfPoolUnhealthy", "critical", f"{_named('pool_healthy')} == 0", hold),
-            "Pool {{ $labels.pool }} of {{ $labels.instance }} is unhealthy",
-            "Its server cannot be reached. The pool refuses callers.",
-        ),
-        Rule(
-            *("AcgsperfCompliance", "critical"),
-            f"sum by (job) (increase({_named('compliance_violations')}[{now}])) > 0\n"
-            f"or sum by (job) (increase({_named('http_refused')}[{now}])) > 0",
-            *("0s", "Requests to {{ $labels.job }} have no accepted constitutional hash"),
-            f"{{{{ $value | humanize }}}} requests were refused in {now}.",
-        ),
-        Rule(
-            *("AcgsperfPoolRunsDry", "warning"),
-            f"{_named('pool_used_connections')} / {_named('pool_max_connections')} > 0.9\n"
-            f"or {_named('pool_oldest_wait_seconds')} > 1",
-            *(hold, "Pool {{ $labels.pool }} of {{ $labels.instance }} is about to run dry"),
-            "More than 90 % of its connections are in use, or a caller has waited for more than 1 s.",
-        ),
-        Rule(
-            *("AcgsperfConnectionLeak", "warning"),
-            f"sum by (job, instance, pool) (increase({_named('pool_leaks')}[{windows.leak}])) > 0",
-            *("0s", "Pool {{ $labels.pool }} of {{ $labels.instance }} may have a leak"),
-            "A connection was in use for longer than leak_threshold. The log has the stack of the borrower.",
-        ),
-        Rule(
-            *("AcgsperfBreakerOpen", "warning"),
-            f'sum by (job, instance, cache, tier) ({_named("cache_breaker_state")}{{state!="closed"}}) > 0',
-            *(hold, "Cache {{ $labels.cache }} of {{ $labels.instance }} skips {{ $labels.tier }}"),
-            "The circuit breaker is not closed, because the server fails.",
-        ),
-        Rule(
-            *("AcgsperfBackplaneLag", "warning"),
-            f"{_percentile(0.99, 'backplane_lag_seconds', now, 'job, instance, cache')} > 1\n"
-            f'or sum by (job, instance, cache) ({_named("backplane_state")}{{state=~"connecting|recovering"}}) > 0',
-            *(hold, "Cache {{ $labels.cache }} of {{ $labels.instance }} hears of writes late"),
-            "Records of writes arrive more than 1 s late, or not at all.",
-        ),
-    ]
-
-
-def rules(windows: Windows | None = None) -> str:
-    """Return the alert rules as YAML."""
-    return "".join(_written(alert_rules(windows or Windows())))
-
-
-def _written(found: Iterable[Rule]) -> Iterator[str]:
-    yield "# Made by docs/tools/metric_files.py. Change the times and limits to those of your service.\n"
-    yield "groups:\n  - name: acgsperf\n    rules:\n"
-    for rule in found:
-        yield f"      - alert: {rule.name}\n        expr: |\n"
-        yield from (f"          {line}\n" for line in rule.expression.splitlines())
-        yield f"        for: {rule.hold}\n        labels:\n          severity: {rule.severity}\n        annotations:\n"
-        yield f"          summary: {json.dumps(rule.summary)}\n          description: {json.dumps(rule.description)}\n"
-
-
 def guide(text: str) -> str:
-    """Return the text of the guide with the current tables."""
+    """Return the text of the guide with the current table."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{''.join(_tables())}\n{END}{after}"
+    return f"{before}{BEGIN}\n{''.join(_table())}\n{END}{after}"
 
 
-def _tables() -> Iterator[str]:
+def _table() -> Iterator[str]:
     yield "| metric | type | labels | meaning | in OpenTelemetry |\n|---|---|---|---|---|\n"
     for metric in METRICS:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
@@ -489,4 +366,4 @@ def _tables() -> Iterator[str]:
 if __name__ == "__main__":
     GUIDE.write_text(guide(GUIDE.read_text()))
     DASHBOARD.write_text(dashboard())
-    RULES.write_text(rules())
+    RULES.write_text(alert_rules.rules())

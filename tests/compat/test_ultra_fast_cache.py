@@ -341,7 +341,7 @@ async def test_three_recorded_accesses_promote(alone):
     assert alone.metrics.promotions == 1
 
 
-async def test_times_that_a_caller_puts_into_the_access_patterns_count_for_promotion(alone):
+async def test_times_that_a_caller_writes_into_the_access_patterns_count_for_promotion(alone):
     now = time.time()
     alone.access_patterns["past"] = [now - 3700] * 9
     alone.access_patterns.setdefault("two", []).append(now)

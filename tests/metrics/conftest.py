@@ -1,4 +1,4 @@
-"""A service's parts, the real ones, in the shape that the exporters read."""
+"""A source for the exporters, with a real cache, pools and validator."""
 
 import asyncio
 import secrets
@@ -29,7 +29,7 @@ class Counts:
 
 
 class Source:
-    """As `MetricsSource` has it."""
+    """A `MetricsSource`."""
 
     def __init__(self, cache, pools):
         self.cache = cache
@@ -48,18 +48,18 @@ class Source:
         return self.counted
 
 
-async def said_by_another(cache, l2, namespace):
-    """Another process tells of a write, and this cache hears of that and of its own write."""
+async def published_by_another(cache, l2, namespace):
+    """Publish a record as another process, and wait until the cache has read this record and that of its own write."""
     backplane = beside(l2)
-    await backplane.open(namespace, Deaf(), b"somebody")
+    await backplane.open(namespace, IgnoringListener(), b"somebody")
     assert await backplane.publish(Record(RecordKind.KEYS, ((b"other", b"12345678"),)))
     await backplane.close()
     while (stats := cache.stats().backplane).sent + stats.applied < 2:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
 
 
-class Deaf:
-    """A cache that does nothing with what it is told."""
+class IgnoringListener:
+    """A listener that ignores all records."""
 
     def apply(self, record):
         pass
@@ -79,7 +79,7 @@ async def source_without_backplane():
 
 @pytest.fixture
 async def source(servers):
-    """A service that has done something of everything."""
+    """A service in which every kind of metric has a value."""
     tiers = RedisTier(servers.redis_url, deadline=5), PostgresTier(servers.database_url, deadline=5)
     namespace = secrets.token_hex(4)
     l1 = AdaptiveCache(10, maxweight=100_000, weigher=weigh_bytes)
@@ -88,7 +88,7 @@ async def source(servers):
         pool = await pools.create("main", servers.database_url, min_size=2, max_size=3, replicas=[servers.database_url])
         async with pool.acquire(), asyncio.timeout(10):
             await cache.set("a", 1)
-            await said_by_another(cache, tiers[0], namespace)
+            await published_by_another(cache, tiers[0], namespace)
             await cache.get("a")
             await cache.get("b")
             source.validator.validate_many(["cdd01ef066bc6cf2", "0" * 16, "nonsense"])

@@ -1,4 +1,4 @@
-"""The one list of metrics: everything that the parts count is in it, and everything else is made from it."""
+"""The list of metrics: it contains all counts of the caches, tiers, backplanes and pools."""
 
 from dataclasses import fields
 

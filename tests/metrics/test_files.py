@@ -1,10 +1,10 @@
-"""What is made from the list of metrics: the table of the guide, the dashboard and the alert rules.
+"""The files that are made from the list of metrics: the table of the guide, the dashboard and the alert rules.
 
-They are tried in a real Prometheus, with a service that is overloaded and loses its servers.
+A real Prometheus tries them with a service that is overloaded and loses its servers.
 """
 
 import asyncio
-import importlib.util
+import importlib
 import json
 import re
 import secrets
@@ -38,7 +38,7 @@ from acgsperf.metrics.catalogue import METRICS
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition
 from acgsperf.testing.server_processes import PrivateRedis
 
-TOOL = Path(__file__).parents[2] / "docs" / "tools" / "metric_files.py"
+TOOLS = Path(__file__).parents[2] / "docs" / "tools"
 needs_prometheus = pytest.mark.skipif(
     shutil.which("prometheus") is None or shutil.which("promtool") is None,
     reason="needs prometheus and promtool, of Debian's package prometheus",
@@ -47,16 +47,15 @@ needs_prometheus = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def made():
-    spec = importlib.util.spec_from_file_location("metric_files", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["metric_files"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["metric_files"]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(TOOLS)
+        yield importlib.import_module("metric_files")
+    for name in ("metric_files", "alert_rules"):
+        del sys.modules[name]
 
 
 def queries_of(dashboard):
-    """The queries of all panels, also of those in a row that is not open."""
+    """The queries of all panels, including those in a collapsed row."""
     panels = [inner for panel in dashboard["panels"] for inner in (panel, *panel.get("panels", ()))]
     return [target["expr"] for panel in panels for target in panel.get("targets", ())]
 
@@ -64,7 +63,7 @@ def queries_of(dashboard):
 def test_the_files_are_those_that_the_list_makes(made):
     hint = "run python docs/tools/metric_files.py"
     assert made.DASHBOARD.read_text() == made.dashboard(), hint
-    assert made.RULES.read_text() == made.rules(), hint
+    assert made.RULES.read_text() == made.alert_rules.rules(), hint
     assert made.GUIDE.read_text() == made.guide(made.GUIDE.read_text()), hint
 
 
@@ -114,7 +113,7 @@ scrape_configs:
     def __init__(self, folder, target, rules):
         (folder / "rules.yml").write_text(rules)
         (folder / "prometheus.yml").write_text(self.CONFIGURATION.format(rules=folder / "rules.yml", target=target))
-        # Prometheus does not tell which port it has chosen.
+        # Prometheus does not print which port it has chosen.
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30)
@@ -132,7 +131,7 @@ scrape_configs:
         try:
             response = await self.client.get(path, params=parameters)
         except httpx.TransportError:
-            # It still starts.
+            # It is still starting.
             return None
         if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
             return None
@@ -166,7 +165,7 @@ def private_redis(folder):
 
 
 class Overload:
-    """A service under load, with a page of metrics, whose load and servers a test changes."""
+    """A service under load. A test changes its load and its servers."""
 
     def __init__(self, service, pool, other):
         self.service, self.pool, self.other = service, pool, other
@@ -181,7 +180,7 @@ class Overload:
         return request["id"]
 
     async def send(self):
-        """Requests, and writes of which another cache hears, until the task is cancelled."""
+        """Send requests, and write to another cache of the namespace, until the task is cancelled."""
         number = 0
         while True:
             number += 1
@@ -228,7 +227,7 @@ async def ok(scope, receive, send):
 
 @asynccontextmanager
 async def monitored(made, victim, scratch, tmp_path):
-    """A service with every kind of part, and a Prometheus that has seen it work for a while."""
+    """A service with every kind of part, and a Prometheus that has scraped it for a while."""
     async with AsyncExitStack() as stack:
         redis = stack.enter_context(private_redis(scratch))
         l1s = [AdaptiveCache(1_000, maxweight=1_000_000, weigher=weigh_bytes) for _ in range(2)]
@@ -249,13 +248,13 @@ async def monitored(made, victim, scratch, tmp_path):
         app._routes.note_connections("/items/{id}", {"main": (1, 1)})
         registry.register(PerformanceCollector(service, http=app))
         address = await stack.enter_async_context(served(app))
-        windows = made.Windows(now="5s", usual="20s", hold="1s", leak="60s")
-        prometheus = Prometheus(tmp_path, address, made.rules(windows))
+        windows = made.alert_rules.Windows(now="5s", usual="20s", hold="1s", leak="60s")
+        prometheus = Prometheus(tmp_path, address, made.alert_rules.rules(windows))
         stack.push_async_callback(prometheus.close)
         stack.push_async_callback(overload.stop)
         overload.start(overload.send())
         async with asyncio.timeout(60):
-            # Until there is a usual response time.
+            # Until there are earlier response times to compare with.
             while not await prometheus.query("rate(acgsperf_requests_total[5s] offset 5s) > 0"):  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
         yield prometheus, overload, redis, victim
@@ -264,8 +263,13 @@ async def monitored(made, victim, scratch, tmp_path):
 @needs_prometheus
 async def test_every_query_is_answered_and_every_alert_fires_in_an_overload(made, victim, scratch, tmp_path):
     async with monitored(made, victim, scratch, tmp_path) as (prometheus, overload, redis, server):
-        # The others are about time, and this machine may be busy.
-        certain = {"AcgsperfPoolUnhealthy", "AcgsperfCompliance", "AcgsperfConnectionLeak", "AcgsperfPoolRunsDry"}
+        # The other alerts depend on latencies, and this machine may be busy.
+        certain = {
+            "AcgsperfPoolUnhealthy",
+            "AcgsperfCompliance",
+            "AcgsperfConnectionLeak",
+            "AcgsperfPoolNearlyExhausted",
+        }
         assert certain.isdisjoint(await prometheus.firing())
         await try_dashboard(prometheus, json.loads(made.dashboard()))
         rules = (await prometheus.get("/rules"))["groups"][0]["rules"]
@@ -285,7 +289,7 @@ async def test_every_query_is_answered_and_every_alert_fires_in_an_overload(made
             overload.start(overload.send())
             overload.start(overload.borrow())
         await until("AcgsperfResponseTime", "AcgsperfHitRate", "AcgsperfCompliance")
-        await until("AcgsperfPoolRunsDry", "AcgsperfConnectionLeak")
+        await until("AcgsperfPoolNearlyExhausted", "AcgsperfConnectionLeak")
         assert "AcgsperfPoolUnhealthy" not in fired
         redis.process.send_signal(signal.SIGKILL)
         server.kill()

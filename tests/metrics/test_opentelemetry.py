@@ -1,4 +1,4 @@
-"""The instruments and spans, through the SDK."""
+"""The instruments, read through the SDK."""
 
 import asyncio
 import subprocess
@@ -106,7 +106,7 @@ async def test_without_a_backplane_none_is_reported(source_without_backplane, re
     created.close()
 
 
-async def test_after_close_nothing_is_reported_until_it_is_begun_again(source, reader, provider):
+async def test_after_close_nothing_is_reported_until_instrument_is_called_again(source, reader, provider):
     created = instrument(source, provider)
     with pytest.raises(ValueError, match="the meter provider already reports this service"):
         instrument(source, provider)
@@ -118,7 +118,7 @@ async def test_after_close_nothing_is_reported_until_it_is_begun_again(source, r
     again.close()
 
 
-async def test_each_collection_reads_the_figures_anew(source, reader, provider):
+async def test_each_collection_reads_the_current_figures(source, reader, provider):
     created = instrument(source, provider)
     assert values(reader)["acgsperf.request.errors",] == 2
     source.counted.failed = 3

@@ -121,7 +121,7 @@ async def test_caches_and_pools_are_exported_without_a_service(source):
         assert found["acgsperf_cache_entries", "sessions"] == found["acgsperf_cache_entries", source.namespace] == 1
         assert found["acgsperf_pool_connections", "main"] == found["acgsperf_pool_connections", "main/replica-1"] == 2
         assert not [name for name, *_ in found if name.startswith(("acgsperf_request", "acgsperf_compliance"))]
-        # The cache and the pools of the service are there once.
+        # The pools of the service appear once, although they are also passed separately.
         both = samples(PerformanceCollector(source, cache={"mine": sessions}, pools=[source.pools, pool]))
         assert both["acgsperf_cache_entries", "mine"] == both["acgsperf_cache_entries", source.namespace] == 1
         assert both["acgsperf_pool_connections", "main"] == 2
@@ -141,7 +141,7 @@ async def test_the_page_is_what_the_client_writes(source):
     registry = CollectorRegistry()
     registry.register(PerformanceCollector(source, http=middleware, labels={"service": "a"}))
     Counter("of_the_application", "Another metric.", registry=registry).inc()
-    # The waits and lags of the moment do not change between the two.
+    # Nothing happens between the two, so their values are equal.
     content_type, page = exposition(registry)()
     assert page == generate_latest(registry)
     assert content_type == CONTENT_TYPE_LATEST
@@ -168,7 +168,7 @@ def test_a_path_that_is_no_utf_8_does_not_break_the_page():
     for route in ("/caf\udce9", "/caf\\udce9", "/\ud800"):
         middleware._routes.record(route, time.perf_counter_ns())
     found = samples(PerformanceCollector(http=middleware))
-    # Two of the routes are the same text now.
+    # Two of the routes have become the same text.
     assert found["acgsperf_http_request_duration_seconds_count", "/caf\\udce9"] == 2
     assert found["acgsperf_http_request_duration_seconds_count", "/\\ud800"] == 1
 
@@ -182,7 +182,7 @@ async def test_connections_are_counted_by_the_route_that_used_them(source):
             pass
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
-        # As a framework does that closes what a request has used after the response.
+        # Some frameworks use a connection after the response.
         await asyncio.create_task(pool.fetchval("SELECT 1"))
 
     middleware = PerformanceMiddleware(route)
@@ -241,7 +241,7 @@ def test_a_page_of_100_routes_5_caches_and_5_pools_takes_less_than_20_ms():
     render()
     taken = []
     for _ in range(30):
-        # The time of this thread: the machine may be busy with other things.
+        # The CPU time of this thread: other processes may use the machine.
         began = time.thread_time()
         render()
         taken.append(time.thread_time() - began)

@@ -1,4 +1,4 @@
-"""The spans of what takes time, through the SDK."""
+"""The spans of slow operations, read through the SDK."""
 
 import asyncio
 import secrets
@@ -189,7 +189,7 @@ def test_a_call_to_a_tier_is_a_span_if_it_takes_longer_than_95_percent_of_the_ot
     usual = LatencyHistogram()
     usual.record_many([1_000_000] * 95)
     hooks.spans.tier_call("redis tier 'app'", 3, usual, 10_000_000)
-    # With so few calls it is not known what is usual.
+    # With fewer than 100 calls there is no span.
     assert traces.take() == []
     usual.record_many([1_000_000] * 5)
     hooks.spans.tier_call("redis tier 'app'", 3, usual, 1_000_000)
@@ -264,7 +264,7 @@ from acgsperf.metrics.opentelemetry import instrument
 created = instrument()
 assert not hooks.spans._makes_spans()
 trace.set_tracer_provider(TracerProvider())
-hooks.spans._look_at = 0
+hooks.spans._next_check_at = 0
 print(int(hooks.spans._makes_spans()))
 created.close()
 """

@@ -1,4 +1,4 @@
-"""One page for all workers, in processes of their own that come and go."""
+"""One page for all workers, with real processes that start and end."""
 
 import asyncio
 import os
@@ -45,7 +45,7 @@ class Worker:
 
 
 class Application:
-    """Some workers. Its pages must be consistent, whichever worker shows them."""
+    """Some workers. The pages of all workers must be consistent."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -61,7 +61,7 @@ class Application:
         worker.end(number)
 
     def check(self):
-        """Read the page of every worker: no count goes back from one page to the next. Return the last page."""
+        """Read the page of every worker, check that no count decreases between them, and return the last page."""
         for worker in self.workers:
             page = worker.page()
             for sample, (value, kind) in self._last.items():
@@ -99,7 +99,7 @@ def test_counts_add_up_and_never_go_back_while_workers_come_and_go(application):
     page = application.check()
     assert page["acgsperf_requests_total",] == 6
     assert page["acgsperf_cache_entries", ("cache", "acgsperf")] == 4
-    # The worker is not scraped any more, but it closes in good order.
+    # This worker is not scraped again, but it publishes when it ends.
     c.request(8, 9)
     application.end(c, signal.SIGTERM)
     assert application.check()["acgsperf_requests_total",] == 8
@@ -117,7 +117,7 @@ def test_counts_add_up_and_never_go_back_while_workers_come_and_go(application):
 
 
 def test_no_count_is_lost_or_doubled_while_many_scrape(application):
-    """Several readers find a worker that has ended, and one of them adds its counts to the common file."""
+    """Several workers find the files of one that has ended, and one of them adds its counts to the common file."""
     readers = [application.start() for _ in range(3)]
     for round_ in range(3):
         ending = application.start()
@@ -297,4 +297,4 @@ async def test_a_full_disk_does_not_break_the_page(tmp_path, caplog):
         (tmp_path / "gone").rmdir()
         assert next(iter(collector.collect())).name == "acgsperf_processes"
         collector._workers = None
-    assert "metrics: cannot write for the other workers" in caplog.text
+    assert "metrics: cannot write the figures of this process; the other workers show its older ones" in caplog.text

@@ -163,7 +163,7 @@ async def test_requests_of_every_kind_reach_the_other_process(tiers):
 
 @pytest.fixture
 def own_redis(monkeypatch):
-    """A server that no other test uses. What others have left there would count as memory of the replay."""
+    """A server that no other test uses. Entries of other tests would count as memory of the replay."""
     monkeypatch.delenv("REDIS_URL", raising=False)
     with embedded_servers(redis=True, postgres=False) as servers:
         yield servers.redis_url
