@@ -135,19 +135,17 @@ class Fetch:
         kind = message["type"]
         if kind == "http.response.start":
             await self._start(message)
-        elif self._failed or self._validated is not None:
             return
-        elif kind == "http.response.body":
-            if self._recording is not None:
+        if self._failed or self._validated is not None:
+            return
+        if self._recording is not None:
+            if kind == "http.response.body":
                 self._recording.add(message.get("body", b""), not message.get("more_body", False))
-            if not self._body_dropped:
-                await self._send(message)
-        else:
-            if kind != "http.response.debug" and self._recording is not None:
+            elif kind != "http.response.debug":
                 # A body sent by an extension, for example from a file, is not visible here.
                 self._recording.give_up()
-            if not self._body_dropped:
-                await self._send(message)
+        if not self._body_dropped:
+            await self._send(message)
 
     async def _start(self, message: Message) -> None:
         self.status = status = message["status"]

@@ -106,16 +106,16 @@ def freshness_of(status: int, headers: Headers, timing: Timing, options: Freshne
         reach = Reach.PUBLIC
     # RFC 9111, 5.2.2.10: `s-maxage` implies `proxy-revalidate`. A directive that permits stale use is more specific.
     strict = no_cache or "must-revalidate" in cache_control or "proxy-revalidate" in cache_control
-    by_default_strict = strict or "s-maxage" in cache_control
+    strict_by_default = strict or "s-maxage" in cache_control
     return Freshness(
         born_at=_born_at(headers, timing),
         lifetime=lifetime,
         no_cache=no_cache,
-        must_revalidate=by_default_strict,
+        must_revalidate=strict_by_default,
         while_revalidate=_stale_use(
-            cache_control, "stale-while-revalidate", strict, 0 if by_default_strict else options.while_revalidate
+            cache_control, "stale-while-revalidate", strict, 0 if strict_by_default else options.while_revalidate
         ),
-        if_error=_stale_use(cache_control, "stale-if-error", strict, 0 if by_default_strict else options.if_error),
+        if_error=_stale_use(cache_control, "stale-if-error", strict, 0 if strict_by_default else options.if_error),
         reach=reach,
     )
 
@@ -165,8 +165,7 @@ def _lifetime(
     until = http_date(expires)
     if until is None:
         return 0
-    date = http_date(joined(headers, b"date"))
-    return max(0.0, until - (timing.wall if date is None else date))
+    return max(0.0, until - _dated_at(headers, timing))
 
 
 def _default_lifetime(
@@ -178,8 +177,7 @@ def _default_lifetime(
     if options.heuristic is not None:
         modified = http_date(joined(headers, b"last-modified"))
         if modified is not None:
-            date = http_date(joined(headers, b"date"))
-            unchanged = (timing.wall if date is None else date) - modified
+            unchanged = _dated_at(headers, timing) - modified
             return min(max(unchanged, 0) * options.heuristic, _MAX_HEURISTIC_S)
     return options.ttl if status in _CACHEABLE_BY_DEFAULT else None
 
@@ -193,9 +191,13 @@ def _born_at(headers: Headers, timing: Timing) -> float:
     else:
         stated = seconds(age.decode("latin-1").strip(" \t"))
         corrected = _INFINITE_AGE if stated is None else stated + delay
+    return timing.received_at - max(corrected, timing.wall - _dated_at(headers, timing))
+
+
+def _dated_at(headers: Headers, timing: Timing) -> float:
+    """Return the `Date` of a response; without a valid one, when it was received."""
     date = http_date(joined(headers, b"date"))
-    apparent = 0.0 if date is None else timing.wall - date
-    return timing.received_at - max(corrected, apparent)
+    return timing.wall if date is None else date
 
 
 def _stale_use(cache_control: Mapping[str, str | None], directive: str, strict: bool, default: float) -> float:

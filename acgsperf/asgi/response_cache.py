@@ -125,9 +125,8 @@ class ResponseCache:
                     return None
                 host = value
         try:
-            return self._get_local(self._targets[scope["raw_path"], scope["query_string"], host, scope["scheme"]].uri)[
-                0
-            ]  # type: ignore[index]
+            target = self._targets[scope["raw_path"], scope["query_string"], host, scope["scheme"]]
+            return self._get_local(target.uri)[0]  # type: ignore[index]
         except (KeyError, TypeError, IndexError):
             return None
 
@@ -181,7 +180,7 @@ class ResponseCache:
             return None
         stored = opened(cell)
         if stored is None:
-            return self._newest(request, cell)
+            return self._newest_of(request, map(self._get_local, self._listed_keys(request, cell)))
         return stored if request.is_plain or request.reach(()) <= stored.reach else self._if_allowed(request, stored)
 
     async def find(self, request: CacheableRequest) -> Stored | None:
@@ -206,18 +205,11 @@ class ResponseCache:
         stored = opened(cell)
         if stored is not None:
             return self._if_allowed(request, stored)
-        index = sets_in(cell)
-        if index is None:
-            return None
-        request.sets, request.sets_until = index
-        keys = self._variant_keys(request)
-        request.variant = keys[0]
+        keys = self._listed_keys(request, cell)
         if len(keys) == 1:
-            cells = [await self.cache.get(keys[0])]
-        else:
-            found = await self.cache.get_many(keys)
-            cells = [found.get(key) for key in keys]
-        return self._newest_of(request, cells)
+            return self._newest_of(request, [await self.cache.get(keys[0])])
+        found = await self.cache.get_many(keys) if keys else {}
+        return self._newest_of(request, map(found.get, keys))
 
     def use_of(self, stored: Stored, request: CacheableRequest, now: float) -> Use:
         """Return what a stored response can do for a request, at the time `now`."""
@@ -263,16 +255,14 @@ class ResponseCache:
             part = part_in(joined(headers, b"content-range"), request.range)
         if freshness is None or varying is None or not request.target.storable or (status == 206 and part is None):
             return Recording(status, headers, None, (), 0)
-        if request.reach(self._vary + varying) > freshness.reach or not self._seconds_kept(freshness, headers, timing):
+        if request.reach(self._vary + varying) > freshness.reach or not self._is_kept(freshness, headers, timing):
             return Recording(status, headers, None, varying, 0)
         return Recording(status, headers, freshness, varying, self.max_body_bytes, part)
 
-    async def store(
-        self, request: CacheableRequest, load: PendingLoad, recording: Recording, route: str
-    ) -> Stored | None:
+    async def store(self, request: CacheableRequest, load: PendingLoad, recording: Recording, route: str) -> None:
         """Store a response that is complete, unless something has superseded it since `begin`."""
         if recording.freshness is None or not recording.is_complete:
-            return None
+            return
         status, headers, body = recording.status, recording.headers, recording.body()
         if status != 204 and joined(headers, b"content-length") is None:
             # The length of a stream is known now, and a client that knows it can show progress and detect a loss.
@@ -280,7 +270,6 @@ class ResponseCache:
         response = self._stored(status, headers, body, recording.freshness, recording.varying, route)
         response.part = recording.part
         await self._keep(request, load, response, headers)
-        return response
 
     async def freshen(
         self,
@@ -321,14 +310,15 @@ class ResponseCache:
         assert tag is not None
         return await self.cache.invalidate_tag(_own_tag(tag.encode()))
 
-    def _newest(self, request: CacheableRequest, cell: object) -> Stored | None:
+    def _listed_keys(self, request: CacheableRequest, cell: object) -> list[str]:
+        """Return the keys of a request in the variants that a value of the cache lists; empty if it lists none."""
         index = sets_in(cell)
         if index is None:
-            return None
+            return []
         request.sets, request.sets_until = index
         keys = self._variant_keys(request)
         request.variant = keys[0]
-        return self._newest_of(request, map(self._get_local, keys))
+        return keys
 
     def _newest_of(self, request: CacheableRequest, cells: Iterable[object]) -> Stored | None:
         newest = None
@@ -347,7 +337,8 @@ class ResponseCache:
     def _variant_keys(self, request: CacheableRequest) -> list[str]:
         return [key_of(request.root, names, request.headers, self._exact) for names in request.sets]
 
-    def _seconds_kept(self, freshness: Freshness, headers: Headers, timing: Timing) -> bool:
+    def _is_kept(self, freshness: Freshness, headers: Headers, timing: Timing) -> bool:
+        """Return whether a response that has just been received is young enough to be kept."""
         kept_for = self._kept_for(freshness, any(validators_of(headers)))
         return freshness.lifetime + kept_for > timing.received_at - freshness.born_at
 

@@ -194,7 +194,7 @@ class Serving:
                 request,
                 scope,
                 _NoClient().receive,
-                _nowhere,
+                _discard,
                 self._added,
                 stale=stale,
                 load=load,
@@ -252,7 +252,7 @@ class _NoClient:
         return {"type": "http.request", "body": b"", "more_body": False}
 
 
-async def _nowhere(message: Message) -> None:
+async def _discard(message: Message) -> None:
     pass
 
 

@@ -44,11 +44,9 @@ def is_not_modified(
         received_at: its `Date`, or when it was received, in seconds since the epoch.
     """
     if if_none_match is not None:
-        if etag is None:
-            return if_none_match.strip() == b"*"
-        opaque = _opaque(etag)
-        # The search costs less than the list, and most tags differ.
-        if opaque not in if_none_match:
+        opaque = None if etag is None else _opaque(etag)
+        # Searching the text is cheaper than parsing the list, and most tags differ.
+        if opaque is None or opaque not in if_none_match:
             return if_none_match.strip() == b"*"
         tags = _TAG.findall(if_none_match)
         return opaque in (tags or [tag.strip() for tag in if_none_match.split(b",")])
