@@ -23,12 +23,12 @@ from acgsperf.cache.pending import PendingLoad
 __all__ = ["ResponseCache", "Use"]
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-# A response from the future beyond this: a clock was set back, so its age is not known.
+# If a response was stored later than now, by more than this, a clock was set back, and the age is not known.
 _CLOCK_TOLERANCE_S: Final = 5.0
 _MAX_TARGETS: Final = 4_096
-# What the key of a stored part has in addition.
+# The suffix of the key of a stored part.
 _PART: Final = " part"
-# How often the steady clock looks at the wall clock.
+# How often the steady clock reads the wall clock.
 _COMPARED_EVERY_S: Final = 0.1
 # Headers with the tags of a response: separated by commas, or by white space.
 _TAG_HEADERS: Final = ((b"cache-tag", re.compile(rb"[^,]+")), (b"surrogate-key", re.compile(rb"\S+")))
@@ -41,7 +41,7 @@ class Use(IntEnum):
     """What a stored response can do for a request."""
 
     NONE = 0
-    """Nothing but be validated."""
+    """It does not answer. The application may validate it."""
     WHILE_REVALIDATE = 1
     """It answers, and has to be revalidated in the background."""
     ANSWER = 2
@@ -49,7 +49,7 @@ class Use(IntEnum):
 
 
 class SteadyClock:
-    """The wall clock, without its steps back: these would make responses younger."""
+    """A wall clock that never goes back, because a step back would make responses younger."""
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
@@ -69,7 +69,7 @@ class ResponseCache:
 
     Args:
         cache: a cache that its owner opens and closes; others may use it too.
-        freshness: what applies to responses that do not say it.
+        freshness: applies to responses whose headers do not say how long they may be used.
         vary: request headers on which every response depends, in addition to its `Vary` header.
         credentials: request headers that contain credentials, in addition to `Authorization` and `Cookie`.
         max_body_bytes: larger bodies are not stored.
@@ -79,7 +79,7 @@ class ResponseCache:
     Attributes:
         flights: the calls of the application in flight.
         now: returns the seconds since the epoch by which ages are measured.
-        ticks: returns seconds since any time; costs less.
+        ticks: returns seconds since an arbitrary time, and is cheaper than `now`.
         hits, misses, bypassed, stored: the counts so far.
     """
 
@@ -109,14 +109,14 @@ class ResponseCache:
         self._read = READ_HEADERS | secrets
         self._not_stored = not_stored
         self._get_local = cache.get_local
-        # The targets that were answered lately: normalising one costs more than all the rest of a hit.
+        # The targets of recent requests: normalising one costs more than the rest of a hit.
         self._targets: dict[tuple[object, ...], Target] = {}
         self.hits = self.misses = self.bypassed = self.stored = 0
 
     def at_root(self, scope: Mapping[str, Any]) -> Any:
-        """Return what L1 has first for the target of a request, if none of its headers matters.
+        """Return the response that L1 has for the target of a request without headers that the cache reads.
 
-        None: ask `local`. It may also be the value of another user of the cache.
+        None: use `local`. The result may also be part of a value of another user of the cache.
         """
         host, read = None, self._read
         for name, value in scope["headers"]:
@@ -131,7 +131,10 @@ class ResponseCache:
             return None
 
     def answers_plainly(self, stored: Stored, now: float) -> bool:
-        """Return whether a stored response answers a request none of whose headers matters. As `use_of`."""
+        """Return whether a stored response answers a request without headers that the cache reads.
+
+        A faster form of `use_of`. If it is false, `use_of` may still find a use.
+        """
         return (
             not stored.no_cache
             and now < stored.born_at + stored.lifetime
@@ -166,7 +169,7 @@ class ResponseCache:
         target = self._targets.get(raw)
         if target is None:
             target = target_with_host(scope, host)
-            # Without raw bytes, the path is not in the key. With `vary`, the URI is not the key of a response.
+            # Without `raw_path`, the path is not in this key. With `vary`, the URI is not the key of a response.
             if raw[0] and not target.too_long and not self._vary:
                 if len(self._targets) >= _MAX_TARGETS:
                     self._targets.clear()
@@ -189,7 +192,7 @@ class ResponseCache:
         return await self._find_part(request) if stored is None and request.range is not None else stored
 
     async def _find_part(self, request: CacheableRequest) -> Stored | None:
-        """Return the fresh part that the tiers have, if it has all of the range that is asked for."""
+        """Return the fresh part that the tiers have, if it contains the range of the request."""
         stored = opened(await self.cache.get(request.root + _PART))
         if stored is None or stored.part is None or request.range is None or request.is_conditional:
             return None
@@ -237,7 +240,7 @@ class ResponseCache:
     async def begin(self, request: CacheableRequest) -> PendingLoad:
         """Prepare to store the response to a GET. Call it before the application computes the response.
 
-        `keep` compares what is observed here. If a worker invalidates the URI in the meantime, the response may be out
+        `store` uses what is observed here. If any worker invalidates the URI in the meantime, the response may be out
         of date, and is not stored.
         """
         keys = [request.root, *self._variant_keys(request)]
@@ -265,7 +268,7 @@ class ResponseCache:
             return
         status, headers, body = recording.status, recording.headers, recording.body()
         if status != 204 and joined(headers, b"content-length") is None:
-            # The length of a stream is known now, and a client that knows it can show progress and detect a loss.
+            # The length of a stream is known now. With it, a client can show progress and detect a truncated body.
             headers = [*headers, (b"content-length", b"%d" % len(body))]
         response = self._stored(status, headers, body, recording.freshness, recording.varying, route)
         response.part = recording.part
@@ -279,7 +282,7 @@ class ResponseCache:
         received: Headers,
         requested_at: float,
     ) -> Stored:
-        """Return a stored response, updated by a 304 of the application, and store it again if it may be stored."""
+        """Return a stored response that a 304 of the application has updated. Store it again if it may be stored."""
         headers = freshened(stored.headers, received)
         timing = Timing(requested_at, self.now(), self.wall())
         age = [(name, value) for name, value in received if name.lower() == b"age"]
@@ -324,7 +327,7 @@ class ResponseCache:
         newest = None
         for cell in cells:
             stored = opened(cell)
-            # RFC 9111, 4.1: a response without `Vary` answers only if no other one does.
+            # RFC 9111, 4.1: a response without `Vary` is used only if no other one matches.
             if stored is not None and (
                 newest is None or (bool(stored.varying), stored.stored_at) > (bool(newest.varying), newest.stored_at)
             ):
@@ -404,5 +407,5 @@ def _tags_in(headers: Headers) -> tuple[str, ...]:
 
 
 def _own_tag(tag: bytes) -> str:
-    # Other users of the cache, and the URIs, have tags too.
+    # The prefix keeps these tags apart from those of URIs and of other users of the cache.
     return "http-tag:" + tag.strip().decode("latin-1")

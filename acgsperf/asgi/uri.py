@@ -22,8 +22,8 @@ class Target(NamedTuple):
     Attributes:
         uri: the normalised URI, which is the key of the response and a tag of all its variants.
         path: the tag of all responses of the path, whatever their host and query are.
-        storable: whether a response may be stored. Not for a path with dot segments: an application that does not
-            remove them has answered for another path than the normalised one.
+        storable: whether a response may be stored. False for a path with dot segments: an application that does not
+            remove them answers for another path than the normalised one.
         too_long: whether the URI is too long to be stored.
     """
 
@@ -81,7 +81,7 @@ def _raw_path(scope: Mapping[str, Any]) -> bytes:
 
 def _target(scheme: str, host: bytes, path: bytes, query: bytes) -> Target:
     if len(path) + len(query) + len(host) > 3 * _MAX_URI:
-        # It stays too long, however it is normalised.
+        # Even when it is normalised, it is too long.
         return Target("", "", False, True)
     encoded = _normalised(path) or b"/"
     clean = _without_dot_segments(encoded)
