@@ -20,7 +20,7 @@ soak: $(VENV)/.test
 test-all:
 	.ci/test-all
 
-# The public suite for HTTP caches, against the response cache of the middleware. It needs Node.js and npm.
+# Runs the public suite for HTTP caches against the response cache of the middleware. Needs Node.js and npm.
 HTTP_CACHE_TESTS ?= 0.4.5
 SUITE := $(VENV)/http-cache-tests-$(HTTP_CACHE_TESTS)
 

@@ -1,4 +1,4 @@
-"""Which requests carry credentials, so that only a response for everybody may answer them."""
+"""The credentials of requests: a request with credentials gets only stored responses that are public."""
 
 from collections.abc import Iterable
 from enum import IntEnum
@@ -59,7 +59,7 @@ DEFAULT_CREDENTIALS: Final = (
     "x-user-token",
     "x-vault-token",
 )
-"""What gateways, clouds and identity proxies call the headers with API keys, tokens and the name of a user."""
+"""The usual names of headers with API keys, tokens or users, as gateways, clouds and identity proxies send them."""
 
 
 class Reach(IntEnum):
@@ -74,12 +74,12 @@ class Reach(IntEnum):
 
 
 def reach_of(carried: Iterable[bytes], varying: Iterable[bytes]) -> Reach:
-    """Return the least reach of a response that may answer a request.
+    """Return the lowest reach that a response needs to answer a request.
 
     Args:
         carried: `authorization`, `cookie` and the names of credentials that the request has.
-        varying: the headers that the response depends on. A header that a response depends on selects the right one.
-            For `Authorization` that is not enough (RFC 9111, 3.5).
+        varying: the headers that the response depends on. Each of their values has a response of its own, so they do
+            not count as credentials. `Authorization` always counts (RFC 9111, 3.5).
     """
     reach = Reach.ANONYMOUS
     for name in carried:

@@ -12,7 +12,7 @@ Invalidate = Callable[[Scope, Headers], Awaitable[None]]
 
 
 class AddedHeaders:
-    """The headers that every response gets, instead of those with the same names that it has.
+    """The headers that are added to every response. They replace its headers with the same names.
 
     Attributes:
         names: their names.
@@ -40,7 +40,7 @@ class Exchange:
         added: is added to the headers.
         routes: gets the latency.
         started_ns: when the request began, by `time.perf_counter_ns`.
-        invalidate: called with the headers of a successful response before the client gets them; None for nothing.
+        invalidate: called with the headers of a successful response before the client gets them; None: not called.
     """
 
     __slots__ = ("_added", "_invalidate", "_routes", "_scope", "_send", "_started_ns", "status")
@@ -79,7 +79,7 @@ class Exchange:
             self.status = message["status"]
             headers = list(message.get("headers", ()))
             if self._invalidate is not None and 200 <= self.status < 400:
-                # Before the client learns of the success: its next request must not get the old response.
+                # Before the client gets the response, because its next request must not get the old state.
                 await self._invalidate(self._scope, headers)
             message = {**message, "headers": self._added.to(headers)}
         elif message["type"] == "http.response.body":
@@ -99,7 +99,7 @@ class Exchange:
 
 
 def replayed(message: Message, receive: Receive) -> Receive:
-    """Return a `receive` that returns a message that was received already, and then the following ones."""
+    """Return a `receive` that first returns a message that was received already, and then the following ones."""
     pending: list[Message] = [message]
 
     async def receive_again() -> Message:

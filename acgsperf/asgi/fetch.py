@@ -34,23 +34,24 @@ NOT_FORWARDED: Final = CONDITIONS | {b"range", b"if-range"}
 class Fetch:
     """Calls the application, passes its response to the client, and stores it when the application has returned.
 
-    The application gets no condition of the client: its response can be stored then, and the client gets a 304 all the
-    same. If there is a stale response that can be validated, the application gets that one's validators.
+    The application does not get the conditions of the client, so that its response can be stored. The cache evaluates
+    them, and answers the client with 304 if they say so. If a stale response has validators, the application gets
+    conditions with those.
 
     Args:
         cache: gets the response.
-        request: what is asked for.
+        request: the request to answer.
         scope: of the request.
         receive: returns a message of the client.
         send: sends a message to the client.
         added: is added to the headers.
         stale: what is stored for the request; None if there is nothing.
-        load: what the tiers had before; None if the response is not stored.
-        flight: is told whether the response will be stored; None if nobody waits for it.
+        load: stores the response; None if it is not stored.
+        flight: gets the decision whether the response will be stored; None if no other request waits for it.
 
     Attributes:
         status: of the application's response.
-        served: the stored response that has to answer the client, because the application has validated it or failed.
+        served: the stored response to answer the client with, because the application has validated it or failed.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Fetch:
         self._flight = flight
         conditions = [] if stale is None or request.is_head else condition_headers(stale.etag, stale.last_modified)
         self._validates = bool(conditions)
-        # A range is forwarded only if there is no stored response that it could be taken from.
+        # A validation asks for the whole response: the cache selects the range.
         dropped = NOT_FORWARDED if conditions else CONDITIONS
         self._scope: Scope = scope
         if conditions or request.if_none_match is not None or request.if_modified_since is not None:
@@ -97,7 +98,7 @@ class Fetch:
         return route_of(self._scope, self.status)
 
     async def run(self, app: App) -> None:
-        """Call the application. Afterwards, `served` may have to answer the client."""
+        """Call the application. If `served` is set afterwards, the caller answers the client with it."""
         try:
             await app(self._scope, self._receive_message, self._send_message)
         except Exception:
@@ -126,7 +127,7 @@ class Fetch:
 
     async def _receive_message(self) -> Message:
         message = await self._receive()
-        # After the last part of the response, a server says that the client has disconnected.
+        # A server also sends `http.disconnect` after the last part of the response.
         if message["type"] == "http.disconnect" and (self._recording is None or not self._recording.has_ended):
             self._disconnected = True
         return message
@@ -135,19 +136,17 @@ class Fetch:
         kind = message["type"]
         if kind == "http.response.start":
             await self._start(message)
-        elif self._failed or self._validated is not None:
             return
-        elif kind == "http.response.body":
-            if self._recording is not None:
+        if self._failed or self._validated is not None:
+            return
+        if self._recording is not None:
+            if kind == "http.response.body":
                 self._recording.add(message.get("body", b""), not message.get("more_body", False))
-            if not self._body_dropped:
-                await self._send(message)
-        else:
-            if kind != "http.response.debug" and self._recording is not None:
+            elif kind != "http.response.debug":
                 # A body sent by an extension, for example from a file, is not visible here.
                 self._recording.give_up()
-            if not self._body_dropped:
-                await self._send(message)
+        if not self._body_dropped:
+            await self._send(message)
 
     async def _start(self, message: Message) -> None:
         self.status = status = message["status"]
@@ -181,7 +180,7 @@ class Fetch:
     def _decide(self, shareable: bool) -> None:
         if self._flight is not None:
             self._flight.decide(shareable)
-        # A failure says nothing of the next response.
+        # An error does not show whether the next response can be shared.
         if shareable or self.status < 500:
             self._cache.flights.remember(self._request.flight, shareable)
 
@@ -190,5 +189,5 @@ class Fetch:
         if request.if_none_match is None and request.if_modified_since is None:
             return False
         etag, last_modified = validators_of(headers)
-        # A response without a date of modification may have changed a moment ago.
+        # A response without `Last-Modified` may have changed after the date of the client.
         return is_not_modified(request.if_none_match, request.if_modified_since, etag, last_modified, float("inf"))

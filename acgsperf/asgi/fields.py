@@ -15,10 +15,11 @@ Headers = Sequence[tuple[bytes, bytes]]
 MAX_FIELD_BYTES: Final = 8_192
 # RFC 9111, 1.2.2.
 _MAX_SECONDS: Final = 2**31
-# Only short values are remembered, so that clients cannot fill the memory.
+# Only the results for short values are remembered, so that clients cannot fill the memory.
 _MAX_REMEMBERED_BYTES: Final = 256
 
-# An opening quote without a closing one matches the rest: without that, each quote would be searched to the end.
+# An opening quote without a closing one matches the rest of the text. Otherwise, a text of many such quotes would take
+# quadratic time.
 _PIECES: Final = re.compile(r'"(?:[^"\\]|\\.)*"?|[^",]+|,', re.DOTALL)
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 _MONTHS: Final = {
@@ -66,7 +67,7 @@ def members(text: str) -> list[str]:
 def directives(value: bytes | None) -> Mapping[str, str | None]:
     """Return the directives of `Cache-Control` and similar fields; of a repeated one, the first.
 
-    The value of a directive with white space around its `=` is empty, which is valid for no directive.
+    White space around `=` is not valid. The value of such a directive is empty, which no directive accepts.
     """
     if value is None:
         return {}

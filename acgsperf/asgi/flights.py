@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Flight", "Flights"]
 
-# After the headers of a response, the others wait this long for its body. Then they call the application themselves,
+# How long other requests wait for the body after the headers of a response. Then they call the application themselves,
 # because the response may be endless, or its client slow.
 _BODY_WAIT_S: Final = 5.0
-# For how long requests for a key do not wait for each other, after a response that could not be shared.
+# How long requests for a key do not wait for each other after a response that could not be shared.
 _UNSHARED_S: Final = 600.0
 _MAX_UNSHARED: Final = 10_000
 
@@ -22,7 +22,7 @@ class Flight:
     """One call of the application, for which other requests may wait.
 
     Attributes:
-        load: what the tiers had before the call.
+        load: stores the response; None until the lower tiers were observed. Tells whether a write has superseded it.
     """
 
     __slots__ = ("_decided", "_done", "_root", "load")
@@ -40,18 +40,21 @@ class Flight:
         return self.load is None or self.load.is_current(self._root)
 
     def decide(self, shareable: bool) -> None:
-        """Tell the waiting requests whether the response will be stored."""
+        """Announce to the waiting requests whether the response will be stored."""
         if not self._decided.done():
             self._decided.set_result(shareable)
 
     def end(self) -> None:
-        """Let the waiting requests go on. If nothing was decided, the call was cancelled: one of them calls again."""
+        """Release the waiting requests. If nothing was decided, the call was cancelled, and one of them calls again."""
         self.decide(True)
         if not self._done.done():
             self._done.set_result(None)
 
     async def wait(self) -> bool:
-        """Wait until the response may be stored, and return True; or False as soon as it is clear that it is not."""
+        """Wait for the response, and return True if the cache may have it.
+
+        Returns False as soon as it is known that the response will not be stored, or if its body takes too long.
+        """
         await asyncio.wait((self._decided,))
         if not self._decided.result():
             return False
@@ -64,7 +67,7 @@ class Flights:
 
     def __init__(self) -> None:
         self._flights: dict[str, Flight] = {}
-        # The keys whose responses could not be shared: requests for them should not wait in vain.
+        # The keys whose last response could not be shared. Requests for them do not wait for each other.
         self._unshared: LRUCache[str, bool] = LRUCache(_MAX_UNSHARED)
 
     def get(self, key: str) -> Flight | None:
@@ -85,7 +88,7 @@ class Flights:
         return flight
 
     def remember(self, key: str, shareable: bool) -> None:
-        """Remember whether requests for a key shall wait for each other."""
+        """Remember whether the responses for a key can be shared."""
         if not shareable:
             self._unshared.set(key, True, ttl=_UNSHARED_S)
         elif len(self._unshared):

@@ -18,7 +18,7 @@ _UNDERSTOOD: Final = frozenset(
 )
 _MAX_HEURISTIC_S: Final = 86_400
 _INFINITE_AGE: Final = 2.0**31
-# RFC 8941, 3.2: a dictionary. Of the values, RFC 9213 needs integers and booleans.
+# A member of a dictionary (RFC 8941, 3.2). Only integers and booleans are captured: RFC 9213 needs no other values.
 _TARGETED: Final = re.compile(
     r"""([a-z*][a-z0-9_.*-]*)(?:=(?:(-?\d{1,15})|(\?[01])|[A-Za-z*][\w!#$%&'*+.^`|~:/-]*|"(?:[^"\\]|\\["\\])*"|-?\d+\.\d+))?"""
     r"""(?:;[ ]*[a-z*][a-z0-9_.*-]*(?:=[^;,"\s]+|="[^"\\]*")?)*"""
@@ -30,7 +30,7 @@ class Timing(NamedTuple):
 
     Attributes:
         requested_at, received_at: by a clock that does not go back.
-        wall: the wall clock when it was received, with which its `Date` is compared.
+        wall: when it was received by the wall clock, with which its `Date` is compared.
     """
 
     requested_at: float
@@ -40,11 +40,11 @@ class Timing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FreshnessOptions:
-    """The options of the middleware for responses that do not say it themselves, in seconds.
+    """The options for responses whose headers do not say how long they may be used. All times are in seconds.
 
     Attributes:
         ttl: for how long a response without a lifetime is fresh; None: it is not stored.
-        heuristic: the share of the time since `Last-Modified` for which such a response is fresh; None: for `ttl`.
+        heuristic: the share of the time since `Last-Modified` for which such a response is fresh; None: `ttl` applies.
         stale_ttl: for how long a stale response that can be revalidated is kept.
         while_revalidate: `stale-while-revalidate` of responses without that directive.
         if_error: `stale-if-error` of responses without that directive.
@@ -80,7 +80,7 @@ class Freshness(NamedTuple):
 
 
 def freshness_of(status: int, headers: Headers, timing: Timing, options: FreshnessOptions) -> Freshness | None:
-    """Return how a response may be used; None if it must not be stored. Whether a 206 is one part is not checked."""
+    """Return how a response may be used; None if it must not be stored. The caller checks the part that a 206 has."""
     cache_control, targeted = _cache_control(headers)
     if cache_control is None or status < 200 or status == 304 or "private" in cache_control:
         return None
@@ -106,24 +106,24 @@ def freshness_of(status: int, headers: Headers, timing: Timing, options: Freshne
         reach = Reach.PUBLIC
     # RFC 9111, 5.2.2.10: `s-maxage` implies `proxy-revalidate`. A directive that permits stale use is more specific.
     strict = no_cache or "must-revalidate" in cache_control or "proxy-revalidate" in cache_control
-    by_default_strict = strict or "s-maxage" in cache_control
+    strict_by_default = strict or "s-maxage" in cache_control
     return Freshness(
         born_at=_born_at(headers, timing),
         lifetime=lifetime,
         no_cache=no_cache,
-        must_revalidate=by_default_strict,
+        must_revalidate=strict_by_default,
         while_revalidate=_stale_use(
-            cache_control, "stale-while-revalidate", strict, 0 if by_default_strict else options.while_revalidate
+            cache_control, "stale-while-revalidate", strict, 0 if strict_by_default else options.while_revalidate
         ),
-        if_error=_stale_use(cache_control, "stale-if-error", strict, 0 if by_default_strict else options.if_error),
+        if_error=_stale_use(cache_control, "stale-if-error", strict, 0 if strict_by_default else options.if_error),
         reach=reach,
     )
 
 
 def _cache_control(headers: Headers) -> tuple[Mapping[str, str | None] | None, bool]:
-    """Return the directives that apply, and whether they are meant for caches like this one (RFC 9213).
+    """Return the directives that apply, and whether they are those of `CDN-Cache-Control` (RFC 9213).
 
-    The directives are None if there are too many of them to be read.
+    The directives are None if the header is too long.
     """
     value = joined(headers, b"cdn-cache-control")
     if value is not None and len(value) <= MAX_FIELD_BYTES:
@@ -147,17 +147,17 @@ def _targeted(text: str) -> dict[str, str | None]:
         found.pop(name, None)
         if flag != "?0":
             found[name] = number
-    # A number of another type is as if it were absent.
+    # A lifetime that is not an integer is ignored.
     return {name: value for name, value in found.items() if value is not None or name not in {"max-age", "s-maxage"}}
 
 
 def _lifetime(
     cache_control: Mapping[str, str | None], headers: Headers, timing: Timing, targeted: bool
 ) -> float | None:
-    """Return for how many seconds a response is fresh by its own headers; None if they do not say."""
+    """Return the lifetime in seconds that the headers of a response state; None if they state none."""
     for directive in ("s-maxage", "max-age"):
         if directive in cache_control:
-            # RFC 9111, 4.2.1: what is not valid is stale.
+            # RFC 9111, 4.2.1: a value that is not valid makes the response stale.
             return seconds(cache_control[directive]) or 0
     expires = None if targeted else joined(headers, b"expires")
     if expires is None:
@@ -165,21 +165,19 @@ def _lifetime(
     until = http_date(expires)
     if until is None:
         return 0
-    date = http_date(joined(headers, b"date"))
-    return max(0.0, until - (timing.wall if date is None else date))
+    return max(0.0, until - _dated_at(headers, timing))
 
 
 def _default_lifetime(
     status: int, public: bool, headers: Headers, timing: Timing, options: FreshnessOptions
 ) -> float | None:
-    """Return for how many seconds a response is fresh that does not say it."""
+    """Return the lifetime in seconds of a response that does not state one; None if it has none."""
     if status not in _CACHEABLE_BY_DEFAULT and not public:
         return None
     if options.heuristic is not None:
         modified = http_date(joined(headers, b"last-modified"))
         if modified is not None:
-            date = http_date(joined(headers, b"date"))
-            unchanged = (timing.wall if date is None else date) - modified
+            unchanged = _dated_at(headers, timing) - modified
             return min(max(unchanged, 0) * options.heuristic, _MAX_HEURISTIC_S)
     return options.ttl if status in _CACHEABLE_BY_DEFAULT else None
 
@@ -193,9 +191,13 @@ def _born_at(headers: Headers, timing: Timing) -> float:
     else:
         stated = seconds(age.decode("latin-1").strip(" \t"))
         corrected = _INFINITE_AGE if stated is None else stated + delay
+    return timing.received_at - max(corrected, timing.wall - _dated_at(headers, timing))
+
+
+def _dated_at(headers: Headers, timing: Timing) -> float:
+    """Return the `Date` of a response; without a valid one, when it was received."""
     date = http_date(joined(headers, b"date"))
-    apparent = 0.0 if date is None else timing.wall - date
-    return timing.received_at - max(corrected, apparent)
+    return timing.wall if date is None else date
 
 
 def _stale_use(cache_control: Mapping[str, str | None], directive: str, strict: bool, default: float) -> float:

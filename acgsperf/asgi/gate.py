@@ -19,7 +19,7 @@ class Gate:
     Args:
         validator: decides which hashes are accepted.
         require_hash: also refuse requests without the header, except CORS preflights, which cannot have it.
-        exempt: the paths of requests that do not need the header. A hash that they have is checked all the same.
+        exempt: the paths of requests that do not need the header. If such a request has it, its hash is checked.
 
     Attributes:
         refused: the requests refused so far.
@@ -41,7 +41,7 @@ class Gate:
             if not self._validator.validate(text):
                 self.refused += 1
                 shown = None if text is None else text[:_MAX_SHOWN]
-                # The accepted hash is not told: a client that does not know it may not be allowed to.
+                # The answer does not contain the accepted hash: the client may not be allowed to know it.
                 error = f"{HASH_HEADER} is {'missing' if shown is None else 'not accepted'}"
                 return json.dumps({"error": error, "found": shown}).encode()
         return None

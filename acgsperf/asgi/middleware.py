@@ -41,13 +41,13 @@ class PerformanceMiddleware:
         ttl: seconds for which a response without a lifetime of its own is fresh, if its request has neither cookies
             nor credentials. None: such responses are not stored.
         heuristic: the share of the time since `Last-Modified` for which a response without a lifetime of its own is
-            fresh, at most a day; 0.1 is usual. It precedes `ttl`. None (default): not used.
+            fresh, at most a day; 0.1 is usual. It takes precedence over `ttl`. None (default): not used.
         stale_ttl: seconds for which a stale response with `ETag` or `Last-Modified` is kept, so that the application
             can validate it. 3600 by default.
-        stale_while_revalidate: seconds for which a stale response is served while the application is asked in the
-            background, if the response does not say it. 0 by default.
+        stale_while_revalidate: seconds for which a stale response is served while the application validates it in the
+            background. Applies to responses without this directive. 0 by default.
         stale_if_error: seconds for which a stale response is served if the application raises, or answers with 500,
-            502, 503 or 504, if the response does not say it. 0 by default.
+            502, 503 or 504. Applies to responses without this directive. 0 by default.
         vary: names of request headers on which every response depends, in addition to its `Vary` header.
         credentials: names of request headers that contain credentials, in addition to `Authorization` and `Cookie`. By
             default the usual names of API keys, tokens and users.
@@ -56,8 +56,8 @@ class PerformanceMiddleware:
             metrics page.
         metrics_path: path of the metrics page.
         max_routes: number of routes with latencies of their own; all other routes are counted as "other".
-        clock: for tests. Returns seconds since the epoch, by default `time.time`, because HTTP dates do so too. The
-            clock of the cache is another one: it is monotonic.
+        clock: for tests. Returns seconds since the epoch, with which HTTP dates are compared. By default `time.time`.
+            The cache has a monotonic clock of its own.
 
     Raises:
         TypeError, ValueError: if an argument is out of bounds, or for `require_hash` or `exempt` without a validator.
@@ -139,7 +139,7 @@ class PerformanceMiddleware:
     def connection_uses(self) -> dict[tuple[str, str], tuple[int, int]]:
         """Return for each (route, pool) how many connections requests have used, and for how many ns.
 
-        It counts what tasks return that the request has started, or the request itself.
+        Includes the connections of the tasks that a request has started. A connection counts when it is returned.
         """
         return dict(self._routes.connection_uses)
 
@@ -152,7 +152,7 @@ class PerformanceMiddleware:
         return HttpCounts(refused, cached.hits, cached.misses, cached.bypassed, cached.stored)
 
     async def purge(self, *, path: str | None = None, tag: str | None = None) -> "Written":
-        """Remove stored responses from every tier and from every worker, and return which tiers did so.
+        """Remove stored responses from every tier and every worker, and return which tiers have removed them.
 
         Args:
             path: remove the responses of this path, whatever their host, query and variant are.
@@ -188,7 +188,7 @@ class PerformanceMiddleware:
             await Exchange(scope, send, self._added, self._routes, started_ns).run(self._app, receive)
 
     def _lifespan(self, receive: Receive) -> Receive:
-        """Return a `receive` that ends what runs in the background before the application shuts down."""
+        """Return a `receive` that ends the revalidations in the background before the application shuts down."""
         serving = self._serving
         if serving is None:
             return receive

@@ -12,7 +12,7 @@ _CONTENT_RANGE: Final = re.compile(rb"bytes[ \t]+(\d{1,15})-(\d{1,15})/(\d{1,15}
 
 
 class Part(NamedTuple):
-    """Which part of a whole the body of a 206 is.
+    """The part of a whole body that a 206 contains.
 
     Attributes:
         first: the position of its first byte.
@@ -25,7 +25,7 @@ class Part(NamedTuple):
     asked: bytes
 
     def covers(self, wanted: bytes, available: int) -> slice | None:
-        """Return which bytes of its body `Range` asks for; None if it does not have them all.
+        """Return which bytes of its body `Range` asks for; None if some of them are not in its body.
 
         Args:
             wanted: the value of `Range`.
@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
 
 def part_in(content_range: bytes | None, asked: bytes) -> Part | None:
-    """Return the part that a 206 has; None if it has several, or if the length of the whole is not known."""
+    """Return the part that a 206 contains; None if it has several, or if the length of the whole is not known."""
     found = None if content_range is None else _CONTENT_RANGE.fullmatch(content_range.strip())
     if found is None or int(found[1]) > int(found[2]) or int(found[2]) >= int(found[3]):
         return None
@@ -51,8 +51,8 @@ def part_of(wanted: bytes, length: int) -> slice | None:
     """Return the part of a body that `Range` asks for.
 
     Returns:
-        The part; UNSATISFIABLE if the body has no such part; None if the whole body is to be sent, because the unit or
-        the syntax is not known, or because several ranges are wanted.
+        The part; UNSATISFIABLE if the body has no such part; None if the whole body is sent instead, because the unit
+        or the syntax is not known, or because `Range` has several ranges.
     """
     found = _ONE_RANGE.fullmatch(wanted)
     if found is None:

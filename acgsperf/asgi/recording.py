@@ -1,4 +1,4 @@
-"""A response that is being sent: its body is collected as long as it may be stored."""
+"""A response that is being sent: its body is collected while it may still be stored."""
 
 from typing import Final
 
@@ -16,7 +16,7 @@ class Recording:
         status, headers: those of the response.
         freshness: how it may be used; None if it will not be stored.
         varying: the request headers that it depends on.
-        part: which part of a whole it is; None for a whole.
+        part: the part of a whole that it contains; None for a whole.
         has_ended: whether its last part was added.
     """
 
@@ -52,7 +52,7 @@ class Recording:
         self._size = 0
         self.has_ended = False
         length = joined(headers, b"content-length")
-        # What is not a number is no body's length.
+        # -1 if the header is not a number: no body has that length.
         self._declared = None if length is None else seconds(length.decode("latin-1")) or -(length != b"0")
         if self._declared is not None and self._declared > limit:
             self.freshness = None

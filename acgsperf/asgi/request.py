@@ -1,4 +1,4 @@
-"""A request that the cache may answer, and what it asks of the cache."""
+"""A request that the cache may answer, and what its headers demand of the cache."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
@@ -39,7 +39,7 @@ class CacheableRequest:
 
     Attributes:
         target: its target.
-        root: the key under which the cache finds the response, or a list of what its variants depend on.
+        root: the key under which the cache has the response, or the list of the headers that its variants depend on.
         headers: all its headers.
         is_head: whether its method is HEAD.
         is_plain: whether it has none of the headers that the cache reads, except `Host`.
@@ -49,8 +49,8 @@ class CacheableRequest:
         max_age, min_fresh, max_stale: its directives, in seconds.
         only_if_cached: whether the application must not be called for it.
         if_none_match, if_modified_since, range, if_range: its headers.
-        sets: what the variants of its target depend on, if the cache knows it.
-        sets_until: when the last of these variants ends.
+        sets: the sets of headers that the variants of its target depend on, if the cache knows them.
+        sets_until: when the last of these variants expires, in seconds since the epoch.
         variant: the key of its newest variant, if the cache knows one.
     """
 
@@ -78,7 +78,7 @@ class CacheableRequest:
         self.is_head = is_head
 
     def read(self, special: Mapping[bytes, bytes]) -> None:
-        """Read the headers that the cache has to know."""
+        """Read those of its headers that the cache reads."""
         self.is_plain = False
         carried = []
         for name, value in special.items():
@@ -106,11 +106,11 @@ class CacheableRequest:
 
     @property
     def is_conditional(self) -> bool:
-        """Whether it asks for a response only under a condition."""
+        """Whether it has a condition."""
         return self.if_none_match is not None or self.if_modified_since is not None or self.if_range is not None
 
     def reach(self, varying: tuple[bytes, ...]) -> Reach:
-        """Return the least reach of a response that may answer it and depends on some headers."""
+        """Return the lowest reach that a response which depends on some headers needs to answer it."""
         return reach_of(self._carried, varying) if self._carried else Reach.ANONYMOUS
 
     @property
@@ -129,7 +129,7 @@ class CacheableRequest:
         self.only_if_cached = "only-if-cached" in found
         if "max-age" in found:
             self.max_age = seconds(found["max-age"]) or 0
-            # What a browser sends to reload a page: a response of the same moment is not enough.
+            # A browser sends `max-age=0` to reload a page. Even a response of the same second is validated then.
             self.uses_stored = self.uses_stored and self.max_age > 0
         if "min-fresh" in found:
             self.min_fresh = seconds(found["min-fresh"]) or 0

@@ -23,12 +23,12 @@ from acgsperf.cache.pending import PendingLoad
 __all__ = ["ResponseCache", "Use"]
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-# A response from the future beyond this: a clock was set back, so its age is not known.
+# If a response was stored later than now, by more than this, a clock was set back, and the age is not known.
 _CLOCK_TOLERANCE_S: Final = 5.0
 _MAX_TARGETS: Final = 4_096
-# What the key of a stored part has in addition.
+# The suffix of the key of a stored part.
 _PART: Final = " part"
-# How often the steady clock looks at the wall clock.
+# How often the steady clock reads the wall clock.
 _COMPARED_EVERY_S: Final = 0.1
 # Headers with the tags of a response: separated by commas, or by white space.
 _TAG_HEADERS: Final = ((b"cache-tag", re.compile(rb"[^,]+")), (b"surrogate-key", re.compile(rb"\S+")))
@@ -41,7 +41,7 @@ class Use(IntEnum):
     """What a stored response can do for a request."""
 
     NONE = 0
-    """Nothing but be validated."""
+    """It does not answer. The application may validate it."""
     WHILE_REVALIDATE = 1
     """It answers, and has to be revalidated in the background."""
     ANSWER = 2
@@ -49,7 +49,7 @@ class Use(IntEnum):
 
 
 class SteadyClock:
-    """The wall clock, without its steps back: these would make responses younger."""
+    """A wall clock that never goes back, because a step back would make responses younger."""
 
     def __init__(self) -> None:
         self._offset = time.time() - time.monotonic()
@@ -69,7 +69,7 @@ class ResponseCache:
 
     Args:
         cache: a cache that its owner opens and closes; others may use it too.
-        freshness: what applies to responses that do not say it.
+        freshness: applies to responses whose headers do not say how long they may be used.
         vary: request headers on which every response depends, in addition to its `Vary` header.
         credentials: request headers that contain credentials, in addition to `Authorization` and `Cookie`.
         max_body_bytes: larger bodies are not stored.
@@ -79,7 +79,7 @@ class ResponseCache:
     Attributes:
         flights: the calls of the application in flight.
         now: returns the seconds since the epoch by which ages are measured.
-        ticks: returns seconds since any time; costs less.
+        ticks: returns seconds since an arbitrary time, and is cheaper than `now`.
         hits, misses, bypassed, stored: the counts so far.
     """
 
@@ -109,14 +109,14 @@ class ResponseCache:
         self._read = READ_HEADERS | secrets
         self._not_stored = not_stored
         self._get_local = cache.get_local
-        # The targets that were answered lately: normalising one costs more than all the rest of a hit.
+        # The targets of recent requests: normalising one costs more than the rest of a hit.
         self._targets: dict[tuple[object, ...], Target] = {}
         self.hits = self.misses = self.bypassed = self.stored = 0
 
     def at_root(self, scope: Mapping[str, Any]) -> Any:
-        """Return what L1 has first for the target of a request, if none of its headers matters.
+        """Return the response that L1 has for the target of a request without headers that the cache reads.
 
-        None: ask `local`. It may also be the value of another user of the cache.
+        None: use `local`. The result may also be part of a value of another user of the cache.
         """
         host, read = None, self._read
         for name, value in scope["headers"]:
@@ -125,14 +125,16 @@ class ResponseCache:
                     return None
                 host = value
         try:
-            return self._get_local(self._targets[scope["raw_path"], scope["query_string"], host, scope["scheme"]].uri)[
-                0
-            ]  # type: ignore[index]
+            target = self._targets[scope["raw_path"], scope["query_string"], host, scope["scheme"]]
+            return self._get_local(target.uri)[0]  # type: ignore[index]
         except (KeyError, TypeError, IndexError):
             return None
 
     def answers_plainly(self, stored: Stored, now: float) -> bool:
-        """Return whether a stored response answers a request none of whose headers matters. As `use_of`."""
+        """Return whether a stored response answers a request without headers that the cache reads.
+
+        A faster form of `use_of`. If it is false, `use_of` may still find a use.
+        """
         return (
             not stored.no_cache
             and now < stored.born_at + stored.lifetime
@@ -167,7 +169,7 @@ class ResponseCache:
         target = self._targets.get(raw)
         if target is None:
             target = target_with_host(scope, host)
-            # Without raw bytes, the path is not in the key. With `vary`, the URI is not the key of a response.
+            # Without `raw_path`, the path is not in this key. With `vary`, the URI is not the key of a response.
             if raw[0] and not target.too_long and not self._vary:
                 if len(self._targets) >= _MAX_TARGETS:
                     self._targets.clear()
@@ -181,7 +183,7 @@ class ResponseCache:
             return None
         stored = opened(cell)
         if stored is None:
-            return self._newest(request, cell)
+            return self._newest_of(request, map(self._get_local, self._listed_keys(request, cell)))
         return stored if request.is_plain or request.reach(()) <= stored.reach else self._if_allowed(request, stored)
 
     async def find(self, request: CacheableRequest) -> Stored | None:
@@ -190,7 +192,7 @@ class ResponseCache:
         return await self._find_part(request) if stored is None and request.range is not None else stored
 
     async def _find_part(self, request: CacheableRequest) -> Stored | None:
-        """Return the fresh part that the tiers have, if it has all of the range that is asked for."""
+        """Return the fresh part that the tiers have, if it contains the range of the request."""
         stored = opened(await self.cache.get(request.root + _PART))
         if stored is None or stored.part is None or request.range is None or request.is_conditional:
             return None
@@ -206,18 +208,11 @@ class ResponseCache:
         stored = opened(cell)
         if stored is not None:
             return self._if_allowed(request, stored)
-        index = sets_in(cell)
-        if index is None:
-            return None
-        request.sets, request.sets_until = index
-        keys = self._variant_keys(request)
-        request.variant = keys[0]
+        keys = self._listed_keys(request, cell)
         if len(keys) == 1:
-            cells = [await self.cache.get(keys[0])]
-        else:
-            found = await self.cache.get_many(keys)
-            cells = [found.get(key) for key in keys]
-        return self._newest_of(request, cells)
+            return self._newest_of(request, [await self.cache.get(keys[0])])
+        found = await self.cache.get_many(keys) if keys else {}
+        return self._newest_of(request, map(found.get, keys))
 
     def use_of(self, stored: Stored, request: CacheableRequest, now: float) -> Use:
         """Return what a stored response can do for a request, at the time `now`."""
@@ -245,7 +240,7 @@ class ResponseCache:
     async def begin(self, request: CacheableRequest) -> PendingLoad:
         """Prepare to store the response to a GET. Call it before the application computes the response.
 
-        `keep` compares what is observed here. If a worker invalidates the URI in the meantime, the response may be out
+        `store` uses what is observed here. If any worker invalidates the URI in the meantime, the response may be out
         of date, and is not stored.
         """
         keys = [request.root, *self._variant_keys(request)]
@@ -263,24 +258,21 @@ class ResponseCache:
             part = part_in(joined(headers, b"content-range"), request.range)
         if freshness is None or varying is None or not request.target.storable or (status == 206 and part is None):
             return Recording(status, headers, None, (), 0)
-        if request.reach(self._vary + varying) > freshness.reach or not self._seconds_kept(freshness, headers, timing):
+        if request.reach(self._vary + varying) > freshness.reach or not self._is_kept(freshness, headers, timing):
             return Recording(status, headers, None, varying, 0)
         return Recording(status, headers, freshness, varying, self.max_body_bytes, part)
 
-    async def store(
-        self, request: CacheableRequest, load: PendingLoad, recording: Recording, route: str
-    ) -> Stored | None:
+    async def store(self, request: CacheableRequest, load: PendingLoad, recording: Recording, route: str) -> None:
         """Store a response that is complete, unless something has superseded it since `begin`."""
         if recording.freshness is None or not recording.is_complete:
-            return None
+            return
         status, headers, body = recording.status, recording.headers, recording.body()
         if status != 204 and joined(headers, b"content-length") is None:
-            # The length of a stream is known now, and a client that knows it can show progress and detect a loss.
+            # The length of a stream is known now. With it, a client can show progress and detect a truncated body.
             headers = [*headers, (b"content-length", b"%d" % len(body))]
         response = self._stored(status, headers, body, recording.freshness, recording.varying, route)
         response.part = recording.part
         await self._keep(request, load, response, headers)
-        return response
 
     async def freshen(
         self,
@@ -290,7 +282,7 @@ class ResponseCache:
         received: Headers,
         requested_at: float,
     ) -> Stored:
-        """Return a stored response, updated by a 304 of the application, and store it again if it may be stored."""
+        """Return a stored response that a 304 of the application has updated. Store it again if it may be stored."""
         headers = freshened(stored.headers, received)
         timing = Timing(requested_at, self.now(), self.wall())
         age = [(name, value) for name, value in received if name.lower() == b"age"]
@@ -321,20 +313,21 @@ class ResponseCache:
         assert tag is not None
         return await self.cache.invalidate_tag(_own_tag(tag.encode()))
 
-    def _newest(self, request: CacheableRequest, cell: object) -> Stored | None:
+    def _listed_keys(self, request: CacheableRequest, cell: object) -> list[str]:
+        """Return the keys of a request in the variants that a value of the cache lists; empty if it lists none."""
         index = sets_in(cell)
         if index is None:
-            return None
+            return []
         request.sets, request.sets_until = index
         keys = self._variant_keys(request)
         request.variant = keys[0]
-        return self._newest_of(request, map(self._get_local, keys))
+        return keys
 
     def _newest_of(self, request: CacheableRequest, cells: Iterable[object]) -> Stored | None:
         newest = None
         for cell in cells:
             stored = opened(cell)
-            # RFC 9111, 4.1: a response without `Vary` answers only if no other one does.
+            # RFC 9111, 4.1: a response without `Vary` is used only if no other one matches.
             if stored is not None and (
                 newest is None or (bool(stored.varying), stored.stored_at) > (bool(newest.varying), newest.stored_at)
             ):
@@ -347,7 +340,8 @@ class ResponseCache:
     def _variant_keys(self, request: CacheableRequest) -> list[str]:
         return [key_of(request.root, names, request.headers, self._exact) for names in request.sets]
 
-    def _seconds_kept(self, freshness: Freshness, headers: Headers, timing: Timing) -> bool:
+    def _is_kept(self, freshness: Freshness, headers: Headers, timing: Timing) -> bool:
+        """Return whether a response that has just been received is young enough to be kept."""
         kept_for = self._kept_for(freshness, any(validators_of(headers)))
         return freshness.lifetime + kept_for > timing.received_at - freshness.born_at
 
@@ -413,5 +407,5 @@ def _tags_in(headers: Headers) -> tuple[str, ...]:
 
 
 def _own_tag(tag: bytes) -> str:
-    # Other users of the cache, and the URIs, have tags too.
+    # The prefix keeps these tags apart from those of URIs and of other users of the cache.
     return "http-tag:" + tag.strip().decode("latin-1")

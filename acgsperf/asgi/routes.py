@@ -26,7 +26,7 @@ class Routes:
     def __init__(self, most: int) -> None:
         self._most = most
         self._latencies: dict[str, LatencyHistogram] = {}
-        # Their methods: the lookup of an attribute costs as much as the rest of `record`.
+        # The methods `record` of these: looking up the attribute costs as much as the rest of `record`.
         self._records: dict[str, Callable[[int], None]] = {}
         # For each (route, pool) the number of connections that requests have used, and the ns of their use.
         self.connection_uses: dict[tuple[str, str], tuple[int, int]] = {}
@@ -36,7 +36,7 @@ class Routes:
         """Return a context for a call of the application, in which the connections that it uses are counted.
 
         Args:
-            route: called at the end, because only then the route is known. Its latency is recorded by then.
+            route: called at the end, when the route is known and its latency is recorded.
         """
         uses: dict[str, tuple[int, int]] = {}
         token = hooks.connection_uses.set(uses)
@@ -44,12 +44,12 @@ class Routes:
             yield
         finally:
             hooks.connection_uses.reset(token)
-            # Only now: a framework may return connections after the response has ended.
+            # Not earlier, because a framework may return connections after the response has ended.
             if uses:
                 self.note_connections(route(), uses)
 
     def note_connections(self, route: str, uses: Mapping[str, tuple[int, int]]) -> None:
-        """Count the connections that a request has used, of which the latency is recorded."""
+        """Count the connections that a request has used. Call it after the latency of the request is recorded."""
         if route not in self._latencies:
             route = OTHER
         for pool, (number, used_ns) in uses.items():

@@ -1,4 +1,4 @@
-"""What of a stored response answers a request: all of it, a part, or only that the client has it already."""
+"""Selects the answer to a request from a stored response: the whole, a part (206), or no body (304, 416)."""
 
 from acgsperf.asgi.ranges import UNSATISFIABLE, part_of
 from acgsperf.asgi.request import CacheableRequest
@@ -40,7 +40,7 @@ def _partial(stored: Stored, part: slice, offset: int, length: int) -> tuple[int
 
 
 def _described(stored: Stored, content_range: bytes, length: int) -> RawHeaders:
-    """Return the headers of a response with those of a part instead of those of the whole."""
+    """Return the headers of a response, with `Content-Range` and `Content-Length` for a part."""
     replaced = {b"content-length", b"content-range"}
     headers = [pair for pair in stored.headers if pair[0].lower() not in replaced]
     return [*headers, (b"content-range", content_range), (b"content-length", b"%d" % length)]

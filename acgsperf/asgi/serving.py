@@ -19,7 +19,7 @@ __all__ = ["Serving"]
 
 _log: Final = logging.getLogger("acgsperf.asgi")
 _READS: Final = frozenset({"GET", "HEAD"})
-# A request waits for this many calls of the application that others have started. Then it calls it itself.
+# A request waits for at most this many calls that other requests have started. Then it calls the application itself.
 _MAX_FLIGHTS: Final = 2
 _SHUTDOWN_S: Final = 5.0
 _NOT_READY: Final[tuple[None, float, None]] = (None, 0.0, None)
@@ -56,7 +56,7 @@ class Serving:
             message = await receive()
         has_body = message.get("body") or message["type"] != "http.request"
         if method == "GET" and not has_body:
-            # A shorter way to the answer for what most requests are. The other one costs three times as much.
+            # The fast path, for most requests. The general one costs three times as much.
             stored = self._at_root(scope)
             if stored is not None:
                 owner, until, headers = getattr(stored, "ready", _NOT_READY)
@@ -64,7 +64,7 @@ class Serving:
                     headers = self._ready_headers(stored)
                 if headers is not None:
                     cache.hits += 1
-                    # The server, or a middleware outside, may change the list.
+                    # The server, or an outer middleware, may change the list.
                     await send({"type": "http.response.start", "status": stored.status, "headers": headers.copy()})
                     await send({"type": "http.response.body", "body": stored.body})
                     self._routes.record(stored.route, started_ns)
@@ -92,9 +92,9 @@ class Serving:
             await asyncio.gather(*pending, return_exceptions=True)
 
     def _ready_headers(self, stored: object) -> RawHeaders | None:
-        """Return the headers of an answer to a request none of whose headers matters, and keep them for a second.
+        """Return the headers of the answer to a request without headers that the cache reads.
 
-        None: what is stored does not answer it.
+        They are kept with the stored response for up to a second, until its `Age` changes. None: use the general path.
         """
         cache = self._cache
         now = cache.now()
@@ -175,7 +175,7 @@ class Serving:
         if cache.flights.get(name) is not None:
             return
         flight = cache.flights.start(name, request.root) or Flight(request.root)
-        # It is not for a part of the response, and a body that an extension sends could not be stored.
+        # It validates the whole response, without extensions: a body that is sent by one could not be stored.
         headers = [pair for pair in request.headers if pair[0] not in NOT_FORWARDED]
         scope = {**scope, "headers": headers, "extensions": {}}
         whole = cache.request(scope)
@@ -194,7 +194,7 @@ class Serving:
                 request,
                 scope,
                 _NoClient().receive,
-                _nowhere,
+                _discard,
                 self._added,
                 stale=stale,
                 load=load,
@@ -203,14 +203,16 @@ class Serving:
             with self._routes.counting_connections(lambda: fetch.route):
                 await fetch.run(self._app)
         except CacheError:
-            _log.info("response cache: closed during the revalidation of %.200s", request.target.uri)
+            _log.info("response cache: closed during the revalidation of %.200s; not storing it", request.target.uri)
         except Exception:
-            _log.exception("response cache: the revalidation of %.200s failed", request.target.uri)
+            _log.exception(
+                "response cache: the revalidation of %.200s failed; keeping the stale response", request.target.uri
+            )
         finally:
             self._cache.flights.end(name, flight)
 
     async def _send_stored(self, request: CacheableRequest, stored: Stored, send: Send) -> None:
-        """Answer a request with a stored response, or with the part of it that is wanted."""
+        """Answer a request with a stored response, or with the part that it asks for."""
         age = (b"age", str(max(int(self._cache.now() - stored.born_at), 0)).encode())
         status, headers, body = selected(request, stored)
         await send({"type": "http.response.start", "status": status, "headers": [*headers, *self._added.pairs, age]})
@@ -240,7 +242,7 @@ class _Timed:
 
 
 class _NoClient:
-    """The client of a revalidation: it has sent its request, and does not disconnect."""
+    """Stands in for the client of a revalidation: sends a request without a body, and never disconnects."""
 
     def __init__(self) -> None:
         self._requested = False
@@ -252,10 +254,10 @@ class _NoClient:
         return {"type": "http.request", "body": b"", "more_body": False}
 
 
-async def _nowhere(message: Message) -> None:
+async def _discard(message: Message) -> None:
     pass
 
 
 def _may_share(request: CacheableRequest, stored: Stored | None) -> bool:
-    """Return whether a request may wait for the response to another one."""
+    """Return whether the response to another request may answer this one."""
     return not request.is_head and request.uses_stored and request.range is None and not (stored and stored.no_cache)

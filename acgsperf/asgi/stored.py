@@ -1,4 +1,4 @@
-"""The form in which a response is in the cache."""
+"""The form in which the cache holds a response."""
 
 from typing import Final
 
@@ -36,11 +36,11 @@ class Stored(Struct, array_like=True, dict=True):
         format: the version of this form.
         status, headers, body: the response.
         stored_at: when it was received or last validated, in seconds since the epoch.
-        kept_for: the seconds for which it is kept when it is stale.
+        kept_for: the seconds after its lifetime for which it is kept.
         etag, last_modified: its validators.
         varying: the request headers that it depends on.
         route: for the latencies.
-        part: which part of a whole the body is; None for a whole.
+        part: the part of a whole that the body is; None for a whole.
         Others: see `Freshness`.
 
     A middleware may add attributes of its own, which the tiers do not get.
@@ -91,7 +91,7 @@ def opened(cell: object) -> Stored | None:
     inner = cell[0]
     if type(inner) is Stored:
         return inner
-    # A tier returns lists. L1 keeps the list of it that it has got, so it is converted once.
+    # A lower tier returns lists. L1 holds this same list, so replacing its item converts it only once.
     try:
         stored = convert(inner, Stored)
     except ValidationError:

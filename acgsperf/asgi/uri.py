@@ -22,8 +22,8 @@ class Target(NamedTuple):
     Attributes:
         uri: the normalised URI, which is the key of the response and a tag of all its variants.
         path: the tag of all responses of the path, whatever their host and query are.
-        storable: whether a response may be stored. Not for a path with dot segments: an application that does not
-            remove them has answered for another path than the normalised one.
+        storable: whether a response may be stored. False for a path with dot segments: an application that does not
+            remove them answers for another path than the normalised one.
         too_long: whether the URI is too long to be stored.
     """
 
@@ -40,11 +40,7 @@ def target_of(scope: Mapping[str, Any]) -> Target:
 
 def target_with_host(scope: Mapping[str, Any], host: bytes) -> Target:
     """Return the target of a request whose `Host` header is known."""
-    # Without `raw_path`, the decoded path is quoted again, so that no part of it can be read as a query.
-    path = scope.get("raw_path") or quote(scope["path"], errors="surrogateescape").encode()
-    query = scope.get("query_string", b"")
-    scheme = scope.get("scheme", "http")
-    return _target(scheme, host, path, query)
+    return _target(scope.get("scheme", "http"), host, _raw_path(scope), scope.get("query_string", b""))
 
 
 def path_tag(path: str) -> str:
@@ -63,8 +59,7 @@ def related(scope: Mapping[str, Any], headers: Headers) -> Iterable[str]:
     """Return the URIs of the same origin in `Location` and `Content-Location` (RFC 9111, 4.4)."""
     host = joined(scope["headers"], b"host") or b""
     scheme = scope.get("scheme", "http")
-    path = scope.get("raw_path") or quote(scope["path"], errors="surrogateescape").encode()
-    base = f"{scheme}://{host.decode('latin-1')}{path.decode('latin-1')}"
+    base = f"{scheme}://{host.decode('latin-1')}{_raw_path(scope).decode('latin-1')}"
     origin = _normalised_host(scheme, host)
     for name in (b"location", b"content-location"):
         value = joined(headers, name)
@@ -79,9 +74,14 @@ def related(scope: Mapping[str, Any], headers: Headers) -> Iterable[str]:
             yield _target(scheme, other, found.path.encode("latin-1"), found.query.encode("latin-1")).uri
 
 
+def _raw_path(scope: Mapping[str, Any]) -> bytes:
+    # Without `raw_path`, the decoded path is quoted again, so that no part of it can be read as a query.
+    return scope.get("raw_path") or quote(scope["path"], errors="surrogateescape").encode()
+
+
 def _target(scheme: str, host: bytes, path: bytes, query: bytes) -> Target:
     if len(path) + len(query) + len(host) > 3 * _MAX_URI:
-        # It stays too long, however it is normalised.
+        # Even when it is normalised, it is too long.
         return Target("", "", False, True)
     encoded = _normalised(path) or b"/"
     clean = _without_dot_segments(encoded)

@@ -15,7 +15,7 @@ __all__ = [
     "validators_of",
 ]
 
-# What a client that has a response asks with; the cache answers these.
+# The conditions of a client that has a response already. The cache evaluates them.
 CONDITIONS: Final = frozenset({b"if-none-match", b"if-modified-since"})
 # RFC 9110, 15.4.5.
 _IN_NOT_MODIFIED: Final = frozenset(
@@ -44,11 +44,9 @@ def is_not_modified(
         received_at: its `Date`, or when it was received, in seconds since the epoch.
     """
     if if_none_match is not None:
-        if etag is None:
-            return if_none_match.strip() == b"*"
-        opaque = _opaque(etag)
-        # The search costs less than the list, and most tags differ.
-        if opaque not in if_none_match:
+        opaque = None if etag is None else _opaque(etag)
+        # Searching the text is cheaper than parsing the list, and most tags differ.
+        if opaque is None or opaque not in if_none_match:
             return if_none_match.strip() == b"*"
         tags = _TAG.findall(if_none_match)
         return opaque in (tags or [tag.strip() for tag in if_none_match.split(b",")])
@@ -68,7 +66,7 @@ def is_same_representation(if_range: bytes, etag: bytes | None, last_modified: b
 
 
 def condition_headers(etag: bytes | None, last_modified: bytes | None) -> list[tuple[bytes, bytes]]:
-    """Return the headers that ask the application whether a stored response is still valid; empty if none can."""
+    """Return the headers that ask whether a stored response is still valid; empty if it has no validators."""
     found = [] if etag is None else [(b"if-none-match", etag)]
     if last_modified is not None:
         found.append((b"if-modified-since", last_modified))
@@ -78,13 +76,13 @@ def condition_headers(etag: bytes | None, last_modified: bytes | None) -> list[t
 def freshened(stored: Headers, received: Headers) -> list[tuple[bytes, bytes]]:
     """Return the headers of a stored response, updated by those of a 304."""
     updates = [(name, value) for name, value in received if name.lower() not in _NOT_UPDATED]
-    # Without a new date, the stored one would count the time since then as age.
+    # The stored `Date` goes even if there is no new one: the time since then would count as age.
     replaced = {name.lower() for name, _ in updates} | {b"date"}
     return [(name, value) for name, value in stored if name.lower() not in replaced] + updates
 
 
 def not_modified_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Return those headers of a response that belong into a 304."""
+    """Return those headers of a response that a 304 contains."""
     return [(name, value) for name, value in headers if name.lower() in _IN_NOT_MODIFIED]
 
 

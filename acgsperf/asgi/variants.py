@@ -1,4 +1,4 @@
-"""The responses of one URI that depend on request headers: their keys, side by side (RFC 9111, 4.1)."""
+"""The variants of a URI, which are responses that depend on request headers, and their keys (RFC 9111, 4.1)."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ __all__ = ["Names", "index_of", "key_of", "sets_in", "varying_on"]
 Names = tuple[bytes, ...]
 
 _MAX_NAMES: Final = 16
-# The most combinations of headers that the variants of a URI may depend on. The oldest is forgotten.
+# The maximum number of sets of headers that the variants of a URI may depend on. The oldest set is dropped.
 _MAX_SETS: Final = 8
 _MARK: Final = "http-vary"
 # The order of their members, and upper or lower case, do not matter.
@@ -41,14 +41,14 @@ def key_of(root: str, names: Names, headers: Headers, exact: frozenset[bytes]) -
         exact: the names of headers whose values are compared byte by byte, because they are secrets.
     """
     values = tuple([_selecting(headers, name) for name in names])
-    # Secrets are not remembered.
+    # The keys of secrets are not remembered.
     if sum(map(len, values)) <= _MAX_REMEMBERED_BYTES and exact.isdisjoint(names):
         return _known_key(root, names, values, exact)
     return _key(root, names, values, exact)
 
 
 def _selecting(headers: Headers, wanted: bytes) -> bytes:
-    """Return the value of a request header in a form that differs from that of an absent one."""
+    """Return the value of a request header with a prefix, so that an empty header differs from an absent one."""
     found = [value for name, value in headers if name == wanted]
     return b"=" + (found[0] if len(found) == 1 else b", ".join(found)) if found else b""
 
@@ -66,12 +66,12 @@ _known_key = lru_cache(maxsize=4_096)(_key)
 
 
 def index_of(sets: Sequence[Names], names: Names, until: float) -> list[Any]:
-    """Return the entry that lists what the variants of a URI depend on.
+    """Return the value of the cache that lists the sets of headers that the variants of a URI depend on.
 
     Args:
-        sets: those that it has already, the newest first.
-        names: what a new variant depends on.
-        until: when the last variant ends, in seconds since the epoch.
+        sets: those that are known already, the newest first.
+        names: the headers that a new variant depends on.
+        until: when the last variant expires, in seconds since the epoch.
     """
     return [_MARK, (names, *(other for other in sets if other != names))[:_MAX_SETS], until]
 
@@ -82,7 +82,7 @@ def sets_in(value: object) -> tuple[tuple[Names, ...], float] | None:
         return None
     _, sets, until = value
     if type(sets) is not tuple:
-        # A tier returns lists. L1 keeps the list of it that it has got, so it is converted once.
+        # A lower tier returns lists. L1 holds this same list, so replacing its item converts it only once.
         if not _is_index(sets, until):
             return None
         sets = value[1] = tuple(map(tuple, sets))
@@ -98,7 +98,7 @@ def _is_index(sets: object, until: object) -> bool:
 
 
 def _normalised(name: bytes, value: bytes) -> bytes:
-    """Return a value in the form that all equal values share."""
+    """Return a value in a form that is the same for all equal values."""
     found = members(value.decode("latin-1"))
     if name in _UNORDERED:
         found = sorted("".join(member.lower().split()) for member in found)

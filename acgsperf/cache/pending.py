@@ -68,7 +68,7 @@ class PendingLoad:
         return cls(cache, tags, began_at, await parts.lookup.observe(keys, tags))
 
     def is_current(self, key: str) -> bool:
-        """Return whether no write that this process knows of has superseded the value of a key since `begin`."""
+        """Return whether a value may still be stored: this process knows of no later write that supersedes it."""
         return self._cache._parts.lower_tiers.ordering.is_current(self._began_at, key, self._tags)
 
     async def store(
@@ -82,9 +82,9 @@ class PendingLoad:
 
         Args:
             values: by key.
-            ttl: the seconds for which they are fresh, from now on; None for no limit. May be a mapping, by key.
-            late_tags: by key, tags that were not known before the load. The lower tiers do not store a value with such
-                tags if any tag was invalidated since `begin`.
+            ttl: the seconds for which they are fresh, from now on; None for no limit. A mapping has one for each key.
+            late_tags: for each key, tags that were not known before the load. The lower tiers do not store a value with
+                such tags if any tag of the namespace was invalidated since `begin`.
 
         Returns:
             The keys that are stored.

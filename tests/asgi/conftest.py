@@ -1,5 +1,6 @@
 """Applications behind the middleware: called directly with a clock that a test moves, and served by uvicorn."""
 
+import asyncio
 from contextlib import ExitStack
 
 import httpx
@@ -14,11 +15,12 @@ class Origin:
     """An application that answers with what a test has put into it, and counts its calls.
 
     `requests` has the headers of its requests. With `validates`, it answers 304 if its `ETag` or `Last-Modified` is the
-    one that the request has. `wait` is awaited before the response.
+    one that the request has. `called` is set by each call. `wait` is awaited before the response.
     """
 
     def __init__(self):
         self.calls = 0
+        self.called = asyncio.Event()
         self.requests = []
         self.validates = False
         self.wait = None
@@ -29,6 +31,7 @@ class Origin:
 
     async def __call__(self, scope, receive, send):
         self.calls += 1
+        self.called.set()
         asked, own = dict(scope["headers"]), dict(self.headers)
         self.requests.append({name.decode(): value.decode("latin-1") for name, value in scope["headers"]})
         headers = [(name.encode(), value.encode()) for name, value in self.headers]

@@ -49,12 +49,12 @@ def served_by_hypercorn(app):
     loop, stopped, ready = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
 
     async def announcing(scope, receive, send):
-        async def told(message):
+        async def send_and_signal(message):
             await send(message)
             if message["type"] == "lifespan.startup.complete":
                 ready.set()
 
-        await app(scope, receive, told if scope["type"] == "lifespan" else send)
+        await app(scope, receive, send_and_signal if scope["type"] == "lifespan" else send)
 
     def run():
         asyncio.set_event_loop(loop)

@@ -369,10 +369,7 @@ async def test_a_request_with_a_body_bypasses_the_cache_whatever_its_headers_say
         async def receive():
             return pending.pop(0)
 
-        async def nowhere(message):
-            pass
-
-        await middleware(scope_of() | {"headers": [(b"host", b"test"), *headers]}, receive, nowhere)
+        await middleware(scope_of() | {"headers": [(b"host", b"test"), *headers]}, receive, discard)
 
     whole = b"".join(body for body, _ in messages)
     await ask([(b"", True), (b"", False)])
@@ -429,7 +426,11 @@ async def never():
     await asyncio.Event().wait()
 
 
-async def test_an_answer_belongs_to_who_gets_it(connect, origin, cache):
+async def discard(message):
+    pass
+
+
+async def test_a_change_of_an_answer_does_not_change_the_stored_response(connect, origin, cache):
     origin.headers = list(FRESH)
     middleware = connect(origin, cache=cache).middleware
     seen = []
@@ -468,16 +469,13 @@ async def test_the_age_of_frequent_answers_grows_until_they_are_stale(client, or
 
 @pytest.mark.parametrize("absent", ["scheme", "raw_path", "query_string"])
 async def test_optional_parts_of_a_scope_may_be_absent(connect, origin, cache, absent):
-    async def nowhere(message):
-        pass
-
     origin.headers = list(FRESH)
     middleware = connect(origin, cache=cache).middleware
     for path in ("/a", "/b"):
         for value in ({}, {absent: None} if absent == "raw_path" else {}):
             for _ in range(3):
                 scope = {key: part for key, part in scope_of(path).items() if key != absent} | value
-                await middleware(scope, then(never), nowhere)
+                await middleware(scope, then(never), discard)
     assert origin.calls == 2
 
 
@@ -490,11 +488,8 @@ async def test_a_client_that_has_gone_keeps_nothing(connect, cache):
     async def gone():
         return {"type": "http.disconnect"}
 
-    async def nowhere(message):
-        pass
-
     middleware = connect(listening, cache=cache).middleware
-    await middleware(scope_of(), then(gone), nowhere)
+    await middleware(scope_of(), then(gone), discard)
     assert middleware.counts().stored == 0
 
 
@@ -536,11 +531,8 @@ async def test_a_body_that_does_not_pass_by_is_not_kept(connect, cache):
         await send({"type": "http.response.pathsend", "path": "/a"})
         await send({"type": "http.response.body", "body": b""})
 
-    async def nowhere(message):
-        pass
-
     middleware = connect(sends_a_file, cache=cache).middleware
-    await middleware(scope_of(), then(never), nowhere)
+    await middleware(scope_of(), then(never), discard)
     assert middleware.counts().stored == 0
 
 

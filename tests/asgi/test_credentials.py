@@ -1,4 +1,4 @@
-"""Whose response may answer whom."""
+"""Which requests a stored response may answer, depending on cookies and credentials."""
 
 import pytest
 
@@ -49,7 +49,7 @@ async def test_authorization_needs_more_than_vary(connect, origin, cache):
     assert len(set(await answers(client, {"authorization": "a"}, {"authorization": "a"}))) == 2
 
 
-async def test_the_owner_names_what_the_credentials_are(connect, origin, cache):
+async def test_the_credentials_are_an_option(connect, origin, cache):
     origin.headers = [("cache-control", "max-age=60")]
     client = connect(origin, cache=cache, credentials=["X-Badge"])
     assert len(set(await answers(client, {"x-badge": "a"}, {"x-badge": "b"}))) == 2

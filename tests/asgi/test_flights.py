@@ -1,4 +1,4 @@
-"""Simultaneous misses of one key call the application once, and responses that cannot be shared wait for nobody."""
+"""Simultaneous misses of one key call the application once, unless its response cannot be shared."""
 
 import asyncio
 
@@ -21,17 +21,15 @@ def gate(origin):
     return opened
 
 
-async def turn():
-    await asyncio.sleep(0)
-
-
 async def called(origin, times):
+    """Wait until the application was called so many times, and fail if it is called again."""
     async with asyncio.timeout(10):
         while origin.calls < times:
-            await turn()
-    # Nobody else calls it.
+            origin.called.clear()
+            await origin.called.wait()
+    # Nothing here waits for a server, so a task that would call it needs only some turns of the event loop.
     for _ in range(20):
-        await turn()
+        await asyncio.sleep(0)
     assert origin.calls == times
 
 
@@ -92,45 +90,36 @@ async def test_requests_wait_for_each_other_again_after_a_response_that_is_share
 
 
 async def test_requests_go_on_as_soon_as_the_headers_say_that_a_response_is_not_shared(connect, cache):
-    calls, go_on = 0, asyncio.Event()
+    started = asyncio.Barrier(3)
 
     async def endless(scope, receive, send):
-        nonlocal calls
-        calls += 1
         await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"no-store")]})
-        await go_on.wait()
+        # The first response ends only after all three requests have called the application.
+        await started.wait()
         await send({"type": "http.response.body", "body": b""})
 
     client = connect(endless, cache=cache)
-    tasks = [asyncio.create_task(client.get("/a")) for _ in range(3)]
     async with asyncio.timeout(10):
-        while calls < 3:
-            await turn()
-    go_on.set()
-    await asyncio.gather(*tasks)
+        await asyncio.gather(*(client.get("/a") for _ in range(3)))
 
 
-async def test_a_failure_is_that_of_its_request(client, origin, gate):
-    tasks = [asyncio.create_task(client.get("/a")) for _ in range(3)]
-    await called(origin, 1)
-
-    async def failing():
-        if origin.calls == 1:
+async def test_a_failure_ends_only_its_own_request(client, origin, gate):
+    async def fail_first():
+        is_first = origin.calls == 1
+        await gate.wait()
+        if is_first:
             raise RuntimeError("the first")
 
-    waiting = origin.wait
-
-    async def fails_first():
-        await waiting()
-        await failing()
-
-    origin.wait = fails_first
+    origin.wait = fail_first
+    tasks = [asyncio.create_task(client.get("/a")) for _ in range(3)]
+    await called(origin, 1)
     gate.set()
-    done = await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(answer.status_code == 200 for answer in done if not isinstance(answer, RuntimeError))
+    first, *others = await asyncio.gather(*tasks, return_exceptions=True)
+    assert str(first) == "the first"
+    assert [answer.status_code for answer in others] == [200, 200]
 
 
-async def test_a_client_that_leaves_does_not_take_the_others_with_it(client, origin, gate):
+async def test_a_client_that_disconnects_does_not_cancel_the_others(client, origin, gate):
     first = asyncio.create_task(client.get("/a"))
     await called(origin, 1)
     tasks = [asyncio.create_task(client.get("/a")) for _ in range(5)]

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*SpooledTemporaryFile:pytest.Py
 
 @pytest.fixture(autouse=True)
 def collected():
-    """Let the warnings of a test be warned of in that test."""
+    """Collect the garbage of a test, so that its warnings fail that test and not a later one."""
     yield
     gc.collect()
 
@@ -82,7 +82,7 @@ def test_a_stream_is_kept(asked):
     assert calls["stream"] == 1
 
 
-def test_the_torso_of_a_failed_response_is_not_kept(asked):
+def test_a_response_that_fails_midway_is_not_kept(asked):
     client, calls = asked
     for _ in range(2):
         with contextlib.suppress(httpx.HTTPError):

@@ -1,6 +1,7 @@
 """Responses are removed from code, by path and by tag, in every worker."""
 
 import asyncio
+import contextlib
 import secrets
 
 import pytest
@@ -65,21 +66,24 @@ async def test_a_tag_purges_one_variant_and_leaves_the_others(client, origin):
         assert origin.calls == calls
 
 
+@contextlib.asynccontextmanager
+async def computing(origin, client):
+    """The application computes a response to a client during this context."""
+    go_on = asyncio.Event()
+    origin.wait = go_on.wait
+    origin.called.clear()
+    slow = asyncio.create_task(client.get("/a"))
+    await origin.called.wait()
+    yield
+    go_on.set()
+    await slow
+
+
 @pytest.mark.parametrize("purged", [{"tag": "price"}, {"path": "/a"}])
 async def test_a_response_that_was_computed_before_the_purge_is_not_kept(client, origin, purged):
     origin.headers.append(("cache-tag", "price"))
-    asked, go_on = asyncio.Event(), asyncio.Event()
-
-    async def waits():
-        asked.set()
-        await go_on.wait()
-
-    origin.wait = waits
-    slow = asyncio.create_task(client.get("/a"))
-    await asked.wait()
-    await client.middleware.purge(**purged)
-    go_on.set()
-    await slow
+    async with computing(origin, client):
+        await client.middleware.purge(**purged)
     assert client.middleware.counts().stored == 0
 
 
@@ -114,18 +118,8 @@ async def test_a_purge_reaches_every_worker(connect, origin, workers, purged):
 async def test_a_purge_in_another_worker_supersedes_what_is_computed(connect, origin, workers):
     origin.headers = [FRESH, ("cache-tag", "price")]
     first, second = (connect(origin, cache=cache) for cache in workers)
-    asked, go_on = asyncio.Event(), asyncio.Event()
-
-    async def waits():
-        asked.set()
-        await go_on.wait()
-
-    origin.wait = waits
-    slow = asyncio.create_task(first.get("/a"))
-    await asked.wait()
-    await second.middleware.purge(tag="price")
-    go_on.set()
-    await slow
+    async with computing(origin, first):
+        await second.middleware.purge(tag="price")
     assert first.middleware.counts().stored == 0
     assert (await second.get("/a")).text == "answer 2"
 

@@ -283,22 +283,21 @@ async def test_the_shutdown_waits_for_revalidations(origin, connect, cache, cloc
             await origin(scope, receive, send)
         else:
             await receive()
-            done.append(origin.calls)
+            done.append((origin.calls, client.middleware.counts().stored))
 
     origin.headers = [("cache-control", "max-age=1, stale-while-revalidate=9")]
     client = connect(app, cache=cache)
     await client.get("/a")
     clock.advance(1)
 
-    async def briefly():
-        await asyncio.sleep(0)
-
-    origin.wait = briefly
+    go_on = asyncio.Event()
+    origin.wait = go_on.wait
     await client.get("/a")
 
     async def shutdown():
+        go_on.set()
         return {"type": "lifespan.shutdown"}
 
     await client.middleware({"type": "lifespan"}, shutdown, None)
-    assert done == [2]
+    assert done == [(2, 2)]
     assert (await client.get("/a")).headers["age"] == "0"

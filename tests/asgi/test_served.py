@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import secrets
-import time
+import threading
 
 import fastapi
 import httpx
@@ -76,7 +76,24 @@ def namespace():
 
 
 @pytest.fixture
-def start(serve):
+def ended():
+    """Notified when the middleware has returned from a call."""
+    return threading.Condition()
+
+
+@pytest.fixture
+def until(ended):
+    """Waits for a condition: a response is timed and stored after it was sent, so a client may get it before."""
+
+    def wait(condition):
+        with ended:
+            assert ended.wait_for(condition, timeout=10)
+
+    return wait
+
+
+@pytest.fixture
+def start(serve, ended):
     """A client of a served application, its middleware, and its calls."""
     with contextlib.ExitStack() as stack:
 
@@ -91,7 +108,15 @@ def start(serve):
                 **options,
             )
             registry.register(PerformanceCollector(http=middleware))
-            client = stack.enter_context(httpx.Client(base_url=serve(middleware), timeout=30))
+
+            async def notifying(scope, receive, send):
+                try:
+                    await middleware(scope, receive, send)
+                finally:
+                    with ended:
+                        ended.notify_all()
+
+            client = stack.enter_context(httpx.Client(base_url=serve(notifying), timeout=30))
             return client, middleware, calls
 
         yield started
@@ -99,14 +124,6 @@ def start(serve):
 
 def counted(middleware):
     return {route: latency.count for route, latency in middleware.routes().items()}
-
-
-def until(condition):
-    """A response is timed and stored once it has gone out, and the client may know of it before."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def samples(page):
@@ -117,7 +134,7 @@ def samples(page):
     }
 
 
-def test_starlette_is_gated_cached_and_measured(start, namespace):
+def test_starlette_is_gated_cached_and_measured(start, until, namespace):
     client, middleware, calls = start(starlette_app, TieredCache(LRUCache(100), namespace=namespace))
     first = client.get("/items/7", headers=GOOD)
     again = client.get("/items/7", headers=GOOD)
@@ -141,7 +158,7 @@ def test_starlette_is_gated_cached_and_measured(start, namespace):
     assert page["acgsperf_http_request_duration_seconds_count", "/items/{id}"] == 4
 
 
-def test_fastapi_shares_its_responses_through_redis(start, namespace, servers):
+def test_fastapi_shares_its_responses_through_redis(start, until, namespace, servers):
     def cache():
         return TieredCache(LRUCache(100), RedisTier(servers.redis_url, deadline=5), namespace=namespace)
 
@@ -161,14 +178,14 @@ def test_fastapi_shares_its_responses_through_redis(start, namespace, servers):
     assert first.get("/items/seven").status_code == 422
 
 
-def test_a_client_that_leaves_midway_leaves_nothing_kept(start, namespace):
+def test_a_client_that_leaves_midway_leaves_nothing_kept(start, until, namespace):
     def app(cache, calls):
         async def endless(request):
             calls.count += 1
 
             async def pieces():
                 while True:
-                    # A turn of the loop, in which it is heard that the client has gone.
+                    # Let the event loop notice that the client has disconnected.
                     await asyncio.sleep(0)
                     yield b"x" * 1_000
 

@@ -53,7 +53,7 @@ def test_different_uris_have_different_keys(one, other):
     assert uri_of(*one) != uri_of(*other)
 
 
-async def test_an_unsafe_request_forgets_every_spelling(connect, origin, cache):
+async def test_an_unsafe_request_removes_every_spelling(connect, origin, cache):
     origin.headers = [("cache-control", "max-age=60")]
     client = connect(origin, cache=cache)
     first = await client.get("http://test/%7Eu")
@@ -76,7 +76,7 @@ async def test_a_response_to_a_path_with_dot_segments_is_not_kept(connect, origi
     for path in (b"/x/../a", b"/a", b"/x/../a"):
         scope = scope_of(path) | {"type": "http", "method": "GET"}
         await middleware(scope, receive, send)
-    # Nothing is known of how the application reads the first one; the last one asks for what is stored.
+    # The application may read the first path in another way, so its response is not stored. The last one gets a hit.
     assert origin.calls == 2
     assert [message["body"] for message in sent[1::2]] == [b"answer 1", b"answer 2", b"answer 2"]
 
@@ -103,7 +103,7 @@ def test_what_a_response_refers_to_is_of_the_same_origin(location, path):
 
 
 @pytest.mark.parametrize("header", ["location", "content-location"])
-async def test_a_write_forgets_what_its_response_refers_to(connect, origin, cache, header):
+async def test_a_write_removes_what_its_response_refers_to(connect, origin, cache, header):
     origin.headers = [("cache-control", "max-age=60")]
     client = connect(origin, cache=cache)
     await client.get("/items/7")

@@ -45,7 +45,7 @@ def test_entity_tags_are_compared_weakly(same, etag, asked):
 )
 def test_dates_of_modification_are_compared_as_dates(same, asked):
     assert is_not_modified(None, asked.encode(), None, b"Thu, 01 Jan 1970 00:16:40 GMT", 0) is same
-    # Without one, the response is as old as its reception.
+    # Without one, the time when the response was received counts.
     assert is_not_modified(None, asked.encode(), None, None, 1_000) is same
 
 

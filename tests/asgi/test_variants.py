@@ -1,4 +1,4 @@
-"""Responses of one URI that depend on request headers lie side by side."""
+"""Responses of one URI that depend on request headers are stored together."""
 
 import secrets
 
@@ -44,7 +44,7 @@ async def any_cache(request, servers):
         (b"accept-encoding", None),
     ],
 )
-async def test_representations_that_name_other_headers_do_not_push_each_other_out(connect, any_cache, gzip, identity):
+async def test_representations_that_name_other_headers_do_not_replace_each_other(connect, any_cache, gzip, identity):
     app = Negotiating(gzip, identity)
     client = connect(app, cache=any_cache)
     for _ in range(4):

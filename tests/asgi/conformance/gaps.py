@@ -1,18 +1,18 @@
-"""The behaviours of the suite that the middleware does not have, with the reason for each."""
+"""The behaviours of the suite that the middleware does not have, and the reason for each."""
 
-CLOSED = "the suite expects the closed connection of its server to look like a response; no cache in its results passes"
+CLOSED = "the suite expects a response although its server closes the connection; no cache in its results passes"
 BODY = "the suite's server sends a body that is shorter than its `Content-Range` says"
 COOKIE = "a response with `Set-Cookie` is not stored: the cookie of one client would reach all others"
 
 GAPS = {
-    "age-parse-prefix": "an `Age` that is not one number makes a response stale, also if its first member is young",
-    "conditional-lm-fresh-no-lm": "without `Last-Modified`, the `Date` counts (RFC 9111, 4.3.2), and it is newer here",
+    "age-parse-prefix": "an `Age` that is not a single number makes a response stale",
+    "conditional-lm-fresh-no-lm": "without `Last-Modified`, `Date` is compared (RFC 9111, 4.3.2), and it is newer here",
     "headers-store-Set-Cookie": COOKIE,
     "headers-store-Transfer-Encoding": "the HTTP client of the proxy refuses the response of the suite's server",
     "304-etag-update-response-Set-Cookie": COOKIE,
-    "method-POST": "a later write may have changed the resource already when the response to a POST ends",
+    "method-POST": "responses to POST are not stored: a later write may change the resource before the response ends",
     "other-set-cookie": COOKIE,
-    "partial-store-partial-complete": "parts are not completed",
+    "partial-store-partial-complete": "stored parts are not completed",
     "partial-store-partial-reuse-partial-absent": BODY,
     "partial-store-partial-reuse-partial-suffix": BODY,
     "stale-close-must-revalidate": CLOSED,

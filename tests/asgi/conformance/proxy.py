@@ -1,4 +1,4 @@
-"""A reverse proxy without a cache of its own, behind the middleware: what the suite for HTTP caches is run against.
+"""A reverse proxy behind the middleware, as a server for the suite for HTTP caches. The proxy itself does not cache.
 
 The environment variable `ORIGIN` has the URL of the suite's server.
 """
@@ -14,7 +14,7 @@ from acgsperf.asgi import PerformanceMiddleware
 
 # What the suite's server answers if it expected a conditional request.
 httptools_impl.STATUS_LINE[999] = b"HTTP/1.1 999 Unexpected\r\n"
-# `Connection` of the response is left to the middleware, which must not store what it lists.
+# `Connection` of a response is passed on, because the middleware must not store the headers that it lists.
 HOPS = {b"keep-alive", b"transfer-encoding", b"te", b"trailer", b"upgrade", b"host"}
 ADDED_BY_HTTPX = ("accept", "accept-encoding", "user-agent", "connection")
 
@@ -45,7 +45,7 @@ class Proxy:
             body, more = body + message.get("body", b""), message.get("more_body", False)
         query = b"?" + scope["query_string"] if scope["query_string"] else b""
         url = self.origin + (scope["raw_path"] + query).decode("latin-1")
-        # httpx refuses white space at the end, which a name of a test has.
+        # The name of one test ends with white space, which httpx refuses.
         headers = [(name, value.strip()) for name, value in scope["headers"] if name not in HOPS | {b"connection"}]
         request = self.client.build_request(scope["method"], url, headers=headers, content=body or None)
         for name in ADDED_BY_HTTPX:

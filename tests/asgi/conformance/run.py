@@ -1,9 +1,9 @@
-"""Runs the public suite for HTTP caches against the middleware, and compares the result with what is known.
+"""Runs the public suite for HTTP caches against the middleware, and compares the result with `gaps.py`.
 
     python tests/asgi/conformance/run.py FOLDER
 
-FOLDER is the one of the npm package `http-cache-tests`. Prints the table of `docs/asgi.md`. Exits with 1 if a behaviour
-is missing that `gaps.py` does not name, or if there are fewer than the documentation promises.
+FOLDER is that of the npm package `http-cache-tests`. Prints the table of `docs/asgi.md`. Exits with 1 if `gaps.py`
+does not name a missing behaviour or names one that is not missing, or if fewer tests pass than REQUIRED and OPTIMAL.
 """
 
 import json
@@ -29,14 +29,14 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def wait_for(port, process):
+def wait_for(port, process, log):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
         with socket.socket() as client:
             if client.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    sys.exit(f"nothing listens on port {port}; {process.args} has not started")
+    sys.exit(f"{' '.join(process.args)} does not listen on port {port}; its errors are in {log.name}")
 
 
 def run_suite(folder, heuristic):
@@ -49,7 +49,7 @@ def run_suite(folder, heuristic):
             process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=log, **options)
             stack.callback(process.wait)
             stack.callback(process.terminate)
-            wait_for(port, process)
+            wait_for(port, process, log)
 
         origin, proxy = free_port(), free_port()
         settings = {"npm_config_protocol": "http", "npm_config_port": str(origin)}
@@ -78,7 +78,7 @@ def run_suite(folder, heuristic):
 
 
 def run_twice_if_needed(folder, heuristic, known):
-    """A test that fails and passes when it is run again has met a slow machine: the suite waits for seconds."""
+    """The result of each test. Tests depend on time: one that passes in the second run has failed on a slow machine."""
     tests = run_suite(folder, heuristic)
     if any(unknown(test, known) for test in tests):
         again = {test["id"]: test for test in run_suite(folder, heuristic)}
@@ -122,7 +122,7 @@ def main(folder):
         print(f"missing: {test['id']} ({test['kind']}): {test['detail']}")
     for test in tests:
         if test["passed"] and test["id"] in GAPS:
-            print(f"passed, so gaps.py has not to name it: {test['id']}")
+            print(f"passed, so remove it from gaps.py: {test['id']}")
             wrong.append(test)
     counts = counted(plain)
     enough = counts["required"][0] >= REQUIRED and counted(tests)["optimal"][0] >= OPTIMAL
