@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 from acgsperf.errors import CacheError, LoadCancelledError, LoadError, LoadTimeoutError
@@ -14,6 +16,8 @@ from acgsperf.tiers.base import Entry
 __all__ = ["Flight", "Flights"]
 
 _log: Final = logging.getLogger("acgsperf.cache")
+# Where the code of this package is.
+_PACKAGE: Final = str(Path(__file__).parents[1])
 
 
 class Flight:
@@ -181,8 +185,12 @@ class Flights:
         # With an eager task factory the load may have ended when this call returns.
         task = flight._task = asyncio.create_task(self._run(flight, load))
         self._running[task] = flight
-        task.add_done_callback(self._running.pop)
+        task.add_done_callback(self._ended)
         return flight
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        # The context of the task refers to the load. Without this cycle, reference counting frees both at once.
+        self._running.pop(task)._task = None
 
     @contextmanager
     def waiting(self, flights: Iterable[Flight], until_done: Iterable[Flight]) -> Iterator[None]:
@@ -275,7 +283,7 @@ class Flights:
     def _fail(self, flight: Flight, error: BaseException) -> None:
         if not flight.done.done():
             self._on_failure(flight, error)
-            flight._error = error
+            flight._error = error.with_traceback(_of_loader(error.__traceback__))
             self._finish(flight)
 
     def _cancel(self, flight: Flight, error: BaseException | None) -> None:
@@ -293,6 +301,17 @@ class Flights:
         if flight._timer is not None:
             flight._timer.cancel()
         flight.done.set_result(None)
+
+
+def _of_loader(traceback: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without the package's frames that come before the loader's.
+
+    Those frames refer to the load, and the load to its error: only the garbage collector could free such a cycle.
+    """
+    first = traceback
+    while first is not None and first.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        first = first.tb_next
+    return first or traceback
 
 
 def _copy_of(error: BaseException) -> BaseException:
