@@ -76,7 +76,7 @@ class Parts:
             self.l1.side_caches, self.lookup.begin_get or _nothing, self.promotion, staleness.clock
         )
         self.loading = Loading(namespace, self.l1, tiers, self.lookup, staleness, lock)
-        self.repairs = Repairs(tiers, self._publish)
+        self.repairs = Repairs(tiers, self._apply, self._publish)
         self.writes = Writes(self.l1, tiers, self.loading, self.promotion, self.repairs)
         self.listener = CacheListener(
             self.l1, tiers, self.loading, self.repairs, None if lock is None else lock.released
@@ -108,9 +108,10 @@ class Parts:
                     lock.wakes = True
         return backplane
 
-    def _publish(self, record: Record) -> None:
-        """Apply a record of a repair in this process, and tell the others."""
+    def _apply(self, record: Record) -> None:
         self.listener.apply(replace(record, writer=self._writer))
+
+    def _publish(self, record: Record) -> None:
         if self.backplane is not None:
             self.backplane.publish(record)
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from itertools import islice
 from typing import Final
 
@@ -33,14 +33,20 @@ class Repairs:
 
     Args:
         lower_tiers: the tiers.
-        publish: tells this process and the others.
+        apply: applies a record in this process.
+        publish: tells the other processes.
     """
 
-    def __init__(self, lower_tiers: LowerTiers, publish: Callable[[Record], object]) -> None:
+    def __init__(
+        self, lower_tiers: LowerTiers, apply: Callable[[Record], object], publish: Callable[[Record], object]
+    ) -> None:
         self._tiers = [tier for tier in (lower_tiers.l3, lower_tiers.l2) if tier is not None]
+        self._apply = apply
         self._publish = publish
         self._namespace = ""
         self._removals: dict[str, Write] = {}
+        # Those of these keys that this process has written again. L1 has the later write.
+        self._rewritten: set[str] = set()
         # Key and id of each write of unknown outcome that no tier is known to have.
         self._undos: dict[tuple[str, bytes], None] = {}
         # None stands for the whole namespace. Each call puts a new object as the value, so that an invalidation that
@@ -78,6 +84,12 @@ class Repairs:
         if self._has_room(key, self._removals):
             queued = self._removals.get(key)
             self._removals[key] = write if queued is None or queued.stamp < write.stamp else queued
+            self._rewritten.discard(key)
+
+    def rewrite(self, keys: Iterable[str]) -> None:
+        """Leave keys in the L1 of this process, because a later write has begun. If it fails, it is repaired itself."""
+        if self._removals:
+            self._rewritten.update(key for key in keys if key in self._removals)
 
     def undo(self, key: str, identifier: bytes) -> None:
         """Remove a key from each tier that has the write with this id."""
@@ -101,6 +113,7 @@ class Repairs:
                 _MAX_QUEUED,
             )
             self._removals.clear()
+            self._rewritten.clear()
             self._undos.clear()
             self._tags.clear()
             self._tags[None] = object()
@@ -130,11 +143,11 @@ class Repairs:
             results = await tier.write({key: batch[key] for key in left})
             # If a tier has something newer, it needs no repair, but the other processes must be told.
             left &= {key for key, result in results.items() if result.outcome in _DONE}
+        self._tell_of_keys({key: batch[key].id for key in left}, but_not_here=self._rewritten)
         for key in left:
             if self._removals.get(key) is batch[key]:
                 del self._removals[key]
-        for record in of_keys(RecordKind.KEYS, ((key, batch[key].id) for key in left)):
-            self._publish(record)
+                self._rewritten.discard(key)
         return len(left) == len(batch)
 
     async def _undo(self) -> bool:
@@ -145,8 +158,7 @@ class Repairs:
         for undone in batch.items():
             self._undos.pop(undone, None)
         # The records have new ids, so that a process whose L1 has the undone write drops it.
-        for record in of_keys(RecordKind.KEYS, ((key, new_id()) for key in batch)):
-            self._publish(record)
+        self._tell_of_keys({key: new_id() for key in batch})
         return True
 
     async def _repair_tags(self) -> bool:
@@ -155,10 +167,18 @@ class Repairs:
             if await self._by_all(lambda tier, tag=tag: _invalidated(tier, tag)):  # type: ignore[misc]
                 if self._tags.get(tag) is asked:
                     del self._tags[tag]
-                self._publish(Record(RecordKind.CLEAR) if tag is None else of_tag(RecordKind.TAG, tag))
+                record = Record(RecordKind.CLEAR) if tag is None else of_tag(RecordKind.TAG, tag)
+                self._apply(record)
+                self._publish(record)
             else:
                 done = False
         return done
+
+    def _tell_of_keys(self, ids: Mapping[str, bytes], but_not_here: Container[str] = ()) -> None:
+        for record in of_keys(RecordKind.KEYS, ((key, ids[key]) for key in ids if key not in but_not_here)):
+            self._apply(record)
+        for record in of_keys(RecordKind.KEYS, ids.items()):
+            self._publish(record)
 
     async def _by_all(self, call: Callable[[Tier], Awaitable[bool]]) -> bool:
         for tier in self._tiers:

@@ -25,8 +25,9 @@ _Call = Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]]
 
 # How often a write is tried if a tier has something with a greater stamp: the clock of another process is ahead.
 _TRIES: Final = 3
-# If L3 does not answer within this share of the shorter deadline, L2 is written meanwhile.
+# If L3 does not answer within this share of the shorter deadline, or within this time, L2 is written meanwhile.
 _HEAD_START: Final = 0.05
+_LONGEST_HEAD_START_S: Final = 0.0125
 # For a write that a later one of this process has superseded. The later one is published.
 _SUPERSEDED: Final = WriteResult(Outcome.STORED, published=True)
 # A stamp further ahead of the server's clock is an error of some clock. It decides about its own key only.
@@ -76,8 +77,9 @@ class Writes:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_stamp = 0
         self._begun = Begun()
-        self._head_start_s: Final = _HEAD_START * min((tier.deadline for tier in lower_tiers.tiers), default=0.0)
-        self._longest_deadline: Final = max((tier.deadline for tier in lower_tiers.tiers), default=0.0)
+        deadlines = [tier.deadline for tier in lower_tiers.tiers] or [0.0]
+        self._head_start_s: Final = min(_HEAD_START * min(deadlines), _LONGEST_HEAD_START_S)
+        self._longest_deadline: Final = max(deadlines)
 
     async def close(self) -> None:
         """Wait for the writes in flight."""
@@ -89,6 +91,7 @@ class Writes:
         self._supersede(entries)
         for key, entry in entries.items():
             self._l1.put(key, entry)
+        self._repairs.rewrite(entries)
         return await self._write({key: Write(entry, entry.id, 0) for key, entry in entries.items()})
 
     async def delete_many(self, keys: Sequence[str]) -> Written:
@@ -96,6 +99,7 @@ class Writes:
         self._supersede(keys)
         for key in keys:
             self._l1.remove(key)
+        self._repairs.rewrite(keys)
         return self._all_of(await self._write({key: Write(None, new_id(), 0) for key in keys}))
 
     async def expire_now(self, keys: Sequence[str]) -> Written:

@@ -300,6 +300,31 @@ async def test_a_later_write_that_succeeds_is_not_undone_by_the_repair(open_on, 
     assert cache.get_local("key") == "good"
 
 
+async def test_a_repair_during_later_writes_leaves_them_in_l1(open_on, faults):
+    cache = await open_on()
+    keys = [f"key {number}" for number in range(50)]
+    await faults.begin("redis refuses scripts")
+    await cache.set_many(dict.fromkeys(keys, "failed"))
+    assert cache.stats().unrepaired == 50
+    await faults.end()
+    unrepaired = True
+    while unrepaired:
+        unrepaired = cache.stats().unrepaired
+        assert all(written.everywhere for written in await asyncio.gather(*(cache.set(key, "good") for key in keys)))
+        assert [cache.get_local(key) for key in keys] == ["good"] * 50
+
+
+async def test_a_repair_removes_from_l1_what_a_later_write_has_not_written_everywhere(open_on, faults):
+    cache = await open_on()
+    await faults.begin("redis refuses scripts")
+    assert not (await cache.set("key", "failed")).l2
+    assert not (await cache.set("key", "failed as well")).l2
+    assert await cache.get("key") == "failed as well"
+    await faults.end()
+    await is_repaired(cache)
+    assert cache.get_local("key") is None
+
+
 async def test_more_failed_writes_than_fit_end_in_a_cleared_cache(open_on, faults, monkeypatch, caplog):
     monkeypatch.setattr(repairs, "_MAX_QUEUED", 3)
     cache = await open_on()
