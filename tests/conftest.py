@@ -19,20 +19,17 @@ from acgsperf.workbench.embedded import Servers, embedded_servers
 
 # A shell lets its background jobs ignore SIGINT, and so do the commands that they start and that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-_FROZEN_FOR = pytest.StashKey[str]()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Exclude from garbage collections what earlier test modules have left in memory.
+    """Leave what the former tests have left in memory out of garbage collections.
 
-    Otherwise thousands of tests and their reports make each collection take up to 0.4 s, which delays callers. An
-    application can do the same when it has started. Other tests check what such a pause does to callers.
+    The collected tests, the reports of thousands of tests, and the garbage of a test with 10,000 callers would take up
+    to 0.4 s for each collection, and delay callers. An application can do the same when it has started. What a pause
+    costs a caller has tests of its own.
     """
-    module = item.nodeid.partition("::")[0]
-    if module != item.session.stash.get(_FROZEN_FOR, None):
-        item.session.stash[_FROZEN_FOR] = module
-        gc.collect()
-        gc.freeze()
+    gc.collect()
+    gc.freeze()
 
 
 class Clock:
