@@ -294,7 +294,8 @@ class RedisReader:
         stream.refused = True
         needs = ""
         if isinstance(error, NoPermissionError):
-            needs = f"; the user needs the rights {_RIGHTS} and the key {stream.key.decode(errors='replace')}"
+            keys = stream.key.partition(b":")[0].decode()
+            needs = f"; the user needs the rights {_RIGHTS} and the keys ~{keys}:*"
         _log.warning(
             "redis backplane %s: the server refuses the log (%s)%s; this cache gets no records of other processes, "
             "and tries again",
