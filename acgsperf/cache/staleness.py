@@ -17,7 +17,7 @@ __all__ = ["Staleness", "aligned"]
 def aligned(clock: Callable[[], float]) -> Callable[[], float]:
     """Return a clock that agrees with `time.monotonic` now, and runs as the given one does.
 
-    The entries of server tiers have monotonic times. By a clock with another zero they would live too long or too short.
+    The entries of server tiers have monotonic times. With a clock of another zero, their lifetimes would be wrong.
     """
     if clock is time.monotonic:
         return clock
