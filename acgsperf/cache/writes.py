@@ -25,9 +25,8 @@ _Call = Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]]
 
 # How often a write is tried if a tier has a greater stamp: the clock of another process is ahead.
 _TRIES: Final = 3
-# If L3 does not answer within this share of the shorter deadline, or within this time, L2 is written meanwhile.
+# If L3 does not answer within this share of the shorter deadline, L2 is written meanwhile.
 _HEAD_START: Final = 0.05
-_LONGEST_HEAD_START_S: Final = 0.0125
 # For a write that a later one of this process has superseded. The later one is published.
 _SUPERSEDED: Final = WriteResult(Outcome.STORED, published=True)
 # A stamp further ahead of the server's clock is an error of some clock. It decides about its own key only.
@@ -78,7 +77,7 @@ class Writes:
         self._last_stamp = 0
         self._begun = Begun()
         deadlines = [tier.deadline for tier in lower_tiers.tiers] or [0.0]
-        self._head_start_s: Final = min(_HEAD_START * min(deadlines), _LONGEST_HEAD_START_S)
+        self._head_start_s: Final = _HEAD_START * min(deadlines)
         self._longest_deadline: Final = max(deadlines)
 
     async def close(self) -> None:
