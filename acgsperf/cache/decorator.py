@@ -117,8 +117,9 @@ class CachedFunction(Generic[_P, _R]):
         self.__qualname__: str = getattr(function, "__qualname__", type(function).__qualname__)
         # With these, `inspect` treats the object as a coroutine function, as it does an AsyncMock.
         self.__name__: str = getattr(function, "__name__", type(function).__name__)
-        self.__code__ = type(self).__call__.__code__
-        self.__defaults__ = self.__kwdefaults__ = None
+        self.__code__: Final = type(self).__call__.__code__
+        self.__defaults__: None = None
+        self.__kwdefaults__: None = None
         self._function = function
         self._key = key
         self._keys: Final = CallKeys(function) if key is None else None
@@ -224,8 +225,8 @@ class BoundCachedFunction(Generic[_P, _R]):
     __slots__ = ("__self__", "__wrapped__")
 
     def __init__(self, function: CachedFunction[Any, _R], owner: object) -> None:
-        self.__wrapped__ = function
-        self.__self__ = owner
+        self.__wrapped__: Final = function
+        self.__self__: Final = owner
 
     def __repr__(self) -> str:
         return f"<bound {self.__wrapped__!r} of {self.__self__!r}>"

@@ -127,7 +127,7 @@ class TieredCache(Generic[_V]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._read_path, self._ordering = self._parts.read_path, self._lower_tiers.ordering
         # The method of the compiled cache itself: a hit costs no Python call besides the compiled lookup.
-        self.get_local = l1.get
+        self.get_local: Final = l1.get
 
     def __repr__(self) -> str:
         """The namespace, the state and the tiers, without passwords."""

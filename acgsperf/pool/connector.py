@@ -69,7 +69,7 @@ class Connector:
         self._connect_options: dict[str, Any] = {**connect_options, "connection_class": connection_class}
         endpoints = chosen_endpoints(address, connect_options, os.environ)
         self._hosts = Hosts(endpoints, address.shuffled, options.clock)
-        self.where = address.name_of(endpoints)
+        self.where: Final = address.name_of(endpoints)
         attributes = connect_options.get("target_session_attrs") or address.session_attributes
         self._attributes = attributes or os.environ.get("PGTARGETSESSIONATTRS") or "any"
 
