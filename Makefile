@@ -39,7 +39,10 @@ VERIFY_TYPES = cd $(VENV) && PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH="$(CURDI
 
 types: $(VENV)/.lint
 	$(BIN)/mypy
-	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing
+	rm -rf build/tutorial
+	$(BIN)/python docs/tools/tutorial_files.py build/tutorial
+	MYPYPATH=build/tutorial $(BIN)/mypy --strict build/tutorial
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing build/tutorial
 	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._native.canonical acgsperf._core acgsperf._native.envelope acgsperf._native.read_path acgsperf._native.weigh acgsperf._native.resp
 	$(VERIFY_TYPES)
 
