@@ -7,6 +7,7 @@ import time
 import asyncpg
 import pytest
 
+from acgsperf.backplane.postgres import PostgresBackplane
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.postgres_schema import lock_of
 
@@ -228,9 +229,10 @@ async def test_a_silent_server_is_tried_again_after_a_second_or_the_deadline(
         ("postgresql://ann:1?x=s3cr3t@db/app", "postgresql://***"),
     ],
 )
-def test_a_tier_names_its_server_and_its_database(dsn, server, monkeypatch):
+def test_a_tier_and_a_backplane_name_their_server_and_their_database(dsn, server, monkeypatch):
     monkeypatch.delenv("PGHOST", raising=False)
     assert repr(PostgresTier(dsn, table="t")) == f"PostgresTier({server!r}, table='t')"
+    assert repr(PostgresBackplane(dsn, table="t")) == f"PostgresBackplane({server!r}, table='t')"
 
 
 def test_a_tier_names_the_server_that_the_environment_chooses(monkeypatch):
