@@ -39,10 +39,11 @@ VERIFY_TYPES = cd $(VENV) && PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH="$(CURDI
 
 types: $(VENV)/.lint
 	$(BIN)/mypy
-	rm -rf build/tutorial
-	$(BIN)/python docs/tools/tutorial_files.py build/tutorial
-	MYPYPATH=build/tutorial $(BIN)/mypy --strict build/tutorial
-	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing build/tutorial
+	rm -rf build/examples
+	$(BIN)/python docs/tools/example_files.py build/examples
+	MYPYPATH=build/examples/tutorial $(BIN)/mypy --strict build/examples/tutorial
+	$(BIN)/mypy --config-file= --check-untyped-defs build/examples/decorated
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing build/examples
 	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._native.canonical acgsperf._core acgsperf._native.envelope acgsperf._native.read_path acgsperf._native.weigh acgsperf._native.resp
 	$(VERIFY_TYPES)
 

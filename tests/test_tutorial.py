@@ -74,11 +74,11 @@ class Terminals:
 
 
 def test_the_commands_of_the_tutorial_print_what_it_shows(tmp_path):
-    subprocess.run([sys.executable, ROOT / "docs" / "tools" / "tutorial_files.py", tmp_path], check=True)
-    shop = tmp_path / "shop.py"
+    subprocess.run([sys.executable, ROOT / "docs" / "tools" / "example_files.py", tmp_path], check=True)
+    shop = tmp_path / "tutorial" / "shop.py"
     # The machine that runs the tests may be busy for longer.
     shop.write_text(re.sub(r"deadline=0\.\d+", "deadline=10", shop.read_text()))
     with ExitStack() as stack:
-        terminals = Terminals(tmp_path, stack)
+        terminals = Terminals(shop.parent, stack)
         for command, printed in commands():
             terminals.run(command, printed)

@@ -38,6 +38,11 @@ async def early(name: str) -> int:
     return 1
 
 
+# An LRUCache without an annotation does not need one.
+plain = TieredCache(LRUCache(10), namespace="y")
+assert_type(plain, TieredCache[Any])
+
+
 async def main() -> None:
     early.bind(cache)
     assert_type(await early("a"), int)
