@@ -78,12 +78,22 @@ cdef inline char *put_length(char *out, char sign, size_t length) noexcept nogil
 
 
 def has_long_array(bytes data not None, /):
-    """Return whether something in data may be the length of an array of a million items or more."""
-    cdef const char *at = PyBytes_AS_STRING(data)
-    cdef const char *end = at + PyBytes_GET_SIZE(data)
+    """Return whether something in data may be the length of an array of a million items or more.
+
+    An array may be one of RESP3: a set, a push or an attribute.
+    """
+    cdef const char *start = PyBytes_AS_STRING(data)
+    cdef const char *end = start + PyBytes_GET_SIZE(data)
+    return (
+        has_long(start, end, c"*") or has_long(start, end, c"~")
+        or has_long(start, end, c">") or has_long(start, end, c"|")
+    )
+
+
+cdef inline bint has_long(const char *at, const char *end, char sign) noexcept nogil:
     cdef int digits
     while True:
-        at = <const char *> memchr(at, c"*", end - at)
+        at = <const char *> memchr(at, sign, end - at)
         if at == NULL or end - at <= LONG_ARRAY_DIGITS:
             return False
         at += 1
