@@ -182,6 +182,17 @@ async def test_a_new_connection_survives_any_greeting(fake, tier, entry, name, c
     await _holds(fake, tier, entry)
 
 
+@pytest.mark.parametrize("seconds", [b"9" * 18, b"9" * 400, b"-99999999999"])
+async def test_a_time_that_no_server_has_is_not_believed(fake, entry, seconds):
+    fake.change, fake.times = {"TIME": lambda reply: array([bulk(seconds), bulk(b"0")])}, 1
+    tier = RedisTier(fake.url, deadline=1)
+    await tier.open("n")
+    assert abs(tier.now_us() / 1e6 - time.time()) < 60
+    assert await tier.set("k", entry("right"))
+    assert (await tier.get("k")).value == "right"
+    await tier.close()
+
+
 async def test_the_envelope_of_another_key_is_not_given_and_the_connection_is_closed(fake, tier, entry):
     await tier.set_many({"a": entry("a"), "b": entry("b")})
     others = {b"n:a": await fake.stored(b"n:b"), b"n:b": await fake.stored(b"n:a")}
