@@ -73,6 +73,12 @@ class _Connection:
         except ResponseError as error:
             # The server refuses the connection, not one command: no command can be sent.
             raise RedisConnectionError(f"the server refused the connection: {error}") from error
+        except RedisConnectionError as error:
+            # A server that does not know AUTH repeats its arguments, among which is the password.
+            text, mark, _ = str(error).partition(", with args")
+            if not mark:
+                raise
+            raise RedisConnectionError(f"the server refused the connection: {text}") from None
         if self.greeting is not None:
             commands, read = self.greeting
             sent = monotonic()
