@@ -397,6 +397,12 @@ class _Provider(CredentialProvider):
             found = self._credentials()
             if inspect.isawaitable(found):
                 found = await found
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Something that the credentials wait for was cancelled, and not the caller.
+            raise RedisConnectionError("credentials raised CancelledError") from error
         except Exception as error:
             # Without its text, which may contain a secret.
             raise RedisConnectionError(f"credentials raised {type(error).__name__}") from error

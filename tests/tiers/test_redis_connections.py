@@ -138,6 +138,18 @@ async def test_credentials_that_cannot_be_used_are_a_failure_without_their_text(
     assert "t0ken" not in caplog.text + (await tier.health()).detail
 
 
+async def _cancelled():
+    raise asyncio.CancelledError
+
+
+async def test_credentials_that_were_cancelled_are_a_failure_and_cancel_no_caller(open_tier, entry):
+    tier = await open_tier(credentials=_cancelled)
+    assert await tier.get("k") is None
+    assert not await tier.set("k", entry())
+    assert await tier.lock("k", 1) is None
+    assert tier.stats().errors.keys() == {"ConnectionError"}
+
+
 async def test_a_server_that_does_not_know_auth_does_not_reveal_the_password(tmp_path, caplog):
     socket = tmp_path / "redis.sock"
     options = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--rename-command", "AUTH", ""]
