@@ -101,7 +101,8 @@ class PostgresTier(ServerTier):
             raise ValueError(f"table must be 1 to 50 lower-case letters, digits and underscores, got {table!r:.80}")
         address = parsed_address("the DSN", dsn)
         parts = urlsplit(address.dsn)
-        where = f"{parts.hostname or 'a unix socket'}{parts.path}"
+        # If an @ comes too late, the text before it may be part of a password.
+        where = "its server" if "@" in parts.path else f"{parts.hostname or 'a unix socket'}{parts.path}"
         super().__init__(where, deadline=deadline, max_value_bytes=max_value_bytes)
         self._dsn = dsn
         self._tables = Tables(table)
