@@ -19,6 +19,8 @@ def checked_redis_url(name: str, url: str) -> str:
         usable = parts.scheme in _REDIS_SCHEMES and "://" in url and (parts.port is None or parts.port > 0)
         # redis-py uses database 0 for any other path. It ignores what follows a #, even if that is part of a password.
         usable = usable and "#" not in url
+        # It also ignores an option without a value, even if that is the rest of a password after a ?.
+        usable = usable and all("=" in option for option in parts.query.split("&") if option)
         form = r"/.+" if parts.scheme == "unix" else r"/?[0-9]*/?"
         usable = usable and re.fullmatch(form, parts.path) is not None
     except ValueError:
@@ -26,7 +28,7 @@ def checked_redis_url(name: str, url: str) -> str:
     if not usable:
         raise ValueError(
             f"{name} must be a redis://, rediss:// or unix:// URL. A port must be 1 to 65535, a database a number, and"
-            " unix:// needs the path of a socket. In a password, write / as %2F and # as %23"
+            " unix:// needs the path of a socket. In a password, write / as %2F, ? as %3F and # as %23"
         )
     return url
 

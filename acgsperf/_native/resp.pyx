@@ -78,17 +78,27 @@ cdef inline char *put_length(char *out, char sign, size_t length) noexcept nogil
 
 
 def has_long_array(bytes data not None, /):
-    """Return whether something in data may be the length of an array of a million items or more."""
+    """Return whether something in data may be the length of an array of a million items or more.
+
+    Data may begin in the middle of a reply. An array may be one of RESP3: a set, a push or an attribute.
+    """
     cdef const char *at = PyBytes_AS_STRING(data)
     cdef const char *end = at + PyBytes_GET_SIZE(data)
-    cdef int digits
-    while True:
-        at = <const char *> memchr(at, c"*", end - at)
-        if at == NULL or end - at <= LONG_ARRAY_DIGITS:
+    while end - at > LONG_ARRAY_DIGITS:
+        if is_long_array(at):
+            return True
+        # An array begins a line.
+        at = <const char *> memchr(at, c"\n", end - at)
+        if at == NULL:
             return False
         at += 1
-        digits = 0
-        while digits < LONG_ARRAY_DIGITS and c"0" <= at[digits] <= c"9":
-            digits += 1
-        if digits == LONG_ARRAY_DIGITS:
-            return True
+    return False
+
+
+cdef inline bint is_long_array(const char *at) noexcept nogil:
+    cdef int digits = 0
+    if at[0] != c"*" and at[0] != c"~" and at[0] != c">" and at[0] != c"|":
+        return False
+    while digits < LONG_ARRAY_DIGITS and c"0" <= at[1 + digits] <= c"9":
+        digits += 1
+    return digits == LONG_ARRAY_DIGITS

@@ -7,7 +7,7 @@ __all__ = ["IMPLEMENTATION", "has_long_array", "mget"]
 
 IMPLEMENTATION: Final = "python"
 
-_LONG_ARRAY: Final = re.compile(rb"\*\d{7}")
+_LONG_ARRAY: Final = re.compile(rb"(?:\A|\n)[*~>|]\d{7}")
 
 
 def mget(addresses: list[bytes], prefix: bytes, last: bytes, longest: int, /) -> bytes | None:
@@ -27,5 +27,8 @@ def mget(addresses: list[bytes], prefix: bytes, last: bytes, longest: int, /) ->
 
 
 def has_long_array(data: bytes, /) -> bool:
-    """Return whether something in data may be the length of an array of a million items or more."""
+    """Return whether something in data may be the length of an array of a million items or more.
+
+    Data may begin in the middle of a reply. An array may be one of RESP3: a set, a push or an attribute.
+    """
     return _LONG_ARRAY.search(data) is not None

@@ -37,6 +37,7 @@ _UNSUPPORTED: Final = frozenset(
         "requirepeer",
         "scram_client_key",
         "scram_server_key",
+        "servicefile",
         "sslcrldir",
         "sslkeylogfile",
     }
@@ -144,6 +145,10 @@ def parsed_address(name: str, dsn: str) -> ServerAddress:
 def _check_parameter(name: str, parameter: str, value: str) -> None:
     if parameter in _UNSUPPORTED:
         raise ValueError(f"{name} must not have the parameter {parameter}, which asyncpg does not support")
+    if parameter == "sslrootcert" and value == "system":
+        raise ValueError(
+            f"{name}: parameter sslrootcert must be a file, because asyncpg does not know the value system"
+        )
     if parameter in _KEYWORDS:
         raise ValueError(
             f"{name} must not have the parameter {parameter}, which libpq does not know; pass it as a keyword argument"
@@ -230,7 +235,10 @@ def _endpoints(name: str, netloc: str, parameters: Mapping[str, str]) -> tuple[E
     hosts = hosts or parameters.get("host", "")
     if not hosts:
         return ()
-    endpoints = [_endpoint(decode(host)) for host in hosts.split(",")]
+    try:
+        endpoints = [_endpoint(decode(host)) for host in hosts.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} must have [] around IPv6 addresses, and integers as its ports") from None
     return _with_ports(name, endpoints, _ports(name, parameters.get("port", "")))
 
 

@@ -32,6 +32,7 @@ from acgsperf.tiers.redis_tokens import Renewals, drop_invalidated
 from acgsperf.tiers.redis_writes import RedisWrites
 from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Unsealed, Wanted, check_tag
 from acgsperf.tiers.server_calls import Attempt
+from acgsperf.tiers.tier_arguments import MOST_STAMP
 from acgsperf.tiers.write_batches import WriteBatch
 
 __all__ = ["RedisTier"]
@@ -137,6 +138,9 @@ class RedisTier(ServerTier):
                 seconds, microseconds = map(int, time)
             except (TypeError, ValueError):
                 raise UnexpectedReplyError(f"reply of TIME must be two numbers, got {time!r:.80}") from None
+            # Stamps of writes follow this clock.
+            if not 0 < seconds < MOST_STAMP // 1_000_000:
+                raise UnexpectedReplyError(f"reply of TIME must be seconds since the epoch, got {time!r:.80}")
             self.server_clock.measured(sent, received, seconds + microseconds / 1e6)
 
     async def _ask_and_greet(self, commands: Sequence[Command], read: Callable[[list[Any]], Unsealed]) -> Unsealed:

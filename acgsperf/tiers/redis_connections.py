@@ -73,6 +73,12 @@ class _Connection:
         except ResponseError as error:
             # The server refuses the connection, not one command: no command can be sent.
             raise RedisConnectionError(f"the server refused the connection: {error}") from error
+        except RedisConnectionError as error:
+            # A server that does not know AUTH repeats its arguments, among which is the password.
+            text, mark, _ = str(error).partition(", with args")
+            if not mark:
+                raise
+            raise RedisConnectionError(f"the server refused the connection: {text}") from None
         if self.greeting is not None:
             commands, read = self.greeting
             sent = monotonic()
@@ -391,6 +397,12 @@ class _Provider(CredentialProvider):
             found = self._credentials()
             if inspect.isawaitable(found):
                 found = await found
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Something that the credentials wait for was cancelled, and not the caller.
+            raise RedisConnectionError("credentials raised CancelledError") from error
         except Exception as error:
             # Without its text, which may contain a secret.
             raise RedisConnectionError(f"credentials raised {type(error).__name__}") from error

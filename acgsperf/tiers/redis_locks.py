@@ -77,7 +77,7 @@ class RedisLocks:
         finally:
             if token is None and not refused and self._is_open and len(self.unknown) < _MAX_UNKNOWN:
                 # The server may have granted the lock, or may still do so.
-                self.unknown[owner] = key, time.monotonic() + 2 * ttl
+                self.unknown[owner] = key, time.monotonic() + 2 * lifetime_ms / 1000
                 if not self._releasing:
                     self._releasing = True
                     self._calls.start(self._release_unknown())

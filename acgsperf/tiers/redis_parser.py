@@ -15,7 +15,9 @@ __all__ = ["CheckedParser"]
 # No reply that a tier asks for has as many items. hiredis allocates an array as soon as it has read its length. At 500
 # million items, releasing that array blocks the event loop for a second.
 _TOO_MANY: Final = 1_000_000
-_MAYBE_TOO_MANY: Final = re.compile(rb"\*\d{7}")
+# hiredis also reads the arrays of RESP3, which no server sends without being asked: sets, pushes and attributes.
+_ARRAYS: Final = b"*~>|"
+_MAYBE_TOO_MANY: Final = re.compile(rb"[*~>|]\d{7}")
 _LONGEST_MATCH: Final = 8
 _LENGTHS_CHECKED_EVERY_BYTES: Final = 16 << 20
 # The longest string of a Redis server, by default.
@@ -150,8 +152,8 @@ class _Lengths:
                 break
             kind, number = data[at : at + 1], data[at + 1 : end]
             at = end + 2
-            if kind in b"*$" and number.isdigit():
-                if kind == b"*" and _is_at_least(number, _TOO_MANY):
+            if (kind == b"$" or kind in _ARRAYS) and number.isdigit():
+                if kind != b"$" and _is_at_least(number, _TOO_MANY):
                     raise InvalidResponse(f"array of {number.decode():.30} items, expected fewer than {_TOO_MANY}")
                 if kind == b"$":
                     if _is_at_least(number, _TOO_LONG):

@@ -148,7 +148,7 @@ class RedisWrites:
                 return
 
     def _measure(self, sent: float, received: float, reply: Reply) -> None:
-        if isinstance(reply, list) and reply[0]:
+        if isinstance(reply, list) and 0 < abs(reply[0]) < MOST_STAMP:
             self._clock.measured(sent, received, abs(reply[0]) / 1e6)
 
     def _note(self, batch: WriteBatch, job: Job, reply: Reply) -> None:

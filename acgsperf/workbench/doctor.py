@@ -141,7 +141,9 @@ async def _reached(server: _Server, url: str, settings: Settings) -> Finding:
         problem = f"no answer within {TIMEOUT_S:g} s"
     except Exception as error:
         # Clients raise many types of exceptions for an address that they refuse.
-        problem = " ".join(str(error).split()) or type(error).__name__
+        # A Redis that does not know AUTH repeats its arguments, among which is the password.
+        text = str(error).partition(", with args")[0]
+        problem = " ".join(text.split()) or type(error).__name__
     return Finding(server.name, Severity.ERROR, f"{server.variable}: cannot be reached: {problem}")
 
 

@@ -45,8 +45,8 @@ def test_the_former_addresses_are_unchanged(resp):
 @pytest.mark.parametrize(
     "data",
     [
-        *(b"*1000000", b"*9999999999\r\n", b"x*1234567", b"**1234567", b"*123456*1234567x", b"*" * 50 + b"0000000"),
-        *(b"*12345\r\n*1234567", b"\0*0000000\0"),
+        *(b"*1000000", b"*9999999999\r\n", b"x\n*1234567", b"*123456\n*1234567x", b"\n" * 50 + b"*0000000"),
+        *(b"*12345\r\n*1234567", b"\0\n*0000000\0", b"~1234567", b">1234567", b"*1\r\n|1234567\r\n"),
     ],
 )
 def test_a_long_array_is_found(resp, data):
@@ -57,7 +57,7 @@ def test_a_long_array_is_found(resp, data):
     "data",
     [
         *(b"", b"*", b"*999999", b"*999999\r\n", b"*123456a7", b"1234567", b"$1234567\r\n", b"*-1234567"),
-        *(b"*" * 50, b"*123456" * 3, b"*12345\xb27"),
+        *(b"*" * 50, b"*123456" * 3, b"*12345\xb27", b"x*1234567", b"**1234567", b"\n" * 50, b"\n*123456"),
     ],
 )
 def test_anything_else_is_none(resp, data):
@@ -65,7 +65,9 @@ def test_anything_else_is_none(resp, data):
 
 
 @given(
-    data=st.lists(st.sampled_from([b"*", b"1", b"99999", b"1234567", b"\r\n", b"a", b"\0"]), max_size=12).map(b"".join)
+    data=st.lists(
+        st.sampled_from([b"*", b"~", b">", b"|", b"1", b"99999", b"1234567", b"\r\n", b"\n", b"a", b"\0"]), max_size=12
+    ).map(b"".join)
 )
 def test_both_find_the_same(data):
     found = {imported("resp", name).has_long_array(data) for name in IMPLEMENTATIONS}

@@ -185,6 +185,9 @@ def test_hosts_that_are_not_in_the_dsn_have_one_port_or_one_for_each(monkeypatch
 def test_a_port_that_is_no_number_is_refused_by_name(monkeypatch):
     with pytest.raises(ValueError, match="dsn must be a postgresql:// URL with ports from 1 to 65535"):
         ConnectionPool("postgresql:///db?host=one&port=secret")
+    for host in ("one:secret", "::1"):
+        with pytest.raises(ValueError, match=r"dsn must have \[\] around IPv6 addresses, and integers as its ports"):
+            ConnectionPool(f"postgresql:///db?host={host}")
     monkeypatch.setenv("PGPORT", "secret")
     with pytest.raises(ValueError, match="PGPORT must have integers as its ports"):
         ConnectionPool("postgresql://one,two/db")

@@ -56,6 +56,9 @@ ANY_COMMAND = {
     "a wrong length": lambda reply: b"$2\r\nabcd\r\n",
     "500 million items": lambda reply: b"*500000000\r\n",
     "500 million items, in parts": lambda reply: [b"*5000", b"00000\r\n"],
+    "a set of 500 million items": lambda reply: b"~500000000\r\n",
+    "a push of 500 million items": lambda reply: b">500000000\r\n",
+    "an attribute of 500 million items": lambda reply: b"|500000000\r\n" + reply,
     "500 million items, nested": lambda reply: b"*1\r\n*500000000\r\n",
     "more items than numbers have": lambda reply: b"*99999999999999999999\r\n",
     "a string of a terabyte": lambda reply: b"$1099511627776\r\n",
@@ -179,6 +182,17 @@ async def test_a_new_connection_survives_any_greeting(fake, tier, entry, name, c
     await _holds(fake, tier, entry)
 
 
+@pytest.mark.parametrize("seconds", [b"9" * 18, b"9" * 400, b"-99999999999"])
+async def test_a_time_that_no_server_has_is_not_believed(fake, entry, seconds):
+    fake.change, fake.times = {"TIME": lambda reply: array([bulk(seconds), bulk(b"0")])}, 1
+    tier = RedisTier(fake.url, deadline=1)
+    await tier.open("n")
+    assert abs(tier.now_us() / 1e6 - time.time()) < 60
+    assert await tier.set("k", entry("right"))
+    assert (await tier.get("k")).value == "right"
+    await tier.close()
+
+
 async def test_the_envelope_of_another_key_is_not_given_and_the_connection_is_closed(fake, tier, entry):
     await tier.set_many({"a": entry("a"), "b": entry("b")})
     others = {b"n:a": await fake.stored(b"n:b"), b"n:b": await fake.stored(b"n:a")}
@@ -196,8 +210,9 @@ async def test_the_envelope_of_another_key_is_not_given_and_the_connection_is_cl
     assert tier.stats().breaker is BreakerState.CLOSED
 
 
-async def test_500_million_items_do_not_stop_the_loop(fake, tier, stopwatch):
-    fake.change, fake.times = {"MGET": lambda reply: b"*500000000\r\n"}, 2
+@pytest.mark.parametrize("kind", [b"*", b"~", b">", b"|"])
+async def test_500_million_items_do_not_stop_the_loop(fake, tier, stopwatch, kind):
+    fake.change, fake.times = {"MGET": lambda reply: kind + b"500000000\r\n"}, 2
     computed = time.process_time()
     assert await tier.get("k") is None
     assert time.process_time() - computed < 0.3
@@ -216,13 +231,14 @@ def _feed(lengths, data, size):
         lengths.check(data[at : at + size])
 
 
+@pytest.mark.parametrize("kind", [b"*", b"~", b">", b"|"])
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 50, 10_000])
-def test_lengths_are_found_however_the_data_is_cut(size):
+def test_lengths_are_found_however_the_data_is_cut(size, kind):
     harmless = b"*2\r\n" + bulk(b"*500000000\r\n") + bulk(b"\r\n") + b":5\r\n+*9999999\r\n"
     lengths = _Lengths()
     for _ in range(50):
         _feed(lengths, harmless, size)
-    hostile = harmless + b"*500000000\r\n"
+    hostile = harmless + kind + b"500000000\r\n"
     with pytest.raises(InvalidResponse, match="array of 5000000"):
         _feed(lengths, hostile, size)
 

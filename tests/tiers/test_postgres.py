@@ -103,6 +103,7 @@ def test_a_table_name_that_is_none_is_refused(name):
 
 def test_a_tier_does_not_show_its_password():
     assert "secret" not in repr(PostgresTier("postgresql://user:secret@host/db"))
+    assert "secret" not in repr(PostgresTier("postgresql://user:12/secret@host/db"))
     with pytest.raises(ValueError, match="DSN") as caught:
         PostgresTier("postgresql://user:secret@[host/db")
     assert "secret" not in str(caught.value)

@@ -169,7 +169,13 @@ async def test_a_frozen_server_costs_a_lock_the_deadline(private_server, private
 
 
 @pytest.mark.parametrize(
-    "url", ["redis://:pa/ss-word@host", "http://:pa-ss-word@host", "redis://:pa-ss-word@host:port"]
+    "url",
+    [
+        "redis://:pa/ss-word@host",
+        "redis://:12?ss-word@host",
+        "http://:pa-ss-word@host",
+        "redis://:pa-ss-word@host:port",
+    ],
 )
 def test_an_error_about_a_url_does_not_repeat_the_password(url):
     with pytest.raises(ValueError, match="Redis URL") as caught:

@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from contextlib import suppress
 
 import pytest
 import redis.asyncio
 from proxy import Proxy
 
+from acgsperf.testing.server_binaries import redis_program
 from acgsperf.tiers import redis_connections
 from acgsperf.tiers.redis import RedisTier
 
@@ -134,6 +136,41 @@ async def test_credentials_that_cannot_be_used_are_a_failure_without_their_text(
     for _ in range(4):
         assert not await tier.set("k", entry())
     assert "t0ken" not in caplog.text + (await tier.health()).detail
+
+
+async def _cancelled():
+    raise asyncio.CancelledError
+
+
+async def test_credentials_that_were_cancelled_are_a_failure_and_cancel_no_caller(open_tier, entry):
+    tier = await open_tier(credentials=_cancelled)
+    assert await tier.get("k") is None
+    assert not await tier.set("k", entry())
+    assert await tier.lock("k", 1) is None
+    assert tier.stats().errors.keys() == {"ConnectionError"}
+
+
+async def test_a_server_that_does_not_know_auth_does_not_reveal_the_password(tmp_path, caplog):
+    socket = tmp_path / "redis.sock"
+    options = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--rename-command", "AUTH", ""]
+    process = await asyncio.create_subprocess_exec(redis_program(), *options, stdout=asyncio.subprocess.DEVNULL)
+    tier = RedisTier(f"unix://user:pass-word@{socket}", deadline=5)
+    try:
+        async with redis.asyncio.Redis(unix_socket_path=str(socket)) as client:
+            await wait_until(lambda: _answers(client))
+        await tier.open("n")
+        detail = (await tier.health()).detail
+        assert "AUTH" in detail
+        assert "pass-word" not in caplog.text + detail
+    finally:
+        await tier.close()
+        process.kill()
+        await process.wait()
+
+
+async def _answers(client):
+    with suppress(redis.ConnectionError):
+        return await client.ping()
 
 
 @pytest.mark.parametrize("url", ["redis://:pass-word@localhost", "redis://user@localhost"])

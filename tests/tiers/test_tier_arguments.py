@@ -69,6 +69,13 @@ async def test_a_lock_may_have_any_ttl(servers, namespace, ttl):
     await tier.close()
 
 
+async def test_a_lock_of_any_ttl_is_none_without_a_server(tmp_path):
+    tier = RedisTier(f"unix://{tmp_path}/none")
+    await tier.open("n")
+    assert await tier.lock("k", 10**400) is None
+    await tier.close()
+
+
 TIERS = [(RedisTier, "redis://localhost"), (PostgresTier, "postgresql://localhost")]
 
 

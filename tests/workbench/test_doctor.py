@@ -1,11 +1,13 @@
 """`acgsperf doctor`, with servers that work, have problems, or are absent."""
 
+import asyncio
 import time
 
 import asyncpg
 import pytest
 import redis
 
+from acgsperf.testing.server_binaries import redis_program
 from acgsperf.workbench import doctor
 from acgsperf.workbench.doctor import Severity, examine
 
@@ -66,6 +68,21 @@ async def test_a_server_that_is_stopped_is_named_and_its_password_is_not(environ
     assert found[subject].severity is Severity.ERROR
     assert found[subject].detail.startswith(f"{variable}: cannot be reached: ")
     assert "hunter2" not in found[subject].detail
+
+
+async def test_a_redis_that_does_not_know_auth_does_not_reveal_the_password(environ, tmp_path):
+    socket = tmp_path / "redis.sock"
+    options = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--rename-command", "AUTH", ""]
+    process = await asyncio.create_subprocess_exec(redis_program(), *options, stdout=asyncio.subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(10):
+            while not socket.exists():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        found = await findings(**environ | {"REDIS_URL": f"unix://me:hunter2@{socket}"})
+    finally:
+        process.kill()
+        await process.wait()
+    assert found["Redis"].detail == "REDIS_URL: cannot be reached: unknown command 'AUTH'"
 
 
 async def test_a_setting_that_cannot_be_used_ends_the_examination(environ):
