@@ -23,7 +23,8 @@ from acgsperf.backplane.receiver import Receiver, parsed
 from acgsperf.tiers.records import Record, RecordKind, packed
 from acgsperf.tiers.redis_connections import Command, OwnConnection, RedisConnections
 from acgsperf.tiers.redis_keys import RedisKeys, short_run
-from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, each, text
+from acgsperf.tiers.redis_replies import ReplicaError, UnexpectedReplyError, array, each, text
+from acgsperf.tiers.redis_role import Role
 from acgsperf.tiers.server_clock import ServerClock
 
 __all__ = ["RedisReader", "Stream"]
@@ -238,7 +239,10 @@ class RedisReader:
         """Connect, and find out whether the server is the same as before."""
         try:
             async with asyncio.timeout(min(self._patience(), _LONGEST_BLOCK_S)):
-                info, client_id = await connection.ask([("INFO", "server"), ("CLIENT", "ID")], list)
+                commands: list[Command] = [("INFO", "server"), ("CLIENT", "ID"), ("INFO", "replication")]
+                info, client_id, replication = await connection.ask(commands, list)
+                if type(replication) is bytes and (role := Role(replication)).is_replica:
+                    raise ReplicaError(role.describe())
                 await self._measure_clock(connection)
         except (RedisError, OSError, TimeoutError) as error:
             self._warn(_described(error))

@@ -283,6 +283,7 @@ METRICS: Final = (
             _tiers(lambda s: s.refused),
         ),
         ("cache_deletes", _C, "{entry}", "Entries deleted from a lower tier.", _tiers(lambda s: s.deletes)),
+        ("cache_failovers", _C, "{event}", "Read-only servers that were left.", _tiers(lambda s: s.failovers)),
         ("cache_corrupt", _C, "{entry}", "Stored values that could not be used.", _tiers(lambda s: s.corrupt)),
         (
             *("cache_skipped", _C, "{key}", "Keys not sent to a tier, because its circuit breaker was open."),

@@ -12,7 +12,7 @@ import socket
 import stat
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -92,6 +92,10 @@ class _Process:
 class PrivateRedis(_Process):
     """A Redis (Valkey) on a unix socket in `folder`.
 
+    Args:
+        folder: its directory.
+        options: further arguments of the program, such as `("--port", "7000")`.
+
     Attributes:
         url: its address.
     """
@@ -99,9 +103,10 @@ class PrivateRedis(_Process):
     name = "Redis"
     stop_signal = signal.SIGTERM
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: Sequence[str] = ()) -> None:
         super().__init__()
         self._folder = folder
+        self._options = options
         self._socket = folder / "redis.sock"
         self._log = folder / "redis.log"
         self.url = f"unix://{quote(str(self._socket))}"
@@ -110,7 +115,7 @@ class PrivateRedis(_Process):
         """Start the server without waiting for it."""
         options = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder)]
         options += ["--save", "", "--appendonly", "no", "--pidfile", str(self._folder / REDIS_PID)]
-        self._launch([str(redis_program()), *options], self._log)
+        self._launch([str(redis_program()), *options, *self._options], self._log)
 
     def wait(self, check: Check) -> None:
         """Return when the server accepts connections."""

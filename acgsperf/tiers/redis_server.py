@@ -1,0 +1,112 @@
+"""The address of a Redis server: how to find it, and to make connections to it."""
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from acgsperf.addresses import checked_redis_url
+from acgsperf.names import resolve
+from acgsperf.tiers.redis_parser import CheckedParser
+
+__all__ = ["Credentials", "RedisServer"]
+
+Credentials = Callable[[], "tuple[str, str] | str | Awaitable[tuple[str, str] | str]"]
+
+
+class RedisServer:
+    """One server at a fixed address.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`.
+        credentials: called for each new connection; returns, or awaits, a password, or a user name and a password.
+
+    Attributes:
+        max_connections: the `max_connections` of the URL; None if it has none.
+        where: the address, for messages; without a password.
+
+    Raises:
+        ValueError: if the URL is not valid. The message does not repeat it.
+    """
+
+    max_connections: int | None
+    where: str
+
+    def __init__(self, url: str, credentials: Credentials | None = None) -> None:
+        checked_redis_url("the Redis URL", url)
+        try:
+            options: dict[str, Any] = dict(parse_url(url))
+            self.max_connections = options.pop("max_connections", None)
+            if credentials is not None and ("username" in options or "password" in options):
+                raise _ContradictionError
+            self._factory = _factory(url, options, credentials)
+            # Checks the options of the URL; it does not connect.
+            self.new()
+        except _ContradictionError:
+            raise ValueError("the Redis URL must not contain a user name or password if credentials is given") from None
+        except Exception as error:
+            raise ValueError(f"the Redis URL has an option that is not valid: {type(error).__name__}") from None
+        at = self._factory.connection_kwargs
+        self.where = str(at.get("path") or f"{at.get('host', 'localhost')}:{at.get('port', 6379)}")
+
+    def new(self) -> AbstractConnection:
+        """Return a connection that is not connected."""
+        connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
+        return connection
+
+    async def locate(self, connection: AbstractConnection) -> None:
+        """Find the server for a connection that will be connected next."""
+        await resolve(getattr(connection, "host", None))
+
+
+class _ContradictionError(Exception):
+    """The URL and the options contradict each other."""
+
+
+class _Provider(CredentialProvider):
+    """Passes a callable to redis-py."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        try:
+            found = self._credentials()
+            if inspect.isawaitable(found):
+                found = await found
+        except Exception as error:
+            # Without its text, which may contain a secret.
+            raise RedisConnectionError(f"credentials raised {type(error).__name__}") from error
+        if isinstance(found, str):
+            return (found,)
+        if isinstance(found, tuple) and list(map(type, found)) == [str, str]:
+            return found
+        raise RedisConnectionError(
+            f"credentials must return a password or (user name, password), got {type(found).__name__}"
+        )
+
+
+def _factory(url: str, options: dict[str, Any], credentials: Credentials | None) -> ConnectionPool:
+    """Return a factory of connections. Its pool is not used: the pool's checks cost as much as a command."""
+    if url.startswith("rediss:"):
+        options.setdefault("ssl_check_hostname", True)
+    if credentials is not None:
+        options["credential_provider"] = _Provider(credentials)
+    options |= {
+        "protocol": 2,
+        "parser_class": CheckedParser,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_timeout": False,
+        "decode_responses": False,
+        "health_check_interval": 0,
+        # The tier's deadline covers connecting, sending and reading together.
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+    }
+    return ConnectionPool(**options)
