@@ -128,6 +128,10 @@ class PrivatePostgres(_Process):
     PostgreSQL refuses to run as root. Started by root, it runs as the user `postgres`, or `nobody` if there is no such
     user. No user account is created.
 
+    Args:
+        folder: its directory.
+        standby_of: its primary, if it is a streaming standby.
+
     Attributes:
         url: its address.
     """
@@ -135,9 +139,10 @@ class PrivatePostgres(_Process):
     name = "PostgreSQL"
     stop_signal = signal.SIGINT  # Its fast shutdown: connections are ended.
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, standby_of: "PrivatePostgres | None" = None) -> None:
         super().__init__()
         self._folder = folder
+        self._standby_of = standby_of
         self._data = folder / "pg"
         self._log = folder / "postgres.log"
         self._programs: Path | None = None
@@ -159,12 +164,19 @@ class PrivatePostgres(_Process):
         self._data.mkdir(mode=0o700, exist_ok=True)
         if "user" in options:
             os.chown(self._data, options["user"], options["group"])
-        command = [str(programs / "initdb"), "-D", str(self._data), "-U", "postgres", "--auth=trust"]
-        process = self._launch([*command, "--encoding=UTF8", "--locale=C", "--no-sync"], self._log, **options)
+        if self._standby_of is None:
+            command = [str(programs / "initdb"), "-D", str(self._data), "-U", "postgres", "--auth=trust"]
+            command += ["--encoding=UTF8", "--locale=C", "--no-sync"]
+        else:
+            command = [str(programs / "pg_basebackup"), "-D", str(self._data), "-U", "postgres", "-R", "--no-sync"]
+            command += ["-h", str(self._standby_of._data), "-X", "stream", "-c", "fast"]
+        process = self._launch(command, self._log, **options)
         # initdb has nothing to shut down.
         self.stop_signal = signal.SIGKILL
         self._wait(lambda: process.poll() == 0, self._log, check)
         self.stop_signal = signal.SIGINT
+        # A backup has the one of the primary.
+        (self._data / f"{Path(LONGEST_SOCKET).name}.lock").unlink(missing_ok=True)
 
     def _give_access(self) -> None:
         """Let the server's user reach the folder and the programs.

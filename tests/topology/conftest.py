@@ -2,6 +2,7 @@
 
 import asyncio
 import secrets
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
@@ -11,6 +12,7 @@ import pytest
 
 from acgsperf.testing.server_processes import PrivateRedis
 from acgsperf.tiers import Entry
+from topology.postgres_servers import Replicated
 
 MakeRedis = Callable[..., PrivateRedis]
 
@@ -61,3 +63,26 @@ async def _until(ask: Callable[[], Awaitable[object]], seconds: float = 10) -> f
 @pytest.fixture
 def until() -> Callable[..., Awaitable[float]]:
     return _until
+
+
+@pytest.fixture(scope="module")
+def replicated() -> Iterator[Replicated]:
+    """A PostgreSQL with a streaming standby, which stay what they are."""
+    yield from _replicated()
+
+
+@pytest.fixture
+def promotable() -> Iterator[Replicated]:
+    """A PostgreSQL with a streaming standby, of one test."""
+    yield from _replicated()
+
+
+def _replicated() -> Iterator[Replicated]:
+    with ExitStack() as stack:
+        # As `scratch`, which belongs to one test.
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="t-", ignore_cleanup_errors=True)))
+        folder.chmod(0o755)
+        servers = Replicated(folder)
+        stack.callback(servers.stop)
+        servers.start()
+        yield servers
