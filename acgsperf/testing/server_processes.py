@@ -21,7 +21,7 @@ from urllib.parse import quote
 from acgsperf.errors import AcgsperfError
 from acgsperf.testing.server_binaries import postgres_programs, redis_program
 
-__all__ = ["PrivatePostgres", "PrivateRedis"]
+__all__ = ["PrivatePostgres", "PrivateRedis", "PrivateSentinel"]
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 10.0
@@ -122,6 +122,51 @@ class PrivateRedis(_Process):
         self._wait(lambda: listens(self._socket), self._log, check)
 
 
+class PrivateSentinel(_Process):
+    """A Redis Sentinel that watches one service, at a port of this machine.
+
+    Args:
+        folder: its directory.
+        port: its own port.
+        service: the name of the service.
+        primary_port: the port of its primary.
+        quorum: how many sentinels must agree that the primary is down.
+        down_after: seconds without an answer after which the primary is down.
+        options: further lines of its configuration.
+    """
+
+    name = "Sentinel"
+    stop_signal = signal.SIGTERM
+
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        service: str,
+        primary_port: int,
+        quorum: int,
+        down_after: float,
+        options: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self._log = folder / "sentinel.log"
+        self._port = port
+        self._configuration = folder / "sentinel.conf"
+        lines = [f"port {port}", "bind 127.0.0.1", f"dir {folder}"]
+        lines += [f"sentinel monitor {service} 127.0.0.1 {primary_port} {quorum}"]
+        lines += [f"sentinel down-after-milliseconds {service} {int(down_after * 1000)}"]
+        lines += [f"sentinel failover-timeout {service} 5000", *options]
+        self._configuration.write_text("\n".join(lines) + "\n")
+
+    def start(self) -> None:
+        """Start it without waiting for it."""
+        self._launch([str(redis_program()), str(self._configuration), "--sentinel"], self._log)
+
+    def wait(self, check: Check) -> None:
+        """Return when it accepts connections."""
+        self._wait(lambda: listens(("127.0.0.1", self._port)), self._log, check)
+
+
 class PrivatePostgres(_Process):
     """A PostgreSQL on a unix socket in `folder`, with a superuser `postgres` that needs no password.
 
@@ -204,11 +249,12 @@ class PrivatePostgres(_Process):
         return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
 
-def listens(path: Path) -> bool:
-    """Return whether someone accepts connections on a unix socket; its file exists a moment earlier."""
+def listens(address: Path | tuple[str, int]) -> bool:
+    """Return whether someone accepts connections on a unix socket, whose file exists a moment earlier, or at a port."""
+    where = str(address) if isinstance(address, Path) else address
     try:
-        with socket.socket(socket.AF_UNIX) as caller:
-            caller.connect(str(path))
+        with socket.socket(socket.AF_UNIX if isinstance(where, str) else socket.AF_INET) as caller:
+            caller.connect(where)
     except OSError:
         return False
     return True

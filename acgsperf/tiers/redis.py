@@ -55,7 +55,8 @@ class RedisTier(ServerTier):
     """Keeps entries in a Redis server that processes share.
 
     Args:
-        url: `redis://`, `rediss://` (certificate and host name are checked) or `unix://`.
+        url: `redis://`, `rediss://` (certificate and host name are checked), `unix://`, or the sentinels that watch the
+            server: `redis+sentinel://[user:password@]host:port,host:port/service`, or `rediss+sentinel://`.
         deadline: seconds after which a call returns, even if the server does not answer.
         max_value_bytes: larger envelopes are neither stored nor read.
         max_connections: maximum number of open connections; callers wait for one in order. None for the URL's
@@ -328,8 +329,8 @@ class RedisTier(ServerTier):
         # For its clients, Valkey calls itself Redis 7.2.4, too.
         for name in ("Valkey", "Redis"):
             if version := re.search(rb"\b%s_version:(\S+)" % name.lower().encode(), info):
-                return f"{name} {version[1].decode()} at {self._where}, {role.describe()}"
-        return f"Redis at {self._where}, {role.describe()}"
+                return f"{name} {version[1].decode()} at {self.connections.server.now_at}, {role.describe()}"
+        return f"Redis at {self.connections.server.now_at}, {role.describe()}"
 
 
 def _scanned(replies: list[Any]) -> tuple[bytes, list[bytes]]:

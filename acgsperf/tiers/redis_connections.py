@@ -16,7 +16,8 @@ from redis.exceptions import InvalidResponse, ResponseError
 from acgsperf._native.arguments import checked_at_least, checked_callable, checked_seconds
 from acgsperf.tiers.redis_connection import Command, Connection, Greeting, OwnConnection, packed
 from acgsperf.tiers.redis_replies import ReplicaError, UnexpectedReplyError
-from acgsperf.tiers.redis_server import Credentials, RedisServer
+from acgsperf.tiers.redis_sentinel import redis_server
+from acgsperf.tiers.redis_server import Credentials
 
 __all__ = ["Command", "Credentials", "Greeting", "OwnConnection", "RedisConnections"]
 
@@ -40,7 +41,7 @@ class RedisConnections:
     one, for which the name of the server is looked up again. If that leads to a replica too, the call fails.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`.
+        url: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `rediss+sentinel://`.
         max_connections: maximum number of open connections; None for the URL's `max_connections`, or 10.
         max_lifetime: seconds after which a connection is replaced; most are replaced up to 10 % earlier.
         credentials: called for each new connection; returns, or awaits, a password, or a user name and a password.
@@ -68,7 +69,7 @@ class RedisConnections:
         self._max_lifetime = checked_seconds("max_lifetime", max_lifetime)
         checked_callable("credentials", credentials)
         self._url, self._credentials = url, credentials
-        self.server: Final = RedisServer(url, credentials)
+        self.server: Final = redis_server(url, credentials)
         if max_connections is None:
             in_url = self.server.max_connections
             max_connections = MAX_CONNECTIONS if in_url is None else in_url

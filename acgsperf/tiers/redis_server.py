@@ -11,7 +11,6 @@ from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from acgsperf.addresses import checked_redis_url
 from acgsperf.names import resolve
 from acgsperf.tiers.redis_parser import CheckedParser
 
@@ -24,7 +23,7 @@ class RedisServer:
     """One server at a fixed address.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`.
+        url: `redis://`, `rediss://` or `unix://`, checked.
         credentials: called for each new connection; returns, or awaits, a password, or a user name and a password.
 
     Attributes:
@@ -39,7 +38,6 @@ class RedisServer:
     where: str
 
     def __init__(self, url: str, credentials: Credentials | None = None) -> None:
-        checked_redis_url("the Redis URL", url)
         try:
             options: dict[str, Any] = dict(parse_url(url))
             self.max_connections = options.pop("max_connections", None)
@@ -54,6 +52,11 @@ class RedisServer:
             raise ValueError(f"the Redis URL has an option that is not valid: {type(error).__name__}") from None
         at = self._factory.connection_kwargs
         self.where = str(at.get("path") or f"{at.get('host', 'localhost')}:{at.get('port', 6379)}")
+
+    @property
+    def now_at(self) -> str:
+        """Where the server is, for health checks."""
+        return self.where
 
     def new(self) -> AbstractConnection:
         """Return a connection that is not connected."""
