@@ -123,7 +123,7 @@ def masked(url: str) -> str:
 def hidden(url: str) -> str:
     """Return the scheme of an address, if it looks like one, and `***` for the rest."""
     scheme, separator, _ = url.partition("://")
-    return f"{scheme}://***" if separator and scheme.isalpha() else "***"
+    return f"{scheme}://***" if separator and re.fullmatch("[A-Za-z+]+", scheme) else "***"
 
 
 def server_of(dsn: str) -> str:

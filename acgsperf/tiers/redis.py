@@ -90,6 +90,7 @@ class RedisTier(ServerTier):
             url, max_connections=max_connections, max_lifetime=max_lifetime, credentials=credentials
         )
         super().__init__(self.connections.where, deadline=deadline, max_value_bytes=max_value_bytes)
+        self._breaker.recovery_s = self.connections.server.recovery_s
         self._ask = self.connections.ask
         self._sweeping = False
         self._ask_role_at = 0.0

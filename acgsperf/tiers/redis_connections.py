@@ -70,6 +70,7 @@ class RedisConnections:
         checked_callable("credentials", credentials)
         self._url, self._credentials = url, credentials
         self.server: Final = redis_server(url, credentials)
+        self.server.follow(self)
         if max_connections is None:
             in_url = self.server.max_connections
             max_connections = MAX_CONNECTIONS if in_url is None else in_url
@@ -271,6 +272,12 @@ class RedisConnections:
             if isinstance(error, ReplicaError):
                 self._leave_replica(connection, error)
             raise
+
+    def note_moved(self) -> None:
+        """Close all connections, because the server has been found at another address; in any thread."""
+        loop = self._loop
+        if loop is not None and not loop.is_closed():
+            loop.call_soon_threadsafe(self._begin_era)
 
     def _leave_replica(self, connection: Connection, error: ReplicaError) -> None:
         if connection.era != self._era:

@@ -2,11 +2,16 @@
 
 Sentinels are asked for each new connection. All are asked at the same time, so that one that does not answer costs
 nothing. If they disagree, the address with the highest configuration epoch counts: that of the latest failover.
+
+A primary that was frozen during a failover does not know that it has been replaced. So everything in this process that
+uses a service learns of its new primary when the first one does, and closes its connections to the former one.
 """
 
 import asyncio
+import threading
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from weakref import WeakValueDictionary
 
 from redis.asyncio.connection import AbstractConnection, SSLConnection
 from redis.asyncio.retry import Retry
@@ -19,7 +24,7 @@ from acgsperf.addresses import checked_redis_url
 from acgsperf.names import resolve
 from acgsperf.tiers.redis_server import Credentials, RedisServer
 
-__all__ = ["SENTINEL_SCHEMES", "SentinelServer", "redis_server"]
+__all__ = ["SENTINEL_SCHEMES", "Answer", "SentinelServer", "redis_server"]
 
 SENTINEL_SCHEMES: Final = ("redis+sentinel", "rediss+sentinel")
 _PORT: Final = 26379
@@ -27,6 +32,10 @@ _PORT: Final = 26379
 _TIMEOUT_S: Final = 1.0
 # How long the other sentinels are waited for after the first answer, if no majority agrees.
 _OTHERS_S: Final = 0.05
+
+# What uses the same service shares what it knows of it, also in several threads.
+_lock: Final = threading.Lock()
+_servers: "Final[WeakValueDictionary[tuple[str, Credentials | None], SentinelServer]]" = WeakValueDictionary()
 
 
 def redis_server(url: str, credentials: Credentials | None = None) -> RedisServer:
@@ -37,12 +46,16 @@ def redis_server(url: str, credentials: Credentials | None = None) -> RedisServe
     """
     checked_redis_url("the Redis URL", url)
     if url.startswith(SENTINEL_SCHEMES):
-        return SentinelServer(url, credentials)
+        with _lock:
+            server = _servers.get((url, credentials))
+            if server is None:
+                server = _servers[url, credentials] = SentinelServer(url, credentials)
+        return server
     return RedisServer(url, credentials)
 
 
-class _Answer(NamedTuple):
-    """What one sentinel says; `address` is None if it knows no primary that works."""
+class Answer(NamedTuple):
+    """What one sentinel says; `address` is None if it knows no primary that works, and `problem` says why."""
 
     epoch: int
     address: tuple[str, int] | None
@@ -61,19 +74,26 @@ class SentinelServer(RedisServer):
     Attributes:
         service: the name of the service.
         address: where the primary was found last; empty before.
+        epoch: the configuration epoch of that; it grows with each failover.
     """
+
+    # Any attempt may find another server.
+    recovery_s = 0.25
 
     def __init__(self, url: str, credentials: Credentials | None = None) -> None:
         parts = urlsplit(url)
         user_info, at, hosts = parts.netloc.rpartition("@")
         self.service: Final = unquote(parts.path.strip("/"))
         self.address = ""
+        self.epoch = 0
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         user, password = options.pop("sentinel_username", None), options.pop("sentinel_password", None)
         database = options.pop("db", "0")
         scheme = parts.scheme.removesuffix("+sentinel")
         query = f"?{urlencode(options)}" if options else ""
-        super().__init__(f"{scheme}://{user_info}{at}sentinel:1/{database}{query}", credentials)
+        self._parts = scheme, user_info + at, database, query
+        # Sentinels name the host and the port.
+        super().__init__(self.url_of("sentinel", 1), credentials)
         self._sentinels = [_host_and_port(host) for host in hosts.split(",")]
         self._hosts: Final = ", ".join(f"{host}:{port}" for host, port in self._sentinels)
         self.where = f"service {self.service!r} of the sentinels {self._hosts}"
@@ -89,13 +109,21 @@ class SentinelServer(RedisServer):
             own = self._factory.connection_kwargs
             self._options |= {"ssl": True} | {key: value for key, value in own.items() if key.startswith("ssl_")}
 
+    def url_of(self, host: str, port: int) -> str:
+        """Return the URL of a server of the service, with its password."""
+        scheme, user_info, database, query = self._parts
+        return f"{scheme}://{user_info}{host}:{port}/{database}{query}"
+
     @property
     def now_at(self) -> str:
         return f"{self.address}, primary of the {self.where}" if self.address else self.where
 
     async def locate(self, connection: AbstractConnection) -> None:
         host, port = await self.find()
-        self.address = f"{host}:{port}"
+        if (address := f"{host}:{port}") != self.address:
+            former, self.address = self.address, address
+            if former:
+                self.note_moved()
         connection.host, connection.port = host, port  # type: ignore[attr-defined]
         await resolve(host)
 
@@ -106,7 +134,7 @@ class SentinelServer(RedisServer):
             redis.ConnectionError: if none of them knows one that works.
         """
         asked = {asyncio.ensure_future(self._ask(host, port)) for host, port in self._sentinels}
-        answers: list[_Answer] = []
+        answers: list[Answer] = []
         try:
             pending, until = asked, None
             while pending:
@@ -123,30 +151,39 @@ class SentinelServer(RedisServer):
             for task in asked:
                 task.cancel()
             await asyncio.wait(asked)
-        known = [answer for answer in answers if answer.address]
-        if known:
-            address = max(known, key=lambda answer: answer.epoch).address
-            assert address is not None
-            return address
-        problems = "; ".join(dict.fromkeys(answer.problem for answer in answers))
+        latest = max((answer for answer in answers if answer.address), key=lambda answer: answer.epoch, default=None)
+        if latest is not None and latest.address is not None:
+            agreed = 2 * sum(answer.address == latest.address for answer in answers) > len(self._sentinels)
+            # Epochs begin again if all sentinels are set up anew.
+            if latest.epoch >= self.epoch or agreed:
+                self.epoch = latest.epoch
+                return latest.address
+        problems = "; ".join(dict.fromkeys(answer.problem or "one names a former primary" for answer in answers))
         raise RedisConnectionError(f"no sentinel names a primary of the service {self.service!r}: {problems}")
 
-    async def _ask(self, host: str, port: int) -> _Answer:
+    async def ask_all(self) -> list[Answer]:
+        """Return what each sentinel says. It does not raise."""
+        return await asyncio.gather(*(self._ask(host, port) for host, port in self._sentinels))
+
+    async def _ask(self, host: str, port: int) -> Answer:
         sentinel = Sentinel([(host, port)], sentinel_kwargs=self._options)  # type: ignore[no-untyped-call]
+        (client,) = sentinel.sentinels
         try:
             await resolve(host)
-            (client,) = sentinel.sentinels
             masters: Any = await client.sentinel_masters()
             state = masters.get(self.service)
             if state is None:
-                return _Answer(0, None, f"{host}:{port} does not know it")
+                return Answer(0, None, f"{host}:{port} does not know it")
             if not sentinel.check_master_state(state, self.service):
-                return _Answer(0, None, f"{host}:{port} says that {state['ip']}:{state['port']} is down")
-            return _Answer(int(state.get("config-epoch", 0)), (state["ip"], state["port"]), "")
+                return Answer(0, None, f"{host}:{port} says that {state['ip']}:{state['port']} is down")
+            return Answer(int(state.get("config-epoch", 0)), (state["ip"], state["port"]), "")
         except (RedisError, OSError, TimeoutError) as error:
-            return _Answer(0, None, f"{host}:{port} does not answer ({type(error).__name__}: {error})")
+            return Answer(0, None, f"{host}:{port} does not answer ({type(error).__name__}: {error})")
         finally:
-            await sentinel.aclose()
+            # `aclose` leaves them open if it is cancelled.
+            pool = client.connection_pool
+            for connection in (*pool._available_connections, *pool._in_use_connections):
+                connection._close()  # type: ignore[no-untyped-call]
 
 
 def _host_and_port(text: str) -> tuple[str, int]:

@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
+from weakref import WeakSet
 
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection, parse_url
@@ -12,11 +13,19 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from acgsperf.names import resolve
+from acgsperf.tiers.breaker import RECOVERY_S
 from acgsperf.tiers.redis_parser import CheckedParser
 
-__all__ = ["Credentials", "RedisServer"]
+__all__ = ["Credentials", "Follower", "RedisServer"]
 
 Credentials = Callable[[], "tuple[str, str] | str | Awaitable[tuple[str, str] | str]"]
+
+
+class Follower(Protocol):
+    """What has connections to a server. Its method may be called in any thread."""
+
+    def note_moved(self) -> None:
+        """Close the connections, because the server is at another address now."""
 
 
 class RedisServer:
@@ -29,6 +38,7 @@ class RedisServer:
     Attributes:
         max_connections: the `max_connections` of the URL; None if it has none.
         where: the address, for messages; without a password.
+        recovery_s: after a failure, the server is tried again after this time.
 
     Raises:
         ValueError: if the URL is not valid. The message does not repeat it.
@@ -36,8 +46,10 @@ class RedisServer:
 
     max_connections: int | None
     where: str
+    recovery_s: float = RECOVERY_S
 
     def __init__(self, url: str, credentials: Credentials | None = None) -> None:
+        self._followers: WeakSet[Follower] = WeakSet()
         try:
             options: dict[str, Any] = dict(parse_url(url))
             self.max_connections = options.pop("max_connections", None)
@@ -62,6 +74,15 @@ class RedisServer:
         """Return a connection that is not connected."""
         connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
         return connection
+
+    def follow(self, follower: Follower) -> None:
+        """Tell a follower when the server has been found at another address than before."""
+        self._followers.add(follower)
+
+    def note_moved(self) -> None:
+        """Tell the followers that the server is at another address now."""
+        for follower in tuple(self._followers):
+            follower.note_moved()
 
     async def locate(self, connection: AbstractConnection) -> None:
         """Find the server for a connection that will be connected next."""

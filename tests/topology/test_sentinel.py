@@ -7,6 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from acgsperf import LRUCache, PerformanceService, Settings, TieredCache
+from acgsperf.backplane import BackplaneState
 from acgsperf.backplane.redis import RedisBackplane
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
@@ -117,6 +118,35 @@ async def test_a_failover_under_load(watched, servers, namespace, failure):
                     await asyncio.sleep(0.001)
         assert str(watched.ports[1]) in (await l2.health()).detail
         watched.thaw(0)
+
+
+async def test_a_process_without_calls_leaves_a_primary_that_wakes_up_after_its_failover(watched, namespace, until):
+    """It does not know yet that it has been replaced, and would accept writes for seconds."""
+    idle = RedisTier(watched.url)
+    async with (
+        TieredCache(LRUCache(9), RedisTier(watched.url), namespace=namespace) as one,
+        TieredCache(LRUCache(9), idle, namespace=namespace) as two,
+    ):
+        assert (await two.set("k", "old")).everywhere
+        watched.freeze(0)
+        await watched.elected()
+
+        async def is_stored():
+            return (await one.set("k", "new")).everywhere
+
+        await until(is_stored)
+        assert idle.stats().timeouts == 0
+
+        async def follows():
+            return two.stats().backplane.state is BackplaneState.FOLLOWING
+
+        await until(follows)
+        watched.thaw(0)
+        assert (await two.set("own", "value")).everywhere
+        assert await one.get("own") == "value"
+        assert await two.get("k") == "new"
+        async with watched.client(0) as former:
+            assert not await former.exists(f"{namespace}:own")
 
 
 async def test_a_backplane_alone_follows_the_sentinels(watched, servers, namespace, until):
