@@ -22,9 +22,9 @@ from acgsperf.backplane.backoff import Backoff
 from acgsperf.backplane.receiver import Receiver, parsed
 from acgsperf.tiers.records import Record, RecordKind, packed
 from acgsperf.tiers.redis_connections import Command, OwnConnection, RedisConnections
-from acgsperf.tiers.redis_keys import RedisKeys, short_run
-from acgsperf.tiers.redis_replies import ReplicaError, UnexpectedReplyError, array, each, text
-from acgsperf.tiers.redis_role import Role
+from acgsperf.tiers.redis_keys import TOKEN_TTL_MS, RedisKeys, short_run
+from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, each, text
+from acgsperf.tiers.redis_role import check_primary
 from acgsperf.tiers.server_clock import ServerClock
 
 __all__ = ["RedisReader", "Stream"]
@@ -48,7 +48,8 @@ _SLICE_S: Final = 0.005
 _POSITION: Final = re.compile(rb"\d{1,20}-\d{1,20}")
 # The errors of XADD if a key is no stream, or if no position is left.
 _UNUSABLE: Final = re.compile("WRONGTYPE|last possible ID|equal or smaller")
-_RIGHTS: Final = "+xadd +xread +xrevrange +unlink +info +time +client|id +client|unblock"
+_GREETING: Final = ("INFO", "replication"), ("INFO", "server"), ("CLIENT", "ID")
+_RIGHTS: Final = "+xadd +xread +xrevrange +unlink +pexpire +info +time +client|id +client|unblock"
 
 
 class Stream:
@@ -68,13 +69,13 @@ class Stream:
     def __init__(self, key: bytes) -> None:
         self.key: Final = key
         self.receivers: dict[Receiver, None] = {}
-        self.position = b""
-        self.level_at = 0.0
-        self.recovering = False
-        self.refused = False
-        self.retry_at = 0.0
+        self.position: bytes = b""
+        self.level_at: float = 0.0
+        self.recovering: bool = False
+        self.refused: bool = False
+        self.retry_at: float = 0.0
         self.joining = False
-        self.settled = asyncio.Event()
+        self.settled: Final = asyncio.Event()
 
     @property
     def name(self) -> str:
@@ -115,7 +116,7 @@ class RedisReader:
 
     def __init__(self, connections: RedisConnections) -> None:
         self.clock: Final = ServerClock()
-        self.run = b""
+        self.run: bytes = b""
         self.streams: Final[dict[bytes, Stream]] = {}
         self._connections = connections
         connections.open()
@@ -123,8 +124,7 @@ class RedisReader:
         self._client_id: int | None = None
         self._measured_at = 0.0
         self._records_at = 0.0
-        # Whether the connection waits in XREAD.
-        self._blocked = False
+        self._blocked = False  # whether the connection waits in XREAD
         # The last attempt to connect has failed, and the log says so.
         self._failing = False
         self._changed = asyncio.Event()
@@ -239,10 +239,7 @@ class RedisReader:
         """Connect, and find out whether the server is the same as before."""
         try:
             async with asyncio.timeout(min(self._patience(), _LONGEST_BLOCK_S)):
-                commands: list[Command] = [("INFO", "server"), ("CLIENT", "ID"), ("INFO", "replication")]
-                info, client_id, replication = await connection.ask(commands, list)
-                if type(replication) is bytes and (role := Role(replication)).is_replica:
-                    raise ReplicaError(role.describe())
+                info, client_id = await connection.ask(_GREETING, check_primary)
                 await self._measure_clock(connection)
         except (RedisError, OSError, TimeoutError) as error:
             self._warn(_described(error))
@@ -298,7 +295,8 @@ class RedisReader:
         stream.refused = True
         needs = ""
         if isinstance(error, NoPermissionError):
-            needs = f"; the user needs the rights {_RIGHTS} and the key {stream.key.decode(errors='replace')}"
+            keys = stream.key.partition(b":")[0].decode()
+            needs = f"; the user needs the rights {_RIGHTS} and the keys ~{keys}:*"
         _log.warning(
             "redis backplane %s: the server refuses the log (%s)%s; this cache gets no records of other processes, "
             "and tries again",
@@ -417,13 +415,16 @@ async def _added(ask: Callable[..., Awaitable[list[Any]]], commands: Sequence[Co
     A foreign writer may have replaced the log with another value, or added the greatest possible position. Then nothing
     can be added: the log is removed, which is a gap for all its followers, and the records are added again.
     """
-    replies = await ask(commands, _are_added)
+    # The log lives until 30 days after the last record.
+    renewals = [("PEXPIRE", key, TOKEN_TTL_MS) for key in dict.fromkeys(command[1] for command in commands)]
+    replies = await ask([*commands, *renewals], lambda replies: _are_added(replies[: len(commands)]))
     unusable = [at for at, reply in enumerate(replies) if isinstance(reply, Exception) and _UNUSABLE.search(str(reply))]
     if unusable:
         again = [commands[at] for at in unusable]
         removals = [("UNLINK", key) for key in dict.fromkeys(command[1] for command in again)]
-        added = (await ask([*removals, *again], list))[len(removals) :]
-        for at, reply in zip(unusable, _are_added(added), strict=True):
+        asked = [*removals, *again, *renewals]
+        added = await ask(asked, lambda replies: _are_added(replies[len(removals) : len(removals) + len(again)]))
+        for at, reply in zip(unusable, added, strict=True):
             replies[at] = reply
     return replies
 

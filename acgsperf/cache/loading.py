@@ -84,13 +84,13 @@ class Loading:
         # The keys whose load failed less than `retry_after` ago, and that have a stale value to serve.
         self._failures: LRUCache[str, bool] = LRUCache(most_entries(l1.lru), clock=staleness.lru_clock)
         self._recent = RecentLoads(lower_tiers.ordering)
-        self.loads = 0
-        self.load_errors = 0
-        self.load_timeouts = 0
-        self.joined = 0
-        self.missed = 0
-        self.refreshes = 0
-        self.stale_served = 0
+        self.loads: int = 0
+        self.load_errors: int = 0
+        self.load_timeouts: int = 0
+        self.joined: int = 0
+        self.missed: int = 0
+        self.refreshes: int = 0
+        self.stale_served: int = 0
 
     def supersede(self, key: str) -> None:
         """Supersede the load of a key by a write, and forget that the last one failed."""
@@ -118,11 +118,10 @@ class Loading:
         joined = self.joined
         waits = self._join_or_start(keys, found, source)
         if waits:
-            waiting: Awaitable[None] = self._wait(waits, found.stale)
+            waiting: Awaitable[None] = self._wait(waits, found)
             if hooks.spans is not None and self.joined > joined:
                 waiting = hooks.spans.during("cache.wait_for_load", self._about(keys), waiting, waits=waits)
             await waiting
-            self._collect(waits, found)
         for key, entry in found.stale.items():
             if key not in found.values:
                 self.stale_served += 1
@@ -396,9 +395,12 @@ class Loading:
         # Clients choose the keys of negative entries: without a limit they could fill the lower tiers.
         return not entry.negative or self._l1.has_room_for_negatives
 
-    async def _wait(self, waits: Mapping[Flight, Sequence[str]], stale: Mapping[str, Entry]) -> None:
-        """Wait until the loads end; at most for the soft timeout if every key of a load has a stale value."""
-        limited = [flight for flight, keys in waits.items() if all(key in stale for key in keys)]
+    async def _wait(self, waits: Mapping[Flight, Sequence[str]], found: _Answers) -> None:
+        """Wait until the loads end; at most for the soft timeout if every key of a load has a stale value.
+
+        Adds the loaded values to what was found.
+        """
+        limited = [flight for flight, keys in waits.items() if all(key in found.stale for key in keys)]
         unlimited = [flight for flight in waits if flight not in limited]
         until_done = [*unlimited, *limited] if self._staleness.soft_timeout is None else unlimited
         with self.flights.waiting(waits, until_done):
@@ -411,6 +413,7 @@ class Loading:
                 if not flight.done.done():
                     flight.detached = True
                     self.refreshes += 1
+            self._collect(waits, found)
 
     def _collect(self, waits: Mapping[Flight, Sequence[str]], found: _Answers) -> None:
         """Add the loaded values. Raise the error of a load, unless there is a stale value."""

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from acgsperf._native.arguments import checked_bool, checked_int, checked_seconds, checked_str
 from acgsperf.errors import PoolClosed, PoolError, PoolTimeout
@@ -145,7 +145,7 @@ class ConnectionPool(Queries):
             housekeeping_interval=housekeeping_interval,
             clock=clock,
         )
-        self.name = checked_str("name", name)
+        self.name: Final = checked_str("name", name)
         self.options = options
         wanted = connect_options | checked_session_attributes(target_session_attrs)
         connector = Connector(dsn, address, options, wanted)
@@ -170,9 +170,9 @@ class ConnectionPool(Queries):
         self._lags = replica_lags(self, [Replica(it.name, it, it._lender) for it in self._replicas], options)
         self._lender: Lender = Lender(lifecycle, health, waiters, supply, options, lenders)
         self._health_check = HealthCheck(lifecycle, health, supply, self._lender, options)
-        self.wait_time = self._lender.wait_time
-        self.use_time = self._lender.use_time
-        self.create_time = supply.create_time
+        self.wait_time: Final = self._lender.wait_time
+        self.use_time: Final = self._lender.use_time
+        self.create_time: Final = supply.create_time
 
     def __repr__(self) -> str:
         """Return the name, the state and the numbers of connections; nothing of the address."""

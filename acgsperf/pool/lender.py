@@ -64,12 +64,12 @@ class Lender:
         self._inventory = supply.inventory
         self._leak_threshold = options.leak_threshold
         self._clock = options.clock
-        self.replicas = tuple(replicas)
-        self.wait_time = LatencyHistogram()
-        self.use_time = LatencyHistogram()
-        self.recent_use_s = 0.0
-        self.leaks = 0
-        self.lags = False
+        self.replicas: Final = tuple(replicas)
+        self.wait_time: Final = LatencyHistogram()
+        self.use_time: Final = LatencyHistogram()
+        self.recent_use_s: float = 0.0
+        self.leaks: int = 0
+        self.lags: bool = False
         self.lag_s: float | None = None
         # The connection that each task holds; the first one, if it holds several.
         self._held: dict[asyncio.Task[Any] | None, Slot] = {}

@@ -82,8 +82,8 @@ class Roles:
         self._clock = clock
         self._look_at = 0.0
         self._pause_s = _FIRST_PAUSE_S
-        self.leaving = False
-        self.failovers = 0
+        self.leaving: bool = False
+        self.failovers: int = 0
 
     def note_refused_write(self, slot: Slot) -> None:
         """React to an error 25006 (read-only transaction) of a borrower that wanted to write.

@@ -61,8 +61,9 @@ class Connections:
         self._wanted = wanted
         self._prepare = prepare
         self._options = options
-        self._ready = self._clock_is_known = self.leads_to_standby = False
-        self.failovers = 0
+        self._ready = self._clock_is_known = False
+        self.leads_to_standby: bool = False
+        self.failovers: int = 0
         self._setting_up = asyncio.Lock()
 
     def open(self) -> None:

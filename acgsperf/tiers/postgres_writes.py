@@ -62,7 +62,7 @@ class Writer:
         self.retention = RETENTION_S
         self.writer = b""
         self.errors: Counter[str] = Counter()
-        self.read_only_answers = 0
+        self.read_only_answers: int = 0
         self._statements = statements
         self._clock = clock
         self._namespace = namespace

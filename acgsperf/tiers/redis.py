@@ -86,7 +86,7 @@ class RedisTier(ServerTier):
         max_lifetime: float = MAX_LIFETIME_S,
         credentials: Credentials | None = None,
     ) -> None:
-        self.connections = RedisConnections(
+        self.connections: Final = RedisConnections(
             url, max_connections=max_connections, max_lifetime=max_lifetime, credentials=credentials
         )
         super().__init__(self.connections.where, deadline=deadline, max_value_bytes=max_value_bytes)
@@ -309,7 +309,7 @@ class RedisTier(ServerTier):
         tags = [key for key in keys if key.startswith(self.keys.tags)]
         if tags:
             await self._ask([("UNLINK", *tags)], lambda replies: replies)
-        entries = [key for key in keys if key.startswith(self.keys.prefix)]
+        entries = [key for key in keys if key.startswith(self.keys.prefix) and key not in self.keys.own]
         if not entries:
             return 0
         removed = 0

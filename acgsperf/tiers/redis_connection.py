@@ -68,8 +68,8 @@ class Connection:
     def __init__(self, server: RedisServer, expires_at: float, greeting: Greeting | None, era: int = 0) -> None:
         self._server = server
         self.redis: Final = server.new()
-        self.era = era
-        self.run = b""
+        self.era: int = era
+        self.run: bytes = b""
         self.greeting = greeting
         self.parser: CheckedParser = self.redis._parser  # type: ignore[assignment]
         self.is_open = False

@@ -76,8 +76,8 @@ class RedisConnections:
             max_connections = MAX_CONNECTIONS if in_url is None else in_url
         self._max_connections = checked_at_least("max_connections", max_connections, 1)
         self.where: Final = self.server.where
-        self.label = "redis"
-        self.failovers = 0
+        self.label: str = "redis"
+        self.failovers: int = 0
         self._is_demoted = False
         # Changes when connections are closed because their server is a replica, or is another one.
         self._era = 0

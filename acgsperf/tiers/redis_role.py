@@ -1,9 +1,23 @@
 """The role of a Redis server, as INFO tells it."""
 
 import re
-from typing import Final
+from typing import Any, Final
 
-__all__ = ["Role"]
+from acgsperf.tiers.redis_replies import ReplicaError
+
+__all__ = ["Role", "check_primary"]
+
+
+def check_primary(replies: list[Any]) -> list[Any]:
+    """Return replies without the first one, which is that of `INFO replication`.
+
+    Raises:
+        ReplicaError: if it says that the server is a replica. A server that refuses INFO is taken to be a primary.
+    """
+    replication, *others = replies
+    if type(replication) is bytes and (role := Role(replication)).is_replica:
+        raise ReplicaError(role.describe())
+    return others
 
 
 class Role:

@@ -78,14 +78,14 @@ class SentinelServer(RedisServer):
     """
 
     # Any attempt may find another server.
-    recovery_s = 0.25
+    recovery_s: float = 0.25
 
     def __init__(self, url: str, credentials: Credentials | None = None) -> None:
         parts = urlsplit(url)
         user_info, at, hosts = parts.netloc.rpartition("@")
         self.service: Final = unquote(parts.path.strip("/"))
-        self.address = ""
-        self.epoch = 0
+        self.address: str = ""
+        self.epoch: int = 0
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         user, password = options.pop("sentinel_username", None), options.pop("sentinel_password", None)
         database = options.pop("db", "0")

@@ -1,7 +1,7 @@
 """The address of a Redis server: how to find it, and to make connections to it."""
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -62,8 +62,7 @@ class RedisServer:
             raise ValueError("the Redis URL must not contain a user name or password if credentials is given") from None
         except Exception as error:
             raise ValueError(f"the Redis URL has an option that is not valid: {type(error).__name__}") from None
-        at = self._factory.connection_kwargs
-        self.where = str(at.get("path") or f"{at.get('host', 'localhost')}:{at.get('port', 6379)}")
+        self.where = _server_name(self._factory.connection_kwargs)
 
     @property
     def now_at(self) -> str:
@@ -134,3 +133,11 @@ def _factory(url: str, options: dict[str, Any], credentials: Credentials | None)
         "socket_connect_timeout": None,
     }
     return ConnectionPool(**options)
+
+
+def _server_name(options: Mapping[str, Any]) -> str:
+    """Return how messages name the server; it contains no secret."""
+    if "path" in options:
+        return f"unix:{options['path']}"
+    host, port = options.get("host", "localhost"), options.get("port", 6379)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
