@@ -70,11 +70,11 @@ class Connection:
         self.redis: Final = server.new()
         self.era: int = era
         self.run: bytes = b""
-        self.greeting = greeting
+        self.greeting: Greeting | None = greeting
         self.parser: CheckedParser = self.redis._parser  # type: ignore[assignment]
-        self.is_open = False
-        self.expires_at = expires_at
-        self.idle_since = 0.0
+        self.is_open: bool = False
+        self.expires_at: float = expires_at
+        self.idle_since: float = 0.0
 
     async def open(self) -> None:
         """Connect and log in."""

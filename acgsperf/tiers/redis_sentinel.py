@@ -96,7 +96,7 @@ class SentinelServer(RedisServer):
         super().__init__(self.url_of("sentinel", 1), credentials)
         self._sentinels = [_host_and_port(host) for host in hosts.split(",")]
         self._hosts: Final = ", ".join(f"{host}:{port}" for host, port in self._sentinels)
-        self.where = f"service {self.service!r} of the sentinels {self._hosts}"
+        self.where: str = f"service {self.service!r} of the sentinels {self._hosts}"
         self._options: dict[str, Any] = {
             "username": user,
             "password": password,

@@ -45,7 +45,6 @@ class RedisServer:
     """
 
     max_connections: int | None
-    where: str
     recovery_s: float = RECOVERY_S
 
     def __init__(self, url: str, credentials: Credentials | None = None) -> None:
@@ -62,7 +61,7 @@ class RedisServer:
             raise ValueError("the Redis URL must not contain a user name or password if credentials is given") from None
         except Exception as error:
             raise ValueError(f"the Redis URL has an option that is not valid: {type(error).__name__}") from None
-        self.where = _server_name(self._factory.connection_kwargs)
+        self.where: str = _server_name(self._factory.connection_kwargs)
 
     @property
     def now_at(self) -> str:
