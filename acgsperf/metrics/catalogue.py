@@ -401,6 +401,7 @@ METRICS: Final = (
             *("pool_saturations", _C, "{request}", "Callers refused: too many were waiting."),
             _pools(lambda p: p.stats.saturations),
         ),
+        ("pool_failovers", _C, "{event}", "Read-only servers that were left.", _pools(lambda p: p.stats.failovers)),
         (
             *("pool_leaks", _C, "{connection}", "Connections in use for longer than leak_threshold."),
             _pools(lambda p: p.stats.leaks),

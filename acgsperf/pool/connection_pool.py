@@ -147,8 +147,7 @@ class ConnectionPool(Queries):
         )
         self.name: Final = checked_str("name", name)
         self.options = options
-        wanted = connect_options | checked_session_attributes(target_session_attrs)
-        connector = Connector(dsn, address, options, wanted)
+        connector = Connector(dsn, address, options, connect_options | checked_session_attributes(target_session_attrs))
         if isinstance(replicas, str | bytes | bytearray) or not isinstance(replicas, Sequence):
             raise TypeError(f"replicas must be a sequence of DSNs, got one of type {type(replicas).__name__}")
         for number, replica in enumerate(replicas):
@@ -297,7 +296,8 @@ class ConnectionPool(Queries):
         Raises:
             ValueError: if the connection is not from this pool.
         """
-        self._lender.note_error(connection, sys.exception())
+        if (error := sys.exception()) is not None:
+            self._lender.note_error(connection, error)
         reset = self._lender.take_back(connection)
         if reset is not None:
             await reset

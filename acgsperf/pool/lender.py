@@ -206,7 +206,7 @@ class Lender:
         self.recent_use_s += _LATENCY_WEIGHT * (used_ns / 1e9 - self.recent_use_s)
         return self._supply.put_back(slot, now)
 
-    def note_error(self, lease: "Lease", error: BaseException | None) -> None:
+    def note_error(self, lease: "Lease", error: BaseException) -> None:
         """Note the error with which a borrower ended, before `take_back`: the server may have become read-only."""
         if not isinstance(error, ReadOnlySQLTransactionError):
             return

@@ -7,12 +7,14 @@ from collections import Counter
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import MasterDownError, ReadOnlyError, ResponseError
 
 from acgsperf import LRUCache, TieredCache
 from acgsperf.backplane.redis import RedisBackplane
 from acgsperf.tiers import BreakerState, Outcome, Store, StoreKind, Write
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
+from acgsperf.tiers.redis_replies import is_of_replica
 
 
 class Name:
@@ -138,6 +140,23 @@ async def test_each_write_after_a_failover_reaches_the_new_primary(failover, nam
     assert [text for text in messages if "became a replica" in text and f"redis tier {namespace!r}" in text]
     assert [text for text in messages if "is a primary again" in text]
     await tier.close()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        ReadOnlyError("You can't write against a read only replica."),
+        # Redis 6, from a script.
+        ResponseError(
+            "Error running script (call to f_1c): @user_script:9: @user_script: 9: -READONLY You can't write against a"
+            " read only replica."
+        ),
+        MasterDownError("Link with MASTER is down and replica-serve-stale-data is set to 'no'."),
+    ],
+)
+def test_what_only_a_replica_answers_is_known(answer):
+    assert is_of_replica(answer)
+    assert not is_of_replica(ResponseError("OOM command not allowed when used memory > 'maxmemory'."))
 
 
 async def test_a_lock_that_the_replica_has_is_not_held_by_another(failover, tier):
