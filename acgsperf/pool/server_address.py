@@ -141,6 +141,16 @@ def parsed_address(name: str, dsn: str) -> ServerAddress:
     )
 
 
+def of_primary(address: ServerAddress) -> dict[str, str]:
+    """Return the keyword argument that asks for a primary; nothing if the address or the environment asks for a kind.
+
+    It is for what must read its own writes: a standby may lack them.
+    """
+    if address.session_attributes or os.environ.get("PGTARGETSESSIONATTRS"):
+        return {}
+    return {"target_session_attrs": "primary"}
+
+
 def checked_session_attributes(value: str | None) -> dict[str, str]:
     """Check a `target_session_attrs`, and return it as a keyword argument for asyncpg; nothing for None."""
     choices = _CHOICES["target_session_attrs"]

@@ -9,7 +9,6 @@ stop older loads and writes.
 """
 
 import asyncio
-import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ import asyncpg
 
 from acgsperf._native import envelope_format as envelope
 from acgsperf._native.arguments import checked_at_least
-from acgsperf.pool.server_address import parsed_address
+from acgsperf.pool.server_address import of_primary, parsed_address
 from acgsperf.tiers import records
 from acgsperf.tiers.base import Entry, Observation, Outcome, WriteResult
 from acgsperf.tiers.postgres_connections import Connections, StandbyError
@@ -117,8 +116,8 @@ class PostgresTier(ServerTier):
             self._tables,
             self.server_clock,
             self._is_refusal,
-            None if address.session_attributes or os.environ.get("PGTARGETSESSIONATTRS") else "primary",
             lambda connection: self._writer.add_generation(connection),
+            **of_primary(address),
             statement_cache_size=statement_cache_size,
             max_message_bytes=self._max_value_bytes + _BYTES_WITHOUT_VALUE,
             # While one attempt waits for a silent server, the pool starts no other attempt.

@@ -33,7 +33,6 @@ class Connections:
         clock: is measured at the beginning, after each new connection, because it may lead to another server, and if
             there was no sample for a minute.
         is_refusal: returns whether the server refuses one statement with this error.
-        wanted: the kind of server, as in `target_session_attrs`; None for what the DSN says.
         prepare: is called with a connection when the tables exist.
         options: the options of the pool.
 
@@ -49,7 +48,6 @@ class Connections:
         tables: Tables,
         clock: ServerClock,
         is_refusal: Callable[[Exception], bool],
-        wanted: str | None,
         prepare: Callable[[Any], Awaitable[None]],
         **options: Any,
     ) -> None:
@@ -58,7 +56,6 @@ class Connections:
         self._tables = tables
         self._clock = clock
         self._is_refusal = is_refusal
-        self._wanted = wanted
         self._prepare = prepare
         self._options = options
         self._ready = self._clock_is_known = False
@@ -109,8 +106,6 @@ class Connections:
                     max_size=MAX_CONNECTIONS,
                     reset=False,
                     init=self._note_connection,
-                    # A standby may lack acknowledged writes, so that it is not read either.
-                    target_session_attrs=self._wanted,
                     **self._options,
                 )
                 await pool.open()

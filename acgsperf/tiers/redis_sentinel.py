@@ -35,7 +35,7 @@ _OTHERS_S: Final = 0.05
 
 # What uses the same service shares what it knows of it, also in several threads.
 _lock: Final = threading.Lock()
-_servers: "Final[WeakValueDictionary[tuple[str, Credentials | None], SentinelServer]]" = WeakValueDictionary()
+_servers: "Final[WeakValueDictionary[tuple[str, int], SentinelServer]]" = WeakValueDictionary()
 
 
 def redis_server(url: str, credentials: Credentials | None = None) -> RedisServer:
@@ -46,10 +46,13 @@ def redis_server(url: str, credentials: Credentials | None = None) -> RedisServe
     """
     checked_redis_url("the Redis URL", url)
     if url.startswith(SENTINEL_SCHEMES):
+        # Two callables that are equal are not always hashable.
+        known = url, id(credentials) if credentials is not None else 0
         with _lock:
-            server = _servers.get((url, credentials))
+            server = _servers.get(known)
             if server is None:
-                server = _servers[url, credentials] = SentinelServer(url, credentials)
+                # It keeps the callable, so that no other one gets its id.
+                server = _servers[known] = SentinelServer(url, credentials)
         return server
     return RedisServer(url, credentials)
 

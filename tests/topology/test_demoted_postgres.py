@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from acgsperf import ConnectionPool, LRUCache, PoolError, TieredCache
+from acgsperf.backplane import BackplaneState
 from acgsperf.pool.options import CloseReason
 from acgsperf.tiers import BreakerState
 from acgsperf.tiers.postgres import PostgresTier
@@ -284,3 +285,27 @@ async def test_a_cache_on_both_hosts_writes_after_a_promotion(promotable, namesp
 
         assert await until(is_written) < 3
         assert await cache.get("k") == 2
+
+
+async def test_a_backplane_on_both_hosts_follows_the_primary(promotable, namespace, until):
+    dsn = dsn_of(*reversed(promotable.folders))
+    async with (
+        TieredCache(LRUCache(9), None, PostgresTier(dsn, deadline=1), namespace=namespace, deadline=1) as one,
+        TieredCache(LRUCache(9), None, PostgresTier(dsn, deadline=1), namespace=namespace, deadline=1) as two,
+    ):
+        assert (await one.set("k", 0)).everywhere
+        assert await two.get("k") == 0
+        await promotable.caught_up()
+        promotable.kill_primary()
+        await promotable.promote()
+        number = 0
+
+        async def is_heard():
+            nonlocal number
+            number += 1
+            written = await one.set("k", number)
+            await asyncio.sleep(0.05)
+            return written.everywhere and await two.get("k") == number
+
+        assert await until(is_heard) < 3
+        assert one.stats().backplane.state is two.stats().backplane.state is BackplaneState.FOLLOWING
