@@ -115,6 +115,7 @@ _NOT_SUMMED: Final[Mapping[str, Merge]] = {
     "cache_promotion_threshold": Merge.MAX,
     "pool_healthy": Merge.MIN,
     "pool_oldest_wait_seconds": Merge.MAX,
+    "pool_replica_lag_seconds": Merge.MAX,
 }
 
 _Read = Callable[[Reading], Values]
@@ -394,6 +395,10 @@ METRICS: Final = (
         (
             *("pool_oldest_wait_seconds", _G, "s", "Time that the longest-waiting caller has waited."),
             _pools(lambda p: p.stats.oldest_wait_s),
+        ),
+        (
+            *("pool_replica_lag_seconds", _G, "s", "How far a replica lags; 0 if unknown."),
+            _pools(lambda p: p.stats.replica_lag_s or 0.0),
         ),
         ("pool_healthy", _G, "1", "1 if the server answers all processes, else 0.", _pools(lambda p: int(p.healthy))),
         ("pool_timeouts", _C, "{timeout}", "Callers whose wait timed out.", _pools(lambda p: p.stats.timeouts)),

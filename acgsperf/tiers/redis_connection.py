@@ -84,6 +84,9 @@ class Connection:
         except ResponseError as error:
             # The server refuses the connection, not one command: no command can be sent.
             raise RedisConnectionError(f"the server refused the connection: {error}") from error
+        except RedisConnectionError:
+            self._server.forget()
+            raise
         if self.greeting is not None:
             commands, read = self.greeting
             sent = monotonic()

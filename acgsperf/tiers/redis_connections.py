@@ -270,6 +270,7 @@ class RedisConnections:
         except BaseException as error:
             connection.close()
             if isinstance(error, ReplicaError):
+                self.server.forget()
                 self._leave_replica(connection, error)
             raise
 

@@ -9,6 +9,7 @@ uses a service learns of its new primary when the first one does, and closes its
 
 import asyncio
 import threading
+from time import monotonic
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 from weakref import WeakValueDictionary
@@ -30,6 +31,9 @@ SENTINEL_SCHEMES: Final = ("redis+sentinel", "rediss+sentinel")
 _PORT: Final = 26379
 # A sentinel that has not answered by then is not waited for.
 _TIMEOUT_S: Final = 1.0
+# So long, an answer is used by other calls as well. Each call may end before the sentinels have answered, because its
+# deadline covers connecting and the commands too: the next one finds the answer.
+_FRESH_S: Final = 0.5
 # How long the other sentinels are waited for after the first answer, if no majority agrees.
 _OTHERS_S: Final = 0.05
 
@@ -89,6 +93,10 @@ class SentinelServer(RedisServer):
         self.service: Final = unquote(parts.path.strip("/"))
         self.address: str = ""
         self.epoch: int = 0
+        self._found: tuple[str, int] = "", 0
+        self.forget()
+        # The question in flight of each event loop. It ends by itself, at most after the timeouts above.
+        self._in_flight: dict[asyncio.AbstractEventLoop, asyncio.Task[None]] = {}
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
         user, password = options.pop("sentinel_username", None), options.pop("sentinel_password", None)
         database = options.pop("db", "0")
@@ -122,13 +130,28 @@ class SentinelServer(RedisServer):
         return f"{self.address}, primary of the {self.where}" if self.address else self.where
 
     async def locate(self, connection: AbstractConnection) -> None:
+        if monotonic() - self._found_at > _FRESH_S:
+            loop = asyncio.get_running_loop()
+            task = self._in_flight.get(loop)
+            if task is None:
+                task = self._in_flight[loop] = loop.create_task(self._find(), name="acgsperf sentinels")
+                task.add_done_callback(lambda _: self._in_flight.pop(loop, None))
+            await asyncio.shield(task)
+        host, port = self._found
+        connection.host, connection.port = host, port  # type: ignore[attr-defined]
+        await resolve(host)
+
+    def forget(self) -> None:
+        self._found_at = -_FRESH_S
+
+    async def _find(self) -> None:
+        """Ask the sentinels, and note the answer, also if nobody waits for it any more."""
         host, port = await self.find()
+        self._found, self._found_at = (host, port), monotonic()
         if (address := f"{host}:{port}") != self.address:
             former, self.address = self.address, address
             if former:
                 self.note_moved()
-        connection.host, connection.port = host, port  # type: ignore[attr-defined]
-        await resolve(host)
 
     async def find(self) -> tuple[str, int]:
         """Ask the sentinels for the address of the primary.

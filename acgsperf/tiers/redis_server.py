@@ -82,6 +82,9 @@ class RedisServer:
         for follower in tuple(self._followers):
             follower.note_moved()
 
+    def forget(self) -> None:
+        """Look for the server again, because it cannot be reached or is not the primary."""
+
     async def locate(self, connection: AbstractConnection) -> None:
         """Find the server for a connection that will be connected next."""
         await resolve(getattr(connection, "host", None))
