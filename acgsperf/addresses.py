@@ -6,14 +6,26 @@ from urllib.parse import parse_qs, unquote, unquote_plus, urlsplit
 
 __all__ = ["checked_dsn", "checked_redis_url", "hidden", "masked", "secrets_of"]
 
-_REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "unix"})
+_REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel"})
+_SCHEMES_IN_WORDS: Final = "redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://"
+# A host name or an address in brackets, and a port.
+_HOST: Final = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\[\]:/@]+)(:([0-9]{1,5}))?")
+_SENTINEL_FORM: Final = "redis+sentinel://[user:password@]host:port,host:port/service"
 _SSL_MODES: Final = frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"})
 
 
 def checked_redis_url(name: str, url: str) -> str:
-    """Accept the URL of a Redis server. No message repeats any part of it, because it may contain a password."""
+    """Accept the URL of a Redis server, or of the sentinels that watch one.
+
+    No message repeats anything but its scheme, because it may contain a password.
+    """
     if not isinstance(url, str):
         raise TypeError(f"{name} must be a str, got {type(url).__name__}")
+    scheme, separator, _ = url.partition("://")
+    if separator and re.fullmatch(r"[a-z][a-z0-9+.-]{0,30}", scheme) and scheme not in _REDIS_SCHEMES:
+        raise ValueError(f"{name} must start with {_SCHEMES_IN_WORDS}, got {scheme}://")
+    if scheme.endswith("+sentinel"):
+        return _checked_sentinel_url(name, url)
     try:
         parts = urlsplit(url)
         usable = parts.scheme in _REDIS_SCHEMES and "://" in url and (parts.port is None or parts.port > 0)
@@ -27,9 +39,34 @@ def checked_redis_url(name: str, url: str) -> str:
         usable = False
     if not usable:
         raise ValueError(
-            f"{name} must be a redis://, rediss:// or unix:// URL. A port must be 1 to 65535, a database a number, and"
+            f"{name} must be a {_SCHEMES_IN_WORDS} URL. A port must be 1 to 65535, a database a number, and"
             " unix:// needs the path of a socket. In a password, write / as %2F, ? as %3F and # as %23"
         )
+    return url
+
+
+def _checked_sentinel_url(name: str, url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        hosts = parts.netloc.rpartition("@")[2]
+        found = [_HOST.fullmatch(host) for host in hosts.split(",")]
+        options = parse_qs(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else {}
+        problem = "" if "#" not in url else "no #; in a password, write / as %2F and # as %23"
+    except ValueError:
+        raise ValueError(f"{name} must be {_SENTINEL_FORM}") from None
+    service = unquote(parts.path.strip("/"))
+    if problem:
+        pass
+    elif not hosts:
+        problem = "the host of at least one sentinel"
+    elif not all(host and (host[3] is None or 0 < int(host[3]) < 65_536) for host in found):
+        problem = "a host, and a port from 1 to 65535 if any, for each sentinel"
+    elif not service or "/" in service:
+        problem = "the name of the service as its path"
+    elif not all(database.isdecimal() for database in options.get("db", ())):
+        problem = "a number as its db"
+    if problem:
+        raise ValueError(f"{name} must have {problem}: {_SENTINEL_FORM}")
     return url
 
 
@@ -54,7 +91,7 @@ def checked_dsn(name: str, dsn: str) -> str:
                 raise ValueError("no port")
     except ValueError:
         raise ValueError(
-            f"{name} must be a postgresql:// URL with ports from 1 to 65535. In a password, write / as %2F and # as %23"
+            f"{name} must be a postgresql:// URL with ports from 1 to 65535. In a password, write / as %2F, ? as %3F and # as %23"
         ) from None
     if parts.scheme not in {"postgresql", "postgres"}:
         raise ValueError(f"{name} must start with postgresql:// or postgres://")
@@ -88,7 +125,7 @@ def masked(url: str) -> str:
 def hidden(url: str) -> str:
     """Return the scheme of an address, if it looks like one, and `***` for the rest."""
     scheme, separator, _ = url.partition("://")
-    return f"{scheme}://***" if separator and scheme.isalpha() else "***"
+    return f"{scheme}://***" if separator and re.fullmatch("[A-Za-z+]+", scheme) else "***"
 
 
 def secrets_of(dsn: str, password: object) -> set[str]:

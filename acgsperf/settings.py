@@ -233,7 +233,7 @@ _RULES: Final = {
     "db_pool_health_check_interval": _POSITIVE,
     "redis_url": _Rule(
         "a redis://, rediss:// or unix:// URL with a port from 1 to 65535, a number as database or the path of a"
-        " socket, and / in a password written as %2F",
+        " socket, and / in a password written as %2F; or redis+sentinel://[user:password@]host:port,host:port/service",
         _address,
         _checked_redis_url,
     ),

@@ -20,7 +20,7 @@ from acgsperf.backplane.receiver import Receiver, parsed
 from acgsperf.errors import AcgsperfError
 from acgsperf.pool.connector import Connector
 from acgsperf.pool.options import PoolOptions
-from acgsperf.pool.server_address import parsed_address
+from acgsperf.pool.server_address import of_primary, parsed_address
 from acgsperf.pool.slot import guard
 from acgsperf.tiers.postgres_schema import TableError, Tables, channel_of, create, position_bytes
 from acgsperf.tiers.server_clock import ServerClock
@@ -140,9 +140,8 @@ class PostgresReader:
     def __init__(self, dsn: str, connect_timeout: float) -> None:
         self.clock: Final = ServerClock()
         self.logs: Final[dict[str, Log]] = {}
-        self._connector = Connector(
-            dsn, parsed_address("the DSN", dsn), PoolOptions(connect_timeout=connect_timeout), {}
-        )
+        address = parsed_address("the DSN", dsn)
+        self._connector = Connector(dsn, address, PoolOptions(connect_timeout=connect_timeout), of_primary(address))
         self.where: Final = self._connector.where
         self._connection: Any = None
         # asyncpg allows one query at a time.

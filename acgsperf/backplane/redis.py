@@ -31,7 +31,7 @@ class RedisBackplane(ServerBackplane):
     skipped.
 
     Args:
-        url: `redis://`, `rediss://` or `unix://`. It should be the server of L2: then a write and its record are one
+        url: as for `RedisTier`. It should be the server of L2: then a write and its record are one
             step.
         timeout: the seconds after which a process that gets no records notices it; L1 does not answer then.
         credentials: called for each new connection; returns, or awaits, a password, or a user name and a password.

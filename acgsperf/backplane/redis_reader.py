@@ -24,6 +24,7 @@ from acgsperf.tiers.records import Record, RecordKind, packed
 from acgsperf.tiers.redis_connections import Command, OwnConnection, RedisConnections
 from acgsperf.tiers.redis_keys import TOKEN_TTL_MS, RedisKeys, short_run
 from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, each, text
+from acgsperf.tiers.redis_role import check_primary
 from acgsperf.tiers.server_clock import ServerClock
 
 __all__ = ["RedisReader", "Stream"]
@@ -47,6 +48,7 @@ _SLICE_S: Final = 0.005
 _POSITION: Final = re.compile(rb"\d{1,20}-\d{1,20}")
 # The errors of XADD if a key is no stream, or if no position is left.
 _UNUSABLE: Final = re.compile("WRONGTYPE|last possible ID|equal or smaller")
+_GREETING: Final = ("INFO", "replication"), ("INFO", "server"), ("CLIENT", "ID")
 _RIGHTS: Final = "+xadd +xread +xrevrange +unlink +pexpire +info +time +client|id +client|unblock"
 
 
@@ -122,8 +124,7 @@ class RedisReader:
         self._client_id: int | None = None
         self._measured_at = 0.0
         self._records_at = 0.0
-        # Whether the connection waits in XREAD.
-        self._blocked = False
+        self._blocked = False  # whether the connection waits in XREAD
         # The last attempt to connect has failed, and the log says so.
         self._failing = False
         self._changed = asyncio.Event()
@@ -238,7 +239,7 @@ class RedisReader:
         """Connect, and find out whether the server is the same as before."""
         try:
             async with asyncio.timeout(min(self._patience(), _LONGEST_BLOCK_S)):
-                info, client_id = await connection.ask([("INFO", "server"), ("CLIENT", "ID")], list)
+                info, client_id = await connection.ask(_GREETING, check_primary)
                 await self._measure_clock(connection)
         except (RedisError, OSError, TimeoutError) as error:
             self._warn(_described(error))

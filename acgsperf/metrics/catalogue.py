@@ -115,6 +115,7 @@ _NOT_SUMMED: Final[Mapping[str, Merge]] = {
     "cache_promotion_threshold": Merge.MAX,
     "pool_healthy": Merge.MIN,
     "pool_oldest_wait_seconds": Merge.MAX,
+    "pool_replica_lag_seconds": Merge.MAX,
 }
 
 _Read = Callable[[Reading], Values]
@@ -283,6 +284,7 @@ METRICS: Final = (
             _tiers(lambda s: s.refused),
         ),
         ("cache_deletes", _C, "{entry}", "Entries deleted from a lower tier.", _tiers(lambda s: s.deletes)),
+        ("cache_failovers", _C, "{event}", "Read-only servers that were left.", _tiers(lambda s: s.failovers)),
         ("cache_corrupt", _C, "{entry}", "Stored values that could not be used.", _tiers(lambda s: s.corrupt)),
         (
             *("cache_skipped", _C, "{key}", "Keys not sent to a tier, because its circuit breaker was open."),
@@ -394,12 +396,17 @@ METRICS: Final = (
             *("pool_oldest_wait_seconds", _G, "s", "Time that the longest-waiting caller has waited."),
             _pools(lambda p: p.stats.oldest_wait_s),
         ),
+        (
+            *("pool_replica_lag_seconds", _G, "s", "How far a replica lags; 0 if unknown."),
+            _pools(lambda p: p.stats.replica_lag_s or 0.0),
+        ),
         ("pool_healthy", _G, "1", "1 if the server answers all processes, else 0.", _pools(lambda p: int(p.healthy))),
         ("pool_timeouts", _C, "{timeout}", "Callers whose wait timed out.", _pools(lambda p: p.stats.timeouts)),
         (
             *("pool_saturations", _C, "{request}", "Callers refused: too many were waiting."),
             _pools(lambda p: p.stats.saturations),
         ),
+        ("pool_failovers", _C, "{event}", "Read-only servers that were left.", _pools(lambda p: p.stats.failovers)),
         (
             *("pool_leaks", _C, "{connection}", "Connections in use for longer than leak_threshold."),
             _pools(lambda p: p.stats.leaks),

@@ -67,6 +67,8 @@ class Acquire:
     ) -> None:
         lease, self._lease, self._entered = self._lease, None, False
         assert lease is not None
+        if error is not None and not self._readonly:
+            self._lender.note_error(lease, error)
         reset = self._lender.take_back(lease)
         # A caller whose deadline passed, or that was cancelled, does not wait for a server that may not answer.
         if reset is not None and not isinstance(error, TimeoutError | asyncio.CancelledError):

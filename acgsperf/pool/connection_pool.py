@@ -10,6 +10,7 @@ has no place for a check before a connection is lent.
 import asyncio
 import logging
 import math
+import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
@@ -21,6 +22,7 @@ from acgsperf.pool.acquire import Acquire
 from acgsperf.pool.connector import Connector
 from acgsperf.pool.health import ServerHealth
 from acgsperf.pool.health_check import HealthCheck
+from acgsperf.pool.lag import Replica, replica_lags
 from acgsperf.pool.lender import Lender
 from acgsperf.pool.lifecycle import Lifecycle
 from acgsperf.pool.options import (
@@ -33,7 +35,7 @@ from acgsperf.pool.options import (
     checked_sizes,
 )
 from acgsperf.pool.queries import Queries
-from acgsperf.pool.server_address import parsed_address
+from acgsperf.pool.server_address import checked_session_attributes, parsed_address
 from acgsperf.pool.slot import MAX_MESSAGE_BYTES, call_stack
 from acgsperf.pool.stats import collect_stats
 from acgsperf.pool.supply import Supply
@@ -73,6 +75,9 @@ class ConnectionPool(Queries):
             equal share. None means the `connect_timeout` of the DSN, or 5 s.
         close_timeout: seconds that closing a connection gracefully may take.
         max_message_bytes: the largest message, for example a row, that the server may send; None for no limit.
+        target_session_attrs: which servers are used: `any`, `read-write`, `primary`, `standby`, `prefer-standby` or
+            `read-only`. None means the `target_session_attrs` of the DSN, or `any`. It does not apply to replicas.
+        max_replica_lag: a replica that lags more seconds behind the primary is not used; None for no limit.
         init: called with each new connection, for example to set type codecs. It may take `connect_timeout` seconds.
         housekeeping_interval: seconds between two calls of `maintain`.
         clock: returns seconds, for ages and idle times: `time.monotonic` or a replacement. Deadlines use the clock of
@@ -81,8 +86,7 @@ class ConnectionPool(Queries):
             A `connection_class` is subclassed so that its reset is as thorough, unless it has no reset query.
 
     Attributes:
-        name: the name of the pool.
-        options: the options of the pool.
+        name, options: the name and the options of the pool.
         wait_time: a `LatencyHistogram` of how long callers waited for a connection.
         use_time: a `LatencyHistogram` of how long borrowers kept a connection.
         create_time: a `LatencyHistogram` of how long it took to open a connection.
@@ -113,6 +117,8 @@ class ConnectionPool(Queries):
         connect_timeout: float | None = None,
         close_timeout: float = 2.0,
         max_message_bytes: int | None = MAX_MESSAGE_BYTES,
+        target_session_attrs: str | None = None,
+        max_replica_lag: float | None = None,
         init: "Callable[[Connection], Awaitable[None]] | None" = None,
         housekeeping_interval: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
@@ -134,13 +140,14 @@ class ConnectionPool(Queries):
             connect_timeout=address.connect_timeout or 5.0 if connect_timeout is None else connect_timeout,
             close_timeout=close_timeout,
             max_message_bytes=max_message_bytes,
+            max_replica_lag=max_replica_lag,
             init=init,
             housekeeping_interval=housekeeping_interval,
             clock=clock,
         )
         self.name: Final = checked_str("name", name)
         self.options = options
-        connector = Connector(dsn, address, options, connect_options)
+        connector = Connector(dsn, address, options, connect_options | checked_session_attributes(target_session_attrs))
         if isinstance(replicas, str | bytes | bytearray) or not isinstance(replicas, Sequence):
             raise TypeError(f"replicas must be a sequence of DSNs, got one of type {type(replicas).__name__}")
         for number, replica in enumerate(replicas):
@@ -159,6 +166,7 @@ class ConnectionPool(Queries):
         self._supply = supply = Supply(lifecycle, connector, health, waiters, self._size_waiters, self._tasks, options)
         self._inventory = supply.inventory
         lenders = [replica._lender for replica in self._replicas]
+        self._lags = replica_lags(self, [Replica(it.name, it, it._lender) for it in self._replicas], options)
         self._lender: Lender = Lender(lifecycle, health, waiters, supply, options, lenders)
         self._health_check = HealthCheck(lifecycle, health, supply, self._lender, options)
         self.wait_time: Final = self._lender.wait_time
@@ -288,6 +296,8 @@ class ConnectionPool(Queries):
         Raises:
             ValueError: if the connection is not from this pool.
         """
+        if (error := sys.exception()) is not None:
+            self._lender.note_error(connection, error)
         reset = self._lender.take_back(connection)
         if reset is not None:
             await reset
@@ -337,6 +347,9 @@ class ConnectionPool(Queries):
         """Replace every connection, for example after a failover: idle ones now, lent ones when they come back."""
         self._lifecycle.refuse_elsewhere()
         self._supply.drain()
+
+    def _is_leaving(self) -> bool:
+        return self._supply.roles.leaving
 
     def stats(self) -> PoolStats:
         """Return the state and the counters of the pool, without its replicas."""
@@ -388,6 +401,8 @@ class ConnectionPool(Queries):
             await asyncio.sleep(self.options.housekeeping_interval)
             try:
                 self.maintain()
+                if self._lags is not None:
+                    await self._lags.measure()
             except Exception:
                 interval = self.options.housekeeping_interval
                 _log.exception("pool %r: housekeeping failed; trying again in %g s", self.name, interval)

@@ -51,6 +51,7 @@ class Connector:
 
     Attributes:
         where: the hosts and ports for messages, without any secret.
+        wanted: the kind of server, as in `target_session_attrs`.
 
     Raises:
         TypeError: if asyncpg does not have one of the options.
@@ -71,7 +72,8 @@ class Connector:
         self._hosts = Hosts(endpoints, address.shuffled, options.clock)
         self.where: Final = address.name_of(endpoints)
         attributes = connect_options.get("target_session_attrs") or address.session_attributes
-        self._attributes = attributes or os.environ.get("PGTARGETSESSIONATTRS") or "any"
+        self.wanted: str = attributes or os.environ.get("PGTARGETSESSIONATTRS") or "any"
+        self._prefer_writable_until = 0.0
 
     async def connect(self, spare: Spare | None = None) -> "Connection":
         """Open a connection within `connect_timeout`, then run `init` on it within another `connect_timeout`.
@@ -97,7 +99,12 @@ class Connector:
         return connection
 
     async def _attempt(self, timeout: float) -> "Connection":  # noqa: ASYNC109
-        return await (self._connect_to_one(timeout) if len(self._hosts.endpoints) > 1 else self._connect(timeout, {}))
+        several = len(self._hosts.endpoints) > 1 or self._prefer_writable_until > self._options.clock()
+        return await (self._connect_to_one(timeout) if several else self._connect(timeout, {}))
+
+    def prefer_writable(self, until: float) -> None:
+        """Try servers that accept writes first, until a time of the clock of the options."""
+        self._prefer_writable_until = until
 
     async def _connect(self, timeout: float, choice: Endpoint) -> "Connection":  # noqa: ASYNC109
         options = {**self._connect_options, **choice}
@@ -132,9 +139,14 @@ class Connector:
         raise failure or TimeoutError
 
     def _attempts(self) -> "Sequence[tuple[Endpoint, str]]":
-        endpoints = self._hosts.in_order()
-        # asyncpg tries the servers one by one here, so it cannot fall back to a primary itself.
-        kinds = ("standby", "any") if self._attributes == "prefer-standby" else (self._attributes,)
+        # Without a known endpoint, asyncpg finds the server.
+        endpoints = self._hosts.in_order() or [{}]
+        kinds: tuple[str, ...] = (self.wanted,)
+        if self.wanted == "prefer-standby":
+            # asyncpg tries the servers one by one here, so it cannot fall back to a primary itself.
+            kinds = ("standby", "any")
+        elif self.wanted == "any" and self._prefer_writable_until > self._options.clock():
+            kinds = ("read-write", "any")
         return [(endpoint, kind) for kind in kinds for endpoint in endpoints]
 
     def _set_socket_options(self, connection: "Connection") -> None:

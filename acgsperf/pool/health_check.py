@@ -56,7 +56,8 @@ class HealthCheck:
         return PoolHealth(True) if health.error is None else PoolHealth(False, error=health.describe(health.error))
 
     def _answered(self, start: float) -> PoolHealth:
-        return PoolHealth(True, nanoseconds(self._options.clock() - start))
+        latency_ns = nanoseconds(self._options.clock() - start)
+        return PoolHealth(True, latency_ns, role=self._supply.roles.describe(), lag_s=self._lender.lag_s)
 
     def _not_open(self) -> PoolHealth:
         return PoolHealth(False, error=f"pool {self._lifecycle.name!r} is not open")

@@ -5,6 +5,8 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any, Final
 
+from asyncpg.exceptions import ReadOnlySQLTransactionError
+
 from acgsperf import hooks
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.errors import PoolTimeout
@@ -42,6 +44,8 @@ class Lender:
         use_time: how long they kept it.
         recent_use_s: how long the last ones kept it: a moving average; 0 before the first.
         leaks: leases that were reported as leaks.
+        lags: whether this is a replica that lags too far behind its primary.
+        lag_s: how far it lags, in seconds; None if it is unknown.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class Lender:
         self.use_time: Final = LatencyHistogram()
         self.recent_use_s: float = 0.0
         self.leaks: int = 0
+        self.lags: bool = False
+        self.lag_s: float | None = None
         # The connection that each task holds; the first one, if it holds several.
         self._held: dict[asyncio.Task[Any] | None, Slot] = {}
         # When the waiting callers began to wait; the oldest one comes first.
@@ -76,8 +82,8 @@ class Lender:
 
     @property
     def available(self) -> bool:
-        """Whether the pool is open and its server can be reached."""
-        return self._lifecycle.is_open and self._health.error is None
+        """Whether the pool is open, its server can be reached, and does not lag."""
+        return self._lifecycle.is_open and self._health.error is None and not self.lags
 
     async def take(self, timeout: float, borrower: "CallStack | None") -> "Lease":  # noqa: ASYNC109
         """Return a lease. It raises what `ConnectionPool.acquire` raises."""
@@ -199,6 +205,14 @@ class Lender:
         hooks.note_connection_use(self._lifecycle.name, used_ns)
         self.recent_use_s += _LATENCY_WEIGHT * (used_ns / 1e9 - self.recent_use_s)
         return self._supply.put_back(slot, now)
+
+    def note_error(self, lease: "Lease", error: BaseException) -> None:
+        """Note the error with which a borrower ended, before `take_back`: the server may have become read-only."""
+        if not isinstance(error, ReadOnlySQLTransactionError):
+            return
+        slot = slot_of(lease)
+        if slot is not None and slot.owner is self._supply and slot.lease is lease:
+            self._supply.roles.note_refused_write(slot)
 
     @property
     def _demand(self) -> int:

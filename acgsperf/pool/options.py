@@ -42,6 +42,8 @@ class CloseReason(StrEnum):
     SHRUNK = "shrunk"
     """The pool had more than `max_size` connections: `resize` or `optimize` made it smaller, or the pool had replaced a
     connection that did not answer, and it answered later."""
+    READ_ONLY = "read_only"
+    """Its server refused a write because it is a standby or read-only, and another server was looked for."""
     DRAINED = "drained"
     """`drain` replaced it."""
     CLOSED = "closed"
@@ -66,6 +68,7 @@ class PoolOptions:
     connect_timeout: float = 5.0
     close_timeout: float = 2.0
     max_message_bytes: int | None = MAX_MESSAGE_BYTES
+    max_replica_lag: float | None = None
     init: "Callable[[Connection], Awaitable[None]] | None" = None
     housekeeping_interval: float = 1.0
     clock: Callable[[], float] = time.monotonic
@@ -74,8 +77,9 @@ class PoolOptions:
         checked: dict[str, object] = {name: checked_seconds(name, getattr(self, name)) for name in _TIMES}
         checked["min_size"], checked["max_size"] = checked_sizes(self.min_size, self.max_size)
         checked["check_after"] = checked_seconds("check_after", self.check_after, zero=True)
-        if self.leak_threshold is not None:
-            checked["leak_threshold"] = checked_seconds("leak_threshold", self.leak_threshold)
+        for name in ("leak_threshold", "max_replica_lag"):
+            if (seconds := getattr(self, name)) is not None:
+                checked[name] = checked_seconds(name, seconds)
         for name, least in (("max_waiting", 0), ("max_message_bytes", 1)):
             if (limit := getattr(self, name)) is not None:
                 checked[name] = most = checked_int(name, limit)
@@ -110,6 +114,8 @@ class PoolStats:
         timeouts: callers that got a `PoolTimeout`.
         saturations: callers that got a `PoolSaturated`.
         leaks: leases that were reported as leaks.
+        failovers: how often the server turned out to be read-only although a borrower wanted to write.
+        replica_lag_s: how far a replica lags behind its primary, in seconds; None if it is unknown.
         oldest_wait_s: how long the first of the waiting callers has waited, in seconds; 0 if none waits.
         wait: how long callers waited for a connection, in ns.
         use: how long borrowers kept it, in ns.
@@ -134,6 +140,8 @@ class PoolStats:
     wait: HistogramSnapshot
     use: HistogramSnapshot
     create: HistogramSnapshot
+    failovers: int = 0
+    replica_lag_s: float | None = None
 
     @property
     def utilization(self) -> float:
@@ -150,11 +158,15 @@ class PoolHealth:
         healthy: whether the pool accepts callers.
         latency_ns: how long the server took to answer; None if it was not asked, because no connection was free.
         error: why the pool is unhealthy.
+        role: `primary`, `read-only primary` or `standby`; None if it is unknown, as before PostgreSQL 14.
+        lag_s: how far a replica lags behind its primary, in seconds; None if it is unknown.
     """
 
     healthy: bool
     latency_ns: int | None = None
     error: str | None = None
+    role: str | None = None
+    lag_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
+from asyncpg.exceptions import ReadOnlySQLTransactionError
+
 from acgsperf.pool.acquire import Acquire
 
 if TYPE_CHECKING:
@@ -22,12 +24,19 @@ class Queries(ABC):
     `timeout` is that of the query, as in asyncpg; None means the `command_timeout` of the pool's connections. With
     `readonly=True`, a replica may serve the call.
 
+    If the server refuses a query because it has become read-only, nothing was carried out: `fetch`, `fetchrow`,
+    `fetchval` and `execute` run it once more over another connection.
+
     Raises:
         PoolError: as `acquire`.
         TimeoutError: if the query takes longer than its timeout.
     """
 
     __slots__ = ()
+
+    @abstractmethod
+    def _is_leaving(self) -> bool:
+        """Return whether the server has just refused to write because it is read-only."""
 
     @abstractmethod
     def acquire(self, timeout: float | None = None, *, readonly: bool = False) -> Acquire:
@@ -41,7 +50,13 @@ class Queries(ABC):
         readonly: bool = False,
     ) -> "list[asyncpg.Record]":
         """Run a query and return all rows."""
-        async with self.acquire(readonly=readonly) as connection:
+        try:
+            async with self.acquire(readonly=readonly) as connection:
+                return await connection.fetch(query, *args, timeout=timeout)
+        except ReadOnlySQLTransactionError:
+            if readonly or not self._is_leaving():
+                raise
+        async with self.acquire() as connection:
             return await connection.fetch(query, *args, timeout=timeout)
 
     async def fetchrow(
@@ -52,7 +67,13 @@ class Queries(ABC):
         readonly: bool = False,
     ) -> "asyncpg.Record | None":
         """Run a query and return the first row, or None if there is none."""
-        async with self.acquire(readonly=readonly) as connection:
+        try:
+            async with self.acquire(readonly=readonly) as connection:
+                return await connection.fetchrow(query, *args, timeout=timeout)
+        except ReadOnlySQLTransactionError:
+            if readonly or not self._is_leaving():
+                raise
+        async with self.acquire() as connection:
             return await connection.fetchrow(query, *args, timeout=timeout)
 
     async def fetchval(
@@ -64,7 +85,13 @@ class Queries(ABC):
         readonly: bool = False,
     ) -> Any:
         """Run a query and return one column of the first row, or None if there is no row."""
-        async with self.acquire(readonly=readonly) as connection:
+        try:
+            async with self.acquire(readonly=readonly) as connection:
+                return await connection.fetchval(query, *args, column=column, timeout=timeout)
+        except ReadOnlySQLTransactionError:
+            if readonly or not self._is_leaving():
+                raise
+        async with self.acquire() as connection:
             return await connection.fetchval(query, *args, column=column, timeout=timeout)
 
     async def execute(
@@ -74,6 +101,12 @@ class Queries(ABC):
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> str:
         """Run a command, or several without arguments, and return the status of the last one, such as `INSERT 0 1`."""
+        try:
+            async with self.acquire() as connection:
+                return await connection.execute(query, *args, timeout=timeout)
+        except ReadOnlySQLTransactionError:
+            if not self._is_leaving():
+                raise
         async with self.acquire() as connection:
             return await connection.execute(query, *args, timeout=timeout)
 

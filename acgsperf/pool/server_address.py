@@ -142,6 +142,24 @@ def parsed_address(name: str, dsn: str) -> ServerAddress:
     )
 
 
+def of_primary(address: ServerAddress) -> dict[str, str]:
+    """Return the keyword argument that asks for a primary; nothing if the address or the environment asks for a kind.
+
+    It is for what must read its own writes: a standby may lack them.
+    """
+    if address.session_attributes or os.environ.get("PGTARGETSESSIONATTRS"):
+        return {}
+    return {"target_session_attrs": "primary"}
+
+
+def checked_session_attributes(value: str | None) -> dict[str, str]:
+    """Check a `target_session_attrs`, and return it as a keyword argument for asyncpg; nothing for None."""
+    choices = _CHOICES["target_session_attrs"]
+    if value is not None and value not in choices:
+        raise ValueError(f"target_session_attrs must be one of: {', '.join(choices)}; got {value!r:.100}")
+    return {} if value is None else {"target_session_attrs": value}
+
+
 def _check_parameter(name: str, parameter: str, value: str) -> None:
     if parameter in _UNSUPPORTED:
         raise ValueError(f"{name} must not have the parameter {parameter}, which asyncpg does not support")

@@ -240,7 +240,7 @@ class Slot:
     ) -> None:
         self.owner: Final = owner
         self.connection: Final = connection
-        self.generation: Final = generation
+        self.generation: int = generation
         self.opened_at: float = now
         self.idle_since: float = now
         self.lent_at: float = now

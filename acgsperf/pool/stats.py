@@ -31,4 +31,6 @@ def collect_stats(supply: Supply, lender: Lender, waiters: WaitQueue, health: Se
         wait=lender.wait_time.snapshot(),
         use=lender.use_time.snapshot(),
         create=supply.create_time.snapshot(),
+        failovers=supply.roles.failovers,
+        replica_lag_s=lender.lag_s,
     )

@@ -18,6 +18,7 @@ from acgsperf.pool.health import ServerHealth
 from acgsperf.pool.inventory import Inventory
 from acgsperf.pool.lifecycle import Lifecycle
 from acgsperf.pool.options import CloseReason, PoolOptions
+from acgsperf.pool.roles import READ_ONLY_GENERATION, Roles
 from acgsperf.pool.second_attempt import Spare
 from acgsperf.pool.slot import Slot
 from acgsperf.pool.tasks import BackgroundTasks, set_ended
@@ -43,6 +44,7 @@ class Supply:
 
     Attributes:
         inventory: the connections.
+        roles: leaves servers that are read-only.
         connecting: connection attempts in flight, without a second attempt.
         spare: the permission for a second attempt.
         checks: the connections that are being checked.
@@ -71,6 +73,7 @@ class Supply:
         self._options = options
         self._clock = options.clock
         self.inventory: Final = Inventory(tasks, options.close_timeout, on_room=self.replenish)
+        self.roles: Final = Roles(lifecycle.name, connector, self.inventory, options.clock)
         self.min_size: int = options.min_size
         self.max_size: int = options.max_size
         self.target_size: int = options.min_size
@@ -214,7 +217,7 @@ class Supply:
         if not self._lifecycle.is_open:
             return CloseReason.CLOSED
         if slot.generation != self._generation:
-            return CloseReason.DRAINED
+            return CloseReason.READ_ONLY if slot.generation == READ_ONLY_GENERATION else CloseReason.DRAINED
         if len(self.inventory.slots) - len(self.checks.stalled) - len(self._resets.stalled) > self.max_size:
             return CloseReason.SHRUNK
         # A waiting caller is better served by an ageing connection than by none.
@@ -298,6 +301,8 @@ class Supply:
         self.inventory.slots.add(slot)
         self.opened += 1
         slot.connection.add_termination_listener(lambda _: self._on_termination(slot))
+        if self.roles.leaving:
+            self.roles.note_opened(slot)
         if self._health.doubtful:
             self._start_check(slot)
         else:

@@ -12,7 +12,7 @@ import socket
 import stat
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +21,7 @@ from urllib.parse import quote
 from acgsperf.errors import AcgsperfError
 from acgsperf.testing.server_binaries import postgres_programs, redis_program
 
-__all__ = ["PrivatePostgres", "PrivateRedis"]
+__all__ = ["PrivatePostgres", "PrivateRedis", "PrivateSentinel"]
 
 START_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 10.0
@@ -92,6 +92,10 @@ class _Process:
 class PrivateRedis(_Process):
     """A Redis (Valkey) on a unix socket in `folder`.
 
+    Args:
+        folder: its directory.
+        options: further arguments of the program, such as `("--port", "7000")`.
+
     Attributes:
         url: its address.
     """
@@ -99,9 +103,10 @@ class PrivateRedis(_Process):
     name = "Redis"
     stop_signal: signal.Signals = signal.SIGTERM
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: Sequence[str] = ()) -> None:
         super().__init__()
         self._folder = folder
+        self._options = options
         self._socket = folder / "redis.sock"
         self._log = folder / "redis.log"
         self.url: str = f"unix://{quote(str(self._socket))}"
@@ -110,11 +115,56 @@ class PrivateRedis(_Process):
         """Start the server without waiting for it."""
         options = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder)]
         options += ["--save", "", "--appendonly", "no", "--pidfile", str(self._folder / REDIS_PID)]
-        self._launch([str(redis_program()), *options], self._log)
+        self._launch([str(redis_program()), *options, *self._options], self._log)
 
     def wait(self, check: Check) -> None:
         """Return when the server accepts connections."""
         self._wait(lambda: listens(self._socket), self._log, check)
+
+
+class PrivateSentinel(_Process):
+    """A Redis Sentinel that watches one service, at a port of this machine.
+
+    Args:
+        folder: its directory.
+        port: its own port.
+        service: the name of the service.
+        primary_port: the port of its primary.
+        quorum: how many sentinels must agree that the primary is down.
+        down_after: seconds without an answer after which the primary is down.
+        options: further lines of its configuration.
+    """
+
+    name = "Sentinel"
+    stop_signal: signal.Signals = signal.SIGTERM
+
+    def __init__(
+        self,
+        folder: Path,
+        port: int,
+        service: str,
+        primary_port: int,
+        quorum: int,
+        down_after: float,
+        options: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self._log = folder / "sentinel.log"
+        self._port = port
+        self._configuration = folder / "sentinel.conf"
+        lines = [f"port {port}", "bind 127.0.0.1", f"dir {folder}"]
+        lines += [f"sentinel monitor {service} 127.0.0.1 {primary_port} {quorum}"]
+        lines += [f"sentinel down-after-milliseconds {service} {int(down_after * 1000)}"]
+        lines += [f"sentinel failover-timeout {service} 5000", *options]
+        self._configuration.write_text("\n".join(lines) + "\n")
+
+    def start(self) -> None:
+        """Start it without waiting for it."""
+        self._launch([str(redis_program()), str(self._configuration), "--sentinel"], self._log)
+
+    def wait(self, check: Check) -> None:
+        """Return when it accepts connections."""
+        self._wait(lambda: listens(("127.0.0.1", self._port)), self._log, check)
 
 
 class PrivatePostgres(_Process):
@@ -123,6 +173,10 @@ class PrivatePostgres(_Process):
     PostgreSQL refuses to run as root. Started by root, it runs as the user `postgres`, or `nobody` if there is no such
     user. No user account is created.
 
+    Args:
+        folder: its directory.
+        standby_of: its primary, if it is a streaming standby.
+
     Attributes:
         url: its address.
     """
@@ -130,9 +184,10 @@ class PrivatePostgres(_Process):
     name = "PostgreSQL"
     stop_signal: signal.Signals = signal.SIGINT  # Its fast shutdown: connections are ended.
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, standby_of: "PrivatePostgres | None" = None) -> None:
         super().__init__()
         self._folder = folder
+        self._standby_of = standby_of
         self._data = folder / "pg"
         self._log = folder / "postgres.log"
         self._programs: Path | None = None
@@ -154,12 +209,19 @@ class PrivatePostgres(_Process):
         self._data.mkdir(mode=0o700, exist_ok=True)
         if "user" in options:
             os.chown(self._data, options["user"], options["group"])
-        command = [str(programs / "initdb"), "-D", str(self._data), "-U", "postgres", "--auth=trust"]
-        process = self._launch([*command, "--encoding=UTF8", "--locale=C", "--no-sync"], self._log, **options)
+        if self._standby_of is None:
+            command = [str(programs / "initdb"), "-D", str(self._data), "-U", "postgres", "--auth=trust"]
+            command += ["--encoding=UTF8", "--locale=C", "--no-sync"]
+        else:
+            command = [str(programs / "pg_basebackup"), "-D", str(self._data), "-U", "postgres", "-R", "--no-sync"]
+            command += ["-h", str(self._standby_of._data), "-X", "stream", "-c", "fast"]
+        process = self._launch(command, self._log, **options)
         # initdb has nothing to shut down.
         self.stop_signal = signal.SIGKILL
         self._wait(lambda: process.poll() == 0, self._log, check)
         self.stop_signal = signal.SIGINT
+        # A backup has the one of the primary.
+        (self._data / f"{Path(LONGEST_SOCKET).name}.lock").unlink(missing_ok=True)
 
     def _give_access(self) -> None:
         """Let the server's user reach the folder and the programs.
@@ -187,11 +249,12 @@ class PrivatePostgres(_Process):
         return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
 
-def listens(path: Path) -> bool:
-    """Return whether someone accepts connections on a unix socket; its file exists a moment earlier."""
+def listens(address: Path | tuple[str, int]) -> bool:
+    """Return whether someone accepts connections on a unix socket, whose file exists a moment earlier, or at a port."""
+    where = str(address) if isinstance(address, Path) else address
     try:
-        with socket.socket(socket.AF_UNIX) as caller:
-            caller.connect(str(path))
+        with socket.socket(socket.AF_UNIX if isinstance(where, str) else socket.AF_INET) as caller:
+            caller.connect(where)
     except OSError:
         return False
     return True

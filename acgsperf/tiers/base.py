@@ -62,7 +62,7 @@ class TierHealth(Struct, frozen=True):
         latency_ns: time until the answer, or until the wait for it ended.
         breaker: state of the circuit breaker after this check. The check ignores an open breaker, and its result
             counts for the breaker.
-        detail: the server and its version, or the error; never a password.
+        detail: the server, its version and role, or the error; never a password.
     """
 
     ok: bool
@@ -86,6 +86,7 @@ class TierStats(Struct, frozen=True):
         corrupt: stored values that could not be parsed, or that belonged to another key.
         breaker: state of the circuit breaker.
         latency: duration of reads, one value for each key.
+        failovers: how often the server had become a replica or read-only, so that the tier connected again.
     """
 
     hits: int
@@ -99,6 +100,7 @@ class TierStats(Struct, frozen=True):
     corrupt: int
     breaker: BreakerState
     latency: HistogramSnapshot
+    failovers: int = 0
 
     @property
     def hit_rate(self) -> float:

@@ -36,7 +36,7 @@ class CircuitBreaker:
     ) -> None:
         self.state: BreakerState = BreakerState.CLOSED
         self.failures_in_a_row: int = 0
-        self.recovery_s: Final = recovery_s
+        self.recovery_s: float = recovery_s
         self._failures = failures
         self._clock = clock
         self._retry_at = 0.0

@@ -11,18 +11,18 @@ stop older loads and writes.
 import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import uniform
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import asyncpg
 
 from acgsperf._native import envelope_format as envelope
 from acgsperf._native.arguments import checked_at_least
-from acgsperf.pool.server_address import parsed_address
+from acgsperf.pool.server_address import of_primary, parsed_address
 from acgsperf.tiers import records
 from acgsperf.tiers.base import Entry, Observation, Outcome, WriteResult
-from acgsperf.tiers.postgres_connections import Connections
+from acgsperf.tiers.postgres_connections import Connections, StandbyError
 from acgsperf.tiers.postgres_rows import RESERVE, array, token_parts
 from acgsperf.tiers.postgres_schema import (
     INVALIDATIONS,
@@ -59,6 +59,15 @@ _REFUSES_ALL: Final = ("08", "28", "3D", "53300", "57P")
 
 # The session has ended while it carried out a write.
 _LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError, ConnectionError)
+
+_VERSION_AND_ROLE: Final = """
+SELECT current_setting('server_version'), CASE
+    WHEN pg_is_in_recovery() THEN 'standby'
+    WHEN current_setting('transaction_read_only') = 'on' THEN 'read-only primary, which refuses writes'
+    ELSE 'primary'
+END
+"""
+_T = TypeVar("_T")
 
 # The entry of a key, and what was observed.
 _LookedUp = tuple[Entry | None, Observation]
@@ -108,6 +117,7 @@ class PostgresTier(ServerTier):
             self.server_clock,
             self._is_refusal,
             lambda connection: self._writer.add_generation(connection),
+            **of_primary(address),
             statement_cache_size=statement_cache_size,
             max_message_bytes=self._max_value_bytes + _BYTES_WITHOUT_VALUE,
             # While one attempt waits for a silent server, the pool starts no other attempt.
@@ -278,15 +288,37 @@ class PostgresTier(ServerTier):
 
     async def _write(self, batch: WriteBatch) -> None:
         try:
-            async with self._connection() as connection:
-                await self._writer.carry_out(batch, connection)
+            await self._carry_out(batch)
         except _LOST as error:
             if not batch.sent or batch.remaining() <= 0:
                 raise
             # The write may have been carried out. The repeated one has the same ids, so that it changes nothing then.
             self._calls.errors[type(error).__name__] += 1
-            async with self._connection() as connection:
-                await self._writer.carry_out(batch, connection)
+            await self._carry_out(batch)
+
+    async def _carry_out(self, batch: WriteBatch) -> None:
+        async def use(connection: Any) -> None:
+            # A standby has refused them.
+            for key in [key for key, result in batch.results.items() if result.outcome is Outcome.REFUSED]:
+                del batch.results[key]
+            await self._writer.carry_out(batch, connection)
+
+        await self._on_primary(use)
+
+    async def _on_primary(self, use: Callable[[Any], Awaitable[_T]]) -> _T:
+        """Write over a connection; if its server turns out to be a standby, write over another one."""
+        for _ in range(2):
+            try:
+                async with self._connection() as connection:
+                    before = self._writer.read_only_answers
+                    result = await use(connection)
+                    if self._writer.read_only_answers > before:
+                        await self._connections.check_role(connection)
+                    self._connections.leads_to_standby = False
+                    return result
+            except StandbyError as error:
+                failure = error
+        raise failure
 
     async def _invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
         result, token = await self._send_invalidation(tag, refused_below, attempt)
@@ -317,7 +349,8 @@ class PostgresTier(ServerTier):
     ) -> tuple[WriteResult, int | None]:
         arguments |= {"namespace": self._namespace, "tag": None if tag is None else tag_hash(tag)}
         arguments |= {"channel": self.channel, "retention": self.retention}
-        async with self._connection() as connection:
+
+        async def use(connection: Any) -> tuple[WriteResult, int | None]:
             attempt.mark_sent()
             for _ in range(2):
                 clock, sent = self.server_clock, time.monotonic()
@@ -332,7 +365,9 @@ class PostgresTier(ServerTier):
                 clock.measured(sent, time.monotonic(), server_time)
                 if attempt.remaining() <= 0:
                     break
-        return REFUSED, None
+            return REFUSED, None
+
+        return await self._on_primary(use)
 
     async def _remove_in_background(self, tag: str | None, token: int) -> None:
         await self._remove_invalidated(tag, token)
@@ -363,7 +398,12 @@ class PostgresTier(ServerTier):
 
     async def _describe(self) -> str:
         async with self._connection() as connection:
-            return f"PostgreSQL {await connection.fetchval('SHOW server_version')} at {self._where}"
+            version, role = await connection.fetchrow(_VERSION_AND_ROLE)
+        return f"PostgreSQL {version} at {self._where}, {role}"
+
+    @property
+    def failovers(self) -> int:
+        return self._connections.failovers
 
     async def _remove_expired(self) -> None:
         task = asyncio.current_task()

@@ -1,6 +1,7 @@
 """The connections of a PostgreSQL tier: they create the tables, and measure the server's clock."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
@@ -12,10 +13,15 @@ from acgsperf.pool import ConnectionPool
 from acgsperf.tiers.postgres_schema import TableError, Tables, create
 from acgsperf.tiers.server_clock import ServerClock
 
-__all__ = ["Connections"]
+__all__ = ["Connections", "StandbyError"]
 
+_log: Final = logging.getLogger("acgsperf.tiers")
 MAX_CONNECTIONS: Final = 6
 _TIME: Final = "SELECT extract(epoch FROM clock_timestamp())::double precision"
+
+
+class StandbyError(ConnectionError):
+    """The server is a standby, although the connection led to a primary when it was opened."""
 
 
 class Connections:
@@ -32,6 +38,8 @@ class Connections:
 
     Attributes:
         pool: None if it is closed.
+        failovers: how often a server turned out to have become a standby.
+        leads_to_standby: whether the last write was refused by a standby.
     """
 
     def __init__(
@@ -51,6 +59,8 @@ class Connections:
         self._prepare = prepare
         self._options = options
         self._ready = self._clock_is_known = False
+        self.leads_to_standby: bool = False
+        self.failovers: int = 0
         self._setting_up = asyncio.Lock()
 
     def open(self) -> None:
@@ -67,6 +77,21 @@ class Connections:
     def borrow(self) -> "_Loan":
         """Return a context manager that lends a connection to a server that has the tables."""
         return _Loan(self)
+
+    async def check_role(self, connection: Any) -> None:
+        """Ask for the role of a server that refuses to write. A pooler may lead a connection to another server.
+
+        Raises:
+            StandbyError: if it is a standby. The connection is closed when the exception leaves the loan.
+        """
+        if not await connection.fetchval("SELECT pg_is_in_recovery()"):
+            # The server is read-only by its settings. What it has is up to date.
+            return
+        if self.pool is not None and not self.leads_to_standby:
+            self.failovers += 1
+            self.leads_to_standby = True
+            _log.warning("%s: the server is a standby now; connecting again", self.pool.name)
+        raise StandbyError("the server is a standby")
 
     async def _set_up(self) -> None:
         async with self._setting_up:

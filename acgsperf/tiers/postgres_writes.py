@@ -48,6 +48,7 @@ class Writer:
     Attributes:
         retention, writer: those of the tier.
         errors: receives refusals, by kind.
+        read_only_answers: how many of them were for a read-only transaction.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Writer:
         self.retention = RETENTION_S
         self.writer = b""
         self.errors: Counter[str] = Counter()
+        self.read_only_answers: int = 0
         self._statements = statements
         self._clock = clock
         self._namespace = namespace
@@ -95,6 +97,7 @@ class Writer:
         if isinstance(error, asyncpg.UndefinedTableError) or not self._is_refusal(error):
             raise error
         self.errors[type(error).__name__] += 1
+        self.read_only_answers += isinstance(error, asyncpg.ReadOnlySQLTransactionError)
 
     async def _write(self, batch: WriteBatch, rows: _Rows, connection: Any) -> None:
         """Write rows. If the server refuses one, the others are written without it, and a tombstone takes its place."""

@@ -26,7 +26,17 @@ from acgsperf.tiers.redis_calls import RedisCalls, ScriptCall
 from acgsperf.tiers.redis_connections import MAX_LIFETIME_S, Command, Credentials, Greeting, RedisConnections
 from acgsperf.tiers.redis_keys import TOKEN_TTL_MS, RedisKeys
 from acgsperf.tiers.redis_locks import RedisLocks
-from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, blobs, each, refuses_all, text
+from acgsperf.tiers.redis_replies import (
+    ReplicaError,
+    UnexpectedReplyError,
+    array,
+    blobs,
+    each,
+    is_of_replica,
+    refuses_all,
+    text,
+)
+from acgsperf.tiers.redis_role import Role
 from acgsperf.tiers.redis_scripts import GENERATION, SWEEP
 from acgsperf.tiers.redis_tokens import Renewals, drop_invalidated
 from acgsperf.tiers.redis_writes import RedisWrites
@@ -38,13 +48,16 @@ from acgsperf.tiers.write_batches import WriteBatch
 __all__ = ["RedisTier"]
 
 KEYS_A_COMMAND: Final = 1_000
+# If the tier only reads, it asks this often whether the server has become a replica.
+_ROLE_EVERY_S: Final = 1.0
 
 
 class RedisTier(ServerTier):
     """Keeps entries in a Redis server that processes share.
 
     Args:
-        url: `redis://`, `rediss://` (certificate and host name are checked) or `unix://`.
+        url: `redis://`, `rediss://` (certificate and host name are checked), `unix://`, or the sentinels that watch the
+            server: `redis+sentinel://[user:password@]host:port,host:port/service`, or `rediss+sentinel://`.
         deadline: seconds after which a call returns, even if the server does not answer.
         max_value_bytes: larger envelopes are neither stored nor read.
         max_connections: maximum number of open connections; callers wait for one in order. None for the URL's
@@ -78,8 +91,10 @@ class RedisTier(ServerTier):
             url, max_connections=max_connections, max_lifetime=max_lifetime, credentials=credentials
         )
         super().__init__(self.connections.where, deadline=deadline, max_value_bytes=max_value_bytes)
+        self._breaker.recovery_s = self.connections.server.recovery_s
         self._ask = self.connections.ask
         self._sweeping = False
+        self._ask_role_at = 0.0
 
     def __repr__(self) -> str:
         return f"RedisTier({self._where!r})"
@@ -113,7 +128,7 @@ class RedisTier(ServerTier):
 
     async def _start(self) -> None:
         self.keys = keys = RedisKeys(self._namespace)
-        label = f"{self.name} tier {self._namespace!r}"
+        label = self.connections.label = f"{self.name} tier {self._namespace!r}"
         self._scripts = RedisCalls(self.connections, label, keys.prefix.decode()[:-1])
         self._redis_writes = RedisWrites(
             self._scripts,
@@ -130,9 +145,11 @@ class RedisTier(ServerTier):
         self.connections.open()
         await self._ask([("PING",)], lambda replies: text(replies[0]))
 
-    def _greeted(self, sent: float, received: float, replies: list[Any]) -> None:
-        """Read the server's time. A server that refuses TIME can still be used."""
-        time, _ = replies
+    def _greeted(self, sent: float, received: float, replies: list[Any]) -> bytes:
+        """Read the server's time, and return its run. A server that refuses both can still be used."""
+        time, generation = replies
+        if isinstance(generation, ResponseError) and is_of_replica(generation):
+            raise ReplicaError(generation)
         if not isinstance(time, ResponseError):
             try:
                 seconds, microseconds = map(int, time)
@@ -142,12 +159,18 @@ class RedisTier(ServerTier):
             if not 0 < seconds < MOST_STAMP // 1_000_000:
                 raise UnexpectedReplyError(f"reply of TIME must be seconds since the epoch, got {time!r:.80}")
             self.server_clock.measured(sent, received, seconds + microseconds / 1e6)
+        return generation if isinstance(generation, bytes) else b""
 
     async def _ask_and_greet(self, commands: Sequence[Command], read: Callable[[list[Any]], Unsealed]) -> Unsealed:
-        """Send commands, and the greeting in the same pipeline.
+        """Send commands, and the greeting in the same pipeline if it is due.
 
-        A process that only reads must notice that the server's clock was set, and renews the token of the namespace.
+        A process that only reads must notice that the server's clock was set, and renews the token of the namespace. It
+        must also notice that the server has become a replica, which refuses every command that writes.
         """
+        self._ask_role_at = monotonic() + _ROLE_EVERY_S
+        if not self.server_clock.is_due():
+            check = ("PEXPIRE", self.keys.invalidations, TOKEN_TTL_MS)
+            return await self._ask([*commands, check], lambda replies: read(replies[:-1]))
         greeting, sent = self.connections.greeting, 0.0
         assert greeting is not None
 
@@ -167,6 +190,10 @@ class RedisTier(ServerTier):
 
     def _is_refusal(self, error: Exception) -> bool:
         return isinstance(error, ResponseError) and not refuses_all(error)
+
+    @property
+    def failovers(self) -> int:
+        return self.connections.failovers
 
     def _timed_out(self) -> None:
         self.connections.close_idle()
@@ -193,7 +220,7 @@ class RedisTier(ServerTier):
             return unsealed
 
         try:
-            ask = self._ask_and_greet if self.server_clock.is_due() else self._ask
+            ask = self._ask if monotonic() < self._ask_role_at else self._ask_and_greet
             unsealed = await ask(self._mgets(identities) if command is None else (command,), read)
         except ResponseError as error:
             values = await self._get_each(self._redis_keys(identities), error)
@@ -301,11 +328,14 @@ class RedisTier(ServerTier):
 
     async def _describe(self) -> str:
         info = await self._ask([("INFO", "server")], lambda replies: text(replies[0]))
+        role = Role(await self._ask([("INFO", "replication")], lambda replies: text(replies[0])))
+        if role.is_replica:
+            raise ReplicaError(role.describe())
         # For its clients, Valkey calls itself Redis 7.2.4, too.
         for name in ("Valkey", "Redis"):
             if version := re.search(rb"\b%s_version:(\S+)" % name.lower().encode(), info):
-                return f"{name} {version[1].decode()} at {self._where}"
-        return f"Redis at {self._where}"
+                return f"{name} {version[1].decode()} at {self.connections.server.now_at}, {role.describe()}"
+        return f"Redis at {self.connections.server.now_at}, {role.describe()}"
 
 
 def _scanned(replies: list[Any]) -> tuple[bytes, list[bytes]]:

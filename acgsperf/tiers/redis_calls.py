@@ -9,7 +9,7 @@ from redis._parsers.base import BaseParser
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
 from acgsperf.tiers.redis_connections import Command, RedisConnections
-from acgsperf.tiers.redis_replies import UnexpectedReplyError
+from acgsperf.tiers.redis_replies import ReplicaError, UnexpectedReplyError, is_of_replica
 from acgsperf.tiers.redis_scripts import Script
 
 __all__ = ["KEYS_A_SCRIPT", "Job", "RedisCalls", "Reply", "ScriptCall"]
@@ -164,7 +164,13 @@ def _checked(call: ScriptCall, reply: Any) -> Any:
 
 
 def _unwrapped(error: ResponseError) -> ResponseError:
-    """Return the error of the command that failed in a script, which is only text in the script's own error."""
+    """Return the error of the command that failed in a script, which is only text in the script's own error.
+
+    Raises:
+        ReplicaError: if the server is a replica.
+    """
+    if is_of_replica(error):
+        raise ReplicaError(error)
     if type(error) is not ResponseError:
         return error
     if _MISSING_RIGHT.search(str(error)):

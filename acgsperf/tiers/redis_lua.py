@@ -21,7 +21,14 @@ local function take() at = at + 1; return ARGV[at] end
 local function take_number() return tonumber(take()) end
 local function take_records() local first, count = at + 2, take_number(); at = at + count; return first end
 local function clock() local time = redis.call('TIME'); return time[1] * 1000000 + time[2] end
-local function failed(reply) return type(reply) == 'table' and reply.err end
+-- A replica refuses every write. This ends the script, because its other results may be out of date.
+local function failed(reply)
+    local problem = type(reply) == 'table' and reply.err
+    if problem and string.find(problem, 'READONLY', 1, true) then error(problem, 0) end
+    return problem
+end
+-- Ends a script that may have nothing to write if the server is a replica.
+local function check_role(key) failed(redis.pcall('PEXPIRE', key, 2592000000)) end
 -- A value of another type counts as absent. Any other error, such as a missing right, ends the script.
 local function read(...)
     local reply = redis.pcall(...)
@@ -85,7 +92,7 @@ end
 local function publish(log, first, now)
     local count, done = tonumber(ARGV[first - 1]), 1
     -- After this command, which needs no memory, a server that is full accepts one that does.
-    if count > 0 then redis.pcall('PEXPIRE', log, 2592000000) end
+    if count > 0 then check_role(log) end
     for i = first, first + count - 1 do
         if failed(add(log, ARGV[i])) then
             redis.pcall('UNLINK', log)

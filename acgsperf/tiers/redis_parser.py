@@ -5,10 +5,10 @@ from typing import Any, Final
 
 from redis._parsers.hiredis import NOT_ENOUGH_DATA, _AsyncHiredisParser
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse, ResponseError
+from redis.exceptions import InvalidResponse, RedisError, ResponseError
 
 from acgsperf.dispatch import has_long_array
-from acgsperf.tiers.redis_replies import UnexpectedReplyError, refuses_all
+from acgsperf.tiers.redis_replies import ReplicaError, UnexpectedReplyError, is_of_replica, refuses_all
 
 __all__ = ["CheckedParser"]
 
@@ -53,12 +53,13 @@ class CheckedParser(_AsyncHiredisParser):
 
         Raises:
             redis.ConnectionError: if the connection is lost, or the server is loading its data or wants a login.
+            ReplicaError: if the server is a replica and refuses one of the commands.
             redis.ResponseError: if the server refuses every command.
             redis.InvalidResponse: if the data is not a reply, or an array, a string or a line in it is too long.
             UnexpectedReplyError: if there is data after the last reply.
         """
         replies: list[Any] = []
-        unavailable: ResponseError | None = None
+        unavailable: RedisError | None = None
         gets = self._reader.gets
         while len(replies) < count:
             reply = gets()
@@ -71,8 +72,11 @@ class CheckedParser(_AsyncHiredisParser):
                 if isinstance(reply, Exception):
                     if isinstance(reply, RedisConnectionError):
                         raise reply
-                    if isinstance(reply, ResponseError) and refuses_all(reply):
-                        unavailable = reply
+                    if isinstance(reply, ResponseError):
+                        if is_of_replica(reply):
+                            unavailable = ReplicaError(reply)
+                        elif refuses_all(reply):
+                            unavailable = reply
                 replies.append(reply)
         if self._stream._buffer or self._reader.has_data():
             raise UnexpectedReplyError("there is data after the last reply")

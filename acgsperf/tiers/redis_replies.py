@@ -1,10 +1,39 @@
 """Checks replies of a Redis server: each must be of the kind that its command gives."""
 
-from typing import Any
+from typing import Any, Final
 
-from redis.exceptions import ClusterDownError, RedisError, ResponseError
+from redis.exceptions import ClusterDownError, MasterDownError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
-__all__ = ["UnexpectedReplyError", "array", "blobs", "each", "is_ok", "number", "refuses_all", "text"]
+__all__ = [
+    "ReplicaError",
+    "UnexpectedReplyError",
+    "array",
+    "blobs",
+    "each",
+    "is_of_replica",
+    "is_ok",
+    "number",
+    "refuses_all",
+    "text",
+]
+
+
+class ReplicaError(RedisConnectionError):
+    """The server is a replica: it refuses writes, and may lack acknowledged ones. Its connections are closed.
+
+    Args:
+        error: the answer that says so.
+    """
+
+    def __init__(self, error: Exception | str) -> None:
+        self.reason: Final = str(error)
+        super().__init__(f"the server is a replica: {error}")
+
+
+def is_of_replica(error: ResponseError) -> bool:
+    """Return whether only a replica gives this error, also as the text of an error that ended a script."""
+    return isinstance(error, ReadOnlyError | MasterDownError) or "READONLY " in str(error)
 
 
 def refuses_all(error: ResponseError) -> bool:

@@ -19,6 +19,9 @@ it is used. If nobody has used it for so long, the entry becomes a miss.
 Another program may have written to any of the keys. A value of another type, or one that cannot be a token or a lock,
 counts as absent, and the next write replaces it. A log to which nothing can be added, because it is no stream or has
 the greatest possible id, is removed. This is a gap: records may be missed, and every cache verifies its L1.
+
+On a replica, each script that writes ends with the error READONLY, also if it finds nothing to write there. The caller
+then looks for the primary.
 """
 
 from typing import Final
@@ -126,6 +129,7 @@ for i = 1, n do
         results[1 + i] = failed(done) and done or -1
     end
 end
+check_role(KEYS[1])
 results[1] = publish(KEYS[1], records, now)
 return results
 """,
@@ -147,6 +151,7 @@ for i = 1, n do
         results[1 + i] = failed(done) and done or is_live(old, now) and -2 or -1
     end
 end
+check_role(KEYS[1])
 results[1] = publish(KEYS[1], records, now)
 return results
 """,
@@ -289,6 +294,7 @@ if value then
     local done = redis.pcall('SET', KEYS[2], id(value) .. struct.pack('>I8', now) .. refused, 'KEEPTTL')
     if failed(done) then redis.call('UNLINK', KEYS[2]) end
 end
+check_role(KEYS[1])
 return {publish(KEYS[1], records, now), -1}
 """,
 )
@@ -347,7 +353,7 @@ local px, owner, fence_px = take(), take(), take()
 local number, holder, waiting = parts_of_lock(KEYS[1])
 if number then
     if holder == owner then return tonumber(number) end
-    if waiting == '' then redis.pcall('APPEND', KEYS[1], '+') end
+    if waiting == '' then failed(redis.pcall('APPEND', KEYS[1], '+')) else check_role(KEYS[2]) end
     return 0
 end
 local last = read('GET', KEYS[2])
@@ -366,7 +372,10 @@ UNLOCK: Final = script(
     """
 local mine, records = take(), take_records()
 local number, owner, waiting = parts_of_lock(KEYS[1])
-if not number or (number ~= mine and owner ~= mine) then return 0 end
+if not number or (number ~= mine and owner ~= mine) then
+    check_role(KEYS[2])
+    return 0
+end
 redis.call('DEL', KEYS[1])
 if waiting ~= '' then publish(KEYS[2], records, 0) end
 return 1

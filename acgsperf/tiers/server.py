@@ -129,6 +129,11 @@ class ServerTier(Tier):
     def _is_refusal(self, error: Exception) -> bool:
         """Return whether the server has answered and refuses one call with this error, not all calls."""
 
+    @property
+    def failovers(self) -> int:
+        """How often the server turned out to have become read-only."""
+        return 0
+
     def _timed_out(self) -> None:
         """React to a call that the deadline has ended: other connections may be dead as well."""
 
@@ -393,6 +398,7 @@ class ServerTier(Tier):
             corrupt=self._corrupt,
             breaker=self._breaker.state,
             latency=reads.latency.snapshot(),
+            failovers=self.failovers,
         )
 
     def _check_use(self) -> asyncio.AbstractEventLoop:

@@ -26,6 +26,7 @@ from acgsperf.service.workers import Workers
 from acgsperf.settings import Settings
 from acgsperf.tiers.redis_keys import RedisKeys
 from acgsperf.workbench.embedded import embedded_servers
+from acgsperf.workbench.topology import postgres_topology, redis_topology, role_of_redis
 
 __all__ = ["Finding", "Severity", "as_dicts", "examine", "print_findings"]
 
@@ -171,19 +172,25 @@ def _extension() -> Finding:
 
 
 async def _redis(url: str, settings: Settings) -> Finding:
-    client = redis.asyncio.Redis.from_url(url, retry=Retry(NoBackoff(), 0), protocol=2)
+    topology = await redis_topology(url)
+    client = redis.asyncio.Redis.from_url(topology.connect_to, retry=Retry(NoBackoff(), 0), protocol=2)
     try:
         asked = time.perf_counter()
         await client.time()
         took = time.perf_counter() - asked
         about = await client.info("server")
         memory = await client.info("memory")
+        role, role_problem = await role_of_redis(topology.connect_to)
         refused = await _refused_log(client, settings.cache_namespace)
     finally:
         await client.aclose()
     server = about["redis_version"]
     name = f"Valkey {about['valkey_version']}" if "valkey_version" in about else server
-    measured = f"{name}, {1e3 * took:.2f} ms away"
+    measured = f"{name}, {1e3 * took:.2f} ms away, {role}"
+    if topology.detail:
+        measured += f"; {topology.detail}"
+    if problem := role_problem or topology.problem:
+        return Finding("Redis", Severity.WARNING, f"{measured}; {problem}")
     if tuple(int(part) for part in server.split(".")[:2]) < OLDEST_REDIS:
         return Finding("Redis", Severity.WARNING, f"{measured}; the oldest supported version is 6.2")
     if refused:
@@ -215,7 +222,8 @@ async def _refused_log(client: Any, namespace: str) -> list[str]:
 
 
 async def _postgres(url: str, settings: Settings) -> Finding:
-    connection = await asyncpg.connect(url, statement_cache_size=0)
+    topology = await postgres_topology(url)
+    connection = await asyncpg.connect(statement_cache_size=0, **topology.connect_to)
     try:
         asked = time.perf_counter()
         await connection.fetchval("SELECT 1")
@@ -230,10 +238,12 @@ async def _postgres(url: str, settings: Settings) -> Finding:
         direct = connection.get_server_pid() == await connection.fetchval("SELECT pg_backend_pid()")
     finally:
         await connection.close(timeout=1)
-    measured = f"{server.split()[0]}, {1e3 * took:.2f} ms away"
+    measured = f"{server.split()[0]}, {1e3 * took:.2f} ms away, {topology.detail}"
     if number < OLDEST_POSTGRES:
         problem = "L3 needs version 13 or later, and stores nothing here"
         return Finding("PostgreSQL", Severity.WARNING, f"{measured}; {problem}")
+    if topology.problem:
+        return Finding("PostgreSQL", Severity.WARNING, f"{measured}; {topology.problem}")
     if read_only:
         return Finding("PostgreSQL", Severity.WARNING, f"{measured}; it is read-only, so L3 cannot store anything")
     if settings.db_pool_max_size > allowed - reserved:

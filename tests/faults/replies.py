@@ -157,7 +157,7 @@ REDIS_REPLIES = [
     _error("MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'."),
     _error("BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE."),
     _error("NOAUTH Authentication required."),
-    _error("READONLY You can't write against a read only replica.", concerns_command=True),
+    _error("READONLY You can't write against a read only replica."),
     _error(_OOM, concerns_command=True),
     _error("NOPERM this user has no permissions to run the command", concerns_command=True),
     _error("MOVED 3999 127.0.0.1:6381", concerns_command=True),

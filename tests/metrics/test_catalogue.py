@@ -39,6 +39,7 @@ OF_POOLS = {
     "closed": "pool_closed_connections",
     "failed_connects": "pool_connect_errors",
     "oldest_wait_s": "pool_oldest_wait_seconds",
+    "replica_lag_s": "pool_replica_lag_seconds",
     "wait": "pool_wait_seconds",
     "use": "pool_use_seconds",
     "create": "pool_create_seconds",

@@ -186,7 +186,7 @@ def test_an_error_about_a_url_does_not_repeat_the_password(url):
 def test_a_tier_does_not_show_its_password_and_checks_the_host_name():
     tier = RedisTier("rediss://user:pass-word@cache.example:6380/1")
     assert repr(tier) == "RedisTier('cache.example:6380')"
-    context = tier.connections.new().ssl_context
+    context = tier.connections.server.new().ssl_context
     assert context.check_hostname
     assert context.cert_reqs.name == "CERT_REQUIRED"
 
@@ -206,7 +206,7 @@ def test_a_tier_and_a_backplane_name_their_server(url, server):
 
 async def test_options_of_a_url_do_not_bring_back_retries_or_another_protocol(servers, namespace):
     tier = RedisTier("redis://localhost?protocol=3&socket_timeout=9&retry_on_timeout=yes&decode_responses=1")
-    connection = tier.connections.new()
+    connection = tier.connections.server.new()
     assert connection.protocol == 2
     assert connection.retry.get_retries() == 0
     assert connection.socket_timeout is None

@@ -266,11 +266,13 @@ async def test_reads_ask_for_the_time_once_a_minute(open_tier, admin):
     async def asked():
         return (await admin.info("commandstats"))["cmdstat_time"]["calls"]
 
+    await tier.get("k")
     before = await asked()
     for _ in range(20):
         await tier.get("k")
     assert await asked() == before
     tier.server_clock._asked_at -= 61
+    tier._ask_role_at -= 1
     for _ in range(20):
         await tier.get("k")
     assert await asked() == before + 1

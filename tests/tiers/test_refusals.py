@@ -14,11 +14,10 @@ from acgsperf.tiers.redis import RedisTier
 
 @pytest.fixture
 async def refuse(private_server):
-    """Make a server refuse all writes from now on, and answer reads."""
+    """Make a server refuse all writes from now on, and answer reads; it is still a primary."""
     if private_server.kind == "redis":
         async with redis.asyncio.Redis.from_url(private_server.url, protocol=2) as admin:
-            # As a failover makes a server a replica.
-            yield lambda: admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+            yield lambda: admin.execute_command("ACL", "SETUSER", "default", "-eval", "-evalsha")
     else:
         admin = await asyncpg.connect(private_server.url)
 
@@ -39,7 +38,7 @@ async def test_refused_writes_do_not_close_the_tier_to_reads(private_tier, refus
     assert (await private_tier.get("k")).value == "v"
     stats = private_tier.stats()
     assert stats.breaker is BreakerState.CLOSED
-    assert set(stats.errors) <= {"ReadOnlyError", "ReadOnlySQLTransactionError"}
+    assert set(stats.errors) <= {"NoPermissionError", "ReadOnlySQLTransactionError"}
 
 
 @pytest.fixture
@@ -178,7 +177,7 @@ class TestRedis:
         for _ in range(3):
             assert await private_tier.get("k") is None
         assert private_tier.stats().breaker is BreakerState.OPEN
-        assert private_tier.stats().errors == {"MasterDownError": 3}
+        assert private_tier.stats().errors == {"ReplicaError": 3}
 
     @pytest.mark.parametrize(
         "error",

@@ -59,6 +59,8 @@ async def test_a_tier_that_only_reads_follows_the_clock_of_the_server(tier, entr
     assert await tier.get("k")
     assert tier.server_clock.now() < time.time() - 3_000
     monkeypatch.setattr(server_clock, "_SAMPLE_MAX_AGE_S", 0.0)
+    # Redis: a read looks at the clock at most once a second.
+    tier._ask_role_at = 0.0
     assert await tier.get("k")
     assert abs(tier.server_clock.now() - time.time()) < 60
 

@@ -173,3 +173,39 @@ class TestPostgres:
                     assert await connection.fetchval("SELECT 2") == 2
                 assert pool.stats().opened == 1
         assert forwarder.handshakes == 1
+
+
+async def answer_as_sentinel(reader, writer, port):
+    """Tell everyone that the primary of the service `main` is at a port of localhost."""
+    state = {"name": "main", "ip": "localhost", "port": port, "flags": "master", "num-other-sentinels": 0}
+    items = [part for pair in state.items() for part in map(str, pair)]
+    masters = f"*1\r\n*{len(items)}\r\n" + "".join(f"${len(item)}\r\n{item}\r\n" for item in items)
+    try:
+        while line := await reader.readline():
+            for _ in range(int(line[1:])):
+                size = int((await reader.readline())[1:])
+                word = (await reader.readexactly(size + 2))[:-2]
+            writer.write(masters.encode() if word.upper() == b"MASTERS" else b"+OK\r\n")
+    except (OSError, asyncio.IncompleteReadError):
+        pass
+    finally:
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize("kind", ["redis"])
+@pytest.mark.parametrize("trusts", [True, False])
+async def test_sentinels_and_their_server_are_asked_over_tls(kind, forwarder, trusted, entry, trusts):
+    async with forwarder.listening() as port:
+        sentinel = await asyncio.start_server(
+            lambda reader, writer: answer_as_sentinel(reader, writer, port), "127.0.0.1", 0, ssl=forwarder.context
+        )
+        async with sentinel:
+            host = f"localhost:{sentinel.sockets[0].getsockname()[1]}"
+            trust = f"?ssl_ca_certs={trusted}" if trusts else ""
+            tier = RedisTier(f"rediss+sentinel://{host}/main{trust}", deadline=5)
+            await tier.open("tls")
+            assert await tier.set("k", entry("v")) is trusts
+            assert (forwarder.handshakes > 0) is trusts
+            detail = (await tier.health()).detail
+            assert trusts or "certificate" in detail.lower()
+            await tier.close()

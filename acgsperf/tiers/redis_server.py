@@ -1,0 +1,152 @@
+"""The address of a Redis server: how to find it, and to make connections to it."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+from weakref import WeakSet
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from acgsperf.names import resolve
+from acgsperf.tiers.breaker import RECOVERY_S
+from acgsperf.tiers.redis_parser import CheckedParser
+
+__all__ = ["Credentials", "Follower", "RedisServer"]
+
+Credentials = Callable[[], "tuple[str, str] | str | Awaitable[tuple[str, str] | str]"]
+
+
+class Follower(Protocol):
+    """What has connections to a server. Its method may be called in any thread."""
+
+    def note_moved(self) -> None:
+        """Close the connections, because the server is at another address now."""
+
+
+class RedisServer:
+    """One server at a fixed address.
+
+    Args:
+        url: `redis://`, `rediss://` or `unix://`, checked.
+        credentials: called for each new connection; returns, or awaits, a password, or a user name and a password.
+
+    Attributes:
+        max_connections: the `max_connections` of the URL; None if it has none.
+        where: the address, for messages; without a password.
+        recovery_s: after a failure, the server is tried again after this time.
+
+    Raises:
+        ValueError: if the URL is not valid. The message does not repeat it.
+    """
+
+    max_connections: int | None
+    recovery_s: float = RECOVERY_S
+
+    def __init__(self, url: str, credentials: Credentials | None = None) -> None:
+        self._followers: WeakSet[Follower] = WeakSet()
+        try:
+            options: dict[str, Any] = dict(parse_url(url))
+            self.max_connections = options.pop("max_connections", None)
+            if credentials is not None and ("username" in options or "password" in options):
+                raise _ContradictionError
+            self._factory = _factory(url, options, credentials)
+            # Checks the options of the URL; it does not connect.
+            self.new()
+        except _ContradictionError:
+            raise ValueError("the Redis URL must not contain a user name or password if credentials is given") from None
+        except Exception as error:
+            raise ValueError(f"the Redis URL has an option that is not valid: {type(error).__name__}") from None
+        self.where: str = _server_name(self._factory.connection_kwargs)
+
+    @property
+    def now_at(self) -> str:
+        """Where the server is, for health checks."""
+        return self.where
+
+    def new(self) -> AbstractConnection:
+        """Return a connection that is not connected."""
+        connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
+        return connection
+
+    def follow(self, follower: Follower) -> None:
+        """Tell a follower when the server has been found at another address than before."""
+        self._followers.add(follower)
+
+    def note_moved(self) -> None:
+        """Tell the followers that the server is at another address now."""
+        for follower in tuple(self._followers):
+            follower.note_moved()
+
+    def forget(self) -> None:
+        """Look for the server again, because it cannot be reached or is not the primary."""
+
+    async def locate(self, connection: AbstractConnection) -> None:
+        """Find the server for a connection that will be connected next."""
+        await resolve(getattr(connection, "host", None))
+
+
+class _ContradictionError(Exception):
+    """The URL and the options contradict each other."""
+
+
+class _Provider(CredentialProvider):
+    """Passes a callable to redis-py."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        try:
+            found = self._credentials()
+            if inspect.isawaitable(found):
+                found = await found
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # Something that the credentials wait for was cancelled, and not the caller.
+            raise RedisConnectionError("credentials raised CancelledError") from error
+        except Exception as error:
+            # Without its text, which may contain a secret.
+            raise RedisConnectionError(f"credentials raised {type(error).__name__}") from error
+        if isinstance(found, str):
+            return (found,)
+        if isinstance(found, tuple) and list(map(type, found)) == [str, str]:
+            return found
+        raise RedisConnectionError(
+            f"credentials must return a password or (user name, password), got {type(found).__name__}"
+        )
+
+
+def _factory(url: str, options: dict[str, Any], credentials: Credentials | None) -> ConnectionPool:
+    """Return a factory of connections. Its pool is not used: the pool's checks cost as much as a command."""
+    if url.startswith("rediss:"):
+        options.setdefault("ssl_check_hostname", True)
+    if credentials is not None:
+        options["credential_provider"] = _Provider(credentials)
+    options |= {
+        "protocol": 2,
+        "parser_class": CheckedParser,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_timeout": False,
+        "decode_responses": False,
+        "health_check_interval": 0,
+        # The tier's deadline covers connecting, sending and reading together.
+        "socket_timeout": None,
+        "socket_connect_timeout": None,
+    }
+    return ConnectionPool(**options)
+
+
+def _server_name(options: Mapping[str, Any]) -> str:
+    """Return how messages name the server; it contains no secret."""
+    if "path" in options:
+        return f"unix:{options['path']}"
+    host, port = options.get("host", "localhost"), options.get("port", 6379)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
