@@ -131,7 +131,7 @@ class Loading:
 
     async def _look_in_tiers(self, keys: Sequence[str], found: _Answers, source: Source) -> None:
         """Classify the entries of the lower tiers, and what other callers have loaded meanwhile."""
-        read = await self._lookup.read(keys, source.tags)
+        read = await self._lookup.read(keys, source.tags, source.codec)
         for key in keys:
             entry = read.entries.get(key) or self._lookup.unverified(key, read)
             if entry is not None:
@@ -329,7 +329,7 @@ class Loading:
         entries: dict[str, Entry] = {}
         seen: dict[str, Seen] = {}
         due = []
-        found = await self._lookup.read(keys, source.tags, l3=l3)
+        found = await self._lookup.read(keys, source.tags, source.codec, l3=l3)
         for key in keys:
             entry = found.entries.get(key)
             if entry is None or not self._staleness.is_fresh(entry):
@@ -357,7 +357,7 @@ class Loading:
             if loaded.get(key) is None and self._staleness.negative_ttl is not None:
                 entries[key] = self._staleness.negative_entry(source.tags)
             elif key in loaded:
-                entries[key] = self._staleness.entry(loaded[key], source.ttl, source.tags)
+                entries[key] = self._staleness.entry(loaded[key], source.ttl, source.tags, source.codec)
         if source.local:
             return {key: replace(entry, id=ONLY_L1) for key, entry in entries.items()}
         return entries

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from acgsperf._native.entry import Codec
+
 __all__ = ["Source"]
 
 
@@ -16,9 +18,10 @@ class Source:
         tags: the tags of the entries.
         local: whether only L1 keeps the entries.
         reload: whether the loader is called even if the tiers have a fresh value.
+        codec: packs and opens the values; None for JSON-like values.
     """
 
-    __slots__ = ("loader", "local", "reload", "tags", "ttl")
+    __slots__ = ("codec", "loader", "local", "reload", "tags", "ttl")
 
     def __init__(
         self,
@@ -27,16 +30,23 @@ class Source:
         tags: tuple[str, ...],
         local: bool = False,
         reload: bool = False,
+        codec: Codec | None = None,
     ) -> None:
         self.loader = loader
         self.ttl = ttl
         self.tags = tags
         self.local = local
         self.reload = reload
+        self.codec = codec
 
     @classmethod
     def of_one(
-        cls, key: str, loader: Callable[[str], Awaitable[Any]], ttl: float | None, tags: tuple[str, ...]
+        cls,
+        key: str,
+        loader: Callable[[str], Awaitable[Any]],
+        ttl: float | None,
+        tags: tuple[str, ...],
+        codec: Codec | None,
     ) -> "Source":
         """Return the source for a loader that is called with one key."""
 
@@ -46,4 +56,4 @@ class Source:
                 raise TypeError(f"loader must be a coroutine function, but it returned {type(value).__name__}")
             return {key: await value}
 
-        return cls(load, ttl, tags)
+        return cls(load, ttl, tags, codec=codec)

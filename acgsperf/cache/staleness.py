@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from acgsperf._native.entry import Codec, typed
 from acgsperf.cache.arguments import checked_number, checked_ttl
 from acgsperf.tiers.base import RETENTION_S, Entry
 from acgsperf.tiers.ids import new_id
@@ -60,15 +61,16 @@ class Staleness:
             checked_number("refresh_ahead", share, "greater than 0 and less than 1", lambda share: 0 < share < 1)
         self.refresh_ahead = share
 
-    def entry(self, value: Any, ttl: float | None, tags: tuple[str, ...]) -> Entry:
+    def entry(self, value: Any, ttl: float | None, tags: tuple[str, ...], codec: Codec | None = None) -> Entry:
         """Return an entry that is fresh from now on; the jitter shortens its ttl."""
         now = self.clock()
         lifetime = checked_ttl(ttl)
-        if lifetime == math.inf:
-            return Entry(value, now, None, None, tags, id=new_id())
-        fresh_until = now + lifetime * (1 - self.ttl_jitter * random.random())
-        kept_until = fresh_until + self.stale_ttl
-        return Entry(value, now, fresh_until, None if kept_until == math.inf else kept_until, tags, id=new_id())
+        fresh_until = kept_until = None
+        if lifetime != math.inf:
+            fresh_until = now + lifetime * (1 - self.ttl_jitter * random.random())
+            kept_until = None if self.stale_ttl == math.inf else fresh_until + self.stale_ttl
+        entry = Entry(value, now, fresh_until, kept_until, tags, id=new_id())
+        return entry if codec is None else typed(entry, codec)
 
     def negative_entry(self, tags: tuple[str, ...]) -> Entry:
         """Return an entry that says that the key has no value, as of now."""

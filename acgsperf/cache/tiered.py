@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from time import monotonic
+from types import UnionType
 from typing import Any, Final, Generic, Self, TypeVar, overload
 
 from acgsperf._native.arguments import checked_bool, checked_namespace
+from acgsperf._native.entry import Codec
 from acgsperf.backplane import Backplane
 from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, checked_ttl, distinct_keys
 from acgsperf.cache.decorator import DEFAULT_TTL, Decorator, cached
@@ -15,6 +17,7 @@ from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats, Written
+from acgsperf.cache.values import codec_of, opened
 from acgsperf.dispatch import BoundedCache
 from acgsperf.errors import CacheError, TierError
 from acgsperf.tiers.base import Entry, Tier
@@ -29,7 +32,8 @@ class TieredCache(Generic[_V]):
     """L1, L2 and L3 as one cache. L2 and L3 are the lower tiers; either may be absent.
 
     Open it before use, with `async with` or `open`, and use it in the thread of the event loop that opened it. Keys are
-    str. With a lower tier, values must be JSON-like or bytes. A stored None, 0, False, "" or [] is a hit.
+    str. With a lower tier, values are JSON-like, bytes, or of the declared `value_type`. A stored None, 0, False, "" or
+    [] is a hit.
 
     Warning: L1 returns the stored object itself, not a copy. Do not change it: every later caller would get the change.
 
@@ -56,6 +60,8 @@ class TieredCache(Generic[_V]):
         retry_after: the seconds for which a failed load is not retried if there is a stale value, 1 by default.
         lock_ttl: the seconds for which a process that loads a key holds a lock in L2, and others wait for its value. If
             its load fails, they get a `LoadError`. With None (default), each process loads for itself.
+        value_type: the type of the values: what msgspec can decode, or a Pydantic model. Every tier returns this type.
+            With None (default), the lower tiers store only JSON-like values and bytes.
         backplane: tells other processes what this one writes, and vice versa. By default one on the server of L2, or
             else of L3. With None, L1 serves an old value until it expires there: give L1 a ttl then.
         backplane_timeout: the seconds without an answer of the default one after which L1 asks the tiers, by default 1.
@@ -63,6 +69,7 @@ class TieredCache(Generic[_V]):
 
     Attributes:
         namespace: the namespace.
+        value_type: the declared type; None if there is none.
         get_local: `l1.get` itself. `get_local(key, default=None)` looks in L1 only, without `await`.
 
     Raises:
@@ -90,6 +97,7 @@ class TieredCache(Generic[_V]):
         deadline: float = 0.25,
         retry_after: float = 1.0,
         lock_ttl: float | None = None,
+        value_type: type[_V] | UnionType | None = None,
         backplane: Backplane | None = AUTOMATIC,
         backplane_timeout: float = 1.0,
         clock: Callable[[], float] = monotonic,
@@ -97,6 +105,8 @@ class TieredCache(Generic[_V]):
         if not isinstance(l1, BoundedCache):
             raise TypeError(f"l1 must be an LRUCache or an AdaptiveCache, got {type(l1).__name__}")
         self.namespace: Final = checked_namespace("namespace", namespace)
+        self.value_type: Final = value_type
+        self._codec: Final = None if value_type is None else codec_of(value_type)
         staleness = self._staleness = Staleness(
             clock=clock,
             ttl=ttl,
@@ -121,6 +131,7 @@ class TieredCache(Generic[_V]):
             demotion=checked_bool("demotion", demotion),
             backplane=backplane,
             backplane_timeout=backplane_timeout,
+            typed=self._codec is not None,
         )
         self._l1, self._lower_tiers, self._promotion = self._parts.l1, self._parts.lower_tiers, self._parts.promotion
         self._lookup, self._loading, self._writes = self._parts.lookup, self._parts.loading, self._parts.writes
@@ -175,6 +186,8 @@ class TieredCache(Generic[_V]):
         """Return the fresh value of a key from the first tier that has one, or `default`.
 
         A lower tier that fails, or does not answer within the deadline, is a miss.
+
+        Warning: L1 returns the value itself, not a copy. Do not change it, or declare an immutable `value_type`.
         """
         # The lookup is fastest without a default. A None is either a miss or a stored None.
         value = self.get_local(key)
@@ -191,10 +204,18 @@ class TieredCache(Generic[_V]):
             entry = await future
             if path.end(key, entry):
                 return entry.value
-            return await self._lookup.get_on(key, default, entry, began_at, started)
+            if entry is not None and self._codec is not None:
+                entry = opened(entry, self._codec, self._lower_tiers.tiers[0])
+                if entry is not None and path.end_opened(key, entry):
+                    return entry.value
+            return await self._lookup.get_on(key, default, entry, self._codec, began_at, started)
+        return await self._get(key, default, self._codec)
+
+    async def _get(self, key: str, default: Any, codec: Codec | None) -> Any:
+        """`get` after a miss in L1. The codec opens what the lower tiers have."""
         self._require_open()
         checked_key(key)
-        return await self._lookup.get(key, default)
+        return await self._lookup.get(key, default, codec)
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, _V]:
         """Return the fresh values of those keys that have one, with one call of each tier."""
@@ -203,7 +224,7 @@ class TieredCache(Generic[_V]):
             self._require_open()
             for key in missed:
                 checked_key(key)
-            found |= await self._lookup.get_many(missed)
+            found |= await self._lookup.get_many(missed, self._codec)
         return found
 
     async def set(self, key: str, value: _V, ttl: float | None = DEFAULT_TTL, *, tags: Sequence[str] = ()) -> Written:
@@ -213,7 +234,7 @@ class TieredCache(Generic[_V]):
 
         Args:
             key: any str.
-            value: JSON-like or bytes; without lower tiers, any object.
+            value: JSON-like, bytes, or of the `value_type`; without lower tiers, any object.
             ttl: the seconds for which the value is fresh; by default the cache's own ttl; None for no limit.
             tags: labels that `invalidate_tag` finds the value by.
 
@@ -287,7 +308,7 @@ class TieredCache(Generic[_V]):
             return value  # type: ignore[no-any-return]
         self._require_open()
         checked_key(key)
-        source = Source.of_one(key, loader, self._ttl(ttl), checked_tags(tags))
+        source = Source.of_one(key, loader, self._ttl(ttl), checked_tags(tags), self._codec)
         loaded: _V = (await self._loading.load((key,), source))[key]
         return loaded
 
@@ -326,7 +347,9 @@ class TieredCache(Generic[_V]):
             self._require_open()
             for key in missed:
                 checked_key(key)
-            values |= await self._loading.load(missed, Source(loader, self._ttl(ttl), checked_tags(tags)))
+            values |= await self._loading.load(
+                missed, Source(loader, self._ttl(ttl), checked_tags(tags), codec=self._codec)
+            )
         return {key: values[key] for key in keys}
 
     def cached(
@@ -335,9 +358,10 @@ class TieredCache(Generic[_V]):
         key: Callable[..., str] | None = None,
         ttl: float | None = DEFAULT_TTL,
         tags: Sequence[str] | Callable[..., Sequence[str]] = (),
+        value_type: Any = None,
     ) -> Decorator:
         """Decorate a coroutine function or method, whose results this cache keeps; see `cached`."""
-        return cached(self, key=key, ttl=ttl, tags=tags)
+        return cached(self, key=key, ttl=ttl, tags=tags, value_type=value_type)
 
     def stats(self) -> TieredStats:
         """Return the counts so far."""
@@ -409,7 +433,7 @@ class TieredCache(Generic[_V]):
         own_ttl, own_tags = self._ttl(ttl), checked_tags(tags)
         for key in values:
             checked_key(key)
-        return {key: self._staleness.entry(value, own_ttl, own_tags) for key, value in values.items()}
+        return {key: self._staleness.entry(value, own_ttl, own_tags, self._codec) for key, value in values.items()}
 
     def _ttl(self, ttl: float | None) -> float | None:
         # The ttl of a call is checked before a load starts, so that no other caller gets the error.

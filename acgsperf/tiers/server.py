@@ -25,6 +25,7 @@ from acgsperf.tiers.base import (
 )
 from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.ids import new_id
+from acgsperf.tiers.packing import packed_value
 from acgsperf.tiers.read_batches import MAX_READS_TOGETHER, ReadBatches
 from acgsperf.tiers.server_calls import Attempt, ServerCalls
 from acgsperf.tiers.server_clock import ServerClock
@@ -268,12 +269,12 @@ class ServerTier(Tier):
             ):
                 continue
             entry = store.entry
-            payload = self._packed(key, entry)
-            if payload is not None and (entry.kept_until is None or entry.kept_until > now):
-                operations[key] = Operation(Action.STORE, entry.id, entry.stamp, entry, payload, store=store)
+            packed = self._packed(key, entry)
+            if packed is not None and (entry.kept_until is None or entry.kept_until > now):
+                operations[key] = Operation(Action.STORE, entry.id, entry.stamp, entry, *packed, store=store)
                 continue
             self._refused += 1
-            if payload is None and store.kind is StoreKind.LOAD and seen is not None:
+            if packed is None and store.kind is StoreKind.LOAD and seen is not None:
                 # The loaded value cannot be stored, but the former entry is out of date.
                 operations[key] = Operation(Action.UNDO, seen.id)
         if not operations or not self._calls.allow(len(operations)):
@@ -355,20 +356,25 @@ class ServerTier(Tier):
         entry = write.entry
         if entry is None:
             return Operation(Action.WRITE, write.id, write.stamp)
-        payload = self._packed(key, entry)
-        if payload is None or (entry.kept_until is not None and entry.kept_until <= time.monotonic()):
+        packed = self._packed(key, entry)
+        if packed is None or (entry.kept_until is not None and entry.kept_until <= time.monotonic()):
             return Operation(Action.WRITE, write.id, write.stamp, refused=True)
-        return Operation(Action.WRITE, write.id, write.stamp, entry, payload)
+        return Operation(Action.WRITE, write.id, write.stamp, entry, *packed)
 
-    def _packed(self, key: str, entry: Entry) -> bytes | None:
-        """Return the value of an entry as bytes; None if the tier cannot store the entry."""
+    def _packed(self, key: str, entry: Entry) -> tuple[bytes, int] | None:
+        """Return the value of an entry as bytes and their flags; None if the tier cannot store the entry."""
         try:
             check_times(entry)
-            payload = envelope.pack_value(entry.value)
-            size = envelope.size(envelope.identity(key), payload, entry.tags)
+            value = packed_value(entry, self._namespace)
+            if value is None:
+                return None
+            size = envelope.size(envelope.identity(key), value[0], entry.tags)
         except (TypeError, ValueError, OverflowError, RecursionError):
             return None
-        return payload if size <= self._max_value_bytes else None
+        return value if size <= self._max_value_bytes else None
+
+    def count_corrupt(self) -> None:
+        self._corrupt += 1
 
     async def health(self) -> TierHealth:
         self._check_use()

@@ -84,7 +84,7 @@ async def test_of_two_overlapping_sets_the_later_one_is_in_both_tiers(make):
     async with make() as cache:
         for number in range(20):
             first, second = await asyncio.gather(
-                cache.set("key", ("first", number)), cache.set("key", ("second", number))
+                cache.set("key", ["first", number]), cache.set("key", ["second", number])
             )
             assert first.everywhere
             assert second.everywhere

@@ -10,7 +10,7 @@ import weakref
 import pytest
 from conftest import IMPLEMENTATIONS, imported
 
-from acgsperf._native.entry import Entry
+from acgsperf._native.entry import Entry, Packed
 
 
 class Promotion:
@@ -151,6 +151,21 @@ def test_an_error_of_a_collection_reaches_the_caller(module, core):
     path.enabled = True
     with pytest.raises(LookupError, match="broken"):
         path.begin("key")
+
+
+def test_a_value_that_a_codec_must_open_is_not_the_answer(module, core):
+    promotion = Promotion(core.LRUCache(10))
+    path = module.ReadPath((), lambda key: key, promotion, time.monotonic, Packed)
+    packed = Entry(Packed(b"\x01"), 1.0, None, None)
+    assert not path.end("key", packed)
+    assert not path.end_opened("key", packed)
+    assert path.end("key", entry())
+    typed = module.ReadPath((), lambda key: key, promotion, time.monotonic, Packed, True)
+    assert not typed.end("key", entry())
+    assert not typed.end_opened("key", packed)
+    assert promotion.hits.get("key") == 1
+    assert typed.end_opened("key", entry())
+    assert promotion.hits.get("key") == 2
 
 
 @pytest.mark.parametrize("ahead", [10, 1e6, math.inf, None])
@@ -401,9 +416,11 @@ def test_a_promotion_needs_counts(module):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ((),), ((), print, None), ((), print, None, time.monotonic, 5)], ids=lambda found: str(len(found))
+    "arguments",
+    [(), ((),), ((), print, None), ((), print, None, time.monotonic, None, False, 7)],
+    ids=lambda found: str(len(found)),
 )
-def test_a_path_takes_four_arguments(module, arguments):
+def test_a_path_takes_four_to_six_arguments(module, arguments):
     with pytest.raises(TypeError):
         module.ReadPath(*arguments)
 
