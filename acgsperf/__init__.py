@@ -49,7 +49,7 @@ from acgsperf.errors import (
 from acgsperf.fingerprint import canonical, fingerprint, request_key
 
 if TYPE_CHECKING:
-    from acgsperf.cache import CacheHealth, TieredCache, TieredStats, Written, cached
+    from acgsperf.cache import UNCHANGED, CacheHealth, Loaded, Previous, TieredCache, TieredStats, Written, cached
     from acgsperf.monitor import Alert, AlertKind, AlertState, Monitor, Reading, Targets
     from acgsperf.pool import CloseReason, ConnectionPool, PoolHealth, PoolManager, PoolOptimization, PoolStats
     from acgsperf.service import PerformanceService, PerformanceSummary, ServiceHealth
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONSTITUTIONAL_HASH",
     "IMPLEMENTATION",
+    "UNCHANGED",
     "AcgsperfError",
     "AdaptiveCache",
     "Alert",
@@ -83,6 +84,7 @@ __all__ = [
     "LoadCancelledError",
     "LoadError",
     "LoadTimeoutError",
+    "Loaded",
     "MessageTooLarge",
     "Monitor",
     "PerformanceService",
@@ -100,6 +102,7 @@ __all__ = [
     "PoolTimeout",
     "PoolUnhealthy",
     "PostgresTier",
+    "Previous",
     "Reading",
     "RedisTier",
     "ServiceError",
@@ -125,6 +128,7 @@ __all__ = [
 # asyncio, the clients of servers and the settings take longer to import than the rest, and a program that uses only the
 # core needs none of them.
 _LATER = {
+    "UNCHANGED": "acgsperf.cache",
     "Alert": "acgsperf.monitor",
     "AlertKind": "acgsperf.monitor",
     "AlertState": "acgsperf.monitor",
@@ -133,6 +137,7 @@ _LATER = {
     "ComplianceValidator": "acgsperf.validator",
     "ConnectionPool": "acgsperf.pool",
     "ContextVerdict": "acgsperf.validator",
+    "Loaded": "acgsperf.cache",
     "Monitor": "acgsperf.monitor",
     "PerformanceService": "acgsperf.service",
     "PerformanceSummary": "acgsperf.service",
@@ -141,6 +146,7 @@ _LATER = {
     "PoolOptimization": "acgsperf.pool",
     "PoolStats": "acgsperf.pool",
     "PostgresTier": "acgsperf.tiers.postgres",
+    "Previous": "acgsperf.cache",
     "Reading": "acgsperf.monitor",
     "RedisTier": "acgsperf.tiers.redis",
     "ServiceHealth": "acgsperf.service",

@@ -3,10 +3,12 @@
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 from acgsperf._native.entry import Codec
 from acgsperf.cache.call_keys import called_function
+from acgsperf.cache.results import Loaded
 from acgsperf.cache.values import codec_of
 
 __all__ = ["codec_of_results"]
@@ -21,7 +23,7 @@ def codec_of_results(function: Callable[..., Any]) -> Codec | None:
         declared = _declared(inner)
         if get_origin(declared) in _AWAITABLE and not inspect.iscoroutinefunction(inner):
             declared = get_args(declared)[-1]
-        return codec_of(declared)
+        return codec_of(_without_loaded(declared))
     except Exception:
         # An annotation may be any expression, and may name what exists for type checkers only.
         return None
@@ -43,3 +45,13 @@ def _declared(function: Any) -> Any:
 
     holder.__annotations__ = {"return": annotations["return"]}
     return get_type_hints(holder, globalns=getattr(function, "__globals__", {}), include_extras=True)["return"]
+
+
+def _without_loaded(declared: Any) -> Any:
+    """Return the type of the values, for a function that may return them as `Loaded`."""
+    origin, arguments = get_origin(declared), get_args(declared)
+    if origin is Loaded:
+        return arguments[0]
+    if origin is UnionType or origin is Union:
+        return Union[tuple(map(_without_loaded, arguments))]  # noqa: UP007
+    return Any if declared is Loaded else declared

@@ -11,6 +11,7 @@ from acgsperf.cache.annotations import codec_of_results
 from acgsperf.cache.arguments import checked_tags
 from acgsperf.cache.call_keys import CallKey, CallKeys, is_coroutine_function, is_same_definition, name_of
 from acgsperf.cache.l1 import MISSING
+from acgsperf.cache.results import Loaded
 from acgsperf.cache.source import Source
 from acgsperf.cache.types import Written
 from acgsperf.cache.values import codec_of
@@ -62,7 +63,11 @@ _names = weakref.WeakKeyDictionary()
 class Decorator(Protocol):
     """What `cached` returns."""
 
-    def __call__(self, function: Callable[_P, Awaitable[_R]], /) -> "CachedFunction[_P, _R]":
+    @overload
+    def __call__(self, function: Callable[_P, Awaitable[Loaded[_R]]], /) -> "CachedFunction[_P, _R]": ...
+    @overload
+    def __call__(self, function: Callable[_P, Awaitable[_R | Loaded[_R]]], /) -> "CachedFunction[_P, _R]": ...
+    def __call__(self, function: Callable[_P, Awaitable[Any]], /) -> "CachedFunction[_P, Any]":
         """Return the function with its results cached."""
 
 

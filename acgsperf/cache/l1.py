@@ -143,6 +143,12 @@ class L1(Generic[_V]):
             return found[0]
         return self._negatives.get(key) if self._answers else None
 
+    def entry(self, key: str) -> Entry | None:
+        """Return the entry of a key, fresh or stale, without counting a hit; None if a tier must be asked first."""
+        if self._answers and self.lru.peek(key, MISSING) is not MISSING and (entry := self._entries.get(key)):
+            return entry
+        return self._side_entry(key)
+
     def unverified(self, key: str) -> Entry | None:
         """Return the entry of a key that may be served only if no tier answers."""
         found = self._stale_store.get(key)

@@ -6,20 +6,19 @@ from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from msgspec.structs import replace
-
 from acgsperf import hooks
 from acgsperf.cache.l1 import L1, MISSING, most_entries
 from acgsperf.cache.lookup import Lookup
 from acgsperf.cache.lower_tiers import LowerTiers, Seen
 from acgsperf.cache.process_lock import HeldLocks, ProcessLock
 from acgsperf.cache.recent_loads import RecentLoads
+from acgsperf.cache.results import entries_of, previous_of
 from acgsperf.cache.single_flight import Flight, Flights
 from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness
 from acgsperf.dispatch import LRUCache
 from acgsperf.errors import LoadTimeoutError
-from acgsperf.tiers.base import ONLY_L1, Entry
+from acgsperf.tiers.base import Entry
 
 __all__ = ["Loading"]
 
@@ -104,6 +103,8 @@ class Loading:
         if source.local:
             found.seen = dict.fromkeys(keys, _UNSEEN)
         elif source.reload:
+            if source.takes_previous:
+                source.replaced = await self._present(keys, source)
             found.seen = await self._lookup.observe(keys, source.tags)
             for key in keys:
                 # A load that is in flight began before this call.
@@ -129,6 +130,13 @@ class Loading:
                 found.values[key] = entry.value
         return {key: found.values[key] for key in keys}
 
+    async def bypass(self, keys: Sequence[str], source: Source) -> dict[str, Any]:
+        """Return the values of keys from the loader alone, and store nothing."""
+        self.loads += 1
+        loaded = await source.load(list(keys), {})
+        entries, _ = entries_of(keys, loaded, source, self._staleness)
+        return {key: entries[key].value if key in entries else None for key in keys}
+
     async def _look_in_tiers(self, keys: Sequence[str], found: _Answers, source: Source) -> None:
         """Classify the entries of the lower tiers, and what other callers have loaded meanwhile."""
         read = await self._lookup.read(keys, source.tags, source.codec)
@@ -144,6 +152,14 @@ class Loading:
                     self._classify(key, entry, found)
             if key not in found.values:
                 found.seen[key] = read.seen(key)
+
+    async def _present(self, keys: Sequence[str], source: Source) -> dict[str, Entry]:
+        """Return the entries of keys, fresh or stale."""
+        entries = {key: entry for key in keys if (entry := self._l1.entry(key)) is not None}
+        missing = [key for key in keys if key not in entries]
+        if missing:
+            entries |= (await self._lookup.read(missing, source.tags, source.codec)).entries
+        return entries
 
     def _look_in_this_process(self, keys: Sequence[str], found: _Answers) -> list[str]:
         """Classify the entries that this process has, and return the keys to look for in the lower tiers."""
@@ -207,6 +223,7 @@ class Loading:
             and self._lower_tiers.ordering.is_current(found.began_at, key, entry.tags)
         }
         began_at = self._lower_tiers.ordering.latest
+        source.replaced |= servable
         load = partial(self._run, keys, found.seen, source)
         return self.flights.start(keys, load, source.tags, servable, began_at)
 
@@ -231,9 +248,9 @@ class Loading:
         if self._lock is not None and not source.reload and any(seen[key].l2 is not None for key in missing):
             return values | await self._load_locked(self._lock, flight, missing, source, seen)
         if missing:
-            loaded = await self._call_loader(flight, missing, source)
+            loaded, unkept = await self._call_loader(flight, missing, source)
             # Check all entries before the first one is stored: storing very many keys supersedes all reads in flight.
-            current = {key for key, entry in loaded.items() if self._is_current(flight, key, entry)}
+            current = {key for key, entry in loaded.items() if self._is_current(flight, key, entry)} - unkept
             for key, entry in loaded.items():
                 values[key] = entry.value
                 if key in current:
@@ -298,13 +315,15 @@ class Loading:
         Returns:
             The values, and the keys whose value the tier has stored.
         """
-        loaded = await self._call_loader(flight, keys, source)
+        loaded, unkept = await self._call_loader(flight, keys, source)
         if locks.expired:
             newer, _ = await self._read_again(list(loaded), source)
             values = {key: self._store_in_l1(flight, key, entry) for key, entry in newer.items()}
             loaded = {key: entry for key, entry in loaded.items() if key not in newer}
         else:
             values = {}
+        for key in unkept & loaded.keys():
+            values[key] = loaded.pop(key).value
         shared = {
             key: entry
             for key, entry in loaded.items()
@@ -332,6 +351,8 @@ class Loading:
         found = await self._lookup.read(keys, source.tags, source.codec, l3=l3)
         for key in keys:
             entry = found.entries.get(key)
+            if entry is not None:
+                source.replaced[key] = entry
             if entry is None or not self._staleness.is_fresh(entry):
                 seen[key] = found.seen(key)
             elif self._staleness.is_due_for_refresh(entry):
@@ -342,25 +363,15 @@ class Loading:
             seen |= await self._lookup.observe(due, source.tags)
         return entries, seen
 
-    async def _call_loader(self, flight: Flight, keys: list[str], source: Source) -> dict[str, Entry]:
-        """Return an entry for each loaded value and, with a `negative_ttl`, for each key without a value."""
+    async def _call_loader(self, flight: Flight, keys: list[str], source: Source) -> tuple[dict[str, Entry], set[str]]:
+        """Return an entry for each loaded value and each key without one, and the keys that must not be stored."""
         self.loads += 1
         flight.loader_keys.update(keys)
-        loading: Awaitable[Mapping[str, Any]] = source.loader(keys)
+        loading = source.load(keys, previous_of(source.replaced, self._staleness) if source.takes_previous else {})
         if hooks.spans is not None:
             loading = hooks.spans.during("cache.load", self._about(keys), loading, load=flight)
         loaded = await loading
-        if not isinstance(loaded, Mapping):
-            raise TypeError(f"loader must return a mapping of keys to values, got {type(loaded).__name__}")
-        entries = {}
-        for key in keys:
-            if loaded.get(key) is None and self._staleness.negative_ttl is not None:
-                entries[key] = self._staleness.negative_entry(source.tags)
-            elif key in loaded:
-                entries[key] = self._staleness.entry(loaded[key], source.ttl, source.tags, source.codec)
-        if source.local:
-            return {key: replace(entry, id=ONLY_L1) for key, entry in entries.items()}
-        return entries
+        return entries_of(keys, loaded, source, self._staleness)
 
     def _store(self, key: str, entry: Entry, seen: Seen) -> None:
         """Store a loaded entry in every tier."""

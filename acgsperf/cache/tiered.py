@@ -1,7 +1,7 @@
 """`TieredCache`, the public face of the tiered cache: L1 in this process, then L2 and L3, then a loader."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from types import UnionType
 from typing import Any, Final, Generic, Self, TypeVar, overload
@@ -13,10 +13,11 @@ from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, ch
 from acgsperf.cache.decorator import DEFAULT_TTL, Decorator, cached
 from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.parts import AUTOMATIC, Parts
+from acgsperf.cache.results import Loader, LoaderOfMany
 from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness
-from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats, Written
+from acgsperf.cache.upkeep import Upkeep
 from acgsperf.cache.values import codec_of, opened
 from acgsperf.dispatch import BoundedCache
 from acgsperf.errors import CacheError, TierError
@@ -28,7 +29,7 @@ _V = TypeVar("_V")
 _D = TypeVar("_D")
 
 
-class TieredCache(Generic[_V]):
+class TieredCache(Upkeep, Generic[_V]):
     """L1, L2 and L3 as one cache. L2 and L3 are the lower tiers; either may be absent.
 
     Open it before use, with `async with` or `open`, and use it in the thread of the event loop that opened it. Keys are
@@ -104,7 +105,7 @@ class TieredCache(Generic[_V]):
     ) -> None:
         if not isinstance(l1, BoundedCache):
             raise TypeError(f"l1 must be an LRUCache or an AdaptiveCache, got {type(l1).__name__}")
-        self.namespace: Final = checked_namespace("namespace", namespace)
+        self.namespace = checked_namespace("namespace", namespace)
         self.value_type: Final = value_type
         self._codec: Final = None if value_type is None else codec_of(value_type)
         staleness = self._staleness = Staleness(
@@ -280,10 +281,12 @@ class TieredCache(Generic[_V]):
     async def get_or_load(
         self,
         key: str,
-        loader: Callable[[str], Awaitable[_V]],
+        loader: Loader[_V],
         *,
         ttl: float | None = DEFAULT_TTL,
         tags: Sequence[str] = (),
+        refresh: bool = False,
+        bypass: bool = False,
     ) -> _V:
         """Return the value of a key from the first tier that has it, or else call the loader and store its value.
 
@@ -292,24 +295,30 @@ class TieredCache(Generic[_V]):
 
         Args:
             key: any str.
-            loader: a coroutine function that takes the key and returns the value.
+            loader: a coroutine function that takes the key and returns the value, or a `Loaded`, which decides how the
+                value is kept. With a second parameter, it also gets the `Previous` value, or None, and may return
+                `UNCHANGED`.
             ttl, tags: as for `set`.
+            refresh: load the value now, even if a tier has a fresh one, and replace that.
+            bypass: only call the loader. Nothing is read or stored, and the load is not shared.
 
         Raises:
             LoadTimeoutError: if the load takes longer than `hard_timeout`, and there is no stale value.
             LoadCancelledError: if the loader cancels its own load.
-            LoadError: if the load would wait for itself, or fails in another process that holds the lock.
+            LoadError: if the load would wait for itself, fails in another process that holds the lock, or returns
+                `UNCHANGED` without a previous value.
             CacheError: if the cache is not open, or is closed during the load.
             TypeError: if `loader` is not a coroutine function, or as for `set`.
             ValueError: as for `set`.
         """
-        value: Any = self.get_local(key, MISSING)
+        value: Any = MISSING if refresh or bypass else self.get_local(key, MISSING)
         if value is not MISSING:
             return value  # type: ignore[no-any-return]
         self._require_open()
         checked_key(key)
-        source = Source.of_one(key, loader, self._ttl(ttl), checked_tags(tags), self._codec)
-        loaded: _V = (await self._loading.load((key,), source))[key]
+        source = Source.of_one(key, loader, self._ttl(ttl), checked_tags(tags), self._codec, refresh)
+        load = self._loading.bypass if bypass else self._loading.load
+        loaded: _V = (await load((key,), source))[key]
         return loaded
 
     async def _load(self, key: str, source: Source) -> Any:
@@ -321,10 +330,12 @@ class TieredCache(Generic[_V]):
     async def get_or_load_many(
         self,
         keys: Iterable[str],
-        loader: Callable[[list[str]], Awaitable[Mapping[str, _V]]],
+        loader: LoaderOfMany[_V],
         *,
         ttl: float | None = DEFAULT_TTL,
         tags: Sequence[str] = (),
+        refresh: bool = False,
+        bypass: bool = False,
     ) -> dict[str, _V | None]:
         """`get_or_load` each key, with one call of each tier, and one call of the loader for what is missing.
 
@@ -332,8 +343,10 @@ class TieredCache(Generic[_V]):
 
         Args:
             keys: any str.
-            loader: a coroutine function that takes a list of keys and returns a mapping of keys to values.
+            loader: a coroutine function that takes a list of keys and returns a mapping of keys to what the loader of
+                `get_or_load` may return. With a second parameter, it gets a mapping of keys to `Previous`.
             ttl, tags: as for `set`.
+            refresh, bypass: as for `get_or_load`.
 
         Returns:
             A value for every key, None for those that the mapping lacks.
@@ -342,14 +355,13 @@ class TieredCache(Generic[_V]):
             Exception: as for `get_or_load`, if a key has neither a loaded nor a stale value.
         """
         keys = list(dict.fromkeys(checked_keys(keys)))
-        values, missed = self._l1.get_many(keys)
+        values, missed = ({}, keys) if refresh or bypass else self._l1.get_many(keys)
         if missed:
             self._require_open()
             for key in missed:
                 checked_key(key)
-            values |= await self._loading.load(
-                missed, Source(loader, self._ttl(ttl), checked_tags(tags), codec=self._codec)
-            )
+            source = Source(loader, self._ttl(ttl), checked_tags(tags), reload=refresh, codec=self._codec)
+            values |= await (self._loading.bypass if bypass else self._loading.load)(missed, source)
         return {key: values[key] for key in keys}
 
     def cached(
@@ -362,41 +374,6 @@ class TieredCache(Generic[_V]):
     ) -> Decorator:
         """Decorate a coroutine function or method, whose results this cache keeps; see `cached`."""
         return cached(self, key=key, ttl=ttl, tags=tags, value_type=value_type)
-
-    def stats(self) -> TieredStats:
-        """Return the counts so far."""
-        return collect_stats(self._parts)
-
-    async def health(self) -> CacheHealth:
-        """Ask the servers of the lower tiers now, and return their answers."""
-        self._require_open()
-        return CacheHealth(*await self._lower_tiers.health())
-
-    @property
-    def promotion_threshold(self) -> int:
-        """The hit in the lower tiers at which a value is copied to L1. May be changed at any time."""
-        return self._promotion.threshold
-
-    @promotion_threshold.setter
-    def promotion_threshold(self, threshold: int) -> None:
-        self._promotion.set_threshold(threshold)
-
-    @property
-    def refresh_ahead(self) -> float | None:
-        """The share of the ttl after which a hit starts a load in the background, None for never.
-
-        May be changed at any time. Entries that L1 already holds keep their old refresh point.
-        """
-        return self._staleness.refresh_ahead
-
-    @refresh_ahead.setter
-    def refresh_ahead(self, share: float | None) -> None:
-        self._staleness.set_refresh_ahead(share)
-
-    @property
-    def has_lower_tiers(self) -> bool:
-        """Whether there is an L2 or an L3."""
-        return bool(self._lower_tiers.tiers)
 
     async def expire_now(self, *keys: str) -> Written:
         """Make the values of keys stale in every tier and process, and return which tiers did so.
@@ -413,21 +390,6 @@ class TieredCache(Generic[_V]):
         checked_tags((tag,))
         return await self._writes.expire_tag(tag)
 
-    def remove_expired(self) -> int:
-        """Remove the entries of this process that may not be served any more, and return their number. O(n)."""
-        return self._l1.remove_unservable()
-
-    def optimize(self) -> tuple[str, ...]:
-        """Do what `remove_expired` does, and move the promotion threshold towards a higher L1 hit rate.
-
-        Returns:
-            What was done, in words; empty if nothing was.
-        """
-        removed = self.remove_expired()
-        moved = self._promotion.adapt(self._l1.lru.stats())
-        done = [f"removed {removed} expired entries"] if removed else []
-        return (*done, moved) if moved else tuple(done)
-
     def _entries(self, values: Mapping[str, _V], ttl: float | None, tags: Sequence[str]) -> dict[str, Entry]:
         self._require_open()
         own_ttl, own_tags = self._ttl(ttl), checked_tags(tags)
@@ -441,9 +403,3 @@ class TieredCache(Generic[_V]):
             return self._staleness.ttl
         checked_ttl(ttl)
         return ttl
-
-    def _require_open(self) -> None:
-        if self._loop is not asyncio.get_running_loop():
-            if self._loop is None:
-                raise CacheError(f"cache {self.namespace!r} is not open; use `async with` or await open() first")
-            raise CacheError(f"cache {self.namespace!r} is open in another event loop")
