@@ -3,13 +3,14 @@
 from acgsperf.cache.decorator import BoundCachedFunction, CachedFunction, cached
 from acgsperf.cache.results import UNCHANGED, Loaded, Previous
 from acgsperf.cache.tiered import TieredCache
-from acgsperf.cache.types import CacheHealth, TieredStats, Written
+from acgsperf.cache.types import CachedValue, CacheHealth, TieredStats, Written
 
 __all__ = [
     "UNCHANGED",
     "BoundCachedFunction",
     "CacheHealth",
     "CachedFunction",
+    "CachedValue",
     "Loaded",
     "Previous",
     "TieredCache",

@@ -144,8 +144,8 @@ class L1(Generic[_V]):
         return self._negatives.get(key) if self._answers else None
 
     def entry(self, key: str) -> Entry | None:
-        """Return the entry of a key, fresh or stale, without counting a hit; None if a tier must be asked first."""
-        if self._answers and self.lru.peek(key, MISSING) is not MISSING and (entry := self._entries.get(key)):
+        """Look up a key as a `get` does, and return its entry, fresh or stale; None if a tier must be asked first."""
+        if self.lru.get(key, MISSING) is not MISSING and (entry := self._entries.get(key)) is not None:
             return entry
         return self._side_entry(key)
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from acgsperf._native.entry import Codec
 from acgsperf.cache.l1 import L1
@@ -32,17 +32,19 @@ class Found:
         entries: for each key the entry of the first tier that has a fresh one, or else the newest stale one.
         l2: the observation of a key in L2, if L2 had no fresh entry.
         l3: the same for L3.
+        of_l3: the keys whose entry is that of L3; None for no key.
         reached: whether a tier has answered.
         unasked: whether L3 was not asked, because the deadline had passed.
     """
 
-    __slots__ = ("began_at", "entries", "l2", "l3", "reached", "unasked")
+    __slots__ = ("began_at", "entries", "l2", "l3", "of_l3", "reached", "unasked")
 
     def __init__(self, began_at: int) -> None:
         self.began_at = began_at
         self.entries: dict[str, Entry] = {}
         self.l2: dict[str, Observation] = {}
         self.l3: dict[str, Observation] = {}
+        self.of_l3: set[str] | None = None
         self.reached = self.unasked = False
 
     def answered(self, key: str) -> bool:
@@ -106,6 +108,21 @@ class Lookup:
         if entry is None or entry.negative or not self._staleness.is_fresh(entry):
             return default
         return entry.value
+
+    async def find(self, key: str, codec: Codec | None) -> tuple[Entry, Literal["l1", "l2", "l3"]] | None:
+        """Return the fresh entry of a key and the tier that has it, "l1", "l2" or "l3"; None if there is none."""
+        entry = self._l1.entry(key)
+        tier: Literal["l1", "l2", "l3"] = "l1"
+        if entry is None or not self._staleness.is_fresh(entry):
+            read = await self._read((key,), (), codec, observing=False)
+            entry = read.entries.get(key)
+            if entry is not None:
+                tier = "l3" if self._lower_tiers.l2 is None or read.of_l3 is not None else "l2"
+            else:
+                entry = self.unverified(key, read)
+        if entry is None or entry.negative or not self._staleness.is_fresh(entry):
+            return None
+        return entry, tier
 
     async def get_many(self, keys: Iterable[str], codec: Codec | None) -> dict[str, Any]:
         """Return the fresh values of those keys that have one, with one call of each tier."""
@@ -297,6 +314,7 @@ class Lookup:
             best = found.entries.get(key)
             if best is None or entry.created_at > best.created_at:
                 found.entries[key] = entry
+                found.of_l3 = {key, *(found.of_l3 or ())}
                 if self._staleness.is_fresh(entry):
                     if seen is not None and self._ordering.is_current(began_at, key, entry.tags):
                         self._lower_tiers.copy_to_l2(key, entry, seen)

@@ -16,7 +16,8 @@ from acgsperf.cache.parts import AUTOMATIC, Parts
 from acgsperf.cache.results import Loader, LoaderOfMany
 from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness
-from acgsperf.cache.types import CacheHealth, TieredStats, Written
+from acgsperf.cache.touch import touch
+from acgsperf.cache.types import CachedValue, CacheHealth, TieredStats, Written
 from acgsperf.cache.upkeep import Upkeep
 from acgsperf.cache.values import codec_of, opened
 from acgsperf.dispatch import BoundedCache
@@ -227,6 +228,30 @@ class TieredCache(Upkeep, Generic[_V]):
                 checked_key(key)
             found |= await self._lookup.get_many(missed, self._codec)
         return found
+
+    async def get_entry(self, key: str) -> CachedValue[_V] | None:
+        """Return what `get` finds, with its age, remaining ttl, tags and tier; None if there is no fresh value."""
+        self._require_open()
+        checked_key(key)
+        found = await self._lookup.find(key, self._codec)
+        if found is None:
+            return None
+        (entry, tier), now = found, self._staleness.clock()
+        ttl = None if entry.fresh_until is None else entry.fresh_until - now
+        return CachedValue(entry.value, max(now - entry.created_at, 0.0), ttl, entry.tags, tier)
+
+    async def touch(self, key: str, ttl: float | None = DEFAULT_TTL) -> Written | None:
+        """Give the fresh value of a key a new ttl, from now on, in every tier and process.
+
+        It changes nothing else: if the key is written, loaded or invalidated meanwhile, that stays.
+
+        Returns:
+            Which tiers did so; a tier without the value did not. None if there is no fresh value. A value that no lower
+            tier could store is not touched.
+        """
+        self._require_open()
+        checked_key(key)
+        return await touch(self._parts, self._staleness, key, self._ttl(ttl), self._codec)
 
     async def set(self, key: str, value: _V, ttl: float | None = DEFAULT_TTL, *, tags: Sequence[str] = ()) -> Written:
         """Store a value in every tier, and tell the other processes. A load in flight does not replace it.
