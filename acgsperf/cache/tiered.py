@@ -15,7 +15,7 @@ from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.parts import AUTOMATIC, Parts
 from acgsperf.cache.results import Loader, LoaderOfMany
 from acgsperf.cache.source import Source
-from acgsperf.cache.staleness import Staleness
+from acgsperf.cache.staleness import Staleness, aligned
 from acgsperf.cache.touch import touch
 from acgsperf.cache.types import CachedValue, CacheHealth, TieredStats, Written
 from acgsperf.cache.upkeep import Upkeep
@@ -23,6 +23,7 @@ from acgsperf.cache.values import codec_of, opened
 from acgsperf.dispatch import BoundedCache
 from acgsperf.errors import CacheError, TierError
 from acgsperf.tiers.base import Entry, Tier
+from acgsperf.tiers.server import ServerTier
 
 __all__ = ["CacheHealth", "TieredCache", "TieredStats", "Written"]
 
@@ -110,7 +111,7 @@ class TieredCache(Upkeep, Generic[_V]):
         self.value_type: Final = value_type
         self._codec: Final = None if value_type is None else codec_of(value_type)
         staleness = self._staleness = Staleness(
-            clock=clock,
+            clock=aligned(clock) if isinstance(l2, ServerTier) or isinstance(l3, ServerTier) else clock,
             ttl=ttl,
             ttl_jitter=ttl_jitter,
             stale_ttl=stale_ttl,
