@@ -49,7 +49,17 @@ from acgsperf.errors import (
 from acgsperf.fingerprint import canonical, fingerprint, request_key
 
 if TYPE_CHECKING:
-    from acgsperf.cache import UNCHANGED, CacheHealth, Loaded, Previous, TieredCache, TieredStats, Written, cached
+    from acgsperf.cache import (
+        UNCHANGED,
+        CacheHealth,
+        EntryOptions,
+        Loaded,
+        Previous,
+        TieredCache,
+        TieredStats,
+        Written,
+        cached,
+    )
     from acgsperf.monitor import Alert, AlertKind, AlertState, Monitor, Reading, Targets
     from acgsperf.pool import CloseReason, ConnectionPool, PoolHealth, PoolManager, PoolOptimization, PoolStats
     from acgsperf.service import PerformanceService, PerformanceSummary, ServiceHealth
@@ -76,6 +86,7 @@ __all__ = [
     "ComplianceValidator",
     "ConnectionPool",
     "ContextVerdict",
+    "EntryOptions",
     "EvictionReason",
     "HashValidator",
     "HistogramSnapshot",
@@ -137,6 +148,7 @@ _LATER = {
     "ComplianceValidator": "acgsperf.validator",
     "ConnectionPool": "acgsperf.pool",
     "ContextVerdict": "acgsperf.validator",
+    "EntryOptions": "acgsperf.cache",
     "Loaded": "acgsperf.cache",
     "Monitor": "acgsperf.monitor",
     "PerformanceService": "acgsperf.service",

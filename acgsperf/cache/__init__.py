@@ -1,6 +1,7 @@
 """The tiered cache: L1 in this process, then Redis and PostgreSQL, and one load for all callers that miss."""
 
 from acgsperf.cache.decorator import BoundCachedFunction, CachedFunction, cached
+from acgsperf.cache.options import EntryOptions
 from acgsperf.cache.results import UNCHANGED, Loaded, Previous
 from acgsperf.cache.tiered import TieredCache
 from acgsperf.cache.types import CachedValue, CacheHealth, TieredStats, Written
@@ -11,6 +12,7 @@ __all__ = [
     "CacheHealth",
     "CachedFunction",
     "CachedValue",
+    "EntryOptions",
     "Loaded",
     "Previous",
     "TieredCache",

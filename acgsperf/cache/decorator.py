@@ -11,21 +11,19 @@ from acgsperf.cache.annotations import codec_of_results
 from acgsperf.cache.arguments import checked_tags
 from acgsperf.cache.call_keys import CallKey, CallKeys, is_coroutine_function, is_same_definition, name_of
 from acgsperf.cache.l1 import MISSING
+from acgsperf.cache.options import DEFAULT_TTL, EntryOptions
 from acgsperf.cache.results import Loaded
 from acgsperf.cache.source import Source
 from acgsperf.cache.types import Written
 from acgsperf.cache.values import codec_of
 from acgsperf.errors import CacheError
 
-__all__ = ["DEFAULT_TTL", "BoundCachedFunction", "CachedFunction", "Decorator", "cached"]
+__all__ = ["BoundCachedFunction", "CachedFunction", "Decorator", "cached"]
 
 _P = ParamSpec("_P")
 _Q = ParamSpec("_Q")
 _R = TypeVar("_R")
 _S = TypeVar("_S")
-
-# Stands for the cache's own ttl when a call passes none: None means that a value does not expire.
-DEFAULT_TTL: Final[Any] = object()
 
 
 class ResultCache(Protocol):
@@ -51,8 +49,8 @@ class ResultCache(Protocol):
     async def _load(self, key: str, source: Source) -> Any:
         """Return the value of a key that L1 has missed."""
 
-    def _ttl(self, ttl: float | None) -> float | None:
-        """Return the ttl of a call in seconds."""
+    def _options(self, options: EntryOptions | None, ttl: float | None) -> EntryOptions:
+        """Return all options of a call."""
 
 
 # The functions that are decorated for each cache, by their names.
@@ -78,6 +76,7 @@ def cached(
     ttl: float | None = DEFAULT_TTL,
     tags: Sequence[str] | Callable[..., Sequence[str]] = (),
     value_type: Any = None,
+    options: EntryOptions | None = None,
 ) -> Decorator:
     """Decorate a coroutine function or method: calls with the same arguments share one cached result.
 
@@ -92,6 +91,7 @@ def cached(
         tags: the tags of every result, or a function that makes them from the arguments, `self` included.
         value_type: the type of the results, as for `TieredCache`. With None (default), it is the cache's `value_type`,
             or else what the function's annotation says, if that is a type that can be stored.
+        options: the options of the results; by default, those of the cache.
 
     Raises:
         TypeError: if the decorated object is not a coroutine function, or `value_type` is not a type that can be
@@ -101,7 +101,7 @@ def cached(
     """
 
     def decorate(function: Any, /) -> Any:
-        return CachedFunction(function, cache, key, ttl, tags, value_type)
+        return CachedFunction(function, cache, key, ttl, tags, value_type, options)
 
     return decorate
 
@@ -123,6 +123,7 @@ class CachedFunction(Generic[_P, _R]):
         ttl: float | None,
         tags: Sequence[str] | Callable[..., Sequence[str]],
         value_type: Any,
+        options: EntryOptions | None,
     ) -> None:
         self._of_class = isinstance(function, classmethod)
         self._is_static = isinstance(function, staticmethod)
@@ -140,6 +141,7 @@ class CachedFunction(Generic[_P, _R]):
         self._key = key
         self._keys: Final = CallKeys(function) if key is None else None
         self._ttl = ttl
+        self._options = options
         self._tags = tags if callable(tags) else checked_tags(tags)
         self._own_codec: Final = None if value_type is None else codec_of(value_type)
         self._annotated: Codec | None = None
@@ -217,7 +219,8 @@ class CachedFunction(Generic[_P, _R]):
         if result is MISSING:
             tags = checked_tags(self._tags(*args, **kwargs)) if callable(self._tags) else self._tags
             result = await cache._load(
-                key.key, Source(load, cache._ttl(self._ttl), tags, key.local, reload, self._codec_in(cache))
+                key.key,
+                Source(load, cache._options(self._options, self._ttl), tags, key.local, reload, self._codec_in(cache)),
             )
         return result  # type: ignore[no-any-return]
 

@@ -10,6 +10,7 @@ from acgsperf import hooks
 from acgsperf.cache.l1 import L1, MISSING, most_entries
 from acgsperf.cache.lookup import Lookup
 from acgsperf.cache.lower_tiers import LowerTiers, Seen
+from acgsperf.cache.options import EntryOptions
 from acgsperf.cache.process_lock import HeldLocks, ProcessLock
 from acgsperf.cache.recent_loads import RecentLoads
 from acgsperf.cache.results import entries_of, previous_of
@@ -79,7 +80,7 @@ class Loading:
         self._lookup = lookup
         self._staleness = staleness
         self._lock = lock
-        self.flights: Final = Flights(namespace, staleness.hard_timeout, self._on_failure)
+        self.flights: Final = Flights(namespace, self._on_failure)
         # The keys whose load failed less than `retry_after` ago, and that have a stale value to serve.
         self._failures: LRUCache[str, bool] = LRUCache(most_entries(l1.lru), clock=staleness.lru_clock)
         self._recent = RecentLoads(lower_tiers.ordering)
@@ -99,7 +100,7 @@ class Loading:
     async def load(self, keys: Sequence[str], source: Source) -> dict[str, Any]:
         """Return the values of distinct keys that the `LRUCache` has missed."""
         found = _Answers(self._lower_tiers.ordering.latest)
-        unknown = [] if source.reload else self._look_in_this_process(keys, found)
+        unknown = [] if source.reload else self._look_in_this_process(keys, found, source)
         if source.local:
             found.seen = dict.fromkeys(keys, _UNSEEN)
         elif source.reload:
@@ -119,7 +120,7 @@ class Loading:
         joined = self.joined
         waits = self._join_or_start(keys, found, source)
         if waits:
-            waiting: Awaitable[None] = self._wait(waits, found)
+            waiting: Awaitable[None] = self._wait(waits, found, source.options.soft_timeout)
             if hooks.spans is not None and self.joined > joined:
                 waiting = hooks.spans.during("cache.wait_for_load", self._about(keys), waiting, waits=waits)
             await waiting
@@ -142,13 +143,13 @@ class Loading:
         for key in keys:
             entry = read.entries.get(key) or self._lookup.unverified(key, read)
             if entry is not None:
-                self._classify(key, entry, found)
+                self._classify(key, entry, found, source.options)
             if key not in found.values:
                 since = not self._lower_tiers.ordering.is_current(found.began_at, key)
                 if (value := self._l1.peek(key, since)) is not MISSING:
                     found.values[key] = value
                 elif (entry := self._recent.get(key)) is not None:
-                    self._classify(key, entry, found)
+                    self._classify(key, entry, found, source.options)
             if key not in found.values:
                 found.seen[key] = read.seen(key)
 
@@ -160,7 +161,7 @@ class Loading:
             entries |= (await self._lookup.read(missing, source.tags, source.codec)).entries
         return entries
 
-    def _look_in_this_process(self, keys: Sequence[str], found: _Answers) -> list[str]:
+    def _look_in_this_process(self, keys: Sequence[str], found: _Answers, source: Source) -> list[str]:
         """Classify the entries that this process has, and return the keys to look for in the lower tiers."""
         unknown = []
         for key in keys:
@@ -171,18 +172,18 @@ class Loading:
             if entry is None and flight is None:
                 entry = self._lower_tiers.queued(key)
             if entry is not None:
-                self._classify(key, entry, found)
+                self._classify(key, entry, found, source.options)
             elif flight is None:
                 unknown.append(key)
         return unknown
 
-    def _classify(self, key: str, entry: Entry, found: _Answers) -> None:
+    def _classify(self, key: str, entry: Entry, found: _Answers, options: EntryOptions) -> None:
         if not self._staleness.is_fresh(entry):
-            if self._staleness.seconds_until_removal(entry) > 0:
+            if options.stale_ttl > 0 and self._staleness.seconds_until_removal(entry) > 0:
                 found.stale[key] = entry
             return
         found.values[key] = entry.value
-        if self._staleness.is_due_for_refresh(entry):
+        if self._staleness.seconds_until_refresh(entry, options.refresh_ahead) <= 0:
             found.due_for_refresh[key] = entry
 
     def _join_or_start(self, keys: Sequence[str], found: _Answers, source: Source) -> dict[Flight, list[str]]:
@@ -201,7 +202,7 @@ class Loading:
         for key in missing:
             flight = joined.get(key, own)
             assert flight is not None
-            if key in found.stale and self._staleness.soft_timeout == 0:
+            if key in found.stale and source.options.soft_timeout == 0:
                 flight.detached = True
                 self.refreshes += flight is own
             else:
@@ -224,7 +225,7 @@ class Loading:
         began_at = self._lower_tiers.ordering.latest
         source.replaced |= servable
         load = partial(self._run, keys, found.seen, source)
-        return self.flights.start(keys, load, source.tags, servable, began_at)
+        return self.flights.start(keys, load, source.tags, servable, began_at, source.options.hard_timeout)
 
     async def _run(
         self, keys: Sequence[str], seen: Mapping[str, Seen], source: Source, flight: Flight
@@ -240,7 +241,7 @@ class Loading:
         unread = [key for key in keys if key not in seen]
         if unread:
             entries, more = await self._read_again(unread, source)
-            values = {key: self._store_in_l1(flight, key, entry) for key, entry in entries.items()}
+            values = {key: self._store_in_l1(flight, key, entry, source.options) for key, entry in entries.items()}
             seen |= more
         missing = [key for key in keys if key not in values]
         # If L2 has not answered, it is not asked for a lock: the caller would wait for another deadline.
@@ -253,7 +254,7 @@ class Loading:
             for key, entry in loaded.items():
                 values[key] = entry.value
                 if key in current:
-                    self._store(key, entry, seen[key])
+                    self._store(key, entry, source.options, seen[key])
         return values
 
     async def _load_locked(
@@ -276,7 +277,9 @@ class Loading:
                     answered = [key for key in waiting if key not in locks.unanswered]
                     entries, more = await self._read_again(answered, source, l3=l3_answers)
                     seen |= more
-                    values |= {key: self._store_in_l1(flight, key, entry) for key, entry in entries.items()}
+                    values |= {
+                        key: self._store_in_l1(flight, key, entry, source.options) for key, entry in entries.items()
+                    }
                     own = [key for key in locks.tokens if key not in entries]
                     if own:
                         loaded, stored = await self._load_own(lock, flight, own, source, seen, locks)
@@ -317,7 +320,7 @@ class Loading:
         loaded, unkept = await self._call_loader(flight, keys, source)
         if locks.expired:
             newer, _ = await self._read_again(list(loaded), source)
-            values = {key: self._store_in_l1(flight, key, entry) for key, entry in newer.items()}
+            values = {key: self._store_in_l1(flight, key, entry, source.options) for key, entry in newer.items()}
             loaded = {key: entry for key, entry in loaded.items() if key not in newer}
         else:
             values = {}
@@ -328,7 +331,9 @@ class Loading:
             for key, entry in loaded.items()
             if self._is_current(flight, key, entry) and self._may_be_shared(entry)
         }
-        values |= {key: self._store_in_l1(flight, key, entry, seen[key]) for key, entry in loaded.items()}
+        values |= {
+            key: self._store_in_l1(flight, key, entry, source.options, seen[key]) for key, entry in loaded.items()
+        }
         # Wait before the locks are released. Otherwise the next holder would not find the entries.
         held = {key: entry for key, entry in shared.items() if locks.tokens[key] and lock.is_answering}
         for key, entry in shared.items():
@@ -354,7 +359,7 @@ class Loading:
                 source.replaced[key] = entry
             if entry is None or not self._staleness.is_fresh(entry):
                 seen[key] = found.seen(key)
-            elif self._staleness.is_due_for_refresh(entry):
+            elif self._staleness.seconds_until_refresh(entry, source.options.refresh_ahead) <= 0:
                 due.append(key)
             else:
                 entries[key] = entry
@@ -372,31 +377,34 @@ class Loading:
         loaded = await loading
         return entries_of(keys, loaded, source, self._staleness)
 
-    def _store(self, key: str, entry: Entry, seen: Seen) -> None:
+    def _store(self, key: str, entry: Entry, options: EntryOptions, seen: Seen) -> None:
         """Store a loaded entry in every tier."""
         if self._may_be_shared(entry):
             self._lower_tiers.put(key, entry, seen)
-        self._put_in_l1(key, entry, seen)
+        self._put_in_l1(key, entry, options, seen)
 
-    def _store_in_l1(self, flight: Flight, key: str, entry: Entry, seen: Seen | None = None) -> Any:
+    def _store_in_l1(
+        self, flight: Flight, key: str, entry: Entry, options: EntryOptions, seen: Seen | None = None
+    ) -> Any:
         """Store an entry in L1, unless a write has superseded the load. Return its value.
 
         Args:
             flight: the load.
             key: one of its keys.
             entry: what it has loaded or found.
+            options: those of the call that started it.
             seen: what the tiers had before the load. If the load took longer than they remember writes, L1 does not
                 keep the entry.
         """
         if self._is_current(flight, key, entry):
-            self._put_in_l1(key, entry, seen)
+            self._put_in_l1(key, entry, options, seen)
         return entry.value
 
-    def _put_in_l1(self, key: str, entry: Entry, seen: Seen | None) -> None:
+    def _put_in_l1(self, key: str, entry: Entry, options: EntryOptions, seen: Seen | None) -> None:
         self._failures.pop(key, None)
         if seen is None or time.monotonic() < seen.expires_at:
             self._recent.add(key, entry)
-            self._l1.put(key, entry)
+            self._l1.put(key, entry, options.refresh_ahead)
 
     def _is_current(self, flight: Flight, key: str, entry: Entry) -> bool:
         """Return whether no write has superseded the load. This includes a write in flight at its start."""
@@ -406,20 +414,17 @@ class Loading:
         # Clients choose the keys of negative entries: without a limit they could fill the lower tiers.
         return not entry.negative or self._l1.has_room_for_negatives
 
-    async def _wait(self, waits: Mapping[Flight, Sequence[str]], found: _Answers) -> None:
-        """Wait until the loads end; at most for the soft timeout if every key of a load has a stale value.
-
-        Adds the loaded values to what was found.
-        """
+    async def _wait(self, waits: Mapping[Flight, Sequence[str]], found: _Answers, soft_timeout: float | None) -> None:
+        """Wait until the loads end, at most for the soft timeout if every key has a stale value. Add their values."""
         limited = [flight for flight, keys in waits.items() if all(key in found.stale for key in keys)]
         unlimited = [flight for flight in waits if flight not in limited]
-        until_done = [*unlimited, *limited] if self._staleness.soft_timeout is None else unlimited
+        until_done = [*unlimited, *limited] if soft_timeout is None else unlimited
         with self.flights.waiting(waits, until_done):
             # `asyncio.wait`, because its timeout and its cancellation do not cancel the load.
             if unlimited:
                 await asyncio.wait([flight.done for flight in unlimited])
             if limited:
-                await asyncio.wait([flight.done for flight in limited], timeout=self._staleness.soft_timeout)
+                await asyncio.wait([flight.done for flight in limited], timeout=soft_timeout)
             for flight in limited:
                 if not flight.done.done():
                     flight.detached = True

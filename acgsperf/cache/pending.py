@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from acgsperf._native.entry import Codec
 from acgsperf.cache.arguments import checked_key, checked_tags
 from acgsperf.cache.lower_tiers import Seen
+from acgsperf.cache.options import with_ttl
 from acgsperf.tiers.base import Observation
 
 if TYPE_CHECKING:
@@ -105,7 +106,9 @@ class PendingLoad:
         tags = {key: self._tags + checked_tags(late_tags.get(key, ())) for key in values}
         seen = self._seen | await self._observe_late([key for key in values if key not in self._seen])
         entries = {
-            key: staleness.entry(value, ttl[key] if isinstance(ttl, Mapping) else ttl, tags[key], codec)
+            key: staleness.entry(
+                value, with_ttl(staleness.options, ttl[key] if isinstance(ttl, Mapping) else ttl), tags[key], codec
+            )
             for key, value in values.items()
             if ordering.is_current(self._began_at, key, tags[key])
         }

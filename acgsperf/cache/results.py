@@ -7,6 +7,7 @@ from typing import Any, Final, Generic, Never, TypeVar, cast
 from msgspec.structs import replace
 
 from acgsperf.cache.arguments import checked_tags, checked_ttl
+from acgsperf.cache.options import with_ttl
 from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness
 from acgsperf.errors import LoadError
@@ -118,9 +119,10 @@ def entries_of(
     unkept: set[str] = set()
     for key in keys:
         value = results.get(key)
-        ttl, tags = source.ttl, source.tags
+        options, tags = source.options, source.tags
         if type(value) is Loaded:
-            ttl = ttl if value.ttl is _OF_CALL else value.ttl
+            if value.ttl is not _OF_CALL:
+                options = with_ttl(options, value.ttl)
             tags = _joined(tags, value.tags)
             if not value.keep:
                 unkept.add(key)
@@ -130,10 +132,10 @@ def entries_of(
             if former is None or former.negative:
                 raise LoadError(f"loader returned UNCHANGED for {key!r}, but there is no previous value")
             value, tags = former.value, _joined(tags, former.tags)
-        if value is None and staleness.negative_ttl is not None:
-            entry = staleness.negative_entry(tags)
+        if value is None and options.negative_ttl is not None:
+            entry = staleness.negative_entry(options, tags)
         elif key in results:
-            entry = staleness.entry(value, ttl, tags, source.codec)
+            entry = staleness.entry(value, options, tags, source.codec)
         else:
             continue
         entries[key] = replace(entry, id=ONLY_L1) if source.local else entry

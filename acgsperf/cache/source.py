@@ -6,6 +6,7 @@ from types import FunctionType
 from typing import Any, Final
 
 from acgsperf._native.entry import Codec, Entry
+from acgsperf.cache.options import EntryOptions
 
 __all__ = ["Source"]
 
@@ -18,7 +19,7 @@ class Source:
     Args:
         loader: called with the missing keys; returns the values that it has. With a second parameter, it also gets what
             the values replace, by key.
-        ttl: the ttl of the entries, in seconds; None for no expiration.
+        options: all options of the entries.
         tags: the tags of the entries.
         local: whether only L1 keeps the entries.
         reload: whether the loader is called even if the tiers have a fresh value.
@@ -29,19 +30,19 @@ class Source:
         replaced: the entries that the values replace, as far as they are known.
     """
 
-    __slots__ = ("_loader", "codec", "local", "reload", "replaced", "tags", "takes_previous", "ttl")
+    __slots__ = ("_loader", "codec", "local", "options", "reload", "replaced", "tags", "takes_previous")
 
     def __init__(
         self,
         loader: Callable[..., Awaitable[Mapping[str, Any]]],
-        ttl: float | None,
+        options: EntryOptions,
         tags: tuple[str, ...],
         local: bool = False,
         reload: bool = False,
         codec: Codec | None = None,
     ) -> None:
         self._loader = loader
-        self.ttl = ttl
+        self.options = options
         self.tags = tags
         self.local = local
         self.reload = reload
@@ -54,7 +55,7 @@ class Source:
         cls,
         key: str,
         loader: Callable[..., Awaitable[Any]],
-        ttl: float | None,
+        options: EntryOptions,
         tags: tuple[str, ...],
         codec: Codec | None,
         reload: bool = False,
@@ -67,7 +68,7 @@ class Source:
                 raise TypeError(f"loader must be a coroutine function, but it returned {type(value).__name__}")
             return {key: await value}
 
-        source = cls(load, ttl, tags, codec=codec, reload=reload)
+        source = cls(load, options, tags, codec=codec, reload=reload)
         source.takes_previous = _takes_previous(loader)
         return source
 

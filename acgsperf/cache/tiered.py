@@ -9,9 +9,10 @@ from typing import Any, Final, Generic, Self, TypeVar, overload
 from acgsperf._native.arguments import checked_bool, checked_namespace
 from acgsperf._native.entry import Codec
 from acgsperf.backplane import Backplane
-from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, checked_ttl, distinct_keys
-from acgsperf.cache.decorator import DEFAULT_TTL, Decorator, cached
+from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, distinct_keys
+from acgsperf.cache.decorator import Decorator, cached
 from acgsperf.cache.l1 import MISSING
+from acgsperf.cache.options import DEFAULT_TTL, EntryOptions, checked_options, with_ttl
 from acgsperf.cache.parts import AUTOMATIC, Parts
 from acgsperf.cache.results import Loader, LoaderOfMany
 from acgsperf.cache.source import Source
@@ -45,16 +46,7 @@ class TieredCache(Upkeep, Generic[_V]):
         l2: the faster of the lower tiers. The cache opens and closes it. None (default) for no L2.
         l3: the slower of the lower tiers. The cache opens and closes it. None (default) for no L3.
         namespace: 1 to 100 printable characters. Caches with the same one on the same servers share their entries.
-        ttl: the seconds for which a value is fresh, 3600 by default; None for no limit.
-        ttl_jitter: the share of the ttl, less than 1, by which it is shortened at random. 0 by default.
-        stale_ttl: the seconds for which an expired value is kept, in case a load is slow or fails. 0 by default.
-        soft_timeout: the seconds that a caller waits for a load if there is a stale value. Then it gets the stale
-            value, and the load continues in the background. 0 (default) serves the stale value at once
-            (stale-while-revalidate). None serves it only if the load fails (stale-if-error).
-        hard_timeout: the seconds that a load may take, None (default) for no limit.
-        refresh_ahead: the share of the ttl after which a hit of `get_or_load` starts a load in the background. Greater
-            than 0 and less than 1; None (default) for never. A `PerformanceService` moves it between 0.8 and None.
-        negative_ttl: the seconds for which a loader's None is remembered. With None (default), it is like any value.
+        options: how long values are fresh, and what callers get then: `EntryOptions`. None (default) for the defaults.
         negative_maxsize: the maximum number of keys remembered that way, 10,000 by default.
         promotion_threshold: the hit in the lower tiers that copies a value to L1, 3 by default. `optimize` moves it.
         demotion: whether a fresh value that L1 evicts is written to L2 if L2 has lost it. True by default. It needs the
@@ -87,13 +79,7 @@ class TieredCache(Upkeep, Generic[_V]):
         l3: Tier | None = None,
         *,
         namespace: str,
-        ttl: float | None = 3600,
-        ttl_jitter: float = 0.0,
-        stale_ttl: float = 0,
-        soft_timeout: float | None = 0,
-        hard_timeout: float | None = None,
-        refresh_ahead: float | None = None,
-        negative_ttl: float | None = None,
+        options: EntryOptions | None = None,
         negative_maxsize: int = 10_000,
         promotion_threshold: int = 3,
         demotion: bool = True,
@@ -112,13 +98,7 @@ class TieredCache(Upkeep, Generic[_V]):
         self._codec: Final = None if value_type is None else codec_of(value_type)
         staleness = self._staleness = Staleness(
             clock=aligned(clock) if isinstance(l2, ServerTier) or isinstance(l3, ServerTier) else clock,
-            ttl=ttl,
-            ttl_jitter=ttl_jitter,
-            stale_ttl=stale_ttl,
-            soft_timeout=soft_timeout,
-            hard_timeout=hard_timeout,
-            refresh_ahead=refresh_ahead,
-            negative_ttl=negative_ttl,
+            options=checked_options(options),
             retry_after=retry_after,
             deadline=deadline,
             lock_ttl=lock_ttl,
@@ -252,9 +232,17 @@ class TieredCache(Upkeep, Generic[_V]):
         """
         self._require_open()
         checked_key(key)
-        return await touch(self._parts, self._staleness, key, self._ttl(ttl), self._codec)
+        return await touch(self._parts, self._staleness, key, self._options(None, ttl), self._codec)
 
-    async def set(self, key: str, value: _V, ttl: float | None = DEFAULT_TTL, *, tags: Sequence[str] = ()) -> Written:
+    async def set(
+        self,
+        key: str,
+        value: _V,
+        ttl: float | None = DEFAULT_TTL,
+        *,
+        tags: Sequence[str] = (),
+        options: EntryOptions | None = None,
+    ) -> Written:
         """Store a value in every tier, and tell the other processes. A load in flight does not replace it.
 
         Of two concurrent `set` of a key, one wins everywhere, not necessarily that of the last change in your database.
@@ -264,6 +252,7 @@ class TieredCache(Upkeep, Generic[_V]):
             value: JSON-like, bytes, or of the `value_type`; without lower tiers, any object.
             ttl: the seconds for which the value is fresh; by default the cache's own ttl; None for no limit.
             tags: labels that `invalidate_tag` finds the value by.
+            options: other options; those that are not given are the cache's.
 
         Returns:
             Which tiers accepted the value. If only one did, both remove it in the background.
@@ -273,13 +262,18 @@ class TieredCache(Upkeep, Generic[_V]):
             TypeError: if the key, the ttl or a tag has the wrong type.
             ValueError: if the ttl is not greater than 0, or a tag cannot be encoded as UTF-8.
         """
-        return (await self._writes.set_many(self._entries({key: value}, ttl, tags)))[key]
+        return (await self._writes.set_many(self._entries({key: value}, ttl, tags, options)))[key]
 
     async def set_many(
-        self, values: Mapping[str, _V], ttl: float | None = DEFAULT_TTL, *, tags: Sequence[str] = ()
+        self,
+        values: Mapping[str, _V],
+        ttl: float | None = DEFAULT_TTL,
+        *,
+        tags: Sequence[str] = (),
+        options: EntryOptions | None = None,
     ) -> dict[str, Written]:
         """`set` each item, with one call of each tier."""
-        return await self._writes.set_many(self._entries(values, ttl, tags))
+        return await self._writes.set_many(self._entries(values, ttl, tags, options))
 
     async def delete(self, key: str) -> Written:
         """Remove a key from every tier, and return which tiers did so. A load in flight does not restore it.
@@ -311,6 +305,7 @@ class TieredCache(Upkeep, Generic[_V]):
         *,
         ttl: float | None = DEFAULT_TTL,
         tags: Sequence[str] = (),
+        options: EntryOptions | None = None,
         refresh: bool = False,
         bypass: bool = False,
     ) -> _V:
@@ -324,7 +319,7 @@ class TieredCache(Upkeep, Generic[_V]):
             loader: a coroutine function that takes the key and returns the value, or a `Loaded`, which decides how the
                 value is kept. With a second parameter, it also gets the `Previous` value, or None, and may return
                 `UNCHANGED`.
-            ttl, tags: as for `set`.
+            ttl, tags, options: as for `set`.
             refresh: load the value now, even if a tier has a fresh one, and replace that.
             bypass: only call the loader. Nothing is read or stored, and the load is not shared.
 
@@ -342,7 +337,7 @@ class TieredCache(Upkeep, Generic[_V]):
             return value  # type: ignore[no-any-return]
         self._require_open()
         checked_key(key)
-        source = Source.of_one(key, loader, self._ttl(ttl), checked_tags(tags), self._codec, refresh)
+        source = Source.of_one(key, loader, self._options(options, ttl), checked_tags(tags), self._codec, refresh)
         load = self._loading.bypass if bypass else self._loading.load
         loaded: _V = (await load((key,), source))[key]
         return loaded
@@ -360,6 +355,7 @@ class TieredCache(Upkeep, Generic[_V]):
         *,
         ttl: float | None = DEFAULT_TTL,
         tags: Sequence[str] = (),
+        options: EntryOptions | None = None,
         refresh: bool = False,
         bypass: bool = False,
     ) -> dict[str, _V | None]:
@@ -371,7 +367,7 @@ class TieredCache(Upkeep, Generic[_V]):
             keys: any str.
             loader: a coroutine function that takes a list of keys and returns a mapping of keys to what the loader of
                 `get_or_load` may return. With a second parameter, it gets a mapping of keys to `Previous`.
-            ttl, tags: as for `set`.
+            ttl, tags, options: as for `set`.
             refresh, bypass: as for `get_or_load`.
 
         Returns:
@@ -386,7 +382,7 @@ class TieredCache(Upkeep, Generic[_V]):
             self._require_open()
             for key in missed:
                 checked_key(key)
-            source = Source(loader, self._ttl(ttl), checked_tags(tags), reload=refresh, codec=self._codec)
+            source = Source(loader, self._options(options, ttl), checked_tags(tags), reload=refresh, codec=self._codec)
             values |= await (self._loading.bypass if bypass else self._loading.load)(missed, source)
         return {key: values[key] for key in keys}
 
@@ -397,9 +393,10 @@ class TieredCache(Upkeep, Generic[_V]):
         ttl: float | None = DEFAULT_TTL,
         tags: Sequence[str] | Callable[..., Sequence[str]] = (),
         value_type: Any = None,
+        options: EntryOptions | None = None,
     ) -> Decorator:
         """Decorate a coroutine function or method, whose results this cache keeps; see `cached`."""
-        return cached(self, key=key, ttl=ttl, tags=tags, value_type=value_type)
+        return cached(self, key=key, ttl=ttl, tags=tags, value_type=value_type, options=options)
 
     async def expire_now(self, *keys: str) -> Written:
         """Make the values of keys stale in every tier and process, and return which tiers did so.
@@ -416,16 +413,18 @@ class TieredCache(Upkeep, Generic[_V]):
         checked_tags((tag,))
         return await self._writes.expire_tag(tag)
 
-    def _entries(self, values: Mapping[str, _V], ttl: float | None, tags: Sequence[str]) -> dict[str, Entry]:
+    def _entries(
+        self, values: Mapping[str, _V], ttl: float | None, tags: Sequence[str], options: EntryOptions | None
+    ) -> dict[str, Entry]:
         self._require_open()
-        own_ttl, own_tags = self._ttl(ttl), checked_tags(tags)
+        own_options, own_tags = self._options(options, ttl), checked_tags(tags)
         for key in values:
             checked_key(key)
-        return {key: self._staleness.entry(value, own_ttl, own_tags, self._codec) for key, value in values.items()}
+        return {key: self._staleness.entry(value, own_options, own_tags, self._codec) for key, value in values.items()}
 
-    def _ttl(self, ttl: float | None) -> float | None:
-        # The ttl of a call is checked before a load starts, so that no other caller gets the error.
-        if ttl is DEFAULT_TTL:
-            return self._staleness.ttl
-        checked_ttl(ttl)
-        return ttl
+    def _options(self, options: EntryOptions | None, ttl: float | None) -> EntryOptions:
+        # The options of a call are checked before a load starts, so that no other caller gets the error.
+        own = self._staleness.options
+        if options is not None:
+            own = checked_options(options, own)
+        return own if ttl is DEFAULT_TTL else with_ttl(own, ttl)

@@ -12,6 +12,7 @@ from acgsperf.tiers.records import RecordKind, of_keys
 
 if TYPE_CHECKING:
     from acgsperf._native.entry import Codec
+    from acgsperf.cache.options import EntryOptions
     from acgsperf.cache.parts import Parts
     from acgsperf.cache.staleness import Staleness
 
@@ -22,7 +23,7 @@ _TRIES: Final = 3
 
 
 async def touch(
-    parts: "Parts", staleness: "Staleness", key: str, ttl: float | None, codec: "Codec | None"
+    parts: "Parts", staleness: "Staleness", key: str, options: "EntryOptions", codec: "Codec | None"
 ) -> Written | None:
     """Give the fresh value of a key a new ttl, and return which tiers did so; None if there is no fresh value.
 
@@ -48,7 +49,7 @@ async def touch(
             # It was written meanwhile, or L1 does not know of that yet.
             entry = newest
         elif tiers.ordering.is_current(began_at, key, entry.tags):
-            return await _carry_out(parts, staleness, key, ttl, codec, entry, present)
+            return await _carry_out(parts, staleness, key, options, codec, entry, present)
     return _written(parts, {}, False, None)
 
 
@@ -56,14 +57,14 @@ async def _carry_out(
     parts: "Parts",
     staleness: "Staleness",
     key: str,
-    ttl: float | None,
+    options: "EntryOptions",
     codec: "Codec | None",
     entry: Entry,
     present: Mapping[Tier, tuple[Entry, Observation]],
 ) -> Written:
     """Store an entry with another ttl where it is present and has been observed."""
     tiers, ordering = parts.lower_tiers, parts.lower_tiers.ordering
-    new = replace(staleness.entry(entry.value, ttl, entry.tags, codec), created_at=entry.created_at)
+    new = replace(staleness.entry(entry.value, options, entry.tags, codec), created_at=entry.created_at)
     if entry.id == ONLY_L1 or not tiers.tiers:
         new = replace(new, id=entry.id)
         parts.l1.put(key, new)

@@ -1,8 +1,10 @@
 """The part of `TieredCache` that reads and writes no values: counts, health, and what may be tuned."""
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from acgsperf.cache.options import EntryOptions
 from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats
 from acgsperf.errors import CacheError
@@ -41,16 +43,21 @@ class Upkeep:
         self._parts.promotion.set_threshold(threshold)
 
     @property
+    def options(self) -> EntryOptions:
+        """The options of the entries, for calls that give none of their own."""
+        return self._staleness.options
+
+    @property
     def refresh_ahead(self) -> float | None:
         """The share of the ttl after which a hit starts a load in the background, None for never.
 
         May be changed at any time. Entries that L1 already holds keep their old refresh point.
         """
-        return self._staleness.refresh_ahead
+        return self._staleness.options.refresh_ahead
 
     @refresh_ahead.setter
     def refresh_ahead(self, share: float | None) -> None:
-        self._staleness.set_refresh_ahead(share)
+        self._staleness.options = replace(self._staleness.options, refresh_ahead=share)
 
     @property
     def has_lower_tiers(self) -> bool:

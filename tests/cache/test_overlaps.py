@@ -5,6 +5,7 @@ import secrets
 
 import asyncpg
 import pytest
+from grouped import grouped
 
 from acgsperf import LRUCache
 from acgsperf.backplane import BackplaneState
@@ -30,7 +31,7 @@ def make(servers):
         l2 = RedisTier(servers.redis_url, deadline=DEADLINE_S)
         l3 = PostgresTier(servers.database_url, deadline=DEADLINE_S)
         options = {"namespace": namespace, "promotion_threshold": 1, "deadline": DEADLINE_S} | options
-        return TieredCache(LRUCache(100), l2, l3, **options)
+        return TieredCache(LRUCache(100), l2, l3, **grouped(options))
 
     return new
 

@@ -7,9 +7,10 @@ import secrets
 from unittest.mock import AsyncMock
 
 import pytest
+from grouped import grouped
 from memory_tier import MemoryTier
 
-from acgsperf import UNCHANGED, Loaded, LoadError, LRUCache, Previous, TieredCache
+from acgsperf import UNCHANGED, EntryOptions, Loaded, LoadError, LRUCache, Previous, TieredCache
 from acgsperf.cache.annotations import codec_of_results
 from acgsperf.cache.source import Source
 from acgsperf.testing import MemoryServer, memory_cache
@@ -36,13 +37,13 @@ def on_servers(servers):
 
     def cache(**options):
         tiers = RedisTier(servers.redis_url, deadline=5), PostgresTier(servers.database_url, deadline=5)
-        return TieredCache(LRUCache(100), *tiers, namespace=namespace, deadline=5, **options)
+        return TieredCache(LRUCache(100), *tiers, namespace=namespace, deadline=5, **grouped(options))
 
     return cache
 
 
 async def test_a_loader_decides_the_ttl_of_its_value(clock):
-    async with memory_cache(clock, ttl=60) as cache:
+    async with memory_cache(clock, options=EntryOptions(ttl=60)) as cache:
         load = returns(Loaded(1, ttl=5), Loaded(2, ttl=None), Loaded(3))
         assert await cache.get_or_load("a", load) == 1
         clock.advance(5)
@@ -93,7 +94,7 @@ async def test_if_a_late_tag_is_invalidated_during_the_load_no_tier_stores_the_v
 @pytest.mark.parametrize("options", [{}, {"lock_ttl": 10}])
 async def test_a_value_that_is_not_kept_goes_to_the_callers_of_its_load_only(clock, options):
     server = MemoryServer(clock)
-    async with memory_cache(clock, server=server, **options) as cache:
+    async with memory_cache(clock, server=server, **grouped(options)) as cache:
         load = returns(Loaded(1, keep=False), 2)
         assert await asyncio.gather(*(cache.get_or_load("a", load) for _ in range(3))) == [1, 1, 1]
         assert cache.get_local("a") is None
@@ -102,7 +103,7 @@ async def test_a_value_that_is_not_kept_goes_to_the_callers_of_its_load_only(clo
 
 
 async def test_what_is_not_kept_leaves_the_former_value(clock):
-    async with memory_cache(clock, ttl=60, stale_ttl=600, soft_timeout=None) as cache:
+    async with memory_cache(clock, options=EntryOptions(ttl=60, stale_ttl=600, soft_timeout=None)) as cache:
         await cache.set("a", 0)
         clock.advance(60)
         assert await cache.get_or_load("a", returns(Loaded(1, keep=False))) == 1
@@ -110,7 +111,7 @@ async def test_what_is_not_kept_leaves_the_former_value(clock):
 
 
 async def test_a_loaded_none_may_be_negative(clock):
-    async with memory_cache(clock, negative_ttl=5) as cache:
+    async with memory_cache(clock, options=EntryOptions(negative_ttl=5)) as cache:
         assert await cache.get_or_load("a", returns(Loaded(None, tags=["t"]))) is None
         assert cache.stats().negative_entries == 1
         await cache.invalidate_tag("t")
@@ -154,7 +155,7 @@ async def test_a_loader_with_a_second_parameter_gets_what_it_replaces(clock):
         seen.append(previous)
         return len(seen)
 
-    async with memory_cache(clock, ttl=60, stale_ttl=600, soft_timeout=None) as cache:
+    async with memory_cache(clock, options=EntryOptions(ttl=60, stale_ttl=600, soft_timeout=None)) as cache:
         assert await cache.get_or_load("a", load) == 1
         clock.advance(90)
         assert await cache.get_or_load("a", load) == 2
@@ -170,7 +171,7 @@ async def test_a_loader_with_a_second_parameter_gets_what_it_replaces(clock):
 async def test_the_previous_value_may_come_from_a_lower_tier(clock, refresh):
     server = MemoryServer(clock)
     options = {"server": server, "ttl": 60, "stale_ttl": 600, "soft_timeout": None}
-    async with memory_cache(clock, **options) as one, memory_cache(clock, **options) as two:
+    async with memory_cache(clock, **grouped(options)) as one, memory_cache(clock, **grouped(options)) as two:
         await one.set_many({"a": 1, "b": 2})
         clock.advance(7 if refresh else 70)
 
@@ -188,7 +189,7 @@ async def test_a_due_value_is_the_previous_one_of_its_refresh(clock, settle):
         seen.append(previous)
         return UNCHANGED
 
-    async with memory_cache(clock, ttl=100, refresh_ahead=0.5) as cache:
+    async with memory_cache(clock, options=EntryOptions(ttl=100, refresh_ahead=0.5)) as cache:
         await cache.set("a", 1)
         clock.advance(60)
         assert await cache.get_or_load("a", load) == 1
@@ -293,7 +294,7 @@ async def test_if_a_refresh_fails_the_former_value_stays(clock):
 
 async def test_bypass_neither_reads_nor_stores(clock):
     server = MemoryServer(clock)
-    async with memory_cache(clock, server=server, negative_ttl=5) as cache:
+    async with memory_cache(clock, server=server, options=EntryOptions(negative_ttl=5)) as cache:
         await cache.set("a", 1)
         calls = server.calls.total()
         assert await cache.get_or_load("a", returns(Loaded(2)), bypass=True) == 2

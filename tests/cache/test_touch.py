@@ -4,9 +4,10 @@ import asyncio
 import secrets
 
 import pytest
+from grouped import grouped
 from memory_tier import MemoryTier
 
-from acgsperf import LRUCache, TieredCache, Written
+from acgsperf import EntryOptions, LRUCache, TieredCache, Written
 from acgsperf.cache import CachedValue
 from acgsperf.testing import MemoryServer, memory_cache
 from acgsperf.tiers.postgres import PostgresTier
@@ -23,7 +24,7 @@ def on_servers(servers):
             LRUCache(100),
             tiers[0] if l2 else None,
             tiers[1] if l3 else None,
-            **{"namespace": namespace, "deadline": 5, "ttl": 60} | options,
+            **grouped({"namespace": namespace, "deadline": 5, "ttl": 60} | options),
         )
 
     return cache
@@ -79,7 +80,7 @@ async def test_a_negative_and_a_stale_entry_are_not_found(clock, options):
     async def load(key):
         return None if "negative_ttl" in options else 1
 
-    async with memory_cache(clock, **options) as cache:
+    async with memory_cache(clock, **grouped(options)) as cache:
         await cache.get_or_load("a", load)
         clock.advance(2)
         assert await cache.get_entry("a") is None
@@ -87,7 +88,7 @@ async def test_a_negative_and_a_stale_entry_are_not_found(clock, options):
 
 
 async def test_a_due_entry_is_fresh(clock):
-    async with memory_cache(clock, ttl=100, refresh_ahead=0.5) as cache:
+    async with memory_cache(clock, options=EntryOptions(ttl=100, refresh_ahead=0.5)) as cache:
         await cache.set("a", 1)
         clock.advance(60)
         assert await cache.get_entry("a") == CachedValue(1, 60.0, 40.0, (), "l1")
@@ -117,7 +118,7 @@ async def check_entry(cache, tier, ttl):
 
 
 async def test_the_ttl_of_the_cache_is_the_default(clock):
-    async with memory_cache(clock, ttl=60) as cache:
+    async with memory_cache(clock, options=EntryOptions(ttl=60)) as cache:
         await cache.set("a", 1, ttl=5)
         await cache.touch("a")
         clock.advance(59)
@@ -202,7 +203,9 @@ async def test_if_l1_has_a_former_value_the_present_one_is_touched(clock):
 
 
 async def test_without_lower_tiers_l1_is_touched(clock):
-    async with TieredCache(LRUCache(10, clock=clock), namespace="alone", clock=clock, ttl=60) as cache:
+    async with TieredCache(
+        LRUCache(10, clock=clock), namespace="alone", clock=clock, options=EntryOptions(ttl=60)
+    ) as cache:
         await cache.set("a", 1)
         assert await cache.touch("a", 5) == Written(True, None, None, None)
         clock.advance(5)
@@ -214,7 +217,7 @@ async def test_a_result_of_one_instance_is_touched_in_l1_only(clock):
         async def price(self):
             return 1
 
-    async with memory_cache(clock, ttl=60) as cache:
+    async with memory_cache(clock, options=EntryOptions(ttl=60)) as cache:
         Shop.cached = cache.cached()(Shop.price)
         shop = Shop()
         await shop.cached()
@@ -226,7 +229,7 @@ async def test_a_result_of_one_instance_is_touched_in_l1_only(clock):
 
 async def test_a_tier_that_is_down_is_reported_and_l1_keeps_the_former_ttl(clock):
     server = MemoryServer(clock)
-    async with memory_cache(clock, server=server, ttl=60) as cache:
+    async with memory_cache(clock, server=server, options=EntryOptions(ttl=60)) as cache:
         await cache.set("a", 1)
         server.up = False
         assert await cache.touch("a", 1_000) == Written(False, False, None, None)
@@ -242,7 +245,7 @@ async def test_a_load_in_flight_does_not_replace_a_touched_value(clock, settle):
         await gate.wait()
         return 2
 
-    async with memory_cache(clock, ttl=60) as cache:
+    async with memory_cache(clock, options=EntryOptions(ttl=60)) as cache:
         await cache.set("a", 1)
         load_task = asyncio.create_task(cache.get_or_load("a", load, refresh=True))
         await settle()

@@ -16,6 +16,7 @@ import attrs
 import msgspec
 import pydantic
 import pytest
+from grouped import grouped
 from memory_tier import MemoryTier
 
 from acgsperf import LRUCache, cached
@@ -153,7 +154,7 @@ def on_servers(servers, namespace):
             LRUCache(100),
             tiers[0] if l2 else None,
             tiers[1] if l3 else None,
-            **{"namespace": namespace, "deadline": 5, "value_type": value_type} | options,
+            **grouped({"namespace": namespace, "deadline": 5, "value_type": value_type} | options),
         )
 
     return cache
