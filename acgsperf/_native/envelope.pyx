@@ -2,7 +2,7 @@
 # cython: boundscheck=False, wraparound=False, freethreading_compatible=True
 """The compiled reader of envelopes, `unseal_many`, and the check of values, `changed_type`.
 
-It opens plain envelopes: those of this version, without tags and not negative, typed or not.  Nearly all are plain.  It passes any
+It opens plain envelopes: those of this version, without tags, not negative and not compressed.  Nearly all are plain.  It passes any
 other one to `envelope_format.unseal`, which opens it or raises an error that says what is wrong.
 """
 

@@ -7,7 +7,7 @@ An envelope (version 2):
      8       8   stamp, big-endian: scripts compare stamps as bytes
     16       1   kind: E entry, T tombstone, M marker
     17       1   version: 2
-    18       2   flags: bit 0 negative; bit 1 compressed, which is reserved; bit 2 typed
+    18       2   flags: bit 0 negative; bit 1 compressed, by zstd; bit 2 typed
     20       4   checksum: 0, which means that there is none
     24       8   created, IEEE 754, as the two that follow
     32       8   fresh: infinity for never stale
@@ -31,7 +31,7 @@ version of the package has stored it. Data that cannot be an envelope of this ve
 
 The format of values is MessagePack, by msgspec: it is the fastest well-maintained one, has bytes, distinguishes
 integers and floats, and creates only plain values. A value is typed if it comes back as it was only if its reader knows
-its type. It comes back as `Packed`, and the cache opens it.
+its type. It comes back as `Packed`, and the cache opens it. A compressed payload is one frame of zstd with its size.
 
 `unseal_many`, in `envelope` (compiled) and `envelope_py`, opens a batch. The compiled one passes to `unseal` what it
 does not open itself.
@@ -46,6 +46,7 @@ from msgspec import msgpack
 from xxhash import xxh3_128_hexdigest
 
 from acgsperf._native.entry import Entry, Packed
+from acgsperf._native.zstd import ZstdMissingError, decompressed
 
 MAX_KEY_BYTES: Final = 200
 ID_BYTES: Final = 8
@@ -61,9 +62,10 @@ MARKER: Final = b"M"
 # Kind, version and flags as one number: those of an entry without flags.
 PLAIN: Final = int.from_bytes(b"E\x02\x00\x00", "little")
 _NEGATIVE_FLAG: Final = 1
+COMPRESSED_FLAG: Final = 2
 TYPED_FLAG: Final = 4
 TYPED: Final = PLAIN | TYPED_FLAG << 16
-_KNOWN_FLAGS: Final = _NEGATIVE_FLAG | TYPED_FLAG
+_KNOWN_FLAGS: Final = _NEGATIVE_FLAG | COMPRESSED_FLAG | TYPED_FLAG
 _ENTRY_KIND: Final = ENTRY[0]
 _WITHOUT_VALUE: Final = TOMBSTONE + MARKER
 
@@ -232,8 +234,8 @@ def unseal(
     """Return the entry in an envelope and the tokens of its tags; `unseal_many` describes the arguments.
 
     Returns:
-        None and no tokens for a tombstone, a marker, another version, another token of the namespace, and for an entry
-        that is not kept until now. No tokens if the envelope has none.
+        None and no tokens for a tombstone, a marker, another version, another token of the namespace, for an entry that
+        is not kept until now, and for a compressed one without a module for zstd. No tokens if the envelope has none.
 
     Raises:
         CorruptEnvelopeError: for what `seal` cannot have created for this key, or more than `limit` bytes.
@@ -272,6 +274,8 @@ def unseal(
             return None, ()
         identifier, stamp = _unpack_id_and_stamp(blob)
         payload = blob[payload_at:]
+        if flags & COMPRESSED_FLAG:
+            payload = decompressed(payload)
         entry = Entry(
             Packed(payload) if flags & TYPED_FLAG else decode(payload),
             created - offset,
@@ -285,6 +289,8 @@ def unseal(
         return entry, tokens[1:]
     except (CorruptEnvelopeError, MemoryError):
         raise
+    except ZstdMissingError:
+        return None, ()
     except Exception as error:
         # A decoder may reject garbage in many ways, endless nesting among them.
         raise CorruptEnvelopeError(f"{type(error).__name__} in an envelope") from error

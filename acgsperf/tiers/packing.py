@@ -6,10 +6,12 @@ from weakref import WeakKeyDictionary
 
 from acgsperf._native import envelope_format as envelope
 from acgsperf._native.entry import UnstorableValueError
+from acgsperf._native.zstd import MOST_BYTES, compressed
 from acgsperf.dispatch import changed_type
 from acgsperf.tiers.base import Entry
+from acgsperf.tiers.tier_arguments import check_times
 
-__all__ = ["packed_value"]
+__all__ = ["Packing"]
 
 _log: Final = logging.getLogger("acgsperf.tiers")
 
@@ -20,15 +22,42 @@ _NO_FORM: Final = "cannot be packed: declare a value_type, or make the value JSO
 _logged: "Final[WeakKeyDictionary[type, set[str]]]" = WeakKeyDictionary()
 
 
-def packed_value(entry: Entry, namespace: str) -> tuple[bytes, int] | None:
-    """Return the value of an entry as bytes, and their flags in the envelope.
+class Packing:
+    """Packs the values of the entries of one tier.
 
-    Returns:
-        None if the value would come back as something else. The first value of each type is logged.
-
-    Raises:
-        ValueError, OverflowError, RecursionError: for lone surrogates, integers of more than 64 bits, endless nesting.
+    Args:
+        limit: the bytes of the largest envelope that the tier stores.
+        compress_above: the bytes above which a value is compressed, if that makes it smaller; None for never.
     """
+
+    __slots__ = ("_compress_above", "_limit")
+
+    def __init__(self, limit: int, compress_above: int | None) -> None:
+        self._limit = limit
+        self._compress_above = compress_above
+
+    def packed(self, key: str, entry: Entry, namespace: str) -> tuple[bytes, int] | None:
+        """Return the value of an entry as bytes, and their flags in the envelope; None if it cannot be stored.
+
+        A value that would come back as another type cannot be stored. The first one of each type is logged.
+        """
+        try:
+            check_times(entry)
+            found = _packed(entry, namespace)
+            if found is None:
+                return None
+            payload, flags = found
+            if self._compress_above is not None and self._compress_above < len(payload) <= MOST_BYTES:
+                smaller = compressed(payload)
+                if len(smaller) < len(payload):
+                    payload, flags = smaller, flags | envelope.COMPRESSED_FLAG
+            size = envelope.size(envelope.identity(key), payload, entry.tags)
+        except (TypeError, ValueError, OverflowError, RecursionError):
+            return None
+        return (payload, flags) if size <= self._limit else None
+
+
+def _packed(entry: Entry, namespace: str) -> tuple[bytes, int] | None:
     value, codec = entry.value, entry.codec
     try:
         if codec is not None:

@@ -17,6 +17,7 @@ from msgspec import Struct, msgpack
 from msgspec.structs import replace
 
 from acgsperf._native import envelope_format as envelope
+from acgsperf._native import zstd as zstd_module
 from acgsperf._native.entry import Packed
 from acgsperf.tiers import Entry
 
@@ -190,7 +191,7 @@ def test_stamps_are_compared_as_bytes_in_their_order():
     assert [envelope.seal_header(ID, stamp, b"T")[8:16] for stamp in stamps] == stored
 
 
-FLAGS_OF_OTHERS = [b"E\x02" + (1 << bit).to_bytes(2, "little") for bit in range(1, 16) if bit != 2]
+FLAGS_OF_OTHERS = [b"E\x02" + (1 << bit).to_bytes(2, "little") for bit in range(3, 16)]
 KINDS_OF_OTHERS = [b"E\x01\x00\x00", b"E\x03\x00\x00", b"X\x03\x00\x00", *FLAGS_OF_OTHERS]
 
 
@@ -376,3 +377,61 @@ def test_a_key_of_a_dict_that_does_not_come_back_is_found(readers, key):
 @given(values)
 def test_values_that_are_json_like_come_back(readers, value):
     assert [reader.changed_type(value) for reader in readers] == [None] * len(readers)
+
+
+@pytest.fixture
+def zstd():
+    if not zstd_module.is_available():
+        pytest.skip("needs a module for zstd")
+    return zstd_module
+
+
+def sealed_frame(frame, *, flags=envelope.COMPRESSED_FLAG, tags=()):
+    entry = Entry(None, 1.0, 2.0, None, tags, id=ID, stamp=7)
+    head, tail = envelope.seal(entry, KEY, frame, 0.0, flags=flags)
+    return b"".join((head, TOKEN, *tokens_of(entry), tail))
+
+
+@pytest.mark.parametrize("tags", [(), ("a",)])
+@pytest.mark.parametrize("value", ["", "a" * 10_000, [1] * 5_000], ids=["empty", "text", "list"])
+def test_a_compressed_value_comes_back(readers, zstd, value, tags):
+    blob = sealed_frame(zstd.compressed(envelope.pack_value(value)), tags=tags)
+    found, tagged, corrupt = agreed(readers, [blob], [KEY])
+    assert found == [Entry(value, 1.0, 2.0, None, tags, id=ID, stamp=7)]
+    assert len(tagged) == len(tags)
+    assert corrupt == 0
+
+
+def test_a_compressed_value_may_be_typed(readers, zstd):
+    blob = sealed_frame(zstd.compressed(b"\x07" * 100), flags=envelope.COMPRESSED_FLAG | envelope.TYPED_FLAG)
+    assert agreed(readers, [blob], [KEY])[0][0].value == Packed(b"\x07" * 100)
+
+
+@pytest.mark.parametrize("damage", ["cut", "more", "no frame", "no size", "too large"])
+def test_a_frame_that_is_not_complete_is_corrupt(readers, zstd, monkeypatch, damage):
+    frame = zstd.compressed(envelope.pack_value("a" * 10_000))
+    if damage == "too large":
+        monkeypatch.setattr(zstd, "MOST_BYTES", 9_999)
+    module = zstd._module()
+    streamed = module.ZstdCompressor()
+    blob = {
+        "cut": frame[:-1],
+        "more": frame + b"\x01",
+        "no frame": b"\x81\xa1a\x01",
+        "no size": streamed.compress(b"\x01") + streamed.flush(),
+        "too large": frame,
+    }[damage]
+    assert agreed(readers, [sealed_frame(blob)], [KEY]) == ([None], [], 1)
+
+
+def test_without_a_module_for_zstd_a_compressed_value_is_a_miss_and_that_is_logged_once(readers, monkeypatch, caplog):
+    monkeypatch.setattr(zstd_module, "_module", lambda: None)
+    zstd_module._log_missing.cache_clear()
+    blobs = [sealed_frame(b"frame"), sealed_frame(b"frame", tags=("a",))]
+    assert agreed(readers, blobs, [KEY, KEY]) == ([None, None], [], 0)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "values that are compressed by zstd are misses in this process, because reading them needs "
+        "Python 3.14 or later, or: pip install 'acgsperf[zstd]'"
+    )
+    assert not zstd_module.is_available()
