@@ -41,13 +41,13 @@ class Source:
         reload: bool = False,
         codec: Codec | None = None,
     ) -> None:
-        self._loader = loader
-        self.options = options
-        self.tags = tags
-        self.local = local
-        self.reload = reload
-        self.codec = codec
-        self.takes_previous = _takes_previous(loader)
+        self._loader: Final = loader
+        self.options: Final = options
+        self.tags: Final = tags
+        self.local: Final = local
+        self.reload: Final = reload
+        self.codec: Final = codec
+        self.takes_previous: bool = _takes_previous(loader)
         self.replaced: dict[str, Entry] = {}
 
     @classmethod

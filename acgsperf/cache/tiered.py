@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from types import UnionType
-from typing import Any, Final, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
 from acgsperf._native.arguments import checked_bool, checked_namespace
 from acgsperf._native.entry import Codec
 from acgsperf.backplane import Backplane
 from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, distinct_keys
-from acgsperf.cache.decorator import Decorator, cached
+from acgsperf.cache.decorator import Decorator, cached, refuse_function
 from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.options import DEFAULT_TTL, EntryOptions, checked_options, with_ttl
 from acgsperf.cache.parts import AUTOMATIC, Parts
@@ -28,7 +28,12 @@ from acgsperf.tiers.server import ServerTier
 
 __all__ = ["CacheHealth", "TieredCache", "TieredStats", "Written"]
 
-_V = TypeVar("_V")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    _V = TypeVarWithDefault("_V", default=Any)
+else:
+    _V = TypeVar("_V")
 _D = TypeVar("_D")
 
 
@@ -74,7 +79,7 @@ class TieredCache(Upkeep, Generic[_V]):
 
     def __init__(
         self,
-        l1: BoundedCache[str, _V],
+        l1: BoundedCache[str, Any],
         l2: Tier | None = None,
         l3: Tier | None = None,
         *,
@@ -121,7 +126,8 @@ class TieredCache(Upkeep, Generic[_V]):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._read_path, self._ordering = self._parts.read_path, self._lower_tiers.ordering
         # The method of the compiled cache itself: a hit costs no Python call besides the compiled lookup.
-        self.get_local = l1.get
+        values: BoundedCache[str, _V] = l1
+        self.get_local: Final = values.get
 
     def __repr__(self) -> str:
         """The namespace, the state and the tiers, without passwords."""
@@ -388,6 +394,8 @@ class TieredCache(Upkeep, Generic[_V]):
 
     def cached(
         self,
+        function: None = None,
+        /,
         *,
         key: Callable[..., str] | None = None,
         ttl: float | None = DEFAULT_TTL,
@@ -395,7 +403,12 @@ class TieredCache(Upkeep, Generic[_V]):
         value_type: Any = None,
         options: EntryOptions | None = None,
     ) -> Decorator:
-        """Decorate a coroutine function or method, whose results this cache keeps; see `cached`."""
+        """Decorate a coroutine function or method, whose results this cache keeps; see `cached`.
+
+        Write `@cache.cached()` with parentheses: `function` is only there for the message if they are missing.
+        """
+        if function is not None:
+            refuse_function(function, "cache.cached")
         return cached(self, key=key, ttl=ttl, tags=tags, value_type=value_type, options=options)
 
     async def expire_now(self, *keys: str) -> Written:

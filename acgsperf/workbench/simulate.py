@@ -158,7 +158,7 @@ class Simulation:
         self.name = name
         self._keys = keys
         self._runs = [(size, policy, range(seeds if policy in _SEEDED else 1)) for size in sizes for policy in policies]
-        self.steps = len(keys) * sum(len(run_seeds) for _, _, run_seeds in self._runs)
+        self.steps: Final = len(keys) * sum(len(run_seeds) for _, _, run_seeds in self._runs)
 
     def run(self, advanced: Callable[[int], object] = lambda done: None) -> list[Result]:
         """Return a result for each size and policy.
