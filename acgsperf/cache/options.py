@@ -1,6 +1,7 @@
 """The options of an entry: for a cache, for a decorated function, or for one call."""
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from acgsperf.cache.arguments import checked_number, checked_ttl
@@ -80,12 +81,26 @@ class EntryOptions:
 
     def over(self, base: "EntryOptions") -> "EntryOptions":
         """Return these options, and those of `base` for what is not given here."""
-        return replace(base, **self._given())
+        return _made(
+            (own if (own := getattr(self, name)) is not _INHERITED else getattr(base, name)) for name in _NAMES
+        )
 
 
 def with_ttl(options: EntryOptions, ttl: float | None) -> EntryOptions:
     """Return options with another ttl."""
-    return replace(options, ttl=ttl)
+    checked_ttl(ttl)
+    return _made(ttl if name == "ttl" else getattr(options, name) for name in _NAMES)
+
+
+def _made(values: Iterable[Any]) -> EntryOptions:
+    """Return options with values that have been checked. `replace` would check them again, for each call."""
+    options = object.__new__(EntryOptions)
+    for name, value in zip(_NAMES, values, strict=True):
+        object.__setattr__(options, name, value)
+    return options
+
+
+_NAMES: Final = tuple(one.name for one in fields(EntryOptions))
 
 
 _DEFAULTS: Final = EntryOptions(
