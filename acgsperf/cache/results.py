@@ -81,8 +81,8 @@ LoaderOfMany = (
     | Callable[[list[str], Mapping[str, Previous[_V]]], Awaitable[Mapping[str, _V | Loaded[_V]]]]
 )
 
-# A loader returns it to keep the previous value, with a new ttl. Type checkers accept it where they accept a `Loaded`.
 UNCHANGED: Final[Loaded[Never]] = cast("Any", _Unchanged())
+"""A loader returns it to keep the previous value, with a new ttl. It counts as a `Loaded` to type checkers."""
 
 
 def previous_of(entries: Mapping[str, Entry], staleness: Staleness) -> dict[str, Previous[Any]]:
