@@ -454,10 +454,11 @@ def test_a_path_has_no_other_attributes(made):
 
 def test_both_have_the_same_signatures_and_public_names(both):
     for found in both:
-        assert list(inspect.signature(found.ReadPath).parameters) == ["held", "start", "promotion", "clock"]
+        names = ["held", "start", "promotion", "clock", "packed", "typed"]
+        assert list(inspect.signature(found.ReadPath).parameters) == names
     public = [{name for name in dir(found.ReadPath) if not name.startswith("_")} for found in both]
-    assert public == [{"begin", "enabled", "end"}] * len(both)
-    for name in ("begin", "end"):
+    assert public == [{"begin", "enabled", "end", "end_opened"}] * len(both)
+    for name in ("begin", "end", "end_opened"):
         signatures = {
             tuple((one.name, one.kind) for one in inspect.signature(getattr(found.ReadPath, name)).parameters.values())
             for found in both
