@@ -98,7 +98,7 @@ class TieredCache(Upkeep, Generic[_V]):
     ) -> None:
         if not isinstance(l1, BoundedCache):
             raise TypeError(f"l1 must be an LRUCache or an AdaptiveCache, got {type(l1).__name__}")
-        self.namespace = checked_namespace("namespace", namespace)
+        self.namespace: str = checked_namespace("namespace", namespace)
         self.value_type: Final = value_type
         self._codec: Final = None if value_type is None else codec_of(value_type)
         staleness = self._staleness = Staleness(
