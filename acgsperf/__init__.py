@@ -49,7 +49,17 @@ from acgsperf.errors import (
 from acgsperf.fingerprint import canonical, fingerprint, request_key
 
 if TYPE_CHECKING:
-    from acgsperf.cache import CacheHealth, TieredCache, TieredStats, Written, cached
+    from acgsperf.cache import (
+        UNCHANGED,
+        CacheHealth,
+        EntryOptions,
+        Loaded,
+        Previous,
+        TieredCache,
+        TieredStats,
+        Written,
+        cached,
+    )
     from acgsperf.monitor import Alert, AlertKind, AlertState, Monitor, Reading, Targets
     from acgsperf.pool import CloseReason, ConnectionPool, PoolHealth, PoolManager, PoolOptimization, PoolStats
     from acgsperf.service import PerformanceService, PerformanceSummary, ServiceHealth
@@ -61,6 +71,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONSTITUTIONAL_HASH",
     "IMPLEMENTATION",
+    "UNCHANGED",
     "AcgsperfError",
     "AdaptiveCache",
     "Alert",
@@ -75,6 +86,7 @@ __all__ = [
     "ComplianceValidator",
     "ConnectionPool",
     "ContextVerdict",
+    "EntryOptions",
     "EvictionReason",
     "HashValidator",
     "HistogramSnapshot",
@@ -83,6 +95,7 @@ __all__ = [
     "LoadCancelledError",
     "LoadError",
     "LoadTimeoutError",
+    "Loaded",
     "MessageTooLarge",
     "Monitor",
     "PerformanceService",
@@ -100,6 +113,7 @@ __all__ = [
     "PoolTimeout",
     "PoolUnhealthy",
     "PostgresTier",
+    "Previous",
     "Reading",
     "RedisTier",
     "ServiceError",
@@ -125,6 +139,7 @@ __all__ = [
 # asyncio, the clients of servers and the settings take longer to import than the rest, and a program that uses only the
 # core needs none of them.
 _LATER = {
+    "UNCHANGED": "acgsperf.cache",
     "Alert": "acgsperf.monitor",
     "AlertKind": "acgsperf.monitor",
     "AlertState": "acgsperf.monitor",
@@ -133,6 +148,8 @@ _LATER = {
     "ComplianceValidator": "acgsperf.validator",
     "ConnectionPool": "acgsperf.pool",
     "ContextVerdict": "acgsperf.validator",
+    "EntryOptions": "acgsperf.cache",
+    "Loaded": "acgsperf.cache",
     "Monitor": "acgsperf.monitor",
     "PerformanceService": "acgsperf.service",
     "PerformanceSummary": "acgsperf.service",
@@ -141,6 +158,7 @@ _LATER = {
     "PoolOptimization": "acgsperf.pool",
     "PoolStats": "acgsperf.pool",
     "PostgresTier": "acgsperf.tiers.postgres",
+    "Previous": "acgsperf.cache",
     "Reading": "acgsperf.monitor",
     "RedisTier": "acgsperf.tiers.redis",
     "ServiceHealth": "acgsperf.service",

@@ -91,7 +91,8 @@ def checked_dsn(name: str, dsn: str) -> str:
                 raise ValueError("no port")
     except ValueError:
         raise ValueError(
-            f"{name} must be a postgresql:// URL with ports from 1 to 65535. In a password, write / as %2F, ? as %3F and # as %23"
+            f"{name} must be a postgresql:// URL with ports from 1 to 65535. In a password, write / as %2F, ? as %3F"
+            " and # as %23"
         ) from None
     if parts.scheme not in {"postgresql", "postgres"}:
         raise ValueError(f"{name} must start with postgresql:// or postgres://")

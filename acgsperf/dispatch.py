@@ -19,6 +19,7 @@ __all__ = [
     "Timer",
     "answer",
     "canonical",
+    "changed_type",
     "fingerprint",
     "has_long_array",
     "mget",
@@ -78,7 +79,7 @@ if not _pure:
 
 if TYPE_CHECKING:
     # The twins have the same types, so the stubs of the compiled modules describe both.
-    from acgsperf._native.envelope import unseal_many
+    from acgsperf._native.envelope import changed_type, unseal_many
 else:
     if _pure:
         from acgsperf._native.canonical_py import canonical, fingerprint, request_key
@@ -97,8 +98,8 @@ else:
 
     def __getattr__(name: str) -> object:
         """Import the reader of envelopes when a tier needs it: msgspec, which it uses, takes long to import."""
-        if name != "unseal_many":
+        if name not in ("changed_type", "unseal_many"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         reader = import_module(f"{_READER}_py" if _pure else _READER)
-        globals()[name] = reader.unseal_many
-        return reader.unseal_many
+        value = globals()[name] = getattr(reader, name)
+        return value

@@ -1,6 +1,7 @@
 """Every code block of the README and the documentation runs, and every link leads somewhere."""
 
 import ast
+import dataclasses
 import inspect
 import os
 import re
@@ -140,6 +141,13 @@ def test_the_page_of_the_cache_lists_every_option_with_its_default():
     parameters = inspect.signature(acgsperf.TieredCache).parameters
     assert list(listed) == list(parameters)
     assert listed == {name: parameter.default for name, parameter in parameters.items()}
+
+
+def test_the_page_of_the_cache_lists_every_option_of_entries_with_its_default():
+    section = (DOCS / "cache.md").read_text().partition("\n### Options of entries\n")[2].partition("\n## ")[0]
+    listed = dict(re.findall(r"^\| `(\w+)` \| `([^|`]+)` \| [^|]+ \|$", section, re.MULTILINE))
+    options = acgsperf.TieredCache(acgsperf.LRUCache(1), namespace="n").options
+    assert {name: ast.literal_eval(default) for name, default in listed.items()} == dataclasses.asdict(options)
 
 
 def test_every_make_target_that_a_page_names_exists():

@@ -1,7 +1,7 @@
-"""The surface of the compiled reader of envelopes; `envelope_py` has the same, in plain Python."""
+"""The surface of the compiled reader of envelopes and check of values; `envelope_py` has the same, in plain Python."""
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from acgsperf._native.entry import Entry
 
@@ -16,3 +16,4 @@ def unseal_many(
     token: bytes | None,
     /,
 ) -> tuple[list[Entry | None], list[tuple[int, Sequence[bytes]]], int]: ...
+def changed_type(value: Any, /) -> type | None: ...

@@ -1,8 +1,8 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: boundscheck=False, wraparound=False, freethreading_compatible=True
-"""The compiled reader of envelopes: `unseal_many`.
+"""The compiled reader of envelopes, `unseal_many`, and the check of values, `changed_type`.
 
-It opens plain envelopes: those of this version, without tags and not negative.  Nearly all are plain.  It passes any
+It opens plain envelopes: those of this version, without tags, not negative and not compressed.  Nearly all are plain.  It passes any
 other one to `envelope_format.unseal`, which opens it or raises an error that says what is wrong.
 """
 
@@ -10,6 +10,10 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromSt
 from libc.math cimport INFINITY, isfinite, isnan
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy
+
+import datetime
+
+from msgspec import msgpack
 
 from acgsperf._native import entry, envelope_format
 
@@ -22,7 +26,12 @@ cdef object Entry = entry.Entry
 cdef object CorruptEnvelopeError = envelope_format.CorruptEnvelopeError
 cdef object decode = envelope_format.decode
 cdef object unseal = envelope_format.unseal
+cdef object Packed = entry.Packed
+cdef object DateTime = datetime.datetime
+cdef object UTC = datetime.timezone.utc
+cdef object Ext = msgpack.Ext
 cdef uint32_t PLAIN = envelope_format.PLAIN
+cdef uint32_t TYPED = envelope_format.TYPED
 
 
 cdef struct Fields:
@@ -108,7 +117,7 @@ cdef object entry_if_plain(object blob, object key, const Reading *reading, bint
     key_at = HEAD_BYTES + TOKEN_BYTES * <Py_ssize_t> fields.tokens
     payload_at = key_at + key_size
     if (
-        fields.kind != PLAIN
+        (fields.kind != PLAIN and fields.kind != TYPED)
         or fields.tags_size != 0
         or fields.tokens > 1
         or fields.reserved != 0
@@ -126,12 +135,16 @@ cdef object entry_if_plain(object blob, object key, const Reading *reading, bint
     ):
         opened[0] = True
         return None
-    try:
-        value = decode(PyBytes_FromStringAndSize(start + payload_at, size - payload_at))
-    except MemoryError:
-        raise
-    except Exception:
-        return None
+    payload = PyBytes_FromStringAndSize(start + payload_at, size - payload_at)
+    if fields.kind == TYPED:
+        value = Packed(payload)
+    else:
+        try:
+            value = decode(payload)
+        except MemoryError:
+            raise
+        except Exception:
+            return None
     opened[0] = True
     fresh = None if fields.fresh == INFINITY else fields.fresh - reading.offset
     kept = None if fields.kept == INFINITY else fields.kept - reading.offset
@@ -149,3 +162,58 @@ cdef inline uint64_t stamp_at(const char *start) noexcept nogil:
     for at in range(8):
         stamp = stamp << 8 | <unsigned char> start[at]
     return stamp
+
+
+def changed_type(value, /):
+    """Return a type in a packed value that MessagePack does not give back; None if the value comes back as it was.
+
+    The items of a container are copied before they are visited.  So another thread may change it meanwhile.
+    """
+    cdef list level, below
+    cdef dict pairs
+    if is_atom(value):
+        return None
+    level = [value]
+    while level:
+        below = []
+        for item in level:
+            if type(item) is dict:
+                pairs = (<dict> item).copy()
+                for name, inner in pairs.items():
+                    if type(name) is not str and not is_atom(name):
+                        changed = changed_in_key(name)
+                        if changed is not None:
+                            return changed
+                    if not is_atom(inner):
+                        below.append(inner)
+            elif type(item) is list:
+                for inner in (<list> item).copy():
+                    if not is_atom(inner):
+                        below.append(inner)
+            elif not is_moment(item):
+                return type(item)
+        level = below
+    return None
+
+
+cdef object changed_in_key(name):
+    """Return a type in the key of a dict that does not come back.  Unlike elsewhere, a tuple does."""
+    if type(name) is tuple:
+        for item in <tuple> name:
+            changed = changed_in_key(item)
+            if changed is not None:
+                return changed
+        return None
+    return None if is_atom(name) or is_moment(name) else type(name)
+
+
+cdef inline bint is_atom(value) noexcept:
+    kind = type(value)
+    return (
+        kind is str or kind is int or kind is float or kind is bool or value is None or kind is bytes or kind is Ext
+    )
+
+
+cdef bint is_moment(value) except -1:
+    """Return whether a value is a time in UTC, which has a form of its own."""
+    return type(value) is DateTime and value.tzinfo is UTC

@@ -7,7 +7,7 @@ An envelope (version 2):
      8       8   stamp, big-endian: scripts compare stamps as bytes
     16       1   kind: E entry, T tombstone, M marker
     17       1   version: 2
-    18       2   flags: bit 0 negative; bit 1 compressed and bit 2 typed are reserved
+    18       2   flags: bit 0 negative; bit 1 compressed, by zstd; bit 2 typed
     20       4   checksum: 0, which means that there is none
     24       8   created, IEEE 754, as the two that follow
     32       8   fresh: infinity for never stale
@@ -30,7 +30,8 @@ Data with another version, or with a flag or a reserved field that this version 
 version of the package has stored it. Data that cannot be an envelope of this version is corrupt.
 
 The format of values is MessagePack, by msgspec: it is the fastest well-maintained one, has bytes, distinguishes
-integers and floats, and creates only plain values.
+integers and floats, and creates only plain values. A value is typed if it comes back as it was only if its reader knows
+its type. It comes back as `Packed`, and the cache opens it. A compressed payload is one frame of zstd with its size.
 
 `unseal_many`, in `envelope` (compiled) and `envelope_py`, opens a batch. The compiled one passes to `unseal` what it
 does not open itself.
@@ -44,7 +45,8 @@ from typing import Any, Final, NamedTuple
 from msgspec import msgpack
 from xxhash import xxh3_128_hexdigest
 
-from acgsperf._native.entry import Entry
+from acgsperf._native.entry import Entry, Packed
+from acgsperf._native.zstd import ZstdMissingError, decompressed
 
 MAX_KEY_BYTES: Final = 200
 ID_BYTES: Final = 8
@@ -60,6 +62,10 @@ MARKER: Final = b"M"
 # Kind, version and flags as one number: those of an entry without flags.
 PLAIN: Final = int.from_bytes(b"E\x02\x00\x00", "little")
 _NEGATIVE_FLAG: Final = 1
+COMPRESSED_FLAG: Final = 2
+TYPED_FLAG: Final = 4
+TYPED: Final = PLAIN | TYPED_FLAG << 16
+_KNOWN_FLAGS: Final = _NEGATIVE_FLAG | COMPRESSED_FLAG | TYPED_FLAG
 _ENTRY_KIND: Final = ENTRY[0]
 _WITHOUT_VALUE: Final = TOMBSTONE + MARKER
 
@@ -155,7 +161,7 @@ def size(key: bytes, payload: bytes, tags: Sequence[str]) -> int:
 
 
 def seal(
-    entry: Entry, key: bytes, payload: bytes, clock_offset: float, *, with_tokens: bool = True
+    entry: Entry, key: bytes, payload: bytes, clock_offset: float, *, with_tokens: bool = True, flags: int = 0
 ) -> tuple[bytes, bytes]:
     """Return the envelope of an entry whose value `pack_value` has packed, in two parts: `head + tokens + tail`.
 
@@ -165,6 +171,7 @@ def seal(
         payload: its value.
         clock_offset: seconds by which the server's clock is ahead of `time.monotonic`.
         with_tokens: whether the caller puts tokens between the parts: the namespace's and one for each tag, in order.
+        flags: those of the payload.
 
     Raises:
         ValueError: if the id has another length.
@@ -175,7 +182,7 @@ def seal(
     fields = _pack_fields(
         _ENTRY_KIND,
         VERSION,
-        _NEGATIVE_FLAG if entry.negative else 0,
+        flags | _NEGATIVE_FLAG if entry.negative else flags,
         0,
         entry.created_at + clock_offset,
         inf if entry.fresh_until is None else entry.fresh_until + clock_offset,
@@ -227,8 +234,8 @@ def unseal(
     """Return the entry in an envelope and the tokens of its tags; `unseal_many` describes the arguments.
 
     Returns:
-        None and no tokens for a tombstone, a marker, another version, another token of the namespace, and for an entry
-        that is not kept until now. No tokens if the envelope has none.
+        None and no tokens for a tombstone, a marker, another version, another token of the namespace, for an entry that
+        is not kept until now, and for a compressed one without a module for zstd. No tokens if the envelope has none.
 
     Raises:
         CorruptEnvelopeError: for what `seal` cannot have created for this key, or more than `limit` bytes.
@@ -242,7 +249,7 @@ def unseal(
         return None, ()
     try:
         kind, _, flags, _, created, fresh, kept, key_size, tags_size, n, reserved = _unpack_fields(blob, _FIELDS_AT)
-        if kind == _ENTRY_KIND and (flags & ~_NEGATIVE_FLAG or reserved):
+        if kind == _ENTRY_KIND and (flags & ~_KNOWN_FLAGS or reserved):
             return None, ()
         key_at = ENVELOPE_HEAD_BYTES + TOKEN_BYTES * n
         tags_at = key_at + key_size
@@ -266,19 +273,24 @@ def unseal(
         if kept <= now or (token is not None and tokens[:1] != [token]):
             return None, ()
         identifier, stamp = _unpack_id_and_stamp(blob)
+        payload = blob[payload_at:]
+        if flags & COMPRESSED_FLAG:
+            payload = decompressed(payload)
         entry = Entry(
-            decode(blob[payload_at:]),
+            Packed(payload) if flags & TYPED_FLAG else decode(payload),
             created - offset,
             None if fresh == inf else fresh - offset,
             None if kept == inf else kept,
             tags,
-            flags == _NEGATIVE_FLAG,
+            bool(flags & _NEGATIVE_FLAG),
             identifier,
             stamp,
         )
         return entry, tokens[1:]
     except (CorruptEnvelopeError, MemoryError):
         raise
+    except ZstdMissingError:
+        return None, ()
     except Exception as error:
         # A decoder may reject garbage in many ways, endless nesting among them.
         raise CorruptEnvelopeError(f"{type(error).__name__} in an envelope") from error

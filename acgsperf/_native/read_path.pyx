@@ -26,7 +26,7 @@ cdef tuple NOTHING = ()
 
 @cython.final
 cdef class ReadPath:
-    """ReadPath(held, start, promotion, clock)
+    """ReadPath(held, start, promotion, clock, packed=None, typed=False)
 --
 
     What happens before and after the `await` of a common read: one that a lower tier answers with a fresh entry.
@@ -40,14 +40,16 @@ cdef class ReadPath:
         promotion: has `hits`, a cache of the number of hits by key, and `threshold`. The hit that reaches the threshold
             is not common.
         clock: the clock of the entries.
+        packed: the type of values that a codec must open. A read of one is not common.
+        typed: whether a codec must open every value. Then no answer is common before it has done so.
     """
 
     cdef public bint enabled
     cdef tuple held
-    cdef object start, promotion, get_hits, set_hits, clock
-    cdef bint monotonic_clock
+    cdef object start, promotion, get_hits, set_hits, clock, packed
+    cdef bint monotonic_clock, typed
 
-    def __init__(self, tuple held not None, start, promotion, clock):
+    def __init__(self, tuple held not None, start, promotion, clock, packed=None, bint typed=False):
         self.enabled = False
         self.held = held
         self.start = start
@@ -55,6 +57,8 @@ cdef class ReadPath:
         self.get_hits = promotion.hits.get
         self.set_hits = promotion.hits.set
         self.clock = clock
+        self.packed = packed
+        self.typed = typed
         self.monotonic_clock = clock is monotonic
 
     def begin(self, key, /):
@@ -68,7 +72,14 @@ cdef class ReadPath:
 
     def end(self, key, entry, /):
         """Count a hit, and return whether the entry is the answer; if not, nothing was done."""
-        if entry is None or entry.negative:
+        return False if self.typed else self.is_answer(key, entry)
+
+    def end_opened(self, key, entry, /):
+        """`end` for an entry whose value a codec has opened."""
+        return self.is_answer(key, entry)
+
+    cdef inline bint is_answer(self, key, entry) except -1:
+        if entry is None or entry.negative or type(entry.value) is self.packed:
             return False
         fresh_until = entry.fresh_until
         if fresh_until is not None:

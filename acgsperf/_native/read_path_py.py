@@ -31,12 +31,14 @@ class ReadPath:
         promotion: has `hits`, a cache of the number of hits by key, and `threshold`. The hit that reaches the threshold
             is not common.
         clock: the clock of the entries.
+        packed: the type of values that a codec must open. A read of one is not common.
+        typed: whether a codec must open every value. Then no answer is common before it has done so.
 
     Attributes:
         enabled: if it is False, no read is common.
     """
 
-    __slots__ = ("_clock", "_held", "_hits", "_promotion", "_start", "enabled")
+    __slots__ = ("_clock", "_held", "_hits", "_packed", "_promotion", "_start", "_typed", "enabled")
 
     def __init__(
         self,
@@ -44,6 +46,8 @@ class ReadPath:
         start: Callable[[str], Any],
         promotion: _Promotion,
         clock: Callable[[], float],
+        packed: type | None = None,
+        typed: bool = False,
     ) -> None:
         self.enabled = False
         self._held = held
@@ -51,6 +55,8 @@ class ReadPath:
         self._hits = promotion.hits
         self._promotion = promotion
         self._clock = clock
+        self._packed = packed
+        self._typed = typed
 
     def begin(self, key: object, /) -> Any:
         """Start the read of a key, and return its future; None if the read is not common, and nothing was done."""
@@ -63,7 +69,11 @@ class ReadPath:
 
     def end(self, key: str, entry: Any, /) -> bool:
         """Count a hit, and return whether the entry is the answer; if not, nothing was done."""
-        if entry is None or entry.negative:
+        return not self._typed and self.end_opened(key, entry)
+
+    def end_opened(self, key: str, entry: Any, /) -> bool:
+        """`end` for an entry whose value a codec has opened."""
+        if entry is None or entry.negative or type(entry.value) is self._packed:
             return False
         fresh_until = entry.fresh_until
         if fresh_until is not None and self._clock() >= fresh_until:

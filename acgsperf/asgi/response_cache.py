@@ -19,6 +19,7 @@ from acgsperf.asgi.validators import freshened, validators_of
 from acgsperf.asgi.variants import index_of, key_of, sets_in, varying_on
 from acgsperf.cache import TieredCache, Written
 from acgsperf.cache.pending import PendingLoad
+from acgsperf.cache.values import UNCHECKED
 
 __all__ = ["ResponseCache", "Use"]
 
@@ -96,6 +97,8 @@ class ResponseCache:
     ) -> None:
         if not isinstance(cache, TieredCache):
             raise TypeError(f"cache must be a TieredCache or None, got {type(cache).__name__}")
+        if cache.value_type is not None:
+            raise TypeError(f"cache must have no value_type, because it gets responses, got {cache!r}")
         self.cache = cache
         self.flights: Final = Flights()
         self.max_body_bytes = max_body_bytes
@@ -393,7 +396,7 @@ class ResponseCache:
             ttls[request.root] = until - response.stored_at
         values[key], ttls[key] = cell_of(response), ttl
         tags = _tags_in(headers)
-        self.stored += key in await load.store(values, ttls, late_tags={key: tags} if tags else {})
+        self.stored += key in await load.store(values, ttls, late_tags={key: tags} if tags else {}, codec=UNCHECKED)
 
 
 def _tags_in(headers: Headers) -> tuple[str, ...]:

@@ -1,7 +1,22 @@
 """The tiered cache: L1 in this process, then Redis and PostgreSQL, and one load for all callers that miss."""
 
 from acgsperf.cache.decorator import BoundCachedFunction, CachedFunction, cached
+from acgsperf.cache.options import EntryOptions
+from acgsperf.cache.results import UNCHANGED, Loaded, Previous
 from acgsperf.cache.tiered import TieredCache
-from acgsperf.cache.types import CacheHealth, TieredStats, Written
+from acgsperf.cache.types import CachedValue, CacheHealth, TieredStats, Written
 
-__all__ = ["BoundCachedFunction", "CacheHealth", "CachedFunction", "TieredCache", "TieredStats", "Written", "cached"]
+__all__ = [
+    "UNCHANGED",
+    "BoundCachedFunction",
+    "CacheHealth",
+    "CachedFunction",
+    "CachedValue",
+    "EntryOptions",
+    "Loaded",
+    "Previous",
+    "TieredCache",
+    "TieredStats",
+    "Written",
+    "cached",
+]

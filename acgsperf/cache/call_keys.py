@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from acgsperf.fingerprint import fingerprint
 
-__all__ = ["CallKey", "CallKeys", "is_coroutine_function", "is_same_definition", "name_of"]
+__all__ = ["CallKey", "CallKeys", "called_function", "is_coroutine_function", "is_same_definition", "name_of"]
 
 _PLAIN: Final = (str, int, float, bytes, list, dict, tuple, type(None))
 _OWNER_NAMES: Final = ("self", "cls")
@@ -47,6 +47,11 @@ def is_coroutine_function(function: object) -> bool:
     """Return whether a call of an object returns a coroutine."""
     of_class = getattr(type(function), "__call__", None)  # noqa: B004
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(of_class)
+
+
+def called_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that a callable calls."""
+    return _resolved(function).function
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -6,22 +6,24 @@ import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
+from acgsperf._native.entry import Codec
+from acgsperf.cache.annotations import codec_of_results
 from acgsperf.cache.arguments import checked_tags
 from acgsperf.cache.call_keys import CallKey, CallKeys, is_coroutine_function, is_same_definition, name_of
 from acgsperf.cache.l1 import MISSING
+from acgsperf.cache.options import DEFAULT_TTL, EntryOptions
+from acgsperf.cache.results import Loaded
 from acgsperf.cache.source import Source
 from acgsperf.cache.types import Written
+from acgsperf.cache.values import codec_of
 from acgsperf.errors import CacheError
 
-__all__ = ["DEFAULT_TTL", "BoundCachedFunction", "CachedFunction", "Decorator", "cached", "refuse_function"]
+__all__ = ["BoundCachedFunction", "CachedFunction", "Decorator", "cached", "refuse_function"]
 
 _P = ParamSpec("_P")
 _Q = ParamSpec("_Q")
 _R = TypeVar("_R")
 _S = TypeVar("_S")
-
-# Stands for the cache's own ttl when a call passes none: None means that a value does not expire.
-DEFAULT_TTL: Final[Any] = object()
 
 
 class ResultCache(Protocol):
@@ -34,8 +36,12 @@ class ResultCache(Protocol):
     def get_local(self, key: str, default: Any, /) -> Any:
         """Return the value of a key in L1, or the default."""
 
-    async def get(self, key: str) -> Any:
-        """Return the value of a key."""
+    @property
+    def _codec(self) -> Codec | None:
+        """Packs the values of the cache's own type."""
+
+    async def _get(self, key: str, default: Any, codec: Codec | None) -> Any:
+        """Return the value of a key that L1 has missed."""
 
     async def delete(self, key: str) -> Written:
         """Remove a key."""
@@ -43,8 +49,8 @@ class ResultCache(Protocol):
     async def _load(self, key: str, source: Source) -> Any:
         """Return the value of a key that L1 has missed."""
 
-    def _ttl(self, ttl: float | None) -> float | None:
-        """Return the ttl of a call in seconds."""
+    def _options(self, options: EntryOptions | None, ttl: float | None) -> EntryOptions:
+        """Return all options of a call."""
 
 
 # The functions that are decorated for each cache, by their names.
@@ -55,7 +61,11 @@ _names = weakref.WeakKeyDictionary()
 class Decorator(Protocol):
     """What `cached` returns."""
 
-    def __call__(self, function: Callable[_P, Awaitable[_R]], /) -> "CachedFunction[_P, _R]":
+    @overload
+    def __call__(self, function: Callable[_P, Awaitable[Loaded[_R]]], /) -> "CachedFunction[_P, _R]": ...
+    @overload
+    def __call__(self, function: Callable[_P, Awaitable[_R | Loaded[_R]]], /) -> "CachedFunction[_P, _R]": ...
+    def __call__(self, function: Callable[_P, Awaitable[Any]], /) -> "CachedFunction[_P, Any]":
         """Return the function with its results cached."""
 
 
@@ -65,6 +75,8 @@ def cached(
     key: Callable[..., str] | None = None,
     ttl: float | None = DEFAULT_TTL,
     tags: Sequence[str] | Callable[..., Sequence[str]] = (),
+    value_type: Any = None,
+    options: EntryOptions | None = None,
 ) -> Decorator:
     """Decorate a coroutine function or method: calls with the same arguments share one cached result.
 
@@ -77,17 +89,20 @@ def cached(
             the `fingerprint` of its arguments.
         ttl: as for `TieredCache.set`; by default, that of the cache.
         tags: the tags of every result, or a function that makes them from the arguments, `self` included.
+        value_type: the type of the results, as for `TieredCache`. With None (default), it is the cache's `value_type`,
+            or else what the function's annotation says, if that is a type that can be stored.
+        options: the options of the results; by default, those of the cache.
 
     Raises:
-        TypeError: if the decorated object is not a coroutine function, or `cached` has no parentheses. Without a `key`,
-            a call raises it for arguments that are not JSON-like.
+        TypeError: if the decorated object is not a coroutine function, `value_type` is not a type that can be stored,
+            or `cached` has no parentheses. Without a `key`, a call raises it for arguments that are not JSON-like.
         ValueError: if another function with the same module and qualified name is cached in this cache without a `key`.
     """
     if callable(cache):
         refuse_function(cache, "cached")
 
     def decorate(function: Any, /) -> Any:
-        return CachedFunction(function, cache, key, ttl, tags)
+        return CachedFunction(function, cache, key, ttl, tags, value_type, options)
 
     return decorate
 
@@ -113,6 +128,8 @@ class CachedFunction(Generic[_P, _R]):
         key: Callable[..., str] | None,
         ttl: float | None,
         tags: Sequence[str] | Callable[..., Sequence[str]],
+        value_type: Any,
+        options: EntryOptions | None,
     ) -> None:
         self._of_class = isinstance(function, classmethod)
         self._is_static = isinstance(function, staticmethod)
@@ -131,7 +148,11 @@ class CachedFunction(Generic[_P, _R]):
         self._key = key
         self._keys: Final = CallKeys(function) if key is None else None
         self._ttl = ttl
+        self._options = options
         self._tags = tags if callable(tags) else checked_tags(tags)
+        self._own_codec: Final = None if value_type is None else codec_of(value_type)
+        self._annotated: Codec | None = None
+        self._knows_annotated = False
         self.cache = None
         if cache is not None:
             self.bind(cache)
@@ -209,21 +230,36 @@ class CachedFunction(Generic[_P, _R]):
         result: Any = MISSING if reload else cache.get_local(key.key, MISSING)
         if result is MISSING:
             tags = checked_tags(self._tags(*args, **kwargs)) if callable(self._tags) else self._tags
-            result = await cache._load(key.key, Source(load, cache._ttl(self._ttl), tags, key.local, reload))
+            result = await cache._load(
+                key.key,
+                Source(load, cache._options(self._options, self._ttl), tags, key.local, reload, self._codec_in(cache)),
+            )
         return result  # type: ignore[no-any-return]
 
     async def _invalidate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_method: bool) -> Written:
         return await self._bound_cache().delete(self._key_of(args, kwargs, is_method).key)
 
     async def _peek(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_method: bool) -> _R | None:
-        result: _R | None = await self._bound_cache().get(self._key_of(args, kwargs, is_method).key)
-        return result
+        cache, key = self._bound_cache(), self._key_of(args, kwargs, is_method).key
+        result: Any = cache.get_local(key, MISSING)
+        if result is MISSING:
+            result = await cache._get(key, None, self._codec_in(cache))
+        return result  # type: ignore[no-any-return]
 
     def _key_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_method: bool) -> CallKey:
         if self._keys is not None:
             return self._keys.of(args, kwargs, is_method=is_method)
         assert self._key is not None
         return CallKey(self._key(*args, **kwargs), False)
+
+    def _codec_in(self, cache: ResultCache) -> Codec | None:
+        """Return what packs the results."""
+        if self._own_codec is not None or cache._codec is not None:
+            return self._own_codec or cache._codec
+        if not self._knows_annotated:
+            # At the first call, because the annotation may name what is defined after the function.
+            self._annotated, self._knows_annotated = codec_of_results(self._function), True
+        return self._annotated
 
     def _bound_cache(self) -> ResultCache:
         if self.cache is None:

@@ -19,6 +19,7 @@ __all__ = ["L1", "MISSING", "most_entries"]
 _V = TypeVar("_V")
 
 MISSING: Final[Any] = object()
+_OF_CACHE: Final[Any] = object()
 _KEYS_WITHOUT_MAXSIZE: Final = 100_000
 
 
@@ -143,6 +144,12 @@ class L1(Generic[_V]):
             return found[0]
         return self._negatives.get(key) if self._answers else None
 
+    def entry(self, key: str) -> Entry | None:
+        """Look up a key as a `get` does, and return its entry, fresh or stale; None if a tier must be asked first."""
+        if self.lru.get(key, MISSING) is not MISSING and (entry := self._entries.get(key)) is not None:
+            return entry
+        return self._side_entry(key)
+
     def unverified(self, key: str) -> Entry | None:
         """Return the entry of a key that may be served only if no tier answers."""
         found = self._stale_store.get(key)
@@ -168,8 +175,14 @@ class L1(Generic[_V]):
 
     # Writing
 
-    def put(self, key: str, entry: Entry) -> None:
-        """Store an entry: in the `LRUCache` until it is due for refresh, or else in the side cache where it belongs."""
+    def put(self, key: str, entry: Entry, refresh_ahead: float | None = _OF_CACHE) -> None:
+        """Store an entry: in the `LRUCache` until it is due for refresh, or else in the side cache where it belongs.
+
+        Args:
+            key: the key.
+            entry: the entry.
+            refresh_ahead: the share of its ttl after which it is due; by default, that of the cache.
+        """
         self._tags.discard(key, self._unverified.pop(key, None))
         if entry.negative:
             self.remove(key)
@@ -178,7 +191,9 @@ class L1(Generic[_V]):
                 self._negatives.set(key, entry, ttl=remaining)
                 self._tags.add(key, entry)
             return
-        remaining = self._staleness.seconds_until_refresh(entry)
+        if refresh_ahead is _OF_CACHE:
+            refresh_ahead = self._staleness.options.refresh_ahead
+        remaining = self._staleness.seconds_until_refresh(entry, refresh_ahead)
         if remaining <= 0:
             self.remove(key)
             self._tags.add(key, entry)
@@ -247,6 +262,9 @@ class L1(Generic[_V]):
             entry = found[0] if found is not None else self._unverified.get(key)
         if entry is not None:
             self.remove(key)
+            if self._staleness.options.stale_ttl == 0 and entry.kept_until == entry.fresh_until:
+                # It may not be served when it is stale.
+                return
             now = self._staleness.clock()
             if entry.fresh_until is None or entry.fresh_until > now:
                 entry = replace(entry, fresh_until=now)
@@ -324,7 +342,7 @@ class L1(Generic[_V]):
     def _put_in_stale_store(self, key: str, entry: Entry, put_at: float) -> None:
         if self.lru.ttl is not None and not self._has_lower_tiers and self._staleness.is_fresh(entry):
             # Only a load can verify the entry.
-            if self._staleness.stale_ttl == 0:
+            if self._staleness.options.stale_ttl == 0:
                 self._tags.discard(key, entry)
                 return
             entry = replace(entry, fresh_until=self._staleness.clock())

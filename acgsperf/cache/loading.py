@@ -6,20 +6,20 @@ from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from msgspec.structs import replace
-
 from acgsperf import hooks
 from acgsperf.cache.l1 import L1, MISSING, most_entries
 from acgsperf.cache.lookup import Lookup
 from acgsperf.cache.lower_tiers import LowerTiers, Seen
+from acgsperf.cache.options import EntryOptions
 from acgsperf.cache.process_lock import HeldLocks, ProcessLock
 from acgsperf.cache.recent_loads import RecentLoads
+from acgsperf.cache.results import entries_of, previous_of
 from acgsperf.cache.single_flight import Flight, Flights
 from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness
 from acgsperf.dispatch import LRUCache
 from acgsperf.errors import LoadTimeoutError
-from acgsperf.tiers.base import ONLY_L1, Entry
+from acgsperf.tiers.base import Entry
 
 __all__ = ["Loading"]
 
@@ -80,7 +80,7 @@ class Loading:
         self._lookup = lookup
         self._staleness = staleness
         self._lock = lock
-        self.flights: Final = Flights(namespace, staleness.hard_timeout, self._on_failure)
+        self.flights: Final = Flights(namespace, self._on_failure)
         # The keys whose load failed less than `retry_after` ago, and that have a stale value to serve.
         self._failures: LRUCache[str, bool] = LRUCache(most_entries(l1.lru), clock=staleness.lru_clock)
         self._recent = RecentLoads(lower_tiers.ordering)
@@ -100,10 +100,12 @@ class Loading:
     async def load(self, keys: Sequence[str], source: Source) -> dict[str, Any]:
         """Return the values of distinct keys that the `LRUCache` has missed."""
         found = _Answers(self._lower_tiers.ordering.latest)
-        unknown = [] if source.reload else self._look_in_this_process(keys, found)
+        unknown = [] if source.reload else self._look_in_this_process(keys, found, source)
         if source.local:
             found.seen = dict.fromkeys(keys, _UNSEEN)
         elif source.reload:
+            if source.takes_previous:
+                source.replaced = await self._present(keys, source)
             found.seen = await self._lookup.observe(keys, source.tags)
             for key in keys:
                 # A load that is in flight began before this call.
@@ -118,7 +120,7 @@ class Loading:
         joined = self.joined
         waits = self._join_or_start(keys, found, source)
         if waits:
-            waiting: Awaitable[None] = self._wait(waits, found)
+            waiting: Awaitable[None] = self._wait(waits, found, source.options.soft_timeout)
             if hooks.spans is not None and self.joined > joined:
                 waiting = hooks.spans.during("cache.wait_for_load", self._about(keys), waiting, waits=waits)
             await waiting
@@ -128,23 +130,38 @@ class Loading:
                 found.values[key] = entry.value
         return {key: found.values[key] for key in keys}
 
+    async def bypass(self, keys: Sequence[str], source: Source) -> dict[str, Any]:
+        """Return the values of keys from the loader alone, and store nothing."""
+        self.loads += 1
+        loaded = await source.load(list(keys), {})
+        entries, _ = entries_of(keys, loaded, source, self._staleness)
+        return {key: entries[key].value if key in entries else None for key in keys}
+
     async def _look_in_tiers(self, keys: Sequence[str], found: _Answers, source: Source) -> None:
         """Classify the entries of the lower tiers, and what other callers have loaded meanwhile."""
-        read = await self._lookup.read(keys, source.tags)
+        read = await self._lookup.read(keys, source.tags, source.codec)
         for key in keys:
             entry = read.entries.get(key) or self._lookup.unverified(key, read)
             if entry is not None:
-                self._classify(key, entry, found)
+                self._classify(key, entry, found, source.options)
             if key not in found.values:
                 since = not self._lower_tiers.ordering.is_current(found.began_at, key)
                 if (value := self._l1.peek(key, since)) is not MISSING:
                     found.values[key] = value
                 elif (entry := self._recent.get(key)) is not None:
-                    self._classify(key, entry, found)
+                    self._classify(key, entry, found, source.options)
             if key not in found.values:
                 found.seen[key] = read.seen(key)
 
-    def _look_in_this_process(self, keys: Sequence[str], found: _Answers) -> list[str]:
+    async def _present(self, keys: Sequence[str], source: Source) -> dict[str, Entry]:
+        """Return the entries of keys, fresh or stale."""
+        entries = {key: entry for key in keys if (entry := self._l1.entry(key)) is not None}
+        missing = [key for key in keys if key not in entries]
+        if missing:
+            entries |= (await self._lookup.read(missing, source.tags, source.codec)).entries
+        return entries
+
+    def _look_in_this_process(self, keys: Sequence[str], found: _Answers, source: Source) -> list[str]:
         """Classify the entries that this process has, and return the keys to look for in the lower tiers."""
         unknown = []
         for key in keys:
@@ -155,18 +172,18 @@ class Loading:
             if entry is None and flight is None:
                 entry = self._lower_tiers.queued(key)
             if entry is not None:
-                self._classify(key, entry, found)
+                self._classify(key, entry, found, source.options)
             elif flight is None:
                 unknown.append(key)
         return unknown
 
-    def _classify(self, key: str, entry: Entry, found: _Answers) -> None:
+    def _classify(self, key: str, entry: Entry, found: _Answers, options: EntryOptions) -> None:
         if not self._staleness.is_fresh(entry):
-            if self._staleness.seconds_until_removal(entry) > 0:
+            if options.stale_ttl > 0 and self._staleness.seconds_until_removal(entry) > 0:
                 found.stale[key] = entry
             return
         found.values[key] = entry.value
-        if self._staleness.is_due_for_refresh(entry):
+        if self._staleness.seconds_until_refresh(entry, options.refresh_ahead) <= 0:
             found.due_for_refresh[key] = entry
 
     def _join_or_start(self, keys: Sequence[str], found: _Answers, source: Source) -> dict[Flight, list[str]]:
@@ -185,7 +202,7 @@ class Loading:
         for key in missing:
             flight = joined.get(key, own)
             assert flight is not None
-            if key in found.stale and self._staleness.soft_timeout == 0:
+            if key in found.stale and source.options.soft_timeout == 0:
                 flight.detached = True
                 self.refreshes += flight is own
             else:
@@ -206,8 +223,9 @@ class Loading:
             and self._lower_tiers.ordering.is_current(found.began_at, key, entry.tags)
         }
         began_at = self._lower_tiers.ordering.latest
+        source.replaced |= servable
         load = partial(self._run, keys, found.seen, source)
-        return self.flights.start(keys, load, source.tags, servable, began_at)
+        return self.flights.start(keys, load, source.tags, servable, began_at, source.options.hard_timeout)
 
     async def _run(
         self, keys: Sequence[str], seen: Mapping[str, Seen], source: Source, flight: Flight
@@ -223,20 +241,20 @@ class Loading:
         unread = [key for key in keys if key not in seen]
         if unread:
             entries, more = await self._read_again(unread, source)
-            values = {key: self._store_in_l1(flight, key, entry) for key, entry in entries.items()}
+            values = {key: self._store_in_l1(flight, key, entry, source.options) for key, entry in entries.items()}
             seen |= more
         missing = [key for key in keys if key not in values]
         # If L2 has not answered, it is not asked for a lock: the caller would wait for another deadline.
         if self._lock is not None and not source.reload and any(seen[key].l2 is not None for key in missing):
             return values | await self._load_locked(self._lock, flight, missing, source, seen)
         if missing:
-            loaded = await self._call_loader(flight, missing, source)
+            loaded, unkept = await self._call_loader(flight, missing, source)
             # Check all entries before the first one is stored: storing very many keys supersedes all reads in flight.
-            current = {key for key, entry in loaded.items() if self._is_current(flight, key, entry)}
+            current = {key for key, entry in loaded.items() if self._is_current(flight, key, entry)} - unkept
             for key, entry in loaded.items():
                 values[key] = entry.value
                 if key in current:
-                    self._store(key, entry, seen[key])
+                    self._store(key, entry, source.options, seen[key])
         return values
 
     async def _load_locked(
@@ -259,7 +277,9 @@ class Loading:
                     answered = [key for key in waiting if key not in locks.unanswered]
                     entries, more = await self._read_again(answered, source, l3=l3_answers)
                     seen |= more
-                    values |= {key: self._store_in_l1(flight, key, entry) for key, entry in entries.items()}
+                    values |= {
+                        key: self._store_in_l1(flight, key, entry, source.options) for key, entry in entries.items()
+                    }
                     own = [key for key in locks.tokens if key not in entries]
                     if own:
                         loaded, stored = await self._load_own(lock, flight, own, source, seen, locks)
@@ -297,19 +317,23 @@ class Loading:
         Returns:
             The values, and the keys whose value the tier has stored.
         """
-        loaded = await self._call_loader(flight, keys, source)
+        loaded, unkept = await self._call_loader(flight, keys, source)
         if locks.expired:
             newer, _ = await self._read_again(list(loaded), source)
-            values = {key: self._store_in_l1(flight, key, entry) for key, entry in newer.items()}
+            values = {key: self._store_in_l1(flight, key, entry, source.options) for key, entry in newer.items()}
             loaded = {key: entry for key, entry in loaded.items() if key not in newer}
         else:
             values = {}
+        for key in unkept & loaded.keys():
+            values[key] = loaded.pop(key).value
         shared = {
             key: entry
             for key, entry in loaded.items()
             if self._is_current(flight, key, entry) and self._may_be_shared(entry)
         }
-        values |= {key: self._store_in_l1(flight, key, entry, seen[key]) for key, entry in loaded.items()}
+        values |= {
+            key: self._store_in_l1(flight, key, entry, source.options, seen[key]) for key, entry in loaded.items()
+        }
         # Wait before the locks are released. Otherwise the next holder would not find the entries.
         held = {key: entry for key, entry in shared.items() if locks.tokens[key] and lock.is_answering}
         for key, entry in shared.items():
@@ -328,12 +352,14 @@ class Loading:
         entries: dict[str, Entry] = {}
         seen: dict[str, Seen] = {}
         due = []
-        found = await self._lookup.read(keys, source.tags, l3=l3)
+        found = await self._lookup.read(keys, source.tags, source.codec, l3=l3)
         for key in keys:
             entry = found.entries.get(key)
+            if entry is not None:
+                source.replaced[key] = entry
             if entry is None or not self._staleness.is_fresh(entry):
                 seen[key] = found.seen(key)
-            elif self._staleness.is_due_for_refresh(entry):
+            elif self._staleness.seconds_until_refresh(entry, source.options.refresh_ahead) <= 0:
                 due.append(key)
             else:
                 entries[key] = entry
@@ -341,51 +367,44 @@ class Loading:
             seen |= await self._lookup.observe(due, source.tags)
         return entries, seen
 
-    async def _call_loader(self, flight: Flight, keys: list[str], source: Source) -> dict[str, Entry]:
-        """Return an entry for each loaded value and, with a `negative_ttl`, for each key without a value."""
+    async def _call_loader(self, flight: Flight, keys: list[str], source: Source) -> tuple[dict[str, Entry], set[str]]:
+        """Return an entry for each loaded value and each key without one, and the keys that must not be stored."""
         self.loads += 1
         flight.loader_keys.update(keys)
-        loading: Awaitable[Mapping[str, Any]] = source.loader(keys)
+        loading = source.load(keys, previous_of(source.replaced, self._staleness) if source.takes_previous else {})
         if hooks.spans is not None:
             loading = hooks.spans.during("cache.load", self._about(keys), loading, load=flight)
         loaded = await loading
-        if not isinstance(loaded, Mapping):
-            raise TypeError(f"loader must return a mapping of keys to values, got {type(loaded).__name__}")
-        entries = {}
-        for key in keys:
-            if loaded.get(key) is None and self._staleness.negative_ttl is not None:
-                entries[key] = self._staleness.negative_entry(source.tags)
-            elif key in loaded:
-                entries[key] = self._staleness.entry(loaded[key], source.ttl, source.tags)
-        if source.local:
-            return {key: replace(entry, id=ONLY_L1) for key, entry in entries.items()}
-        return entries
+        return entries_of(keys, loaded, source, self._staleness)
 
-    def _store(self, key: str, entry: Entry, seen: Seen) -> None:
+    def _store(self, key: str, entry: Entry, options: EntryOptions, seen: Seen) -> None:
         """Store a loaded entry in every tier."""
         if self._may_be_shared(entry):
             self._lower_tiers.put(key, entry, seen)
-        self._put_in_l1(key, entry, seen)
+        self._put_in_l1(key, entry, options, seen)
 
-    def _store_in_l1(self, flight: Flight, key: str, entry: Entry, seen: Seen | None = None) -> Any:
+    def _store_in_l1(
+        self, flight: Flight, key: str, entry: Entry, options: EntryOptions, seen: Seen | None = None
+    ) -> Any:
         """Store an entry in L1, unless a write has superseded the load. Return its value.
 
         Args:
             flight: the load.
             key: one of its keys.
             entry: what it has loaded or found.
+            options: those of the call that started it.
             seen: what the tiers had before the load. If the load took longer than they remember writes, L1 does not
                 keep the entry.
         """
         if self._is_current(flight, key, entry):
-            self._put_in_l1(key, entry, seen)
+            self._put_in_l1(key, entry, options, seen)
         return entry.value
 
-    def _put_in_l1(self, key: str, entry: Entry, seen: Seen | None) -> None:
+    def _put_in_l1(self, key: str, entry: Entry, options: EntryOptions, seen: Seen | None) -> None:
         self._failures.pop(key, None)
         if seen is None or time.monotonic() < seen.expires_at:
             self._recent.add(key, entry)
-            self._l1.put(key, entry)
+            self._l1.put(key, entry, options.refresh_ahead)
 
     def _is_current(self, flight: Flight, key: str, entry: Entry) -> bool:
         """Return whether no write has superseded the load. This includes a write in flight at its start."""
@@ -395,20 +414,17 @@ class Loading:
         # Clients choose the keys of negative entries: without a limit they could fill the lower tiers.
         return not entry.negative or self._l1.has_room_for_negatives
 
-    async def _wait(self, waits: Mapping[Flight, Sequence[str]], found: _Answers) -> None:
-        """Wait until the loads end; at most for the soft timeout if every key of a load has a stale value.
-
-        Adds the loaded values to what was found.
-        """
+    async def _wait(self, waits: Mapping[Flight, Sequence[str]], found: _Answers, soft_timeout: float | None) -> None:
+        """Wait until the loads end, at most for the soft timeout if every key has a stale value. Add their values."""
         limited = [flight for flight, keys in waits.items() if all(key in found.stale for key in keys)]
         unlimited = [flight for flight in waits if flight not in limited]
-        until_done = [*unlimited, *limited] if self._staleness.soft_timeout is None else unlimited
+        until_done = [*unlimited, *limited] if soft_timeout is None else unlimited
         with self.flights.waiting(waits, until_done):
             # `asyncio.wait`, because its timeout and its cancellation do not cancel the load.
             if unlimited:
                 await asyncio.wait([flight.done for flight in unlimited])
             if limited:
-                await asyncio.wait([flight.done for flight in limited], timeout=self._staleness.soft_timeout)
+                await asyncio.wait([flight.done for flight in limited], timeout=soft_timeout)
             for flight in limited:
                 if not flight.done.done():
                     flight.detached = True

@@ -3,12 +3,14 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
+from acgsperf._native.entry import Codec
 from acgsperf.cache.l1 import L1
 from acgsperf.cache.lower_tiers import LowerTiers, Seen
 from acgsperf.cache.promotion import Promotion
 from acgsperf.cache.staleness import Staleness
+from acgsperf.cache.values import open_all, opened
 from acgsperf.tiers.base import Entry, Observation, Tier
 from acgsperf.tiers.deadline import Deadline, Wait
 from acgsperf.tiers.server import ServerTier
@@ -30,17 +32,19 @@ class Found:
         entries: for each key the entry of the first tier that has a fresh one, or else the newest stale one.
         l2: the observation of a key in L2, if L2 had no fresh entry.
         l3: the same for L3.
+        of_l3: the keys whose entry is that of L3; None for no key.
         reached: whether a tier has answered.
         unasked: whether L3 was not asked, because the deadline had passed.
     """
 
-    __slots__ = ("began_at", "entries", "l2", "l3", "reached", "unasked")
+    __slots__ = ("began_at", "entries", "l2", "l3", "of_l3", "reached", "unasked")
 
     def __init__(self, began_at: int) -> None:
         self.began_at: Final = began_at
         self.entries: dict[str, Entry] = {}
         self.l2: dict[str, Observation] = {}
         self.l3: dict[str, Observation] = {}
+        self.of_l3: set[str] | None = None
         self.reached: bool = False
         self.unasked: bool = False
 
@@ -97,16 +101,31 @@ class Lookup:
         """Cancel the timer of the deadline."""
         self._deadline.close()
 
-    async def get(self, key: str, default: Any) -> Any:
+    async def get(self, key: str, default: Any, codec: Codec | None) -> Any:
         """Return the fresh value of a key, or `default`."""
         entry = self._l1.held(key)
         if entry is None or not self._staleness.is_fresh(entry):
-            entry = await self._get_from_tiers(key)
+            entry = await self._get_from_tiers(key, codec)
         if entry is None or entry.negative or not self._staleness.is_fresh(entry):
             return default
         return entry.value
 
-    async def get_many(self, keys: Iterable[str]) -> dict[str, Any]:
+    async def find(self, key: str, codec: Codec | None) -> tuple[Entry, Literal["l1", "l2", "l3"]] | None:
+        """Return the fresh entry of a key and the tier that has it, "l1", "l2" or "l3"; None if there is none."""
+        entry = self._l1.entry(key)
+        tier: Literal["l1", "l2", "l3"] = "l1"
+        if entry is None or not self._staleness.is_fresh(entry):
+            read = await self._read((key,), (), codec, observing=False)
+            entry = read.entries.get(key)
+            if entry is not None:
+                tier = "l3" if self._lower_tiers.l2 is None or read.of_l3 is not None else "l2"
+            else:
+                entry = self.unverified(key, read)
+        if entry is None or entry.negative or not self._staleness.is_fresh(entry):
+            return None
+        return entry, tier
+
+    async def get_many(self, keys: Iterable[str], codec: Codec | None) -> dict[str, Any]:
         """Return the fresh values of those keys that have one, with one call of each tier."""
         found: dict[str, Any] = {}
         unknown = []
@@ -117,22 +136,23 @@ class Lookup:
             elif not entry.negative:
                 found[key] = entry.value
         if unknown:
-            read = await self._read(unknown, (), observing=False)
+            read = await self._read(unknown, (), codec, observing=False)
             for key in unknown:
                 entry = read.entries.get(key) or self.unverified(key, read)
                 if entry is not None and not entry.negative and self._staleness.is_fresh(entry):
                     found[key] = entry.value
         return found
 
-    async def read(self, keys: Sequence[str], tags: Sequence[str], *, l3: bool = True) -> Found:
+    async def read(self, keys: Sequence[str], tags: Sequence[str], codec: Codec | None, *, l3: bool = True) -> Found:
         """Return the entries of keys, and observe those without a fresh one, for a load that will store them.
 
         Args:
             keys: distinct keys.
             tags: those of the entries that the load will make.
+            codec: opens their values.
             l3: whether to ask L3, too.
         """
-        return await self._read(keys, tags, observing=True, asking_l3=l3)
+        return await self._read(keys, tags, codec, observing=True, asking_l3=l3)
 
     async def observe(self, keys: Sequence[str], tags: Sequence[str]) -> dict[str, Seen]:
         """Return what the tiers have under keys, before a load that replaces a fresh entry."""
@@ -162,7 +182,7 @@ class Lookup:
         if self._l1.unverified(key) is not None and self._ordering.is_current(began_at, key):
             self._l1.remove(key)
 
-    async def _get_from_tiers(self, key: str) -> Entry | None:
+    async def _get_from_tiers(self, key: str, codec: Codec | None) -> Entry | None:
         """Return the entry of a key. Observe the key only if the answer needs it."""
         if not self._tiers:
             return self._l1.unverified(key)
@@ -172,26 +192,31 @@ class Lookup:
         entry = None
         with self._limit(tier, started) as wait:
             entry = await tier.get(key)
-        return await self._after_first_tier(key, entry, began_at, started, wait.passed)
+        return await self._after_first_tier(key, entry, codec, began_at, started, wait.passed)
 
-    async def get_on(self, key: str, default: Any, entry: Entry | None, began_at: int, started: float) -> Any:
+    async def get_on(
+        self, key: str, default: Any, entry: Entry | None, codec: Codec | None, began_at: int, started: float
+    ) -> Any:
         """Return the fresh value of a key, or `default`, after a read that `begin_get` has started.
 
         Args:
             key: the key.
             default: what to return if there is no fresh value.
             entry: what the first tier had.
+            codec: opens its value.
             began_at: the number of the latest write when the read began.
             started: the time of `time.monotonic` at which it began.
         """
-        entry = await self._after_first_tier(key, entry, began_at, started, False)
+        entry = await self._after_first_tier(key, entry, codec, began_at, started, False)
         if entry is None or entry.negative or not self._staleness.is_fresh(entry):
             return default
         return entry.value
 
     async def _after_first_tier(
-        self, key: str, entry: Entry | None, began_at: int, started: float, passed: bool
+        self, key: str, entry: Entry | None, codec: Codec | None, began_at: int, started: float, passed: bool
     ) -> Entry | None:
+        if entry is not None:
+            entry = opened(entry, codec, self._tiers[0])
         if entry is not None and self._staleness.is_fresh(entry):
             self._keep(began_at, key, entry)
             return entry
@@ -203,10 +228,17 @@ class Lookup:
         found.reached = not passed and self._tiers[0].is_answering
         if entry is not None:
             found.entries[key] = entry
-        await self._go_on(found, [key], (), began_at, started, passed, observing=False)
+        await self._go_on(found, [key], (), codec, began_at, started, passed, observing=False)
         return found.entries.get(key) or self.unverified(key, found)
 
-    async def _read(self, keys: Sequence[str], tags: Sequence[str], observing: bool, asking_l3: bool = True) -> Found:
+    async def _read(
+        self,
+        keys: Sequence[str],
+        tags: Sequence[str],
+        codec: Codec | None,
+        observing: bool,
+        asking_l3: bool = True,
+    ) -> Found:
         began_at = self._ordering.latest
         found = Found(began_at)
         if not self._tiers or not keys:
@@ -221,13 +253,14 @@ class Lookup:
                     found.entries = {} if entry is None else {keys[0]: entry}
                 else:
                     found.entries = await tier.get_many(keys)
+            open_all(found.entries, codec, tier)
             passed = wait.passed
             found.reached = not passed and tier.is_answering
             for key, entry in found.entries.items():
                 if self._staleness.is_fresh(entry):
                     self._keep(began_at, key, entry)
         wanted = self._missing(keys, found)
-        await self._go_on(found, wanted, tags, began_at, started, passed, observing, asking_l3)
+        await self._go_on(found, wanted, tags, codec, began_at, started, passed, observing, asking_l3)
         return found
 
     async def _go_on(
@@ -235,6 +268,7 @@ class Lookup:
         found: Found,
         wanted: Sequence[str],
         tags: Sequence[str],
+        codec: Codec | None,
         began_at: int,
         started: float,
         passed: bool,
@@ -267,7 +301,7 @@ class Lookup:
             return
         entries: dict[str, Entry] = {}
         with self._timer(started) as wait:
-            entries, found.l3 = await self._look_up(l3, wanted, tags, observing)
+            entries, found.l3 = await self._look_up(l3, wanted, tags, codec, observing)
         found.reached = found.reached or (not wait.passed and l3.is_answering)
         if wait.passed or (not entries and self._deadline_passed(started)):
             self.deadlines += 1
@@ -281,6 +315,7 @@ class Lookup:
             best = found.entries.get(key)
             if best is None or entry.created_at > best.created_at:
                 found.entries[key] = entry
+                found.of_l3 = {key, *(found.of_l3 or ())}
                 if self._staleness.is_fresh(entry):
                     if seen is not None and self._ordering.is_current(began_at, key, entry.tags):
                         self._lower_tiers.copy_to_l2(key, entry, seen)
@@ -303,14 +338,20 @@ class Lookup:
         return refused
 
     async def _look_up(
-        self, l3: Tier, keys: Sequence[str], tags: Sequence[str], observing: bool
+        self, l3: Tier, keys: Sequence[str], tags: Sequence[str], codec: Codec | None, observing: bool
     ) -> tuple[dict[str, Entry], dict[str, Observation]]:
+        seen: dict[str, Observation] = {}
         if observing:
-            return await l3.look_up(keys, tags)
-        if len(keys) == 1:
+            entries, seen = await l3.look_up(keys, tags)
+        elif len(keys) == 1:
             entry = await l3.get(keys[0])
-            return ({} if entry is None else {keys[0]: entry}), {}
-        return await l3.get_many(keys), {}
+            entries = {} if entry is None else {keys[0]: entry}
+        else:
+            entries = await l3.get_many(keys)
+        unopened = open_all(entries, codec, l3)
+        if observing and unopened:
+            seen = {**seen, **await l3.observe(unopened, tags)}
+        return entries, seen
 
     def _missing(self, keys: Sequence[str], found: Found) -> list[str]:
         is_fresh = self._staleness.is_fresh

@@ -17,4 +17,4 @@ async def load_missed(cache: "TieredCache[Any]", key: str, loader: Callable[[str
     It does what `cache.get_or_load(key, loader)` does after a miss in L1, and raises the same errors.
     """
     cache._require_open()
-    return (await cache._loading.load((key,), Source.of_one(key, loader, cache._staleness.ttl, ())))[key]
+    return (await cache._loading.load((key,), Source.of_one(key, loader, cache.options, (), cache._codec)))[key]

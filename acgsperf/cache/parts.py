@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from acgsperf._native.entry import Packed
 from acgsperf.backplane import Backplane, beside
 from acgsperf.cache.l1 import L1, most_entries
 from acgsperf.cache.listener import CacheListener
@@ -47,6 +48,7 @@ class Parts:
         backplane: tells other processes what this one writes; None for none, `AUTOMATIC` for one on the server
             of a tier.
         backplane_timeout: the seconds without an answer of its server after which L1 asks the tiers first.
+        typed: whether the values have a declared type.
 
     Raises:
         TypeError, ValueError: if an argument is not valid.
@@ -65,6 +67,7 @@ class Parts:
         demotion: bool,
         backplane: Backplane | None,
         backplane_timeout: float,
+        typed: bool,
     ) -> None:
         self._namespace = namespace
         self.lower_tiers: Final = LowerTiers(l2, l3, staleness.retention)
@@ -74,7 +77,7 @@ class Parts:
         self.l1: L1[Any] = L1(lru, staleness, negative_maxsize, tiers.demote if demotion else None, bool(tiers.tiers))
         self.lookup: Final = Lookup(self.l1, tiers, staleness, self.promotion)
         self.read_path: Final = ReadPath(
-            self.l1.side_caches, self.lookup.begin_get or _nothing, self.promotion, staleness.clock
+            self.l1.side_caches, self.lookup.begin_get or _nothing, self.promotion, staleness.clock, Packed, typed
         )
         self.loading: Final = Loading(namespace, self.l1, tiers, self.lookup, staleness, lock)
         self.repairs: Final = Repairs(tiers, self._apply, self._publish)

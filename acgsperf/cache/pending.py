@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
+from acgsperf._native.entry import Codec
 from acgsperf.cache.arguments import checked_key, checked_tags
 from acgsperf.cache.lower_tiers import Seen
+from acgsperf.cache.options import with_ttl
 from acgsperf.tiers.base import Observation
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ class PendingLoad:
         ttl: float | Mapping[str, float | None] | None,
         *,
         late_tags: Mapping[str, Sequence[str]] = _NO_TAGS,
+        codec: Codec | None = None,
     ) -> frozenset[str]:
         """Store what was loaded, and wait for the first lower tier.
 
@@ -85,6 +88,7 @@ class PendingLoad:
             ttl: the seconds for which they are fresh, from now on; None for no limit. A mapping has one for each key.
             late_tags: for each key, tags that were not known before the load. The lower tiers do not store a value with
                 such tags if any tag of the namespace was invalidated since `begin`.
+            codec: packs the values; None for that of the cache.
 
         Returns:
             The keys that are stored.
@@ -96,12 +100,15 @@ class PendingLoad:
         self._cache._require_open()
         parts, staleness = self._cache._parts, self._cache._staleness
         tiers, ordering = parts.lower_tiers, parts.lower_tiers.ordering
+        codec = self._cache._codec if codec is None else codec
         for key in values:
             checked_key(key)
         tags = {key: self._tags + checked_tags(late_tags.get(key, ())) for key in values}
         seen = self._seen | await self._observe_late([key for key in values if key not in self._seen])
         entries = {
-            key: staleness.entry(value, ttl[key] if isinstance(ttl, Mapping) else ttl, tags[key])
+            key: staleness.entry(
+                value, with_ttl(staleness.options, ttl[key] if isinstance(ttl, Mapping) else ttl), tags[key], codec
+            )
             for key, value in values.items()
             if ordering.is_current(self._began_at, key, tags[key])
         }

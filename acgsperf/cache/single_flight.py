@@ -134,19 +134,15 @@ class Flights:
 
     Args:
         namespace: names the cache in messages.
-        hard_timeout: the maximum duration of a load, in seconds; None for no limit.
         on_failure: called with the flight and the error when a load fails.
 
     Attributes:
         closed: whether no load may start. True until the cache is opened.
     """
 
-    def __init__(
-        self, namespace: str, hard_timeout: float | None, on_failure: Callable[[Flight, BaseException], object]
-    ) -> None:
+    def __init__(self, namespace: str, on_failure: Callable[[Flight, BaseException], object]) -> None:
         self.closed: bool = True
         self._namespace = namespace
-        self._hard_timeout = hard_timeout
         self._on_failure = on_failure
         self._flights: dict[str, Flight] = {}
         # Superseded loads are here, too.
@@ -170,8 +166,17 @@ class Flights:
         tags: tuple[str, ...],
         stale: Mapping[str, Entry],
         began_at: int,
+        hard_timeout: float | None,
     ) -> Flight:
         """Start a load of keys that are not in flight, in the context of the caller.
+
+        Args:
+            keys: the keys.
+            load: loads them.
+            tags: the tags of the entries that it makes.
+            stale: the entries that may be served meanwhile.
+            began_at: the number of the latest write.
+            hard_timeout: the maximum duration, in seconds; None for no limit.
 
         Raises:
             CacheError: if the cache was closed since the call of the cache began.
@@ -181,9 +186,9 @@ class Flights:
         flight = Flight(keys, tags, stale, began_at)
         for key in flight.keys:
             self._flights[key] = flight
-        if self._hard_timeout is not None:
+        if hard_timeout is not None:
             loop = asyncio.get_running_loop()
-            flight._timer = loop.call_later(self._hard_timeout, self._time_out, flight, self._hard_timeout)
+            flight._timer = loop.call_later(hard_timeout, self._time_out, flight, hard_timeout)
         # With an eager task factory the load may have ended when this call returns.
         task = flight._task = asyncio.create_task(self._run(flight, load))
         self._running[task] = flight

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from acgsperf._native.entry import Codec, typed
 from acgsperf.cache.arguments import checked_number, checked_ttl
+from acgsperf.cache.options import EntryOptions
 from acgsperf.tiers.base import RETENTION_S, Entry
 from acgsperf.tiers.ids import new_id
 
@@ -29,31 +31,20 @@ def aligned(clock: Callable[[], float]) -> Callable[[], float]:
 class Staleness:
     """The time-related options of a cache, in seconds, and the decisions that follow from them.
 
-    `TieredCache` documents each option. Only `refresh_ahead` may change later.
+    `TieredCache` and `EntryOptions` document each option. `options` may change later.
     """
 
     clock: Callable[[], float]
-    ttl: float | None
-    ttl_jitter: float
-    stale_ttl: float
-    soft_timeout: float | None
-    hard_timeout: float | None
-    refresh_ahead: float | None
-    negative_ttl: float | None
+    options: EntryOptions
     retry_after: float
     deadline: float
     lock_ttl: float | None
 
     def __post_init__(self) -> None:
-        checked_ttl(self.ttl)
-        for name in ("hard_timeout", "negative_ttl", "deadline", "lock_ttl"):
+        for name in ("deadline", "lock_ttl"):
             if getattr(self, name) is not None:
                 checked_number(name, getattr(self, name), "greater than 0", lambda seconds: seconds > 0)
-        for name in ("stale_ttl", "soft_timeout", "retry_after"):
-            if getattr(self, name) is not None:
-                checked_number(name, getattr(self, name), "at least 0", lambda seconds: seconds >= 0)
-        checked_number("ttl_jitter", self.ttl_jitter, "at least 0 and less than 1", lambda share: 0 <= share < 1)
-        self.set_refresh_ahead(self.refresh_ahead)
+        checked_number("retry_after", self.retry_after, "at least 0", lambda seconds: seconds >= 0)
 
     @property
     def lru_clock(self) -> Callable[[], float] | None:
@@ -63,51 +54,49 @@ class Staleness:
     @property
     def retention(self) -> float:
         """The seconds for which tiers remember what was removed. The value of a load that takes longer is not kept."""
-        return max(RETENTION_S, 2 * (self.hard_timeout or 0))
+        return max(RETENTION_S, 2 * (self.options.hard_timeout or 0))
 
-    def set_refresh_ahead(self, share: float | None) -> None:
-        """Change the refresh point. Entries that L1 already holds keep their old one."""
-        if share is not None:
-            checked_number("refresh_ahead", share, "greater than 0 and less than 1", lambda share: 0 < share < 1)
-        self.refresh_ahead = share
-
-    def entry(self, value: Any, ttl: float | None, tags: tuple[str, ...]) -> Entry:
+    def entry(
+        self,
+        value: Any,
+        options: EntryOptions,
+        tags: tuple[str, ...],
+        codec: Codec | None = None,
+    ) -> Entry:
         """Return an entry that is fresh from now on; the jitter shortens its ttl."""
         now = self.clock()
-        lifetime = checked_ttl(ttl)
-        if lifetime == math.inf:
-            return Entry(value, now, None, None, tags, id=new_id())
-        fresh_until = now + lifetime * (1 - self.ttl_jitter * random.random())
-        kept_until = fresh_until + self.stale_ttl
-        return Entry(value, now, fresh_until, None if kept_until == math.inf else kept_until, tags, id=new_id())
+        lifetime = checked_ttl(options.ttl)
+        fresh_until = kept_until = None
+        if lifetime != math.inf:
+            fresh_until = now + lifetime * (1 - options.jitter * random.random())
+            kept_until = None if options.stale_ttl == math.inf else fresh_until + options.stale_ttl
+        entry = Entry(value, now, fresh_until, kept_until, tags, id=new_id())
+        return entry if codec is None else typed(entry, codec)
 
-    def negative_entry(self, tags: tuple[str, ...]) -> Entry:
+    def negative_entry(self, options: EntryOptions, tags: tuple[str, ...]) -> Entry:
         """Return an entry that says that the key has no value, as of now."""
         now = self.clock()
-        until = now + (self.negative_ttl or 0)
+        until = now + (options.negative_ttl or 0)
         return Entry(None, now, until, until, tags, negative=True, id=new_id())
 
     def is_fresh(self, entry: Entry) -> bool:
         """Whether any caller may get the entry."""
         return entry.fresh_until is None or self.clock() < entry.fresh_until
 
-    def is_due_for_refresh(self, entry: Entry) -> bool:
-        """Whether the key should be loaded again: its entry is stale, or past its refresh point."""
-        return self.seconds_until_refresh(entry) <= 0
+    def seconds_until_refresh(self, entry: Entry, refresh_ahead: float | None) -> float:
+        """The seconds until the entry is due for refresh; 0 or negative if it is due.
 
-    def seconds_until_refresh(self, entry: Entry) -> float:
-        """The seconds until the entry is due for refresh; 0 or negative if it is due."""
+        Args:
+            entry: the entry.
+            refresh_ahead: the share of its ttl after which it is due; None for all of it.
+        """
         if entry.fresh_until is None:
             return math.inf
         until = entry.fresh_until
-        if self.refresh_ahead is not None and not entry.negative:
-            until = entry.created_at + (until - entry.created_at) * self.refresh_ahead
+        if refresh_ahead is not None and not entry.negative:
+            until = entry.created_at + (until - entry.created_at) * refresh_ahead
         return until - self.clock()
 
     def seconds_until_removal(self, entry: Entry) -> float:
         """The seconds until the entry may not be served any more, not even stale; 0 or negative if that has passed."""
-        until = entry.kept_until
-        if self.stale_ttl == 0 and not entry.negative:
-            # Without a stale_ttl, an entry that `expire_now` made stale must not be served.
-            until = entry.fresh_until
-        return math.inf if until is None else until - self.clock()
+        return math.inf if entry.kept_until is None else entry.kept_until - self.clock()

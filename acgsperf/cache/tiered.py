@@ -1,20 +1,26 @@
 """`TieredCache`, the public face of the tiered cache: L1 in this process, then L2 and L3, then a loader."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
-from typing import Any, Final, Generic, Self, TypeVar, overload
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
 
 from acgsperf._native.arguments import checked_bool, checked_namespace
+from acgsperf._native.entry import Codec
 from acgsperf.backplane import Backplane
-from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, checked_ttl, distinct_keys
-from acgsperf.cache.decorator import DEFAULT_TTL, Decorator, cached, refuse_function
+from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, distinct_keys
+from acgsperf.cache.decorator import Decorator, cached, refuse_function
 from acgsperf.cache.l1 import MISSING
+from acgsperf.cache.options import DEFAULT_TTL, EntryOptions, checked_options, with_ttl
 from acgsperf.cache.parts import AUTOMATIC, Parts
+from acgsperf.cache.results import Loader, LoaderOfMany
 from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness, aligned
-from acgsperf.cache.stats import collect_stats
-from acgsperf.cache.types import CacheHealth, TieredStats, Written
+from acgsperf.cache.touch import touch
+from acgsperf.cache.types import CachedValue, CacheHealth, TieredStats, Written
+from acgsperf.cache.upkeep import Upkeep
+from acgsperf.cache.values import codec_of, opened
 from acgsperf.dispatch import BoundedCache
 from acgsperf.errors import CacheError, TierError
 from acgsperf.tiers.base import Entry, Tier
@@ -22,15 +28,21 @@ from acgsperf.tiers.server import ServerTier
 
 __all__ = ["CacheHealth", "TieredCache", "TieredStats", "Written"]
 
-_V = TypeVar("_V")
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
+    _V = TypeVarWithDefault("_V", default=Any)
+else:
+    _V = TypeVar("_V")
 _D = TypeVar("_D")
 
 
-class TieredCache(Generic[_V]):
+class TieredCache(Upkeep, Generic[_V]):
     """L1, L2 and L3 as one cache. L2 and L3 are the lower tiers; either may be absent.
 
     Open it before use, with `async with` or `open`, and use it in the thread of the event loop that opened it. Keys are
-    str. With a lower tier, values must be JSON-like or bytes. A stored None, 0, False, "" or [] is a hit.
+    str. With a lower tier, values are JSON-like, bytes, or of the declared `value_type`. A stored None, 0, False, "" or
+    [] is a hit.
 
     Warning: L1 returns the stored object itself, not a copy. Do not change it: every later caller would get the change.
 
@@ -39,16 +51,7 @@ class TieredCache(Generic[_V]):
         l2: the faster of the lower tiers. The cache opens and closes it. None (default) for no L2.
         l3: the slower of the lower tiers. The cache opens and closes it. None (default) for no L3.
         namespace: 1 to 100 printable characters. Caches with the same one on the same servers share their entries.
-        ttl: the seconds for which a value is fresh, 3600 by default; None for no limit.
-        ttl_jitter: the share of the ttl, less than 1, by which it is shortened at random. 0 by default.
-        stale_ttl: the seconds for which an expired value is kept, in case a load is slow or fails. 0 by default.
-        soft_timeout: the seconds that a caller waits for a load if there is a stale value. Then it gets the stale
-            value, and the load continues in the background. 0 (default) serves the stale value at once
-            (stale-while-revalidate). None serves it only if the load fails (stale-if-error).
-        hard_timeout: the seconds that a load may take, None (default) for no limit.
-        refresh_ahead: the share of the ttl after which a hit of `get_or_load` starts a load in the background. Greater
-            than 0 and less than 1; None (default) for never. A `PerformanceService` moves it between 0.8 and None.
-        negative_ttl: the seconds for which a loader's None is remembered. With None (default), it is like any value.
+        options: how long values are fresh, and what callers get then: `EntryOptions`. None (default) for the defaults.
         negative_maxsize: the maximum number of keys remembered that way, 10,000 by default.
         promotion_threshold: the hit in the lower tiers that copies a value to L1, 3 by default. `optimize` moves it.
         demotion: whether a fresh value that L1 evicts is written to L2 if L2 has lost it. True by default. It needs the
@@ -57,6 +60,8 @@ class TieredCache(Generic[_V]):
         retry_after: the seconds for which a failed load is not retried if there is a stale value, 1 by default.
         lock_ttl: the seconds for which a process that loads a key holds a lock in L2, and others wait for its value. If
             its load fails, they get a `LoadError`. With None (default), each process loads for itself.
+        value_type: the type of the values: what msgspec can decode, or a Pydantic model. Every tier returns this type.
+            With None (default), the lower tiers store only JSON-like values and bytes.
         backplane: tells other processes what this one writes, and vice versa. By default one on the server of L2, or
             else of L3. With None, L1 serves an old value until it expires there: give L1 a ttl then.
         backplane_timeout: the seconds without an answer of the default one after which L1 asks the tiers, by default 1.
@@ -64,6 +69,7 @@ class TieredCache(Generic[_V]):
 
     Attributes:
         namespace: the namespace.
+        value_type: the declared type; None if there is none.
         get_local: `l1.get` itself. `get_local(key, default=None)` looks in L1 only, without `await`.
 
     Raises:
@@ -73,40 +79,31 @@ class TieredCache(Generic[_V]):
 
     def __init__(
         self,
-        l1: BoundedCache[str, _V],
+        l1: BoundedCache[str, Any],
         l2: Tier | None = None,
         l3: Tier | None = None,
         *,
         namespace: str,
-        ttl: float | None = 3600,
-        ttl_jitter: float = 0.0,
-        stale_ttl: float = 0,
-        soft_timeout: float | None = 0,
-        hard_timeout: float | None = None,
-        refresh_ahead: float | None = None,
-        negative_ttl: float | None = None,
+        options: EntryOptions | None = None,
         negative_maxsize: int = 10_000,
         promotion_threshold: int = 3,
         demotion: bool = True,
         deadline: float = 0.25,
         retry_after: float = 1.0,
         lock_ttl: float | None = None,
+        value_type: type[_V] | UnionType | None = None,
         backplane: Backplane | None = AUTOMATIC,
         backplane_timeout: float = 1.0,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         if not isinstance(l1, BoundedCache):
             raise TypeError(f"l1 must be an LRUCache or an AdaptiveCache, got {type(l1).__name__}")
-        self.namespace: Final = checked_namespace("namespace", namespace)
+        self.namespace: str = checked_namespace("namespace", namespace)
+        self.value_type: Final = value_type
+        self._codec: Final = None if value_type is None else codec_of(value_type)
         staleness = self._staleness = Staleness(
             clock=aligned(clock) if isinstance(l2, ServerTier) or isinstance(l3, ServerTier) else clock,
-            ttl=ttl,
-            ttl_jitter=ttl_jitter,
-            stale_ttl=stale_ttl,
-            soft_timeout=soft_timeout,
-            hard_timeout=hard_timeout,
-            refresh_ahead=refresh_ahead,
-            negative_ttl=negative_ttl,
+            options=checked_options(options),
             retry_after=retry_after,
             deadline=deadline,
             lock_ttl=lock_ttl,
@@ -122,13 +119,15 @@ class TieredCache(Generic[_V]):
             demotion=checked_bool("demotion", demotion),
             backplane=backplane,
             backplane_timeout=backplane_timeout,
+            typed=self._codec is not None,
         )
         self._l1, self._lower_tiers, self._promotion = self._parts.l1, self._parts.lower_tiers, self._parts.promotion
         self._lookup, self._loading, self._writes = self._parts.lookup, self._parts.loading, self._parts.writes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._read_path, self._ordering = self._parts.read_path, self._lower_tiers.ordering
         # The method of the compiled cache itself: a hit costs no Python call besides the compiled lookup.
-        self.get_local: Final = l1.get
+        values: BoundedCache[str, _V] = l1
+        self.get_local: Final = values.get
 
     def __repr__(self) -> str:
         """The namespace, the state and the tiers, without passwords."""
@@ -176,6 +175,8 @@ class TieredCache(Generic[_V]):
         """Return the fresh value of a key from the first tier that has one, or `default`.
 
         A lower tier that fails, or does not answer within the deadline, is a miss.
+
+        Warning: L1 returns the value itself, not a copy. Do not change it, or declare an immutable `value_type`.
         """
         # The lookup is fastest without a default. A None is either a miss or a stored None.
         value = self.get_local(key)
@@ -192,10 +193,18 @@ class TieredCache(Generic[_V]):
             entry = await future
             if path.end(key, entry):
                 return entry.value
-            return await self._lookup.get_on(key, default, entry, began_at, started)
+            if entry is not None and self._codec is not None:
+                entry = opened(entry, self._codec, self._lower_tiers.tiers[0])
+                if entry is not None and path.end_opened(key, entry):
+                    return entry.value
+            return await self._lookup.get_on(key, default, entry, self._codec, began_at, started)
+        return await self._get(key, default, self._codec)
+
+    async def _get(self, key: str, default: Any, codec: Codec | None) -> Any:
+        """`get` after a miss in L1. The codec opens what the lower tiers have."""
         self._require_open()
         checked_key(key)
-        return await self._lookup.get(key, default)
+        return await self._lookup.get(key, default, codec)
 
     async def get_many(self, keys: Iterable[str]) -> dict[str, _V]:
         """Return the fresh values of those keys that have one, with one call of each tier."""
@@ -204,19 +213,52 @@ class TieredCache(Generic[_V]):
             self._require_open()
             for key in missed:
                 checked_key(key)
-            found |= await self._lookup.get_many(missed)
+            found |= await self._lookup.get_many(missed, self._codec)
         return found
 
-    async def set(self, key: str, value: _V, ttl: float | None = DEFAULT_TTL, *, tags: Sequence[str] = ()) -> Written:
+    async def get_entry(self, key: str) -> CachedValue[_V] | None:
+        """Return what `get` finds, with its age, remaining ttl, tags and tier; None if there is no fresh value."""
+        self._require_open()
+        checked_key(key)
+        found = await self._lookup.find(key, self._codec)
+        if found is None:
+            return None
+        (entry, tier), now = found, self._staleness.clock()
+        ttl = None if entry.fresh_until is None else entry.fresh_until - now
+        return CachedValue(entry.value, max(now - entry.created_at, 0.0), ttl, entry.tags, tier)
+
+    async def touch(self, key: str, ttl: float | None = DEFAULT_TTL) -> Written | None:
+        """Give the fresh value of a key a new ttl, from now on, in every tier and process.
+
+        It changes nothing else: if the key is written, loaded or invalidated meanwhile, that stays.
+
+        Returns:
+            Which tiers did so; a tier without the value did not. None if there is no fresh value. A value that no lower
+            tier could store is not touched.
+        """
+        self._require_open()
+        checked_key(key)
+        return await touch(self._parts, self._staleness, key, self._options(None, ttl), self._codec)
+
+    async def set(
+        self,
+        key: str,
+        value: _V,
+        ttl: float | None = DEFAULT_TTL,
+        *,
+        tags: Sequence[str] = (),
+        options: EntryOptions | None = None,
+    ) -> Written:
         """Store a value in every tier, and tell the other processes. A load in flight does not replace it.
 
         Of two concurrent `set` of a key, one wins everywhere, not necessarily that of the last change in your database.
 
         Args:
             key: any str.
-            value: JSON-like or bytes; without lower tiers, any object.
+            value: JSON-like, bytes, or of the `value_type`; without lower tiers, any object.
             ttl: the seconds for which the value is fresh; by default the cache's own ttl; None for no limit.
             tags: labels that `invalidate_tag` finds the value by.
+            options: other options; those that are not given are the cache's.
 
         Returns:
             Which tiers accepted the value. If only one did, both remove it in the background.
@@ -226,13 +268,18 @@ class TieredCache(Generic[_V]):
             TypeError: if the key, the ttl or a tag has the wrong type.
             ValueError: if the ttl is not greater than 0, or a tag cannot be encoded as UTF-8.
         """
-        return (await self._writes.set_many(self._entries({key: value}, ttl, tags)))[key]
+        return (await self._writes.set_many(self._entries({key: value}, ttl, tags, options)))[key]
 
     async def set_many(
-        self, values: Mapping[str, _V], ttl: float | None = DEFAULT_TTL, *, tags: Sequence[str] = ()
+        self,
+        values: Mapping[str, _V],
+        ttl: float | None = DEFAULT_TTL,
+        *,
+        tags: Sequence[str] = (),
+        options: EntryOptions | None = None,
     ) -> dict[str, Written]:
         """`set` each item, with one call of each tier."""
-        return await self._writes.set_many(self._entries(values, ttl, tags))
+        return await self._writes.set_many(self._entries(values, ttl, tags, options))
 
     async def delete(self, key: str) -> Written:
         """Remove a key from every tier, and return which tiers did so. A load in flight does not restore it.
@@ -260,10 +307,13 @@ class TieredCache(Generic[_V]):
     async def get_or_load(
         self,
         key: str,
-        loader: Callable[[str], Awaitable[_V]],
+        loader: Loader[_V],
         *,
         ttl: float | None = DEFAULT_TTL,
         tags: Sequence[str] = (),
+        options: EntryOptions | None = None,
+        refresh: bool = False,
+        bypass: bool = False,
     ) -> _V:
         """Return the value of a key from the first tier that has it, or else call the loader and store its value.
 
@@ -272,24 +322,30 @@ class TieredCache(Generic[_V]):
 
         Args:
             key: any str.
-            loader: a coroutine function that takes the key and returns the value.
-            ttl, tags: as for `set`.
+            loader: a coroutine function that takes the key and returns the value, or a `Loaded`, which decides how the
+                value is kept. With a second parameter, it also gets the `Previous` value, or None, and may return
+                `UNCHANGED`.
+            ttl, tags, options: as for `set`.
+            refresh: load the value now, even if a tier has a fresh one, and replace that.
+            bypass: only call the loader. Nothing is read or stored, and the load is not shared.
 
         Raises:
             LoadTimeoutError: if the load takes longer than `hard_timeout`, and there is no stale value.
             LoadCancelledError: if the loader cancels its own load.
-            LoadError: if the load would wait for itself, or fails in another process that holds the lock.
+            LoadError: if the load would wait for itself, fails in another process that holds the lock, or returns
+                `UNCHANGED` without a previous value.
             CacheError: if the cache is not open, or is closed during the load.
             TypeError: if `loader` is not a coroutine function, or as for `set`.
             ValueError: as for `set`.
         """
-        value: Any = self.get_local(key, MISSING)
+        value: Any = MISSING if refresh or bypass else self.get_local(key, MISSING)
         if value is not MISSING:
             return value  # type: ignore[no-any-return]
         self._require_open()
         checked_key(key)
-        source = Source.of_one(key, loader, self._ttl(ttl), checked_tags(tags))
-        loaded: _V = (await self._loading.load((key,), source))[key]
+        source = Source.of_one(key, loader, self._options(options, ttl), checked_tags(tags), self._codec, refresh)
+        load = self._loading.bypass if bypass else self._loading.load
+        loaded: _V = (await load((key,), source))[key]
         return loaded
 
     async def _load(self, key: str, source: Source) -> Any:
@@ -301,10 +357,13 @@ class TieredCache(Generic[_V]):
     async def get_or_load_many(
         self,
         keys: Iterable[str],
-        loader: Callable[[list[str]], Awaitable[Mapping[str, _V]]],
+        loader: LoaderOfMany[_V],
         *,
         ttl: float | None = DEFAULT_TTL,
         tags: Sequence[str] = (),
+        options: EntryOptions | None = None,
+        refresh: bool = False,
+        bypass: bool = False,
     ) -> dict[str, _V | None]:
         """`get_or_load` each key, with one call of each tier, and one call of the loader for what is missing.
 
@@ -312,8 +371,10 @@ class TieredCache(Generic[_V]):
 
         Args:
             keys: any str.
-            loader: a coroutine function that takes a list of keys and returns a mapping of keys to values.
-            ttl, tags: as for `set`.
+            loader: a coroutine function that takes a list of keys and returns a mapping of keys to what the loader of
+                `get_or_load` may return. With a second parameter, it gets a mapping of keys to `Previous`.
+            ttl, tags, options: as for `set`.
+            refresh, bypass: as for `get_or_load`.
 
         Returns:
             A value for every key, None for those that the mapping lacks.
@@ -322,12 +383,13 @@ class TieredCache(Generic[_V]):
             Exception: as for `get_or_load`, if a key has neither a loaded nor a stale value.
         """
         keys = list(dict.fromkeys(checked_keys(keys)))
-        values, missed = self._l1.get_many(keys)
+        values, missed = ({}, keys) if refresh or bypass else self._l1.get_many(keys)
         if missed:
             self._require_open()
             for key in missed:
                 checked_key(key)
-            values |= await self._loading.load(missed, Source(loader, self._ttl(ttl), checked_tags(tags)))
+            source = Source(loader, self._options(options, ttl), checked_tags(tags), reload=refresh, codec=self._codec)
+            values |= await (self._loading.bypass if bypass else self._loading.load)(missed, source)
         return {key: values[key] for key in keys}
 
     def cached(
@@ -338,6 +400,8 @@ class TieredCache(Generic[_V]):
         key: Callable[..., str] | None = None,
         ttl: float | None = DEFAULT_TTL,
         tags: Sequence[str] | Callable[..., Sequence[str]] = (),
+        value_type: Any = None,
+        options: EntryOptions | None = None,
     ) -> Decorator:
         """Decorate a coroutine function or method, whose results this cache keeps; see `cached`.
 
@@ -345,42 +409,7 @@ class TieredCache(Generic[_V]):
         """
         if function is not None:
             refuse_function(function, "cache.cached")
-        return cached(self, key=key, ttl=ttl, tags=tags)
-
-    def stats(self) -> TieredStats:
-        """Return the counts so far."""
-        return collect_stats(self._parts)
-
-    async def health(self) -> CacheHealth:
-        """Ask the servers of the lower tiers now, and return their answers."""
-        self._require_open()
-        return CacheHealth(*await self._lower_tiers.health())
-
-    @property
-    def promotion_threshold(self) -> int:
-        """The hit in the lower tiers at which a value is copied to L1. May be changed at any time."""
-        return self._promotion.threshold
-
-    @promotion_threshold.setter
-    def promotion_threshold(self, threshold: int) -> None:
-        self._promotion.set_threshold(threshold)
-
-    @property
-    def refresh_ahead(self) -> float | None:
-        """The share of the ttl after which a hit starts a load in the background, None for never.
-
-        May be changed at any time. Entries that L1 already holds keep their old refresh point.
-        """
-        return self._staleness.refresh_ahead
-
-    @refresh_ahead.setter
-    def refresh_ahead(self, share: float | None) -> None:
-        self._staleness.set_refresh_ahead(share)
-
-    @property
-    def has_lower_tiers(self) -> bool:
-        """Whether there is an L2 or an L3."""
-        return bool(self._lower_tiers.tiers)
+        return cached(self, key=key, ttl=ttl, tags=tags, value_type=value_type, options=options)
 
     async def expire_now(self, *keys: str) -> Written:
         """Make the values of keys stale in every tier and process, and return which tiers did so.
@@ -397,37 +426,18 @@ class TieredCache(Generic[_V]):
         checked_tags((tag,))
         return await self._writes.expire_tag(tag)
 
-    def remove_expired(self) -> int:
-        """Remove the entries of this process that may not be served any more, and return their number. O(n)."""
-        return self._l1.remove_unservable()
-
-    def optimize(self) -> tuple[str, ...]:
-        """Do what `remove_expired` does, and move the promotion threshold towards a higher L1 hit rate.
-
-        Returns:
-            What was done, in words; empty if nothing was.
-        """
-        removed = self.remove_expired()
-        moved = self._promotion.adapt(self._l1.lru.stats())
-        done = [f"removed {removed} expired entries"] if removed else []
-        return (*done, moved) if moved else tuple(done)
-
-    def _entries(self, values: Mapping[str, _V], ttl: float | None, tags: Sequence[str]) -> dict[str, Entry]:
+    def _entries(
+        self, values: Mapping[str, _V], ttl: float | None, tags: Sequence[str], options: EntryOptions | None
+    ) -> dict[str, Entry]:
         self._require_open()
-        own_ttl, own_tags = self._ttl(ttl), checked_tags(tags)
+        own_options, own_tags = self._options(options, ttl), checked_tags(tags)
         for key in values:
             checked_key(key)
-        return {key: self._staleness.entry(value, own_ttl, own_tags) for key, value in values.items()}
+        return {key: self._staleness.entry(value, own_options, own_tags, self._codec) for key, value in values.items()}
 
-    def _ttl(self, ttl: float | None) -> float | None:
-        # The ttl of a call is checked before a load starts, so that no other caller gets the error.
-        if ttl is DEFAULT_TTL:
-            return self._staleness.ttl
-        checked_ttl(ttl)
-        return ttl
-
-    def _require_open(self) -> None:
-        if self._loop is not asyncio.get_running_loop():
-            if self._loop is None:
-                raise CacheError(f"cache {self.namespace!r} is not open; use `async with` or await open() first")
-            raise CacheError(f"cache {self.namespace!r} is open in another event loop")
+    def _options(self, options: EntryOptions | None, ttl: float | None) -> EntryOptions:
+        # The options of a call are checked before a load starts, so that no other caller gets the error.
+        own = self._staleness.options
+        if options is not None:
+            own = checked_options(options, own)
+        return own if ttl is DEFAULT_TTL else with_ttl(own, ttl)

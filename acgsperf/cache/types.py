@@ -1,6 +1,7 @@
 """The values that a tiered cache returns about itself."""
 
 from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
@@ -8,7 +9,9 @@ from acgsperf._native.types import CacheStats
 from acgsperf.backplane.base import BackplaneStats
 from acgsperf.tiers.base import TierHealth, TierStats
 
-__all__ = ["CacheHealth", "TieredStats", "Written"]
+__all__ = ["CacheHealth", "CachedValue", "TieredStats", "Written"]
+
+_V_co = TypeVar("_V_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +19,7 @@ class Written:
     """Which tiers accepted a write, or carried out a removal.
 
     Attributes:
-        l1: True.
+        l1: True; for a `touch` that a tier with the value did not carry out, False.
         l2: whether L2 did; None if the cache has no L2.
         l3: whether L3 did; None if the cache has no L3.
         published: whether the other processes have been told; None if the cache has no backplane. If it is False, they
@@ -33,6 +36,25 @@ class Written:
     def everywhere(self) -> bool:
         """Whether every tier of the cache did so, and every other process knows."""
         return self.l1 and self.l2 is not False and self.l3 is not False and self.published is not False
+
+
+@dataclass(frozen=True, slots=True)
+class CachedValue(Generic[_V_co]):
+    """A fresh value, and what the cache knows of it.
+
+    Attributes:
+        value: the value.
+        age: the seconds since it was loaded or set. `touch` does not change it.
+        ttl: the seconds for which it is still fresh; None for no limit.
+        tags: its tags.
+        tier: where it was found: "l1", "l2" or "l3".
+    """
+
+    value: _V_co
+    age: float
+    ttl: float | None
+    tags: tuple[str, ...]
+    tier: Literal["l1", "l2", "l3"]
 
 
 @dataclass(frozen=True, slots=True)

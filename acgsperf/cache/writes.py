@@ -227,7 +227,7 @@ class Writes:
             results[key] = of_l2, of_l3
         published: dict[str, bool | None] = dict.fromkeys(writes, None if self.publish is None else True)
         if unpublished:
-            told = await self._tell(of_keys(kind, unpublished))
+            told = await self.tell(of_keys(kind, unpublished))
             published.update((key, told) for key, _ in unpublished)
         return {
             key: Written(
@@ -400,7 +400,7 @@ class Writes:
     async def _written(self, l2: WriteResult | None, l3: WriteResult | None, record: Record) -> Written:
         published = True if any(result is not None and result.published for result in (l2, l3)) else None
         if published is None:
-            published = await self._tell([record])
+            published = await self.tell([record])
         return Written(
             True, None if l2 is None else _carried_out(l2), None if l3 is None else _carried_out(l3), published
         )
@@ -416,16 +416,13 @@ class Writes:
             None if self.publish is None else all(one.published for one in each),
         )
 
-    async def _tell(self, records: Sequence[Record]) -> bool | None:
-        """Publish records, and return whether the others have been told; None without a backplane.
-
-        If the tier on the backplane's server has not published them, that server does not answer now, and this call
-        does not wait for it.
-        """
+    async def tell(self, records: Sequence[Record], *, waiting: bool = False) -> bool | None:
+        """Publish records, and return whether the others have been told; None without a backplane."""
         if self.publish is None:
             return None
         futures = list(map(self.publish, records))
-        if self.is_published_by_tier:
+        if self.is_published_by_tier and not waiting:
+            # The tier on the backplane's server has not published them, so that server does not answer now.
             return False
         done, pending = await asyncio.wait(futures, timeout=self._longest_deadline or None)
         return not pending and all(future.result() for future in done)

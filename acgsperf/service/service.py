@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Self, overload
 
 from acgsperf._native.arguments import checked_callable
 from acgsperf.addresses import masked
-from acgsperf.cache import TieredCache
+from acgsperf.cache import EntryOptions, TieredCache
 from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.missed import load_missed
 from acgsperf.dispatch import AdaptiveCache, LatencyHistogram
@@ -384,7 +384,11 @@ def _targets_of(settings: Settings) -> Targets:
 def _cache_of(settings: Settings) -> TieredCache[Any]:
     l1: AdaptiveCache[str, Any] = AdaptiveCache(settings.l1_cache_size, policy=settings.l1_policy)
     return TieredCache(
-        l1, _l2_of(settings), _l3_of(settings), namespace=settings.cache_namespace, ttl=settings.l2_ttl_default
+        l1,
+        _l2_of(settings),
+        _l3_of(settings),
+        namespace=settings.cache_namespace,
+        options=EntryOptions(ttl=settings.l2_ttl_default),
     )
 
 

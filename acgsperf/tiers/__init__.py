@@ -3,6 +3,7 @@
 `RedisTier` and `PostgresTier` have modules of their own, which import their drivers.
 """
 
+from acgsperf._native.entry import Packed, TypedEntry
 from acgsperf.tiers.base import (
     BreakerState,
     Entry,
@@ -24,11 +25,13 @@ __all__ = [
     "LockingTier",
     "Observation",
     "Outcome",
+    "Packed",
     "Store",
     "StoreKind",
     "Tier",
     "TierHealth",
     "TierStats",
+    "TypedEntry",
     "Write",
     "WriteResult",
 ]

@@ -83,7 +83,8 @@ class TierStats(Struct, frozen=True):
         skipped: keys and entries that were not sent to the server because the breaker was open.
         timeouts: calls ended by the deadline.
         errors: failed calls and refused commands, by kind; includes timeouts.
-        corrupt: stored values that could not be parsed, or that belonged to another key.
+        corrupt: stored values that could not be parsed, that belonged to another key, or that were not of the declared
+            type. The last ones count as hits, too.
         breaker: state of the circuit breaker.
         latency: duration of reads, one value for each key.
         failovers: how often the server had become a replica or read-only, so that the tier connected again.
@@ -353,6 +354,9 @@ class Tier(ABC):
     async def expire_tag(self, tag: str) -> WriteResult:
         """Make every entry with a tag stale from now on, and keep it as long as before."""
         return await self.invalidate(tag)
+
+    def count_corrupt(self) -> None:  # noqa: B027
+        """Count a value that the tier has returned and the cache cannot open, because it has another type."""
 
     @abstractmethod
     async def health(self) -> TierHealth:

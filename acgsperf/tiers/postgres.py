@@ -82,6 +82,8 @@ class PostgresTier(ServerTier):
             tags and the log of writes.
         deadline: seconds after which a call returns, even if the server does not answer.
         max_value_bytes: larger envelopes are neither stored nor read.
+        compress_above: the bytes above which a value is compressed by zstd, if that makes it smaller; None (default)
+            for never. All tiers read compressed values. It needs Python 3.14 or `pip install 'acgsperf[zstd]'`.
         statement_cache_size: number of prepared statements for each connection; must be 0 for PgBouncer in transaction
             mode.
         expiry_interval: seconds between two removals of expired rows.
@@ -100,6 +102,7 @@ class PostgresTier(ServerTier):
         table: str = "acgsperf_cache",
         deadline: float = DEADLINE_S,
         max_value_bytes: int = MAX_VALUE_BYTES,
+        compress_above: int | None = None,
         statement_cache_size: int = 100,
         expiry_interval: float = EXPIRY_INTERVAL_S,
     ) -> None:
@@ -108,7 +111,9 @@ class PostgresTier(ServerTier):
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,49}", table):
             raise ValueError(f"table must be 1 to 50 lower-case letters, digits and underscores, got {table!r:.80}")
         address = parsed_address("the DSN", dsn)
-        super().__init__(address.full_name, deadline=deadline, max_value_bytes=max_value_bytes)
+        super().__init__(
+            address.full_name, deadline=deadline, max_value_bytes=max_value_bytes, compress_above=compress_above
+        )
         self._dsn = dsn
         self._tables = Tables(table)
         self._connections = Connections(

@@ -109,7 +109,8 @@ def _entry_columns(
     hashes = dict.fromkeys(map(tag_hash, entry.tags))
     for tag in hashes:
         wanted[tag] = max(wanted.get(tag, 0.0), kept + retention)
-    value = b"".join(envelope.seal(entry, identity, operation.payload, offset, with_tokens=False))
+    sealed = envelope.seal(entry, identity, operation.payload, offset, with_tokens=False, flags=operation.flags)
+    value = b"".join(sealed)
     tags = "{" + ",".join(map(str, hashes)) + "}" if hashes else None
     return value, entry.created_at + offset, kept, tags
 

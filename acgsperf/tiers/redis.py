@@ -60,6 +60,8 @@ class RedisTier(ServerTier):
             server: `redis+sentinel://[user:password@]host:port,host:port/service`, or `rediss+sentinel://`.
         deadline: seconds after which a call returns, even if the server does not answer.
         max_value_bytes: larger envelopes are neither stored nor read.
+        compress_above: the bytes above which a value is compressed by zstd, if that makes it smaller; None (default)
+            for never. All tiers read compressed values. It needs Python 3.14 or `pip install 'acgsperf[zstd]'`.
         max_connections: maximum number of open connections; callers wait for one in order. None for the URL's
             `max_connections`, or 10.
         max_lifetime: seconds after which a connection is replaced; most are replaced up to 10 % earlier.
@@ -83,6 +85,7 @@ class RedisTier(ServerTier):
         *,
         deadline: float = DEADLINE_S,
         max_value_bytes: int = MAX_VALUE_BYTES,
+        compress_above: int | None = None,
         max_connections: int | None = None,
         max_lifetime: float = MAX_LIFETIME_S,
         credentials: Credentials | None = None,
@@ -90,7 +93,9 @@ class RedisTier(ServerTier):
         self.connections: Final = RedisConnections(
             url, max_connections=max_connections, max_lifetime=max_lifetime, credentials=credentials
         )
-        super().__init__(self.connections.where, deadline=deadline, max_value_bytes=max_value_bytes)
+        super().__init__(
+            self.connections.where, deadline=deadline, max_value_bytes=max_value_bytes, compress_above=compress_above
+        )
         self._breaker.recovery_s = self.connections.server.recovery_s
         self._ask = self.connections.ask
         self._sweeping = False

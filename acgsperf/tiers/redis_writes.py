@@ -296,7 +296,8 @@ class RedisWrites:
         self, key: str, operation: Operation, entry: Entry, now: float, tags: dict[str, int]
     ) -> tuple[bytes, bytes, int | bytes, bytes]:
         """Return the arguments for an entry: head, tail, lifetime and the positions of its tags."""
-        head, tail = envelope.seal(entry, envelope.identity(key), operation.payload, self._clock.offset)
+        identity, offset = envelope.identity(key), self._clock.offset
+        head, tail = envelope.seal(entry, identity, operation.payload, offset, flags=operation.flags)
         lifetime: int | bytes = b""
         if entry.kept_until is not None:
             lifetime_ms = (max(entry.kept_until - now, 0) + self._retention_s) * 1000

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
-from acgsperf._native import envelope_format as envelope
 from acgsperf._native.arguments import checked_int, checked_namespace
 from acgsperf.dispatch import unseal_many
 from acgsperf.errors import TierError
@@ -25,10 +24,18 @@ from acgsperf.tiers.base import (
 )
 from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.ids import new_id
+from acgsperf.tiers.packing import Packing
 from acgsperf.tiers.read_batches import MAX_READS_TOGETHER, ReadBatches
 from acgsperf.tiers.server_calls import Attempt, ServerCalls
 from acgsperf.tiers.server_clock import ServerClock
-from acgsperf.tiers.tier_arguments import check_id_and_stamp, check_key, check_keys, check_tag, check_times, seconds
+from acgsperf.tiers.tier_arguments import (
+    check_id_and_stamp,
+    check_key,
+    check_keys,
+    check_tag,
+    checked_compress_above,
+    seconds,
+)
 from acgsperf.tiers.write_batches import REFUSED, UNKNOWN, Action, Operation, WriteBatch, WriteBatches
 
 __all__ = ["DEADLINE_S", "MAX_VALUE_BYTES", "ServerTier", "Unsealed", "Wanted", "check_tag", "seconds"]
@@ -57,6 +64,7 @@ class ServerTier(Tier):
         where: address of the server, for messages; without a password.
         deadline: seconds after which a call returns, even if the server does not answer.
         max_value_bytes: larger envelopes are neither stored nor read; at most 512 MiB.
+        compress_above: the bytes above which a value is compressed; None for never.
 
     Attributes:
         server_clock: converts between this process's monotonic clock and the server's clock. The subclass measures it.
@@ -66,11 +74,19 @@ class ServerTier(Tier):
 
     coherent = True
 
-    def __init__(self, where: str, *, deadline: float = DEADLINE_S, max_value_bytes: int = MAX_VALUE_BYTES) -> None:
+    def __init__(
+        self,
+        where: str,
+        *,
+        deadline: float = DEADLINE_S,
+        max_value_bytes: int = MAX_VALUE_BYTES,
+        compress_above: int | None = None,
+    ) -> None:
         deadline = seconds("deadline", deadline)
         self._max_value_bytes = checked_int("max_value_bytes", max_value_bytes)
         if not 1 <= self._max_value_bytes <= _MOST_VALUE_BYTES:
             raise ValueError(f"max_value_bytes must be between 1 and {_MOST_VALUE_BYTES}, got {max_value_bytes!r}")
+        self._pack = Packing(self._max_value_bytes, checked_compress_above(compress_above)).packed
         self.deadline = deadline
         self._where = where
         self._namespace = ""
@@ -273,12 +289,12 @@ class ServerTier(Tier):
             ):
                 continue
             entry = store.entry
-            payload = self._packed(key, entry)
-            if payload is not None and (entry.kept_until is None or entry.kept_until > now):
-                operations[key] = Operation(Action.STORE, entry.id, entry.stamp, entry, payload, store=store)
+            packed = self._pack(key, entry, self._namespace)
+            if packed is not None and (entry.kept_until is None or entry.kept_until > now):
+                operations[key] = Operation(Action.STORE, entry.id, entry.stamp, entry, *packed, store=store)
                 continue
             self._refused += 1
-            if payload is None and store.kind is StoreKind.LOAD and seen is not None:
+            if packed is None and store.kind is StoreKind.LOAD and seen is not None:
                 # The loaded value cannot be stored, but the former entry is out of date.
                 operations[key] = Operation(Action.UNDO, seen.id)
         if not operations or not self._calls.allow(len(operations)):
@@ -360,20 +376,13 @@ class ServerTier(Tier):
         entry = write.entry
         if entry is None:
             return Operation(Action.WRITE, write.id, write.stamp)
-        payload = self._packed(key, entry)
-        if payload is None or (entry.kept_until is not None and entry.kept_until <= time.monotonic()):
+        packed = self._pack(key, entry, self._namespace)
+        if packed is None or (entry.kept_until is not None and entry.kept_until <= time.monotonic()):
             return Operation(Action.WRITE, write.id, write.stamp, refused=True)
-        return Operation(Action.WRITE, write.id, write.stamp, entry, payload)
+        return Operation(Action.WRITE, write.id, write.stamp, entry, *packed)
 
-    def _packed(self, key: str, entry: Entry) -> bytes | None:
-        """Return the value of an entry as bytes; None if the tier cannot store the entry."""
-        try:
-            check_times(entry)
-            payload = envelope.pack_value(entry.value)
-            size = envelope.size(envelope.identity(key), payload, entry.tags)
-        except (TypeError, ValueError, OverflowError, RecursionError):
-            return None
-        return payload if size <= self._max_value_bytes else None
+    def count_corrupt(self) -> None:
+        self._corrupt += 1
 
     async def health(self) -> TierHealth:
         self._check_use()

@@ -4,10 +4,20 @@ from math import inf, isfinite, isnan
 from typing import Final
 
 from acgsperf._native import envelope_format as envelope
-from acgsperf._native.arguments import checked_seconds
+from acgsperf._native import zstd
+from acgsperf._native.arguments import checked_at_least, checked_seconds
 from acgsperf.tiers.base import Entry, Write
 
-__all__ = ["MOST_STAMP", "check_id_and_stamp", "check_key", "check_keys", "check_tag", "check_times", "seconds"]
+__all__ = [
+    "MOST_STAMP",
+    "check_id_and_stamp",
+    "check_key",
+    "check_keys",
+    "check_tag",
+    "check_times",
+    "checked_compress_above",
+    "seconds",
+]
 
 # Scripts of Redis compare stamps as doubles.
 MOST_STAMP: Final = 1 << 53
@@ -54,3 +64,18 @@ def seconds(name: str, value: float) -> float:
     if number == inf != value:
         raise ValueError(f"{name} must be a number of seconds that a float can hold, got {value!r:.40}...")
     return number
+
+
+def checked_compress_above(size: int | None) -> int | None:
+    """Return the bytes above which a value is compressed.
+
+    Raises:
+        TypeError, ValueError: if it is not an integer of at least 0, or None.
+        ImportError: if there is no module for zstd.
+    """
+    if size is None:
+        return None
+    checked_at_least("compress_above", size, 0)
+    if not zstd.is_available():
+        raise ImportError(f"compress_above needs {zstd.INSTALL}")
+    return size

@@ -49,6 +49,7 @@ class Operation(Struct, frozen=True, eq=False):
         stamp: the stamp of the write.
         entry: what to store; None for a tombstone.
         payload: its packed value.
+        flags: those of the payload in the envelope.
         refused: the tier cannot keep the entry of this write. A tombstone takes its place, and the result is REMOVED.
         store: the conditions of a STORE.
     """
@@ -58,6 +59,7 @@ class Operation(Struct, frozen=True, eq=False):
     stamp: int = 0
     entry: Entry | None = None
     payload: bytes = b""
+    flags: int = 0
     refused: bool = False
     store: Store | None = None
 

@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 from msgspec import Struct
 
 from acgsperf._native.types import CONSTITUTIONAL_HASH, Policy
-from acgsperf.cache import TieredCache
+from acgsperf.cache import EntryOptions, TieredCache
 from acgsperf.dispatch import AdaptiveCache, LatencyHistogram
 from acgsperf.errors import ComplianceError
 from acgsperf.fingerprint import fingerprint, request_key
@@ -130,7 +130,7 @@ def cache_of(options: Options) -> TieredCache[str]:
     l2 = None if options.redis_url is None else RedisTier(options.redis_url)
     l3 = PostgresTier(options.database_url, table=l3_table(options.table)) if options.l3 else None
     silent: dict[str, Any] = {} if options.backplane else {"backplane": None}
-    return TieredCache(l1, l2, l3, namespace=options.table, ttl=options.ttl, **silent)
+    return TieredCache(l1, l2, l3, namespace=options.table, options=EntryOptions(ttl=options.ttl), **silent)
 
 
 class Measured(Struct, frozen=True):

@@ -170,6 +170,7 @@ async def test_other_scopes_pass_through_untouched(validator, kind):
         ({"metrics": "page"}, "metrics must be callable"),
         ({"validator": "gate"}, "validator must be a ComplianceValidator"),
         ({"cache": {}}, "cache must be a TieredCache"),
+        ({"cache": TieredCache(LRUCache(1), namespace="n", value_type=dict)}, "cache must have no value_type"),
         ({"metrics_path": "metrics"}, "metrics_path must begin with /"),
     ],
     ids=str,

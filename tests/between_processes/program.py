@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import fields
 from typing import Any, Final
 
 import msgspec
@@ -80,7 +81,7 @@ class Program:
             backplane: the kind and the address of a backplane, or None for what `options` say.
             options: the arguments of the cache.
         """
-        from acgsperf import LRUCache, TieredCache
+        from acgsperf import EntryOptions, LRUCache, TieredCache
         from acgsperf.tiers.postgres import PostgresTier
         from acgsperf.tiers.redis import RedisTier
 
@@ -92,7 +93,10 @@ class Program:
             options["backplane"] = kinds[backplane["kind"]](backplane["url"])
         size, ttl = l1
         tiers = (l2 and RedisTier(**l2), l3 and PostgresTier(**l3))
-        self._cache = await TieredCache(LRUCache(size, ttl), *tiers, **options).open()
+        names = {one.name for one in fields(EntryOptions)}
+        own = {name: value for name, value in options.items() if name in names}
+        rest = {name: value for name, value in options.items() if name not in names}
+        self._cache = await TieredCache(LRUCache(size, ttl), *tiers, **rest, options=EntryOptions(**own)).open()
 
     async def close(self, number: int) -> None:
         """Close the cache, which writes what is queued."""

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import AsyncExitStack
 
 import pytest
+from grouped import grouped
 from memory_tier import MemoryTier
 
 from acgsperf import LRUCache
@@ -29,7 +30,7 @@ async def open_cache(clock):
         async def opened(l2=None, l3=None, *, size=100, l1_ttl=None, **options):
             l1 = LRUCache(size, l1_ttl, clock=clock)
             options = {"namespace": "test", "clock": clock} | options
-            return await stack.enter_async_context(TieredCache(l1, l2, l3, **options))
+            return await stack.enter_async_context(TieredCache(l1, l2, l3, **grouped(options)))
 
         yield opened
     assert asyncio.all_tasks() <= before | {asyncio.current_task()}

@@ -1,6 +1,7 @@
 """L1 may be an `AdaptiveCache`, and its bound may be a weight."""
 
 import pytest
+from grouped import grouped
 
 from acgsperf import AdaptiveCache, LRUCache, TieredCache
 
@@ -13,7 +14,7 @@ def kind(request):
 @pytest.fixture
 def open_with(clock):
     def opened(l1, l2=None, **options):
-        return TieredCache(l1, l2, namespace="test", clock=clock, **options)
+        return TieredCache(l1, l2, namespace="test", clock=clock, **grouped(options))
 
     return opened
 

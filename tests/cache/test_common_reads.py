@@ -6,6 +6,7 @@ import secrets
 import time
 
 import pytest
+from grouped import grouped
 
 from acgsperf import LRUCache
 from acgsperf.cache import TieredCache
@@ -36,7 +37,7 @@ async def open_on(servers):
             LRUCache(size, clock=None if clock is time.monotonic else clock),
             RedisTier(servers.redis_url, deadline=5),
             PostgresTier(servers.database_url, deadline=5) if l3 else None,
-            **{"namespace": f"test-{secrets.token_hex(4)}", "deadline": 10, "clock": clock} | options,
+            **grouped({"namespace": f"test-{secrets.token_hex(4)}", "deadline": 10, "clock": clock} | options),
         )
         caches.append(await cache.open())
         assert cache._read_path.enabled

@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import partial
 
 import pytest
+from grouped import grouped
 
 from acgsperf import LRUCache, PostgresTier, RedisTier, TieredCache
 
@@ -62,7 +63,7 @@ async def read_and_write(cache, key):
 async def test_a_call_leaves_no_reference_cycles(servers, function, options):
     namespace = f"test-{secrets.token_hex(4)}"
     tiers = RedisTier(servers.redis_url), PostgresTier(servers.database_url)
-    async with TieredCache(LRUCache(1_000), *tiers, namespace=namespace, **options) as cache:
+    async with TieredCache(LRUCache(1_000), *tiers, namespace=namespace, **grouped(options)) as cache:
         call = cache.cached(ttl=60)(value_of) if function is TieredCache.cached else partial(function, cache)
         await call("first")
         await asyncio.sleep(0.05)

@@ -111,7 +111,7 @@ async def test_l1_does_not_answer_after_its_lease(cache, clock):
 async def test_after_its_lease_the_tiers_are_asked(cache, clock, l2):
     await cache.set("key", "old")
     listener(cache).extend(clock.now + 1)
-    l2.data["test", "key"] = cache._staleness.entry("new", 60, ())
+    l2.data["test", "key"] = cache._staleness.entry("new", cache.options, ())
     clock.advance(2)
     assert await cache.get("key") == "new"
     l2.lose("key")
@@ -126,7 +126,7 @@ async def test_after_a_gap_entries_are_verified_and_stay_if_they_are_right(cache
     await cache.set("other", 2)
     listener(cache).missed()
     assert cache.get_local("same") is None
-    l2.data["test", "other"] = cache._staleness.entry(3, 60, ())
+    l2.data["test", "other"] = cache._staleness.entry(3, cache.options, ())
     assert (await cache.get("same"), await cache.get("other")) == (1, 3)
     assert (cache.get_local("same"), cache.get_local("other")) == (1, 3)
 
@@ -151,7 +151,7 @@ async def test_a_gap_demotes_nothing(open_cache, l2, settle):
 async def test_the_ttl_of_l1_limits_every_answer_that_asks_no_tier(open_cache, l2, clock, settle):
     cache = await open_cache(l2, ttl=100, stale_ttl=300, soft_timeout=0, l1_ttl=0.2)
     await cache.set("key", "old")
-    l2.data["test", "key"] = cache._staleness.entry("new", 60, ())
+    l2.data["test", "key"] = cache._staleness.entry("new", cache.options, ())
     clock.advance(0.3)
     assert await cache.get_or_load("key", Loader("loaded")) == "new"
     clock.advance(0.3)

@@ -5,6 +5,7 @@ import secrets
 
 import asyncpg
 import pytest
+from grouped import grouped
 
 from acgsperf import LRUCache
 from acgsperf.backplane import BackplaneState
@@ -30,7 +31,7 @@ def make(servers):
         l2 = RedisTier(servers.redis_url, deadline=DEADLINE_S)
         l3 = PostgresTier(servers.database_url, deadline=DEADLINE_S)
         options = {"namespace": namespace, "promotion_threshold": 1, "deadline": DEADLINE_S} | options
-        return TieredCache(LRUCache(100), l2, l3, **options)
+        return TieredCache(LRUCache(100), l2, l3, **grouped(options))
 
     return new
 
@@ -84,7 +85,7 @@ async def test_of_two_overlapping_sets_the_later_one_is_in_both_tiers(make):
     async with make() as cache:
         for number in range(20):
             first, second = await asyncio.gather(
-                cache.set("key", ("first", number)), cache.set("key", ("second", number))
+                cache.set("key", ["first", number]), cache.set("key", ["second", number])
             )
             assert first.everywhere
             assert second.everywhere

@@ -32,7 +32,7 @@ async def test_a_value_stored_just_before_the_lock_was_acquired_is_not_loaded_ag
     task = asyncio.create_task(two[1].get_or_load("key", loader))
     await settle()
     # The read has found nothing, but has not returned. Meanwhile another process loads and stores the value.
-    l2.data["test", "key"] = two[0]._staleness.entry("theirs", 60, ())
+    l2.data["test", "key"] = two[0]._staleness.entry("theirs", two[0].options, ())
     l2.gate.set()
     assert await task == "theirs"
     assert loader.calls == 0

@@ -5,6 +5,7 @@ import secrets
 import time
 
 import pytest
+from grouped import grouped
 from loaders import Loader
 
 from acgsperf import LRUCache
@@ -30,7 +31,7 @@ async def open_on(servers, monkeypatch):
     async def opened(tiers, **options):
         l2 = RedisTier(servers.redis_url, deadline=5) if "l2" in tiers else None
         l3 = PostgresTier(servers.database_url, deadline=5) if "l3" in tiers else None
-        cache = TieredCache(LRUCache(100), l2, l3, namespace=namespace, deadline=10, **options)
+        cache = TieredCache(LRUCache(100), l2, l3, namespace=namespace, deadline=10, **grouped(options))
         caches.append(await cache.open())
         return cache
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from grouped import grouped
 from loaders import Loader
 from redis.asyncio import Redis
 
@@ -40,7 +41,7 @@ async def open_on(servers, namespace):
             LRUCache(size),
             RedisTier(redis_url or servers.redis_url, deadline=tier_deadline),
             PostgresTier(servers.database_url, deadline=5),
-            **{"namespace": namespace, "deadline": deadline} | options,
+            **grouped({"namespace": namespace, "deadline": deadline} | options),
         )
         caches.append(await cache.open())
         return cache

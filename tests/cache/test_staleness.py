@@ -4,6 +4,7 @@ import asyncio
 import math
 
 import pytest
+from grouped import grouped
 from loaders import Loader
 
 from acgsperf import LRUCache
@@ -204,7 +205,7 @@ async def test_a_background_load_uses_what_another_process_has_loaded_since(open
 
 
 async def test_jitter_shortens_a_ttl_by_at_most_its_share(open_cache, l2):
-    cache = await open_cache(l2, ttl=100, ttl_jitter=0.2)
+    cache = await open_cache(l2, ttl=100, jitter=0.2)
     await cache.set_many({str(i): i for i in range(200)})
     lives = {l2[str(i)].fresh_until - l2[str(i)].created_at for i in range(200)}
     assert all(80 <= life <= 100 for life in lives)
@@ -290,7 +291,7 @@ async def test_without_a_negative_ttl_none_is_a_value(open_cache, clock):
         ("soft_timeout", -1, ValueError),
         ("hard_timeout", 0, ValueError),
         ("refresh_ahead", 1, ValueError),
-        ("ttl_jitter", 1, ValueError),
+        ("jitter", 1, ValueError),
         ("negative_ttl", 0, ValueError),
         ("negative_maxsize", 0, ValueError),
         ("promotion_threshold", 0, ValueError),
@@ -302,7 +303,7 @@ async def test_without_a_negative_ttl_none_is_a_value(open_cache, clock):
 )
 def test_the_error_for_an_option_out_of_range_names_it(option, value, error):
     with pytest.raises(error, match=f"^{option} must be"):
-        TieredCache(LRUCache(1), namespace="test", **{option: value})
+        TieredCache(LRUCache(1), namespace="test", **grouped({option: value}))
 
 
 @pytest.mark.parametrize(

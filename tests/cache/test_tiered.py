@@ -356,7 +356,7 @@ async def test_a_queued_write_is_replaced_by_newer_entries_only(open_cache, l2, 
     await (await open_cache(None, l3)).set("key", "old")
     clock.advance(1)
     queue = cache._lower_tiers.queues[0]
-    queue.put("key", Store(cache._staleness.entry("new", 60, ())))
+    queue.put("key", Store(cache._staleness.entry("new", cache.options, ())))
     assert await cache.get("key") == "old"
     await settle()
     assert l2["key"].value == "new"

@@ -1,15 +1,24 @@
 """The envelopes of entries, as both readers open them: on real servers, see tests/tiers."""
 
+import datetime
+import enum
 import math
 import struct
 import sys
+from collections import Counter, OrderedDict, defaultdict
+from decimal import Decimal
+from typing import NamedTuple
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Struct, msgpack
 from msgspec.structs import replace
 
 from acgsperf._native import envelope_format as envelope
+from acgsperf._native import zstd as zstd_module
+from acgsperf._native.entry import Packed
 from acgsperf.tiers import Entry
 
 KEY = b"k"
@@ -24,7 +33,7 @@ values = st.recursive(
 )
 entries = st.builds(
     Entry,
-    value=values,
+    value=values | st.builds(Packed, st.binary()),
     created_at=st.floats(allow_nan=False, allow_infinity=False),
     fresh_until=times,
     kept_until=times,
@@ -41,7 +50,10 @@ def tokens_of(entry):
 
 
 def sealed(entry, key=KEY, *, offset=0.0, token=TOKEN, tokens=None):
-    head, tail = envelope.seal(entry, key, envelope.pack_value(entry.value), offset, with_tokens=token is not None)
+    typed = isinstance(entry.value, Packed)
+    payload = entry.value.data if typed else envelope.pack_value(entry.value)
+    flags = envelope.TYPED_FLAG if typed else 0
+    head, tail = envelope.seal(entry, key, payload, offset, with_tokens=token is not None, flags=flags)
     if token is None:
         return head + tail
     return b"".join((head, token, *(tokens_of(entry) if tokens is None else tokens), tail))
@@ -179,7 +191,7 @@ def test_stamps_are_compared_as_bytes_in_their_order():
     assert [envelope.seal_header(ID, stamp, b"T")[8:16] for stamp in stamps] == stored
 
 
-FLAGS_OF_OTHERS = [b"E\x02" + (1 << bit).to_bytes(2, "little") for bit in range(1, 16)]
+FLAGS_OF_OTHERS = [b"E\x02" + (1 << bit).to_bytes(2, "little") for bit in range(3, 16)]
 KINDS_OF_OTHERS = [b"E\x01\x00\x00", b"E\x03\x00\x00", b"X\x03\x00\x00", *FLAGS_OF_OTHERS]
 
 
@@ -302,3 +314,124 @@ def test_nothing_is_held_on_to(readers):
             for _ in range(10):
                 reader.unseal_many(blobs, keys, 10**6, NOW, 0.5, token)
             assert [sys.getrefcount(thing) for thing in held] == before
+
+
+class Text(str):
+    pass
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class Point(Struct):
+    x: int
+
+
+class Pair(NamedTuple):
+    a: int
+    b: int
+
+
+UNCHANGED = [
+    *(None, True, -(2**63), 2**64 - 1, 1.5, math.inf, "é", b"x", [], {}, [[{"a": [b"x", {"b": None}]}]]),
+    *({1: 2, None: 3, 1.5: 4, b"x": 5, (1, ("a", b"x")): 6}, {(): [1]}, msgpack.Ext(5, b"x")),
+    *(datetime.datetime(2024, 1, 1, 1, 1, 1, 1, datetime.UTC), {datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC): 1}),
+]
+CHANGED = [
+    *((1,), (), {1}, frozenset([1]), Pair(1, 2), bytearray(b"x"), memoryview(b"x"), Text("x"), Colour.RED, Number.ONE),
+    *(Decimal("1.10"), UUID(int=1), Point(1), OrderedDict(a=1), Counter("a"), defaultdict(int, a=1)),
+    *(
+        datetime.datetime(2024, 1, 1),
+        datetime.datetime(2024, 1, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=1))),
+    ),
+    *(datetime.date(2024, 1, 1), datetime.time(1), datetime.timedelta(1)),
+]
+# Besides those of the values.
+CHANGED_KEYS = [frozenset([1]), (1, frozenset([1])), datetime.date(2024, 1, 1), UUID(int=1), Colour.RED, Pair(1, 2)]
+
+
+@pytest.mark.parametrize("value", UNCHANGED, ids=repr)
+def test_a_value_that_comes_back_as_it_was_has_no_changed_type(readers, value):
+    for held in (value, [value], {"k": [1, value]}):
+        assert [reader.changed_type(held) for reader in readers] == [None] * len(readers)
+    assert repr(envelope.decode(envelope.pack_value(value))) == repr(value) or type(value) is msgpack.Ext
+
+
+@pytest.mark.parametrize("value", CHANGED, ids=repr)
+def test_the_type_that_does_not_come_back_is_found(readers, value):
+    for held in (value, [value], {"k": [1, value]}, [[], {"k": {"k": value}}]):
+        assert [reader.changed_type(held) for reader in readers] == [type(value)] * len(readers)
+
+
+@pytest.mark.parametrize("key", CHANGED_KEYS, ids=repr)
+def test_a_key_of_a_dict_that_does_not_come_back_is_found(readers, key):
+    for held in ({key: 1}, [{"a": {key: 1}}]):
+        assert {reader.changed_type(held) for reader in readers} == {frozenset if type(key) is tuple else type(key)}
+
+
+@given(values)
+def test_values_that_are_json_like_come_back(readers, value):
+    assert [reader.changed_type(value) for reader in readers] == [None] * len(readers)
+
+
+@pytest.fixture
+def zstd():
+    if not zstd_module.is_available():
+        pytest.skip("needs a module for zstd")
+    return zstd_module
+
+
+def sealed_frame(frame, *, flags=envelope.COMPRESSED_FLAG, tags=()):
+    entry = Entry(None, 1.0, 2.0, None, tags, id=ID, stamp=7)
+    head, tail = envelope.seal(entry, KEY, frame, 0.0, flags=flags)
+    return b"".join((head, TOKEN, *tokens_of(entry), tail))
+
+
+@pytest.mark.parametrize("tags", [(), ("a",)])
+@pytest.mark.parametrize("value", ["", "a" * 10_000, [1] * 5_000], ids=["empty", "text", "list"])
+def test_a_compressed_value_comes_back(readers, zstd, value, tags):
+    blob = sealed_frame(zstd.compressed(envelope.pack_value(value)), tags=tags)
+    found, tagged, corrupt = agreed(readers, [blob], [KEY])
+    assert found == [Entry(value, 1.0, 2.0, None, tags, id=ID, stamp=7)]
+    assert len(tagged) == len(tags)
+    assert corrupt == 0
+
+
+def test_a_compressed_value_may_be_typed(readers, zstd):
+    blob = sealed_frame(zstd.compressed(b"\x07" * 100), flags=envelope.COMPRESSED_FLAG | envelope.TYPED_FLAG)
+    assert agreed(readers, [blob], [KEY])[0][0].value == Packed(b"\x07" * 100)
+
+
+@pytest.mark.parametrize("damage", ["cut", "more", "no frame", "no size", "too large"])
+def test_a_frame_that_is_not_complete_is_corrupt(readers, zstd, monkeypatch, damage):
+    frame = zstd.compressed(envelope.pack_value("a" * 10_000))
+    if damage == "too large":
+        monkeypatch.setattr(zstd, "MOST_BYTES", 9_999)
+    module = zstd._module()
+    streamed = module.ZstdCompressor()
+    blob = {
+        "cut": frame[:-1],
+        "more": frame + b"\x01",
+        "no frame": b"\x81\xa1a\x01",
+        "no size": streamed.compress(b"\x01") + streamed.flush(),
+        "too large": frame,
+    }[damage]
+    assert agreed(readers, [sealed_frame(blob)], [KEY]) == ([None], [], 1)
+
+
+def test_without_a_module_for_zstd_a_compressed_value_is_a_miss_and_that_is_logged_once(readers, monkeypatch, caplog):
+    monkeypatch.setattr(zstd_module, "_module", lambda: None)
+    zstd_module._log_missing.cache_clear()
+    blobs = [sealed_frame(b"frame"), sealed_frame(b"frame", tags=("a",))]
+    assert agreed(readers, blobs, [KEY, KEY]) == ([None, None], [], 0)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "values that are compressed by zstd are misses in this process, because reading them needs "
+        "Python 3.14 or later, or: pip install 'acgsperf[zstd]'"
+    )
+    assert not zstd_module.is_available()

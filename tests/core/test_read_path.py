@@ -10,7 +10,7 @@ import weakref
 import pytest
 from conftest import IMPLEMENTATIONS, imported
 
-from acgsperf._native.entry import Entry
+from acgsperf._native.entry import Entry, Packed
 
 
 class Promotion:
@@ -151,6 +151,21 @@ def test_an_error_of_a_collection_reaches_the_caller(module, core):
     path.enabled = True
     with pytest.raises(LookupError, match="broken"):
         path.begin("key")
+
+
+def test_a_value_that_a_codec_must_open_is_not_the_answer(module, core):
+    promotion = Promotion(core.LRUCache(10))
+    path = module.ReadPath((), lambda key: key, promotion, time.monotonic, Packed)
+    packed = Entry(Packed(b"\x01"), 1.0, None, None)
+    assert not path.end("key", packed)
+    assert not path.end_opened("key", packed)
+    assert path.end("key", entry())
+    typed = module.ReadPath((), lambda key: key, promotion, time.monotonic, Packed, True)
+    assert not typed.end("key", entry())
+    assert not typed.end_opened("key", packed)
+    assert promotion.hits.get("key") == 1
+    assert typed.end_opened("key", entry())
+    assert promotion.hits.get("key") == 2
 
 
 @pytest.mark.parametrize("ahead", [10, 1e6, math.inf, None])
@@ -401,9 +416,11 @@ def test_a_promotion_needs_counts(module):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ((),), ((), print, None), ((), print, None, time.monotonic, 5)], ids=lambda found: str(len(found))
+    "arguments",
+    [(), ((),), ((), print, None), ((), print, None, time.monotonic, None, False, 7)],
+    ids=lambda found: str(len(found)),
 )
-def test_a_path_takes_four_arguments(module, arguments):
+def test_a_path_takes_four_to_six_arguments(module, arguments):
     with pytest.raises(TypeError):
         module.ReadPath(*arguments)
 
@@ -437,10 +454,11 @@ def test_a_path_has_no_other_attributes(made):
 
 def test_both_have_the_same_signatures_and_public_names(both):
     for found in both:
-        assert list(inspect.signature(found.ReadPath).parameters) == ["held", "start", "promotion", "clock"]
+        names = ["held", "start", "promotion", "clock", "packed", "typed"]
+        assert list(inspect.signature(found.ReadPath).parameters) == names
     public = [{name for name in dir(found.ReadPath) if not name.startswith("_")} for found in both]
-    assert public == [{"begin", "enabled", "end"}] * len(both)
-    for name in ("begin", "end"):
+    assert public == [{"begin", "enabled", "end", "end_opened"}] * len(both)
+    for name in ("begin", "end", "end_opened"):
         signatures = {
             tuple((one.name, one.kind) for one in inspect.signature(getattr(found.ReadPath, name)).parameters.values())
             for found in both

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -321,7 +322,7 @@ def _die_with_the_runner() -> None:
 
 async def _main(plan: Plan) -> None:
     # Imported late: the package takes the clock that it finds.
-    from acgsperf import LRUCache, TieredCache
+    from acgsperf import EntryOptions, LRUCache, TieredCache
     from acgsperf.tiers.postgres import PostgresTier
     from acgsperf.tiers.redis import RedisTier
 
@@ -331,7 +332,10 @@ async def _main(plan: Plan) -> None:
     # L1 gets values at their first hit in a lower tier, so that it is worth looking at.
     options = {"promotion_threshold": 1, "deadline": deadline} | plan.options
     l1: LRUCache[str, int] = LRUCache(plan.l1_size, plan.l1_ttl)
-    async with TieredCache(l1, l2, l3, namespace=plan.namespace, **options) as cache:
+    names = {one.name for one in fields(EntryOptions)}
+    own = {name: value for name, value in options.items() if name in names}
+    rest = {name: value for name, value in options.items() if name not in names}
+    async with TieredCache(l1, l2, l3, namespace=plan.namespace, **rest, options=EntryOptions(**own)) as cache:
         worker = Worker(plan, cache)
         print("ready", flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):

@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acgsperf import ComplianceValidator, ConnectionPool, LRUCache, PoolManager, RedisTier, TieredCache
+from acgsperf import ComplianceValidator, ConnectionPool, EntryOptions, LRUCache, PoolManager, RedisTier, TieredCache
 from acgsperf.service.optimizer import Optimizer
 from acgsperf.service.traffic import Traffic
 from acgsperf.service.tuning import Outcome
@@ -37,7 +37,9 @@ async def test_a_round_with_nothing_to_do_returns_no_actions():
 async def test_expired_contexts_and_entries_are_removed_and_counted():
     clock = Clock()
     validator = ComplianceValidator(context_ttl=10, clock=clock)
-    async with TieredCache(LRUCache(10, clock=clock), namespace="test", ttl=10, clock=clock) as cache:
+    async with TieredCache(
+        LRUCache(10, clock=clock), namespace="test", options=EntryOptions(ttl=10), clock=clock
+    ) as cache:
         await cache.set_many({str(number): number for number in range(5)})
         validator.validate_with_context("0" * 16, {"user": 1})
         clock.now += 60

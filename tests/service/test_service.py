@@ -12,7 +12,15 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from acgsperf import CONSTITUTIONAL_HASH, ComplianceError, LatencyHistogram, LRUCache, PoolUnhealthy, ServiceError
+from acgsperf import (
+    CONSTITUTIONAL_HASH,
+    ComplianceError,
+    EntryOptions,
+    LatencyHistogram,
+    LRUCache,
+    PoolUnhealthy,
+    ServiceError,
+)
 from acgsperf.cache import TieredCache
 from acgsperf.errors import SettingsError
 from acgsperf.fingerprint import request_key
@@ -307,7 +315,7 @@ async def test_a_cancelled_miss_is_not_counted(open_service):
 
 
 async def test_a_refresh_answered_by_another_process_is_not_a_miss(servers):
-    options = {"namespace": f"test-{secrets.token_hex(8)}", "ttl": 0.4, "refresh_ahead": 0.01}
+    options = {"namespace": f"test-{secrets.token_hex(8)}", "options": EntryOptions(ttl=0.4, refresh_ahead=0.01)}
     tiers = [RedisTier(servers.redis_url) for _ in range(2)]
     caches = [TieredCache(LRUCache(10), tier, **options) for tier in tiers]
     async with caches[0] as ours, caches[1] as theirs:

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from acgsperf import TierError
+from acgsperf import EntryOptions, TierError
 from acgsperf.testing import ManualClock, MemoryServer, MemoryTier, memory_cache
 
 SUITE = """
@@ -33,7 +33,9 @@ def server(clock):
 @pytest.fixture
 async def two(clock, server):
     """Two caches on one server, as in two processes."""
-    one, other = (memory_cache(clock, server=server, ttl=60, stale_ttl=60, lock_ttl=5) for _ in range(2))
+    one, other = (
+        memory_cache(clock, server=server, lock_ttl=5, options=EntryOptions(ttl=60, stale_ttl=60)) for _ in range(2)
+    )
     async with one, other:
         yield one, other
 

@@ -4,6 +4,8 @@ import asyncio
 import logging
 import os
 import pickle
+import re
+import secrets
 import struct
 import threading
 import time
@@ -12,6 +14,7 @@ import pytest
 from bare import bare
 
 from acgsperf import TierError
+from acgsperf._native import zstd
 from acgsperf.tiers import BreakerState, Entry, Outcome, Write, server_clock
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
@@ -224,6 +227,44 @@ async def test_what_is_too_large_to_be_read_is_counted_as_corrupt(make, tier, en
     assert set(await reader.get_many(["large", "small"])) == {"small"}
     assert reader.stats().corrupt == 1
     await reader.close()
+
+
+@pytest.mark.parametrize(("size", "error"), [(-1, ValueError), (1.5, TypeError), ("1", TypeError)])
+def test_a_size_from_which_to_compress_that_makes_no_sense_is_refused(make, size, error):
+    with pytest.raises(error, match="compress_above must be"):
+        make(compress_above=size)
+
+
+async def test_a_value_above_a_size_is_compressed_and_every_tier_reads_it(make, tier, entry, namespace):
+    # Together they would not fit.
+    values = {"large": "x" * 5_000, "small": "x" * 100, "random": secrets.token_bytes(600)}
+    writer = make(deadline=5, compress_above=200, max_value_bytes=1_000)
+    await writer.open(namespace)
+    for tags in ((), ("t",)):
+        assert await writer.set_many({key: entry(value, tags=tags) for key, value in values.items()}) == set(values)
+        for reader in (writer, tier):
+            found = await reader.get_many(list(values))
+            assert {key: found[key].value for key in found} == values
+    assert writer.stats().refused == 0
+    await tier.invalidate_tag("t")
+    assert await writer.get("large") is None
+    await writer.close()
+
+
+async def test_a_value_that_compression_does_not_make_smaller_is_stored_as_it_is(make, tier, entry, namespace):
+    writer = make(deadline=5, compress_above=0)
+    await writer.open(namespace)
+    packed = writer._pack("k", entry(secrets.token_bytes(500)), namespace)
+    assert (len(packed[0]), packed[1]) == (503, 0)
+    assert writer._pack("k", entry("x" * 500), namespace)[1] == 2
+    await writer.close()
+
+
+def test_without_a_module_for_zstd_a_tier_that_compresses_is_refused(make, monkeypatch):
+    monkeypatch.setattr(zstd, "_module", lambda: None)
+    message = "compress_above needs Python 3.14 or later, or: pip install 'acgsperf[zstd]'"
+    with pytest.raises(ImportError, match=re.escape(message)):
+        make(compress_above=1)
 
 
 async def test_a_server_that_is_away_when_the_tier_opens_is_told_of_once(kind, caplog):
@@ -490,7 +531,7 @@ def _envelope(*fields, rest=b"", version=2):
         (_envelope(0, 0, 1, float("inf"), float("inf"), 1, 0, 0, 0, rest=b"j\x01"), 1),
         (_envelope(0, 0, 1, float("nan"), float("inf"), 1, 0, 0, 0, rest=b"k\x01"), 1),
         (_envelope(0, 0, 1, float("inf"), float("inf"), 1, 0, 0, 0, rest=b"k\x01", version=3), 0),
-        (_envelope(2, 0, 1, float("inf"), float("inf"), 1, 0, 0, 0, rest=b"k\x01"), 0),
+        (_envelope(8, 0, 1, float("inf"), float("inf"), 1, 0, 0, 0, rest=b"k\x01"), 0),
     ],
     ids=["nothing", "short", "json", "pickle", "v1", "key", "tags", "tokens", "other key", "NaN", "v3", "flag"],
 )

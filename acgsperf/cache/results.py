@@ -1,0 +1,147 @@
+"""What a loader may return besides a value, and what it gets of the value that it replaces."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, Never, TypeVar, cast
+
+from msgspec.structs import replace
+
+from acgsperf.cache.arguments import checked_tags, checked_ttl
+from acgsperf.cache.options import with_ttl
+from acgsperf.cache.source import Source
+from acgsperf.cache.staleness import Staleness
+from acgsperf.errors import LoadError
+from acgsperf.tiers.base import ONLY_L1, Entry
+
+__all__ = ["UNCHANGED", "Loaded", "Loader", "LoaderOfMany", "Previous", "entries_of", "previous_of"]
+
+_V = TypeVar("_V")
+_V_co = TypeVar("_V_co", covariant=True)
+
+# Stands for the ttl of the call.
+_OF_CALL: Final[Any] = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[_V_co]):
+    """A loader returns it instead of a bare value, to decide how the value is kept.
+
+    Attributes:
+        value: the value that callers get.
+        ttl: the seconds for which it is fresh, None for no limit; by default, the ttl of the call.
+        tags: more tags, besides those of the call. If any tag is invalidated during the load, no lower tier stores the
+            value.
+        keep: whether the value is stored. If not, it goes to the callers of this load only, and what the cache has of
+            the key stays.
+
+    Raises:
+        TypeError: if the ttl or a tag has the wrong type.
+        ValueError: if the ttl is not greater than 0, or a tag cannot be encoded as UTF-8.
+    """
+
+    value: _V_co
+    ttl: float | None = field(default=_OF_CALL, kw_only=True)
+    tags: Sequence[str] = field(default=(), kw_only=True)
+    keep: bool = field(default=True, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.ttl is not _OF_CALL:
+            checked_ttl(self.ttl)
+        object.__setattr__(self, "tags", checked_tags(self.tags))
+
+
+@dataclass(frozen=True, slots=True)
+class Previous(Generic[_V_co]):
+    """What a load replaces. A loader with a second parameter gets it, to ask its source only for what has changed.
+
+    Attributes:
+        value: the value; do not change it.
+        age: the seconds since it was loaded or set.
+    """
+
+    value: _V_co
+    age: float
+
+
+class _Unchanged:
+    """The type of `UNCHANGED`."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "UNCHANGED"
+
+    def __reduce__(self) -> str:
+        return "UNCHANGED"
+
+
+Loader = Callable[[str], Awaitable[_V | Loaded[_V]]] | Callable[[str, Previous[_V] | None], Awaitable[_V | Loaded[_V]]]
+LoaderOfMany = (
+    Callable[[list[str]], Awaitable[Mapping[str, _V | Loaded[_V]]]]
+    | Callable[[list[str], Mapping[str, Previous[_V]]], Awaitable[Mapping[str, _V | Loaded[_V]]]]
+)
+
+UNCHANGED: Final[Loaded[Never]] = cast("Any", _Unchanged())
+"""A loader returns it to keep the previous value, with a new ttl. It counts as a `Loaded` to type checkers."""
+
+
+def previous_of(entries: Mapping[str, Entry], staleness: Staleness) -> dict[str, Previous[Any]]:
+    """Return what a loader gets of the entries that it replaces."""
+    now = staleness.clock()
+    return {
+        key: Previous(entry.value, max(now - entry.created_at, 0.0))
+        for key, entry in entries.items()
+        if not entry.negative
+    }
+
+
+def entries_of(
+    keys: Sequence[str], results: Mapping[str, Any], source: Source, staleness: Staleness
+) -> tuple[dict[str, Entry], set[str]]:
+    """Return an entry for each result and, with a `negative_ttl`, for each key without a value.
+
+    Args:
+        keys: those that the loader was called with.
+        results: what it has returned.
+        source: how its values are stored, and what they replace.
+        staleness: makes the entries.
+
+    Returns:
+        The entries, and the keys whose entry must not be stored.
+
+    Raises:
+        TypeError: if the results are not a mapping.
+        LoadError: if a value is unchanged, but there is no previous one.
+    """
+    if not isinstance(results, Mapping):
+        raise TypeError(f"loader must return a mapping of keys to values, got {type(results).__name__}")
+    entries: dict[str, Entry] = {}
+    unkept: set[str] = set()
+    for key in keys:
+        value = results.get(key)
+        options, tags = source.options, source.tags
+        if type(value) is Loaded:
+            if value.ttl is not _OF_CALL:
+                options = with_ttl(options, value.ttl)
+            tags = _joined(tags, value.tags)
+            if not value.keep:
+                unkept.add(key)
+            value = value.value
+        if value is UNCHANGED:
+            former = source.replaced.get(key)
+            if former is None or former.negative:
+                raise LoadError(f"loader returned UNCHANGED for {key!r}, but there is no previous value")
+            value, tags = former.value, _joined(tags, former.tags)
+        if value is None and options.negative_ttl is not None:
+            entry = staleness.negative_entry(options, tags)
+        elif key in results:
+            entry = staleness.entry(value, options, tags, source.codec)
+        else:
+            continue
+        entries[key] = replace(entry, id=ONLY_L1) if source.local else entry
+    return entries, unkept
+
+
+def _joined(tags: tuple[str, ...], more: Sequence[str]) -> tuple[str, ...]:
+    """Return the tags of a call, and then those that are not among them. Tiers compare the former in order."""
+    return (*tags, *dict.fromkeys(tag for tag in more if tag not in tags)) if more else tags

@@ -1,0 +1,86 @@
+"""The part of `TieredCache` that reads and writes no values: counts, health, and what may be tuned."""
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from acgsperf.cache.options import EntryOptions
+from acgsperf.cache.stats import collect_stats
+from acgsperf.cache.types import CacheHealth, TieredStats
+from acgsperf.errors import CacheError
+
+if TYPE_CHECKING:
+    from acgsperf.cache.parts import Parts
+    from acgsperf.cache.staleness import Staleness
+
+__all__ = ["Upkeep"]
+
+
+class Upkeep:
+    """The base of `TieredCache`."""
+
+    namespace: str
+    _parts: "Parts"
+    _staleness: "Staleness"
+    _loop: asyncio.AbstractEventLoop | None
+
+    def stats(self) -> TieredStats:
+        """Return the counts so far."""
+        return collect_stats(self._parts)
+
+    async def health(self) -> CacheHealth:
+        """Ask the servers of the lower tiers now, and return their answers."""
+        self._require_open()
+        return CacheHealth(*await self._parts.lower_tiers.health())
+
+    @property
+    def promotion_threshold(self) -> int:
+        """The hit in the lower tiers at which a value is copied to L1. May be changed at any time."""
+        return self._parts.promotion.threshold
+
+    @promotion_threshold.setter
+    def promotion_threshold(self, threshold: int) -> None:
+        self._parts.promotion.set_threshold(threshold)
+
+    @property
+    def options(self) -> EntryOptions:
+        """The options of the entries, for calls that give none of their own."""
+        return self._staleness.options
+
+    @property
+    def refresh_ahead(self) -> float | None:
+        """The share of the ttl after which a hit starts a load in the background, None for never.
+
+        May be changed at any time. Entries that L1 already holds keep their old refresh point.
+        """
+        return self._staleness.options.refresh_ahead
+
+    @refresh_ahead.setter
+    def refresh_ahead(self, share: float | None) -> None:
+        self._staleness.options = replace(self._staleness.options, refresh_ahead=share)
+
+    @property
+    def has_lower_tiers(self) -> bool:
+        """Whether there is an L2 or an L3."""
+        return bool(self._parts.lower_tiers.tiers)
+
+    def remove_expired(self) -> int:
+        """Remove the entries of this process that may not be served any more, and return their number. O(n)."""
+        return self._parts.l1.remove_unservable()
+
+    def optimize(self) -> tuple[str, ...]:
+        """Do what `remove_expired` does, and move the promotion threshold towards a higher L1 hit rate.
+
+        Returns:
+            What was done, in words; empty if nothing was.
+        """
+        removed = self.remove_expired()
+        moved = self._parts.promotion.adapt(self._parts.l1.lru.stats())
+        done = [f"removed {removed} expired entries"] if removed else []
+        return (*done, moved) if moved else tuple(done)
+
+    def _require_open(self) -> None:
+        if self._loop is not asyncio.get_running_loop():
+            if self._loop is None:
+                raise CacheError(f"cache {self.namespace!r} is not open; use `async with` or await open() first")
+            raise CacheError(f"cache {self.namespace!r} is open in another event loop")
