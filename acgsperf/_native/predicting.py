@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from operator import index
 from typing import Final, Literal
 
+# The share of a cache that predicted values take at most.
+SHARE: Final = 0.05
 # How long a prediction may come true: so many requests for each value that the buffer holds.
 LIVES: Final = 4
 # A class is judged from so many resolved predictions on. At the higher number, both counts are halved.
