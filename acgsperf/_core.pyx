@@ -352,6 +352,12 @@ cdef class BoundedCache:
             return self._maxsize
 
     @property
+    def requests(self):
+        """Hits and misses since the creation or the last reset."""
+        with cython.critical_section(self):
+            return self.hits + self.misses
+
+    @property
     def maxweight(self):
         """The largest sum of weights, None for no limit; `resize` changes it."""
         cdef uint64_t limit

@@ -119,6 +119,15 @@ def _checked(name: str, value: object, least: int, most: int) -> int:
     return number
 
 
+def checked_share(share: object) -> float:
+    """Return the share of a cache that predicted values take at most."""
+    if isinstance(share, bool) or not isinstance(share, int | float):
+        raise TypeError(f"share must be a number, got {share!r}")
+    if not 0 < share <= 0.5:
+        raise ValueError(f"share must be greater than 0 and at most 0.5, got {share!r}")
+    return share
+
+
 def checked_buffer(size: object) -> int:
     """Return the number of values to hold."""
     return _checked("size", size, 1, 2**24)
