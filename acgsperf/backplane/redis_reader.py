@@ -22,7 +22,7 @@ from acgsperf.backplane.backoff import Backoff
 from acgsperf.backplane.receiver import Receiver, parsed
 from acgsperf.tiers.records import Record, RecordKind, packed
 from acgsperf.tiers.redis_connections import Command, OwnConnection, RedisConnections
-from acgsperf.tiers.redis_keys import RedisKeys, short_run
+from acgsperf.tiers.redis_keys import TOKEN_TTL_MS, RedisKeys, short_run
 from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, each, text
 from acgsperf.tiers.server_clock import ServerClock
 
@@ -47,7 +47,7 @@ _SLICE_S: Final = 0.005
 _POSITION: Final = re.compile(rb"\d{1,20}-\d{1,20}")
 # The errors of XADD if a key is no stream, or if no position is left.
 _UNUSABLE: Final = re.compile("WRONGTYPE|last possible ID|equal or smaller")
-_RIGHTS: Final = "+xadd +xread +xrevrange +unlink +info +time +client|id +client|unblock"
+_RIGHTS: Final = "+xadd +xread +xrevrange +unlink +pexpire +info +time +client|id +client|unblock"
 
 
 class Stream:
@@ -294,7 +294,8 @@ class RedisReader:
         stream.refused = True
         needs = ""
         if isinstance(error, NoPermissionError):
-            needs = f"; the user needs the rights {_RIGHTS} and the key {stream.key.decode(errors='replace')}"
+            keys = stream.key.partition(b":")[0].decode()
+            needs = f"; the user needs the rights {_RIGHTS} and the keys ~{keys}:*"
         _log.warning(
             "redis backplane %s: the server refuses the log (%s)%s; this cache gets no records of other processes, "
             "and tries again",
@@ -413,13 +414,16 @@ async def _added(ask: Callable[..., Awaitable[list[Any]]], commands: Sequence[Co
     A foreign writer may have replaced the log with another value, or added the greatest possible position. Then nothing
     can be added: the log is removed, which is a gap for all its followers, and the records are added again.
     """
-    replies = await ask(commands, _are_added)
+    # The log lives until 30 days after the last record.
+    renewals = [("PEXPIRE", key, TOKEN_TTL_MS) for key in dict.fromkeys(command[1] for command in commands)]
+    replies = await ask([*commands, *renewals], lambda replies: _are_added(replies[: len(commands)]))
     unusable = [at for at, reply in enumerate(replies) if isinstance(reply, Exception) and _UNUSABLE.search(str(reply))]
     if unusable:
         again = [commands[at] for at in unusable]
         removals = [("UNLINK", key) for key in dict.fromkeys(command[1] for command in again)]
-        added = (await ask([*removals, *again], list))[len(removals) :]
-        for at, reply in zip(unusable, _are_added(added), strict=True):
+        asked = [*removals, *again, *renewals]
+        added = await ask(asked, lambda replies: _are_added(replies[len(removals) : len(removals) + len(again)]))
+        for at, reply in zip(unusable, added, strict=True):
             replies[at] = reply
     return replies
 

@@ -126,11 +126,10 @@ class Loading:
         joined = self.joined
         waits = self._join_or_start(keys, found, source)
         if waits:
-            waiting: Awaitable[None] = self._wait(waits, found.stale)
+            waiting: Awaitable[None] = self._wait(waits, found)
             if hooks.spans is not None and self.joined > joined:
                 waiting = hooks.spans.during("cache.wait_for_load", self._about(keys), waiting, waits=waits)
             await waiting
-            self._collect(waits, found)
         for key, entry in found.stale.items():
             if key not in found.values:
                 self.stale_served += 1
@@ -404,9 +403,12 @@ class Loading:
         # Clients choose the keys of negative entries: without a limit they could fill the lower tiers.
         return not entry.negative or self._l1.has_room_for_negatives
 
-    async def _wait(self, waits: Mapping[Flight, Sequence[str]], stale: Mapping[str, Entry]) -> None:
-        """Wait until the loads end; at most for the soft timeout if every key of a load has a stale value."""
-        limited = [flight for flight, keys in waits.items() if all(key in stale for key in keys)]
+    async def _wait(self, waits: Mapping[Flight, Sequence[str]], found: _Answers) -> None:
+        """Wait until the loads end; at most for the soft timeout if every key of a load has a stale value.
+
+        Adds the loaded values to what was found.
+        """
+        limited = [flight for flight, keys in waits.items() if all(key in found.stale for key in keys)]
         unlimited = [flight for flight in waits if flight not in limited]
         until_done = [*unlimited, *limited] if self._staleness.soft_timeout is None else unlimited
         with self.flights.waiting(waits, until_done):
@@ -419,6 +421,7 @@ class Loading:
                 if not flight.done.done():
                     flight.detached = True
                     self.refreshes += 1
+            self._collect(waits, found)
 
     def _collect(self, waits: Mapping[Flight, Sequence[str]], found: _Answers) -> None:
         """Add the loaded values. Raise the error of a load, unless there is a stale value."""

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from acgsperf.errors import CacheError, LoadCancelledError, LoadError, LoadTimeoutError
@@ -16,8 +14,6 @@ from acgsperf.tiers.base import Entry
 __all__ = ["Flight", "Flights"]
 
 _log: Final = logging.getLogger("acgsperf.cache")
-# Where the code of this package is.
-_PACKAGE: Final = str(Path(__file__).parents[1])
 
 
 class Flight:
@@ -76,8 +72,15 @@ class Flight:
 
     @property
     def failed(self) -> bool:
-        """Whether the load has ended without a value."""
+        """Whether the load has ended without a value. Ask while waiting for it; see `Flights.waiting`."""
         return self._error is not None
+
+    def forget_error(self) -> None:
+        """Drop the error, because no caller waits for it any more.
+
+        Its traceback has frames that refer to the load. Only the garbage collector could free such a cycle.
+        """
+        self._error = None
 
     def add_dependencies(self, flights: Iterable["Flight"]) -> "tuple[Flight, ...]":
         """Record that the loader waits for other loads, and return these.
@@ -189,12 +192,15 @@ class Flights:
         return flight
 
     def _ended(self, task: asyncio.Task[None]) -> None:
+        flight = self._running.pop(task)
         # The context of the task refers to the load. Without this cycle, reference counting frees both at once.
-        self._running.pop(task)._task = None
+        flight._task = None
+        if not flight.waiters:
+            flight.forget_error()
 
     @contextmanager
     def waiting(self, flights: Iterable[Flight], until_done: Iterable[Flight]) -> Iterator[None]:
-        """Return a context for the time in which a caller waits for loads.
+        """Return a context for the time in which a caller waits for loads, and takes their results.
 
         When the last caller of a load leaves, the load is cancelled unless it is detached.
 
@@ -221,7 +227,11 @@ class Flights:
                 callers_load.remove_dependencies(dependencies)
             for flight in waited:
                 flight.waiters -= 1
-                if not flight.waiters and not flight.detached and not flight.done.done():
+                if flight.waiters:
+                    continue
+                if flight.done.done():
+                    flight.forget_error()
+                elif not flight.detached:
                     self._cancel(flight, LoadCancelledError(f"the {flight} was cancelled: no caller waits for it"))
 
     def supersede(self, key: str) -> None:
@@ -283,7 +293,7 @@ class Flights:
     def _fail(self, flight: Flight, error: BaseException) -> None:
         if not flight.done.done():
             self._on_failure(flight, error)
-            flight._error = error.with_traceback(_of_loader(error.__traceback__))
+            flight._error = error
             self._finish(flight)
 
     def _cancel(self, flight: Flight, error: BaseException | None) -> None:
@@ -301,17 +311,6 @@ class Flights:
         if flight._timer is not None:
             flight._timer.cancel()
         flight.done.set_result(None)
-
-
-def _of_loader(traceback: TracebackType | None) -> TracebackType | None:
-    """Return a traceback without the package's frames that come before the loader's.
-
-    Those frames refer to the load, and the load to its error: only the garbage collector could free such a cycle.
-    """
-    first = traceback
-    while first is not None and first.tb_frame.f_code.co_filename.startswith(_PACKAGE):
-        first = first.tb_next
-    return first or traceback
 
 
 def _copy_of(error: BaseException) -> BaseException:

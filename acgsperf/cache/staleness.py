@@ -11,7 +11,18 @@ from acgsperf.cache.arguments import checked_number, checked_ttl
 from acgsperf.tiers.base import RETENTION_S, Entry
 from acgsperf.tiers.ids import new_id
 
-__all__ = ["Staleness"]
+__all__ = ["Staleness", "aligned"]
+
+
+def aligned(clock: Callable[[], float]) -> Callable[[], float]:
+    """Return a clock that agrees with `time.monotonic` now, and runs as the given one does.
+
+    The entries of server tiers have monotonic times. With a clock of another zero, their lifetimes would be wrong.
+    """
+    if clock is time.monotonic:
+        return clock
+    ahead = clock() - time.monotonic()
+    return lambda: clock() - ahead
 
 
 @dataclass(slots=True, kw_only=True)

@@ -13,12 +13,13 @@ from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.parts import AUTOMATIC, Parts
 from acgsperf.cache.prediction import Prediction, checked_prediction
 from acgsperf.cache.source import Source
-from acgsperf.cache.staleness import Staleness
+from acgsperf.cache.staleness import Staleness, aligned
 from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats, Written
 from acgsperf.dispatch import BoundedCache
 from acgsperf.errors import CacheError, TierError
 from acgsperf.tiers.base import Entry, Tier
+from acgsperf.tiers.server import ServerTier
 
 __all__ = ["CacheHealth", "TieredCache", "TieredStats", "Written"]
 
@@ -102,7 +103,7 @@ class TieredCache(Generic[_V]):
             raise TypeError(f"l1 must be an LRUCache or an AdaptiveCache, got {type(l1).__name__}")
         self.namespace: Final = checked_namespace("namespace", namespace)
         staleness = self._staleness = Staleness(
-            clock=clock,
+            clock=aligned(clock) if isinstance(l2, ServerTier) or isinstance(l3, ServerTier) else clock,
             ttl=ttl,
             ttl_jitter=ttl_jitter,
             stale_ttl=stale_ttl,

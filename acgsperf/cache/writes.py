@@ -23,11 +23,10 @@ __all__ = ["Writes"]
 _T = TypeVar("_T")
 _Call = Callable[[Tier, Mapping[str, Write]], Awaitable[dict[str, WriteResult]]]
 
-# How often a write is tried if a tier has something with a greater stamp: the clock of another process is ahead.
+# How often a write is tried if a tier has a greater stamp: the clock of another process is ahead.
 _TRIES: Final = 3
-# If L3 does not answer within this share of the shorter deadline, or within this time, L2 is written meanwhile.
+# If L3 does not answer within this share of the shorter deadline, L2 is written meanwhile.
 _HEAD_START: Final = 0.05
-_LONGEST_HEAD_START_S: Final = 0.0125
 # For a write that a later one of this process has superseded. The later one is published.
 _SUPERSEDED: Final = WriteResult(Outcome.STORED, published=True)
 # A stamp further ahead of the server's clock is an error of some clock. It decides about its own key only.
@@ -78,7 +77,7 @@ class Writes:
         self._last_stamp = 0
         self._begun = Begun()
         deadlines = [tier.deadline for tier in lower_tiers.tiers] or [0.0]
-        self._head_start_s: Final = min(_HEAD_START * min(deadlines), _LONGEST_HEAD_START_S)
+        self._head_start_s: Final = _HEAD_START * min(deadlines)
         self._longest_deadline: Final = max(deadlines)
 
     async def close(self) -> None:
@@ -328,14 +327,11 @@ class Writes:
         """Return the writes for a tier. If it compares no stamps, superseded ones are not sent."""
         if tier.coherent:
             return writes
-        wanted = {}
-        for key, write in writes.items():
-            if self._is_latest(number, key, write):
-                wanted[key] = write
-            else:
-                # The later write decides. If it fails, no tier may keep something older than this write.
-                results[key] = _SUPERSEDED
-                self._repairs.remove(key, Write(None, new_id(), write.stamp))
+        wanted = {key: write for key, write in writes.items() if self._is_latest(number, key, write)}
+        for key in writes.keys() - wanted.keys():
+            # The later write decides. If it fails, no tier may keep something older than this write.
+            results[key] = _SUPERSEDED
+            self._repairs.remove(key, Write(None, new_id(), writes[key].stamp))
         return wanted
 
     def _is_latest(self, number: int, key: str, write: Write) -> bool:

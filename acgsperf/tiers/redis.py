@@ -282,7 +282,7 @@ class RedisTier(ServerTier):
         tags = [key for key in keys if key.startswith(self.keys.tags)]
         if tags:
             await self._ask([("UNLINK", *tags)], lambda replies: replies)
-        entries = [key for key in keys if key.startswith(self.keys.prefix)]
+        entries = [key for key in keys if key.startswith(self.keys.prefix) and key not in self.keys.own]
         if not entries:
             return 0
         removed = 0

@@ -19,8 +19,11 @@ def short_run(run_id: bytes) -> bytes:
 class RedisKeys:
     """Names the keys of a namespace.
 
-    Colons in a namespace are escaped, so that the namespaces `a` and `a:b` have different keys. Keys that are not
-    entries have a % instead of the colon. No escape sequence looks like that.
+    Colons in a namespace are escaped, so that the namespaces `a` and `a:b` have different keys. Tags and locks have a %
+    instead of the colon. No escape sequence looks like that.
+
+    The keys that every call needs begin like entries, so that a user with the ACL `~ns:*` can read and write entries
+    without tags. They have the byte 0xff after the colon. No entry looks like that: see `envelope_format.address`.
 
     Args:
         namespace: the namespace.
@@ -32,16 +35,18 @@ class RedisKeys:
         invalidations: changes when a tag is invalidated or the namespace is cleared.
         log: a stream of records.
         fence: the last token of a lock.
+        own: these four keys: all keys with the prefix of entries that are not entries.
     """
 
     def __init__(self, namespace: str) -> None:
         escaped = namespace.replace("%", "%25").replace(":", "%3A").encode()
         self.prefix: Final = escaped + b":"
         self.tags: Final = escaped + b"%tag:"
-        self.token: Final = escaped + b"%token:"
-        self.invalidations: Final = escaped + b"%invalidations"
-        self.log: Final = escaped + b"%log"
-        self.fence: Final = escaped + b"%fence:"
+        self.token: Final = self.prefix + b"\xfftoken"
+        self.invalidations: Final = self.prefix + b"\xffinvalidations"
+        self.log: Final = self.prefix + b"\xfflog"
+        self.fence: Final = self.prefix + b"\xfffence"
+        self.own: Final = frozenset((self.token, self.invalidations, self.log, self.fence))
         self._locks = escaped + b"%lock:"
 
     def entry(self, key: str) -> bytes:

@@ -24,6 +24,7 @@ from acgsperf.dispatch import IMPLEMENTATION
 from acgsperf.errors import AcgsperfError, SettingsError
 from acgsperf.service.workers import Workers
 from acgsperf.settings import Settings
+from acgsperf.tiers.redis_keys import RedisKeys
 from acgsperf.workbench.embedded import embedded_servers
 
 __all__ = ["Finding", "Severity", "as_dicts", "examine", "print_findings"]
@@ -175,7 +176,7 @@ async def _redis(url: str, settings: Settings) -> Finding:
         took = time.perf_counter() - asked
         about = await client.info("server")
         memory = await client.info("memory")
-        refused = await _refused_log(client)
+        refused = await _refused_log(client, settings.cache_namespace)
     finally:
         await client.aclose()
     server = about["redis_version"]
@@ -193,10 +194,10 @@ async def _redis(url: str, settings: Settings) -> Finding:
     return Finding("Redis", Severity.OK, measured)
 
 
-async def _refused_log(client: Any) -> list[str]:
+async def _refused_log(client: Any, namespace: str) -> list[str]:
     """Use a log as a backplane does, and return the commands that the user may not use."""
-    key = f"acgsperf-doctor-{secrets.token_hex(8)}%log"
-    commands: list[tuple[str | int, ...]] = [
+    key = RedisKeys(namespace).entry(f"acgsperf-doctor-{secrets.token_hex(8)}")
+    commands: list[tuple[str | int | bytes, ...]] = [
         ("XADD", key, "MAXLEN", "~", 10, "*", "r", ""),
         ("XRANGE", key, "-", "+"),
         ("XREAD", "COUNT", 1, "STREAMS", key, "0"),

@@ -141,6 +141,16 @@ async def test_a_trimmed_log_is_a_gap(redis, opened, client, namespace, keys, un
     await until(lambda: listener.keys == ["after"])
 
 
+async def test_a_log_lives_for_30_days_after_the_last_record(redis, opened, client, namespace, keys):
+    backplane = redis()
+    await opened(backplane, namespace)
+    thirty_days = 30 * 24 * 3600
+    assert thirty_days - 60 < await client.ttl(log_key(namespace)) <= thirty_days
+    await client.expire(log_key(namespace), 3600)
+    assert await backplane.publish(keys("k"))
+    assert thirty_days - 60 < await client.ttl(log_key(namespace)) <= thirty_days
+
+
 async def test_a_deleted_log_is_a_gap(redis, opened, client, namespace, until):
     backplane = redis(timeout=0.4)
     listener = await opened(backplane, namespace)

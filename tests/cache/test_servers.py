@@ -160,6 +160,18 @@ async def test_processes_that_share_a_redis_lock_load_once(open_on):
     assert loader.calls == 1
 
 
+@pytest.mark.parametrize("ahead", [86_400, -86_400, 0])
+async def test_the_zero_of_a_clock_changes_no_lifetime(open_on, ahead):
+    wrong = await open_on(clock=lambda: time.time() + ahead, ttl=1)
+    right = await open_on(ttl=1)
+    await wrong.set("a", 1)
+    await right.set("b", 1)
+    assert await right.get("a") == await wrong.get("b") == 1
+    await asyncio.sleep(1.1)
+    for cache in (right, wrong):
+        assert await cache.get_many(["a", "b"]) == {}
+
+
 async def test_clear_does_not_touch_a_namespace_with_the_same_prefix(open_on, namespace):
     outer, inner = await open_on(), await open_on(namespace=f"{namespace}:b")
     await outer.set("b:key", 1)

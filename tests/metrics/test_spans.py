@@ -234,6 +234,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from acgsperf import LRUCache, TieredCache, hooks
 from acgsperf.metrics.opentelemetry import instrument
+from acgsperf.tiers.redis_keys import RedisKeys
 
 async def load(key):
     return 1
@@ -260,6 +261,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from acgsperf import hooks
 from acgsperf.metrics.opentelemetry import instrument
+from acgsperf.tiers.redis_keys import RedisKeys
 
 created = instrument()
 assert not hooks.spans._makes_spans()

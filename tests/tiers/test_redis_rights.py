@@ -122,7 +122,7 @@ async def test_the_named_rights_suffice_for_everything(open_tier, admin, caplog,
     first, second = beside(tier), beside(tier)
     await first.open("n", Deaf(), WRITER)
     await asyncio.sleep(0.05)
-    await admin.xadd("n%log", {"r": b"foreign"}, id=f"{(1 << 64) - 1}-{(1 << 64) - 1}")
+    await admin.xadd(b"n:\xfflog", {"r": b"foreign"}, id=f"{(1 << 64) - 1}-{(1 << 64) - 1}")
     assert await first.publish(Record(RecordKind.CLEAR))
     await first.close()
     await second.open("n", Deaf(), WRITER)
