@@ -3,13 +3,14 @@
 Run `pytest bench/test_cache.py` with `acgsperf[bench]`. For L1, one call is 1,000 awaited hits in one turn of the event
 loop, compared with their lower bound and with the memory backends of other libraries. For L2 and L3, one call is
 20,000 hits of different keys by 50 callers through `TieredCache.get`, compared with the bare clients. L1 is too small
-to answer, and nothing is promoted to it.
+to answer, and nothing is promoted to it. The servers run on one CPU and the callers on another.
 """
 
 import asyncio
 import json
+import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 from typing import Any
 
 import aiocache
@@ -102,9 +103,27 @@ _NEVER = 1_000_000
 _Get = Callable[[str], Awaitable[Any]]
 
 
+@contextmanager
+def on_cpu(number: int) -> Iterator[None]:
+    """Run this thread, and the processes that it starts meanwhile, on one CPU, if there are several.
+
+    Otherwise the kernel often puts client and server on the same one, and the figures vary by a third.
+    """
+    if not hasattr(os, "sched_setaffinity") or len(allowed := os.sched_getaffinity(0)) < 2:
+        yield
+        return
+    os.sched_setaffinity(0, {sorted(allowed)[number]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 @pytest.fixture(scope="module")
 def servers() -> Iterator[Servers]:
-    with embedded_servers() as found:
+    with ExitStack() as stack:
+        with on_cpu(0):
+            found = stack.enter_context(embedded_servers())
         yield found
 
 
@@ -165,7 +184,7 @@ LOWER_TIERS = {
 def test_lower_tier_hit(benchmark: BenchmarkFixture, servers: Servers, tier: str, contestant: str) -> None:
     benchmark.group = f"await cache.get(key), {tier} hit, {CALLERS} callers, {len(MANY_KEYS):,} keys"
     benchmark.extra_info["operations"] = len(MANY_KEYS)
-    with asyncio.Runner() as runner:
+    with on_cpu(1), asyncio.Runner() as runner:
         stack = AsyncExitStack()
 
         async def ready() -> _Get:

@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, Self, TypeVar, overload
 from acgsperf._native.arguments import checked_bool, checked_namespace
 from acgsperf.backplane import Backplane
 from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, checked_ttl, distinct_keys
-from acgsperf.cache.decorator import DEFAULT_TTL, Decorator, cached
+from acgsperf.cache.decorator import DEFAULT_TTL, Decorator, cached, refuse_function
 from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.parts import AUTOMATIC, Parts
 from acgsperf.cache.prediction import Prediction, checked_prediction
@@ -61,8 +61,7 @@ class TieredCache(Generic[_V]):
         backplane: tells other processes what this one writes, and vice versa. By default one on the server of L2, or
             else of L3. With None, L1 serves an old value until it expires there: give L1 a ttl then.
         backplane_timeout: the seconds without an answer of the default one after which L1 asks the tiers, by default 1.
-        prediction: whether to fetch the keys that are likely to be requested next, together with those that are
-            requested; or a `Prediction` with options. False by default. It needs a lower tier, and an L1 of 20 entries.
+        prediction: whether to fetch keys before they are requested, or a `Prediction`. False by default.
         clock: for tests. Returns seconds and never goes back, `time.monotonic` by default. Pass the same clock to L1.
 
     Attributes:
@@ -134,7 +133,7 @@ class TieredCache(Generic[_V]):
         self._read_path, self._ordering = self._parts.read_path, self._lower_tiers.ordering
         self._prefetch = self._parts.prefetch
         # The method of the compiled cache itself: a hit costs no Python call besides the compiled lookup.
-        self.get_local = l1.get
+        self.get_local: Final = l1.get
 
     def __repr__(self) -> str:
         """The namespace, the state and the tiers, without passwords."""
@@ -213,9 +212,7 @@ class TieredCache(Generic[_V]):
             for key in missed:
                 checked_key(key)
             if self._prefetch is not None:
-                predicted = self._prefetch.request_many(missed)
-                found |= {key: entry.value for key, entry in predicted.items()}
-                missed = [key for key in missed if key not in predicted]
+                missed = self._prefetch.answer(missed, found)
             found |= await self._lookup.get_many(missed)
         return found
 
@@ -344,12 +341,19 @@ class TieredCache(Generic[_V]):
 
     def cached(
         self,
+        function: None = None,
+        /,
         *,
         key: Callable[..., str] | None = None,
         ttl: float | None = DEFAULT_TTL,
         tags: Sequence[str] | Callable[..., Sequence[str]] = (),
     ) -> Decorator:
-        """Decorate a coroutine function or method, whose results this cache keeps; see `cached`."""
+        """Decorate a coroutine function or method, whose results this cache keeps; see `cached`.
+
+        Write `@cache.cached()` with parentheses: `function` is only there for the message if they are missing.
+        """
+        if function is not None:
+            refuse_function(function, "cache.cached")
         return cached(self, key=key, ttl=ttl, tags=tags)
 
     def stats(self) -> TieredStats:
@@ -389,10 +393,7 @@ class TieredCache(Generic[_V]):
 
     @predicts.setter
     def predicts(self, wanted: bool) -> None:
-        if self._prefetch is not None:
-            self._prefetch.enabled = checked_bool("predicts", wanted)
-        elif checked_bool("predicts", wanted):
-            raise CacheError(f"cache {self.namespace!r} cannot predict: it was made without prediction")
+        self._parts.switch_prediction(checked_bool("predicts", wanted))
 
     @property
     def has_lower_tiers(self) -> bool:
