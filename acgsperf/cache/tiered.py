@@ -114,7 +114,7 @@ class TieredCache(Generic[_V]):
             deadline=deadline,
             lock_ttl=lock_ttl,
         )
-        self._parts = Parts(
+        parts = self._parts = Parts(
             l1,
             l2,
             l3,
@@ -127,11 +127,10 @@ class TieredCache(Generic[_V]):
             backplane_timeout=backplane_timeout,
             prediction=checked_prediction(prediction),
         )
-        self._l1, self._lower_tiers, self._promotion = self._parts.l1, self._parts.lower_tiers, self._parts.promotion
-        self._lookup, self._loading, self._writes = self._parts.lookup, self._parts.loading, self._parts.writes
+        self._l1, self._lower_tiers, self._promotion = parts.l1, parts.lower_tiers, parts.promotion
+        self._lookup, self._loading, self._writes = parts.lookup, parts.loading, parts.writes
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._read_path, self._ordering = self._parts.read_path, self._lower_tiers.ordering
-        self._prefetch = self._parts.prefetch
+        self._read_path, self._ordering, self._prefetch = parts.read_path, parts.lower_tiers.ordering, parts.prefetch
         # The method of the compiled cache itself: a hit costs no Python call besides the compiled lookup.
         self.get_local: Final = l1.get
 
