@@ -8,6 +8,7 @@ from acgsperf import interrupts as _interrupts  # noqa: F401
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from acgsperf._native.predicting import PredictionClass, PredictionStats
 from acgsperf._native.types import (
     CONSTITUTIONAL_HASH,
     CacheStats,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
         CacheHealth,
         EntryOptions,
         Loaded,
+        Prediction,
         Previous,
         TieredCache,
         TieredStats,
@@ -113,6 +115,9 @@ __all__ = [
     "PoolTimeout",
     "PoolUnhealthy",
     "PostgresTier",
+    "Prediction",
+    "PredictionClass",
+    "PredictionStats",
     "Previous",
     "Reading",
     "RedisTier",
@@ -158,6 +163,7 @@ _LATER = {
     "PoolOptimization": "acgsperf.pool",
     "PoolStats": "acgsperf.pool",
     "PostgresTier": "acgsperf.tiers.postgres",
+    "Prediction": "acgsperf.cache",
     "Previous": "acgsperf.cache",
     "Reading": "acgsperf.monitor",
     "RedisTier": "acgsperf.tiers.redis",

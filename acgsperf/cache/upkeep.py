@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from acgsperf._native.arguments import checked_bool
 from acgsperf.cache.options import EntryOptions
 from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats
@@ -23,6 +24,11 @@ class Upkeep:
     _parts: "Parts"
     _staleness: "Staleness"
     _loop: asyncio.AbstractEventLoop | None
+
+    def __repr__(self) -> str:
+        """The namespace, the state and the tiers, without passwords."""
+        tiers = ", ".join([repr(self._parts.l1), *map(repr, self._parts.lower_tiers.tiers)])
+        return f"<TieredCache {self.namespace!r}, {'open' if self._loop is not None else 'not open'}, {tiers}>"
 
     def stats(self) -> TieredStats:
         """Return the counts so far."""
@@ -58,6 +64,15 @@ class Upkeep:
     @refresh_ahead.setter
     def refresh_ahead(self, share: float | None) -> None:
         self._staleness.options = replace(self._staleness.options, refresh_ahead=share)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether predicted keys are fetched. May be changed if the cache was made with `prediction`."""
+        return self._parts.prefetch is not None and self._parts.prefetch.enabled
+
+    @predicts.setter
+    def predicts(self, wanted: bool) -> None:
+        self._parts.switch_prediction(checked_bool("predicts", wanted))
 
     @property
     def has_lower_tiers(self) -> bool:
