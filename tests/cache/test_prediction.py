@@ -3,9 +3,10 @@
 import asyncio
 import secrets
 
+import msgspec
 import pytest
 
-from acgsperf import AdaptiveCache, LRUCache, Prediction
+from acgsperf import AdaptiveCache, EntryOptions, LRUCache, Prediction, weigh_bytes
 from acgsperf.cache import TieredCache
 from acgsperf.errors import CacheError
 from acgsperf.tiers.postgres import PostgresTier
@@ -336,6 +337,113 @@ async def test_a_key_of_another_type_is_not_predicted(open_on):
     assert await cache.get(Text("key")) == 1
 
 
+class Point(msgspec.Struct):
+    x: int
+
+
+POINTS = {key: Point(number) for number, key in enumerate(KEYS)}
+
+
+@pytest.mark.parametrize("l1", [{}, {"maxweight": 100_000, "weigher": lambda key, point: len(key) + point.x}])
+async def test_predicted_values_have_the_declared_type(open_on, l1):
+    cache = await open_on(l1=LRUCache(100, **l1), value_type=Point)
+    await learn(cache, POINTS)
+    used = cache.stats().prediction.used
+    await hold(cache)
+    assert await cache.get("key 1") == Point(1)
+    assert cache.get_local("key 1") == Point(1)
+    assert await cache.get_many(["key 2", "unknown"]) == {"key 2": Point(2)}
+    await hold(cache)
+    assert await cache.get_or_load("key 1", refuse) == Point(1)
+    assert await cache.get_or_load_many(["key 2"], refuse) == {"key 2": Point(2)}
+    assert cache.stats().prediction.used == used + 4
+
+
+async def refuse(keys):
+    raise AssertionError(keys)
+
+
+async def test_a_predicted_value_that_has_not_the_declared_type_is_a_miss_and_counted_once(open_on):
+    cache = await open_on(value_type=Point)
+    await learn(cache, POINTS)
+    other = await open_on(namespace=cache.namespace, prediction=False)
+    applied = cache.stats().backplane.applied
+    await other.set("key 1", "no point")
+    async with asyncio.timeout(10):
+        while cache.stats().backplane.applied == applied:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    await hold(cache)
+    corrupt = cache.stats().l2.corrupt
+    assert await cache.get("key 1") is None
+    assert cache.stats().l2.corrupt == corrupt + 1
+
+    async def load(key):
+        return Point(7)
+
+    await hold(cache)
+    assert await cache.get_or_load("key 1", load) == Point(7)
+
+
+async def test_a_predicted_value_of_a_declared_type_is_a_miss_for_a_caller_without_the_type(open_on):
+    cache = await open_on()
+    await learn(cache)
+    other = await open_on(namespace=cache.namespace, prediction=False, value_type=Point)
+    applied = cache.stats().backplane.applied
+    await other.set("key 1", Point(1))
+    async with asyncio.timeout(10):
+        while cache.stats().backplane.applied == applied:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    await hold(cache)
+    assert await cache.get("key 1") is None
+
+
+async def test_predicted_values_of_a_declared_type_are_copied_from_l3_to_l2(open_on):
+    cache = await open_on(l3=True, value_type=Point)
+    await learn(cache, POINTS)
+    await hold(cache)
+    l2 = cache._parts.lower_tiers.l2
+    await l2.clear()
+    await hold(cache)
+    assert await cache.get("key 1") == Point(1)
+    async with asyncio.timeout(10):
+        while (entry := await l2.get("key 2")) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+    await cache._parts.lower_tiers.l3.clear()
+    forget_values(cache)
+    assert entry.tags == ()
+    assert await cache.get("key 2") == Point(2)
+
+
+@pytest.mark.parametrize("weigher", [weigh_bytes, lambda key, value: 1])
+async def test_a_decorated_function_returns_predicted_results_with_its_annotated_type(open_on, weigher):
+    cache = await open_on(l1=LRUCache(100, maxweight=1_000_000, weigher=weigher))
+    calls = []
+
+    @cache.cached(key=lambda number: f"point {number}")
+    async def point(number: int) -> Point:
+        calls.append(number)
+        return Point(number)
+
+    for _ in range(4):
+        for number in range(150):
+            cache._l1.clear()
+            assert await point(number) == Point(number)
+    assert cache.stats().prediction.active
+    assert calls == [*range(150)]
+    for ask in (point, point.peek):
+        await end_reads(cache)
+        forget_values(cache)
+        for number in (149, 0):
+            assert await ask(number) == Point(number)
+            await end_reads(cache)
+        used = cache.stats().prediction.used
+        assert await ask(1) == Point(1)
+        # A weigher of the user's own may not know what the tiers have.
+        assert cache.stats().prediction.used == used + (weigher is weigh_bytes)
+        assert await ask(2) == Point(2)
+    assert calls == [*range(150)]
+
+
 # With a clock that the test advances
 
 
@@ -390,6 +498,28 @@ async def test_a_gap_or_silence_of_the_backplane_supersedes_predicted_values(ope
     assert await cache.get("key 2") == "value of key 2"
     assert ("get", ("key 2",)) in l2.calls
     cache._l1.answer_until(float("inf"))
+
+
+async def test_the_options_of_the_call_decide_whether_a_predicted_value_is_due_for_refresh(
+    open_cache, l2, clock, settle
+):
+    cache = await open_cache(l2, prediction=True, ttl=100)
+    await learn(cache, settle=settle)
+    started = asyncio.Event()
+
+    async def load(key):
+        started.set()
+        return "new"
+
+    await hold(cache, settle)
+    clock.advance(60)
+    assert await cache.get_or_load("key 1", load, options=EntryOptions(refresh_ahead=0.9)) == "value of key 1"
+    await settle()
+    assert not started.is_set()
+    assert await cache.get_or_load("key 2", load, options=EntryOptions(refresh_ahead=0.5)) == "value of key 2"
+    await started.wait()
+    await settle()
+    assert await cache.get("key 2") == "new"
 
 
 async def test_closing_ends_the_reads_of_predicted_keys(open_cache, l2, settle):
