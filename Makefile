@@ -36,7 +36,7 @@ lint: $(VENV)/.lint
 types: $(VENV)/.lint
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing
-	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._native.canonical acgsperf._core acgsperf._native.envelope acgsperf._native.read_path acgsperf._native.weigh acgsperf._native.resp
+	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._native.canonical acgsperf._core acgsperf._native.envelope acgsperf._native.predictor acgsperf._native.read_path acgsperf._native.weigh acgsperf._native.resp
 
 bench: $(VENV)/.bench
 	$(BIN)/acgsperf bench

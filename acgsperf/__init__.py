@@ -8,6 +8,7 @@ from acgsperf import interrupts as _interrupts  # noqa: F401
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from acgsperf._native.predicting import PredictionClass, PredictionStats
 from acgsperf._native.types import (
     CONSTITUTIONAL_HASH,
     CacheStats,
@@ -49,7 +50,7 @@ from acgsperf.errors import (
 from acgsperf.fingerprint import canonical, fingerprint, request_key
 
 if TYPE_CHECKING:
-    from acgsperf.cache import CacheHealth, TieredCache, TieredStats, Written, cached
+    from acgsperf.cache import CacheHealth, Prediction, TieredCache, TieredStats, Written, cached
     from acgsperf.monitor import Alert, AlertKind, AlertState, Monitor, Reading, Targets
     from acgsperf.pool import CloseReason, ConnectionPool, PoolHealth, PoolManager, PoolOptimization, PoolStats
     from acgsperf.service import PerformanceService, PerformanceSummary, ServiceHealth
@@ -100,6 +101,9 @@ __all__ = [
     "PoolTimeout",
     "PoolUnhealthy",
     "PostgresTier",
+    "Prediction",
+    "PredictionClass",
+    "PredictionStats",
     "Reading",
     "RedisTier",
     "ServiceError",
@@ -141,6 +145,7 @@ _LATER = {
     "PoolOptimization": "acgsperf.pool",
     "PoolStats": "acgsperf.pool",
     "PostgresTier": "acgsperf.tiers.postgres",
+    "Prediction": "acgsperf.cache",
     "Reading": "acgsperf.monitor",
     "RedisTier": "acgsperf.tiers.redis",
     "ServiceHealth": "acgsperf.service",

@@ -31,6 +31,8 @@ class HashValidator:
 class BoundedCache(Generic[_K, _V]):
     on_evict: Callable[[_K, _V, EvictionReason], object] | None
     answers_until: float | None
+    @property
+    def requests(self) -> int: ...
     @classmethod
     def __class_getitem__(cls, item: Any, /) -> GenericAlias: ...
     @property

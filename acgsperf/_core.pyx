@@ -22,8 +22,9 @@ from acgsperf._native.hdr cimport (
     hdr_reset, hdr_stddev, hdr_within,
 )
 from acgsperf._native.policy cimport (
-    Policy, policy_bytes, policy_clear, policy_hit, policy_insert, policy_miss, policy_prepare, policy_release,
-    policy_remove, policy_renumber, policy_reset_counters, policy_resize, policy_reweigh, policy_spare, policy_victim,
+    SMALL_CHANGE, Policy, policy_adjust, policy_bytes, policy_clear, policy_hit, policy_insert, policy_miss,
+    policy_prepare, policy_release, policy_remove, policy_renumber, policy_reset_counters, policy_resize, policy_reweigh,
+    policy_spare, policy_victim,
 )
 from acgsperf._native.python cimport (
     METH_FASTCALL, PyDescr_NewMethod, PyDict_SetItemString, PyErr_WriteUnraisable, PyList_New, PyList_SET_ITEM,
@@ -351,6 +352,12 @@ cdef class BoundedCache:
             return self._maxsize
 
     @property
+    def requests(self):
+        """Hits and misses since the creation or the last reset."""
+        with cython.critical_section(self):
+            return self.hits + self.misses
+
+    @property
     def maxweight(self):
         """The largest sum of weights, None for no limit; `resize` changes it."""
         cdef uint64_t limit
@@ -578,9 +585,10 @@ cdef class BoundedCache:
     cdef void bound_policy(self) noexcept:
         """Restart the policy with the present bounds."""
         # If the weight is limited, the number of entries that fit is not known before the cache is full.
-        policy_resize(
-            self.policy, &self.table, 0 if self._maxweight else self._maxsize,
-            self._maxweight if self._maxweight else self._maxsize)
+        cdef uint32_t size = 0 if self._maxweight else self._maxsize
+        cdef uint64_t room = self._maxweight if self._maxweight else self._maxsize
+        if not policy_adjust(self.policy, size, room):
+            policy_resize(self.policy, &self.table, size, room)
 
     @cython.final
     cdef uint64_t weigh(self, key, value) except 0:
@@ -1056,7 +1064,7 @@ cdef class BoundedCache:
                 number = self.victim()
                 removed[count] = self.evict(number, self.is_expired(self.table.slots[number].expires_ns, now))
                 count += 1
-            if self.table.capacity > self._maxsize:
+            if self.table.capacity - self.table.capacity // SMALL_CHANGE > self._maxsize:
                 self.rebuild(self._maxsize)
             if self.policy != NULL:
                 self.bound_policy()

@@ -273,6 +273,9 @@ def simulate(
     policies: Annotated[
         str, typer.Option(metavar="LIST", help="Some of lru, s3fifo, adaptive and belady.")
     ] = "lru,s3fifo,adaptive,belady",
+    prediction: Annotated[
+        bool, typer.Option("--prediction", help="Run each policy but belady once more with prediction.")
+    ] = False,
     seeds: Annotated[str, typer.Option(metavar="N", help="Random samples of keys to try with each size.")] = "1",
     plot: Annotated[
         str | None, typer.Option(metavar="FILE", help="Draw the miss-ratio curves. Without matplotlib, print them.")
@@ -288,7 +291,7 @@ def simulate(
 
     count = None if requests is None else whole_number("--requests", requests, 1, _MAX_REQUESTS)
     wanted = trace_format and choice("--format", trace_format, TraceFormat)
-    options = (known_policies(policies), whole_number("--seeds", seeds, 1, 1_000))
+    options = (known_policies(policies), whole_number("--seeds", seeds, 1, 1_000), prediction)
     results = [found for trace in traces for found in _simulated(trace, wanted, count, sizes, *options)]
     _allow_broken_pipe()
     console = Console()
@@ -304,7 +307,13 @@ def simulate(
 
 
 def _simulated(
-    path: str, trace_format: str | None, count: int | None, sizes: str | None, policies: list[str], seeds: int
+    path: str,
+    trace_format: str | None,
+    count: int | None,
+    sizes: str | None,
+    policies: list[str],
+    seeds: int,
+    prediction: bool,
 ) -> "list[Result]":
     from acgsperf.workbench import simulate as simulation
     from acgsperf.workbench.traces import Trace
@@ -316,7 +325,7 @@ def _simulated(
             keys = simulation.dense(trace.head(count))
         entries = simulation.sizes(sizes or simulation.DEFAULT_SIZES, len(set(keys)))
         name = trace.name if path == "-" else Path(path).name
-        run = simulation.Simulation(name, keys, entries, policies, seeds)
+        run = simulation.Simulation(name, keys, entries, policies, seeds, prediction)
         progress.update(bar, description=f"simulating {name}", total=run.steps)
         return run.run(lambda done: progress.advance(bar, done))
 

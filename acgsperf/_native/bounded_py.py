@@ -73,6 +73,11 @@ class BoundedCache(Placing):
         return self._table.maxsize
 
     @property
+    def requests(self) -> int:
+        """Hits and misses since the creation or the last reset."""
+        return self._table.requests()
+
+    @property
     def maxweight(self) -> int | None:
         """The largest sum of weights, None for no limit; `resize` changes it."""
         return self._table.maxweight or None

@@ -262,6 +262,11 @@ class Table:
         maxweight = self.maxweight
         return counters, size, weight, maxsize, maxweight
 
+    @atomic
+    def requests(self) -> int:
+        """Return the sum of hits and misses."""
+        return self._counters[HITS] + self._counters[MISSES]
+
     @exclusive
     def reset_counters(self) -> None:
         """Set the counters to zero."""

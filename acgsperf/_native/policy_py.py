@@ -22,6 +22,8 @@ LOG_ROOM: Final = 32
 MOST_CREDIT: Final = 512
 # Limits the time of one insertion in the compiled twin to some ten microseconds.
 MOST_MOVES: Final = 1024
+# A change of the size by at most one part in so many is small.
+SMALL_CHANGE: Final = 8
 GHOST_WAYS: Final = 8
 GHOST_STAMPS: Final = 32
 GHOST_OLDEST: Final = 17
@@ -130,13 +132,21 @@ class Policy:
         self.main_load = 0
         self.meta: dict[Hashable, int] = {}
         self.loads: dict[Hashable, int] = {}
+        self.size = 0
         self.resize(0, 1)
 
     def resize(self, size: int, room: int) -> None:
         """Restart with another number of entries and another load; the setting and the queues stay.
 
+        If the number of entries changes only a little, the policy keeps what it has learned.
+
         The size is 0 while it is not known how many entries fit.
         """
+        if size and self.size and abs(size - self.size) <= self.size // SMALL_CHANGE:
+            # Keep what was learned.
+            self.room = room
+            self.use(self.setting)
+            return
         self.size = size
         self.room = room
         self.credit = 0

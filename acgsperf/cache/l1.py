@@ -160,16 +160,28 @@ class L1(Generic[_V]):
         return self._staleness.clock() <= self._answers_until
 
     def _is_verified(self, put_at: float) -> bool:
-        if not self._has_lower_tiers:
-            return True
+        return not self._has_lower_tiers or self.verified_for(put_at) > 0
+
+    def verified_for(self, put_at: float) -> float:
+        """Return for how many seconds an entry need not be verified; 0 or less if it must be verified now.
+
+        Args:
+            put_at: when the entry was known to be right.
+        """
         if put_at <= self._missed_at or not self._answers:
-            return False
-        return self.lru.ttl is None or self._staleness.clock() < put_at + self.lru.ttl
+            return 0.0
+        return math.inf if self.lru.ttl is None else put_at + self.lru.ttl - self._staleness.clock()
 
     # Writing
 
-    def put(self, key: str, entry: Entry) -> None:
-        """Store an entry: in the `LRUCache` until it is due for refresh, or else in the side cache where it belongs."""
+    def put(self, key: str, entry: Entry, verified_for: float = math.inf) -> None:
+        """Store an entry: in the `LRUCache` until it is due for refresh, or else in the side cache where it belongs.
+
+        Args:
+            key: the key.
+            entry: its entry.
+            verified_for: after how many seconds the entry must be verified; at most the ttl of the `LRUCache`.
+        """
         self._tags.discard(key, self._unverified.pop(key, None))
         if entry.negative:
             self.remove(key)
@@ -185,7 +197,7 @@ class L1(Generic[_V]):
             self._put_in_stale_store(key, entry, self._staleness.clock())
             return
         # If an older value has expired, this call moves it to the stale store. It has to come before the pop below.
-        self.lru.set(key, entry.value, self._up_to_ttl(remaining))
+        self.lru.set(key, entry.value, min(verified_for, self._up_to_ttl(remaining)))
         if self.lru.maxweight is not None and self.lru.peek(key, MISSING) is MISSING:
             # The value is too heavy.
             self.remove(key)
@@ -195,7 +207,7 @@ class L1(Generic[_V]):
         self._tags.discard(key, self._entries.get(key))
         self._entries[key] = entry
         if self.lru.ttl is not None:
-            self._put_at[key] = self._staleness.clock()
+            self._put_at[key] = self._staleness.clock() - max(0.0, self.lru.ttl - verified_for)
         self._tags.add(key, entry)
 
     def _up_to_ttl(self, seconds: float) -> float:

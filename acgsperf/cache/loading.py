@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
@@ -20,6 +20,9 @@ from acgsperf.cache.staleness import Staleness
 from acgsperf.dispatch import LRUCache
 from acgsperf.errors import LoadTimeoutError
 from acgsperf.tiers.base import ONLY_L1, Entry
+
+if TYPE_CHECKING:
+    from acgsperf.cache.prediction import Prefetch
 
 __all__ = ["Loading"]
 
@@ -63,6 +66,7 @@ class Loading:
 
     Attributes:
         flights: the loads in flight.
+        prefetch: has the entries of predicted keys; None without prediction.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Loading:
         self._lookup = lookup
         self._staleness = staleness
         self._lock = lock
+        self.prefetch: Prefetch | None = None
         self.flights: Final = Flights(namespace, staleness.hard_timeout, self._on_failure)
         # The keys whose load failed less than `retry_after` ago, and that have a stale value to serve.
         self._failures: LRUCache[str, bool] = LRUCache(most_entries(l1.lru), clock=staleness.lru_clock)
@@ -100,7 +105,10 @@ class Loading:
     async def load(self, keys: Sequence[str], source: Source) -> dict[str, Any]:
         """Return the values of distinct keys that the `LRUCache` has missed."""
         found = _Answers(self._lower_tiers.ordering.latest)
-        unknown = [] if source.reload else self._look_in_this_process(keys, found)
+        unknown = []
+        if not source.reload:
+            predicted = {} if self.prefetch is None or source.local else self.prefetch.request_many(keys)
+            unknown = self._look_in_this_process(keys, predicted, found)
         if source.local:
             found.seen = dict.fromkeys(keys, _UNSEEN)
         elif source.reload:
@@ -144,11 +152,11 @@ class Loading:
             if key not in found.values:
                 found.seen[key] = read.seen(key)
 
-    def _look_in_this_process(self, keys: Sequence[str], found: _Answers) -> list[str]:
+    def _look_in_this_process(self, keys: Sequence[str], predicted: Mapping[str, Entry], found: _Answers) -> list[str]:
         """Classify the entries that this process has, and return the keys to look for in the lower tiers."""
         unknown = []
         for key in keys:
-            entry = self._l1.held(key)
+            entry = predicted.get(key) or self._l1.held(key)
             flight = self.flights.get(key)
             if entry is None and flight is not None:
                 entry = flight.stale.get(key)

@@ -32,12 +32,14 @@ class Found:
         l3: the same for L3.
         reached: whether a tier has answered.
         unasked: whether L3 was not asked, because the deadline had passed.
+        predicted: whether nobody has requested the keys yet.
     """
 
-    __slots__ = ("began_at", "entries", "l2", "l3", "reached", "unasked")
+    __slots__ = ("began_at", "entries", "l2", "l3", "predicted", "reached", "unasked")
 
-    def __init__(self, began_at: int) -> None:
+    def __init__(self, began_at: int, predicted: bool = False) -> None:
         self.began_at = began_at
+        self.predicted = predicted
         self.entries: dict[str, Entry] = {}
         self.l2: dict[str, Observation] = {}
         self.l3: dict[str, Observation] = {}
@@ -132,6 +134,25 @@ class Lookup:
             l3: whether to ask L3, too.
         """
         return await self._read(keys, tags, observing=True, asking_l3=l3)
+
+    async def read_predicted(self, keys: Sequence[str], began_at: int, *, after_first_tier: bool) -> dict[str, Entry]:
+        """Return the entries of keys that may be requested soon. It promotes none of them.
+
+        Args:
+            keys: distinct keys.
+            began_at: the number of the latest write when the read began.
+            after_first_tier: whether the first tier was asked already, and had no entry.
+        """
+        found, started, passed = Found(began_at, predicted=True), self._time(), False
+        wanted = list(keys)
+        if not after_first_tier:
+            with self._limit(self._tiers[0], started) as wait:
+                found.entries = await self._tiers[0].get_many(keys)
+            passed = wait.passed
+            wanted = self._missing(keys, found)
+        if len(self._tiers) > 1:
+            await self._go_on(found, wanted, (), began_at, started, passed, observing=False)
+        return found.entries
 
     async def observe(self, keys: Sequence[str], tags: Sequence[str]) -> dict[str, Seen]:
         """Return what the tiers have under keys, before a load that replaces a fresh entry."""
@@ -283,7 +304,8 @@ class Lookup:
                 if self._staleness.is_fresh(entry):
                     if seen is not None and self._ordering.is_current(began_at, key, entry.tags):
                         self._lower_tiers.copy_to_l2(key, entry, seen)
-                    self._keep(began_at, key, entry)
+                    if not found.predicted:
+                        self._keep(began_at, key, entry)
 
     async def _refused_below(
         self, entries: Mapping[str, Entry], found: Found, tags: Sequence[str], started: float

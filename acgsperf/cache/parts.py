@@ -12,6 +12,7 @@ from acgsperf.cache.listener import CacheListener
 from acgsperf.cache.loading import Loading
 from acgsperf.cache.lookup import Lookup
 from acgsperf.cache.lower_tiers import LowerTiers
+from acgsperf.cache.prediction import Prediction, Prefetch
 from acgsperf.cache.process_lock import ProcessLock
 from acgsperf.cache.promotion import Promotion
 from acgsperf.cache.repairs import Repairs
@@ -47,6 +48,7 @@ class Parts:
         backplane: tells other processes what this one writes; None for none, `AUTOMATIC` for one on the server
             of a tier.
         backplane_timeout: the seconds without an answer of its server after which L1 asks the tiers first.
+        prediction: how to fetch keys ahead of their requests; None for not at all.
 
     Raises:
         TypeError, ValueError: if an argument is not valid.
@@ -65,6 +67,7 @@ class Parts:
         demotion: bool,
         backplane: Backplane | None,
         backplane_timeout: float,
+        prediction: Prediction | None,
     ) -> None:
         self._namespace = namespace
         tiers = self.lower_tiers = LowerTiers(l2, l3, staleness.retention)
@@ -76,6 +79,8 @@ class Parts:
             self.l1.side_caches, self.lookup.begin_get or _nothing, self.promotion, staleness.clock
         )
         self.loading = Loading(namespace, self.l1, tiers, self.lookup, staleness, lock)
+        self.prefetch = Prefetch.create(prediction, self.l1, tiers, self.lookup, staleness)
+        self.loading.prefetch = self.prefetch
         self.repairs = Repairs(tiers, self._apply, self._publish)
         self.writes = Writes(self.l1, tiers, self.loading, self.promotion, self.repairs)
         self.listener = CacheListener(
@@ -127,6 +132,8 @@ class Parts:
         self.repairs.open(self._namespace)
         self.lookup.open()
         self.loading.flights.open()
+        if self.prefetch is not None:
+            self.prefetch.open()
 
     async def close(self) -> None:
         """Cancel the loads, end the writes, leave the backplane, and close the tiers: all of it, even if cancelled."""
@@ -139,6 +146,8 @@ class Parts:
             stack.push_async_callback(self.listener.close)
             stack.push_async_callback(self.repairs.close)
             stack.push_async_callback(self.writes.close)
+            if self.prefetch is not None:
+                stack.push_async_callback(self.prefetch.close)
             await self.loading.flights.close(_CLOSE_GRACE_S)
 
     async def _leave(self) -> None:

@@ -11,6 +11,7 @@ from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, ch
 from acgsperf.cache.decorator import DEFAULT_TTL, Decorator, cached
 from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.parts import AUTOMATIC, Parts
+from acgsperf.cache.prediction import Prediction, checked_prediction
 from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness, aligned
 from acgsperf.cache.stats import collect_stats
@@ -60,6 +61,8 @@ class TieredCache(Generic[_V]):
         backplane: tells other processes what this one writes, and vice versa. By default one on the server of L2, or
             else of L3. With None, L1 serves an old value until it expires there: give L1 a ttl then.
         backplane_timeout: the seconds without an answer of the default one after which L1 asks the tiers, by default 1.
+        prediction: whether to fetch the keys that are likely to be requested next, together with those that are
+            requested; or a `Prediction` with options. False by default. It needs a lower tier, and an L1 of 20 entries.
         clock: for tests. Returns seconds and never goes back, `time.monotonic` by default. Pass the same clock to L1.
 
     Attributes:
@@ -93,6 +96,7 @@ class TieredCache(Generic[_V]):
         lock_ttl: float | None = None,
         backplane: Backplane | None = AUTOMATIC,
         backplane_timeout: float = 1.0,
+        prediction: bool | Prediction = False,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         if not isinstance(l1, BoundedCache):
@@ -122,11 +126,13 @@ class TieredCache(Generic[_V]):
             demotion=checked_bool("demotion", demotion),
             backplane=backplane,
             backplane_timeout=backplane_timeout,
+            prediction=checked_prediction(prediction),
         )
         self._l1, self._lower_tiers, self._promotion = self._parts.l1, self._parts.lower_tiers, self._parts.promotion
         self._lookup, self._loading, self._writes = self._parts.lookup, self._parts.loading, self._parts.writes
         self._loop: asyncio.AbstractEventLoop | None = None
         self._read_path, self._ordering = self._parts.read_path, self._lower_tiers.ordering
+        self._prefetch = self._parts.prefetch
         # The method of the compiled cache itself: a hit costs no Python call besides the compiled lookup.
         self.get_local = l1.get
 
@@ -183,6 +189,8 @@ class TieredCache(Generic[_V]):
             return value
         path = self._read_path
         try:
+            if self._prefetch is not None and (found := self._prefetch.request(key)) is not None:
+                return found.value
             future = path.begin(key)
         except TierError:
             self._require_open()
@@ -204,6 +212,10 @@ class TieredCache(Generic[_V]):
             self._require_open()
             for key in missed:
                 checked_key(key)
+            if self._prefetch is not None:
+                predicted = self._prefetch.request_many(missed)
+                found |= {key: entry.value for key, entry in predicted.items()}
+                missed = [key for key in missed if key not in predicted]
             found |= await self._lookup.get_many(missed)
         return found
 
@@ -369,6 +381,18 @@ class TieredCache(Generic[_V]):
     @refresh_ahead.setter
     def refresh_ahead(self, share: float | None) -> None:
         self._staleness.set_refresh_ahead(share)
+
+    @property
+    def predicts(self) -> bool:
+        """Whether predicted keys are fetched. May be changed if the cache was made with `prediction`."""
+        return self._prefetch is not None and self._prefetch.enabled
+
+    @predicts.setter
+    def predicts(self, wanted: bool) -> None:
+        if self._prefetch is not None:
+            self._prefetch.enabled = checked_bool("predicts", wanted)
+        elif checked_bool("predicts", wanted):
+            raise CacheError(f"cache {self.namespace!r} cannot predict: it was made without prediction")
 
     @property
     def has_lower_tiers(self) -> bool:

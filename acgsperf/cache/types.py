@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from acgsperf._native.predicting import PredictionStats
 from acgsperf._native.types import CacheStats
 from acgsperf.backplane.base import BackplaneStats
 from acgsperf.tiers.base import TierHealth, TierStats
@@ -85,6 +86,7 @@ class TieredStats:
         loading: keys that are being loaded now.
         unrepaired: writes that one tier carried out and another did not, and that wait for a repair.
         backplane: the counts of the backplane; None if the cache has none.
+        prediction: the counts of prediction; None if the cache does not predict.
     """
 
     l1: CacheStats
@@ -109,3 +111,4 @@ class TieredStats:
     loading: int
     unrepaired: int = 0
     backplane: BackplaneStats | None = None
+    prediction: PredictionStats | None = None

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from acgsperf import hooks
+from acgsperf._native.predicting import PredictionStats
 from acgsperf._native.types import CacheStats
 from acgsperf.backplane import BackplaneState, BackplaneStats
 from acgsperf.cache.types import TieredStats
@@ -196,6 +197,12 @@ def _accesses(reading: Reading) -> Values:
                 yield (cache.name, tier), cache.histograms[tier]
 
 
+def _predictions(read: Callable[[PredictionStats], Value]) -> _Read:
+    return lambda reading: [
+        ((cache.name,), read(cache.stats.prediction)) for cache in reading.caches if cache.stats.prediction is not None
+    ]
+
+
 def _backplanes(read: Callable[[BackplaneStats], Value]) -> _Read:
     return lambda reading: [
         ((cache.name,), read(cache.stats.backplane)) for cache in reading.caches if cache.stats.backplane is not None
@@ -357,6 +364,27 @@ METRICS: Final = (
         (
             *("cache_deadlines", _C, "{read}", "Reads of lower tiers ended by the deadline."),
             _caches(lambda s: s.deadlines),
+        ),
+        ("cache_prediction_issued", _C, "{key}", "Keys fetched by prediction.", _predictions(lambda s: s.issued)),
+        (
+            *("cache_prediction_used", _C, "{key}", "Predicted values that were requested."),
+            _predictions(lambda s: s.used),
+        ),
+        (
+            *("cache_prediction_wasted", _C, "{key}", "Fetches by prediction that were useless."),
+            _predictions(lambda s: s.wasted),
+        ),
+        (
+            *("cache_prediction_late", _C, "{key}", "Keys requested before their predicted value arrived."),
+            _predictions(lambda s: s.late),
+        ),
+        (
+            *("cache_prediction_held", _G, "{entry}", "Predicted values that wait for a request, or to arrive."),
+            _predictions(lambda s: s.held),
+        ),
+        (
+            *("cache_prediction_classes", _G, "{class}", "Classes of predictions for which keys are fetched."),
+            _predictions(lambda s: sum(found.active for found in s.classes)),
         ),
         ("backplane_sent", _C, "{record}", "Records of this cache written to the log.", _backplanes(lambda s: s.sent)),
         ("backplane_received", _C, "{record}", "Records of other caches read.", _backplanes(lambda s: s.received)),

@@ -384,7 +384,12 @@ def _targets_of(settings: Settings) -> Targets:
 def _cache_of(settings: Settings) -> TieredCache[Any]:
     l1: AdaptiveCache[str, Any] = AdaptiveCache(settings.l1_cache_size, policy=settings.l1_policy)
     return TieredCache(
-        l1, _l2_of(settings), _l3_of(settings), namespace=settings.cache_namespace, ttl=settings.l2_ttl_default
+        l1,
+        _l2_of(settings),
+        _l3_of(settings),
+        namespace=settings.cache_namespace,
+        ttl=settings.l2_ttl_default,
+        prediction=settings.l1_prediction,
     )
 
 
