@@ -14,7 +14,9 @@ from acgsperf._native.types import (
     CacheStats,
     EvictionReason,
     HistogramSnapshot,
+    LoadResult,
     PolicyStats,
+    SaveResult,
     ValidatorStats,
     Verdict,
 )
@@ -45,6 +47,7 @@ from acgsperf.errors import (
     PoolUnhealthy,
     ServiceError,
     SettingsError,
+    SnapshotError,
     TierError,
 )
 from acgsperf.fingerprint import canonical, fingerprint, request_key
@@ -83,6 +86,7 @@ __all__ = [
     "LatencyHistogram",
     "LoadCancelledError",
     "LoadError",
+    "LoadResult",
     "LoadTimeoutError",
     "MessageTooLarge",
     "Monitor",
@@ -106,10 +110,12 @@ __all__ = [
     "PredictionStats",
     "Reading",
     "RedisTier",
+    "SaveResult",
     "ServiceError",
     "ServiceHealth",
     "Settings",
     "SettingsError",
+    "SnapshotError",
     "Targets",
     "TierError",
     "TieredCache",
