@@ -23,8 +23,9 @@ RETRY: Final = 32
 # The most useless fetches as a share of the requests. From so many requests on, both counts are halved.
 WASTE: Final = 0.05
 WINDOW: Final = 2**17
-# In how many steps `reserved` grows.
+# `reserved` grows in so many steps or more, and by at most so many entries at once: evicting them delays a request.
 STEPS: Final = 4
+LONGEST_STEP: Final = 64
 
 BANDS: Final = ("1", "2", "3-4", "5-8")
 _KINDS: Final[tuple[tuple[int, "Support"], ...]] = ((1, "alone"), (1, "contradicted"), (2, "alone"), (2, "confirmed"))
@@ -82,9 +83,14 @@ class PredictionStats:
     classes: tuple[PredictionClass, ...]
 
     @property
+    def active_classes(self) -> int:
+        """The number of classes for which keys are fetched now."""
+        return sum(found.active for found in self.classes)
+
+    @property
     def active(self) -> bool:
         """Whether keys are fetched now, for at least one class."""
-        return any(found.active for found in self.classes)
+        return self.active_classes > 0
 
     @property
     def precision(self) -> float:

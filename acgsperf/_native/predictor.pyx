@@ -41,6 +41,7 @@ cdef enum:
 
 cdef uint32_t LIVES = predicting.LIVES
 cdef uint32_t STEPS = predicting.STEPS
+cdef uint32_t LONGEST_STEP = predicting.LONGEST_STEP
 cdef int LEAST_RESOLVED = predicting.LEAST_RESOLVED
 cdef int MOST_RESOLVED = predicting.MOST_RESOLVED
 cdef uint32_t RETRY = predicting.RETRY
@@ -593,7 +594,7 @@ cdef class Predictor:
 
     cdef inline void reserve(self) noexcept:
         """Adapt `reserved` to what is held, in few steps: each may cost the caller a change of the cache's size."""
-        cdef uint32_t step = max(<uint32_t> 1, self.size // STEPS), length = self.real.length
+        cdef uint32_t step = max(<uint32_t> 1, min(self.size // STEPS, LONGEST_STEP)), length = self.real.length
         if length > self.reserved or length + 2 * step < self.reserved or length == 0:
             self.reserved = min(self.size, (length + step - 1) // step * step)
 

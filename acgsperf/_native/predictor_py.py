@@ -11,6 +11,7 @@ from acgsperf._native.predicting import (
     IN_TIME,
     LEAST_RESOLVED,
     LIVES,
+    LONGEST_STEP,
     MOST_RESOLVED,
     OFF,
     ON,
@@ -377,7 +378,7 @@ class Predictor:
         self._virtual[key_hash] = _Item(key, classes, self._events, timing)
 
     def _reserve(self) -> None:
-        step = max(1, self.size // STEPS)
+        step = max(1, min(self.size // STEPS, LONGEST_STEP))
         length = len(self._real)
         if length > self.reserved or length + 2 * step < self.reserved or length == 0:
             self.reserved = min(self.size, -(-length // step) * step)

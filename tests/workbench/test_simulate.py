@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,7 +12,7 @@ from rich.console import Console
 from acgsperf import LRUCache
 from acgsperf.workbench import simulate, simulate_report
 from acgsperf.workbench.simulate import Result, Simulation
-from acgsperf.workbench.traces import keyed, zipf_trace
+from acgsperf.workbench.traces import Trace, keyed, zipf_trace
 from acgsperf.workbench.usage import UsageError
 
 
@@ -179,3 +181,48 @@ def test_results_can_be_written_as_json():
         "mean": 0.625,
         "wasted": [],
     }
+
+
+# Recorded traces: the size, and the lowest hit ratio with prediction in percent. Belady's optimum comes after it.
+PREDICTED = [
+    ("orm-busy.trace.xz", 512, 90.4, 79.39),
+    ("orm-busy.trace.xz", 1_024, 91.2, 85.11),
+    ("orm-busy.trace.xz", 4_096, 92.4, 91.01),
+    ("multi2.trace.gz", 600, 71.4, 55.51),
+    ("multi2.trace.gz", 1_500, 72.7, 69.76),
+    ("loop.trace.gz", 512, 97.0, 50.54),
+    ("gli.trace.gz", 1_000, 56.2, 53.13),
+]
+UNPREDICTABLE = [
+    ("web12.trace.xz", 500),
+    ("web12.trace.xz", 1_024),
+    ("web12.trace.xz", 2_048),
+    ("vaultservice.trace.gz", 512),
+]
+
+
+def recorded(name, size, policies, seeds):
+    """The results of a recorded trace by policy."""
+    folder = os.environ.get("ACGSPERF_TRACES")
+    path = Path(folder or "", name)
+    if folder is None or not path.exists():
+        pytest.skip(f"needs the recorded trace {name}: set ACGSPERF_TRACES to a folder that has it")
+    with Trace(str(path), None) as trace:
+        keys = simulate.dense(trace.head(1_000_000))
+    results = Simulation(name, keys, [size], policies, seeds, prediction=True).run()
+    return {found.policy: found for found in results}
+
+
+@pytest.mark.parametrize(("name", "size", "least", "optimum"), PREDICTED)
+def test_prediction_hits_more_than_any_cache_on_demand_can(name, size, least, optimum):
+    found = recorded(name, size, ["adaptive"], 2)["adaptive+prediction"]
+    assert 100 * min(found.hit_ratios) > max(least, optimum)
+    assert max(found.wasted) <= 0.05
+
+
+@pytest.mark.parametrize(("name", "size"), UNPREDICTABLE)
+def test_prediction_costs_nothing_if_the_keys_come_in_no_order(name, size):
+    found = recorded(name, size, ["adaptive"], 8)
+    # The seeds are the same, but not the hashes: the spread of the mean of 8 seeds is about 0.05 points.
+    assert found["adaptive+prediction"].mean > found["adaptive"].mean - 0.002
+    assert max(found["adaptive+prediction"].wasted) <= 0.002
