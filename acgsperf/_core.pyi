@@ -3,9 +3,9 @@
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from os import PathLike
 from types import GenericAlias
-from typing import Any, Final, Generic, Self, TypeVar, final, overload
+from typing import Any, Final, Generic, Self, final, overload
 
-from typing_extensions import disjoint_base
+from typing_extensions import TypeVar, disjoint_base
 
 from acgsperf._native.types import (
     CacheStats,
@@ -18,8 +18,9 @@ from acgsperf._native.types import (
     Verdict,
 )
 
-_K = TypeVar("_K", bound=Hashable)
-_V = TypeVar("_V")
+# With a default, `LRUCache(10)` needs no annotation.
+_K = TypeVar("_K", bound=Hashable, default=Any)
+_V = TypeVar("_V", default=Any)
 _D = TypeVar("_D")
 
 IMPLEMENTATION: Final = "c"

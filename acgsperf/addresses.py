@@ -4,7 +4,7 @@ import re
 from typing import Final
 from urllib.parse import parse_qs, unquote, unquote_plus, urlsplit
 
-__all__ = ["checked_dsn", "checked_redis_url", "hidden", "masked", "secrets_of", "server_of"]
+__all__ = ["checked_dsn", "checked_redis_url", "hidden", "masked", "secrets_of"]
 
 _REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "unix"})
 _SSL_MODES: Final = frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"})
@@ -87,16 +87,6 @@ def hidden(url: str) -> str:
     """Return the scheme of an address, if it looks like one, and `***` for the rest."""
     scheme, separator, _ = url.partition("://")
     return f"{scheme}://***" if separator and scheme.isalpha() else "***"
-
-
-def server_of(dsn: str) -> str:
-    """Return the hosts and ports of a valid DSN, or the directory of a socket."""
-    parts = urlsplit(dsn)
-    # If there is a second @, the text around it may be part of a password.
-    user, _, hosts = parts.netloc.rpartition("@")
-    if "@" in user or dsn.count("@") > parts.netloc.count("@"):
-        return "its server"
-    return hosts or ", ".join(parse_qs(parts.query).get("host", ())) or "its server"
 
 
 def secrets_of(dsn: str, password: object) -> set[str]:

@@ -22,9 +22,9 @@ try:
     from rich.console import Console
     from rich.progress import Progress
     from typer.core import TyperCommand
-except ImportError as missing:
+except ImportError as _missing:
     print(
-        f"acgsperf: {missing.name} is not installed, and the command needs the extra cli: "
+        f"acgsperf: {_missing.name} is not installed, and the command needs the extra cli: "
         "pip install 'acgsperf[cli]', or pip install -e '.[cli,embedded]' in a clone",
         file=sys.stderr,
     )
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from acgsperf.workbench.replay import Load, Report
 
 # Help as plain text: it is readable at every width, and in a pipe.
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     # By default, the help is never narrower than 50 columns.

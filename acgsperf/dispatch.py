@@ -74,8 +74,8 @@ if not _pure:
 
         if find_spec(_READER) is None:
             raise ModuleNotFoundError(f"No module named {_READER!r}", name=_READER)
-    except ImportError as error:
-        _warn(error)
+    except ImportError as _error:
+        _warn(_error)
         _pure = True
 
 if TYPE_CHECKING:

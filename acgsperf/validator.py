@@ -74,7 +74,7 @@ class ComplianceValidator:
         self._batched_items = 0
         self._context_calls = 0
         self.batch = batch
-        self.batches = 0
+        self.batches: int = 0
         self.fast_path = fast_path
 
     @classmethod

@@ -217,7 +217,8 @@ def test_bad_input_is_one_line_of_ours_that_names_the_value(arguments, message):
 def test_an_unreachable_database_is_one_line_and_status_2(url):
     done = acgsperf("replay", "--requests", 10, DATABASE_URL=url)
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(r"acgsperf: PostgreSQL cannot be reached: [^\n]+ (localhost:1|/nowhere): [^\n]+\n", done.stderr)
+    server = "(localhost:1|unix:/nowhere)"
+    assert re.fullmatch(rf"acgsperf: PostgreSQL cannot be reached: [^\n]+ {server}: [^\n]+\n", done.stderr)
 
 
 @pytest.mark.parametrize("variable", ["DATABASE_URL", "REDIS_URL"])

@@ -1,14 +1,18 @@
 """Every code block of the README and the documentation runs, and every link leads somewhere."""
 
+import ast
+import inspect
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import acgsperf
+from acgsperf.cache.parts import AUTOMATIC
 from acgsperf.workbench.embedded import Servers
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +47,8 @@ def anchors(page):
 EXAMPLES = [
     pytest.param(code, id=f"{name_of(page)}-{number}")
     for page in PAGES
+    # The blocks of the tutorial are the files of one application, see test_tutorial.py.
+    if page.name != "tutorial.md"
     for number, code in enumerate(blocks(page, "python"))
 ]
 
@@ -122,6 +128,18 @@ def test_the_reference_lists_every_public_name():
     # `acgsperf.fingerprint` is a module too.
     listed |= {"acgsperf.fingerprint"} if "acgsperf.fingerprint.fingerprint" in listed else set()
     assert {f"acgsperf.{name}" for name in acgsperf.__all__} - listed == set()
+
+
+def test_the_page_of_the_cache_lists_every_option_with_its_default():
+    named = {"required": inspect.Parameter.empty, "automatic": AUTOMATIC, "`time.monotonic`": time.monotonic}
+    section = (DOCS / "cache.md").read_text().partition("\n## Options\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", section, re.MULTILINE)
+    listed = {
+        name: named[default] if default in named else ast.literal_eval(default.strip("`")) for name, default in rows
+    }
+    parameters = inspect.signature(acgsperf.TieredCache).parameters
+    assert list(listed) == list(parameters)
+    assert listed == {name: parameter.default for name, parameter in parameters.items()}
 
 
 def test_every_make_target_that_a_page_names_exists():

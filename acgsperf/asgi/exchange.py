@@ -1,6 +1,7 @@
 """One call of the application that does not use the response cache."""
 
 from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
 
 from acgsperf.asgi.fields import Headers
 from acgsperf.asgi.routes import Routes, route_of
@@ -20,8 +21,8 @@ class AddedHeaders:
     """
 
     def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self.pairs = list(headers)
-        self.names = frozenset(name for name, _ in self.pairs)
+        self.pairs: Final = list(headers)
+        self.names: Final = frozenset(name for name, _ in self.pairs)
 
     def to(self, headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
         """Return headers with the added ones."""
@@ -60,7 +61,7 @@ class Exchange:
         self._routes: Routes | None = routes
         self._started_ns = started_ns
         self._invalidate = invalidate
-        self.status = 0
+        self.status: int = 0
 
     async def run(self, app: App, receive: Receive) -> None:
         """Call the application."""

@@ -89,7 +89,7 @@ class Fetch:
         self._failed = False
         self._body_dropped = False
         self._disconnected = False
-        self.status = 0
+        self.status: int = 0
         self.served: Stored | None = None
 
     @property

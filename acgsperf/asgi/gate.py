@@ -29,7 +29,7 @@ class Gate:
         self._validator = validator
         self._require_hash = require_hash
         self._exempt = frozenset(exempt)
-        self.refused = 0
+        self.refused: int = 0
 
     def refusal(self, scope: Scope) -> bytes | None:
         """Return the JSON body of a refusal, or None if the request passes."""

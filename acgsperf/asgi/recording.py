@@ -50,7 +50,7 @@ class Recording:
         self._limit = limit
         self._pieces: list[bytes] = []
         self._size = 0
-        self.has_ended = False
+        self.has_ended: bool = False
         length = joined(headers, b"content-length")
         # -1 if the header is not a number: no body has that length.
         self._declared = None if length is None else seconds(length.decode("latin-1")) or -(length != b"0")

@@ -54,21 +54,21 @@ class CacheableRequest:
         variant: the key of its newest variant, if the cache knows one.
     """
 
-    is_plain = True
-    wants_all = True
-    bypasses = False
-    uses_stored = True
+    is_plain: bool = True
+    wants_all: bool = True
+    bypasses: bool = False
+    uses_stored: bool = True
     max_age: float = _NEVER
     min_fresh: float = 0
     max_stale: float = 0
-    only_if_cached = False
+    only_if_cached: bool = False
     if_none_match: bytes | None = None
     if_modified_since: bytes | None = None
     range: bytes | None = None
     if_range: bytes | None = None
     sets: "tuple[Names, ...]" = ()
-    sets_until = 0.0
-    variant = ""
+    sets_until: float = 0.0
+    variant: str = ""
     _carried: tuple[bytes, ...] = ()
 
     def __init__(self, target: "Target", root: str, headers: Headers, is_head: bool) -> None:

@@ -100,8 +100,8 @@ class ResponseCache:
         self.flights: Final = Flights()
         self.max_body_bytes = max_body_bytes
         self.wall = clock
-        self.now = SteadyClock() if clock is time.time else clock
-        self.ticks = time.monotonic if clock is time.time else clock
+        self.now: Final = SteadyClock() if clock is time.time else clock
+        self.ticks: Final = time.monotonic if clock is time.time else clock
         self._freshness = freshness
         self._vary = tuple(sorted(checked_names("vary", vary)))
         secrets = checked_names("credentials", credentials)
@@ -111,7 +111,8 @@ class ResponseCache:
         self._get_local = cache.get_local
         # The targets of recent requests: normalising one costs more than the rest of a hit.
         self._targets: dict[tuple[object, ...], Target] = {}
-        self.hits = self.misses = self.bypassed = self.stored = 0
+        self.hits = self.misses = self.bypassed = 0
+        self.stored: int = 0
 
     def at_root(self, scope: Mapping[str, Any]) -> Any:
         """Return the response that L1 has for the target of a request without headers that the cache reads.

@@ -55,7 +55,9 @@ class PostgresBackplane(ServerBackplane):
         super().__init__(timeout)
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,49}", table):
             raise ValueError(f"table must be 1 to 50 lower-case letters, digits and underscores, got {table!r:.80}")
-        self._connect_timeout = parsed_address("the DSN", dsn).connect_timeout or max(self.timeout, _CONNECT_TIMEOUT_S)
+        address = parsed_address("the DSN", dsn)
+        self._where = address.full_name
+        self._connect_timeout = address.connect_timeout or max(self.timeout, _CONNECT_TIMEOUT_S)
         self._dsn = dsn
         self._tables = Tables(table)
         self._reader: PostgresReader | None = None
@@ -66,7 +68,7 @@ class PostgresBackplane(ServerBackplane):
         return cls(tier._dsn, table=tier._tables.table, timeout=timeout)
 
     def __repr__(self) -> str:
-        return f"PostgresBackplane(table={self._tables.table!r})"
+        return f"PostgresBackplane({self._where!r}, table={self._tables.table!r})"
 
     def shares_server_with(self, tier: Tier) -> bool:
         if not isinstance(tier, PostgresTier):

@@ -95,16 +95,17 @@ class Log:
     def __init__(self, tables: Tables) -> None:
         self.tables: Final = tables
         self.receivers: dict[str, dict[Receiver, None]] = {}
-        self.snapshot = ""
+        self.snapshot: str = ""
         self.xmin = 0
         self.file = 0
-        self.read_at = self.level_at = 0.0
+        self.read_at: float = 0.0
+        self.level_at: float = 0.0
         self.recovering = self.refused = False
-        self.retry_at = 0.0
+        self.retry_at: float = 0.0
         # A snapshot, and the server's time from which on the records that it saw may be removed.
         self.old: tuple[str, float] = ("", 0.0)
-        self.swept_at = 0.0
-        self.settled = asyncio.Event()
+        self.swept_at: float = 0.0
+        self.settled: Final = asyncio.Event()
         self.read_sql: Final = tables.fill(_READ)
 
     @property

@@ -151,10 +151,12 @@ class Log:
         self._names = {"log": log, "tags": tags, "namespace": literal(namespace)}
         places = {"log": literal(log), "tags": literal(tags)}
         # This fails if a table does not exist.
-        self.may_write_here = _rights(lambda table: f"{places[table]}::pg_catalog.regclass")
-        self.may_write = _rights(lambda table: f"pg_catalog.to_regclass({places[table]})")
-        self.notify = "" if channel is None else f"IF pg_catalog.pg_notify({literal(channel)}, '') IS NULL THEN END IF;"
-        self.warn = _WARN.format(**places)
+        self.may_write_here: Final = _rights(lambda table: f"{places[table]}::pg_catalog.regclass")
+        self.may_write: Final = _rights(lambda table: f"pg_catalog.to_regclass({places[table]})")
+        self.notify: Final = (
+            "" if channel is None else f"IF pg_catalog.pg_notify({literal(channel)}, '') IS NULL THEN END IF;"
+        )
+        self.warn: Final = _WARN.format(**places)
 
     def write(self, record: Sequence[str], hashes: str, *, several: bool = True, source: str = "") -> str:
         """Return the statements that add a record and remove the tokens of its tags.

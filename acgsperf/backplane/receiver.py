@@ -69,8 +69,8 @@ class Receiver:
         self.namespace: Final = namespace
         self.timeout: Final = timeout
         self.counts: Final = counts
-        self.position = b""
-        self.joined = False
+        self.position: bytes = b""
+        self.joined: bool = False
         self._listener = listener
         self._writer = writer
         counts.state = BackplaneState.CONNECTING

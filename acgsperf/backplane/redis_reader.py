@@ -67,13 +67,13 @@ class Stream:
     def __init__(self, key: bytes) -> None:
         self.key: Final = key
         self.receivers: dict[Receiver, None] = {}
-        self.position = b""
-        self.level_at = 0.0
-        self.recovering = False
-        self.refused = False
-        self.retry_at = 0.0
+        self.position: bytes = b""
+        self.level_at: float = 0.0
+        self.recovering: bool = False
+        self.refused: bool = False
+        self.retry_at: float = 0.0
         self.joining = False
-        self.settled = asyncio.Event()
+        self.settled: Final = asyncio.Event()
 
     @property
     def name(self) -> str:
@@ -114,7 +114,7 @@ class RedisReader:
 
     def __init__(self, connections: RedisConnections) -> None:
         self.clock: Final = ServerClock()
-        self.run = b""
+        self.run: bytes = b""
         self.streams: Final[dict[bytes, Stream]] = {}
         self._connections = connections
         connections.open()

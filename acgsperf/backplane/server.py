@@ -26,7 +26,7 @@ class ServerBackplane(Backplane):
     name: str
 
     def __init__(self, timeout: float = TIMEOUT_S) -> None:
-        self.timeout = checked_seconds("timeout", timeout)
+        self.timeout: float = checked_seconds("timeout", timeout)
         self._namespace = ""
         self._writer = b""
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -4,7 +4,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from acgsperf.cache.arguments import checked_tags
 from acgsperf.cache.call_keys import CallKey, CallKeys, is_coroutine_function, is_same_definition, name_of
@@ -13,7 +13,7 @@ from acgsperf.cache.source import Source
 from acgsperf.cache.types import Written
 from acgsperf.errors import CacheError
 
-__all__ = ["DEFAULT_TTL", "BoundCachedFunction", "CachedFunction", "Decorator", "cached"]
+__all__ = ["DEFAULT_TTL", "BoundCachedFunction", "CachedFunction", "Decorator", "cached", "refuse_function"]
 
 _P = ParamSpec("_P")
 _Q = ParamSpec("_Q")
@@ -79,15 +79,22 @@ def cached(
         tags: the tags of every result, or a function that makes them from the arguments, `self` included.
 
     Raises:
-        TypeError: if the decorated object is not a coroutine function. Without a `key`, a call raises it for arguments
-            that are not JSON-like.
+        TypeError: if the decorated object is not a coroutine function, or `cached` has no parentheses. Without a `key`,
+            a call raises it for arguments that are not JSON-like.
         ValueError: if another function with the same module and qualified name is cached in this cache without a `key`.
     """
+    if callable(cache):
+        refuse_function(cache, "cached")
 
     def decorate(function: Any, /) -> Any:
         return CachedFunction(function, cache, key, ttl, tags)
 
     return decorate
+
+
+def refuse_function(function: object, name: str) -> NoReturn:
+    """Raise the error for a decorator that was used without parentheses."""
+    raise TypeError(f"{name} must be called before it decorates {function!r:.100}: write @{name}()")
 
 
 class CachedFunction(Generic[_P, _R]):
@@ -117,8 +124,9 @@ class CachedFunction(Generic[_P, _R]):
         self.__qualname__: str = getattr(function, "__qualname__", type(function).__qualname__)
         # With these, `inspect` treats the object as a coroutine function, as it does an AsyncMock.
         self.__name__: str = getattr(function, "__name__", type(function).__name__)
-        self.__code__ = type(self).__call__.__code__
-        self.__defaults__ = self.__kwdefaults__ = None
+        self.__code__: Final = type(self).__call__.__code__
+        self.__defaults__: None = None
+        self.__kwdefaults__: None = None
         self._function = function
         self._key = key
         self._keys: Final = CallKeys(function) if key is None else None
@@ -174,6 +182,11 @@ class CachedFunction(Generic[_P, _R]):
 
     @overload
     def __get__(self, instance: None, owner: type) -> "CachedFunction[_P, _R]": ...
+    # A class method. Called on its class, it has the same type as a method: type checkers cannot tell these two apart.
+    @overload
+    def __get__(
+        self: "CachedFunction[Concatenate[type[_S], _Q], _R]", instance: _S, owner: type[_S]
+    ) -> "BoundCachedFunction[_Q, _R]": ...
     @overload
     def __get__(
         self: "CachedFunction[Concatenate[_S, _Q], _R]", instance: _S, owner: type | None = None
@@ -224,8 +237,8 @@ class BoundCachedFunction(Generic[_P, _R]):
     __slots__ = ("__self__", "__wrapped__")
 
     def __init__(self, function: CachedFunction[Any, _R], owner: object) -> None:
-        self.__wrapped__ = function
-        self.__self__ = owner
+        self.__wrapped__: Final = function
+        self.__self__: Final = owner
 
     def __repr__(self) -> str:
         return f"<bound {self.__wrapped__!r} of {self.__self__!r}>"

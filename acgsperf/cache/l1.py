@@ -93,7 +93,7 @@ class L1(Generic[_V]):
         self._missed_at = -math.inf
         self._answers_until = math.inf
         self._tags = TagIndex()
-        self.negative_hits = 0
+        self.negative_hits: int = 0
         self._users_on_evict = lru.on_evict
         lru.on_evict = self._on_lru_evict
 

@@ -89,13 +89,13 @@ class Loading:
         # The keys whose load failed less than `retry_after` ago, and that have a stale value to serve.
         self._failures: LRUCache[str, bool] = LRUCache(most_entries(l1.lru), clock=staleness.lru_clock)
         self._recent = RecentLoads(lower_tiers.ordering)
-        self.loads = 0
-        self.load_errors = 0
-        self.load_timeouts = 0
-        self.joined = 0
-        self.missed = 0
-        self.refreshes = 0
-        self.stale_served = 0
+        self.loads: int = 0
+        self.load_errors: int = 0
+        self.load_timeouts: int = 0
+        self.joined: int = 0
+        self.missed: int = 0
+        self.refreshes: int = 0
+        self.stale_served: int = 0
 
     def supersede(self, key: str) -> None:
         """Supersede the load of a key by a write, and forget that the last one failed."""

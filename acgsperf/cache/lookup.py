@@ -38,12 +38,13 @@ class Found:
     __slots__ = ("began_at", "entries", "l2", "l3", "predicted", "reached", "unasked")
 
     def __init__(self, began_at: int, predicted: bool = False) -> None:
-        self.began_at = began_at
-        self.predicted = predicted
+        self.began_at: Final = began_at
+        self.predicted: Final = predicted
         self.entries: dict[str, Entry] = {}
         self.l2: dict[str, Observation] = {}
         self.l3: dict[str, Observation] = {}
-        self.reached = self.unasked = False
+        self.reached: bool = False
+        self.unasked: bool = False
 
     def answered(self, key: str) -> bool:
         """Whether a tier has answered for a key."""
@@ -87,8 +88,8 @@ class Lookup:
         # Starts a read of that tier without a coroutine.
         self.begin_get: Final = self._self_limited.begin_get if isinstance(self._self_limited, ServerTier) else None
         self._time: Callable[[], float] = time.monotonic
-        self.promotions = 0
-        self.deadlines = 0
+        self.promotions: int = 0
+        self.deadlines: int = 0
 
     def open(self) -> None:
         """Measure time by the running event loop from now on."""

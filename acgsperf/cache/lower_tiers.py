@@ -19,8 +19,8 @@ class Seen:
     __slots__ = ("l2", "l3")
 
     def __init__(self, l2: Observation | None = None, l3: Observation | None = None) -> None:
-        self.l2 = l2
-        self.l3 = l3
+        self.l2: Final = l2
+        self.l3: Final = l3
 
     @property
     def expires_at(self) -> float:
@@ -52,7 +52,8 @@ class LowerTiers:
         for name, tier in (("l2", l2), ("l3", l3)):
             if tier is not None and not isinstance(tier, Tier):
                 raise TypeError(f"{name} must be a Tier or None, got {type(tier).__name__}")
-        self.l2, self.l3 = l2, l3
+        self.l2: Tier | None = l2
+        self.l3: Tier | None = l3
         self.tiers: Final = tuple(tier for tier in (l2, l3) if tier is not None)
         self.queues: Final = tuple(WriteBehind(tier) for tier in self.tiers)
         self.ordering: Final = Ordering()

@@ -26,7 +26,7 @@ class Ordering:
     """
 
     def __init__(self) -> None:
-        self.latest = 0
+        self.latest: int = 0
         self._keys = _Writes()
         self._tags = _Writes()
         self._clears = 0

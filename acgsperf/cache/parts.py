@@ -70,24 +70,25 @@ class Parts:
         prediction: Prediction | None,
     ) -> None:
         self._namespace = namespace
-        tiers = self.lower_tiers = LowerTiers(l2, l3, staleness.retention)
-        self.promotion = Promotion(promotion_threshold, most_entries(lru))
+        self.lower_tiers: Final = LowerTiers(l2, l3, staleness.retention)
+        tiers = self.lower_tiers
+        self.promotion: Final = Promotion(promotion_threshold, most_entries(lru))
         lock = None if staleness.lock_ttl is None else ProcessLock(l2, staleness.lock_ttl)
         self.l1: L1[Any] = L1(lru, staleness, negative_maxsize, tiers.demote if demotion else None, bool(tiers.tiers))
-        self.lookup = Lookup(self.l1, tiers, staleness, self.promotion)
-        self.read_path = ReadPath(
+        self.lookup: Final = Lookup(self.l1, tiers, staleness, self.promotion)
+        self.read_path: Final = ReadPath(
             self.l1.side_caches, self.lookup.begin_get or _nothing, self.promotion, staleness.clock
         )
-        self.loading = Loading(namespace, self.l1, tiers, self.lookup, staleness, lock)
-        self.prefetch = Prefetch.create(prediction, self.l1, tiers, self.lookup, staleness)
+        self.loading: Final = Loading(namespace, self.l1, tiers, self.lookup, staleness, lock)
+        self.prefetch: Final = Prefetch.create(prediction, self.l1, tiers, self.lookup, staleness)
         self.loading.prefetch = self.prefetch
-        self.repairs = Repairs(tiers, self._apply, self._publish)
-        self.writes = Writes(self.l1, tiers, self.loading, self.promotion, self.repairs)
-        self.listener = CacheListener(
+        self.repairs: Final = Repairs(tiers, self._apply, self._publish)
+        self.writes: Final = Writes(self.l1, tiers, self.loading, self.promotion, self.repairs)
+        self.listener: Final = CacheListener(
             self.l1, tiers, self.loading, self.repairs, None if lock is None else lock.released
         )
         self._writer = new_id()
-        self.backplane = self._connected(backplane, backplane_timeout, lock)
+        self.backplane: Final = self._connected(backplane, backplane_timeout, lock)
 
     def _connected(self, backplane: Backplane | None, timeout: float, lock: ProcessLock | None) -> Backplane | None:
         """Choose the backplane, and let the tier on its server publish its own writes."""

@@ -33,8 +33,8 @@ class HeldLocks:
     __slots__ = ("_expires_at", "tokens", "unanswered")
 
     def __init__(self, tokens: Mapping[str, int], unanswered: Collection[str], expires_at: float) -> None:
-        self.tokens = dict(tokens)
-        self.unanswered = unanswered
+        self.tokens: Final = dict(tokens)
+        self.unanswered: Final = unanswered
         self._expires_at = expires_at
 
     @property

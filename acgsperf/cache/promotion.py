@@ -40,7 +40,7 @@ class Promotion:
             raise TypeError(f"promotion_threshold must be an integer, got {threshold!r}")
         if threshold < LOWEST:
             raise ValueError(f"promotion_threshold must be at least {LOWEST}, got {threshold!r}")
-        self.threshold = threshold
+        self.threshold: int = threshold
 
     def count_hit(self, key: str) -> bool:
         """Count a hit, and return whether the key is to be promoted now."""

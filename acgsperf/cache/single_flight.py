@@ -50,15 +50,15 @@ class Flight:
 
     def __init__(self, keys: Iterable[str], tags: tuple[str, ...], stale: Mapping[str, Entry], began_at: int) -> None:
         self._wanted: Final = tuple(keys)
-        self.keys = set(self._wanted)
+        self.keys: Final = set(self._wanted)
         self.loader_keys: set[str] = set()
-        self.tags = tags
-        self.stale = stale
+        self.tags: Final = tags
+        self.stale: Final = stale
         self.began_at: Final = began_at
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.detached = False
+        self.detached: bool = False
         self.span: Any = None
-        self.waiters = 0
+        self.waiters: int = 0
         # The loads, of this cache or of others, that the loader waits for; one entry for each of its waits.
         self._dependencies: list[Flight] = []
         self._task: asyncio.Task[None] | None = None
@@ -145,7 +145,7 @@ class Flights:
     def __init__(
         self, namespace: str, hard_timeout: float | None, on_failure: Callable[[Flight, BaseException], object]
     ) -> None:
-        self.closed = True
+        self.closed: bool = True
         self._namespace = namespace
         self._hard_timeout = hard_timeout
         self._on_failure = on_failure

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 __all__ = ["Source"]
 
@@ -28,11 +28,11 @@ class Source:
         local: bool = False,
         reload: bool = False,
     ) -> None:
-        self.loader = loader
-        self.ttl = ttl
-        self.tags = tags
-        self.local = local
-        self.reload = reload
+        self.loader: Final = loader
+        self.ttl: Final = ttl
+        self.tags: Final = tags
+        self.local: Final = local
+        self.reload: Final = reload
 
     @classmethod
     def of_one(

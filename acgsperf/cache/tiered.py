@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, Self, TypeVar, overload
 from acgsperf._native.arguments import checked_bool, checked_namespace
 from acgsperf.backplane import Backplane
 from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, checked_ttl, distinct_keys
-from acgsperf.cache.decorator import DEFAULT_TTL, Decorator, cached
+from acgsperf.cache.decorator import DEFAULT_TTL, Decorator, cached, refuse_function
 from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.parts import AUTOMATIC, Parts
 from acgsperf.cache.prediction import Prediction, checked_prediction
@@ -134,7 +134,7 @@ class TieredCache(Generic[_V]):
         self._read_path, self._ordering = self._parts.read_path, self._lower_tiers.ordering
         self._prefetch = self._parts.prefetch
         # The method of the compiled cache itself: a hit costs no Python call besides the compiled lookup.
-        self.get_local = l1.get
+        self.get_local: Final = l1.get
 
     def __repr__(self) -> str:
         """The namespace, the state and the tiers, without passwords."""
@@ -344,12 +344,19 @@ class TieredCache(Generic[_V]):
 
     def cached(
         self,
+        function: None = None,
+        /,
         *,
         key: Callable[..., str] | None = None,
         ttl: float | None = DEFAULT_TTL,
         tags: Sequence[str] | Callable[..., Sequence[str]] = (),
     ) -> Decorator:
-        """Decorate a coroutine function or method, whose results this cache keeps; see `cached`."""
+        """Decorate a coroutine function or method, whose results this cache keeps; see `cached`.
+
+        Write `@cache.cached()` with parentheses: `function` is only there for the message if they are missing.
+        """
+        if function is not None:
+            refuse_function(function, "cache.cached")
         return cached(self, key=key, ttl=ttl, tags=tags)
 
     def stats(self) -> TieredStats:

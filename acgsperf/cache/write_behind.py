@@ -33,10 +33,10 @@ class WriteBehind:
         self._wake = asyncio.Event()
         self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self.written = 0
-        self.demoted = 0
-        self.dropped = 0
-        self.refused = 0
+        self.written: int = 0
+        self.demoted: int = 0
+        self.dropped: int = 0
+        self.refused: int = 0
 
     def open(self) -> None:
         """Start the task, in the running event loop."""

@@ -74,7 +74,7 @@ class PerformanceMetrics:
     last_optimization: float = 0.0
 
     def __post_init__(self) -> None:
-        self.latency_ns = LatencyHistogram()
+        self.latency_ns: LatencyHistogram = LatencyHistogram()
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self)
@@ -127,7 +127,7 @@ class PerformanceIntegrationService:
         self.constitutional_validator: Any = UltraFastConstitutionalValidator()
         self.pool_manager: Any = None
         self.cache: Any = None
-        self.metrics = PerformanceMetrics()
+        self.metrics: PerformanceMetrics = PerformanceMetrics()
         self.performance_history: list[dict[str, Any]] = []
         self.max_history_size = 1000
         self.constitutional_hash = CONSTITUTIONAL_HASH

@@ -92,14 +92,14 @@ class UltraFastMultiTierCache:
         constitutional_validator: Any = None,
     ) -> None:
         self.constitutional_hash = CONSTITUTIONAL_HASH
-        self.constitutional_validator = constitutional_validator or UltraFastConstitutionalValidator()
+        self.constitutional_validator: Any = constitutional_validator or UltraFastConstitutionalValidator()
         self.redis_url = redis_url
         self.l1_max_size = l1_max_size
         self.prediction_enabled = True
         self._l1: LRUCache[str, CacheEntry] = LRUCache(l1_max_size)
         self._accesses = AccessLog(self._l1)
         self._unstamped = self._accesses.unstamped
-        self.l1_cache = L1View(self._l1, self._store_in_l1, self._accesses.stamp)
+        self.l1_cache: L1View = L1View(self._l1, self._store_in_l1, self._accesses.stamp)
         # Key -> the times of its latest L2 hits, for keys that are not in L1.
         self.promotion_candidates: LRUCache[str, deque[float]] = LRUCache(_MAX_CANDIDATES, _HOUR_S)
         self._written: LRUCache[str, None] = LRUCache(MAX_WRITTEN)

@@ -73,12 +73,12 @@ class UltraFastConnectionPool:
         self.dsn = dsn
         self.min_size = min_size
         self.max_size = max_size
-        self.constitutional_validator = constitutional_validator or UltraFastConstitutionalValidator()
+        self.constitutional_validator: Any = constitutional_validator or UltraFastConstitutionalValidator()
         self.constitutional_hash = CONSTITUTIONAL_HASH
         self.pool: Any = None
-        self.is_initialized = False
-        self.is_healthy = True
-        self.metrics = ConnectionMetrics()
+        self.is_initialized: bool = False
+        self.is_healthy: bool = True
+        self.metrics: ConnectionMetrics = ConnectionMetrics()
         self.fast_path_enabled = True
         self.connection_cache: dict[str, Any] = {}
         self.acquisition_timeout_s = _ACQUISITION_TIMEOUT_S

@@ -19,8 +19,8 @@ from acgsperf.metrics.source import Caches, HttpSource, MetricsSource, Pools, Re
 try:
     from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation, get_meter_provider
     from opentelemetry.trace import TracerProvider
-except ImportError as missing:
-    raise ImportError("opentelemetry-api is not installed: pip install 'acgsperf[opentelemetry]'") from missing
+except ImportError as _missing:
+    raise ImportError("opentelemetry-api is not installed: pip install 'acgsperf[opentelemetry]'") from _missing
 
 from acgsperf.metrics.spans import CHECK_EVERY_S, MIN_SPAN_S, OpenTelemetrySpans
 
@@ -101,7 +101,7 @@ class _Instruments:
         self._served: set[str] = set()
         self._lock = threading.Lock()
         meter = provider.get_meter(_NAME, version(_NAME))
-        self.times = {what: _histogram(meter, metric) for what, metric in _TIMES.items()}
+        self.times: Final = {what: _histogram(meter, metric) for what, metric in _TIMES.items()}
         create = {
             Kind.COUNTER: meter.create_observable_counter,
             Kind.GAUGE: meter.create_observable_up_down_counter,

@@ -24,8 +24,8 @@ try:
     from prometheus_client.registry import Collector
     from prometheus_client.samples import Sample
     from prometheus_client.utils import floatToGoString
-except ImportError as missing:
-    raise ImportError("prometheus_client is not installed: pip install 'acgsperf[prometheus]'") from missing
+except ImportError as _missing:
+    raise ImportError("prometheus_client is not installed: pip install 'acgsperf[prometheus]'") from _missing
 
 __all__ = ["BUCKETS_S", "PerformanceCollector", "exposition"]
 

@@ -90,7 +90,7 @@ class Hysteresis:
     __slots__ = ("_clear_after", "_doublings", "_good_in_a_row", "_quiet_intervals", "raised")
 
     def __init__(self, clear_after: int) -> None:
-        self.raised = False
+        self.raised: bool = False
         self._clear_after = clear_after
         self._doublings = 0
         self._good_in_a_row = 0

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from acgsperf._native.arguments import checked_bool, checked_int, checked_seconds, checked_str
 from acgsperf.errors import PoolClosed, PoolError, PoolTimeout
@@ -138,7 +138,7 @@ class ConnectionPool(Queries):
             housekeeping_interval=housekeeping_interval,
             clock=clock,
         )
-        self.name = checked_str("name", name)
+        self.name: Final = checked_str("name", name)
         self.options = options
         connector = Connector(dsn, address, options, connect_options)
         if isinstance(replicas, str | bytes | bytearray) or not isinstance(replicas, Sequence):
@@ -161,9 +161,9 @@ class ConnectionPool(Queries):
         lenders = [replica._lender for replica in self._replicas]
         self._lender: Lender = Lender(lifecycle, health, waiters, supply, options, lenders)
         self._health_check = HealthCheck(lifecycle, health, supply, self._lender, options)
-        self.wait_time = self._lender.wait_time
-        self.use_time = self._lender.use_time
-        self.create_time = supply.create_time
+        self.wait_time: Final = self._lender.wait_time
+        self.use_time: Final = self._lender.use_time
+        self.create_time: Final = supply.create_time
 
     def __repr__(self) -> str:
         """Return the name, the state and the numbers of connections; nothing of the address."""

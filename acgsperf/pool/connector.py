@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 from asyncpg.exceptions import TargetServerAttributeNotMatched
 
-from acgsperf.addresses import secrets_of, server_of
+from acgsperf.addresses import secrets_of
 from acgsperf.names import resolve
 from acgsperf.pool.hosts import Hosts
 from acgsperf.pool.options import PoolOptions
@@ -69,9 +69,7 @@ class Connector:
         self._connect_options: dict[str, Any] = {**connect_options, "connection_class": connection_class}
         endpoints = chosen_endpoints(address, connect_options, os.environ)
         self._hosts = Hosts(endpoints, address.shuffled, options.clock)
-        self.where = server_of(dsn)
-        if endpoints != address.endpoints:
-            self.where = ", ".join(":".join(str(part) for part in endpoint.values()) for endpoint in endpoints)
+        self.where: Final = address.name_of(endpoints)
         attributes = connect_options.get("target_session_attrs") or address.session_attributes
         self._attributes = attributes or os.environ.get("PGTARGETSESSIONATTRS") or "any"
 

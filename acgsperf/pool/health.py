@@ -31,7 +31,8 @@ class ServerHealth:
         self._name = name
         self._connector = connector
         self.error: Exception | None = None
-        self.failures = self.failed_connects = 0
+        self.failures: int = 0
+        self.failed_connects: int = 0
         self.last_failure: Exception | None = None
         self.retry: asyncio.TimerHandle | None = None
 

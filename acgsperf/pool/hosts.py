@@ -26,7 +26,7 @@ class Hosts:
     __slots__ = ("_clock", "_shuffled", "_suspect_until", "endpoints")
 
     def __init__(self, endpoints: Sequence[Endpoint], shuffled: bool, clock: Callable[[], float]) -> None:
-        self.endpoints = list(endpoints)
+        self.endpoints: Final = list(endpoints)
         self._shuffled = shuffled
         self._clock = clock
         # By the identity of the endpoint.

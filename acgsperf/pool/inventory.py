@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import Final
 
 from acgsperf.pool.options import CloseReason
 from acgsperf.pool.slot import Slot
@@ -48,9 +49,9 @@ class Inventory:
         self.slots: set[Slot] = set()
         self.idle: deque[Slot] = deque()
         self._closing: set[Slot] = set()
-        self.closes = Unanswered(on_stall=on_room)
+        self.closes: Final = Unanswered(on_stall=on_room)
         self._emptied = asyncio.Event()
-        self.ageing = 0
+        self.ageing: int = 0
         self.closed_by: Counter[CloseReason] = Counter()
 
     @property

@@ -60,11 +60,11 @@ class Lender:
         self._inventory = supply.inventory
         self._leak_threshold = options.leak_threshold
         self._clock = options.clock
-        self.replicas = tuple(replicas)
-        self.wait_time = LatencyHistogram()
-        self.use_time = LatencyHistogram()
-        self.recent_use_s = 0.0
-        self.leaks = 0
+        self.replicas: Final = tuple(replicas)
+        self.wait_time: Final = LatencyHistogram()
+        self.use_time: Final = LatencyHistogram()
+        self.recent_use_s: float = 0.0
+        self.leaks: int = 0
         # The connection that each task holds; the first one, if it holds several.
         self._held: dict[asyncio.Task[Any] | None, Slot] = {}
         # When the waiting callers began to wait; the oldest one comes first.

@@ -1,6 +1,7 @@
 """Whether a pool is open, and the event loop and process that it belongs to."""
 
 import asyncio
+from typing import Final
 
 from acgsperf.errors import PoolClosed, PoolError
 
@@ -11,8 +12,9 @@ class Lifecycle:
     __slots__ = ("closed", "is_open", "loop", "name")
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self.is_open = self.closed = False
+        self.name: Final = name
+        self.is_open: bool = False
+        self.closed: bool = False
         self.loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:

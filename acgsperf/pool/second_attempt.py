@@ -33,7 +33,7 @@ class Spare:
     __slots__ = ("in_flight",)
 
     def __init__(self) -> None:
-        self.in_flight = False
+        self.in_flight: bool = False
 
     def take(self) -> bool:
         """Take the permission; return False if another attempt has it."""

@@ -1,12 +1,13 @@
 """The DSN of a pool: what asyncpg reads of it, and what the pool does itself."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, unquote_plus, urlsplit
 
-from acgsperf.addresses import checked_dsn
+from acgsperf.addresses import checked_dsn, hidden
 
 Endpoint = Mapping[str, Any]
 
@@ -75,6 +76,7 @@ class ServerAddress:
         dsn: the DSN for asyncpg, without the parameters that it does not know.
         endpoints: the host and port of each server, as keyword arguments for asyncpg; empty if the DSN names none.
         ports: the `port` parameter of the DSN.
+        database: the name of the database, if the DSN has one.
         service: the `service` of the DSN, which may name hosts.
         connect_timeout: the `connect_timeout` of the DSN, in seconds.
         shuffled: whether `load_balance_hosts` asks for a random order of servers.
@@ -85,11 +87,29 @@ class ServerAddress:
     dsn: str
     endpoints: tuple[Endpoint, ...] = ()
     ports: tuple[int | None, ...] = ()
+    database: str | None = None
     service: str | None = None
     connect_timeout: float | None = None
     shuffled: bool = False
     session_attributes: str | None = None
     socket_options: Mapping[str, int] = field(default_factory=dict)
+
+    def name_of(self, endpoints: Sequence[Endpoint]) -> str:
+        """Return how messages name the servers at these endpoints; it contains no secret."""
+        if endpoints == self.endpoints:
+            # If there is a second @, the text around it may be part of a password.
+            netloc = urlsplit(self.dsn).netloc
+            if netloc.count("@") > 1 or self.dsn.count("@") > netloc.count("@"):
+                return hidden(self.dsn)
+        if not endpoints:
+            return f"service {self.service}" if self.service else "the default server"
+        return ", ".join(map(_name_of, endpoints))
+
+    @property
+    def full_name(self) -> str:
+        """How messages name the servers of the DSN and its database; it contains no secret."""
+        server = self.name_of(chosen_endpoints(self, {}, os.environ))
+        return f"{server}, database {self.database}" if self.database and "***" not in server else server
 
 
 def parsed_address(name: str, dsn: str) -> ServerAddress:
@@ -112,6 +132,7 @@ def parsed_address(name: str, dsn: str) -> ServerAddress:
         dsn=f"{before}{mark}{query}" if query else before,
         endpoints=_endpoints(name, parts.netloc, parameters),
         ports=_ports(name, parameters["port"]) if parameters.get("port") else (),
+        database=unquote(parts.path[1:]) or parameters.get("database") or parameters.get("dbname"),
         service=parameters.get("service"),
         connect_timeout=float(seconds) if seconds else None,
         shuffled=parameters.get("load_balance_hosts") == "random",
@@ -220,3 +241,12 @@ def _endpoint(spec: str) -> Endpoint:
     elif not spec.startswith("/"):
         host, _, port = spec.partition(":")
     return {"host": host, "port": int(port)} if port else {"host": host}
+
+
+def _name_of(endpoint: Endpoint) -> str:
+    host, port = endpoint["host"], endpoint.get("port")
+    if host.startswith("/"):
+        # The file of the socket, as libpq and asyncpg name it.
+        return f"unix:{host}/.s.PGSQL.{port}" if port else f"unix:{host}"
+    host = f"[{host}]" if ":" in host else host
+    return f"{host}:{port}" if port else host

@@ -109,13 +109,14 @@ class _Listener(asyncio.Protocol):
         # The bytes to receive before the buffer of asyncpg is measured again.
         self._bytes_left: float = max_bytes if max_bytes and self._unread is not None else float("inf")
         self._error: MessageTooLarge | None = None
-        self.last = _READY
-        self.closing = self.hung_up = False
+        self.last: bytes = _READY
+        self.closing: bool = False
+        self.hung_up: bool = False
         self._data_received = protocol.data_received
         self._connection_lost = protocol.connection_lost
         self._eof_received = protocol.eof_received
-        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
-        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+        self.pause_writing: Callable[[], None] = protocol.pause_writing
+        self.resume_writing: Callable[[], None] = protocol.resume_writing
 
     def data_received(self, data: bytes) -> None:
         # A reply may come in pieces that are shorter than its end.
@@ -237,17 +238,20 @@ class Slot:
         now: float,
         max_message_bytes: int | None = MAX_MESSAGE_BYTES,
     ) -> None:
-        self.owner = owner
-        self.connection = connection
-        self.generation = generation
-        self.opened_at = self.idle_since = self.lent_at = now
-        self.proven = False
-        self.retires_at = self.expires_at = float("inf")
-        self.ageing = False
+        self.owner: Final = owner
+        self.connection: Final = connection
+        self.generation: Final = generation
+        self.opened_at: float = now
+        self.idle_since: float = now
+        self.lent_at: float = now
+        self.proven: bool = False
+        self.retires_at: float = float("inf")
+        self.expires_at: float = float("inf")
+        self.ageing: bool = False
         self.lease: Lease | None = None
         self.borrower: CallStack | None = None
         self.task: asyncio.Task[Any] | None = None
-        self.leak_reported = False
+        self.leak_reported: bool = False
         self._listener = guard(connection, f"pool {pool_name!r}", max_message_bytes)
         self._poll: Callable[[int], list[Any]] | None = None
         transport = getattr(connection, "_transport", None)

@@ -70,14 +70,16 @@ class Supply:
         self._tasks = tasks
         self._options = options
         self._clock = options.clock
-        self.inventory = Inventory(tasks, options.close_timeout, on_room=self.replenish)
-        self.min_size, self.max_size = options.min_size, options.max_size
-        self.target_size = options.min_size
-        self.connecting = self.opened = 0
-        self.create_time = LatencyHistogram()
-        self.checks = Unanswered(on_stall=self.replenish)
+        self.inventory: Final = Inventory(tasks, options.close_timeout, on_room=self.replenish)
+        self.min_size: int = options.min_size
+        self.max_size: int = options.max_size
+        self.target_size: int = options.min_size
+        self.connecting: int = 0
+        self.opened: int = 0
+        self.create_time: Final = LatencyHistogram()
+        self.checks: Final = Unanswered(on_stall=self.replenish)
         self._resets = Unanswered(on_stall=self.replenish)
-        self.spare = Spare()
+        self.spare: Final = Spare()
         self.patient = False
         # `drain` begins a new generation of connections.
         self._generation = 0

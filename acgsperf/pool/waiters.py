@@ -32,7 +32,8 @@ class WaitQueue:
         self._max_waiting = max_waiting
         self._tickets = itertools.count(HEALTH_CHECK_TICKET + 1)
         self.waiting: OrderedDict[asyncio.Future[Slot], int] = OrderedDict()
-        self.timeouts = self.saturations = 0
+        self.timeouts: int = 0
+        self.saturations: int = 0
 
     def take_ticket(self, arriving: int) -> int:
         """Return a ticket for one more caller.

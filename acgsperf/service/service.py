@@ -89,7 +89,7 @@ class PerformanceService:
         if pools is not None and not isinstance(pools, PoolManager):
             raise TypeError(f"pools must be a PoolManager or None, got {type(pools).__name__}")
         self.settings: Final = settings if settings is not None else Settings.from_environment()
-        self.handler = checked_callable("handler", handler)
+        self.handler: Handler | None = checked_callable("handler", handler)
         self.validator: Final = ComplianceValidator(
             self.settings.constitutional_hashes,
             fast_path=self.settings.fast_path_enabled,

@@ -11,7 +11,7 @@ class ManualClock:
     """
 
     def __init__(self, now: float = 1_000.0) -> None:
-        self.now = now
+        self.now: float = now
 
     def __call__(self) -> float:
         return self.now

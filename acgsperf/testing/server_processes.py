@@ -97,14 +97,14 @@ class PrivateRedis(_Process):
     """
 
     name = "Redis"
-    stop_signal = signal.SIGTERM
+    stop_signal: signal.Signals = signal.SIGTERM
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = folder
         self._socket = folder / "redis.sock"
         self._log = folder / "redis.log"
-        self.url = f"unix://{quote(str(self._socket))}"
+        self.url: str = f"unix://{quote(str(self._socket))}"
 
     def start(self) -> None:
         """Start the server without waiting for it."""
@@ -128,7 +128,7 @@ class PrivatePostgres(_Process):
     """
 
     name = "PostgreSQL"
-    stop_signal = signal.SIGINT  # Its fast shutdown: connections are ended.
+    stop_signal: signal.Signals = signal.SIGINT  # Its fast shutdown: connections are ended.
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class PrivatePostgres(_Process):
         self._data = folder / "pg"
         self._log = folder / "postgres.log"
         self._programs: Path | None = None
-        self.url = f"postgresql://postgres:@/postgres?host={quote(str(self._data))}"
+        self.url: str = f"postgresql://postgres:@/postgres?host={quote(str(self._data))}"
 
     def start(self, check: Check) -> None:
         """Start the server, at first with a new database cluster; return when it accepts connections."""

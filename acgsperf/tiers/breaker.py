@@ -34,9 +34,9 @@ class CircuitBreaker:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.state = BreakerState.CLOSED
-        self.failures_in_a_row = 0
-        self.recovery_s = recovery_s
+        self.state: BreakerState = BreakerState.CLOSED
+        self.failures_in_a_row: int = 0
+        self.recovery_s: Final = recovery_s
         self._failures = failures
         self._clock = clock
         self._retry_at = 0.0

@@ -86,9 +86,9 @@ class Wait:
 
     def __init__(self, deadline: Deadline, began_at: float | None) -> None:
         self._deadline = deadline
-        self.began_at = began_at
-        self.passed = False
-        self.until = 0.0
+        self.began_at: Final = began_at
+        self.passed: bool = False
+        self.until: float = 0.0
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()

@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping, Sequence
 from random import uniform
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import asyncpg
 
@@ -100,9 +99,7 @@ class PostgresTier(ServerTier):
         if not re.fullmatch(r"[a-z_][a-z0-9_]{0,49}", table):
             raise ValueError(f"table must be 1 to 50 lower-case letters, digits and underscores, got {table!r:.80}")
         address = parsed_address("the DSN", dsn)
-        parts = urlsplit(address.dsn)
-        where = f"{parts.hostname or 'a unix socket'}{parts.path}"
-        super().__init__(where, deadline=deadline, max_value_bytes=max_value_bytes)
+        super().__init__(address.full_name, deadline=deadline, max_value_bytes=max_value_bytes)
         self._dsn = dsn
         self._tables = Tables(table)
         self._connections = Connections(

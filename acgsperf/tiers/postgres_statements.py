@@ -334,10 +334,10 @@ class Statements:
             self._statement(_REMOVE, table=table, time=time)
             for table, time in ((tables.entries, "kept_until"), (tables.tags, "expires_at"), (tables.log, "logged_at"))
         )
-        self.write = cache(self._write)
-        self.invalidate = cache(self._invalidate)
-        self.expire_tag = cache(self._expire_tag)
-        self.undo = cache(self._undo)
+        self.write: Final = cache(self._write)
+        self.invalidate: Final = cache(self._invalidate)
+        self.expire_tag: Final = cache(self._expire_tag)
+        self.undo: Final = cache(self._undo)
 
     def _write(
         self, *, tagged: bool = False, logged: bool = False, counted: bool = False, soft: bool = False

@@ -51,7 +51,8 @@ class ReadBatches(Generic[_K, _V]):
         deadline: float,
         latency: LatencyHistogram | None = None,
     ) -> None:
-        self.hits = self.misses = 0
+        self.hits: int = 0
+        self.misses: int = 0
         self.latency: Final = LatencyHistogram() if latency is None else latency
         self.queue: Final = ReadQueue(asyncio.Future, self._schedule)
         self._waiting_many: list[_GetMany[_K, _V]] = []

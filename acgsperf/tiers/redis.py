@@ -73,7 +73,7 @@ class RedisTier(ServerTier):
         max_lifetime: float = MAX_LIFETIME_S,
         credentials: Credentials | None = None,
     ) -> None:
-        self.connections = RedisConnections(
+        self.connections: Final = RedisConnections(
             url, max_connections=max_connections, max_lifetime=max_lifetime, credentials=credentials
         )
         super().__init__(self.connections.where, deadline=deadline, max_value_bytes=max_value_bytes)

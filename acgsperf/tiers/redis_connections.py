@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -175,7 +175,7 @@ class RedisConnections:
             max_connections = MAX_CONNECTIONS if in_url is None else in_url
         self._max_connections = checked_at_least("max_connections", max_connections, 1)
         at = self._factory.connection_kwargs
-        self.where: Final = str(at.get("path") or f"{at.get('host', 'localhost')}:{at.get('port', 6379)}")
+        self.where: Final = _server_name(at)
         self._loop: asyncio.AbstractEventLoop | None = None
         # Connections in use or idle.
         self._size = 0
@@ -421,3 +421,11 @@ def _factory(url: str, options: dict[str, Any], credentials: Credentials | None)
         "socket_connect_timeout": None,
     }
     return ConnectionPool(**options)
+
+
+def _server_name(options: Mapping[str, Any]) -> str:
+    """Return how messages name the server; it contains no secret."""
+    if "path" in options:
+        return f"unix:{options['path']}"
+    host, port = options.get("host", "localhost"), options.get("port", 6379)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

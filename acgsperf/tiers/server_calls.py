@@ -32,9 +32,9 @@ class Attempt:
     __slots__ = ("began_at", "sent", "until")
 
     def __init__(self) -> None:
-        self.began_at = 0.0
-        self.until = inf
-        self.sent = False
+        self.began_at: float = 0.0
+        self.until: float = inf
+        self.sent: bool = False
 
     def set_deadline(self, seconds: float) -> None:
         """Set the deadline, some seconds after the beginning."""
@@ -76,10 +76,10 @@ class ServerCalls:
     ) -> None:
         self.breaker: Final = CircuitBreaker()
         self.errors: Final[Counter[str]] = Counter()
-        self.skipped = 0
+        self.skipped: int = 0
         self.tasks: Final[set[asyncio.Task[None]]] = set()
         self._tier = tier
-        self.label = f"{tier} tier"
+        self.label: str = f"{tier} tier"
         self._timed_out = timed_out
         self._is_refusal = is_refusal
         self._deadline_s = deadline

@@ -21,7 +21,7 @@ class ServerClock:
     __slots__ = ("_asked_at", "_measured_at", "_round_trip", "offset")
 
     def __init__(self) -> None:
-        self.offset = time.time() - time.monotonic()
+        self.offset: float = time.time() - time.monotonic()
         self._round_trip = float("inf")
         self._measured_at = self._asked_at = 0.0
 

@@ -82,9 +82,9 @@ class WriteBatch(Attempt):
         self.operations: dict[str, Operation] = {}
         self.results: dict[str, WriteResult] = {}
         self.removed: set[str] = set()
-        self.size = 0
-        self.done = done
-        self.queued_at = queued_at
+        self.size: int = 0
+        self.done: Final = done
+        self.queued_at: float = queued_at
 
     def has_room(self, key: str) -> bool:
         """Return whether an operation on a key may be added."""
@@ -130,7 +130,9 @@ class WriteBatches:
     """
 
     def __init__(self, calls: ServerCalls, write: Callable[[WriteBatch], Awaitable[None]], deadline: float) -> None:
-        self.stores = self.deletes = self.refused = 0
+        self.stores: int = 0
+        self.deletes: int = 0
+        self.refused: int = 0
         self.pending: Final[dict[str, WriteBatch]] = {}
         self._queue: deque[WriteBatch] = deque()
         self._calls = calls

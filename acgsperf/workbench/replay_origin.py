@@ -69,7 +69,7 @@ class Origin:
         self._pool = pool
         self._table = table
         self._patience = patience
-        self.loads = 0
+        self.loads: int = 0
 
     async def fill(self, addresses: Iterable[str]) -> None:
         """Create the table, with the first version of each value."""

@@ -109,11 +109,12 @@ class ChangedKeys:
 
     def __init__(self, requests: Sequence[Request], process: int, processes: int) -> None:
         self._requests = requests
-        self.positions = {fingerprint(request): at for at, request in enumerate(requests)}
+        self.positions: Final = {fingerprint(request): at for at, request in enumerate(requests)}
         self._own = [at for at in range(len(requests)) if writer_of(at, processes) == process]
         self._answers = [array("q") for _ in requests]
         self.acknowledged: list[Acknowledged] = [[] for _ in requests]
-        self.writes = self.unacknowledged = 0
+        self.writes: int = 0
+        self.unacknowledged: int = 0
 
     def answered(self, position: int, began_ns: int, address: str, value: object) -> None:
         """Note the answer to a request for a changed key.

@@ -15,8 +15,8 @@ from acgsperf.errors import AcgsperfError
 
 try:
     from prometheus_client.parser import text_string_to_metric_families
-except ImportError as missing:
-    raise ImportError("prometheus_client is not installed: pip install 'acgsperf[cli]'") from missing
+except ImportError as _missing:
+    raise ImportError("prometheus_client is not installed: pip install 'acgsperf[cli]'") from _missing
 
 __all__ = ["ServiceFigures", "fetch", "figures"]
 

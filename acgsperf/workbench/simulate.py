@@ -222,7 +222,7 @@ class Simulation:
             for size in sizes
             for column in columns
         ]
-        self.steps = len(keys) * sum(len(run_seeds) for _, _, run_seeds in self._runs)
+        self.steps: Final = len(keys) * sum(len(run_seeds) for _, _, run_seeds in self._runs)
 
     def run(self, advanced: Callable[[int], object] = lambda done: None) -> list[Result]:
         """Return a result for each size and policy.

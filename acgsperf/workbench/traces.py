@@ -42,15 +42,18 @@ class Trace:
     """
 
     def __init__(self, path: Path | str, trace_format: TraceFormat | None = None) -> None:
-        self.name = "standard input" if str(path) == "-" else str(path) or "''"
-        self.lines = self.skipped = self._requests = 0
+        self.name: Final = "standard input" if str(path) == "-" else str(path) or "''"
+        self.lines: int = 0
+        self.skipped: int = 0
+        self._requests = 0
         self._first_skipped = ""
         self._source = self._opened(path)
         try:
-            self._stream, self.format = recognised(decompressed(self._source, self.name), trace_format)
+            self._stream, found = recognised(decompressed(self._source, self.name), trace_format)
         except BaseException:
             self.close()
             raise
+        self.format: Final = found
 
     def _opened(self, path: Path | str) -> IO[bytes]:
         if str(path) == "-":

@@ -142,6 +142,12 @@ async def test_functions_and_arguments_that_cannot_be_cached_raise_a_type_error(
     cache = await open_cache()
     with pytest.raises(TypeError, match="coroutine function"):
         cache.cached()(lambda: 1)
+    for decorator, written in (cache.cached, "cache.cached"), (cached, "cached"):
+        with pytest.raises(TypeError, match=rf"^{written} must be called before .*<function .*: write @{written}\(\)$"):
+
+            @decorator
+            async def bare(value):
+                return value
 
     @cache.cached()
     async def load(value):

@@ -7,6 +7,7 @@ import time
 import asyncpg
 import pytest
 
+from acgsperf.backplane.postgres import PostgresBackplane
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.postgres_schema import lock_of
 
@@ -212,3 +213,31 @@ async def test_a_silent_server_is_tried_again_after_a_second_or_the_deadline(
     await tier.open("n")
     assert tier._connections.pool.options.connect_timeout == expected
     await tier.close()
+
+
+@pytest.mark.parametrize(
+    ("dsn", "server"),
+    [
+        ("postgresql://ann:s3cr3t@db:5433/app", "db:5433, database app"),
+        ("postgresql://ann:s3cr3t@one:1,two:2/app", "one:1, two:2, database app"),
+        ("postgresql:///app%20one?host=/run/pg", "unix:/run/pg, database app one"),
+        ("postgresql://%2Frun%2Fpg?database=app&password=s3cr3t", "unix:/run/pg, database app"),
+        ("postgresql://db", "db"),
+        ("postgresql:///app", "the default server, database app"),
+        ("postgresql:///?service=prod", "service prod"),
+        ("postgresql://ann:s3@cr3t@db/app", "postgresql://***"),
+        ("postgresql://ann:1?x=s3cr3t@db/app", "postgresql://***"),
+    ],
+)
+def test_a_tier_and_a_backplane_name_their_server_and_their_database(dsn, server, monkeypatch):
+    monkeypatch.delenv("PGHOST", raising=False)
+    assert repr(PostgresTier(dsn, table="t")) == f"PostgresTier({server!r}, table='t')"
+    assert repr(PostgresBackplane(dsn, table="t")) == f"PostgresBackplane({server!r}, table='t')"
+
+
+def test_a_tier_names_the_server_that_the_environment_chooses(monkeypatch):
+    monkeypatch.setenv("PGHOST", "/run/pg")
+    monkeypatch.setenv("PGPORT", "5433")
+    assert repr(PostgresTier("postgresql:///app", table="t")) == (
+        "PostgresTier('unix:/run/pg/.s.PGSQL.5433, database app', table='t')"
+    )

@@ -7,6 +7,7 @@ import time
 import pytest
 import redis.asyncio
 
+from acgsperf.backplane.redis import RedisBackplane
 from acgsperf.testing.server_binaries import redis_program
 from acgsperf.tiers import BreakerState, LockingTier
 from acgsperf.tiers.redis import RedisTier
@@ -182,6 +183,19 @@ def test_a_tier_does_not_show_its_password_and_checks_the_host_name():
     context = tier.connections.new().ssl_context
     assert context.check_hostname
     assert context.cert_reqs.name == "CERT_REQUIRED"
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("redis://", "localhost:6379"),
+        ("redis://:s3cr3t@[::1]:1", "[::1]:1"),
+        ("unix://user:s3cr3t@/run/redis.sock?db=2", "unix:/run/redis.sock"),
+    ],
+)
+def test_a_tier_and_a_backplane_name_their_server(url, server):
+    assert repr(RedisTier(url)) == f"RedisTier({server!r})"
+    assert repr(RedisBackplane(url)) == f"RedisBackplane({server!r})"
 
 
 async def test_options_of_a_url_do_not_bring_back_retries_or_another_protocol(servers, namespace):

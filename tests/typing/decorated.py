@@ -22,6 +22,11 @@ class Repo:
     async def get(self, number: int) -> str:
         return ""
 
+    @cache.cached()
+    @classmethod
+    async def of_class(cls, number: int) -> str:
+        return ""
+
     @staticmethod
     @cache.cached()
     async def plain(number: int) -> str:
@@ -31,6 +36,11 @@ class Repo:
 @cached()
 async def early(name: str) -> int:
     return 1
+
+
+# An LRUCache without an annotation does not need one.
+plain = TieredCache(LRUCache(10), namespace="y")
+assert_type(plain, TieredCache[Any])
 
 
 async def main() -> None:
@@ -45,6 +55,15 @@ async def main() -> None:
     assert_type(Repo().get.key(1), str)
     assert_type(await Repo().get.refresh(1), str)
     assert_type(await Repo.plain(1), str)
+    assert_type(await Repo().of_class(1), str)
+    assert_type(Repo().of_class.key(1), str)
+    await Repo().of_class("1")  # type: ignore[arg-type]
     await user("1")  # type: ignore[arg-type]
     await Repo().get("1")  # type: ignore[arg-type]
     user.key()  # type: ignore[call-arg]
+    cache.cached(load)  # type: ignore[arg-type]
+    cached(load)  # type: ignore[arg-type]
+
+
+async def load(key: str) -> str:
+    return key
