@@ -1156,12 +1156,11 @@ cdef class BoundedCache:
         return snapshot.load(self, path, namespace, value_type)
 
     def _kind(self):
-        """Return what a file must be of, and whether the policy counts hits."""
-        name = type(self).__name__
+        """Return the kind of cache that a file must be of."""
         if type(self) is LRUCache:
-            return name, False
+            return "LRUCache"
         policy = "lru" if self.policy == NULL else "adaptive" if self.policy.adaptive else "s3fifo"
-        return f"{name} ({policy})", self.policy != NULL
+        return f"AdaptiveCache ({policy})"
 
     def _dump(self):
         """Return the setting, and the keys, values, remaining ns and meta of the fresh entries, in their order."""

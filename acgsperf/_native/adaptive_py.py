@@ -177,9 +177,9 @@ class AdaptiveCache(BoundedCache, FinalType):
         state: tuple[int, dict[Any, int]] = self._guard.ask((self._guard.setting, {}), Policy.saved)
         return state
 
-    def _kind(self) -> tuple[str, bool]:
+    def _kind(self) -> str:
         policy = "lru" if self._guard is None else "adaptive" if self._guard.adaptive else "s3fifo"
-        return f"{type(self).__name__} ({policy})", self._guard is not None
+        return f"{type(self).__name__} ({policy})"
 
     def _resume(self, setting: int, /) -> None:
         if self._guard is not None:

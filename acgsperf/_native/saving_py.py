@@ -23,6 +23,14 @@ class Saving(Placing):
 
     __slots__ = ()
 
+    if TYPE_CHECKING:
+
+        @property
+        def maxsize(self) -> int:
+            """The largest number of entries."""
+
+        def __len__(self) -> int: ...
+
     def _now_ns(self) -> int:
         if self._clock is None:
             return time.monotonic_ns()
@@ -50,9 +58,9 @@ class Saving(Placing):
 
         return snapshot.load(self, path, namespace, value_type)
 
-    def _kind(self) -> tuple[str, bool]:
-        """Return what a file must be of, and whether the policy counts hits."""
-        return type(self).__name__, False
+    def _kind(self) -> str:
+        """Return the kind of cache that a file must be of."""
+        return type(self).__name__
 
     def _dump(self) -> tuple[int | None, list[Any], list[Any], list[int | None], list[int]]:
         """Return the setting, and the keys, values, remaining ns and meta of the fresh entries, in their order."""

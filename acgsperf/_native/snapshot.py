@@ -14,7 +14,7 @@ import os
 import struct
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -74,7 +74,7 @@ class Cache(Protocol):
     @property
     def maxsize(self) -> int: ...
     def __len__(self) -> int: ...
-    def _kind(self) -> tuple[str, bool]: ...
+    def _kind(self) -> str: ...
     def _dump(self) -> tuple[int | None, list[Any], list[Any], list[int | None], list[int]]: ...
     def _restore(self, key: Any, value: Any, ttl_ns: int | None, meta: int, /) -> bool: ...
     def _resume(self, setting: int, /) -> None: ...
@@ -97,12 +97,17 @@ class Rows:
         self.entries = 0
         self.left_out = 0
 
-    def blocks(self, *columns: Sequence[Any]) -> Iterator[bytes]:
-        """Yield the blocks of the rows of these columns."""
+    def blocks(self, length: int, rows: Callable[[int, int], list[tuple[Any, ...]]]) -> Iterator[bytes]:
+        """Yield blocks.
+
+        Args:
+            length: how many rows there are.
+            rows: returns those from a start to before an end. Few rows exist at a time, so that the garbage collector
+                has little to do.
+        """
         start, count = 0, 1
-        while start < len(columns[0]):
-            # Few rows exist at a time, so that the garbage collector has little to do.
-            some = list(zip(*(column[start : start + count] for column in columns), strict=True))
+        while start < length:
+            some = rows(start, start + count)
             start += count
             block = self._block(some)
             if block is None:
@@ -172,7 +177,7 @@ def read(path: str | os.PathLike[str], kind: str, namespace: str) -> tuple[Heade
     """
     name = os.fspath(path)
     data = memoryview(Path(path).read_bytes())
-    if len(data) < _START.size + _DIGEST_BYTES or data[: len(_MAGIC)] != _MAGIC:
+    if len(data) < _START.size + _DIGEST_BYTES or bytes(data[: len(_MAGIC)]) != _MAGIC:
         raise SnapshotError(name, "the file of a saved cache", "another file")
     version = _START.unpack_from(data)[1]
     if version != VERSION:
@@ -212,19 +217,21 @@ def decoded(path: str | os.PathLike[str], blocks: Iterable[memoryview], row_type
         raise SnapshotError(os.fspath(path), values, f"others: {error}") from error
 
 
-def fitting(rows: list[_Row], room: int, hits: Callable[[_Row], int] | None) -> list[_Row]:
-    """Return the rows that should be loaded if there is room for so many: the most used ones, else the newest."""
-    if len(rows) <= room:
+def fitting(rows: list[_Row], cache: Cache, setting: int | None) -> list[_Row]:
+    """Return the rows for which a cache has room: the most used ones if hits were counted, else the newest."""
+    surplus = len(rows) - (cache.maxsize - len(cache))
+    if surplus <= 0:
         return rows
-    if hits is None:
-        return rows[len(rows) - room :]
+    if setting is None or setting == _LRU:
+        return rows[surplus:]
     # The order is stable: of entries with as many hits, the oldest are left out.
-    order = sorted(range(len(rows)), key=lambda place: hits(rows[place]))
-    return [rows[place] for place in sorted(order[len(rows) - room :])]
+    order = sorted(range(len(rows)), key=lambda place: rows[place][3] & _HITS)
+    return [rows[place] for place in sorted(order[surplus:])]
 
 
 def _row_type(value_type: Any) -> Any:
-    return tuple[Any, Any if value_type is None else value_type, Remaining, Hits]
+    values = Any if value_type is None else value_type
+    return tuple[Any, values, Remaining, Hits]  # type: ignore[valid-type]
 
 
 def save(cache: Cache, path: str | os.PathLike[str], namespace: str, value_type: Any) -> SaveResult:
@@ -232,27 +239,25 @@ def save(cache: Cache, path: str | os.PathLike[str], namespace: str, value_type:
     rows = Rows(_row_type(value_type))
     saved_at = time.time()
     setting, *columns = cache._dump()
-    header = Header(cache._kind()[0], namespace, saved_at, setting)
-    write(path, header, rows.blocks(*columns))
+    header = Header(cache._kind(), namespace, saved_at, setting)
+
+    def some(start: int, end: int) -> list[tuple[Any, ...]]:
+        return list(zip(*(column[start:end] for column in columns), strict=True))
+
+    write(path, header, rows.blocks(len(columns[0]), some))
     return SaveResult(rows.entries, rows.left_out)
 
 
 def load(cache: Cache, path: str | os.PathLike[str], namespace: str, value_type: Any) -> LoadResult:
     """Do the work of `BoundedCache.load`."""
-    kind, counts_hits = cache._kind()
-    header, blocks = read(path, kind, namespace)
+    header, blocks = read(path, cache._kind(), namespace)
     rows = decoded(path, blocks, _row_type(value_type), f"values of the type {value_type}")
     elapsed_ns = header.elapsed_ns()
     fresh = [row for row in rows if row[2] is None or row[2] > elapsed_ns]
     if header.setting is not None and not len(cache):
         cache._resume(header.setting)
     entries = 0
-    hits = _hits if counts_hits and header.setting != _LRU else None
     # Each becomes the oldest of its queue, so that the entries of the file are older than those of the cache.
-    for key, value, remaining, meta in reversed(fitting(fresh, cache.maxsize - len(cache), hits)):
+    for key, value, remaining, meta in reversed(fitting(fresh, cache, header.setting)):
         entries += cache._restore(key, value, None if remaining is None else remaining - elapsed_ns, meta)
     return LoadResult(entries, len(rows) - len(fresh), len(fresh) - entries)
-
-
-def _hits(row: tuple[Any, Any, int | None, int]) -> int:
-    return row[3] & _HITS

@@ -69,7 +69,8 @@ class Parts:
         backplane_timeout: float,
         prediction: Prediction | None,
     ) -> None:
-        self._namespace = namespace
+        self.namespace: Final = namespace
+        self.clock: Final = staleness.clock
         self.lower_tiers: Final = LowerTiers(l2, l3, staleness.retention)
         tiers = self.lower_tiers
         self.promotion: Final = Promotion(promotion_threshold, most_entries(lru))
@@ -123,14 +124,14 @@ class Parts:
 
     async def open(self) -> None:
         """Open the tiers, then the backplane."""
-        await self.lower_tiers.open(self._namespace)
+        await self.lower_tiers.open(self.namespace)
         try:
             if self.backplane is not None:
-                await self.backplane.open(self._namespace, self.listener, self._writer)
+                await self.backplane.open(self.namespace, self.listener, self._writer)
         except BaseException:
             await self.lower_tiers.close()
             raise
-        self.repairs.open(self._namespace)
+        self.repairs.open(self.namespace)
         self.lookup.open()
         self.loading.flights.open()
         if self.prefetch is not None:

@@ -16,6 +16,7 @@ from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness, aligned
 from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats, Written
+from acgsperf.cache.warm_restart import WarmRestart
 from acgsperf.dispatch import BoundedCache
 from acgsperf.errors import CacheError, TierError
 from acgsperf.tiers.base import Entry, Tier
@@ -27,7 +28,7 @@ _V = TypeVar("_V")
 _D = TypeVar("_D")
 
 
-class TieredCache(Generic[_V]):
+class TieredCache(WarmRestart, Generic[_V]):
     """L1, L2 and L3 as one cache. L2 and L3 are the lower tiers; either may be absent.
 
     Open it before use, with `async with` or `open`, and use it in the thread of the event loop that opened it. Keys are
@@ -131,8 +132,7 @@ class TieredCache(Generic[_V]):
         self._l1, self._lower_tiers, self._promotion = self._parts.l1, self._parts.lower_tiers, self._parts.promotion
         self._lookup, self._loading, self._writes = self._parts.lookup, self._parts.loading, self._parts.writes
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._read_path, self._ordering = self._parts.read_path, self._lower_tiers.ordering
-        self._prefetch = self._parts.prefetch
+        self._read_path, self._prefetch = self._parts.read_path, self._parts.prefetch
         # The method of the compiled cache itself: a hit costs no Python call besides the compiled lookup.
         self.get_local: Final = l1.get
 
@@ -196,7 +196,7 @@ class TieredCache(Generic[_V]):
             self._require_open()
             raise
         if future is not None:
-            began_at, started = self._ordering.latest, monotonic()
+            began_at, started = self._lower_tiers.ordering.latest, monotonic()
             entry = await future
             if path.end(key, entry):
                 return entry.value
@@ -431,9 +431,8 @@ class TieredCache(Generic[_V]):
         Returns:
             What was done, in words; empty if nothing was.
         """
-        removed = self.remove_expired()
+        done = [f"removed {removed} expired entries"] if (removed := self.remove_expired()) else []
         moved = self._promotion.adapt(self._l1.lru.stats())
-        done = [f"removed {removed} expired entries"] if removed else []
         return (*done, moved) if moved else tuple(done)
 
     def _entries(self, values: Mapping[str, _V], ttl: float | None, tags: Sequence[str]) -> dict[str, Entry]:
@@ -449,9 +448,3 @@ class TieredCache(Generic[_V]):
             return self._staleness.ttl
         checked_ttl(ttl)
         return ttl
-
-    def _require_open(self) -> None:
-        if self._loop is not asyncio.get_running_loop():
-            if self._loop is None:
-                raise CacheError(f"cache {self.namespace!r} is not open; use `async with` or await open() first")
-            raise CacheError(f"cache {self.namespace!r} is open in another event loop")
