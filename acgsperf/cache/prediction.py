@@ -161,7 +161,7 @@ class Prefetch:
         return msgpack.encode(learned(self._predictor))
 
     def relearn(self, saved: bytes) -> None:
-        """Continue with what was learned in another process."""
+        """Continue with what was learned in another process. It may run in a thread."""
         relearn(self._predictor, msgpack.decode(saved, type=Learned))
 
     def stats(self) -> PredictionStats:

@@ -73,13 +73,16 @@ class WarmRestart:
             OSError: if the file cannot be read.
         """
         self._require_open()
+        ordering, tiers = self._parts.lower_tiers.ordering, self._parts.lower_tiers.tiers
+        # The backplane supersedes everything when it begins to hear of writes. The tiers know of those before.
+        began_at = ordering.latest if tiers else 0
         header, rows = await asyncio.to_thread(_read, path, self._kind(), self._parts.namespace)
         self._require_open()
         l1, lru = self._parts.l1, self._parts.l1.lru
         if header.setting is not None and not len(lru):
             lru._resume(header.setting)
         if header.learned and self._parts.prefetch is not None:
-            self._parts.prefetch.relearn(header.learned)
+            await asyncio.to_thread(self._parts.prefetch.relearn, header.learned)
         elapsed_ns = header.elapsed_ns()
         fresh = [row for row in rows if row[2] is None or row[2] > elapsed_ns]
         # The newest first: each becomes the oldest of its queue.
@@ -89,15 +92,17 @@ class WarmRestart:
         for some in _slices(wanted):
             for row in some:
                 entry = _entry(row, now - elapsed_ns / 1e9)
-                if not self._parts.lower_tiers.ordering.is_current(0, row[0], entry.tags):
+                if not (
+                    ordering.is_current(began_at, row[0], entry.tags) and ordering.is_unwritten(row[0], entry.tags)
+                ):
                     continue
-                if self._parts.lower_tiers.tiers:
+                if tiers:
                     l1.restore_unverified(row[0], entry)
                 else:
                     remaining = None if row[2] is None else row[2] - elapsed_ns
                     entries += l1.restore(row[0], entry, remaining, row[3])
             await asyncio.sleep(0)
-        if self._parts.lower_tiers.tiers:
+        if tiers:
             entries = await self._verify(wanted)
         return LoadResult(entries, len(rows) - len(fresh), len(fresh) - entries)
 

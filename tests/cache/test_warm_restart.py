@@ -177,3 +177,25 @@ async def test_prediction_continues(servers, path):
             await after.get(key)
         assert after.stats().prediction.used > 0
         await after.clear()
+
+
+async def test_a_real_tier_confirms_the_entries_of_a_restarted_process(servers, path):
+    namespace = f"test-{secrets.token_hex(4)}"
+
+    def created():
+        return TieredCache(
+            AdaptiveCache(100), RedisTier(servers.redis_url, deadline=5), namespace=namespace, deadline=10
+        )
+
+    async with created() as other:
+        async with created() as before:
+            await fill(before)
+            await before.save(path)
+        await other.set("key 1", "of another process")
+        await other.delete("key 2")
+        async with created() as after:
+            await after.delete("key 3")
+            assert await after.load(path) == LoadResult(8, 0, 2)
+            found = [after.get_local(f"key {number}") for number in range(5)]
+            assert found == [{"number": 0}, "of another process", None, None, {"number": 4}]
+            await after.clear()
