@@ -19,6 +19,7 @@ from acgsperf.cache.repairs import Repairs
 from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.writes import Writes
 from acgsperf.dispatch import BoundedCache, ReadPath
+from acgsperf.errors import CacheError
 from acgsperf.tiers.base import Tier
 from acgsperf.tiers.ids import new_id
 from acgsperf.tiers.records import Record
@@ -90,6 +91,17 @@ class Parts:
         )
         self._writer = new_id()
         self.backplane: Final = self._connected(backplane, backplane_timeout, lock)
+
+    def switch_prediction(self, wanted: bool) -> None:
+        """Turn prediction on or off.
+
+        Raises:
+            CacheError: if it cannot be turned on.
+        """
+        if self.prefetch is not None:
+            self.prefetch.enabled = wanted
+        elif wanted:
+            raise CacheError(f"cache {self._namespace!r} cannot predict: it was made without prediction")
 
     def _connected(self, backplane: Backplane | None, timeout: float, lock: ProcessLock | None) -> Backplane | None:
         """Choose the backplane, and let the tier on its server publish its own writes."""

@@ -185,6 +185,12 @@ class Prefetch:
                 entries[key] = entry
         return entries
 
+    def answer(self, keys: Sequence[str], values: dict[str, Any]) -> list[str]:
+        """Do as `request_many` does, add the values to `values`, and return the other keys."""
+        entries = self.request_many(keys)
+        values.update((key, entry.value) for key, entry in entries.items())
+        return [key for key in keys if key not in entries]
+
     def _request(self, key: str, held: Container[str]) -> Entry | None:
         if not (self.enabled and self._open) or type(key) is not str:
             return None

@@ -3,8 +3,7 @@
 import asyncio
 import copy
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -198,8 +197,7 @@ class Flights:
         if not flight.waiters:
             flight.forget_error()
 
-    @contextmanager
-    def waiting(self, flights: Iterable[Flight], until_done: Iterable[Flight]) -> Iterator[None]:
+    def waiting(self, flights: Iterable[Flight], until_done: Iterable[Flight]) -> "Waiting":
         """Return a context for the time in which a caller waits for loads, and takes their results.
 
         When the last caller of a load leaves, the load is cancelled unless it is detached.
@@ -209,30 +207,9 @@ class Flights:
             until_done: those of them that the caller waits for without a time limit.
 
         Raises:
-            LoadError: if the caller is a loader that would wait for its own load.
+            LoadError: on entering, if the caller is a loader that would wait for its own load.
         """
-        waited, callers_load = tuple(flights), _current_load.get()
-        if callers_load is not None and callers_load.done.done():
-            # The task that calls this has outlived its load.
-            callers_load = None
-        dependencies: tuple[Flight, ...] = ()
-        for flight in waited:
-            flight.waiters += 1
-        try:
-            if callers_load is not None:
-                dependencies = callers_load.add_dependencies(until_done)
-            yield
-        finally:
-            if callers_load is not None:
-                callers_load.remove_dependencies(dependencies)
-            for flight in waited:
-                flight.waiters -= 1
-                if flight.waiters:
-                    continue
-                if flight.done.done():
-                    flight.forget_error()
-                elif not flight.detached:
-                    self._cancel(flight, LoadCancelledError(f"the {flight} was cancelled: no caller waits for it"))
+        return Waiting(self, flights, until_done)
 
     def supersede(self, key: str) -> None:
         """Supersede the load of a key by a write.
@@ -257,7 +234,7 @@ class Flights:
         """Cancel the loads, and wait for their tasks at most `grace_s` seconds. Their callers get a `CacheError`."""
         self.closed = True
         for flight in self._running.values():
-            self._cancel(flight, CacheError(f"cache {self._namespace!r} was closed during the {flight}"))
+            self.cancel(flight, CacheError(f"cache {self._namespace!r} was closed during the {flight}"))
         tasks = self._running.keys() - {asyncio.current_task()}
         if tasks:
             _, pending = await asyncio.wait(tasks, timeout=grace_s)
@@ -288,7 +265,7 @@ class Flights:
 
     def _time_out(self, flight: Flight, seconds: float) -> None:
         self._fail(flight, LoadTimeoutError(f"the {flight} took longer than hard_timeout ({seconds:g} s)"))
-        self._cancel(flight, None)
+        self.cancel(flight, None)
 
     def _fail(self, flight: Flight, error: BaseException) -> None:
         if not flight.done.done():
@@ -296,7 +273,8 @@ class Flights:
             flight._error = error
             self._finish(flight)
 
-    def _cancel(self, flight: Flight, error: BaseException | None) -> None:
+    def cancel(self, flight: Flight, error: BaseException | None) -> None:
+        """End a load with an error; with None, the load is done already."""
         if not flight.done.done():
             flight._error = error
             self._finish(flight)
@@ -311,6 +289,48 @@ class Flights:
         if flight._timer is not None:
             flight._timer.cancel()
         flight.done.set_result(None)
+
+
+class Waiting:
+    """A caller that waits for loads; see `Flights.waiting`.
+
+    It is not a generator, because `contextlib` sets the traceback of the error that leaves it, and an error may be
+    frozen.
+    """
+
+    __slots__ = ("_callers_load", "_dependencies", "_flights", "_owner", "_until_done")
+
+    def __init__(self, owner: Flights, flights: Iterable[Flight], until_done: Iterable[Flight]) -> None:
+        self._owner = owner
+        self._flights = tuple(flights)
+        self._until_done = until_done
+        self._callers_load: Flight | None = None
+        self._dependencies: tuple[Flight, ...] = ()
+
+    def __enter__(self) -> None:
+        for flight in self._flights:
+            flight.waiters += 1
+        callers_load = _current_load.get()
+        # If it is done, the task that calls this has outlived its load.
+        if callers_load is not None and not callers_load.done.done():
+            try:
+                self._dependencies = callers_load.add_dependencies(self._until_done)
+            except LoadError:
+                self.__exit__()
+                raise
+            self._callers_load = callers_load
+
+    def __exit__(self, *error: object) -> None:
+        if self._callers_load is not None:
+            self._callers_load.remove_dependencies(self._dependencies)
+        for flight in self._flights:
+            flight.waiters -= 1
+            if flight.waiters:
+                continue
+            if flight.done.done():
+                flight.forget_error()
+            elif not flight.detached:
+                self._owner.cancel(flight, LoadCancelledError(f"the {flight} was cancelled: no caller waits for it"))
 
 
 def _copy_of(error: BaseException) -> BaseException:

@@ -62,8 +62,7 @@ class TieredCache(WarmRestart, Generic[_V]):
         backplane: tells other processes what this one writes, and vice versa. By default one on the server of L2, or
             else of L3. With None, L1 serves an old value until it expires there: give L1 a ttl then.
         backplane_timeout: the seconds without an answer of the default one after which L1 asks the tiers, by default 1.
-        prediction: whether to fetch the keys that are likely to be requested next, together with those that are
-            requested; or a `Prediction` with options. False by default. It needs a lower tier, and an L1 of 20 entries.
+        prediction: whether to fetch keys before they are requested, or a `Prediction`. False by default.
         clock: for tests. Returns seconds and never goes back, `time.monotonic` by default. Pass the same clock to L1.
 
     Attributes:
@@ -116,7 +115,7 @@ class TieredCache(WarmRestart, Generic[_V]):
             deadline=deadline,
             lock_ttl=lock_ttl,
         )
-        self._parts = Parts(
+        parts = self._parts = Parts(
             l1,
             l2,
             l3,
@@ -129,10 +128,10 @@ class TieredCache(WarmRestart, Generic[_V]):
             backplane_timeout=backplane_timeout,
             prediction=checked_prediction(prediction),
         )
-        self._l1, self._lower_tiers, self._promotion = self._parts.l1, self._parts.lower_tiers, self._parts.promotion
-        self._lookup, self._loading, self._writes = self._parts.lookup, self._parts.loading, self._parts.writes
+        self._l1, self._lower_tiers, self._promotion = parts.l1, parts.lower_tiers, parts.promotion
+        self._lookup, self._loading, self._writes = parts.lookup, parts.loading, parts.writes
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._read_path, self._prefetch = self._parts.read_path, self._parts.prefetch
+        self._read_path, self._ordering, self._prefetch = parts.read_path, parts.lower_tiers.ordering, parts.prefetch
         # The method of the compiled cache itself: a hit costs no Python call besides the compiled lookup.
         self.get_local: Final = l1.get
 
@@ -196,7 +195,7 @@ class TieredCache(WarmRestart, Generic[_V]):
             self._require_open()
             raise
         if future is not None:
-            began_at, started = self._lower_tiers.ordering.latest, monotonic()
+            began_at, started = self._ordering.latest, monotonic()
             entry = await future
             if path.end(key, entry):
                 return entry.value
@@ -213,9 +212,7 @@ class TieredCache(WarmRestart, Generic[_V]):
             for key in missed:
                 checked_key(key)
             if self._prefetch is not None:
-                predicted = self._prefetch.request_many(missed)
-                found |= {key: entry.value for key, entry in predicted.items()}
-                missed = [key for key in missed if key not in predicted]
+                missed = self._prefetch.answer(missed, found)
             found |= await self._lookup.get_many(missed)
         return found
 
@@ -396,10 +393,7 @@ class TieredCache(WarmRestart, Generic[_V]):
 
     @predicts.setter
     def predicts(self, wanted: bool) -> None:
-        if self._prefetch is not None:
-            self._prefetch.enabled = checked_bool("predicts", wanted)
-        elif checked_bool("predicts", wanted):
-            raise CacheError(f"cache {self.namespace!r} cannot predict: it was made without prediction")
+        self._parts.switch_prediction(checked_bool("predicts", wanted))
 
     @property
     def has_lower_tiers(self) -> bool:

@@ -1,7 +1,7 @@
 """Reads the values of metrics out of the figures of a process; the catalogue says which metric has which."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Final
 
 from acgsperf._native.types import CacheStats
 from acgsperf.backplane import BackplaneState
@@ -129,7 +129,8 @@ def _optional(part: str) -> Callable[[Callable[[Any], Value]], Read]:
     )
 
 
-predictions, backplanes = _optional("prediction"), _optional("backplane")
+predictions: Final = _optional("prediction")
+backplanes: Final = _optional("backplane")
 
 
 def backplane_states(reading: Reading) -> Values:
