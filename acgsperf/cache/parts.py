@@ -101,7 +101,7 @@ class Parts:
         if self.prefetch is not None:
             self.prefetch.enabled = wanted
         elif wanted:
-            raise CacheError(f"cache {self._namespace!r} cannot predict: it was made without prediction")
+            raise CacheError(f"cache {self.namespace!r} cannot predict: it was made without prediction")
 
     def _connected(self, backplane: Backplane | None, timeout: float, lock: ProcessLock | None) -> Backplane | None:
         """Choose the backplane, and let the tier on its server publish its own writes."""
