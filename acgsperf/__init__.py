@@ -14,7 +14,9 @@ from acgsperf._native.types import (
     CacheStats,
     EvictionReason,
     HistogramSnapshot,
+    LoadResult,
     PolicyStats,
+    SaveResult,
     ValidatorStats,
     Verdict,
 )
@@ -45,6 +47,7 @@ from acgsperf.errors import (
     PoolUnhealthy,
     ServiceError,
     SettingsError,
+    SnapshotError,
     TierError,
 )
 from acgsperf.fingerprint import canonical, fingerprint, request_key
@@ -96,6 +99,7 @@ __all__ = [
     "LatencyHistogram",
     "LoadCancelledError",
     "LoadError",
+    "LoadResult",
     "LoadTimeoutError",
     "Loaded",
     "MessageTooLarge",
@@ -121,10 +125,12 @@ __all__ = [
     "Previous",
     "Reading",
     "RedisTier",
+    "SaveResult",
     "ServiceError",
     "ServiceHealth",
     "Settings",
     "SettingsError",
+    "SnapshotError",
     "Targets",
     "TierError",
     "TieredCache",

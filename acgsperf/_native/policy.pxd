@@ -343,6 +343,31 @@ cdef inline void policy_insert(Policy *policy, Table *table, uint32_t number, ui
             policy.boundary = number
 
 
+cdef inline void policy_restore(Policy *policy, Table *table, uint32_t number, uint8_t meta) noexcept nogil:
+    """Put an entry of a saved cache into the ring, as the oldest one of its queue; `meta` has the hits and the queue."""
+    meta &= COUNT | MAIN
+    if policy.adaptive and policy.size and mix(policy, table.slots[number].hash) >> 32 <= policy.sampled_up_to:
+        meta |= SAMPLED
+    table.meta[number] = meta
+    if meta & MAIN:
+        ring_insert(table, number, ring_oldest(table))
+        policy.main_load += load_of(table, number)
+        policy.main_count += 1
+    else:
+        # If the small queue is empty, this is 0, and the entry becomes the newest of the ring.
+        ring_insert(table, number, policy.boundary)
+        policy.boundary = number
+        policy.small_load += load_of(table, number)
+
+
+cdef inline void policy_resume(Policy *policy, int setting) noexcept nogil:
+    """Continue with the setting of a saved cache."""
+    policy_use(policy, setting)
+    policy.timed = False
+    if policy.shadows != NULL:
+        policy.shadows.setting = setting
+
+
 cdef inline void policy_renumber(Policy *policy) noexcept nogil:
     """Set the boundary again after the table has renumbered its entries in their order."""
     policy.boundary = policy.main_count + 1 if policy.boundary else 0

@@ -324,6 +324,34 @@ class Policy:
             self.small[token] = key_hash
             self.small_load += load
 
+    def restore(self, token: Hashable, key_hash: int, meta: int, load: int) -> None:
+        """Add an entry of a saved cache as the oldest one of its queue; `meta` has the hits and the queue."""
+        if token in self.meta:
+            return
+        meta &= COUNT | MAIN
+        if self.shadows is not None and self.mix(key_hash) >> 32 <= self.sampled_up_to:
+            meta |= SAMPLED
+        self.meta[token] = meta
+        self.loads[token] = load
+        queue = self.main if meta & MAIN else self.small
+        queue[token] = key_hash
+        queue.move_to_end(token, last=False)
+        if meta & MAIN:
+            self.main_load += load
+        else:
+            self.small_load += load
+
+    def resume(self, setting: int) -> None:
+        """Continue with the setting of a saved cache."""
+        self.use(setting)
+        self.timed = False
+        if self.shadows is not None:
+            self.shadows.setting = setting
+
+    def saved(self) -> tuple[int, dict[Any, int]]:
+        """Return the setting, and the hits and queue of each entry."""
+        return self.setting, {token: meta & (COUNT | MAIN) for token, meta in self.meta.items()}
+
     def reweigh(self, token: Hashable, load: int) -> None:
         """Change the load of an entry."""
         meta = self.meta.get(token)

@@ -98,6 +98,10 @@ cdef inline uint64_t mix_two(uint64_t before, uint64_t hash) noexcept nogil:
     return mix(mix(before) ^ hash)
 
 
+cdef inline uint64_t context_of(str before, str last) except? 0:
+    return mix_two(<uint64_t> <Py_hash_t> PyObject_Hash(before), <uint64_t> <Py_hash_t> PyObject_Hash(last))
+
+
 cdef inline int band_of(int depth) noexcept nogil:
     return 0 if depth == 1 else 1 if depth == 2 else 2 if depth <= 4 else 3
 
@@ -438,6 +442,52 @@ cdef class Predictor:
         return predictor_stats(
             self.issued, self.used, self.wasted, self.late, self.real.length,
             [(self.resolved[number], self.true[number], bool(self.active[number])) for number in range(CLASSES)])
+
+    @cython.critical_section
+    def _successors(self):
+        """Return the keys that follow others."""
+        cdef list found = []
+        cdef _Table table
+        cdef size_t i
+        for table in (self.singles, self.pairs):
+            for i in range(table.buckets * WAYS):
+                if table.slots[i].key != NULL:
+                    found.append(<str> table.slots[i].key)
+        return found
+
+    @cython.critical_section
+    def _successor(self, str before, str last not None, /):
+        """Return what follows a key, or two, and how often that has come true; None if that is not known."""
+        cdef Successor *slot
+        if before is None:
+            slot = self.singles.find(mix(<uint64_t> <Py_hash_t> PyObject_Hash(last)))
+        else:
+            slot = self.pairs.find(context_of(before, last))
+        return None if slot == NULL else (<str> slot.key, slot.count)
+
+    @cython.critical_section
+    def _learn(self, str before, str last not None, str key not None, int count, /):
+        """Learn what follows a key, or two, as often as it has come true."""
+        cdef int i
+        for i in range(max(1, min(count, MOST_COUNT))):
+            if before is None:
+                self.singles.learn(mix(<uint64_t> <Py_hash_t> PyObject_Hash(last)), key)
+            else:
+                self.pairs.learn(context_of(before, last), key)
+
+    @cython.critical_section
+    def _classes(self):
+        """Return the counts of each class, and whether it is active."""
+        return [(self.resolved[number], self.true[number], bool(self.active[number])) for number in range(CLASSES)]
+
+    @cython.critical_section
+    def _set_classes(self, classes, /):
+        """Continue with the counts of another predictor."""
+        cdef int number
+        for number, (resolved, true, active) in enumerate(classes[:CLASSES]):
+            self.resolved[number] = max(0, min(resolved, MOST_RESOLVED - 1))
+            self.true[number] = max(0, min(true, self.resolved[number]))
+            self.active[number] = bool(active)
 
     cdef inline uint32_t number_of(self, str key) except? 0:
         """Return the number of the item of a key, 0 if there is none."""

@@ -1,7 +1,7 @@
 """Learns which key is requested after which, in pure Python: the twin of `predictor`, which documents it."""
 
 from collections import OrderedDict
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from sys import getsizeof
 from typing import Any, Final
 
@@ -118,6 +118,9 @@ class _Table:
             if slot is not None and slot.count:
                 slot.count -= 1
         return chosen
+
+    def slots(self) -> list[_Successor | None]:
+        return self._slots.copy()
 
     def __sizeof__(self) -> int:
         return object.__sizeof__(self) + getsizeof(self._slots)
@@ -247,6 +250,37 @@ class Predictor:
         """Return the counts so far."""
         classes = list(zip(self._resolved, self._true, self._active, strict=True))
         return predictor_stats(self._issued, self._used, self._wasted, self._late, len(self._real), classes)
+
+    def _successors(self) -> list[str]:
+        """Return the keys that follow others."""
+        return [slot.key for table in (self._singles, self._pairs) for slot in table.slots() if slot is not None]
+
+    def _successor(self, before: str | None, last: str, /) -> tuple[str, int] | None:
+        """Return what follows a key, or two, and how often that has come true; None if that is not known."""
+        if before is None:
+            slot = self._singles.find(_mix(_hash(last)))
+        else:
+            slot = self._pairs.find(_mix_two(_hash(before), _hash(last)))
+        return None if slot is None else (slot.key, slot.count)
+
+    def _learn(self, before: str | None, last: str, key: str, count: int, /) -> None:
+        """Learn what follows a key, or two, as often as it has come true."""
+        for _ in range(max(1, min(count, _MOST_COUNT))):
+            if before is None:
+                self._singles.learn(_mix(_hash(last)), key)
+            else:
+                self._pairs.learn(_mix_two(_hash(before), _hash(last)), key)
+
+    def _classes(self) -> list[tuple[int, int, bool]]:
+        """Return the counts of each class, and whether it is active."""
+        return list(zip(self._resolved, self._true, self._active, strict=True))
+
+    def _set_classes(self, classes: Sequence[tuple[int, int, bool]], /) -> None:
+        """Continue with the counts of another predictor."""
+        for number, (resolved, true, active) in enumerate(classes[:_CLASSES]):
+            self._resolved[number] = max(0, min(resolved, MOST_RESOLVED - 1))
+            self._true[number] = max(0, min(true, self._resolved[number]))
+            self._active[number] = active
 
     def _item(self, key: str) -> _Item | None:
         item = self._real.get(_hash(key))

@@ -296,6 +296,51 @@ class L1(Generic[_V]):
             self.remove(key)
         return before - self._size()
 
+    # What a former process has saved
+
+    def answered_with(self, key: str) -> Entry | None:
+        """Return the entry of a value in the `LRUCache`."""
+        return self._entries.get(key)
+
+    def restore(self, key: str, entry: Entry, remaining_ns: int | None, meta: int) -> bool:
+        """Add a saved entry as the oldest one of its queue; False if the key is there, or if the entry does not fit.
+
+        Args:
+            key: the key.
+            entry: its entry.
+            remaining_ns: for how long the `LRUCache` would have answered with it.
+            meta: the hits that its policy has counted.
+        """
+        if self._has(key) or not self.lru._restore(key, entry.value, remaining_ns, meta):
+            return False
+        self._entries[key] = entry
+        if self.lru.ttl is not None:
+            remaining = self.lru.ttl if remaining_ns is None else remaining_ns / 1e9
+            self._put_at[key] = self._staleness.clock() - max(0.0, self.lru.ttl - remaining)
+        self._tags.add(key, entry)
+        return True
+
+    def restore_unverified(self, key: str, entry: Entry) -> None:
+        """Add a saved entry as an unverified one, unless the key is there."""
+        if not self._has(key) and len(self._unverified) < most_entries(self.lru):
+            self._unverified[key] = entry
+            self._tags.add(key, entry)
+
+    def _has(self, key: str) -> bool:
+        return key in self._entries or any(key in cache for cache in self.side_caches)
+
+    def move_to_oldest(self, key: str, meta: int) -> bool:
+        """Make an entry the oldest one of its queue, with saved hits; False if the `LRUCache` does not have it."""
+        value: Any = self.lru.peek(key, MISSING)
+        if value is MISSING:
+            return False
+        remaining = self.lru.expires_in(key)
+        self.lru.pop(key, None)
+        if self.lru._restore(key, value, None if remaining is None else int(remaining * 1e9), meta):
+            return True
+        self.remove(key)
+        return False
+
     # What the backplane says
 
     def answer_until(self, time: float) -> None:

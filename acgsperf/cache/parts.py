@@ -73,7 +73,9 @@ class Parts:
         codec: Codec | None,
         prediction: Prediction | None,
     ) -> None:
-        self._namespace = namespace
+        self.namespace: Final = namespace
+        self.codec: Final = codec
+        self.clock: Final = staleness.clock
         self.lower_tiers: Final = LowerTiers(l2, l3, staleness.retention)
         tiers = self.lower_tiers
         self.promotion: Final = Promotion(promotion_threshold, most_entries(lru))
@@ -108,7 +110,7 @@ class Parts:
         if self.prefetch is not None:
             self.prefetch.enabled = wanted
         elif wanted:
-            raise CacheError(f"cache {self._namespace!r} cannot predict: it was made without prediction")
+            raise CacheError(f"cache {self.namespace!r} cannot predict: it was made without prediction")
 
     def _connected(self, backplane: Backplane | None, timeout: float, lock: ProcessLock | None) -> Backplane | None:
         """Choose the backplane, and let the tier on its server publish its own writes."""
@@ -143,14 +145,14 @@ class Parts:
 
     async def open(self) -> None:
         """Open the tiers, then the backplane."""
-        await self.lower_tiers.open(self._namespace)
+        await self.lower_tiers.open(self.namespace)
         try:
             if self.backplane is not None:
-                await self.backplane.open(self._namespace, self.listener, self._writer)
+                await self.backplane.open(self.namespace, self.listener, self._writer)
         except BaseException:
             await self.lower_tiers.close()
             raise
-        self.repairs.open(self._namespace)
+        self.repairs.open(self.namespace)
         self.lookup.open()
         self.loading.flights.open()
         if self.prefetch is not None:

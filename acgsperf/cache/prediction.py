@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from msgspec import msgpack
+
 from acgsperf._native.entry import Codec, Packed
 from acgsperf._native.predicting import SHARE, PredictionStats, checked_depth, checked_share, checked_table_size
+from acgsperf._native.relearning import Learned, learned, relearn
 from acgsperf.cache.l1 import L1, most_entries
 from acgsperf.cache.lookup import Lookup
 from acgsperf.cache.lower_tiers import LowerTiers
@@ -167,6 +170,14 @@ class Prefetch:
             await asyncio.wait([self._task])
         self._predictor.clear()
         self._reserve(0)
+
+    def learned(self) -> bytes:
+        """Return what was learned, for `relearn` in another process. It may run in a thread."""
+        return msgpack.encode(learned(self._predictor))
+
+    def relearn(self, saved: bytes) -> None:
+        """Continue with what was learned in another process. It may run in a thread."""
+        relearn(self._predictor, msgpack.decode(saved, type=Learned))
 
     def stats(self) -> PredictionStats:
         """Return the counts so far."""

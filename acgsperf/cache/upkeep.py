@@ -1,6 +1,5 @@
 """The part of `TieredCache` that reads and writes no values: counts, health, and what may be tuned."""
 
-import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -8,22 +7,19 @@ from acgsperf._native.arguments import checked_bool
 from acgsperf.cache.options import EntryOptions
 from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats
-from acgsperf.errors import CacheError
+from acgsperf.cache.warm_restart import WarmRestart
 
 if TYPE_CHECKING:
-    from acgsperf.cache.parts import Parts
     from acgsperf.cache.staleness import Staleness
 
 __all__ = ["Upkeep"]
 
 
-class Upkeep:
+class Upkeep(WarmRestart):
     """The base of `TieredCache`."""
 
     namespace: str
-    _parts: "Parts"
     _staleness: "Staleness"
-    _loop: asyncio.AbstractEventLoop | None
 
     def __repr__(self) -> str:
         """The namespace, the state and the tiers, without passwords."""
@@ -93,9 +89,3 @@ class Upkeep:
         moved = self._parts.promotion.adapt(self._parts.l1.lru.stats())
         done = [f"removed {removed} expired entries"] if removed else []
         return (*done, moved) if moved else tuple(done)
-
-    def _require_open(self) -> None:
-        if self._loop is not asyncio.get_running_loop():
-            if self._loop is None:
-                raise CacheError(f"cache {self.namespace!r} is not open; use `async with` or await open() first")
-            raise CacheError(f"cache {self.namespace!r} is open in another event loop")

@@ -8,6 +8,7 @@ import pytest
 from conftest import IMPLEMENTATIONS, imported
 
 from acgsperf._native.predicting import BANDS, WASTE
+from acgsperf._native.relearning import learned, relearn
 
 
 class Client:
@@ -400,3 +401,24 @@ def test_its_options_can_be_read(predictors):
 def test_a_context_takes_16_bytes():
     small, large = (imported("predictor", "c").Predictor(10, table_size=size) for size in (64, 65_536))
     assert sys.getsizeof(large) - sys.getsizeof(small) == 2 * 16 * (65_536 - 64)
+
+
+def test_what_was_learned_can_be_taken_to_another_process(predictors):
+    predictor, other = (predictors.Predictor(20, table_size=4_096) for _ in range(2))
+    chooser = random.Random(1)
+    keys = [f"key {number}" for number in range(200)]
+    walk = [key for _ in range(40) for start in [chooser.randrange(180)] for key in keys[start : start + 20]]
+    for key in walk:
+        predictor.take(key)
+        for wanted in predictor.next(key, (), 1_000_000, False):
+            predictor.store(wanted, "value")
+    found = learned(predictor)
+    assert len(found.singles) > 150
+    assert len(found.pairs) > 150
+    relearn(other, found)
+    for last, following, count in found.singles:
+        assert other._successor(None, found.keys[last]) == (found.keys[following], max(1, count))
+    for before, last, following, count in found.pairs:
+        names = found.keys[before], found.keys[last]
+        assert other._successor(*names) == (found.keys[following], max(1, count))
+    assert other.stats().classes == predictor.stats().classes
