@@ -244,7 +244,7 @@ class Prefetch:
             self._l1.put(key, entry, refresh_ahead, verified_for=verified_for)
         return entry
 
-    def _may_be_used(self, key: str, entry: Entry, began_at: int, refresh_ahead: float | None = None) -> bool:
+    def _may_be_used(self, key: str, entry: Entry, began_at: int, refresh_ahead: float | None) -> bool:
         return (
             not entry.negative
             and self._staleness.seconds_until_refresh(entry, refresh_ahead) > 0
@@ -291,7 +291,9 @@ class Prefetch:
         if size > _BUDGET_BYTES:
             self._large.set(key, True)
             self._predictor.fail(key)
-        elif self._is_too_heavy(key, entry) or not self._may_be_used(key, entry, began_at):
+        elif self._is_too_heavy(key, entry) or not self._may_be_used(
+            key, entry, began_at, self._staleness.options.refresh_ahead
+        ):
             self._predictor.fail(key)
         else:
             self._predictor.store(key, _Held(entry, began_at, self._staleness.clock()))
