@@ -350,7 +350,9 @@ async def test_predicted_values_have_the_declared_type(open_on, l1):
     await learn(cache, POINTS)
     used = cache.stats().prediction.used
     await hold(cache)
+    batches = batches_of(cache._parts.lower_tiers.l2)
     assert await cache.get("key 1") == Point(1)
+    assert not any("key 1" in batch for batch in batches)
     assert cache.get_local("key 1") == Point(1)
     assert await cache.get_many(["key 2", "unknown"]) == {"key 2": Point(2)}
     await hold(cache)
@@ -436,10 +438,10 @@ async def test_a_decorated_function_returns_predicted_results_with_its_annotated
         for number in (149, 0):
             assert await ask(number) == Point(number)
             await end_reads(cache)
-        used = cache.stats().prediction.used
+        batches = batches_of(cache._parts.lower_tiers.l2)
         assert await ask(1) == Point(1)
         # A weigher of the user's own may not know what the tiers have.
-        assert cache.stats().prediction.used == used + (weigher is weigh_bytes)
+        assert any("point 1" in batch for batch in batches) is (weigher is not weigh_bytes)
         assert await ask(2) == Point(2)
     assert calls == [*range(150)]
 
@@ -517,9 +519,14 @@ async def test_the_options_of_the_call_decide_whether_a_predicted_value_is_due_f
     await settle()
     assert not started.is_set()
     assert await cache.get_or_load("key 2", load, options=EntryOptions(refresh_ahead=0.5)) == "value of key 2"
-    await started.wait()
     await settle()
+    assert started.is_set()
     assert await cache.get("key 2") == "new"
+    started.clear()
+    clock.advance(35)
+    assert await cache.get_or_load("key 1", load, options=EntryOptions(refresh_ahead=0.9)) == "value of key 1"
+    await settle()
+    assert started.is_set()
 
 
 async def test_closing_ends_the_reads_of_predicted_keys(open_cache, l2, settle):
