@@ -44,7 +44,7 @@ types: $(VENV)/.lint
 	MYPYPATH=build/examples/tutorial $(BIN)/mypy --strict build/examples/tutorial
 	$(BIN)/mypy --config-file= --check-untyped-defs build/examples/decorated
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing build/examples
-	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._native.canonical acgsperf._core acgsperf._native.envelope acgsperf._native.read_path acgsperf._native.weigh acgsperf._native.resp
+	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._native.canonical acgsperf._core acgsperf._native.envelope acgsperf._native.predictor acgsperf._native.read_path acgsperf._native.weigh acgsperf._native.resp
 	$(VERIFY_TYPES)
 
 bench: $(VENV)/.bench

@@ -78,6 +78,7 @@ def extensions() -> list[Extension]:
                 "_core",
                 "_native.canonical",
                 "_native.envelope",
+                "_native.predictor",
                 "_native.read_path",
                 "_native.resp",
                 "_native.weigh",

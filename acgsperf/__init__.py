@@ -8,12 +8,15 @@ from acgsperf import interrupts as _interrupts  # noqa: F401
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from acgsperf._native.predicting import PredictionClass, PredictionStats
 from acgsperf._native.types import (
     CONSTITUTIONAL_HASH,
     CacheStats,
     EvictionReason,
     HistogramSnapshot,
+    LoadResult,
     PolicyStats,
+    SaveResult,
     ValidatorStats,
     Verdict,
 )
@@ -44,6 +47,7 @@ from acgsperf.errors import (
     PoolUnhealthy,
     ServiceError,
     SettingsError,
+    SnapshotError,
     TierError,
 )
 from acgsperf.fingerprint import canonical, fingerprint, request_key
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
         CacheHealth,
         EntryOptions,
         Loaded,
+        Prediction,
         Previous,
         TieredCache,
         TieredStats,
@@ -94,6 +99,7 @@ __all__ = [
     "LatencyHistogram",
     "LoadCancelledError",
     "LoadError",
+    "LoadResult",
     "LoadTimeoutError",
     "Loaded",
     "MessageTooLarge",
@@ -113,13 +119,18 @@ __all__ = [
     "PoolTimeout",
     "PoolUnhealthy",
     "PostgresTier",
+    "Prediction",
+    "PredictionClass",
+    "PredictionStats",
     "Previous",
     "Reading",
     "RedisTier",
+    "SaveResult",
     "ServiceError",
     "ServiceHealth",
     "Settings",
     "SettingsError",
+    "SnapshotError",
     "Targets",
     "TierError",
     "TieredCache",
@@ -158,6 +169,7 @@ _LATER = {
     "PoolOptimization": "acgsperf.pool",
     "PoolStats": "acgsperf.pool",
     "PostgresTier": "acgsperf.tiers.postgres",
+    "Prediction": "acgsperf.cache",
     "Previous": "acgsperf.cache",
     "Reading": "acgsperf.monitor",
     "RedisTier": "acgsperf.tiers.redis",

@@ -22,8 +22,9 @@ from acgsperf._native.hdr cimport (
     hdr_reset, hdr_stddev, hdr_within,
 )
 from acgsperf._native.policy cimport (
-    Policy, policy_bytes, policy_clear, policy_hit, policy_insert, policy_miss, policy_prepare, policy_release,
-    policy_remove, policy_renumber, policy_reset_counters, policy_resize, policy_reweigh, policy_spare, policy_victim,
+    MAIN, SMALL_CHANGE, Policy, policy_adjust, policy_bytes, policy_clear, policy_hit, policy_insert, policy_miss,
+    policy_prepare, policy_release, policy_remove, policy_renumber, policy_reset_counters, policy_resize, policy_restore,
+    policy_resume, policy_reweigh, policy_spare, policy_victim,
 )
 from acgsperf._native.python cimport (
     METH_FASTCALL, PyDescr_NewMethod, PyDict_SetItemString, PyErr_WriteUnraisable, PyList_New, PyList_SET_ITEM,
@@ -31,10 +32,10 @@ from acgsperf._native.python cimport (
     PyType_Modified, PyUnicode_1BYTE_KIND, Py_TPFLAGS_MAPPING, PyUnicode_Check, PyUnicode_CheckExact,
     PyUnicode_DATA, PyUnicode_GET_LENGTH, PyUnicode_KIND, inquiry, traverseproc, visitproc,
 )
-from acgsperf._native.shadows cimport SETTINGS, Shadows
+from acgsperf._native.shadows cimport COUNT, SETTINGS, Shadows
 from acgsperf._native.table cimport (
-    SMALLEST_CAPACITY, Slot, Table, is_number, place_home, place_mark, ring_oldest, ring_prefetch, ring_push, ring_touch,
-    ring_unlink, table_free, table_give_slot, table_index, table_init, table_place, table_rebuild, table_take_slot,
+    SMALLEST_CAPACITY, Slot, Table, is_number, place_home, place_mark, ring_insert, ring_oldest, ring_prefetch, ring_push,
+    ring_touch, ring_unlink, table_free, table_give_slot, table_index, table_init, table_place, table_rebuild, table_take_slot,
     table_unindex,
 )
 
@@ -351,6 +352,12 @@ cdef class BoundedCache:
             return self._maxsize
 
     @property
+    def requests(self):
+        """Hits and misses since the creation or the last reset."""
+        with cython.critical_section(self):
+            return self.hits + self.misses
+
+    @property
     def maxweight(self):
         """The largest sum of weights, None for no limit; `resize` changes it."""
         cdef uint64_t limit
@@ -578,9 +585,10 @@ cdef class BoundedCache:
     cdef void bound_policy(self) noexcept:
         """Restart the policy with the present bounds."""
         # If the weight is limited, the number of entries that fit is not known before the cache is full.
-        policy_resize(
-            self.policy, &self.table, 0 if self._maxweight else self._maxsize,
-            self._maxweight if self._maxweight else self._maxsize)
+        cdef uint32_t size = 0 if self._maxweight else self._maxsize
+        cdef uint64_t room = self._maxweight if self._maxweight else self._maxsize
+        if not policy_adjust(self.policy, size, room):
+            policy_resize(self.policy, &self.table, size, room)
 
     @cython.final
     cdef uint64_t weigh(self, key, value) except 0:
@@ -1056,7 +1064,7 @@ cdef class BoundedCache:
                 number = self.victim()
                 removed[count] = self.evict(number, self.is_expired(self.table.slots[number].expires_ns, now))
                 count += 1
-            if self.table.capacity > self._maxsize:
+            if self.table.capacity - self.table.capacity // SMALL_CHANGE > self._maxsize:
                 self.rebuild(self._maxsize)
             if self.policy != NULL:
                 self.bound_policy()
@@ -1106,6 +1114,131 @@ cdef class BoundedCache:
         """Return a list of the fresh (key, value) pairs, in the order of `keys`."""
         with cython.critical_section(self):
             return self.snapshot(True, True)
+
+    def save(self, path, *, namespace="", value_type=None):
+        """Save the entries to a file, for `load` in another process. It replaces the file in one step.
+
+        Keys, values, remaining lifetimes, and the order and hits of the policy are saved. An entry whose key or value
+        would not be the same after `load` is left out. Other threads can use the cache meanwhile.
+
+        Args:
+            path: the file.
+            namespace: a str that `load` must name, too.
+            value_type: the type of the values, any that msgspec can decode; None for JSON-like values and bytes.
+
+        Returns:
+            A `SaveResult`.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        from acgsperf._native import snapshot
+        return snapshot.save(self, path, namespace, value_type)
+
+    def load(self, path, *, namespace="", value_type=None):
+        """Add the entries of a file that `save` has written.
+
+        An entry of the file is left out if the cache has its key, if it has expired, or if it does not fit. The time
+        since `save` counts.
+
+        Args:
+            path, namespace, value_type: as for `save`.
+
+        Returns:
+            A `LoadResult`.
+
+        Raises:
+            SnapshotError: if the file is damaged, or is of another version, namespace, kind of cache or type of values;
+                the cache has not changed then.
+            OSError: if the file cannot be read.
+        """
+        from acgsperf._native import snapshot
+        return snapshot.load(self, path, namespace, value_type)
+
+    def _kind(self):
+        """Return the kind of cache that a file must be of."""
+        if type(self) is LRUCache:
+            return "LRUCache"
+        policy = "lru" if self.policy == NULL else "adaptive" if self.policy.adaptive else "s3fifo"
+        return f"AdaptiveCache ({policy})"
+
+    def _dump(self):
+        """Return the setting, and the keys, values, remaining ns and meta of the fresh entries, in their order."""
+        cdef int64_t now
+        cdef uint64_t version
+        cdef Py_ssize_t count = 0, room
+        cdef uint32_t number
+        cdef list keys, values, remaining, metas
+        cdef Slot *slot
+        with cython.critical_section(self):
+            now = self.read_clock()
+            while True:
+                version = self.version
+                room = self.table.used
+                # Creating a list may start a garbage collection, which may run any code.
+                keys, values, remaining, metas = [None] * room, [None] * room, [None] * room, [0] * room
+                if self.version == version:
+                    break
+            if self.clock is None:
+                now = acgsperf_monotonic_ns()
+            number = ring_oldest(&self.table)
+            while number:
+                slot = &self.table.slots[number]
+                if slot.expires_ns == NEVER or now < slot.expires_ns:
+                    keys[count] = <object> slot.key
+                    values[count] = <object> slot.value
+                    if slot.expires_ns != NEVER:
+                        remaining[count] = slot.expires_ns - now
+                    if self.table.has_meta:
+                        metas[count] = self.table.meta[number] & (COUNT | MAIN)
+                    count += 1
+                number = self.table.ring[number].newer
+            setting = None if self.policy == NULL else <int> self.policy.setting
+        del keys[count:], values[count:], remaining[count:], metas[count:]
+        return setting, keys, values, remaining, metas
+
+    def _restore(self, key, value, ttl_ns, uint8_t meta, /):
+        """Add a saved entry as the oldest one of its queue; False if the key is there, or if the entry does not fit."""
+        cdef Py_hash_t hash = acgsperf_hash(key)
+        cdef uint64_t weight = self.weigh(key, value)
+        cdef int64_t remaining = NEVER if ttl_ns is None else ttl_ns
+        cdef int64_t now
+        cdef uint32_t number
+        cdef Slot *slot
+        with cython.critical_section(self):
+            now = self.time_of_write(remaining, self.read_clock())
+            if self.find(key, hash) or self.is_full(weight) or (self._maxweight and weight > self._maxweight // HEAVIEST):
+                return False
+            if self.policy != NULL and not policy_prepare(self.policy, False):
+                raise MemoryError
+            if self.table.used == self.table.capacity:
+                if not self.rebuild(min(self._maxsize, max(SMALLEST_CAPACITY, 2 * self.table.capacity))):
+                    raise MemoryError
+            number = table_take_slot(&self.table)
+            slot = &self.table.slots[number]
+            Py_INCREF(key)
+            Py_INCREF(value)
+            slot.key = <PyObject *> key
+            slot.value = <PyObject *> value
+            slot.hash = hash
+            slot.expires_ns = NEVER if remaining == NEVER else now + remaining
+            if self.table.has_weights:
+                self.table.weights[number] = weight
+                self.weight += weight
+            table_index(&self.table, number)
+            if self.policy == NULL:
+                ring_insert(&self.table, number, ring_oldest(&self.table))
+            else:
+                policy_restore(self.policy, &self.table, number, meta)
+            self.version += 1
+            self.insertions += 1
+        return True
+
+    def _resume(self, int setting, /):
+        """Continue with the setting of a saved cache."""
+        with cython.critical_section(self):
+            if self.policy != NULL:
+                policy_resume(self.policy, setting)
 
     def stats(self):
         """Return the counters since creation or `reset_stats`, and the size now."""

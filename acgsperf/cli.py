@@ -37,7 +37,6 @@ from acgsperf.workbench.usage import UsageError, choice, counted, explained, num
 if TYPE_CHECKING:
     from acgsperf.workbench.doctor import Finding
     from acgsperf.workbench.replay import Load, Report
-    from acgsperf.workbench.simulate import Result
 
 # Help as plain text: it is readable at every width, and in a pipe.
 app: typer.Typer = typer.Typer(
@@ -125,6 +124,9 @@ def replay(
     policy: Annotated[
         str, typer.Option(metavar="NAME", help="Eviction policy of L1: adaptive, s3fifo or lru.")
     ] = "adaptive",
+    prediction: Annotated[
+        bool, typer.Option("--prediction", help="Fetch keys before they are requested, if their order is known.")
+    ] = False,
     ttl: Annotated[str, typer.Option(metavar="SECONDS", help="Time until a cached value expires.")] = "3600",
     tiers: Annotated[str, typer.Option(metavar="NAMES", help="l1, or l1 with l2, l3 or both.")] = "l1,l2,l3",
     warm: Annotated[bool, typer.Option("--warm", help="Send all requests once before the clock starts.")] = False,
@@ -145,6 +147,7 @@ def replay(
         "concurrency": whole_number("--concurrency", concurrency, 1, 10_000),
         "l1_size": None if l1_size is None else whole_number("--l1-size", l1_size, 1, 2**30),
         "policy": choice("--policy", policy, get_args(Policy)),
+        "prediction": prediction,
         "ttl": number("--ttl", ttl, 0.001, 1e9),
         "warm": warm,
         "processes": whole_number("--processes", processes, 1, _MAX_PROCESSES),
@@ -273,6 +276,9 @@ def simulate(
     policies: Annotated[
         str, typer.Option(metavar="LIST", help="Some of lru, s3fifo, adaptive and belady.")
     ] = "lru,s3fifo,adaptive,belady",
+    prediction: Annotated[
+        bool, typer.Option("--prediction", help="Run each policy but belady once more with prediction.")
+    ] = False,
     seeds: Annotated[str, typer.Option(metavar="N", help="Random samples of keys to try with each size.")] = "1",
     plot: Annotated[
         str | None, typer.Option(metavar="FILE", help="Draw the miss-ratio curves. Without matplotlib, print them.")
@@ -285,11 +291,12 @@ def simulate(
     """
     from acgsperf.workbench.simulate import policies as known_policies
     from acgsperf.workbench.simulate_report import draw, print_curves, print_results
+    from acgsperf.workbench.simulate_run import simulated
 
     count = None if requests is None else whole_number("--requests", requests, 1, _MAX_REQUESTS)
     wanted = trace_format and choice("--format", trace_format, TraceFormat)
-    options = (known_policies(policies), whole_number("--seeds", seeds, 1, 1_000))
-    results = [found for trace in traces for found in _simulated(trace, wanted, count, sizes, *options)]
+    options = (known_policies(policies), whole_number("--seeds", seeds, 1, 1_000), prediction)
+    results = [found for trace in traces for found in simulated(trace, wanted, count, sizes, *options)]
     _allow_broken_pipe()
     console = Console()
     if as_json:
@@ -301,24 +308,6 @@ def simulate(
             draw(results, Path(plot))
         except ImportError:
             print_curves(Console(stderr=as_json), results)
-
-
-def _simulated(
-    path: str, trace_format: str | None, count: int | None, sizes: str | None, policies: list[str], seeds: int
-) -> "list[Result]":
-    from acgsperf.workbench import simulate as simulation
-    from acgsperf.workbench.traces import Trace
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        bar = progress.add_task(f"reading {path}", total=None)
-        with Trace(path, None if trace_format is None else TraceFormat(trace_format)) as trace:
-            keys = simulation.dense(trace.head(count))
-        entries = simulation.sizes(sizes or simulation.DEFAULT_SIZES, len(set(keys)))
-        name = trace.name if path == "-" else Path(path).name
-        run = simulation.Simulation(name, keys, entries, policies, seeds)
-        progress.update(bar, description=f"simulating {name}", total=run.steps)
-        return run.run(lambda done: progress.advance(bar, done))
 
 
 @app.command(cls=_Command, short_help="Compare with other libraries.")

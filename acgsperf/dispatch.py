@@ -14,6 +14,7 @@ __all__ = [
     "HashValidator",
     "LRUCache",
     "LatencyHistogram",
+    "Predictor",
     "ReadPath",
     "ReadQueue",
     "Timer",
@@ -67,6 +68,7 @@ if not _pure:
             Timer,
         )
         from acgsperf._native.canonical import canonical, fingerprint, request_key
+        from acgsperf._native.predictor import Predictor
         from acgsperf._native.read_path import ReadPath, ReadQueue, answer
         from acgsperf._native.resp import has_long_array, mget
         from acgsperf._native.weigh import weigh_bytes
@@ -92,6 +94,7 @@ else:
             LRUCache,
             Timer,
         )
+        from acgsperf._native.predictor_py import Predictor
         from acgsperf._native.read_path_py import ReadPath, ReadQueue, answer
         from acgsperf._native.resp_py import has_long_array, mget
         from acgsperf._native.weigh_py import weigh_bytes

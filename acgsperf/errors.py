@@ -81,6 +81,19 @@ class CacheError(AcgsperfError):
     """A tiered cache that is not open, or that belongs to another event loop."""
 
 
+class SnapshotError(AcgsperfError):
+    """A file that a cache cannot load: damaged, or of another version, namespace, kind of cache or type of values."""
+
+    def __init__(self, path: str, expected: str, found: str) -> None:
+        super().__init__(path, expected, found)
+        self.path = path
+        self.expected = expected
+        self.found = found
+
+    def __str__(self) -> str:
+        return f"cannot load {self.path}: expected {self.expected}, got {self.found}"
+
+
 class ServiceError(AcgsperfError):
     """A service that is opened twice, or used without a handler."""
 

@@ -56,6 +56,7 @@ class Settings:
         redis_url: the URL of Redis; None for no Redis.
         l1_cache_size: the largest number of entries in L1.
         l1_policy: which entries L1 evicts: "adaptive", "s3fifo" or "lru".
+        l1_prediction: whether to fetch the keys that are likely to be requested next, together with those that are.
         l2_ttl_default: the time until a value expires, in seconds.
         cache_namespace: the prefix of keys in shared servers, 1 to 100 printable characters.
         cache_hit_rate_target: the wanted share of hits, 0.95 for 95 %.
@@ -82,6 +83,7 @@ class Settings:
     redis_url: str | None = None
     l1_cache_size: int = 100_000
     l1_policy: Policy = "adaptive"
+    l1_prediction: bool = True
     l2_ttl_default: float = 3600.0
     cache_namespace: str = "acgsperf"
     cache_hit_rate_target: float = 0.95
@@ -239,6 +241,7 @@ _RULES: Final = {
     ),
     "l1_cache_size": _Rule("an integer from 1 to 2**30", int, lambda name, value: checked_maxsize(value, name)),
     "l1_policy": _Rule("adaptive, s3fifo or lru", lambda written: written.strip().lower(), _checked_policy),
+    "l1_prediction": _SWITCH,
     "l2_ttl_default": _POSITIVE,
     "cache_namespace": _Rule("1 to 100 printable characters", str, checked_namespace),
     "cache_hit_rate_target": _Rule("a number greater than 0 and at most 1", float, checked_share),

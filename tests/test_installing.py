@@ -16,6 +16,7 @@ COMPILED = {
     "acgsperf/_core",
     "acgsperf/_native/canonical",
     "acgsperf/_native/envelope",
+    "acgsperf/_native/predictor",
     "acgsperf/_native/read_path",
     "acgsperf/_native/resp",
     "acgsperf/_native/weigh",

@@ -167,6 +167,25 @@ class AdaptiveCache(BoundedCache, FinalType):
         if self._guard is not None:
             self._guard.report("insert", entry.token, entry.hash, meta, entry.weight)
 
+    def _restored(self, entry: Entry, meta: int) -> None:
+        if self._guard is not None:
+            self._guard.report("restore", entry.token, entry.hash, meta, entry.weight)
+
+    def _policy_state(self) -> tuple[int | None, dict[Any, int]]:
+        if self._guard is None:
+            return None, {}
+        state: tuple[int, dict[Any, int]] = self._guard.ask((self._guard.setting, {}), Policy.saved)
+        return state
+
+    def _kind(self) -> str:
+        policy = "lru" if self._guard is None else "adaptive" if self._guard.adaptive else "s3fifo"
+        return f"{type(self).__name__} ({policy})"
+
+    def _resume(self, setting: int, /) -> None:
+        if self._guard is not None:
+            # A question, because a report is dropped if the policy is created only now.
+            self._guard.ask(None, lambda policy: policy.resume(setting))
+
     def _reweighed(self, entry: Entry) -> None:
         if self._guard is not None:
             self._guard.report("reweigh", entry.token, entry.weight)

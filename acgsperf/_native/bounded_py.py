@@ -5,7 +5,6 @@ The two change together. The table contains everything that changes. This class 
 
 import math
 import sys
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, MutableMapping
 from types import GenericAlias
@@ -17,7 +16,6 @@ from acgsperf._native.arguments import (
     checked_limits,
     checked_time_ns,
     checked_ttl_ns,
-    checked_weight,
 )
 from acgsperf._native.lru_table_py import (
     EXPIRATIONS,
@@ -29,15 +27,14 @@ from acgsperf._native.lru_table_py import (
     Entry,
     Table,
 )
-from acgsperf._native.placing_py import REMOVALS, Placing
+from acgsperf._native.placing_py import REMOVALS
+from acgsperf._native.saving_py import NEVER, Saving
 from acgsperf._native.types import CacheStats, EvictionReason
 
 _MISSING: Final = object()
-# Later than any expiry: a clock is within 4e9 s of zero and a ttl below 2**62 ns.
-_NEVER: Final = 2**63 - 1
 
 
-class BoundedCache(Placing):
+class BoundedCache(Saving):
     """A mapping of bounded size. A subclass chooses the entry to evict."""
 
     __slots__ = ()
@@ -62,7 +59,7 @@ class BoundedCache(Placing):
         self._managed = managed or weigher is not None
         self._ttl_ns = checked_ttl_ns(ttl)
         self._ttl = None if ttl is None else math.inf if self._ttl_ns is None else float(ttl)
-        self._answers_until_ns = _NEVER
+        self._answers_until_ns = NEVER
         self._clock = checked_callable("clock", clock)
         self._on_evict = checked_callable("on_evict", on_evict)
         return self
@@ -71,6 +68,11 @@ class BoundedCache(Placing):
     def maxsize(self) -> int:
         """The largest number of entries; 2**30 if only the weight is limited; `resize` changes it."""
         return self._table.maxsize
+
+    @property
+    def requests(self) -> int:
+        """Hits and misses since the creation or the last reset."""
+        return self._table.requests()
 
     @property
     def maxweight(self) -> int | None:
@@ -100,27 +102,12 @@ class BoundedCache(Placing):
     def answers_until(self) -> float | None:
         """The time of the cache's clock from which reads miss, while the entries stay; None for never."""
         until = self._answers_until_ns
-        return None if until == _NEVER else until / 1e9
+        return None if until == NEVER else until / 1e9
 
     @answers_until.setter
     def answers_until(self, time: float | None) -> None:
         ns = checked_time_ns("answers_until", time)
-        self._answers_until_ns = _NEVER if ns is None else ns
-
-    def _now_ns(self) -> int:
-        if self._clock is None:
-            return time.monotonic_ns()
-        # Accepts what C accepts as a number, and no text.
-        now = math.fsum((self._clock(),))
-        if not -4e9 < now < 4e9:
-            raise ValueError(f"clock must return seconds within 4e9 of zero, got {now!r}")
-        return round(now * 1e9)
-
-    def _expiry(self, ttl_ns: int | None, now_ns: int) -> int:
-        return _NEVER if ttl_ns is None else now_ns + ttl_ns
-
-    def _weigh(self, key: Hashable, value: Any) -> int:
-        return 1 if self._weigher is None else checked_weight(self._weigher(key, value))
+        self._answers_until_ns = NEVER if ns is None else ns
 
     def _place(self, bucket: Bucket, found: Entry | None, new: Entry, now_ns: int, counted: int) -> bool:
         """Store an entry for a key that `find` found or did not find; False if the cache has changed since."""
@@ -282,7 +269,7 @@ class BoundedCache(Placing):
         _, entry = self._table.find(key, key_hash)
         if entry is None or now_ns >= entry.expires_ns:
             raise KeyError(key)
-        return None if entry.expires_ns == _NEVER else (entry.expires_ns - now_ns) / 1e9
+        return None if entry.expires_ns == NEVER else (entry.expires_ns - now_ns) / 1e9
 
     def resize(self, maxsize: int | None = None, *, maxweight: int | None = None) -> None:
         """Change the largest number of entries, the largest sum of weights, or both; evict until the limits hold."""

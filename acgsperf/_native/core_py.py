@@ -8,6 +8,7 @@ from acgsperf._native.bounded_py import BoundedCache
 from acgsperf._native.histogram_py import LatencyHistogram, Timer
 from acgsperf._native.lru_py import LRUCache
 from acgsperf._native.placing_py import Placing
+from acgsperf._native.saving_py import Saving
 from acgsperf._native.validator_py import HashValidator
 
 __all__ = [
@@ -23,5 +24,5 @@ __all__ = [
 IMPLEMENTATION: Final = "python"
 
 # The twin of `_core` is this module, in however many files.
-for _class in (HashValidator, Placing, BoundedCache, LRUCache, AdaptiveCache, LatencyHistogram, Timer):
+for _class in (HashValidator, Placing, Saving, BoundedCache, LRUCache, AdaptiveCache, LatencyHistogram, Timer):
     finish(_class, __name__)

@@ -178,6 +178,23 @@ class Table:
         self.version = version + 1
         return True
 
+    @atomic
+    def add_oldest(self, version: int, new: Entry, bucket: Bucket) -> bool:
+        """Insert an entry as the least recently used one, and count that; see `exchange`."""
+        if self.version != version:
+            return False
+        order = self._order
+        order[new] = None
+        self._by_hash[new.hash] = bucket
+        if new.token is not None:
+            self._by_token[new.token] = new
+        self.size += 1
+        self.weight += new.weight
+        self._counters[INSERTIONS] += 1
+        self.version = version + 1
+        order.move_to_end(new, False)
+        return True
+
     @exclusive
     def oldest(self) -> Entry | None:
         """Return the least recently used entry, or None."""
@@ -261,6 +278,11 @@ class Table:
         maxsize = self.maxsize
         maxweight = self.maxweight
         return counters, size, weight, maxsize, maxweight
+
+    @atomic
+    def requests(self) -> int:
+        """Return the sum of hits and misses."""
+        return self._counters[HITS] + self._counters[MISSES]
 
     @exclusive
     def reset_counters(self) -> None:

@@ -86,6 +86,13 @@ class Placing(metaclass=Immutable):
         """Return every entry, in the order of the policy."""
         return self._table.entries()
 
+    def _restored(self, entry: Entry, meta: int) -> None:
+        """Called after an entry of a saved cache was inserted as the oldest one of its queue."""
+
+    def _policy_state(self) -> tuple[int | None, dict[Any, int]]:
+        """Return the number of the setting, None without a policy, and the hits and queue of each token."""
+        return None, {}
+
     def _policy_stats(self, hits: int, misses: int) -> PolicyStats | None:
         return None
 

@@ -29,6 +29,8 @@ cdef enum:
     MOST_CREDIT = 512
     # Limits the time of one insertion to some ten microseconds.
     MOST_MOVES = 1024
+    # A change of the size by at most one part in so many is small.
+    SMALL_CHANGE = 8
     GHOST_WAYS = 8
     GHOST_STAMPS = 32
     GHOST_OLDEST = 17
@@ -107,6 +109,15 @@ cdef inline void policy_resize(Policy *policy, Table *table, uint32_t size, uint
         policy.sampled_up_to = <uint32_t> min(<double> 0xFFFFFFFF, 4294967296.0 / sampling_rate(size))
     policy_use(policy, policy.setting)
     policy_resample(policy, table)
+
+
+cdef inline bint policy_adjust(Policy *policy, uint32_t size, uint64_t room) noexcept nogil:
+    """Change the size a little and keep what was learned; return False, and do nothing, if the change is not small."""
+    if size == 0 or policy.size == 0 or max(size, policy.size) - min(size, policy.size) > policy.size // SMALL_CHANGE:
+        return False
+    policy.room = room
+    policy_use(policy, policy.setting)
+    return True
 
 
 cdef inline bint policy_prepare(Policy *policy, bint full) noexcept nogil:
@@ -330,6 +341,31 @@ cdef inline void policy_insert(Policy *policy, Table *table, uint32_t number, ui
         policy.small_load += load_of(table, number)
         if policy.boundary == 0:
             policy.boundary = number
+
+
+cdef inline void policy_restore(Policy *policy, Table *table, uint32_t number, uint8_t meta) noexcept nogil:
+    """Put an entry of a saved cache into the ring, as the oldest one of its queue; `meta` has the hits and the queue."""
+    meta &= COUNT | MAIN
+    if policy.adaptive and policy.size and mix(policy, table.slots[number].hash) >> 32 <= policy.sampled_up_to:
+        meta |= SAMPLED
+    table.meta[number] = meta
+    if meta & MAIN:
+        ring_insert(table, number, ring_oldest(table))
+        policy.main_load += load_of(table, number)
+        policy.main_count += 1
+    else:
+        # If the small queue is empty, this is 0, and the entry becomes the newest of the ring.
+        ring_insert(table, number, policy.boundary)
+        policy.boundary = number
+        policy.small_load += load_of(table, number)
+
+
+cdef inline void policy_resume(Policy *policy, int setting) noexcept nogil:
+    """Continue with the setting of a saved cache."""
+    policy_use(policy, setting)
+    policy.timed = False
+    if policy.shadows != NULL:
+        policy.shadows.setting = setting
 
 
 cdef inline void policy_renumber(Policy *policy) noexcept nogil:

@@ -22,6 +22,8 @@ LOG_ROOM: Final = 32
 MOST_CREDIT: Final = 512
 # Limits the time of one insertion in the compiled twin to some ten microseconds.
 MOST_MOVES: Final = 1024
+# A change of the size by at most one part in so many is small.
+SMALL_CHANGE: Final = 8
 GHOST_WAYS: Final = 8
 GHOST_STAMPS: Final = 32
 GHOST_OLDEST: Final = 17
@@ -130,13 +132,21 @@ class Policy:
         self.main_load = 0
         self.meta: dict[Hashable, int] = {}
         self.loads: dict[Hashable, int] = {}
+        self.size = 0
         self.resize(0, 1)
 
     def resize(self, size: int, room: int) -> None:
         """Restart with another number of entries and another load; the setting and the queues stay.
 
+        If the number of entries changes only a little, the policy keeps what it has learned.
+
         The size is 0 while it is not known how many entries fit.
         """
+        if size and self.size and abs(size - self.size) <= self.size // SMALL_CHANGE:
+            # Keep what was learned.
+            self.room = room
+            self.use(self.setting)
+            return
         self.size = size
         self.room = room
         self.credit = 0
@@ -313,6 +323,34 @@ class Policy:
         else:
             self.small[token] = key_hash
             self.small_load += load
+
+    def restore(self, token: Hashable, key_hash: int, meta: int, load: int) -> None:
+        """Add an entry of a saved cache as the oldest one of its queue; `meta` has the hits and the queue."""
+        if token in self.meta:
+            return
+        meta &= COUNT | MAIN
+        if self.shadows is not None and self.mix(key_hash) >> 32 <= self.sampled_up_to:
+            meta |= SAMPLED
+        self.meta[token] = meta
+        self.loads[token] = load
+        queue = self.main if meta & MAIN else self.small
+        queue[token] = key_hash
+        queue.move_to_end(token, last=False)
+        if meta & MAIN:
+            self.main_load += load
+        else:
+            self.small_load += load
+
+    def resume(self, setting: int) -> None:
+        """Continue with the setting of a saved cache."""
+        self.use(setting)
+        self.timed = False
+        if self.shadows is not None:
+            self.shadows.setting = setting
+
+    def saved(self) -> tuple[int, dict[Any, int]]:
+        """Return the setting, and the hits and queue of each entry."""
+        return self.setting, {token: meta & (COUNT | MAIN) for token, meta in self.meta.items()}
 
     def reweigh(self, token: Hashable, load: int) -> None:
         """Change the load of an entry."""

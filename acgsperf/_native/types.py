@@ -130,6 +130,34 @@ class CacheStats:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveResult:
+    """What `save` of a cache has done.
+
+    Attributes:
+        entries: how many entries the file has.
+        left_out: how many entries it does not have, because their key or value would not be equal after `load`.
+    """
+
+    entries: int
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """What `load` of a cache has done.
+
+    Attributes:
+        entries: how many entries were added.
+        expired: how many entries of the file have expired since they were saved.
+        left_out: how many others were not added, because the cache has the key or no room.
+    """
+
+    entries: int
+    expired: int
+    left_out: int
+
+
+@dataclass(frozen=True, slots=True)
 class HistogramSnapshot:
     """The usual figures of a `LatencyHistogram` at one moment; all except `count` are in nanoseconds."""
 

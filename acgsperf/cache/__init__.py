@@ -2,6 +2,7 @@
 
 from acgsperf.cache.decorator import BoundCachedFunction, CachedFunction, cached
 from acgsperf.cache.options import EntryOptions
+from acgsperf.cache.prediction import Prediction
 from acgsperf.cache.results import UNCHANGED, Loaded, Previous
 from acgsperf.cache.tiered import TieredCache
 from acgsperf.cache.types import CachedValue, CacheHealth, TieredStats, Written
@@ -14,6 +15,7 @@ __all__ = [
     "CachedValue",
     "EntryOptions",
     "Loaded",
+    "Prediction",
     "Previous",
     "TieredCache",
     "TieredStats",

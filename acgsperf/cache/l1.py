@@ -167,21 +167,30 @@ class L1(Generic[_V]):
         return self._staleness.clock() <= self._answers_until
 
     def _is_verified(self, put_at: float) -> bool:
-        if not self._has_lower_tiers:
-            return True
+        return not self._has_lower_tiers or self.verified_for(put_at) > 0
+
+    def verified_for(self, put_at: float) -> float:
+        """Return for how many seconds an entry need not be verified; 0 or less if it must be verified now.
+
+        Args:
+            put_at: when the entry was known to be right.
+        """
         if put_at <= self._missed_at or not self._answers:
-            return False
-        return self.lru.ttl is None or self._staleness.clock() < put_at + self.lru.ttl
+            return 0.0
+        return math.inf if self.lru.ttl is None else put_at + self.lru.ttl - self._staleness.clock()
 
     # Writing
 
-    def put(self, key: str, entry: Entry, refresh_ahead: float | None = _OF_CACHE) -> None:
+    def put(
+        self, key: str, entry: Entry, refresh_ahead: float | None = _OF_CACHE, *, verified_for: float = math.inf
+    ) -> None:
         """Store an entry: in the `LRUCache` until it is due for refresh, or else in the side cache where it belongs.
 
         Args:
             key: the key.
             entry: the entry.
             refresh_ahead: the share of its ttl after which it is due; by default, that of the cache.
+            verified_for: after how many seconds the entry must be verified; at most the ttl of the `LRUCache`.
         """
         self._tags.discard(key, self._unverified.pop(key, None))
         if entry.negative:
@@ -200,7 +209,7 @@ class L1(Generic[_V]):
             self._put_in_stale_store(key, entry, self._staleness.clock())
             return
         # If an older value has expired, this call moves it to the stale store. It has to come before the pop below.
-        self.lru.set(key, entry.value, self._up_to_ttl(remaining))
+        self.lru.set(key, entry.value, min(verified_for, self._up_to_ttl(remaining)))
         if self.lru.maxweight is not None and self.lru.peek(key, MISSING) is MISSING:
             # The value is too heavy.
             self.remove(key)
@@ -210,7 +219,7 @@ class L1(Generic[_V]):
         self._tags.discard(key, self._entries.get(key))
         self._entries[key] = entry
         if self.lru.ttl is not None:
-            self._put_at[key] = self._staleness.clock()
+            self._put_at[key] = self._staleness.clock() - max(0.0, self.lru.ttl - verified_for)
         self._tags.add(key, entry)
 
     def _up_to_ttl(self, seconds: float) -> float:
@@ -286,6 +295,51 @@ class L1(Generic[_V]):
         for key in [key for key in self._unverified if self.unverified(key) is None]:
             self.remove(key)
         return before - self._size()
+
+    # What a former process has saved
+
+    def answered_with(self, key: str) -> Entry | None:
+        """Return the entry of a value in the `LRUCache`."""
+        return self._entries.get(key)
+
+    def restore(self, key: str, entry: Entry, remaining_ns: int | None, meta: int) -> bool:
+        """Add a saved entry as the oldest one of its queue; False if the key is there, or if the entry does not fit.
+
+        Args:
+            key: the key.
+            entry: its entry.
+            remaining_ns: for how long the `LRUCache` would have answered with it.
+            meta: the hits that its policy has counted.
+        """
+        if self._has(key) or not self.lru._restore(key, entry.value, remaining_ns, meta):
+            return False
+        self._entries[key] = entry
+        if self.lru.ttl is not None:
+            remaining = self.lru.ttl if remaining_ns is None else remaining_ns / 1e9
+            self._put_at[key] = self._staleness.clock() - max(0.0, self.lru.ttl - remaining)
+        self._tags.add(key, entry)
+        return True
+
+    def restore_unverified(self, key: str, entry: Entry) -> None:
+        """Add a saved entry as an unverified one, unless the key is there."""
+        if not self._has(key) and len(self._unverified) < most_entries(self.lru):
+            self._unverified[key] = entry
+            self._tags.add(key, entry)
+
+    def _has(self, key: str) -> bool:
+        return key in self._entries or any(key in cache for cache in self.side_caches)
+
+    def move_to_oldest(self, key: str, meta: int) -> bool:
+        """Make an entry the oldest one of its queue, with saved hits; False if the `LRUCache` does not have it."""
+        value: Any = self.lru.peek(key, MISSING)
+        if value is MISSING:
+            return False
+        remaining = self.lru.expires_in(key)
+        self.lru.pop(key, None)
+        if self.lru._restore(key, value, None if remaining is None else int(remaining * 1e9), meta):
+            return True
+        self.remove(key)
+        return False
 
     # What the backplane says
 

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from acgsperf import hooks
 from acgsperf.cache.l1 import L1, MISSING, most_entries
@@ -20,6 +20,9 @@ from acgsperf.cache.staleness import Staleness
 from acgsperf.dispatch import LRUCache
 from acgsperf.errors import LoadTimeoutError
 from acgsperf.tiers.base import Entry
+
+if TYPE_CHECKING:
+    from acgsperf.cache.prediction import Prefetch
 
 __all__ = ["Loading"]
 
@@ -63,6 +66,7 @@ class Loading:
 
     Attributes:
         flights: the loads in flight.
+        prefetch: has the entries of predicted keys; None without prediction.
     """
 
     def __init__(
@@ -81,6 +85,7 @@ class Loading:
         self._staleness = staleness
         self._lock = lock
         self.flights: Final = Flights(namespace, self._on_failure)
+        self.prefetch: Prefetch | None = None
         # The keys whose load failed less than `retry_after` ago, and that have a stale value to serve.
         self._failures: LRUCache[str, bool] = LRUCache(most_entries(l1.lru), clock=staleness.lru_clock)
         self._recent = RecentLoads(lower_tiers.ordering)
@@ -163,14 +168,13 @@ class Loading:
 
     def _look_in_this_process(self, keys: Sequence[str], found: _Answers, source: Source) -> list[str]:
         """Classify the entries that this process has, and return the keys to look for in the lower tiers."""
+        predicted = {} if self.prefetch is None else self.prefetch.request_for(keys, source)
         unknown = []
         for key in keys:
-            entry = self._l1.held(key)
+            entry = predicted.get(key) or self._l1.held(key)
             flight = self.flights.get(key)
-            if entry is None and flight is not None:
-                entry = flight.stale.get(key)
-            if entry is None and flight is None:
-                entry = self._lower_tiers.queued(key)
+            if entry is None:
+                entry = self._lower_tiers.queued(key) if flight is None else flight.stale.get(key)
             if entry is not None:
                 self._classify(key, entry, found, source.options)
             elif flight is None:
@@ -318,12 +322,11 @@ class Loading:
             The values, and the keys whose value the tier has stored.
         """
         loaded, unkept = await self._call_loader(flight, keys, source)
+        values: dict[str, Any] = {}
         if locks.expired:
             newer, _ = await self._read_again(list(loaded), source)
             values = {key: self._store_in_l1(flight, key, entry, source.options) for key, entry in newer.items()}
             loaded = {key: entry for key, entry in loaded.items() if key not in newer}
-        else:
-            values = {}
         for key in unkept & loaded.keys():
             values[key] = loaded.pop(key).value
         shared = {

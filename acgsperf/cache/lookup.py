@@ -10,7 +10,7 @@ from acgsperf.cache.l1 import L1
 from acgsperf.cache.lower_tiers import LowerTiers, Seen
 from acgsperf.cache.promotion import Promotion
 from acgsperf.cache.staleness import Staleness
-from acgsperf.cache.values import open_all, opened
+from acgsperf.cache.values import UNOPENED, open_all, opened
 from acgsperf.tiers.base import Entry, Observation, Tier
 from acgsperf.tiers.deadline import Deadline, Wait
 from acgsperf.tiers.server import ServerTier
@@ -35,12 +35,14 @@ class Found:
         of_l3: the keys whose entry is that of L3; None for no key.
         reached: whether a tier has answered.
         unasked: whether L3 was not asked, because the deadline had passed.
+        predicted: whether nobody has requested the keys yet.
     """
 
-    __slots__ = ("began_at", "entries", "l2", "l3", "of_l3", "reached", "unasked")
+    __slots__ = ("began_at", "entries", "l2", "l3", "of_l3", "predicted", "reached", "unasked")
 
-    def __init__(self, began_at: int) -> None:
+    def __init__(self, began_at: int, predicted: bool = False) -> None:
         self.began_at: Final = began_at
+        self.predicted: Final = predicted
         self.entries: dict[str, Entry] = {}
         self.l2: dict[str, Observation] = {}
         self.l3: dict[str, Observation] = {}
@@ -153,6 +155,26 @@ class Lookup:
             l3: whether to ask L3, too.
         """
         return await self._read(keys, tags, codec, observing=True, asking_l3=l3)
+
+    async def read_predicted(self, keys: Sequence[str], began_at: int, *, after_first_tier: bool) -> dict[str, Entry]:
+        """Return the entries of keys that may be requested soon, for the codecs of their callers. It promotes none.
+
+        Args:
+            keys: distinct keys.
+            began_at: the number of the latest write when the read began.
+            after_first_tier: whether the first tier was asked already, and had no entry.
+        """
+        found, started, passed = Found(began_at, predicted=True), self._time(), False
+        wanted = list(keys)
+        if not after_first_tier:
+            with self._limit(self._tiers[0], started) as wait:
+                found.entries = await self._tiers[0].get_many(keys)
+            open_all(found.entries, UNOPENED, self._tiers[0])
+            passed = wait.passed
+            wanted = self._missing(keys, found)
+        if len(self._tiers) > 1:
+            await self._go_on(found, wanted, (), UNOPENED, began_at, started, passed, observing=False)
+        return found.entries
 
     async def observe(self, keys: Sequence[str], tags: Sequence[str]) -> dict[str, Seen]:
         """Return what the tiers have under keys, before a load that replaces a fresh entry."""
@@ -319,7 +341,8 @@ class Lookup:
                 if self._staleness.is_fresh(entry):
                     if seen is not None and self._ordering.is_current(began_at, key, entry.tags):
                         self._lower_tiers.copy_to_l2(key, entry, seen)
-                    self._keep(began_at, key, entry)
+                    if not found.predicted:
+                        self._keep(began_at, key, entry)
 
     async def _refused_below(
         self, entries: Mapping[str, Entry], found: Found, tags: Sequence[str], started: float

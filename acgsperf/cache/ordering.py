@@ -42,6 +42,10 @@ class Ordering:
             and (not tags or all(self._tags.is_current(began_at, tag) for tag in tags))
         )
 
+    def is_unwritten(self, key: str, tags: tuple[str, ...]) -> bool:
+        """Return whether no write of this key, or of a tag of its entry, is in flight or remembered."""
+        return self._keys.is_current(0, key) and all(self._tags.is_current(0, tag) for tag in tags)
+
     def supersede(self, key: str) -> None:
         """Supersede the reads of a key that are in flight."""
         self._record(self._keys, key)

@@ -6,19 +6,21 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from acgsperf._native.entry import Packed
+from acgsperf._native.entry import Codec, Packed
 from acgsperf.backplane import Backplane, beside
 from acgsperf.cache.l1 import L1, most_entries
 from acgsperf.cache.listener import CacheListener
 from acgsperf.cache.loading import Loading
 from acgsperf.cache.lookup import Lookup
 from acgsperf.cache.lower_tiers import LowerTiers
+from acgsperf.cache.prediction import Prediction, Prefetch
 from acgsperf.cache.process_lock import ProcessLock
 from acgsperf.cache.promotion import Promotion
 from acgsperf.cache.repairs import Repairs
 from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.writes import Writes
 from acgsperf.dispatch import BoundedCache, ReadPath
+from acgsperf.errors import CacheError
 from acgsperf.tiers.base import Tier
 from acgsperf.tiers.ids import new_id
 from acgsperf.tiers.records import Record
@@ -48,7 +50,8 @@ class Parts:
         backplane: tells other processes what this one writes; None for none, `AUTOMATIC` for one on the server
             of a tier.
         backplane_timeout: the seconds without an answer of its server after which L1 asks the tiers first.
-        typed: whether the values have a declared type.
+        codec: opens the values; None if they have no declared type.
+        prediction: how to fetch keys ahead of their requests; None for not at all.
 
     Raises:
         TypeError, ValueError: if an argument is not valid.
@@ -67,9 +70,12 @@ class Parts:
         demotion: bool,
         backplane: Backplane | None,
         backplane_timeout: float,
-        typed: bool,
+        codec: Codec | None,
+        prediction: Prediction | None,
     ) -> None:
-        self._namespace = namespace
+        self.namespace: Final = namespace
+        self.codec: Final = codec
+        self.clock: Final = staleness.clock
         self.lower_tiers: Final = LowerTiers(l2, l3, staleness.retention)
         tiers = self.lower_tiers
         self.promotion: Final = Promotion(promotion_threshold, most_entries(lru))
@@ -77,9 +83,16 @@ class Parts:
         self.l1: L1[Any] = L1(lru, staleness, negative_maxsize, tiers.demote if demotion else None, bool(tiers.tiers))
         self.lookup: Final = Lookup(self.l1, tiers, staleness, self.promotion)
         self.read_path: Final = ReadPath(
-            self.l1.side_caches, self.lookup.begin_get or _nothing, self.promotion, staleness.clock, Packed, typed
+            self.l1.side_caches,
+            self.lookup.begin_get or _nothing,
+            self.promotion,
+            staleness.clock,
+            Packed,
+            codec is not None,
         )
         self.loading: Final = Loading(namespace, self.l1, tiers, self.lookup, staleness, lock)
+        self.prefetch: Final = Prefetch.create(prediction, codec, self.l1, tiers, self.lookup, staleness)
+        self.loading.prefetch = self.prefetch
         self.repairs: Final = Repairs(tiers, self._apply, self._publish)
         self.writes: Final = Writes(self.l1, tiers, self.loading, self.promotion, self.repairs)
         self.listener: Final = CacheListener(
@@ -87,6 +100,17 @@ class Parts:
         )
         self._writer = new_id()
         self.backplane: Final = self._connected(backplane, backplane_timeout, lock)
+
+    def switch_prediction(self, wanted: bool) -> None:
+        """Turn prediction on or off.
+
+        Raises:
+            CacheError: if it cannot be turned on.
+        """
+        if self.prefetch is not None:
+            self.prefetch.enabled = wanted
+        elif wanted:
+            raise CacheError(f"cache {self.namespace!r} cannot predict: it was made without prediction")
 
     def _connected(self, backplane: Backplane | None, timeout: float, lock: ProcessLock | None) -> Backplane | None:
         """Choose the backplane, and let the tier on its server publish its own writes."""
@@ -121,16 +145,18 @@ class Parts:
 
     async def open(self) -> None:
         """Open the tiers, then the backplane."""
-        await self.lower_tiers.open(self._namespace)
+        await self.lower_tiers.open(self.namespace)
         try:
             if self.backplane is not None:
-                await self.backplane.open(self._namespace, self.listener, self._writer)
+                await self.backplane.open(self.namespace, self.listener, self._writer)
         except BaseException:
             await self.lower_tiers.close()
             raise
-        self.repairs.open(self._namespace)
+        self.repairs.open(self.namespace)
         self.lookup.open()
         self.loading.flights.open()
+        if self.prefetch is not None:
+            self.prefetch.open()
 
     async def close(self) -> None:
         """Cancel the loads, end the writes, leave the backplane, and close the tiers: all of it, even if cancelled."""
@@ -143,6 +169,8 @@ class Parts:
             stack.push_async_callback(self.listener.close)
             stack.push_async_callback(self.repairs.close)
             stack.push_async_callback(self.writes.close)
+            if self.prefetch is not None:
+                stack.push_async_callback(self.prefetch.close)
             await self.loading.flights.close(_CLOSE_GRACE_S)
 
     async def _leave(self) -> None:

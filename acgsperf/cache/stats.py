@@ -32,5 +32,6 @@ def collect_stats(parts: Parts) -> TieredStats:
         negative_entries=l1.negative_count,
         loading=len(loading.flights),
         unrepaired=len(parts.repairs),
+        prediction=None if parts.prefetch is None else parts.prefetch.stats(),
         backplane=None if parts.backplane is None else parts.backplane.stats(),
     )

@@ -14,6 +14,7 @@ from acgsperf.cache.decorator import Decorator, cached, refuse_function
 from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.options import DEFAULT_TTL, EntryOptions, checked_options, with_ttl
 from acgsperf.cache.parts import AUTOMATIC, Parts
+from acgsperf.cache.prediction import Prediction, checked_prediction
 from acgsperf.cache.results import Loader, LoaderOfMany
 from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness, aligned
@@ -65,6 +66,7 @@ class TieredCache(Upkeep, Generic[_V]):
         backplane: tells other processes what this one writes, and vice versa. By default one on the server of L2, or
             else of L3. With None, L1 serves an old value until it expires there: give L1 a ttl then.
         backplane_timeout: the seconds without an answer of the default one after which L1 asks the tiers, by default 1.
+        prediction: whether to fetch keys before they are requested, or a `Prediction`. False by default.
         clock: for tests. Returns seconds and never goes back, `time.monotonic` by default. Pass the same clock to L1.
 
     Attributes:
@@ -94,6 +96,7 @@ class TieredCache(Upkeep, Generic[_V]):
         value_type: type[_V] | UnionType | None = None,
         backplane: Backplane | None = AUTOMATIC,
         backplane_timeout: float = 1.0,
+        prediction: bool | Prediction = False,
         clock: Callable[[], float] = monotonic,
     ) -> None:
         if not isinstance(l1, BoundedCache):
@@ -108,7 +111,7 @@ class TieredCache(Upkeep, Generic[_V]):
             deadline=deadline,
             lock_ttl=lock_ttl,
         )
-        self._parts = Parts(
+        parts = self._parts = Parts(
             l1,
             l2,
             l3,
@@ -119,20 +122,16 @@ class TieredCache(Upkeep, Generic[_V]):
             demotion=checked_bool("demotion", demotion),
             backplane=backplane,
             backplane_timeout=backplane_timeout,
-            typed=self._codec is not None,
+            codec=self._codec,
+            prediction=checked_prediction(prediction),
         )
-        self._l1, self._lower_tiers, self._promotion = self._parts.l1, self._parts.lower_tiers, self._parts.promotion
-        self._lookup, self._loading, self._writes = self._parts.lookup, self._parts.loading, self._parts.writes
+        self._l1, self._lower_tiers, self._promotion = parts.l1, parts.lower_tiers, parts.promotion
+        self._lookup, self._loading, self._writes = parts.lookup, parts.loading, parts.writes
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._read_path, self._ordering = self._parts.read_path, self._lower_tiers.ordering
+        self._read_path, self._ordering, self._prefetch = parts.read_path, parts.lower_tiers.ordering, parts.prefetch
         # The method of the compiled cache itself: a hit costs no Python call besides the compiled lookup.
         values: BoundedCache[str, _V] = l1
         self.get_local: Final = values.get
-
-    def __repr__(self) -> str:
-        """The namespace, the state and the tiers, without passwords."""
-        tiers = ", ".join([repr(self._l1), *map(repr, self._lower_tiers.tiers)])
-        return f"<TieredCache {self.namespace!r}, {'open' if self._loop is not None else 'not open'}, {tiers}>"
 
     async def open(self) -> Self:
         """Open the tiers, in the running event loop.
@@ -184,6 +183,8 @@ class TieredCache(Upkeep, Generic[_V]):
             return value
         path = self._read_path
         try:
+            if self._prefetch is not None and (found := self._prefetch.request(key, self._codec)) is not None:
+                return found.value
             future = path.begin(key)
         except TierError:
             self._require_open()
@@ -198,11 +199,15 @@ class TieredCache(Upkeep, Generic[_V]):
                 if entry is not None and path.end_opened(key, entry):
                     return entry.value
             return await self._lookup.get_on(key, default, entry, self._codec, began_at, started)
-        return await self._get(key, default, self._codec)
+        self._require_open()
+        checked_key(key)
+        return await self._lookup.get(key, default, self._codec)
 
     async def _get(self, key: str, default: Any, codec: Codec | None) -> Any:
         """`get` after a miss in L1. The codec opens what the lower tiers have."""
         self._require_open()
+        if self._prefetch is not None and (found := self._prefetch.request(key, codec)) is not None:
+            return found.value
         checked_key(key)
         return await self._lookup.get(key, default, codec)
 
@@ -213,6 +218,8 @@ class TieredCache(Upkeep, Generic[_V]):
             self._require_open()
             for key in missed:
                 checked_key(key)
+            if self._prefetch is not None:
+                missed = self._prefetch.answer(missed, found, self._codec)
             found |= await self._lookup.get_many(missed, self._codec)
         return found
 

@@ -5,6 +5,7 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
+from acgsperf._native.predicting import PredictionStats
 from acgsperf._native.types import CacheStats
 from acgsperf.backplane.base import BackplaneStats
 from acgsperf.tiers.base import TierHealth, TierStats
@@ -107,6 +108,7 @@ class TieredStats:
         loading: keys that are being loaded now.
         unrepaired: writes that one tier carried out and another did not, and that wait for a repair.
         backplane: the counts of the backplane; None if the cache has none.
+        prediction: the counts of prediction; None if the cache does not predict.
     """
 
     l1: CacheStats
@@ -131,3 +133,4 @@ class TieredStats:
     loading: int
     unrepaired: int = 0
     backplane: BackplaneStats | None = None
+    prediction: PredictionStats | None = None

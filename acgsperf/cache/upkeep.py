@@ -1,28 +1,30 @@
 """The part of `TieredCache` that reads and writes no values: counts, health, and what may be tuned."""
 
-import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from acgsperf._native.arguments import checked_bool
 from acgsperf.cache.options import EntryOptions
 from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import CacheHealth, TieredStats
-from acgsperf.errors import CacheError
+from acgsperf.cache.warm_restart import WarmRestart
 
 if TYPE_CHECKING:
-    from acgsperf.cache.parts import Parts
     from acgsperf.cache.staleness import Staleness
 
 __all__ = ["Upkeep"]
 
 
-class Upkeep:
+class Upkeep(WarmRestart):
     """The base of `TieredCache`."""
 
     namespace: str
-    _parts: "Parts"
     _staleness: "Staleness"
-    _loop: asyncio.AbstractEventLoop | None
+
+    def __repr__(self) -> str:
+        """The namespace, the state and the tiers, without passwords."""
+        tiers = ", ".join([repr(self._parts.l1), *map(repr, self._parts.lower_tiers.tiers)])
+        return f"<TieredCache {self.namespace!r}, {'open' if self._loop is not None else 'not open'}, {tiers}>"
 
     def stats(self) -> TieredStats:
         """Return the counts so far."""
@@ -60,6 +62,15 @@ class Upkeep:
         self._staleness.options = replace(self._staleness.options, refresh_ahead=share)
 
     @property
+    def predicts(self) -> bool:
+        """Whether predicted keys are fetched. May be changed if the cache was made with `prediction`."""
+        return self._parts.prefetch is not None and self._parts.prefetch.enabled
+
+    @predicts.setter
+    def predicts(self, wanted: bool) -> None:
+        self._parts.switch_prediction(checked_bool("predicts", wanted))
+
+    @property
     def has_lower_tiers(self) -> bool:
         """Whether there is an L2 or an L3."""
         return bool(self._parts.lower_tiers.tiers)
@@ -78,9 +89,3 @@ class Upkeep:
         moved = self._parts.promotion.adapt(self._parts.l1.lru.stats())
         done = [f"removed {removed} expired entries"] if removed else []
         return (*done, moved) if moved else tuple(done)
-
-    def _require_open(self) -> None:
-        if self._loop is not asyncio.get_running_loop():
-            if self._loop is None:
-                raise CacheError(f"cache {self.namespace!r} is not open; use `async with` or await open() first")
-            raise CacheError(f"cache {self.namespace!r} is open in another event loop")

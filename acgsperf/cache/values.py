@@ -15,7 +15,7 @@ from acgsperf._native.entry import Codec, Packed, TypedEntry, UnstorableValueErr
 from acgsperf.dispatch import changed_type
 from acgsperf.tiers.base import Entry, Tier
 
-__all__ = ["UNCHECKED", "ValueType", "codec_of", "open_all", "opened"]
+__all__ = ["UNCHECKED", "UNOPENED", "ValueType", "codec_of", "open_all", "opened"]
 
 # What MessagePack gives back without a declared type.
 _PLAIN: Final = (
@@ -148,8 +148,33 @@ class _Unchecked:
 UNCHECKED: Final[Codec] = _Unchecked()
 
 
-def opened(entry: Entry, codec: Codec | None, tier: Tier) -> Entry | None:
-    """Return an entry that a tier has returned, with its value; None if the caller's codec cannot open it."""
+class _Unopened:
+    """Keeps values as a tier has returned them, for a caller that is not known yet."""
+
+    __slots__ = ()
+
+    def pack(self, value: Any, /) -> tuple[bytes, bool]:
+        """See `Codec.pack`."""
+        return (value.data, True) if type(value) is Packed else (_encode(value), False)
+
+    def opened(self, value: Any, /) -> Any:
+        """See `Codec.opened`."""
+        return value
+
+
+UNOPENED: Final[Codec] = _Unopened()
+
+
+def opened(entry: Entry, codec: Codec | None, tier: Tier | None) -> Entry | None:
+    """Return an entry that a tier has returned, with its value; None if the caller's codec cannot open it.
+
+    Args:
+        entry: the entry.
+        codec: the codec of the caller.
+        tier: counts a value that cannot be opened; None to count none.
+    """
+    if codec is UNOPENED and type(entry.value) is not Packed:
+        return entry
     if codec is None and type(entry.value) is not Packed:
         return entry
     if entry.negative or (codec is not None and entry.codec is codec):
@@ -163,7 +188,8 @@ def opened(entry: Entry, codec: Codec | None, tier: Tier) -> Entry | None:
         raise
     except Exception:
         # Its class has changed, or another user of the key has another type.
-        tier.count_corrupt()
+        if tier is not None:
+            tier.count_corrupt()
         return None
     # By position: `replace` takes several times as long.
     return TypedEntry(

@@ -3,20 +3,38 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Final
 
 from acgsperf import hooks
-from acgsperf._native.types import CacheStats
-from acgsperf.backplane import BackplaneState, BackplaneStats
-from acgsperf.cache.types import TieredStats
-from acgsperf.dispatch import LatencyHistogram
-from acgsperf.metrics.source import CacheReading, HttpCounts, PoolReading, Reading, ServiceReading
-from acgsperf.tiers.base import BreakerState, TierStats
+from acgsperf.metrics.readers import (
+    Read,
+    Value,
+    Values,
+    accesses,
+    all_tiers,
+    backplane_states,
+    backplanes,
+    breakers,
+    caches,
+    closed,
+    errors,
+    evictions,
+    http,
+    lags,
+    policies,
+    pools,
+    predictions,
+    responses,
+    routes,
+    service,
+    tiers,
+    uses,
+    verdicts,
+    weights,
+)
+from acgsperf.metrics.source import Reading
 
 __all__ = ["ATTRIBUTES", "METRICS", "Kind", "Merge", "Metric", "Value"]
-
-Value = int | float | LatencyHistogram
-Values = Iterable[tuple[tuple[str, ...], Value]]
 
 
 class Kind(StrEnum):
@@ -118,140 +136,8 @@ _NOT_SUMMED: Final[Mapping[str, Merge]] = {
     "pool_replica_lag_seconds": Merge.MAX,
 }
 
-_Read = Callable[[Reading], Values]
 
-
-def _service(read: Callable[[ServiceReading], Value]) -> _Read:
-    return lambda reading: [] if reading.service is None else [((), read(reading.service))]
-
-
-def _verdicts(reading: Reading) -> Values:
-    if reading.service is not None:
-        verdicts = reading.service.verdicts
-        yield ("valid",), verdicts.valid
-        yield ("mismatch",), verdicts.mismatched
-        yield ("malformed",), verdicts.malformed
-
-
-def _caches(read: Callable[[TieredStats], Value]) -> _Read:
-    return lambda reading: [((cache.name,), read(cache.stats)) for cache in reading.caches]
-
-
-def _evictions(reading: Reading) -> Values:
-    for cache in reading.caches:
-        yield (cache.name, "size"), cache.stats.l1.evictions
-        yield (cache.name, "expired"), cache.stats.l1.expirations
-
-
-def _weights(read: Callable[[CacheStats], int | None]) -> _Read:
-    return lambda reading: [
-        ((cache.name,), weight) for cache in reading.caches if (weight := read(cache.stats.l1)) is not None
-    ]
-
-
-def _policies(reading: Reading) -> Values:
-    for cache in reading.caches:
-        if (policy := cache.stats.l1.policy) is not None:
-            for setting in {policy.setting: 0, **policy.hit_rates}:
-                yield (cache.name, setting), int(setting == policy.setting)
-
-
-def _lower_tiers(cache: CacheReading) -> list[tuple[str, TierStats]]:
-    tiers = (("l2", cache.stats.l2), ("l3", cache.stats.l3))
-    return [(name, stats) for name, stats in tiers if stats is not None]
-
-
-def _all_tiers(read: Callable[[Any], Value]) -> _Read:
-    return lambda reading: [
-        ((cache.name, name), read(stats))
-        for cache in reading.caches
-        for name, stats in (("l1", cache.stats.l1), *_lower_tiers(cache))
-    ]
-
-
-def _tiers(read: Callable[[TierStats], Value]) -> _Read:
-    return lambda reading: [
-        ((cache.name, name), read(stats)) for cache in reading.caches for name, stats in _lower_tiers(cache)
-    ]
-
-
-def _errors(reading: Reading) -> Values:
-    for cache in reading.caches:
-        for name, stats in _lower_tiers(cache):
-            # Timeouts are always exported, at first with 0: otherwise `rate` would not count the first one.
-            for error, count in {"TimeoutError": 0, **stats.errors}.items():
-                yield (cache.name, name, error), count
-
-
-def _breakers(reading: Reading) -> Values:
-    for cache in reading.caches:
-        for name, stats in _lower_tiers(cache):
-            for state in BreakerState:
-                yield (cache.name, name, state.value), int(stats.breaker is state)
-
-
-def _accesses(reading: Reading) -> Values:
-    for cache in reading.caches:
-        for tier in ("l2", "l3"):
-            if tier in cache.histograms:
-                yield (cache.name, tier), cache.histograms[tier]
-
-
-def _backplanes(read: Callable[[BackplaneStats], Value]) -> _Read:
-    return lambda reading: [
-        ((cache.name,), read(cache.stats.backplane)) for cache in reading.caches if cache.stats.backplane is not None
-    ]
-
-
-def _backplane_states(reading: Reading) -> Values:
-    for cache in reading.caches:
-        if cache.stats.backplane is not None:
-            for state in BackplaneState:
-                yield (cache.name, state.value), int(cache.stats.backplane.state is state)
-
-
-def _lags(reading: Reading) -> Values:
-    for cache in reading.caches:
-        if "backplane" in cache.histograms:
-            yield (cache.name,), cache.histograms["backplane"]
-
-
-def _pools(read: Callable[[PoolReading], Value]) -> _Read:
-    return lambda reading: [((pool.name,), read(pool)) for pool in reading.pools]
-
-
-def _closed(reading: Reading) -> Values:
-    for pool in reading.pools:
-        for reason, count in pool.stats.closed.items():
-            yield (pool.name, reason.value), count
-
-
-def _http(read: Callable[[HttpCounts], Value]) -> _Read:
-    return lambda reading: [] if reading.http is None else [((), read(reading.http.counts))]
-
-
-def _responses(reading: Reading) -> Values:
-    if reading.http is not None:
-        counts = reading.http.counts
-        yield ("hit",), counts.hits
-        yield ("miss",), counts.misses
-        yield ("bypass",), counts.bypassed
-
-
-def _routes(reading: Reading) -> Values:
-    return [] if reading.http is None else [((route,), latency) for route, latency in reading.http.routes.items()]
-
-
-def _uses(position: int) -> _Read:
-    def read(reading: Reading) -> Values:
-        if reading.http is not None:
-            for key, figures in reading.http.connection_uses.items():
-                yield key, figures[position]
-
-    return read
-
-
-def _metrics(labels: Sequence[str], *rows: tuple[str, Kind, str, str, _Read]) -> Iterable[Metric]:
+def _metrics(labels: Sequence[str], *rows: tuple[str, Kind, str, str, Read]) -> Iterable[Metric]:
     for name, kind, unit, text, read in rows:
         otel_name, attributes = _CONVENTIONS.get(name, ("", ()))
         merge = _NOT_SUMMED.get(name, Merge.SUM)
@@ -264,185 +150,197 @@ METRICS: Final = (
     *_metrics(
         (),
         ("processes", _G, "{process}", "Live processes whose metrics are added up.", lambda _: [((), 1)]),
-        ("requests", _C, "{request}", "Requests answered.", _service(lambda s: s.latency.count)),
-        ("request_errors", _C, "{request}", "Requests whose handler failed.", _service(lambda s: s.counts.failed)),
-        ("request_misses", _C, "{request}", "Requests that no tier answered.", _service(lambda s: s.counts.missed)),
-        ("request_duration_seconds", _H, "s", "Duration of answered requests.", _service(lambda s: s.latency)),
+        ("requests", _C, "{request}", "Requests answered.", service(lambda s: s.latency.count)),
+        ("request_errors", _C, "{request}", "Requests whose handler failed.", service(lambda s: s.counts.failed)),
+        ("request_misses", _C, "{request}", "Requests that no tier answered.", service(lambda s: s.counts.missed)),
+        ("request_duration_seconds", _H, "s", "Duration of answered requests.", service(lambda s: s.latency)),
         (
             *("compliance_violations", _C, "{request}", "Requests refused for their constitutional hash."),
-            _service(lambda s: s.counts.violations),
+            service(lambda s: s.counts.violations),
         ),
     ),
-    *_metrics(("verdict",), ("compliance_validations", _C, "{hash}", "Hashes checked, by verdict.", _verdicts)),
+    *_metrics(("verdict",), ("compliance_validations", _C, "{hash}", "Hashes checked, by verdict.", verdicts)),
     *_metrics(
         ("cache", "tier"),
-        ("cache_hits", _C, "{key}", "Keys found.", _all_tiers(lambda s: s.hits)),
-        ("cache_misses", _C, "{key}", "Keys not found.", _all_tiers(lambda s: s.misses)),
-        ("cache_stores", _C, "{entry}", "Entries stored in a lower tier.", _tiers(lambda s: s.stores)),
+        ("cache_hits", _C, "{key}", "Keys found.", all_tiers(lambda s: s.hits)),
+        ("cache_misses", _C, "{key}", "Keys not found.", all_tiers(lambda s: s.misses)),
+        ("cache_stores", _C, "{entry}", "Entries stored in a lower tier.", tiers(lambda s: s.stores)),
         (
             *("cache_refused", _C, "{entry}", "Entries that a lower tier refused to store."),
-            _tiers(lambda s: s.refused),
+            tiers(lambda s: s.refused),
         ),
-        ("cache_deletes", _C, "{entry}", "Entries deleted from a lower tier.", _tiers(lambda s: s.deletes)),
-        ("cache_failovers", _C, "{event}", "Read-only servers that were left.", _tiers(lambda s: s.failovers)),
-        ("cache_corrupt", _C, "{entry}", "Stored values that could not be used.", _tiers(lambda s: s.corrupt)),
+        ("cache_deletes", _C, "{entry}", "Entries deleted from a lower tier.", tiers(lambda s: s.deletes)),
+        ("cache_failovers", _C, "{event}", "Read-only servers that were left.", tiers(lambda s: s.failovers)),
+        ("cache_corrupt", _C, "{entry}", "Stored values that could not be used.", tiers(lambda s: s.corrupt)),
         (
             *("cache_skipped", _C, "{key}", "Keys not sent to a tier, because its circuit breaker was open."),
-            _tiers(lambda s: s.skipped),
+            tiers(lambda s: s.skipped),
         ),
-        ("cache_timeouts", _C, "{call}", "Calls of a lower tier ended by the deadline.", _tiers(lambda s: s.timeouts)),
-        ("cache_access_seconds", _H, "s", "Duration of reads from a lower tier, for each key.", _accesses),
+        ("cache_timeouts", _C, "{call}", "Calls of a lower tier ended by the deadline.", tiers(lambda s: s.timeouts)),
+        ("cache_access_seconds", _H, "s", "Duration of reads from a lower tier, for each key.", accesses),
     ),
     *_metrics(
         ("cache", "tier", "error"),
-        ("cache_errors", _C, "{call}", "Failed calls of a lower tier, timeouts included.", _errors),
+        ("cache_errors", _C, "{call}", "Failed calls of a lower tier, timeouts included.", errors),
     ),
     *_metrics(
         ("cache", "tier", "state"),
-        ("cache_breaker_state", _G, "{breaker}", "Circuit breakers in this state, 0 or 1 in a process.", _breakers),
+        ("cache_breaker_state", _G, "{breaker}", "Circuit breakers in this state, 0 or 1 in a process.", breakers),
     ),
     *_metrics(
         ("cache", "reason"),
-        ("cache_evictions", _C, "{entry}", "Entries that L1 evicted or expired.", _evictions),
+        ("cache_evictions", _C, "{entry}", "Entries that L1 evicted or expired.", evictions),
     ),
     *_metrics(
         ("cache", "setting"),
-        ("cache_policy", _G, "{policy}", "Settings of L1's eviction policy in use, 0 or 1 in a process.", _policies),
+        ("cache_policy", _G, "{policy}", "Settings of L1's eviction policy in use, 0 or 1 in a process.", policies),
     ),
     *_metrics(
         ("cache",),
-        ("cache_entries", _G, "{entry}", "Entries in L1.", _caches(lambda s: s.l1.size)),
-        ("cache_max_entries", _G, "{entry}", "Maximum entries in L1.", _caches(lambda s: s.l1.maxsize)),
-        ("cache_weight", _G, "1", "Weight of the entries in L1, with a weigher.", _weights(lambda s: s.weight)),
-        ("cache_max_weight", _G, "1", "Maximum weight of the entries in L1.", _weights(lambda s: s.maxweight)),
-        ("cache_rejections", _C, "{value}", "Values too heavy for L1.", _caches(lambda s: s.l1.rejections)),
-        ("cache_insertions", _C, "{entry}", "New keys stored in L1.", _caches(lambda s: s.l1.insertions)),
-        ("cache_updates", _C, "{entry}", "Values replaced in L1.", _caches(lambda s: s.l1.updates)),
+        ("cache_entries", _G, "{entry}", "Entries in L1.", caches(lambda s: s.l1.size)),
+        ("cache_max_entries", _G, "{entry}", "Maximum entries in L1.", caches(lambda s: s.l1.maxsize)),
+        ("cache_weight", _G, "1", "Weight of the entries in L1, with a weigher.", weights(lambda s: s.weight)),
+        ("cache_max_weight", _G, "1", "Maximum weight of the entries in L1.", weights(lambda s: s.maxweight)),
+        ("cache_rejections", _C, "{value}", "Values too heavy for L1.", caches(lambda s: s.l1.rejections)),
+        ("cache_insertions", _C, "{entry}", "New keys stored in L1.", caches(lambda s: s.l1.insertions)),
+        ("cache_updates", _C, "{entry}", "Values replaced in L1.", caches(lambda s: s.l1.updates)),
         (
             *("cache_promotions", _C, "{entry}", "Entries promoted to L1 after hits in lower tiers."),
-            _caches(lambda s: s.promotions),
+            caches(lambda s: s.promotions),
         ),
         (
             *("cache_promotion_threshold", _G, "{hit}", "Hits in lower tiers after which an entry is promoted."),
-            _caches(lambda s: s.promotion_threshold),
+            caches(lambda s: s.promotion_threshold),
         ),
         (
             *("cache_demotions", _C, "{entry}", "Entries evicted from L1 and written back to L2."),
-            _caches(lambda s: s.demotions),
+            caches(lambda s: s.demotions),
         ),
         (
             *("cache_write_backs", _C, "{entry}", "Loaded values and L3 hits written in the background."),
-            _caches(lambda s: s.write_backs),
+            caches(lambda s: s.write_backs),
         ),
         (
             *("cache_dropped_writes", _C, "{entry}", "Background writes that a tier did not store."),
-            _caches(lambda s: s.dropped),
+            caches(lambda s: s.dropped),
         ),
         (
             *("cache_unrepaired_writes", _G, "{write}", "Writes that failed in one tier and wait for a repair."),
-            _caches(lambda s: s.unrepaired),
+            caches(lambda s: s.unrepaired),
         ),
-        ("cache_loads", _C, "{load}", "Loader calls.", _caches(lambda s: s.loads)),
-        ("cache_load_errors", _C, "{load}", "Loader calls that failed.", _caches(lambda s: s.load_errors)),
+        ("cache_loads", _C, "{load}", "Loader calls.", caches(lambda s: s.loads)),
+        ("cache_load_errors", _C, "{load}", "Loader calls that failed.", caches(lambda s: s.load_errors)),
         (
             *("cache_load_timeouts", _C, "{load}", "Loader calls that the hard timeout ended."),
-            _caches(lambda s: s.load_timeouts),
+            caches(lambda s: s.load_timeouts),
         ),
-        ("cache_load_joins", _C, "{call}", "Calls that joined a load in flight.", _caches(lambda s: s.joined)),
-        ("cache_load_waits", _C, "{key}", "Keys whose caller waited for a loader.", _caches(lambda s: s.missed)),
-        ("cache_loading", _G, "{key}", "Keys whose load is in flight.", _caches(lambda s: s.loading)),
-        ("cache_refreshes", _C, "{load}", "Loads in the background.", _caches(lambda s: s.refreshes)),
-        ("cache_stale_served", _C, "{key}", "Stale values served.", _caches(lambda s: s.stale_served)),
-        ("cache_stale_entries", _G, "{entry}", "Entries in the stale store.", _caches(lambda s: s.stale_entries)),
-        ("cache_negative_hits", _C, "{key}", "Calls answered by a negative entry.", _caches(lambda s: s.negative_hits)),
-        ("cache_negative_entries", _G, "{entry}", "Negative entries.", _caches(lambda s: s.negative_entries)),
+        ("cache_load_joins", _C, "{call}", "Calls that joined a load in flight.", caches(lambda s: s.joined)),
+        ("cache_load_waits", _C, "{key}", "Keys whose caller waited for a loader.", caches(lambda s: s.missed)),
+        ("cache_loading", _G, "{key}", "Keys whose load is in flight.", caches(lambda s: s.loading)),
+        ("cache_refreshes", _C, "{load}", "Loads in the background.", caches(lambda s: s.refreshes)),
+        ("cache_stale_served", _C, "{key}", "Stale values served.", caches(lambda s: s.stale_served)),
+        ("cache_stale_entries", _G, "{entry}", "Entries in the stale store.", caches(lambda s: s.stale_entries)),
+        ("cache_negative_hits", _C, "{key}", "Calls answered by a negative entry.", caches(lambda s: s.negative_hits)),
+        ("cache_negative_entries", _G, "{entry}", "Negative entries.", caches(lambda s: s.negative_entries)),
         (
             *("cache_deadlines", _C, "{read}", "Reads of lower tiers ended by the deadline."),
-            _caches(lambda s: s.deadlines),
+            caches(lambda s: s.deadlines),
         ),
-        ("backplane_sent", _C, "{record}", "Records of this cache written to the log.", _backplanes(lambda s: s.sent)),
-        ("backplane_received", _C, "{record}", "Records of other caches read.", _backplanes(lambda s: s.received)),
-        ("backplane_applied", _C, "{record}", "Records of other caches applied.", _backplanes(lambda s: s.applied)),
-        ("backplane_recovered", _C, "{record}", "Records read after a reconnect.", _backplanes(lambda s: s.recovered)),
-        ("backplane_gaps", _C, "{gap}", "Times that records may have been missed.", _backplanes(lambda s: s.gaps)),
+        ("cache_prediction_issued", _C, "{key}", "Keys fetched by prediction.", predictions(lambda s: s.issued)),
+        ("cache_prediction_used", _C, "{key}", "Predicted values that were requested.", predictions(lambda s: s.used)),
+        ("cache_prediction_wasted", _C, "{key}", "Useless fetches by prediction.", predictions(lambda s: s.wasted)),
+        ("cache_prediction_late", _C, "{key}", "Predicted values that arrived late.", predictions(lambda s: s.late)),
+        ("cache_prediction_held", _G, "{entry}", "Predicted values not requested yet.", predictions(lambda s: s.held)),
+        (
+            "cache_prediction_classes",
+            _G,
+            "{class}",
+            "Active classes of predictions.",
+            predictions(lambda s: s.active_classes),
+        ),
+        ("backplane_sent", _C, "{record}", "Records of this cache written to the log.", backplanes(lambda s: s.sent)),
+        ("backplane_received", _C, "{record}", "Records of other caches read.", backplanes(lambda s: s.received)),
+        ("backplane_applied", _C, "{record}", "Records of other caches applied.", backplanes(lambda s: s.applied)),
+        ("backplane_recovered", _C, "{record}", "Records read after a reconnect.", backplanes(lambda s: s.recovered)),
+        ("backplane_gaps", _C, "{gap}", "Times that records may have been missed.", backplanes(lambda s: s.gaps)),
         (
             *("backplane_malformed", _C, "{record}", "Records that could not be parsed."),
-            _backplanes(lambda s: s.malformed),
+            backplanes(lambda s: s.malformed),
         ),
-        ("backplane_queued", _G, "{record}", "Records that wait to be published.", _backplanes(lambda s: s.queued)),
-        ("backplane_lag_seconds", _H, "s", "Time from a write to the arrival of its record.", _lags),
+        ("backplane_queued", _G, "{record}", "Records that wait to be published.", backplanes(lambda s: s.queued)),
+        ("backplane_lag_seconds", _H, "s", "Time from a write to the arrival of its record.", lags),
     ),
     *_metrics(
         ("cache", "state"),
-        ("backplane_state", _G, "{backplane}", "Backplanes in this state, 0 or 1 in a process.", _backplane_states),
+        ("backplane_state", _G, "{backplane}", "Backplanes in this state, 0 or 1 in a process.", backplane_states),
     ),
     *_metrics(
         ("pool",),
-        ("pool_connections", _G, "{connection}", "Open connections.", _pools(lambda p: p.stats.size)),
-        ("pool_idle_connections", _G, "{connection}", "Idle connections.", _pools(lambda p: p.stats.idle)),
+        ("pool_connections", _G, "{connection}", "Open connections.", pools(lambda p: p.stats.size)),
+        ("pool_idle_connections", _G, "{connection}", "Idle connections.", pools(lambda p: p.stats.idle)),
         (
             *("pool_used_connections", _G, "{connection}", "Connections in use, in a check or in a reset."),
-            _pools(lambda p: p.stats.in_use),
+            pools(lambda p: p.stats.in_use),
         ),
-        ("pool_connecting", _G, "{attempt}", "Connection attempts in flight.", _pools(lambda p: p.stats.connecting)),
-        ("pool_min_connections", _G, "{connection}", "Minimum connections kept.", _pools(lambda p: p.stats.min_size)),
-        ("pool_max_connections", _G, "{connection}", "Maximum connections open.", _pools(lambda p: p.stats.max_size)),
+        ("pool_connecting", _G, "{attempt}", "Connection attempts in flight.", pools(lambda p: p.stats.connecting)),
+        ("pool_min_connections", _G, "{connection}", "Minimum connections kept.", pools(lambda p: p.stats.min_size)),
+        ("pool_max_connections", _G, "{connection}", "Maximum connections open.", pools(lambda p: p.stats.max_size)),
         (
             *("pool_target_connections", _G, "{connection}", "Connections that the pool keeps now."),
-            _pools(lambda p: p.stats.target_size),
+            pools(lambda p: p.stats.target_size),
         ),
-        ("pool_waiting_requests", _G, "{request}", "Waiting callers.", _pools(lambda p: p.stats.waiting)),
+        ("pool_waiting_requests", _G, "{request}", "Waiting callers.", pools(lambda p: p.stats.waiting)),
         (
             *("pool_oldest_wait_seconds", _G, "s", "Time that the longest-waiting caller has waited."),
-            _pools(lambda p: p.stats.oldest_wait_s),
+            pools(lambda p: p.stats.oldest_wait_s),
         ),
         (
             *("pool_replica_lag_seconds", _G, "s", "How far a replica lags; 0 if unknown."),
-            _pools(lambda p: p.stats.replica_lag_s or 0.0),
+            pools(lambda p: p.stats.replica_lag_s or 0.0),
         ),
-        ("pool_healthy", _G, "1", "1 if the server answers all processes, else 0.", _pools(lambda p: int(p.healthy))),
-        ("pool_timeouts", _C, "{timeout}", "Callers whose wait timed out.", _pools(lambda p: p.stats.timeouts)),
+        ("pool_healthy", _G, "1", "1 if the server answers all processes, else 0.", pools(lambda p: int(p.healthy))),
+        ("pool_timeouts", _C, "{timeout}", "Callers whose wait timed out.", pools(lambda p: p.stats.timeouts)),
         (
             *("pool_saturations", _C, "{request}", "Callers refused: too many were waiting."),
-            _pools(lambda p: p.stats.saturations),
+            pools(lambda p: p.stats.saturations),
         ),
-        ("pool_failovers", _C, "{event}", "Read-only servers that were left.", _pools(lambda p: p.stats.failovers)),
+        ("pool_failovers", _C, "{event}", "Read-only servers that were left.", pools(lambda p: p.stats.failovers)),
         (
             *("pool_leaks", _C, "{connection}", "Connections in use for longer than leak_threshold."),
-            _pools(lambda p: p.stats.leaks),
+            pools(lambda p: p.stats.leaks),
         ),
         (
             *("pool_connect_errors", _C, "{attempt}", "Failed attempts to connect."),
-            _pools(lambda p: p.stats.failed_connects),
+            pools(lambda p: p.stats.failed_connects),
         ),
-        ("pool_opened_connections", _C, "{connection}", "Connections opened.", _pools(lambda p: p.stats.opened)),
-        ("pool_wait_seconds", _H, "s", "Time that callers waited for a connection.", _pools(lambda p: p.wait)),
-        ("pool_use_seconds", _H, "s", "Time that callers kept a connection.", _pools(lambda p: p.use)),
-        ("pool_create_seconds", _H, "s", "Time to open a connection.", _pools(lambda p: p.create)),
+        ("pool_opened_connections", _C, "{connection}", "Connections opened.", pools(lambda p: p.stats.opened)),
+        ("pool_wait_seconds", _H, "s", "Time that callers waited for a connection.", pools(lambda p: p.wait)),
+        ("pool_use_seconds", _H, "s", "Time that callers kept a connection.", pools(lambda p: p.use)),
+        ("pool_create_seconds", _H, "s", "Time to open a connection.", pools(lambda p: p.create)),
     ),
     *_metrics(
         ("pool", "reason"),
-        ("pool_closed_connections", _C, "{connection}", "Connections closed, by reason.", _closed),
+        ("pool_closed_connections", _C, "{connection}", "Connections closed, by reason.", closed),
     ),
     *_metrics(
         (),
         (
             *("http_refused", _C, "{request}", "Requests refused for their constitutional hash."),
-            _http(lambda c: c.refused),
+            http(lambda c: c.refused),
         ),
-        ("http_cache_stores", _C, "{response}", "Responses stored in the response cache.", _http(lambda c: c.stored)),
+        ("http_cache_stores", _C, "{response}", "Responses stored in the response cache.", http(lambda c: c.stored)),
     ),
     *_metrics(
         ("result",),
-        ("http_cache_requests", _C, "{request}", "Requests seen by the response cache, by result.", _responses),
+        ("http_cache_requests", _C, "{request}", "Requests seen by the response cache, by result.", responses),
     ),
     *_metrics(
         ("route",),
-        ("http_request_duration_seconds", _H, "s", "Duration of responses, by route.", _routes),
+        ("http_request_duration_seconds", _H, "s", "Duration of responses, by route.", routes),
     ),
     *_metrics(
         ("route", "pool"),
-        ("http_connection_uses", _C, "{connection}", "Connections that requests used, by route.", _uses(0)),
-        ("http_connection_use_seconds", _C, "s", "Time that requests kept connections, by route.", _uses(1)),
+        ("http_connection_uses", _C, "{connection}", "Connections that requests used, by route.", uses(0)),
+        ("http_connection_use_seconds", _C, "s", "Time that requests kept connections, by route.", uses(1)),
     ),
 )

@@ -389,6 +389,7 @@ def _cache_of(settings: Settings) -> TieredCache[Any]:
         _l3_of(settings),
         namespace=settings.cache_namespace,
         options=EntryOptions(ttl=settings.l2_ttl_default),
+        prediction=settings.l1_prediction,
     )
 
 

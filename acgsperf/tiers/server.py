@@ -88,8 +88,7 @@ class ServerTier(Tier):
             raise ValueError(f"max_value_bytes must be between 1 and {_MOST_VALUE_BYTES}, got {max_value_bytes!r}")
         self._pack = Packing(self._max_value_bytes, checked_compress_above(compress_above)).packed
         self.deadline = deadline
-        self._where = where
-        self._namespace = ""
+        self._where, self._namespace = where, ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._refused = self._corrupt = 0
         self.server_clock: Final = ServerClock()
@@ -245,7 +244,7 @@ class ServerTier(Tier):
 
     async def _write_own(self, entries: Mapping[str, Entry | None]) -> tuple[dict[str, WriteResult], int]:
         """Write entries and tombstones with the tier's own stamps. Return also how many live entries it removed."""
-        operations = {key: self._operation(key, self._own_write(entry)) for key, entry in entries.items()}
+        operations = {key: self._operation(key, Write(one, new_id(), self.now_us())) for key, one in entries.items()}
         if not self._calls.allow(len(operations)):
             return dict.fromkeys(operations, REFUSED), 0
         self._refused += sum(operation.refused for operation in operations.values())
@@ -365,9 +364,6 @@ class ServerTier(Tier):
             return REFUSED
         await attempt.wait_for_deadline()
         return UNKNOWN
-
-    def _own_write(self, entry: Entry | None) -> Write:
-        return Write(entry, new_id(), self.now_us())
 
     def _operation(self, key: str, write: Write) -> Operation:
         """Return what to do with a key; a tombstone if the entry cannot be kept, because the former one is older."""

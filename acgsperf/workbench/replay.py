@@ -38,6 +38,7 @@ async def replay(
     concurrency: int = 4,
     l1_size: int | None = None,
     policy: Policy = "adaptive",
+    prediction: bool = False,
     ttl: float | None = 3600.0,
     redis_url: str | None = None,
     l3: bool = False,
@@ -63,6 +64,7 @@ async def replay(
         concurrency: requests in flight in each process, at least 1.
         l1_size: entries of L1; by default 100,000, or with several processes a tenth of the keys.
         policy: which entries L1 evicts, as for `AdaptiveCache`.
+        prediction: whether keys are fetched before they are requested, as for `TieredCache`.
         ttl: seconds until a cached value expires; None for no limit.
         redis_url: the Redis that is L2; None for no L2.
         l3: whether a table in PostgreSQL is L3.
@@ -107,6 +109,7 @@ async def replay(
         concurrency=concurrency,
         l1_size=l1_size,
         policy=policy,
+        prediction=prediction,
         ttl=ttl,
         patience=patience,
         backplane=backplane,

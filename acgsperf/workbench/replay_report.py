@@ -10,7 +10,7 @@ from acgsperf.service.summary import PerformanceSummary
 from acgsperf.tiers.base import TierStats
 from acgsperf.workbench.replay_writes import Check
 
-__all__ = ["Report", "Row", "figures", "of_answers", "of_lags", "of_shares", "of_tiers"]
+__all__ = ["Report", "Row", "figures", "of_answers", "of_lags", "of_shares", "of_tiers", "predicted"]
 
 _UNMEASURED: Final = "not measured"
 
@@ -103,8 +103,21 @@ def _at_most(metric: str, latency: HistogramSnapshot, ns: int, limit_ms: float) 
     return Row(metric, f"< {limit_ms:g} ms", f"{ns / 1e6:.4f} ms", ns / 1e6 < limit_ms, ns / 1e6)
 
 
-def of_tiers(summary: PerformanceSummary, l1_hits: int) -> Iterator[Row]:
-    """Return what each tier did for a process that is alone."""
+def predicted(stats: TieredStats, before: TieredStats) -> tuple[int, int]:
+    """Return how many requests predicted values have answered, and how many useless fetches there were."""
+    if stats.prediction is None or before.prediction is None:
+        return 0, 0
+    return stats.prediction.used - before.prediction.used, stats.prediction.wasted - before.prediction.wasted
+
+
+def of_tiers(summary: PerformanceSummary, l1_hits: int, before: TieredStats) -> Iterator[Row]:
+    """Return what each tier did for a process that is alone.
+
+    Args:
+        summary: the summary of the service.
+        l1_hits: requests that L1 or a predicted value answered.
+        before: the counts of the cache when the clock started.
+    """
     stats = summary.cache
     tiers = _lower_tiers(stats)
     if not summary.requests:
@@ -115,6 +128,10 @@ def of_tiers(summary: PerformanceSummary, l1_hits: int) -> Iterator[Row]:
         l1_rate = l1_hits / summary.requests
         moved = f"{stats.promotions:,} promotions, {stats.demotions:,} demotions"
         yield Row("L1 tier", "-", f"hits in {100 * l1_rate:.2f} % of requests, {moved}", None, l1_rate)
+    if stats.prediction is not None:
+        share, useless = (count / summary.requests for count in predicted(stats, before))
+        text = f"{100 * share:.2f} % of requests, which L1's hits include; {100 * useless:.2f} % useless fetches"
+        yield Row("Prediction", "-", text, None, share)
     for name, tier in tiers:
         p99_ms = tier.latency.p99 / 1e6 if tier.latency.count else None
         yield Row(f"{name} tier", "-", _activity(tier, stats.l1), None, p99_ms)

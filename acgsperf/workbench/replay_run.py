@@ -46,6 +46,7 @@ class Options(Struct, frozen=True):
         concurrency: requests in flight.
         l1_size: entries of L1.
         policy: which entries L1 evicts.
+        prediction: whether keys are fetched before they are requested.
         ttl: the ttl of the cache.
         patience: the seconds for which PostgreSQL may be unreachable.
         backplane: whether the processes send each other records of their writes.
@@ -62,6 +63,7 @@ class Options(Struct, frozen=True):
     ttl: float | None
     patience: float
     policy: Policy = "adaptive"
+    prediction: bool = False
     backplane: bool = True
     process: int = 1
     processes: int = 1
@@ -130,7 +132,8 @@ def cache_of(options: Options) -> TieredCache[str]:
     l2 = None if options.redis_url is None else RedisTier(options.redis_url)
     l3 = PostgresTier(options.database_url, table=l3_table(options.table)) if options.l3 else None
     silent: dict[str, Any] = {} if options.backplane else {"backplane": None}
-    return TieredCache(l1, l2, l3, namespace=options.table, options=EntryOptions(ttl=options.ttl), **silent)
+    entries, prediction = EntryOptions(ttl=options.ttl), options.prediction
+    return TieredCache(l1, l2, l3, namespace=options.table, options=entries, prediction=prediction, **silent)
 
 
 class Measured(Struct, frozen=True):
@@ -251,10 +254,11 @@ class Run:
         summary, several = self._service.get_performance_summary(), self._options.processes > 1
         yield from report.figures(summary, self._seconds, self._validation_ns.snapshot(), self._l1_ns.snapshot())
         l1_hits = summary.cache.l1.hits - self._before.l1.hits - self._timed_hits
+        l1_hits += report.predicted(summary.cache, self._before)[0]
         if several:
             yield from report.of_shares(summary, l1_hits, self._before)
         else:
-            yield from report.of_tiers(summary, l1_hits)
+            yield from report.of_tiers(summary, l1_hits, self._before)
         if self._changed is not None:
             if several:
                 yield from report.of_lags(summary.cache)

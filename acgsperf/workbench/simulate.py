@@ -3,20 +3,39 @@
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-from acgsperf.dispatch import AdaptiveCache, LRUCache, request_key
+from acgsperf._native.predicting import SHARE
+from acgsperf.dispatch import AdaptiveCache, LRUCache, Predictor, request_key
 from acgsperf.workbench.traces import Request
 from acgsperf.workbench.usage import UsageError, listed, shown
 
 if TYPE_CHECKING:
     from acgsperf._native.types import Policy
 
-__all__ = ["DEFAULT_SIZES", "POLICIES", "Result", "Simulation", "dense", "hits_of", "optimum", "policies", "sizes"]
+__all__ = [
+    "COLUMNS",
+    "DEFAULT_SIZES",
+    "POLICIES",
+    "PREDICTION",
+    "Result",
+    "Simulation",
+    "dense",
+    "hits_of",
+    "optimum",
+    "policies",
+    "predicted",
+    "sizes",
+]
 
 POLICIES: Final = ("lru", "s3fifo", "adaptive", "belady")
+# What a policy is called together with prediction.
+PREDICTION: Final = "+prediction"
+COLUMNS: Final = (*(name for policy in POLICIES[:3] for name in (policy, policy + PREDICTION)), "belady")
 DEFAULT_SIZES: Final = "1%,2%,5%,10%,20%"
+_K = TypeVar("_K")
 _SEEDED: Final = frozenset({"adaptive", "s3fifo"})
 _UNITS: Final = {"": 1, "k": 1_000, "m": 1_000_000}
 _PIECE: Final = 50_000
@@ -31,14 +50,16 @@ class Result:
     Attributes:
         trace: the name of the trace.
         size: the number of entries.
-        policy: one of `POLICIES`.
+        policy: one of `COLUMNS`.
         hit_ratios: one for each seed; a single one if the policy has no seed.
+        wasted: for each of them the useless fetches in relation to the requests; empty without prediction.
     """
 
     trace: str
     size: int
     policy: str
     hit_ratios: tuple[float, ...]
+    wasted: tuple[float, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -87,7 +108,7 @@ def policies(text: str) -> list[str]:
 
 
 def hits_of(
-    cache: LRUCache[int, bool] | AdaptiveCache[int, bool], keys: Sequence[int], advanced: Callable[[int], object]
+    cache: LRUCache[_K, bool] | AdaptiveCache[_K, bool], keys: Sequence[_K], advanced: Callable[[int], object]
 ) -> int:
     """Read every key from a cache, store each key that it misses, and return the number of hits."""
     get, store = cache.get, cache.set
@@ -98,6 +119,36 @@ def hits_of(
                 store(key, True)
         advanced(len(piece))
     return cache.stats().hits
+
+
+def predicted(
+    cache: LRUCache[str, bool] | AdaptiveCache[str, bool], keys: Sequence[str], advanced: Callable[[int], object]
+) -> tuple[int, int]:
+    """Do as `hits_of` does, and fetch the keys that are predicted. Return the hits and the useless fetches.
+
+    Values that were fetched wait outside the cache for their first use, at most `SHARE` of its size. The cache is
+    smaller by as many entries.
+    """
+    size = cache.maxsize
+    if SHARE * size < 1:
+        return hits_of(cache, keys, advanced), 0
+    predictor = Predictor(int(SHARE * size))
+    get, store, take, following = cache.get, cache.set, predictor.take, predictor.next
+    reserved = first_uses = 0
+    for start in range(0, len(keys), _PIECE):
+        piece = keys[start : start + _PIECE]
+        for position, key in enumerate(piece, start + 1):
+            if get(key) is None:
+                first_use = take(key) is not None
+                first_uses += first_use
+                store(key, True)
+                for wanted in following(key, cache, position, first_use):
+                    predictor.store(wanted, True)
+                if predictor.reserved != reserved:
+                    reserved = predictor.reserved
+                    cache.resize(size - reserved)
+        advanced(len(piece))
+    return cache.stats().hits + first_uses, predictor.stats().wasted
 
 
 def next_uses(keys: Sequence[int]) -> "array[int]":
@@ -147,17 +198,30 @@ class Simulation:
         sizes: numbers of entries.
         policies: names of `POLICIES`.
         seeds: how many random samples of keys to try, if the policy uses a sample.
+        prediction: whether to run each policy but Belady's once more with prediction.
 
     Attributes:
         steps: the number of requests of all runs.
     """
 
     def __init__(
-        self, name: str, keys: "array[int]", sizes: Sequence[int], policies: Sequence[str], seeds: int
+        self,
+        name: str,
+        keys: "array[int]",
+        sizes: Sequence[int],
+        policies: Sequence[str],
+        seeds: int,
+        prediction: bool = False,
     ) -> None:
         self.name = name
         self._keys = keys
-        self._runs = [(size, policy, range(seeds if policy in _SEEDED else 1)) for size in sizes for policy in policies]
+        added = {policy + PREDICTION for policy in policies if policy != "belady"} if prediction else set()
+        columns = [column for column in COLUMNS if column in added or column in policies]
+        self._runs = [
+            (size, column, range(seeds if column.removesuffix(PREDICTION) in _SEEDED else 1))
+            for size in sizes
+            for column in columns
+        ]
         self.steps: Final = len(keys) * sum(len(run_seeds) for _, _, run_seeds in self._runs)
 
     def run(self, advanced: Callable[[int], object] = lambda done: None) -> list[Result]:
@@ -168,17 +232,29 @@ class Simulation:
         """
         following = next_uses(self._keys) if any(policy == "belady" for _, policy, _ in self._runs) else array("q")
         results = []
-        for size, policy, run_seeds in self._runs:
-            ratios = []
-            for seed in run_seeds:
-                if policy == "belady":
-                    hits = optimum(self._keys, following, size, advanced)
-                else:
-                    hits = hits_of(_cache(policy, size, seed), self._keys, advanced)
-                ratios.append(hits / len(self._keys))
-            results.append(Result(self.name, size, policy, tuple(ratios)))
+        for size, column, seeds in self._runs:
+            runs = [self._run(size, column, seed, following, advanced) for seed in seeds]
+            ratios = tuple(hits / len(self._keys) for hits, _ in runs)
+            wasted = tuple(useless / len(self._keys) for _, useless in runs)
+            results.append(Result(self.name, size, column, ratios, wasted if column.endswith(PREDICTION) else ()))
         return results
 
+    def _run(
+        self, size: int, column: str, seed: int, following: "array[int]", advanced: Callable[[int], object]
+    ) -> tuple[int, int]:
+        """Return the hits and the useless fetches."""
+        if column == "belady":
+            return optimum(self._keys, following, size, advanced), 0
+        if column.endswith(PREDICTION):
+            return predicted(_cache(column.removesuffix(PREDICTION), size, seed), self._texts, advanced)
+        return hits_of(_cache(column, size, seed), self._keys, advanced), 0
 
-def _cache(policy: str, size: int, seed: int) -> LRUCache[int, bool] | AdaptiveCache[int, bool]:
+    @cached_property
+    def _texts(self) -> list[str]:
+        """The keys as a predictor needs them."""
+        texts = [str(number) for number in range(max(self._keys) + 1)]
+        return [texts[key] for key in self._keys]
+
+
+def _cache(policy: str, size: int, seed: int) -> LRUCache[Any, bool] | AdaptiveCache[Any, bool]:
     return LRUCache(size) if policy == "lru" else AdaptiveCache(size, policy=cast("Policy", policy), seed=seed)

@@ -6,18 +6,22 @@ from pathlib import Path
 from rich.console import Console
 
 from acgsperf.errors import AcgsperfError
-from acgsperf.workbench.simulate import POLICIES, Result
+from acgsperf.workbench.simulate import COLUMNS, PREDICTION, Result
 from acgsperf.workbench.tables import Cell, print_table
 
 __all__ = ["draw", "print_curves", "print_results"]
 
-_TITLES = {"lru": "LRU", "s3fifo": "S3-FIFO", "adaptive": "Adaptive", "belady": "Belady"}
+_NAMES = {"lru": "LRU", "s3fifo": "S3-FIFO", "adaptive": "Adaptive", "belady": "Belady"}
+_TITLES = {
+    column: _NAMES[column.removesuffix(PREDICTION)] + (" + prediction" if column.endswith(PREDICTION) else "")
+    for column in COLUMNS
+}
 _BAR = 40
 
 
 def print_results(console: Console, results: Sequence[Result]) -> None:
     """Print the hit ratios as a table, with a column for each policy."""
-    names = [policy for policy in POLICIES if any(result.policy == policy for result in results)]
+    names = [policy for policy in COLUMNS if any(result.policy == policy for result in results)]
     found = {(result.trace, result.size, result.policy): result for result in results}
     rows: list[list[Cell] | str] = []
     trace = None
@@ -32,6 +36,8 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
     )
     if "belady" in names:
         caption += " Belady: the optimum of any cache that loads on demand."
+    if any(result.wasted for result in results):
+        caption += " After the /: useless fetches in percent of the requests."
     print_table(
         console,
         ("Entries", *titles),
@@ -44,6 +50,8 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
 
 def _cell(result: Result) -> str:
     text = f"{100 * result.mean:.2f}"
+    if result.wasted:
+        text += f" / {100 * sum(result.wasted) / len(result.wasted):.1f}"
     if len(result.hit_ratios) > 1:
         text += f" [{100 * min(result.hit_ratios):.2f} {100 * max(result.hit_ratios):.2f}]"
     return text
@@ -79,7 +87,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
     traces = list(dict.fromkeys(result.trace for result in results))
     figure, axes = pyplot.subplots(1, len(traces), figsize=(1 + 5 * len(traces), 4), squeeze=False)
     for axis, trace in zip(axes[0], traces, strict=True):
-        for policy in POLICIES:
+        for policy in COLUMNS:
             points = [
                 (result.size, 100 * (1 - result.mean))
                 for result in results

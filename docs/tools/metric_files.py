@@ -156,6 +156,15 @@ def _panels() -> dict[str, list[Panel]]:
                 ],
             ),
             Panel(*("Evictions", "ops"), [(rate("cache_evictions", "cache", "reason"), "{{cache}} {{reason}}")]),
+            Panel(
+                *("Prediction", "ops"),
+                [
+                    (rate("cache_prediction_issued", "cache"), "{{cache}} fetched"),
+                    (rate("cache_prediction_used", "cache"), "{{cache}} used"),
+                    (rate("cache_prediction_wasted", "cache"), "{{cache}} useless"),
+                    (rate("cache_prediction_late", "cache"), "{{cache}} late"),
+                ],
+            ),
             heat("Reads from lower tiers", "cache_access_seconds"),
             Panel(
                 *("Failures of lower tiers", "ops"),

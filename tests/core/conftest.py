@@ -18,6 +18,7 @@ IMPLEMENTATIONS = ["python"] if os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" 
 MODULES = {
     "core": {"c": "acgsperf._core", "python": "acgsperf._native.core_py"},
     "canonical": {"c": "acgsperf._native.canonical", "python": "acgsperf._native.canonical_py"},
+    "predictor": {"c": "acgsperf._native.predictor", "python": "acgsperf._native.predictor_py"},
     "read_path": {"c": "acgsperf._native.read_path", "python": "acgsperf._native.read_path_py"},
     "resp": {"c": "acgsperf._native.resp", "python": "acgsperf._native.resp_py"},
     "weigh": {"c": "acgsperf._native.weigh", "python": "acgsperf._native.weigh_py"},
@@ -100,6 +101,11 @@ def encoder(request: pytest.FixtureRequest) -> ModuleType:
 @pytest.fixture(scope="session")
 def encoders() -> list[ModuleType]:
     return [imported("canonical", implementation) for implementation in IMPLEMENTATIONS]
+
+
+@pytest.fixture(scope="session", params=IMPLEMENTATIONS)
+def predictors(request: pytest.FixtureRequest) -> ModuleType:
+    return imported("predictor", request.param)
 
 
 def run_isolated(script: str, *arguments: str) -> None:

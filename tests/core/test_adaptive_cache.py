@@ -263,3 +263,30 @@ def test_it_stays_whole_while_settings_change(core):
         items = cache.items()
         assert len(items) == len(cache) <= cache.maxsize
         assert [cache.peek(key) for key, _ in items] == [value for _, value in items]
+
+
+def test_a_small_change_of_the_size_keeps_what_was_learned(twins):
+    caches = [core.AdaptiveCache(400, seed=3) for core in twins]
+    for cache in caches:
+        hit_rate(cache, loop(700, 30_000))
+        learned = cache.stats().policy
+        assert learned.setting == "scan"
+        cache.resize(360)
+        assert len(cache) == 360
+        assert cache.stats().policy.samples == learned.samples
+        cache.resize(400)
+        assert cache.stats().policy.samples == learned.samples
+        hit_rate(cache, loop(700, 7_000))
+        assert len(cache) == 400
+        cache.resize(200)
+        assert cache.stats().policy.samples == 0
+    assert caches[0].keys() == caches[1].keys()
+
+
+def test_many_small_changes_of_the_size_are_not_one_small_change(core):
+    cache = core.AdaptiveCache(400, seed=3)
+    hit_rate(cache, loop(700, 30_000))
+    for size in range(390, 330, -10):
+        cache.resize(size)
+    assert cache.stats().policy.samples == 0
+    assert len(cache) == 340

@@ -7,7 +7,16 @@ from types import FunctionType
 
 import pytest
 
-from acgsperf._native import adaptive_py, bounded_py, histogram_py, lru_py, lru_table_py, placing_py, validator_py
+from acgsperf._native import (
+    adaptive_py,
+    bounded_py,
+    histogram_py,
+    lru_py,
+    lru_table_py,
+    placing_py,
+    saving_py,
+    validator_py,
+)
 
 # What touches an object that others may use.
 ACCESSES = {
@@ -52,7 +61,7 @@ PREFIXES = ("LOAD_FAST", "STORE_FAST", "POP_JUMP_IF", "POP_JUMP_FORWARD")
 
 
 def atomic_functions():
-    for module in (adaptive_py, bounded_py, histogram_py, lru_py, lru_table_py, placing_py, validator_py):
+    for module in (adaptive_py, bounded_py, histogram_py, lru_py, lru_table_py, placing_py, saving_py, validator_py):
         owners = [module, *(item for item in vars(module).values() if inspect.isclass(item))]
         for owner in owners:
             for item in vars(owner).values():

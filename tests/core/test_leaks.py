@@ -27,3 +27,7 @@ def test_repeating_an_operation_of_an_adaptive_cache_does_not_take_more_and_more
 
 def test_encoding_requests_does_not_take_more_and_more_memory(encoder, isolated):
     isolated("leaks.py", encoder.__name__, "requests")
+
+
+def test_predicting_does_not_take_more_and_more_memory(predictors, isolated):
+    isolated("leaks.py", predictors.__name__, "predictor")

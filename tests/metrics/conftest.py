@@ -82,8 +82,8 @@ async def source(servers):
     """A service in which every kind of metric has a value."""
     tiers = RedisTier(servers.redis_url, deadline=5), PostgresTier(servers.database_url, deadline=5)
     namespace = secrets.token_hex(4)
-    l1 = AdaptiveCache(10, maxweight=100_000, weigher=weigh_bytes)
-    async with PoolManager() as pools, TieredCache(l1, *tiers, namespace=namespace) as cache:
+    l1 = AdaptiveCache(20, maxweight=100_000, weigher=weigh_bytes)
+    async with PoolManager() as pools, TieredCache(l1, *tiers, namespace=namespace, prediction=True) as cache:
         source = Source(cache, pools)
         pool = await pools.create("main", servers.database_url, min_size=2, max_size=3, replicas=[servers.database_url])
         async with pool.acquire(), asyncio.timeout(10):

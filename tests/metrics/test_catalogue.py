@@ -5,6 +5,7 @@ from dataclasses import fields
 import msgspec
 import pytest
 
+from acgsperf._native.predicting import PredictionStats
 from acgsperf._native.types import CacheStats
 from acgsperf.backplane import BackplaneStats
 from acgsperf.cache.types import TieredStats
@@ -59,13 +60,17 @@ def counts_of(stats):
         (CacheStats, "cache", RENAMED),
         (TierStats, "cache", RENAMED),
         (TieredStats, "cache", RENAMED | {"l1": "cache_hits", "l2": "cache_hits", "l3": "cache_hits"}),
+        (PredictionStats, "cache_prediction", RENAMED),
         (BackplaneStats, "backplane", RENAMED),
         (PoolStats, "pool", OF_POOLS),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_everything_that_stats_knows_is_a_metric(stats, prefix, renamed):
-    metrics = {renamed.get(count, f"{prefix}_{count}") for count in counts_of(stats)} - {"cache_backplane"}
+    metrics = {renamed.get(count, f"{prefix}_{count}") for count in counts_of(stats)} - {
+        "cache_backplane",
+        "cache_prediction",
+    }
     assert metrics <= NAMES
 
 

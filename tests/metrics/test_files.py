@@ -233,7 +233,7 @@ async def monitored(made, victim, scratch, tmp_path):
         l1s = [AdaptiveCache(1_000, maxweight=1_000_000, weigher=weigh_bytes) for _ in range(2)]
         caches = [
             await stack.enter_async_context(
-                TieredCache(l1, RedisTier(redis.url, deadline=2), namespace="app", backplane_timeout=2)
+                TieredCache(l1, RedisTier(redis.url, deadline=2), namespace="app", backplane_timeout=2, prediction=True)
             )
             for l1 in l1s
         ]

@@ -78,7 +78,7 @@ async def test_what_the_service_counts_is_exported(source):
         ("cache_misses_total", cache, "l2"): 1,
         ("cache_misses_total", cache, "l3"): 1,
         ("cache_entries", cache): 1,
-        ("cache_max_entries", cache): 10,
+        ("cache_max_entries", cache): 20,
         ("cache_stores_total", cache, "l2"): 1,
         ("cache_errors_total", "TimeoutError", cache, "l2"): 0,
         ("cache_breaker_state", cache, "closed", "l2"): 1,

@@ -74,6 +74,17 @@ async def test_a_small_cache_loads_again_and_every_value_is_still_right(url):
     assert 100 <= report.loads < 200
 
 
+async def test_predicted_values_count_as_answers_of_l1(url, servers):
+    trace = [{"key": i % 300} for i in range(3_000)]
+    options = {"concurrency": 1, "l1_size": 100, "policy": "lru", "redis_url": servers.redis_url, "warm": True}
+    without = await replay(trace, url, **options)
+    assert [found for found in without.rows if found.metric == "Prediction"] == []
+    report = await replay(trace, url, prediction=True, **options)
+    assert row(report, "Prediction").value > 0.3
+    assert row(report, "L1 tier").value >= row(report, "Prediction").value
+    assert "useless fetches" in row(report, "Prediction").achieved
+
+
 async def test_an_expired_value_is_loaded_again(url):
     report = await replay([{"key": 1}] * 5, url, concurrency=1, ttl=1e-9)
     assert report.loads == 5

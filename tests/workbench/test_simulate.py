@@ -2,14 +2,17 @@
 
 import itertools
 import json
+import os
 import random
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from acgsperf import LRUCache
 from acgsperf.workbench import simulate, simulate_report
 from acgsperf.workbench.simulate import Result, Simulation
-from acgsperf.workbench.traces import keyed, zipf_trace
+from acgsperf.workbench.traces import Trace, keyed, zipf_trace
 from acgsperf.workbench.usage import UsageError
 
 
@@ -65,6 +68,52 @@ def test_every_size_and_policy_has_a_result():
         assert all(0 < found.mean <= small[3].mean for found in small)
 
 
+def test_prediction_has_a_result_for_each_policy_but_beladys():
+    keys = simulate.dense([keyed(str(number % 300)) for number in range(6_000)])
+    run = Simulation("loop", keys, [10, 100], ["lru", "adaptive", "belady"], 2, prediction=True)
+    done = []
+    results = run.run(done.append)
+    assert sum(done) == run.steps
+    names = ["lru", "lru+prediction", "adaptive", "adaptive+prediction", "belady"]
+    assert [found.policy for found in results] == 2 * names
+    small, large = ({found.policy: found for found in part} for part in (results[:5], results[5:]))
+    # 5 % of 10 entries are none.
+    assert small["adaptive+prediction"].hit_ratios == small["adaptive"].hit_ratios
+    assert large["lru"].mean == 0
+    assert large["lru+prediction"].mean > 0.85 > large["belady"].mean
+    assert large["adaptive+prediction"].mean > 0.85
+    assert len(large["adaptive+prediction"].wasted) == 2
+    assert max(large["adaptive+prediction"].wasted) <= 0.05
+    assert large["adaptive"].wasted == large["belady"].wasted == ()
+
+
+def test_predicted_values_take_their_room_from_the_cache():
+    sizes = []
+
+    class Watched:
+        """Notes the size of a cache whenever it changes."""
+
+        def __init__(self, cache):
+            self.get, self.set, self.stats, self.maxsize = cache.get, cache.set, cache.stats, cache.maxsize
+            self._cache = cache
+
+        def __contains__(self, key):
+            return key in self._cache
+
+        def resize(self, size):
+            sizes.append(size)
+            self._cache.resize(size)
+
+    cache = LRUCache(100)
+    keys = [str(number % 300) for number in range(3_000)] + [f"other {number}" for number in range(300)]
+    hits, wasted = simulate.predicted(Watched(cache), keys, lambda done: None)
+    assert hits > 2_000
+    assert set(sizes) <= {95, 96, 97, 98, 99, 100}
+    assert min(sizes) < 100
+    assert sizes[-1] == 100
+    assert 0 < wasted <= 5
+
+
 def test_sizes_are_numbers_or_shares_of_the_keys():
     assert simulate.sizes("1k, 500,2K,0.5k,10%", 3_000) == [300, 500, 1_000, 2_000]
     assert simulate.sizes("0.001%", 10) == [1]
@@ -87,10 +136,10 @@ RESULTS = [
 ]
 
 
-def printed(function):
+def printed(function, results=RESULTS):
     console = Console(width=100, record=True, quiet=False, force_terminal=False)
     with console.capture() as captured:
-        function(console, RESULTS)
+        function(console, results)
     return captured.get()
 
 
@@ -99,6 +148,15 @@ def test_the_table_shows_the_mean_and_the_spread_of_the_seeds():
     assert "62.50 [50.00 75.00]" in text
     assert "1,000" in text
     assert "Belady" not in text
+    assert "useless" not in text
+
+
+def test_the_table_shows_useless_fetches():
+    results = [Result("a", 10, "lru", (0.25,)), Result("a", 10, "lru+prediction", (0.5, 0.6), (0.01, 0.03))]
+    text = printed(simulate_report.print_results, results)
+    assert "LRU + prediction" in text
+    assert "55.00 / 2.0 [50.00 60.00]" in text
+    assert "useless fetches" in text
 
 
 def test_curves_are_bars_without_a_plotting_library():
@@ -121,4 +179,50 @@ def test_results_can_be_written_as_json():
         "policy": "adaptive",
         "hit_ratios": [0.5, 0.75],
         "mean": 0.625,
+        "wasted": [],
     }
+
+
+# Recorded traces: the size, and the lowest hit ratio with prediction in percent. Belady's optimum comes after it.
+PREDICTED = [
+    ("orm-busy.trace.xz", 512, 90.4, 79.39),
+    ("orm-busy.trace.xz", 1_024, 91.2, 85.11),
+    ("orm-busy.trace.xz", 4_096, 92.4, 91.01),
+    ("multi2.trace.gz", 600, 71.4, 55.51),
+    ("multi2.trace.gz", 1_500, 72.7, 69.76),
+    ("loop.trace.gz", 512, 97.0, 50.54),
+    ("gli.trace.gz", 1_000, 56.2, 53.13),
+]
+UNPREDICTABLE = [
+    ("web12.trace.xz", 500),
+    ("web12.trace.xz", 1_024),
+    ("web12.trace.xz", 2_048),
+    ("vaultservice.trace.gz", 512),
+]
+
+
+def recorded(name, size, policies, seeds):
+    """The results of a recorded trace by policy."""
+    folder = os.environ.get("ACGSPERF_TRACES")
+    path = Path(folder or "", name)
+    if folder is None or not path.exists():
+        pytest.skip(f"needs the recorded trace {name}: set ACGSPERF_TRACES to a folder that has it")
+    with Trace(str(path), None) as trace:
+        keys = simulate.dense(trace.head(1_000_000))
+    results = Simulation(name, keys, [size], policies, seeds, prediction=True).run()
+    return {found.policy: found for found in results}
+
+
+@pytest.mark.parametrize(("name", "size", "least", "optimum"), PREDICTED)
+def test_prediction_hits_more_than_any_cache_on_demand_can(name, size, least, optimum):
+    found = recorded(name, size, ["adaptive"], 2)["adaptive+prediction"]
+    assert 100 * min(found.hit_ratios) > max(least, optimum)
+    assert max(found.wasted) <= 0.05
+
+
+@pytest.mark.parametrize(("name", "size"), UNPREDICTABLE)
+def test_prediction_costs_nothing_if_the_keys_come_in_no_order(name, size):
+    found = recorded(name, size, ["adaptive"], 8)
+    # The seeds are the same, but not the hashes: the spread of the mean of 8 seeds is about 0.05 points.
+    assert found["adaptive+prediction"].mean > found["adaptive"].mean - 0.002
+    assert max(found["adaptive+prediction"].wasted) <= 0.002

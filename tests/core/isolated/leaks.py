@@ -226,6 +226,22 @@ def requests():
     refused(core.fingerprint, 1, 2)
 
 
+def predictor():
+    learner = core.Predictor(10, depth=4, table_size=64)
+    for i in range(120):
+        key = f"key {i % 25}" if i % 7 else f"once {i}"
+        first_use = learner.take(key) is not None
+        for wanted in learner.next(key, (), 100 * i, first_use):
+            if i % 5:
+                learner.store(wanted, Using(learner))
+            else:
+                learner.fail(wanted)
+        learner.discard(f"key {i % 11}")
+        learner.stats(), learner.keys(), learner.peek(key)
+    refused(learner.next, 1, (), 1, True)
+    refused(core.Predictor, 0)
+
+
 OPERATIONS = {
     operation.__name__: operation
     for operation in (
@@ -239,6 +255,7 @@ OPERATIONS = {
         histogram,
         bad_blobs,
         requests,
+        predictor,
     )
 }
 

@@ -1,0 +1,181 @@
+"""Reads the values of metrics out of the figures of a process; the catalogue says which metric has which."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from acgsperf._native.types import CacheStats
+from acgsperf.backplane import BackplaneState
+from acgsperf.cache.types import TieredStats
+from acgsperf.dispatch import LatencyHistogram
+from acgsperf.metrics.source import CacheReading, HttpCounts, PoolReading, Reading, ServiceReading
+from acgsperf.tiers.base import BreakerState, TierStats
+
+__all__ = [
+    "Read",
+    "Value",
+    "Values",
+    "accesses",
+    "all_tiers",
+    "backplane_states",
+    "backplanes",
+    "breakers",
+    "caches",
+    "closed",
+    "errors",
+    "evictions",
+    "http",
+    "lags",
+    "policies",
+    "pools",
+    "predictions",
+    "responses",
+    "routes",
+    "service",
+    "tiers",
+    "uses",
+    "verdicts",
+    "weights",
+]
+
+Value = int | float | LatencyHistogram
+Values = Iterable[tuple[tuple[str, ...], Value]]
+Read = Callable[[Reading], Values]
+
+
+def service(read: Callable[[ServiceReading], Value]) -> Read:
+    return lambda reading: [] if reading.service is None else [((), read(reading.service))]
+
+
+def verdicts(reading: Reading) -> Values:
+    if reading.service is not None:
+        verdicts = reading.service.verdicts
+        yield ("valid",), verdicts.valid
+        yield ("mismatch",), verdicts.mismatched
+        yield ("malformed",), verdicts.malformed
+
+
+def caches(read: Callable[[TieredStats], Value]) -> Read:
+    return lambda reading: [((cache.name,), read(cache.stats)) for cache in reading.caches]
+
+
+def evictions(reading: Reading) -> Values:
+    for cache in reading.caches:
+        yield (cache.name, "size"), cache.stats.l1.evictions
+        yield (cache.name, "expired"), cache.stats.l1.expirations
+
+
+def weights(read: Callable[[CacheStats], int | None]) -> Read:
+    return lambda reading: [
+        ((cache.name,), weight) for cache in reading.caches if (weight := read(cache.stats.l1)) is not None
+    ]
+
+
+def policies(reading: Reading) -> Values:
+    for cache in reading.caches:
+        if (policy := cache.stats.l1.policy) is not None:
+            for setting in {policy.setting: 0, **policy.hit_rates}:
+                yield (cache.name, setting), int(setting == policy.setting)
+
+
+def _lower_tiers(cache: CacheReading) -> list[tuple[str, TierStats]]:
+    tiers = (("l2", cache.stats.l2), ("l3", cache.stats.l3))
+    return [(name, stats) for name, stats in tiers if stats is not None]
+
+
+def all_tiers(read: Callable[[Any], Value]) -> Read:
+    return lambda reading: [
+        ((cache.name, name), read(stats))
+        for cache in reading.caches
+        for name, stats in (("l1", cache.stats.l1), *_lower_tiers(cache))
+    ]
+
+
+def tiers(read: Callable[[TierStats], Value]) -> Read:
+    return lambda reading: [
+        ((cache.name, name), read(stats)) for cache in reading.caches for name, stats in _lower_tiers(cache)
+    ]
+
+
+def errors(reading: Reading) -> Values:
+    for cache in reading.caches:
+        for name, stats in _lower_tiers(cache):
+            # Timeouts are always exported, at first with 0: otherwise `rate` would not count the first one.
+            for error, count in {"TimeoutError": 0, **stats.errors}.items():
+                yield (cache.name, name, error), count
+
+
+def breakers(reading: Reading) -> Values:
+    for cache in reading.caches:
+        for name, stats in _lower_tiers(cache):
+            for state in BreakerState:
+                yield (cache.name, name, state.value), int(stats.breaker is state)
+
+
+def accesses(reading: Reading) -> Values:
+    for cache in reading.caches:
+        for tier in ("l2", "l3"):
+            if tier in cache.histograms:
+                yield (cache.name, tier), cache.histograms[tier]
+
+
+def _optional(part: str) -> Callable[[Callable[[Any], Value]], Read]:
+    """Return what reads a part of the statistics that not every cache has."""
+    return lambda read: (
+        lambda reading: [
+            ((cache.name,), read(stats))
+            for cache in reading.caches
+            if (stats := getattr(cache.stats, part)) is not None
+        ]
+    )
+
+
+predictions: Final = _optional("prediction")
+backplanes: Final = _optional("backplane")
+
+
+def backplane_states(reading: Reading) -> Values:
+    for cache in reading.caches:
+        if cache.stats.backplane is not None:
+            for state in BackplaneState:
+                yield (cache.name, state.value), int(cache.stats.backplane.state is state)
+
+
+def lags(reading: Reading) -> Values:
+    for cache in reading.caches:
+        if "backplane" in cache.histograms:
+            yield (cache.name,), cache.histograms["backplane"]
+
+
+def pools(read: Callable[[PoolReading], Value]) -> Read:
+    return lambda reading: [((pool.name,), read(pool)) for pool in reading.pools]
+
+
+def closed(reading: Reading) -> Values:
+    for pool in reading.pools:
+        for reason, count in pool.stats.closed.items():
+            yield (pool.name, reason.value), count
+
+
+def http(read: Callable[[HttpCounts], Value]) -> Read:
+    return lambda reading: [] if reading.http is None else [((), read(reading.http.counts))]
+
+
+def responses(reading: Reading) -> Values:
+    if reading.http is not None:
+        counts = reading.http.counts
+        yield ("hit",), counts.hits
+        yield ("miss",), counts.misses
+        yield ("bypass",), counts.bypassed
+
+
+def routes(reading: Reading) -> Values:
+    return [] if reading.http is None else [((route,), latency) for route, latency in reading.http.routes.items()]
+
+
+def uses(position: int) -> Read:
+    def read(reading: Reading) -> Values:
+        if reading.http is not None:
+            for key, figures in reading.http.connection_uses.items():
+                yield key, figures[position]
+
+    return read
