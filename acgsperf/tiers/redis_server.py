@@ -2,8 +2,10 @@
 
 import asyncio
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+from urllib.parse import parse_qsl, urlsplit
 from weakref import WeakSet
 
 from redis.asyncio import ConnectionPool
@@ -29,6 +31,36 @@ class Follower(Protocol):
         """Close the connections, because the server is at another address now."""
 
 
+# The options that `_factory` replaces are accepted, because other clients may use the same URL.
+_OPTIONS: Final = frozenset(
+    {
+        *("username", "password", "db", "max_connections", "client_name", "lib_name", "lib_version", "protocol"),
+        *("socket_keepalive", "socket_timeout", "socket_connect_timeout", "retry_on_timeout", "decode_responses"),
+        "health_check_interval",
+    }
+)
+_TLS_OPTIONS: Final = frozenset(
+    {
+        *("ssl_ca_certs", "ssl_ca_data", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname"),
+        *("ssl_ciphers", "ssl_keyfile", "ssl_min_version", "ssl_password"),
+    }
+)
+_SECONDS: Final = (r"[0-9]{1,9}(\.[0-9]{1,9})?", "a number of seconds")
+_NAME: Final = ("[!-~]*", "printable ASCII characters without spaces")
+# For options whose wrong values the server would refuse: a pattern, and what it stands for.
+_VALUES: Final = {
+    "db": ("[0-9]{1,9}", "a number of at least 0"),
+    "max_connections": ("[0-9]{1,9}", "a number of at least 1"),
+    "socket_timeout": _SECONDS,
+    "socket_connect_timeout": _SECONDS,
+    "health_check_interval": _SECONDS,
+    "client_name": _NAME,
+    "lib_name": _NAME,
+    "lib_version": _NAME,
+    "ssl_cert_reqs": ("none|optional|required", "none, optional or required"),
+}
+
+
 class RedisServer:
     """One server at a fixed address.
 
@@ -51,15 +83,16 @@ class RedisServer:
     def __init__(self, url: str, credentials: Credentials | None = None) -> None:
         self._followers: WeakSet[Follower] = WeakSet()
         try:
+            _check_options(url)
             options: dict[str, Any] = dict(parse_url(url))
             self.max_connections = options.pop("max_connections", None)
             if credentials is not None and ("username" in options or "password" in options):
-                raise _ContradictionError
+                raise _InvalidURLError("must not contain a user name or password if credentials is given")
             self._factory = _factory(url, options, credentials)
             # Checks the options of the URL; it does not connect.
             self.new()
-        except _ContradictionError:
-            raise ValueError("the Redis URL must not contain a user name or password if credentials is given") from None
+        except _InvalidURLError as error:
+            raise ValueError(f"the Redis URL {error}") from None
         except Exception as error:
             raise ValueError(f"the Redis URL has an option that is not valid: {type(error).__name__}") from None
         self.where: str = _server_name(self._factory.connection_kwargs)
@@ -91,8 +124,8 @@ class RedisServer:
         await resolve(getattr(connection, "host", None))
 
 
-class _ContradictionError(Exception):
-    """The URL and the options contradict each other."""
+class _InvalidURLError(Exception):
+    """What is wrong with a URL. It repeats no value, which may be a secret."""
 
 
 class _Provider(CredentialProvider):
@@ -122,6 +155,24 @@ class _Provider(CredentialProvider):
         raise RedisConnectionError(
             f"credentials must return a password or (user name, password), got {type(found).__name__}"
         )
+
+
+def _check_options(url: str) -> None:
+    """Check the options of a URL by name, and the values that redis-py does not check.
+
+    Raises:
+        _InvalidURLError: for an unknown option, or a value that is not valid.
+    """
+    parts = urlsplit(url)
+    known = _OPTIONS | _TLS_OPTIONS if parts.scheme == "rediss" else _OPTIONS
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in known:
+            # With an @ it may be the rest of a password after a ?.
+            named = "an unknown option" if "@" in parts.query else f"the unknown option {name!r:.60}"
+            raise _InvalidURLError(f"has {named}; known are {', '.join(sorted(known))}")
+        pattern, expected = _VALUES.get(name, ("", ""))
+        if pattern and re.fullmatch(pattern, value) is None:
+            raise _InvalidURLError(f"has a {name} that is not valid: it must be {expected}")
 
 
 def _factory(url: str, options: dict[str, Any], credentials: Credentials | None) -> ConnectionPool:

@@ -1,6 +1,7 @@
 """The connections of a Redis tier: how many there are, how old they get, and who may open them."""
 
 import asyncio
+import re
 import time
 from contextlib import suppress
 
@@ -276,3 +277,40 @@ async def test_reads_ask_for_the_time_once_a_minute(open_tier, admin):
     for _ in range(20):
         await tier.get("k")
     assert await asked() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("redis://localhost?foo=1", "has the unknown option 'foo'; known are client_name, db, "),
+        ("redis://localhost?redis_connect_func=x", "has the unknown option 'redis_connect_func'; known are"),
+        ("redis://localhost?credential_provider=x", "has the unknown option 'credential_provider'; known are"),
+        ("redis://localhost?encoding=nonsense", "has the unknown option 'encoding'; known are"),
+        ("redis://localhost?ssl_ca_certs=x", "has the unknown option 'ssl_ca_certs'; known are"),
+        ("unix:///a.sock?db=-1", "has a db that is not valid: it must be a number of at least 0"),
+        ("redis://localhost?db=x", "has a db that is not valid: it must be a number of at least 0"),
+        ("redis://localhost?client_name=a%20b", "has a client_name that is not valid: it must be printable ASCII"),
+        (
+            "redis://localhost?socket_timeout=x",
+            "has a socket_timeout that is not valid: it must be a number of seconds",
+        ),
+        ("rediss://localhost?ssl_cert_reqs=foo", "has a ssl_cert_reqs that is not valid: it must be none, optional or"),
+    ],
+)
+def test_an_option_of_the_url_that_is_not_valid_is_named(url, message):
+    with pytest.raises(ValueError, match=re.escape(f"the Redis URL {message}")):
+        RedisTier(url)
+
+
+def test_the_rest_of_a_password_is_not_named_as_an_option():
+    with pytest.raises(ValueError, match="unknown option") as caught:
+        RedisTier("redis://user:12?S3cret=4@localhost/")
+    assert "S3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["protocol=3&retry_on_timeout=yes&decode_responses=true&socket_timeout=1.5&health_check_interval=3", "db=7"],
+)
+def test_options_that_other_clients_need_are_accepted(options):
+    RedisTier(f"redis://localhost?{options}")
