@@ -119,10 +119,13 @@ def test_the_backplane_counts_what_it_sends_and_receives(open_process, tiers):
     a, b = open_process(tiers), open_process(tiers)
     a.set("k", "old")
     hold(b, "k")
+    # A record is counted as sent when it is read back.
+    wait_for(lambda: stats(a)["sent"] > 0)
     before_a, before_b = stats(a), stats(b)
     for number in range(10):
         a.set("k", number)
     wait_for(lambda: stats(b)["received"] - before_b["received"] >= 10)
+    wait_for(lambda: stats(a)["sent"] - before_a["sent"] >= 10)
     assert stats(a)["sent"] - before_a["sent"] == 10
     assert stats(b)["applied"] > before_b["applied"]
     assert stats(b)["lag"]["count"] > before_b["lag"]["count"]
