@@ -132,7 +132,8 @@ def test_the_reference_lists_every_public_name():
 
 
 def test_the_page_of_the_cache_lists_every_option_with_its_default():
-    named = {"required": inspect.Parameter.empty, "automatic": AUTOMATIC, "`time.monotonic`": time.monotonic}
+    empty = inspect.Parameter.empty
+    named = {"required": empty, "none": empty, "automatic": AUTOMATIC, "`time.monotonic`": time.monotonic}
     section = (DOCS / "cache.md").read_text().partition("\n## Options\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", section, re.MULTILINE)
     listed = {

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from acgsperf.cache.arguments import checked_number, checked_ttl
 
-__all__ = ["DEFAULT_TTL", "EntryOptions", "checked_options", "with_ttl"]
+__all__ = ["DEFAULT_TTL", "EntryKeywords", "EntryOptions", "checked_options", "options_of_cache", "with_ttl"]
 
 
 class _Inherited:
@@ -86,6 +86,18 @@ class EntryOptions:
         )
 
 
+class EntryKeywords(TypedDict, total=False):
+    """The options of `EntryOptions` as keywords."""
+
+    ttl: float | None
+    jitter: float
+    stale_ttl: float
+    soft_timeout: float | None
+    hard_timeout: float | None
+    negative_ttl: float | None
+    refresh_ahead: float | None
+
+
 def with_ttl(options: EntryOptions, ttl: float | None) -> EntryOptions:
     """Return options with another ttl."""
     checked_ttl(ttl)
@@ -119,3 +131,12 @@ def checked_options(options: EntryOptions | None, base: EntryOptions = _DEFAULTS
     if not isinstance(options, EntryOptions):
         raise TypeError(f"options must be EntryOptions or None, got {type(options).__name__}")
     return options.over(base)
+
+
+def options_of_cache(options: EntryOptions | None, keywords: EntryKeywords) -> EntryOptions:
+    """Return the options of a cache: those given as keywords, then `options`, then the defaults.
+
+    Raises:
+        TypeError, ValueError: if an option is unknown or not valid.
+    """
+    return EntryOptions(**keywords).over(checked_options(options))

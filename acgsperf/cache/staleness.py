@@ -10,18 +10,19 @@ from typing import Any
 from acgsperf._native.entry import Codec, typed
 from acgsperf.cache.arguments import checked_number, checked_ttl
 from acgsperf.cache.options import EntryOptions
-from acgsperf.tiers.base import RETENTION_S, Entry
+from acgsperf.tiers.base import RETENTION_S, Entry, Tier
 from acgsperf.tiers.ids import new_id
+from acgsperf.tiers.server import ServerTier
 
 __all__ = ["Staleness", "aligned"]
 
 
-def aligned(clock: Callable[[], float]) -> Callable[[], float]:
-    """Return a clock that agrees with `time.monotonic` now, and runs as the given one does.
+def aligned(clock: Callable[[], float], *tiers: Tier | None) -> Callable[[], float]:
+    """Return a clock that runs as the given one does and, if one of the tiers has a server, shows `time.monotonic` now.
 
     The entries of server tiers have monotonic times. With a clock of another zero, their lifetimes would be wrong.
     """
-    if clock is time.monotonic:
+    if clock is time.monotonic or not any(isinstance(tier, ServerTier) for tier in tiers):
         return clock
     ahead = clock() - time.monotonic()
     return lambda: clock() - ahead

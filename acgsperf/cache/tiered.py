@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar, Unpack, overload
 
 from acgsperf._native.arguments import checked_bool, checked_namespace
 from acgsperf._native.entry import Codec
@@ -12,7 +12,7 @@ from acgsperf.backplane import Backplane
 from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, distinct_keys
 from acgsperf.cache.decorator import Decorator, cached, refuse_function
 from acgsperf.cache.l1 import MISSING
-from acgsperf.cache.options import DEFAULT_TTL, EntryOptions, checked_options, with_ttl
+from acgsperf.cache.options import DEFAULT_TTL, EntryKeywords, EntryOptions, checked_options, options_of_cache, with_ttl
 from acgsperf.cache.parts import AUTOMATIC, Parts
 from acgsperf.cache.prediction import Prediction, checked_prediction
 from acgsperf.cache.results import Loader, LoaderOfMany
@@ -25,7 +25,6 @@ from acgsperf.cache.values import codec_of, opened
 from acgsperf.dispatch import BoundedCache
 from acgsperf.errors import CacheError, TierError
 from acgsperf.tiers.base import Entry, Tier
-from acgsperf.tiers.server import ServerTier
 
 __all__ = ["CacheHealth", "TieredCache", "TieredStats", "Written"]
 
@@ -42,8 +41,7 @@ class TieredCache(Upkeep, Generic[_V]):
     """L1, L2 and L3 as one cache. L2 and L3 are the lower tiers; either may be absent.
 
     Open it before use, with `async with` or `open`, and use it in the thread of the event loop that opened it. Keys are
-    str. With a lower tier, values are JSON-like, bytes, or of the declared `value_type`. A stored None, 0, False, "" or
-    [] is a hit.
+    str. Lower tiers keep JSON-like values, bytes, and the `value_type`. A stored None, 0, False, "" or [] is a hit.
 
     Warning: L1 returns the stored object itself, not a copy. Do not change it: every later caller would get the change.
 
@@ -68,6 +66,7 @@ class TieredCache(Upkeep, Generic[_V]):
         backplane_timeout: the seconds without an answer of the default one after which L1 asks the tiers, by default 1.
         prediction: whether to fetch keys before they are requested, or a `Prediction`. False by default.
         clock: for tests. Returns seconds and never goes back, `time.monotonic` by default. Pass the same clock to L1.
+        entry_options: single options of `EntryOptions`, such as `ttl=60`. They win over `options`.
 
     Attributes:
         namespace: the namespace.
@@ -98,6 +97,7 @@ class TieredCache(Upkeep, Generic[_V]):
         backplane_timeout: float = 1.0,
         prediction: bool | Prediction = False,
         clock: Callable[[], float] = monotonic,
+        **entry_options: Unpack[EntryKeywords],
     ) -> None:
         if not isinstance(l1, BoundedCache):
             raise TypeError(f"l1 must be an LRUCache or an AdaptiveCache, got {type(l1).__name__}")
@@ -105,8 +105,8 @@ class TieredCache(Upkeep, Generic[_V]):
         self.value_type: Final = value_type
         self._codec: Final = None if value_type is None else codec_of(value_type)
         staleness = self._staleness = Staleness(
-            clock=aligned(clock) if isinstance(l2, ServerTier) or isinstance(l3, ServerTier) else clock,
-            options=checked_options(options),
+            clock=aligned(clock, l2, l3),
+            options=options_of_cache(options, entry_options),
             retry_after=retry_after,
             deadline=deadline,
             lock_ttl=lock_ttl,

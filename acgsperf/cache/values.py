@@ -327,6 +327,7 @@ def _to_builtins(value: Any) -> Any:
     if hasattr(type(value), "unicode_string"):
         # A URL of Pydantic.
         return str(value)
+    # The encoder expects this for a type that the hook does not know.
     raise NotImplementedError
 
 

@@ -82,7 +82,7 @@ class WarmRestart:
         """
         self._require_open()
         ordering, tiers = self._parts.lower_tiers.ordering, self._parts.lower_tiers.tiers
-        # The backplane supersedes everything when it begins to hear of writes. The tiers know of those before.
+        # When the backplane starts, it supersedes every read. The tiers have all writes of that time, so they decide.
         began_at = ordering.latest if tiers else 0
         header, rows = await asyncio.to_thread(_read, path, self._kind(), self._parts.namespace)
         self._require_open()

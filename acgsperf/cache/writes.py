@@ -417,7 +417,7 @@ class Writes:
         )
 
     async def tell(self, records: Sequence[Record], *, waiting: bool = False) -> bool | None:
-        """Publish records, and return whether the others have been told; None without a backplane."""
+        """Publish records, and return whether the log has accepted them; None without a backplane."""
         if self.publish is None:
             return None
         futures = list(map(self.publish, records))

@@ -4,7 +4,7 @@ Sentinels are asked for each new connection. All are asked at the same time, so 
 nothing. If they disagree, the address with the highest configuration epoch counts: that of the latest failover.
 
 A primary that was frozen during a failover does not know that it has been replaced. So everything in this process that
-uses a service learns of its new primary when the first one does, and closes its connections to the former one.
+uses a service gets the new primary when the first one finds it, and closes its connections to the former one.
 """
 
 import asyncio

@@ -194,3 +194,18 @@ async def test_the_refresh_point_of_the_cache_is_one_of_its_options(clock):
     assert cache.options.refresh_ahead == cache.refresh_ahead == 0.8
     with pytest.raises(ValueError, match="refresh_ahead must be greater than 0 and less than 1, got 2"):
         cache.refresh_ahead = 2
+
+
+async def test_single_options_of_a_cache_win_over_its_options():
+    cache = TieredCache(LRUCache(10), namespace="n", options=EntryOptions(ttl=5, stale_ttl=7), ttl=60, negative_ttl=1)
+    assert (cache.options.ttl, cache.options.stale_ttl, cache.options.negative_ttl) == (60, 7, 1)
+    assert TieredCache(LRUCache(10), namespace="n", stale_ttl=300).options == EntryOptions(
+        ttl=3600, jitter=0.0, stale_ttl=300, soft_timeout=0, hard_timeout=None, negative_ttl=None, refresh_ahead=None
+    )
+
+
+def test_a_single_option_that_is_not_valid_is_named():
+    with pytest.raises(ValueError, match=r"^ttl must be greater than 0"):
+        TieredCache(LRUCache(10), namespace="n", ttl=0)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'tll'"):
+        TieredCache(LRUCache(10), namespace="n", tll=1)
