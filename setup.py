@@ -3,6 +3,8 @@
 Environment switches:
     ACGSPERF_NO_EXTENSIONS=1  builds a pure-Python wheel, in which the pure twins run. PyPy always gets one.
     ACGSPERF_DEBUG=1          C assertions, no optimization, an annotated HTML page beside each module.
+    ACGSPERF_SANITIZE=address,undefined   or thread: builds under these sanitizers of gcc, with C assertions.
+    ACGSPERF_TRACE=1          reports the executed lines to coverage.py; the C files are beside their sources.
 """
 
 import os
@@ -58,13 +60,21 @@ def extensions() -> list[Extension]:
     from Cython.Compiler import Options
 
     debug = os.environ.get("ACGSPERF_DEBUG") == "1"
+    sanitizers = os.environ.get("ACGSPERF_SANITIZE")
+    trace = os.environ.get("ACGSPERF_TRACE") == "1"
     # A warning of a newer Cython is no reason for a user's build to fail.
     Options.warning_errors = debug or os.environ.get("CI") == "true"
     if sys.platform == "win32":
         compile_args = ["/Od"] if debug else ["/O2"]
     else:
         # -g0: Python's own flags ask for debug information, which makes a wheel six times as large.
-        compile_args = ["-O0", "-g", "-UNDEBUG"] if debug else ["-O3", "-g0", "-fno-semantic-interposition"]
+        compile_args = ["-O0", "-g", "-UNDEBUG"] if debug or trace else ["-O3", "-g0", "-fno-semantic-interposition"]
+    link_args = []
+    if sanitizers:
+        # A finding of UndefinedBehaviorSanitizer ends the process. Otherwise it would only be printed.
+        options = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+        compile_args = ["-O1", "-g", "-UNDEBUG", "-fno-omit-frame-pointer", *options]
+        link_args = options
     modules: list[Extension] = cythonize(
         [
             Extension(
@@ -73,11 +83,16 @@ def extensions() -> list[Extension]:
                 depends=[*map(str, Path("acgsperf/_native").glob("*.pxd")), "acgsperf/_native/platform.h"],
                 include_dirs=["acgsperf/_native"],
                 extra_compile_args=compile_args,
+                extra_link_args=link_args,
+                # Lines of functions without the GIL are traced too.
+                define_macros=[("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")] if trace else [],
             )
             for name in (
                 "_core",
+                "_native.caches",
                 "_native.canonical",
                 "_native.envelope",
+                "_native.hits",
                 "_native.predictor",
                 "_native.read_path",
                 "_native.resp",
@@ -85,7 +100,9 @@ def extensions() -> list[Extension]:
             )
         ],
         annotate=debug,
-        build_dir="build/cython",
+        # The plugin for coverage.py finds C files beside the modules only.
+        build_dir=None if trace else "build/cython",
+        compiler_directives={"linetrace": True} if trace else {},
     )
     return modules
 

@@ -12,11 +12,13 @@ __all__ = [
     "AdaptiveCache",
     "BoundedCache",
     "HashValidator",
+    "HitFinder",
     "LRUCache",
     "LatencyHistogram",
     "Predictor",
     "ReadPath",
     "ReadQueue",
+    "RecordingCache",
     "Timer",
     "answer",
     "canonical",
@@ -65,9 +67,11 @@ if not _pure:
             HashValidator,
             LatencyHistogram,
             LRUCache,
+            RecordingCache,
             Timer,
         )
         from acgsperf._native.canonical import canonical, fingerprint, request_key
+        from acgsperf._native.hits import HitFinder
         from acgsperf._native.predictor import Predictor
         from acgsperf._native.read_path import ReadPath, ReadQueue, answer
         from acgsperf._native.resp import has_long_array, mget
@@ -92,8 +96,10 @@ else:
             HashValidator,
             LatencyHistogram,
             LRUCache,
+            RecordingCache,
             Timer,
         )
+        from acgsperf._native.hits_py import HitFinder
         from acgsperf._native.predictor_py import Predictor
         from acgsperf._native.read_path_py import ReadPath, ReadQueue, answer
         from acgsperf._native.resp_py import has_long_array, mget

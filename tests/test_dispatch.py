@@ -13,11 +13,13 @@ from acgsperf import dispatch
 
 NAMES = [
     "HashValidator",
+    "HitFinder",
     "LRUCache",
     "LatencyHistogram",
     "Predictor",
     "ReadPath",
     "ReadQueue",
+    "RecordingCache",
     "Timer",
     "answer",
     "canonical",
@@ -29,11 +31,12 @@ NAMES = [
 _MODULES = [
     "acgsperf._native.canonical",
     "acgsperf._native.envelope",
+    "acgsperf._native.hits",
     "acgsperf._native.predictor",
     "acgsperf._native.read_path",
     "acgsperf._native.resp",
 ]
-COMPILED = ["acgsperf._core", *_MODULES]
+COMPILED = ["acgsperf._core", "acgsperf._native.caches", *_MODULES]
 TWINS = sorted(["acgsperf._native.core_py", *(f"{name}_py" for name in _MODULES)])
 
 
@@ -133,7 +136,8 @@ def test_all_is_sorted_complete_and_there():
     own = {"TYPE_CHECKING", "import_module"}
     public = {name for name, value in vars(acgsperf).items() if not name.startswith("_") and not _is_module(value)}
     assert public - own == set(values)
-    internal = {"Predictor", "ReadPath", "ReadQueue", "answer", "changed_type", "has_long_array", "mget", "unseal_many"}
+    internal = {"HitFinder", "Predictor", "ReadPath", "ReadQueue", "RecordingCache", "answer"}
+    internal |= {"changed_type", "has_long_array", "mget", "unseal_many"}
     assert set(dispatch.__all__) - internal <= public
 
 

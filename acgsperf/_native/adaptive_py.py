@@ -3,15 +3,17 @@
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from sys import getsizeof
 from typing import Any, Final, Self
 
-from acgsperf._native.arguments import checked_policy, checked_seed
+from acgsperf._native.arguments import checked_bool, checked_policy, checked_seed
 from acgsperf._native.atomic import FinalType, atomic
 from acgsperf._native.bounded_py import BoundedCache
 from acgsperf._native.lru_table_py import Entry, Table
 from acgsperf._native.policy_py import Policy
-from acgsperf._native.types import EvictionReason, PolicyStats, policy_stats
+from acgsperf._native.sizing_stats import FACTORS, sizing_stats
+from acgsperf._native.types import CacheStats, EvictionReason, PolicyStats, policy_stats
 
 _LAST: Final = 2**63
 
@@ -25,13 +27,14 @@ class Guard:
     middle of an operation, the policy is created again from the entries of the cache.
     """
 
-    __slots__ = ("_busy", "_pending", "_policy", "adaptive", "seed", "setting", "since_ns", "table")
+    __slots__ = ("_busy", "_pending", "_policy", "adaptive", "seed", "setting", "since_ns", "sizes", "table")
 
-    def __init__(self, table: Table, setting: int, adaptive: bool, seed: int) -> None:
+    def __init__(self, table: Table, setting: int, adaptive: bool, seed: int, sizes: bool) -> None:
         self.table = table
         self.setting = setting
         self.adaptive = adaptive
         self.seed = seed
+        self.sizes = sizes
         self.since_ns = 0
         self._busy = False
         self._pending: deque[tuple[str, tuple[Any, ...]]] = deque()
@@ -51,7 +54,7 @@ class Guard:
 
     def _started(self) -> Policy:
         """Return a new policy for the entries of the cache."""
-        policy = Policy(self.setting, self.adaptive, self.seed)
+        policy = Policy(self.setting, self.adaptive, self.seed, self.sizes)
         policy.resize(*self.bounds())
         self._pending.clear()
         for entry in self.table.entries():
@@ -64,6 +67,11 @@ class Guard:
         maxsize, maxweight = self.table.maxsize, self.table.maxweight
         # If the weight is limited, the number of entries that fit is not known before the cache is full.
         return (0, maxweight) if maxweight else (maxsize, maxsize)
+
+    def earlier(self) -> tuple[int, int]:
+        """Return the requests and the misses of the cache so far."""
+        counters = self.table.counts()[0]
+        return counters[0] + counters[1], counters[1]
 
     def __sizeof__(self) -> int:
         policy = self._policy
@@ -113,12 +121,14 @@ class AdaptiveCache(BoundedCache, FinalType):
         clock: Callable[[], float] | None = None,
         on_evict: Callable[[Any, Any, EvictionReason], object] | None = None,
         seed: int | None = None,
+        sizing: bool = False,
     ) -> Self:
         setting = checked_policy(policy)
+        checked_bool("sizing", sizing)
         self = cls._create(maxsize, ttl, maxweight, weigher, clock, on_evict, setting is not None)
         self._guard = None
         if setting is not None:
-            self._guard = Guard(self._table, setting, policy == "adaptive", checked_seed(seed))
+            self._guard = Guard(self._table, setting, policy == "adaptive", checked_seed(seed), sizing)
         return self
 
     def _used(self, entry: Entry) -> None:
@@ -192,7 +202,7 @@ class AdaptiveCache(BoundedCache, FinalType):
 
     def _resized(self) -> None:
         if self._guard is not None:
-            self._guard.report("resize", *self._guard.bounds())
+            self._guard.report("resize", *self._guard.bounds(), self._guard.earlier())
 
     def _filled(self) -> None:
         guard = self._guard
@@ -202,7 +212,7 @@ class AdaptiveCache(BoundedCache, FinalType):
         def estimate(policy: Policy) -> None:
             size = guard.table.size
             if size >= 2 * policy.size or 2 * size <= policy.size:
-                policy.resize(size, guard.table.maxweight)
+                policy.resize(size, guard.table.maxweight, guard.earlier())
 
         guard.ask(None, estimate)
 
@@ -234,6 +244,23 @@ class AdaptiveCache(BoundedCache, FinalType):
             )
 
         answer: PolicyStats | None = guard.ask(None, stats)
+        return answer
+
+    def stats(self) -> CacheStats:
+        """Return the counters since creation or `reset_stats`, and the size now."""
+        found = super().stats()
+        guard = self._guard
+        if guard is None or not guard.sizes:
+            return found
+
+        def add_sizing(policy: Policy) -> CacheStats:
+            if policy.sizing is None:
+                return found
+            tallies = [policy.sizing.tally(scale) for scale in range(len(FACTORS))]
+            requests, misses = found.hits + found.misses - policy.earlier[0], found.misses - policy.earlier[1]
+            return replace(found, sizing=sizing_stats(tallies, policy.size, requests, misses, found.mean_weight))
+
+        answer: CacheStats = guard.ask(found, add_sizing)
         return answer
 
     def reset_stats(self) -> None:

@@ -246,3 +246,8 @@ def checked_percent(q: SupportsFloat) -> float:
     if not 0 <= percent <= 100:
         raise ValueError(f"percentile must be between 0 and 100, got {q!r}")
     return percent
+
+
+def checked_latency_s(seconds: SupportsFloat) -> float:
+    """Accept a real number of seconds."""
+    return _checked_real("latency", "a real number of seconds", seconds)

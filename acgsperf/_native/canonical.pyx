@@ -40,6 +40,7 @@ IMPLEMENTATION = "c"
 cdef object hexdigest = xxh3_128_hexdigest
 cdef object sha256 = None
 cdef object encode_py = canonical_py.canonical
+cdef object key_py = canonical_py.request_key
 cdef int MAX_DEPTH = canonical_py.MAX_DEPTH
 cdef Py_ssize_t MAX_KEY_BYTES = canonical_py.MAX_KEY_BYTES
 cdef const char *HEXADECIMAL = b"0123456789abcdef"
@@ -82,7 +83,7 @@ def fingerprint(request, /):
     Raises:
         TypeError, ValueError: as for `canonical`.
     """
-    return hexdigest(encoded(request))
+    return hexdigest(encoded(request, False))
 
 
 def request_key(request, /):
@@ -96,10 +97,13 @@ def request_key(request, /):
     Raises:
         TypeError, ValueError: as for `canonical`.
     """
-    cdef bytes key = encoded(request)
-    if len(key) <= MAX_KEY_BYTES:
-        return PyUnicode_DecodeLatin1(PyBytes_AS_STRING(<PyObject *> key), len(key), NULL)
-    return "sha256:" + digest(key)
+    return encoded(request, True)
+
+
+cdef str key_of(const char *text, Py_ssize_t size):
+    if size <= MAX_KEY_BYTES:
+        return PyUnicode_DecodeLatin1(text, size, NULL)
+    return "sha256:" + digest(PyBytes_FromStringAndSize(text, size))
 
 
 cdef str digest(bytes key):
@@ -124,10 +128,11 @@ def canonical(request, /):
         TypeError: for any other type; the message names the place.
         ValueError: for NaN, an infinity, a lone surrogate, and a value that is nested deeper or contains itself.
     """
-    return encoded(request)
+    return encoded(request, False)
 
 
-cdef object encoded(request):
+cdef object encoded(request, bint as_key):
+    """Return the canonical bytes of a request, or its key."""
     cdef Writer writer
     writer.text = writer.first_text
     writer.used = 0
@@ -137,16 +142,20 @@ cdef object encoded(request):
     writer.pairs_capacity = sizeof(writer.first_pairs) // sizeof(Pair)
     try:
         if write(&writer, <PyObject *> request, 0) == WRITTEN:
+            if as_key:
+                return key_of(writer.text, <Py_ssize_t> writer.used)
             return PyBytes_FromStringAndSize(writer.text, <Py_ssize_t> writer.used)
     finally:
         if writer.text != writer.first_text:
             PyMem_RawFree(writer.text)
         if writer.pairs != writer.first_pairs:
             PyMem_RawFree(writer.pairs)
-    return encode_py(request)
+    return key_py(request) if as_key else encode_py(request)
 
 
 cdef Outcome write(Writer *writer, PyObject *value, int depth) except FAILED:
+    if PyUnicode_CheckExact(value):
+        return write_str(writer, value)
     if PyDict_CheckExact(value):
         if not ACGSPERF_FREE_THREADED:
             return write_object(writer, value, depth)
@@ -212,7 +221,7 @@ cdef Outcome write_object(Writer *writer, PyObject *mapping, int depth) except F
     return WRITTEN
 
 
-cdef Outcome write_scalar(Writer *writer, PyObject *value) except FAILED:
+cdef inline Outcome write_scalar(Writer *writer, PyObject *value) except FAILED:
     """Write a value that can also be a key."""
     if PyUnicode_CheckExact(value):
         return write_str(writer, value)
@@ -235,7 +244,7 @@ cdef inline Outcome write_tag(Writer *writer, char tag) except FAILED:
     return WRITTEN
 
 
-cdef Outcome write_str(Writer *writer, PyObject *value) except FAILED:
+cdef inline Outcome write_str(Writer *writer, PyObject *value) except FAILED:
     if PyUnicode_IS_COMPACT_ASCII(value):
         return write_text(writer, <const char *> PyUnicode_DATA(value), PyUnicode_GET_LENGTH(value))
     # A new object, because what `PyUnicode_AsUTF8AndSize` returns stays in memory as long as the str. The str is held,
@@ -252,28 +261,42 @@ cdef Outcome write_str(Writer *writer, PyObject *value) except FAILED:
     return write_text(writer, PyBytes_AS_STRING(utf8), PyBytes_GET_SIZE(utf8))
 
 
-cdef Outcome write_text(Writer *writer, const char *text, size_t length) except FAILED:
-    write_header(writer, b's', length)
-    memcpy(reserve(writer, length), text, length)
-    writer.used += length
+cdef inline Outcome write_text(Writer *writer, const char *text, size_t length) except FAILED:
+    cdef char *to = reserve(writer, HEADER_BYTES + length)
+    to += put_header(to, b's', length)
+    memcpy(to, text, length)
+    writer.used = (to - writer.text) + length
     return WRITTEN
 
 
-cdef int write_header(Writer *writer, char tag, size_t length) except -1:
-    cdef char *to = reserve(writer, HEADER_BYTES)
+cdef inline int write_header(Writer *writer, char tag, size_t length) except -1:
+    writer.used += put_header(reserve(writer, HEADER_BYTES), tag, length)
+    return 0
+
+
+cdef inline int put_header(char *to, char tag, size_t length) noexcept nogil:
+    """Write a tag and a length, and return how many bytes that are."""
+    to[0] = tag
+    if length < 10:
+        # Most names are that short.
+        to[1] = <char> (c'0' + length)
+        to[2] = c':'
+        return 3
+    return put_long_header(to, length)
+
+
+cdef int put_long_header(char *to, size_t length) noexcept nogil:
     cdef size_t rest = length
     cdef int digits = 1
     cdef int i
     while rest > 9:
         rest //= 10
         digits += 1
-    to[0] = tag
     for i in range(digits, 0, -1):
         to[i] = <char> (c'0' + length % 10)
         length //= 10
     to[digits + 1] = c':'
-    writer.used += digits + 2
-    return 0
+    return digits + 2
 
 
 cdef Outcome write_int(Writer *writer, PyObject *value) except FAILED:

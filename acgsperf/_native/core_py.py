@@ -8,6 +8,7 @@ from acgsperf._native.bounded_py import BoundedCache
 from acgsperf._native.histogram_py import LatencyHistogram, Timer
 from acgsperf._native.lru_py import LRUCache
 from acgsperf._native.placing_py import Placing
+from acgsperf._native.recording_py import RecordingCache
 from acgsperf._native.saving_py import Saving
 from acgsperf._native.validator_py import HashValidator
 
@@ -18,11 +19,13 @@ __all__ = [
     "HashValidator",
     "LRUCache",
     "LatencyHistogram",
+    "RecordingCache",
     "Timer",
 ]
 
 IMPLEMENTATION: Final = "python"
 
 # The twin of `_core` is this module, in however many files.
-for _class in (HashValidator, Placing, Saving, BoundedCache, LRUCache, AdaptiveCache, LatencyHistogram, Timer):
+_CACHES: Final = (Placing, Saving, BoundedCache, LRUCache, RecordingCache, AdaptiveCache)
+for _class in (HashValidator, *_CACHES, LatencyHistogram, Timer):
     finish(_class, __name__)

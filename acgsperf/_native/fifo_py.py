@@ -42,6 +42,8 @@ RESIDENT: Final = 0x80
 IN_MAIN: Final = 0x40
 COUNT: Final = 7
 STAMPS: Final = 127
+# The clock ticks so often for each cache size of evicted keys, or a little less often.
+TICKS: Final = 32
 
 
 def share_of(size: int, share: float) -> int:
@@ -116,8 +118,8 @@ class Fifo:
         self.threshold = setting.threshold
         self.cap = setting.cap
         self.keeps_main = setting.keeps_main
-        self.life = int(32 * setting.ghost + 0.5)
-        self.every = max(1, size // 32)
+        self.every = -(-size // TICKS)
+        self.life = max(1, int(setting.ghost * size / self.every))
         self.clock = 1
         self.ticks = 0
         self.small = Ring(self.share + 4)

@@ -42,6 +42,48 @@ cdef inline void hdr_reset(Counts *counts) noexcept nogil:
     counts.total, counts.smallest, counts.largest = 0, INT64_MAX, 0
 
 
+cdef inline int hdr_read(
+    Counts *counts, const unsigned char *data, Py_ssize_t size, Py_ssize_t end, Py_ssize_t *first, Py_ssize_t *last
+) noexcept nogil:
+    """Read counts in ZigZag LEB128 into empty slots, and say which of them are the first and the last.
+
+    Return -1, or what is wrong: 0 for a count at `end` or later, 1 for too many counts, 2 if the last one is cut off, 3
+    for more than 2**62 latencies.
+    """
+    cdef uint64_t zigzag = 0, index = 0, length = <uint64_t> counts.length, most = <uint64_t> 1 << 62
+    cdef int shift = 0
+    cdef bint too_many = False
+    cdef Py_ssize_t i
+    for i in range(size):
+        # The ninth byte of this variant holds eight bits.
+        if data[i] > 0x7F and shift < 56:
+            zigzag |= <uint64_t> (data[i] & 0x7F) << shift
+            shift += 7
+            continue
+        zigzag |= <uint64_t> data[i] << shift
+        if zigzag & 1:
+            index += (zigzag >> 1) + 1
+        elif zigzag and index < <uint64_t> end:
+            counts.slots[index] = zigzag >> 1
+            counts.total += zigzag >> 1
+            if counts.total > most:
+                # Half of what a histogram can count: there is room for as many again.
+                too_many, counts.total = True, most
+            if first[0] < 0:
+                first[0] = <Py_ssize_t> index
+            last[0] = <Py_ssize_t> index
+            index += 1
+        elif zigzag and index < length:
+            return 0
+        else:
+            index += 1
+        if index > length:
+            return 1
+        zigzag = 0
+        shift = 0
+    return 2 if shift else 3 if too_many else -1
+
+
 cdef inline Py_ssize_t hdr_index(const Counts *counts, uint64_t value) noexcept nogil:
     cdef int bucket = acgsperf_bit_length(value | counts.mask) - counts.unit - counts.half_magnitude - 1
     return (<Py_ssize_t> bucket << counts.half_magnitude) + <Py_ssize_t> (value >> (bucket + counts.unit))

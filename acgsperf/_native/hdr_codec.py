@@ -18,6 +18,9 @@ _LAST_SHIFT: Final = 7 * (_LONGEST_VARINT - 1)
 # A few bytes can announce thousands of times as many. Blobs of real latencies are below ten times.
 _ALWAYS_READ_BYTES: Final = 2**19
 _LARGEST_RATIO: Final = 16
+_REFUSED: Final = "not a HdrHistogram V2 blob: "
+# What may be wrong with counts: see `refused`.
+_TOO_LATE, _TOO_MANY_COUNTS, _CUT_OFF, _TOO_MANY = range(4)
 
 
 def encode(layout: Layout, used: Iterable[tuple[int, int]], smallest: int, largest: int) -> bytes:
@@ -64,13 +67,74 @@ def decode(blob: bytes) -> tuple[Layout, Sequence[int], Sequence[int], int, int]
         TypeError: if `blob` is not bytes-like.
         ValueError: if it is not exactly one V2 compressed histogram.
     """
+    layout, payload, extremes = unpack(blob)
+    try:
+        slots, counts = _counts(layout, payload)
+        ends = (slots[0], slots[-1]) if slots else None
+        return layout, slots, counts, *extremes_of(layout, ends, extremes)
+    except ValueError as error:
+        raise _refusal(error) from None
+
+
+def unpack(blob: bytes) -> tuple[Layout, bytes, tuple[int, int] | None]:
+    """Return the layout of a histogram, its counts as they are encoded, and its smallest and largest latency, if known.
+
+    Raises:
+        TypeError, ValueError: as `decode`.
+    """
     data = bytes(memoryview(blob))
     try:
-        layout, payload, extremes = _unpack(data)
-        slots, counts = _counts(layout, payload)
-        return layout, slots, counts, *_extremes(layout, slots, extremes)
+        return _unpack(data)
     except (ValueError, struct.error, zlib.error) as error:
+        raise _refusal(error) from None
+
+
+def extremes_of(layout: Layout, ends: tuple[int, int] | None, extremes: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the smallest and the largest latency.
+
+    Args:
+        layout: the layout of the histogram.
+        ends: the indexes of the first and the last count; None without counts.
+        extremes: what `unpack` has returned.
+
+    Raises:
+        ValueError: if they contradict each other.
+    """
+    try:
+        return _extremes(layout, ends, extremes)
+    except ValueError as error:
+        raise _refusal(error) from None
+
+
+def refused(layout: Layout, problem: int) -> ValueError:
+    """Return the error for counts that cannot be decoded: `problem` is a position in the list of what may be wrong."""
+    return _refusal(
+        (
+            f"latencies above {layout.highest_ns} ns",
+            f"more than {layout.length} counts",
+            "the last count is cut off",
+            "more than 2**62 latencies",
+        )[problem]
+    )
+
+
+def _refusal(problem: object) -> ValueError:
+    text = str(problem)
+    return ValueError(text if text.startswith(_REFUSED) else _REFUSED + text)
+
+
+def layout_of(blob: bytes) -> tuple[int, int, int]:
+    """Return `lowest_ns`, `highest_ns` and `significant_figures` of a histogram, as its header announces them.
+
+    Raises:
+        ValueError: if it has no header.
+    """
+    try:
+        head = zlib.decompressobj().decompress(blob[_ENVELOPE.size :], _HEADER.size)
+        _, _, _, figures, lowest_ns, highest_ns, _ = _HEADER.unpack(head)
+    except (struct.error, zlib.error) as error:
         raise ValueError(f"not a HdrHistogram V2 blob: {error}") from None
+    return lowest_ns, highest_ns, figures
 
 
 def _most_bytes(compressed: int) -> int:
@@ -112,15 +176,15 @@ def _unpack(data: bytes) -> tuple[Layout, bytes, tuple[int, int] | None]:
     return layout, payload, (smallest, largest)
 
 
-def _extremes(layout: Layout, slots: Sequence[int], extremes: tuple[int, int] | None) -> tuple[int, int]:
-    if not slots:
+def _extremes(layout: Layout, ends: tuple[int, int] | None, extremes: tuple[int, int] | None) -> tuple[int, int]:
+    if ends is None:
         return 0, 0
     if extremes is None:
-        return layout.lowest_of(slots[0]), min(layout.highest_of(slots[-1]), layout.highest_ns)
+        return layout.lowest_of(ends[0]), min(layout.highest_of(ends[1]), layout.highest_ns)
     smallest, largest = extremes
     if not 0 <= smallest <= largest <= layout.highest_ns:
         raise ValueError(f"min and max must be ascending latencies, got {smallest} and {largest}")
-    if (layout.index_of(smallest), layout.index_of(largest)) != (slots[0], slots[-1]):
+    if (layout.index_of(smallest), layout.index_of(largest)) != ends:
         raise ValueError(f"min and max must be in the first and the last bucket, got {smallest} and {largest}")
     return extremes
 
@@ -144,17 +208,17 @@ def _counts(layout: Layout, payload: bytes) -> tuple[Sequence[int], Sequence[int
             counts.append(zigzag >> 1)
             index += 1
         elif zigzag and index < length:
-            raise ValueError(f"latencies above {layout.highest_ns} ns")
+            raise refused(layout, _TOO_LATE)
         else:
             index += 1
         if index > length:
-            raise ValueError(f"more than {length} counts")
+            raise refused(layout, _TOO_MANY_COUNTS)
         zigzag = shift = 0
     if shift:
-        raise ValueError("the last count is cut off")
+        raise refused(layout, _CUT_OFF)
     # Half of what a histogram can count: there is room for as many again.
     if sum(counts) > 2**62:
-        raise ValueError("more than 2**62 latencies")
+        raise refused(layout, _TOO_MANY)
     return slots, counts
 
 

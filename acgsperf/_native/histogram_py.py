@@ -14,7 +14,7 @@ from operator import add, getitem, index, setitem
 from typing import Final, NamedTuple, Self, SupportsIndex
 
 from acgsperf._native import hdr_codec
-from acgsperf._native.arguments import checked_bounds_ns, checked_interval_ns, checked_percent
+from acgsperf._native.arguments import checked_bounds_ns, checked_interval_ns, checked_latency_s, checked_percent
 from acgsperf._native.atomic import FinalType, atomic, qualified
 from acgsperf._native.hdr_layout import Layout
 from acgsperf._native.types import HistogramSnapshot
@@ -206,6 +206,14 @@ class LatencyHistogram(FinalType):
     def record(self, ns: int, /) -> None:
         """Count one latency in nanoseconds."""
         value = self._checked(ns)
+        self._count(self._layout.index_of(value), value)
+
+    def record_seconds(self, seconds: float, /) -> None:
+        """Count one latency in seconds, rounded down to whole nanoseconds."""
+        ns = checked_latency_s(seconds) * 1e9
+        if not 0 <= ns <= self.highest_ns:
+            raise ValueError(f"latency must be between 0 and {self.highest_ns / 1e9} s, got {seconds!r}")
+        value = int(ns)
         self._count(self._layout.index_of(value), value)
 
     def record_many(self, values_ns: Iterable[int], /) -> None:

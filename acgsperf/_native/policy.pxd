@@ -15,37 +15,62 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from acgsperf._native.shadows cimport (
     COUNT, LRU, SETTINGS, Shadows, acgsperf_settings, sampling_rate, share_of, shadows_new, shadows_sample,
 )
+from acgsperf._native.sizing cimport (
+    Sizing, sizing_bytes, sizing_count, sizing_free, sizing_new, sizing_reset, sizing_sample,
+)
 from acgsperf._native.table cimport Table, ring_insert, ring_oldest, ring_push, ring_touch, ring_unlink
 
 cdef enum:
     # Bits of the `meta` byte of an entry. The lowest are `COUNT`, its hits. MAIN: it is in the main queue. SAMPLED: the
-    # shadows see it. LOGS: how many of its hits were logged for them in this epoch, in steps of LOGGED. EPOCH: which.
+    # shadows see it. LOGS: how many of its hits were logged for them in this epoch, in steps of LOGGED.
     MAIN = 0x08
     SAMPLED = 0x10
     LOGGED = 0x20
     LOGS = 0x60
-    EPOCH = 0x80
-    LOG_ROOM = 32
+    LOG_ROOM = 16
     MOST_CREDIT = 512
     # Limits the time of one insertion to some ten microseconds.
     MOST_MOVES = 1024
+    # How many entries are unmarked at once.
+    LEAST_UNMARKED = 16
+    MOST_UNMARKED = 4096
+    # The same at the end of an epoch. A byte for each entry: it takes some microseconds.
+    MOST_UNMARKED_BYTES = 65536
     # A change of the size by at most one part in so many is small.
     SMALL_CHANGE = 8
-    GHOST_WAYS = 8
-    GHOST_STAMPS = 32
-    GHOST_OLDEST = 17
+    # With half as many, so many keys of a loop may have the same bucket that some of them are never remembered.
+    GHOST_WAYS = 16
+    HALF_WAYS = 8
+    # The clock of the ghosts ticks about so often for each cache size of evicted keys.
+    GHOST_TICKS = 8
+    GHOST_STAMPS = 16
+    GHOST_OLDEST = 14
     START = 1
     S3FIFO = 3
+
+
+# Evicted keys (ghosts). With tags of 11 bits, a few keys of a loop would be mistaken for others in every round.
+cdef struct Ghosts:
+    # 16 bits of the hash of each key, 0 if there is none.
+    uint16_t tags[GHOST_WAYS]
+    # The time of eviction, 4 bits: those of the first 8 keys are the low halves, those of the others the high halves.
+    uint8_t stamps[HALF_WAYS]
 
 
 cdef struct Policy:
     uint64_t seed
     Shadows *shadows
-    # 2 bytes for each evicted key: 11 bits of its hash, never all 0, and 5 bits of the time.
-    uint16_t *ghost
+    # What `sizing` has not counted of the requests and misses of the cache.
+    uint64_t earlier
+    uint64_t earlier_misses
+    # NULL if nothing is estimated for other sizes.
+    Sizing *sizing
+    Ghosts *ghost
     uint32_t ghost_buckets
     uint32_t ghost_every
     uint32_t ghost_ticks
+    # The next bucket to remove old ghosts from, before their stamps look new again.
+    uint32_t ghost_swept
     # The number of entries that fit, 0 if it is not known yet: the bound is a weight.
     uint32_t size
     # Loads: numbers of entries, or weights if the bound is a weight.
@@ -58,11 +83,16 @@ cdef struct Policy:
     uint32_t boundary
     uint32_t switches
     uint32_t sampled_up_to
+    # The next entry whose hits may be logged again in this epoch of the shadows, 0 if there are no more.
+    uint32_t unmarked
     uint16_t credit
+    uint8_t epoch
     uint8_t ghost_clock
     uint8_t ghost_life
     uint8_t setting
     uint8_t adaptive
+    # Whether to estimate what other sizes would hit.
+    uint8_t sizes
     uint8_t logged
     # Whether `since_ns` is the time of the last change of the setting.
     uint8_t timed
@@ -83,11 +113,14 @@ cdef inline uint64_t remix(uint64_t mixed) noexcept nogil:
 cdef inline void policy_use(Policy *policy, int setting) noexcept nogil:
     policy.setting = setting
     policy.share = max(1, <uint64_t> (policy.room * acgsperf_settings[setting].share))
-    policy.ghost_life = <uint8_t> (8 * acgsperf_settings[setting].ghost + 0.5)
+    cdef double life = acgsperf_settings[setting].ghost * policy.size / max(<uint32_t> 1, policy.ghost_every)
+    policy.ghost_life = <uint8_t> max(1.0, min(life, <double> GHOST_STAMPS - 1))
 
 
 cdef inline void policy_release(Policy *policy) noexcept nogil:
     """Free what depends on the size."""
+    sizing_free(policy.sizing)
+    policy.sizing = NULL
     PyMem_RawFree(policy.shadows)
     PyMem_RawFree(policy.ghost)
     policy.shadows = NULL
@@ -103,9 +136,12 @@ cdef inline void policy_resize(Policy *policy, Table *table, uint32_t size, uint
     policy.ghost_ticks = 0
     policy.credit = 0
     policy.logged = 0
+    policy.unmarked = 0
+    policy.epoch = 0
     if size:
         policy.ghost_buckets = <uint32_t> (1.6 * size / GHOST_WAYS) + 1
-        policy.ghost_every = max(1, size // 8)
+        policy.ghost_every = (size if size >= 8 * GHOST_TICKS else size + GHOST_TICKS - 1) // GHOST_TICKS
+        policy.ghost_swept = 0
         policy.sampled_up_to = <uint32_t> min(<double> 0xFFFFFFFF, 4294967296.0 / sampling_rate(size))
     policy_use(policy, policy.setting)
     policy_resample(policy, table)
@@ -128,8 +164,12 @@ cdef inline bint policy_prepare(Policy *policy, bint full) noexcept nogil:
         policy.shadows = shadows_new(max(1, <uint32_t> (policy.size / sampling_rate(policy.size))), policy.setting)
         if policy.shadows == NULL:
             return False
+    if policy.sizes and policy.shadows != NULL and policy.sizing == NULL:
+        policy.sizing = sizing_new(policy.size, policy.shadows)
+        if policy.sizing == NULL:
+            return False
     if full and policy.ghost == NULL:
-        policy.ghost = <uint16_t *> PyMem_RawCalloc(<size_t> GHOST_WAYS * policy.ghost_buckets, sizeof(uint16_t))
+        policy.ghost = <Ghosts *> PyMem_RawCalloc(policy.ghost_buckets, sizeof(Ghosts))
         return policy.ghost != NULL
     return True
 
@@ -138,33 +178,55 @@ cdef inline size_t policy_bytes(const Policy *policy) noexcept nogil:
     cdef size_t bytes = sizeof(Policy)
     if policy.shadows != NULL:
         bytes += policy.shadows.bytes
+    if policy.sizing != NULL:
+        bytes += sizing_bytes(policy.sizing)
     if policy.ghost != NULL:
-        bytes += <size_t> GHOST_WAYS * policy.ghost_buckets * sizeof(uint16_t)
+        bytes += policy.ghost_buckets * sizeof(Ghosts)
     return bytes
 
 
-cdef inline uint16_t *ghost_bucket(Policy *policy, uint64_t mixed) noexcept nogil:
-    return policy.ghost + GHOST_WAYS * <size_t> ((mixed >> 32) * policy.ghost_buckets >> 32)
+cdef inline Ghosts *ghost_bucket(Policy *policy, uint64_t mixed) noexcept nogil:
+    return policy.ghost + <size_t> ((mixed >> 32) * policy.ghost_buckets >> 32)
 
 
 cdef inline uint16_t ghost_tag(uint64_t mixed) noexcept nogil:
-    return <uint16_t> ((<uint64_t> <uint32_t> mixed * 2047 >> 32) + 1)
+    return <uint16_t> ((<uint64_t> <uint32_t> mixed * 65535 >> 32) + 1)
+
+
+cdef inline uint16_t ghost_rank(Ghosts *bucket, int place, uint16_t age) noexcept nogil:
+    """Return the age of a ghost and its place as one number. Forget the ghost if it is too old."""
+    cdef uint16_t tag = 0 if age > GHOST_OLDEST else bucket.tags[place]
+    bucket.tags[place] = tag
+    age = GHOST_STAMPS if tag == 0 else age
+    return age << 4 | <uint16_t> (GHOST_WAYS - 1 - place)
+
+
+cdef inline int ghost_place(Ghosts *bucket, uint16_t clock) noexcept nogil:
+    """Forget the ghosts that are too old; return an empty place, else that of the oldest."""
+    cdef uint16_t rank, highest = 0
+    cdef int i
+    # No branches, so that the compiler can use vector instructions.
+    for i in range(HALF_WAYS):
+        rank = ghost_rank(bucket, i, (clock - bucket.stamps[i]) & (GHOST_STAMPS - 1))
+        highest = rank if rank > highest else highest
+        rank = ghost_rank(bucket, i + HALF_WAYS, (clock - (bucket.stamps[i] >> 4)) & (GHOST_STAMPS - 1))
+        highest = rank if rank > highest else highest
+    return GHOST_WAYS - 1 - (highest & (GHOST_WAYS - 1))
 
 
 cdef inline void ghost_add(Policy *policy, uint64_t mixed) noexcept nogil:
-    cdef uint16_t *slots = ghost_bucket(policy, mixed)
-    cdef uint16_t clock = policy.ghost_clock, slot, age, rank, highest = 0
-    cdef int i
-    # No branches, so that the compiler can use a few vector instructions. The rank is the age and the place.
-    for i in range(GHOST_WAYS):
-        slot = slots[i]
-        age = (clock - slot) & (GHOST_STAMPS - 1)
-        slot = 0 if age > GHOST_OLDEST else slot
-        age = GHOST_STAMPS if slot == 0 else age
-        slots[i] = slot
-        rank = age << 3 | <uint16_t> (GHOST_WAYS - 1 - i)
-        highest = rank if rank > highest else highest
-    slots[GHOST_WAYS - 1 - (highest & (GHOST_WAYS - 1))] = ghost_tag(mixed) << 5 | policy.ghost_clock
+    cdef Ghosts *bucket = ghost_bucket(policy, mixed)
+    cdef int place
+    ghost_place(policy.ghost + policy.ghost_swept, policy.ghost_clock)
+    policy.ghost_swept += 1
+    if policy.ghost_swept == policy.ghost_buckets:
+        policy.ghost_swept = 0
+    place = ghost_place(bucket, policy.ghost_clock)
+    bucket.tags[place] = ghost_tag(mixed)
+    if place < HALF_WAYS:
+        bucket.stamps[place] = (bucket.stamps[place] & 0xF0) | policy.ghost_clock
+    else:
+        bucket.stamps[place - HALF_WAYS] = (bucket.stamps[place - HALF_WAYS] & 0x0F) | policy.ghost_clock << 4
     policy.ghost_ticks += 1
     if policy.ghost_ticks >= policy.ghost_every:
         policy.ghost_ticks = 0
@@ -173,26 +235,34 @@ cdef inline void ghost_add(Policy *policy, uint64_t mixed) noexcept nogil:
 
 cdef inline bint ghost_take(Policy *policy, uint64_t mixed) noexcept nogil:
     """Forget a key; return whether it was remembered and not too old."""
-    cdef uint16_t *slots
+    cdef Ghosts *bucket
     cdef uint16_t tag, found = 0
+    cdef uint8_t stamp
     cdef int i
     if policy.ghost == NULL:
         return False
-    slots = ghost_bucket(policy, mixed)
-    tag = ghost_tag(mixed) << 5
+    bucket = ghost_bucket(policy, mixed)
+    tag = ghost_tag(mixed)
     for i in range(GHOST_WAYS):
-        found |= (slots[i] & 0xFFE0) == tag
+        found |= bucket.tags[i] == tag
     if found == 0:
         return False
     for i in range(GHOST_WAYS):
-        if slots[i] & 0xFFE0 == tag and (policy.ghost_clock - slots[i]) & (GHOST_STAMPS - 1) < policy.ghost_life:
-            slots[i] = 0
-            return True
+        if bucket.tags[i] == tag:
+            stamp = bucket.stamps[i] if i < HALF_WAYS else bucket.stamps[i - HALF_WAYS] >> 4
+            if (policy.ghost_clock - stamp) & (GHOST_STAMPS - 1) < policy.ghost_life:
+                bucket.tags[i] = 0
+                return True
     return False
 
 
-cdef inline void policy_sample(Policy *policy, uint64_t mixed) noexcept nogil:
-    if shadows_sample(policy.shadows, mixed):
+cdef inline void policy_sample(Policy *policy, uint64_t mixed, bint missed) noexcept nogil:
+    cdef bint changed
+    if policy.sizing == NULL:
+        changed = shadows_sample(policy.shadows, remix(mixed))
+    else:
+        changed = sizing_sample(policy.sizing, mixed, remix(mixed), missed)
+    if changed:
         policy_use(policy, policy.shadows.setting)
         policy.switches += 1
         # The next insertion reads the clock.
@@ -203,24 +273,57 @@ cdef inline void policy_flush(Policy *policy) noexcept nogil:
     """Let the shadows see the logged hits."""
     cdef int i
     for i in range(policy.logged):
-        policy_sample(policy, remix(policy.log[i]))
+        policy_sample(policy, policy.log[i], False)
     policy.logged = 0
 
 
-cdef inline void policy_log(Policy *policy, uint8_t *meta, Py_hash_t hash) noexcept nogil:
+cdef inline void unmark(Table *table, uint32_t first, uint32_t last) noexcept nogil:
+    """Let the hits of the entries from `first` to before `last` be logged again."""
+    cdef uint32_t number
+    for number in range(first, last):
+        table.meta[number] &= <uint8_t> ~LOGS
+
+
+cdef inline void policy_check_epoch(Policy *policy, Table *table) noexcept nogil:
+    """Let the hits of all entries be logged again if an epoch of the shadows has begun."""
+    cdef uint32_t last
+    if policy.epoch != policy.shadows.epoch:
+        policy.epoch = policy.shadows.epoch
+        policy.unmarked = 1
+    if policy.unmarked:
+        last = min(table.capacity + 1, policy.unmarked + MOST_UNMARKED_BYTES)
+        unmark(table, policy.unmarked, last)
+        policy.unmarked = last if last <= table.capacity else 0
+
+
+cdef inline void policy_log(Policy *policy, Table *table, uint8_t *meta, Py_hash_t hash) noexcept nogil:
     """Log a hit for the shadows, unless enough hits of this entry were logged in this epoch."""
     if policy.shadows == NULL:
         return
-    if (meta[0] >> 7) != policy.shadows.epoch:
-        meta[0] = (meta[0] ^ EPOCH) & ~LOGS
-    if meta[0] & LOGS == LOGS or policy.credit == 0:
+    if policy.sizing != NULL:
+        sizing_count(policy.sizing)
+    if policy.sizing == NULL or not policy.sizing.logs:
+        policy_check_epoch(policy, table)
+        if meta[0] & LOGS == LOGS or policy.credit == 0:
+            return
+        policy.credit -= 1
+    elif meta[0] & LOGS == LOGS:
         return
     meta[0] += LOGGED
-    policy.credit -= 1
     policy.log[policy.logged] = mix(policy, hash)
     policy.logged += 1
     if policy.logged == LOG_ROOM:
         policy_flush(policy)
+
+
+cdef inline void policy_unmark(Policy *policy, Table *table) noexcept nogil:
+    """Let the hits of some entries be logged again, which were logged often enough."""
+    cdef Sizing *sizing = policy.sizing
+    cdef uint32_t first = sizing.unmarked
+    cdef uint32_t last = <uint32_t> min(<double> table.capacity, first + min(sizing.due, <double> MOST_UNMARKED))
+    unmark(table, first + 1, last + 1)
+    sizing.due = min(sizing.due - (last - first), <double> table.capacity)
+    sizing.unmarked = last if last < table.capacity else 0
 
 
 cdef inline uint64_t load_of(const Table *table, uint32_t number) noexcept nogil:
@@ -249,7 +352,9 @@ cdef inline void policy_hit(Policy *policy, Table *table, uint32_t number) noexc
     if policy.setting == LRU:
         policy_refresh(policy, table, number)
     if meta[0] & SAMPLED:
-        policy_log(policy, meta, table.slots[number].hash)
+        policy_log(policy, table, meta, table.slots[number].hash)
+        if policy.sizing != NULL and policy.sizing.due >= LEAST_UNMARKED:
+            policy_unmark(policy, table)
 
 
 cdef inline uint8_t policy_miss(Policy *policy, Py_hash_t hash) noexcept nogil:
@@ -262,9 +367,9 @@ cdef inline uint8_t policy_miss(Policy *policy, Py_hash_t hash) noexcept nogil:
         if policy.logged:
             policy_flush(policy)
         if mixed >> 32 <= policy.sampled_up_to:
-            meta = SAMPLED | policy.shadows.epoch << 7
+            meta = SAMPLED
             policy.shadows.missed += 1
-            policy_sample(policy, remixed)
+            policy_sample(policy, mixed, True)
     if policy.setting != LRU and ghost_take(policy, remixed):
         meta |= MAIN
     return meta
@@ -332,6 +437,8 @@ cdef inline void policy_insert(Policy *policy, Table *table, uint32_t number, ui
     else:
         meta &= ~MAIN
     table.meta[number] = meta
+    if policy.sizing != NULL and policy.sizing.due >= LEAST_UNMARKED:
+        policy_unmark(policy, table)
     if meta & MAIN:
         ring_insert(table, number, policy.boundary)
         policy.main_load += load_of(table, number)
@@ -409,6 +516,9 @@ cdef inline void policy_reset_counters(Policy *policy) noexcept nogil:
     """Set the counters of `stats` to zero."""
     cdef int i
     policy.switches = 0
+    policy.earlier = policy.earlier_misses = 0
+    if policy.sizing != NULL:
+        sizing_reset(policy.sizing)
     if policy.shadows != NULL:
         policy.shadows.samples = policy.shadows.missed = 0
         for i in range(SETTINGS):

@@ -12,60 +12,80 @@ from typing import Any, Final
 
 from acgsperf._native.fifo_py import COUNT, LRU, SETTINGS, sampling_rate, share_of
 from acgsperf._native.shadows_py import MASK, MULTIPLIER, SECOND_MULTIPLIER, Shadows
+from acgsperf._native.sizing_py import Sizing
 
 MAIN: Final = 0x08
 SAMPLED: Final = 0x10
 LOGGED: Final = 0x20
 LOGS: Final = 0x60
-EPOCH: Final = 0x80
-LOG_ROOM: Final = 32
+LOG_ROOM: Final = 16
 MOST_CREDIT: Final = 512
 # Limits the time of one insertion in the compiled twin to some ten microseconds.
 MOST_MOVES: Final = 1024
 # A change of the size by at most one part in so many is small.
 SMALL_CHANGE: Final = 8
-GHOST_WAYS: Final = 8
-GHOST_STAMPS: Final = 32
-GHOST_OLDEST: Final = 17
+# With half as many, so many keys of a loop may have the same bucket that some of them are never remembered.
+GHOST_WAYS: Final = 16
+# The clock of the ghosts ticks about so often for each cache size of evicted keys.
+GHOST_TICKS: Final = 8
+GHOST_STAMPS: Final = 16
+GHOST_OLDEST: Final = 14
 
 
 class Ghost:
-    """Remembers evicted keys, 2 bytes each: 11 bits of the hash, and 5 bits of the time."""
+    """Remembers evicted keys: 16 bits of the hash, and 4 bits of the time.
 
-    __slots__ = ("buckets", "clock", "every", "slots", "ticks")
+    With 11 bits of the hash, a few keys of a loop would be mistaken for others in every round.
+    """
+
+    __slots__ = ("buckets", "clock", "every", "stamps", "swept", "tags", "ticks")
 
     def __init__(self, size: int) -> None:
         self.buckets = int(1.6 * size / GHOST_WAYS) + 1
-        self.slots: array[int] | None = None
-        self.every = max(1, size // 8)
+        self.tags: array[int] | None = None
+        self.stamps = bytearray()
+        self.every = (size if size >= 8 * GHOST_TICKS else size + GHOST_TICKS - 1) // GHOST_TICKS
+        # The next bucket to remove old ghosts from, before their stamps look new again.
+        self.swept = 0
         self.clock = 0
         self.ticks = 0
 
     def first(self, mixed: int) -> int:
-        """Return the first slot of a key's bucket."""
+        """Return the first place of a key's bucket."""
         return GHOST_WAYS * ((mixed >> 32) * self.buckets >> 32)
 
     @staticmethod
     def tag(mixed: int) -> int:
-        """Return 11 bits of a hash, never 0."""
-        return ((mixed & 0xFFFFFFFF) * 2047 >> 32) + 1
+        """Return 16 bits of a hash, never 0."""
+        return ((mixed & 0xFFFFFFFF) * 0xFFFF >> 32) + 1
 
-    def add(self, mixed: int) -> None:
-        """Remember a key."""
-        if self.slots is None:
-            self.slots = array("H", bytes(2 * GHOST_WAYS * self.buckets))
-        first = self.first(mixed)
+    def age(self, place: int) -> int:
+        """Return how many ticks ago the key at a place was evicted."""
+        return (self.clock - self.stamps[place]) % GHOST_STAMPS
+
+    def place(self, first: int, tags: "array[int]") -> int:
+        """Forget the ghosts of a bucket that are too old; return an empty place, else that of the oldest."""
         chosen, oldest = -1, -1
         for place in range(first, first + GHOST_WAYS):
-            slot = self.slots[place]
-            age = (self.clock - slot) % GHOST_STAMPS
-            if slot and age > GHOST_OLDEST:
-                self.slots[place] = slot = 0
-            if not slot:
+            age = self.age(place)
+            if age > GHOST_OLDEST:
+                tags[place] = 0
+            if not tags[place]:
                 age = GHOST_STAMPS
             if age > oldest:
                 chosen, oldest = place, age
-        self.slots[chosen] = self.tag(mixed) << 5 | self.clock
+        return chosen
+
+    def add(self, mixed: int) -> None:
+        """Remember a key."""
+        if self.tags is None:
+            self.tags = array("H", bytes(2 * GHOST_WAYS * self.buckets))
+            self.stamps = bytearray(GHOST_WAYS * self.buckets)
+        self.place(GHOST_WAYS * self.swept, self.tags)
+        self.swept = (self.swept + 1) % self.buckets
+        chosen = self.place(self.first(mixed), self.tags)
+        self.tags[chosen] = self.tag(mixed)
+        self.stamps[chosen] = self.clock
         self.ticks += 1
         if self.ticks >= self.every:
             self.ticks = 0
@@ -73,14 +93,13 @@ class Ghost:
 
     def take(self, mixed: int, life: int) -> bool:
         """Forget a key; return whether it was remembered and not too old."""
-        if self.slots is None:
+        if self.tags is None:
             return False
         tag = self.tag(mixed)
         first = self.first(mixed)
         for place in range(first, first + GHOST_WAYS):
-            slot = self.slots[place]
-            if slot >> 5 == tag and (self.clock - slot) % GHOST_STAMPS < life:
-                self.slots[place] = 0
+            if self.tags[place] == tag and self.age(place) < life:
+                self.tags[place] = 0
                 return True
         return False
 
@@ -98,6 +117,8 @@ class Policy:
     __slots__ = (
         "adaptive",
         "credit",
+        "earlier",
+        "epoch",
         "ghost",
         "life",
         "loads",
@@ -112,14 +133,19 @@ class Policy:
         "shadows",
         "share",
         "size",
+        "sizes",
+        "sizing",
         "small",
         "small_load",
         "switches",
         "timed",
+        "unmarking",
     )
 
-    def __init__(self, setting: int, adaptive: bool, seed: int) -> None:
+    def __init__(self, setting: int, adaptive: bool, seed: int, sizes: bool) -> None:
         self.adaptive = adaptive
+        # Whether to estimate what other sizes would hit.
+        self.sizes = sizes
         self.setting = setting
         self.seed = seed
         self.switches = 0
@@ -135,12 +161,15 @@ class Policy:
         self.size = 0
         self.resize(0, 1)
 
-    def resize(self, size: int, room: int) -> None:
+    def resize(self, size: int, room: int, earlier: tuple[int, int] = (0, 0)) -> None:
         """Restart with another number of entries and another load; the setting and the queues stay.
 
         If the number of entries changes only a little, the policy keeps what it has learned.
 
-        The size is 0 while it is not known how many entries fit.
+        Args:
+            size: the number of entries; 0 while it is not known how many fit.
+            room: the largest load.
+            earlier: the requests and misses of the cache so far.
         """
         if size and self.size and abs(size - self.size) <= self.size // SMALL_CHANGE:
             # Keep what was learned.
@@ -149,16 +178,25 @@ class Policy:
             return
         self.size = size
         self.room = room
+        # What `sizing` has not counted of the requests and misses of the cache.
+        self.earlier = earlier
         self.credit = 0
+        # That of the shadows when the hits of all entries could be logged again.
+        self.epoch = 0
         self.log: list[int] = []
         self.ghost = Ghost(size) if size else None
         self.shadows: Shadows | None = None
+        self.sizing: Sizing | None = None
+        # The tokens whose hits may soon be logged again.
+        self.unmarking: list[Hashable] = []
         self.sampled_up_to = 0
         if size:
             rate = sampling_rate(size)
             self.sampled_up_to = int(2**32 / rate)
             if self.adaptive:
                 self.shadows = Shadows(max(1, int(size / rate)), self.setting)
+                if self.sizes:
+                    self.sizing = Sizing(size, self.shadows)
         self.use(self.setting)
         for queue in (self.main, self.small):
             for token, key_hash in queue.items():
@@ -170,7 +208,8 @@ class Policy:
         """Continue with a setting."""
         self.setting = setting
         self.share = share_of(self.room, SETTINGS[setting].share)
-        self.life = int(8 * SETTINGS[setting].ghost + 0.5)
+        life = SETTINGS[setting].ghost * self.size / self.ghost.every if self.ghost else 0
+        self.life = int(max(1, min(life, GHOST_STAMPS - 1)))
 
     def clear(self) -> None:
         """Remove every entry, and keep what was learned."""
@@ -207,28 +246,50 @@ class Policy:
         self.meta[token] = meta
         if meta & SAMPLED and self.shadows is not None:
             self.log_hit(self.shadows, token, meta, key_hash)
+            self.unmark()
 
     def log_hit(self, shadows: Shadows, token: Hashable, meta: int, key_hash: int) -> None:
         """Log a hit for the shadows, unless enough hits of this entry were logged in this epoch."""
-        if meta & EPOCH != shadows.epoch * EPOCH:
-            self.meta[token] = meta = (meta ^ EPOCH) & ~LOGS
-        if meta & LOGS == LOGS or not self.credit:
+        sizing = self.sizing
+        if sizing is not None:
+            sizing.count()
+        if sizing is None or not sizing.logs:
+            if self.epoch != shadows.epoch:
+                self.epoch = shadows.epoch
+                self.meta = {key: byte & ~LOGS for key, byte in self.meta.items()}
+                meta &= ~LOGS
+            if meta & LOGS == LOGS or not self.credit:
+                return
+            self.credit -= 1
+        elif meta & LOGS == LOGS:
             return
         self.meta[token] = meta + LOGGED
-        self.credit -= 1
         self.log.append(self.mix(key_hash))
         if len(self.log) == LOG_ROOM:
             self.flush(shadows)
+
+    def unmark(self) -> None:
+        """Let the hits of some entries be logged again, which were logged often enough."""
+        while self.sizing is not None and self.sizing.due >= 1:
+            if not self.unmarking:
+                self.unmarking = [*self.meta]
+                if not self.unmarking:
+                    return
+            token = self.unmarking.pop()
+            if token in self.meta:
+                self.meta[token] &= ~LOGS
+            self.sizing.due -= 1
 
     def flush(self, shadows: Shadows) -> None:
         """Let the shadows see the logged hits."""
         log, self.log = self.log, []
         for mixed in log:
-            self.sample(shadows, self.remix(mixed))
+            self.sample(shadows, mixed, False)
 
-    def sample(self, shadows: Shadows, remixed: int) -> None:
+    def sample(self, shadows: Shadows, mixed: int, missed: bool) -> None:
         """Let the shadows see an access to a sampled key, and continue with the setting that they choose."""
-        if shadows.sample(remixed):
+        remixed = self.remix(mixed)
+        if shadows.sample(remixed) if self.sizing is None else self.sizing.sample(mixed, remixed, missed):
             self.use(shadows.setting)
             self.switches += 1
             self.timed = False
@@ -244,9 +305,9 @@ class Policy:
             if self.log:
                 self.flush(shadows)
             if mixed >> 32 <= self.sampled_up_to:
-                meta = SAMPLED | shadows.epoch * EPOCH
+                meta = SAMPLED
                 shadows.missed += 1
-                self.sample(shadows, remixed)
+                self.sample(shadows, mixed, True)
         if self.setting != LRU and self.ghost is not None and self.ghost.take(remixed, self.life):
             meta |= MAIN
         return meta
@@ -370,11 +431,14 @@ class Policy:
     def reset_counters(self) -> None:
         """Set the counters of `stats` to zero."""
         self.switches = 0
+        self.earlier = (0, 0)
+        if self.sizing is not None:
+            self.sizing.reset()
         if self.shadows is not None:
             self.shadows.reset_counters()
 
     def __sizeof__(self) -> int:
         own = object.__sizeof__(self) + sum(map(getsizeof, (self.small, self.main, self.meta, self.loads)))
-        if self.ghost is not None and self.ghost.slots is not None:
-            own += getsizeof(self.ghost.slots)
-        return own if self.shadows is None else own + getsizeof(self.shadows)
+        if self.ghost is not None and self.ghost.tags is not None:
+            own += getsizeof(self.ghost.tags) + getsizeof(self.ghost.stamps)
+        return own + sum(getsizeof(part) for part in (self.shadows, self.sizing) if part is not None)

@@ -68,11 +68,12 @@ class PredictionStats:
 
     Attributes:
         issued: the keys that were fetched because they were predicted.
-        used: the values that were requested after they had arrived.
-        wasted: the fetches that brought nothing, or a value that was not requested in time.
+        used: the values that answered a request.
+        wasted: the fetches that brought nothing, or a value that was not requested in time or could not be used.
         late: the keys that were requested before their value had arrived.
         held: the values that wait to be requested, or to arrive.
         classes: the classes of predictions of which at least one is known to be right or wrong.
+        loaded: the predicted keys that no tier had, and that a loader was called for.
     """
 
     issued: int
@@ -81,6 +82,7 @@ class PredictionStats:
     late: int
     held: int
     classes: tuple[PredictionClass, ...]
+    loaded: int = 0
 
     @property
     def active_classes(self) -> int:
@@ -139,9 +141,13 @@ def checked_buffer(size: object) -> int:
     return _checked("size", size, 1, 2**24)
 
 
+# How many requests ahead may be predicted.
+MOST_DEPTH: Final = 8
+
+
 def checked_depth(depth: object) -> int:
     """Return how many requests to predict ahead."""
-    return _checked("depth", depth, 1, 8)
+    return _checked("depth", depth, 1, MOST_DEPTH)
 
 
 def checked_table_size(table_size: object) -> int:

@@ -45,6 +45,7 @@ cdef uint32_t LONGEST_STEP = predicting.LONGEST_STEP
 cdef int LEAST_RESOLVED = predicting.LEAST_RESOLVED
 cdef int MOST_RESOLVED = predicting.MOST_RESOLVED
 cdef uint32_t RETRY = predicting.RETRY
+cdef uint32_t MOST_DEPTH = predicting.MOST_DEPTH
 cdef double ON = predicting.ON
 cdef double OFF = predicting.OFF
 cdef double DEEPER = predicting.DEEPER
@@ -268,15 +269,17 @@ cdef class Predictor:
 
     Args:
         size: the most values to hold.
-        depth: how many requests to predict ahead, 1 to 8.
+        depth: how many requests to predict ahead, 1 to 8. If most values arrive late that the first use of a predicted
+            value fetches, a miss predicts twice as many instead, at most 8.
         table_size: the contexts to remember in each of two tables, at least 64. Each takes 16 bytes, besides its key.
 
     Attributes:
+        depth: how many requests to predict ahead. May be changed at any time.
         reserved: by how many entries the cache should be smaller now, because this object holds values: 0 to `size`.
     """
 
-    cdef readonly uint32_t size, depth, table_size, reserved
-    cdef uint32_t reach
+    cdef readonly uint32_t size, table_size, reserved
+    cdef uint32_t _depth, reach, longer_reach
     cdef uint64_t issued, used, wasted, late
     cdef _Table pairs, singles
     cdef Buffer real, virtual
@@ -297,9 +300,7 @@ cdef class Predictor:
 
     def __cinit__(self, size, /, *, depth=2, table_size=65_536):
         self.size = checked_buffer(size)
-        self.depth = checked_depth(depth)
-        # The values of a longer chain would not fit.
-        self.reach = min(self.depth, max(1, self.size // 2))
+        self.depth = depth
         self.table_size = checked_table_size(table_size)
         self.pairs = _Table(self.table_size)
         self.singles = _Table(self.table_size)
@@ -307,6 +308,17 @@ cdef class Predictor:
         self.values_of = [None] * (self.size + 1)
         if not buffer_init(&self.real, self.size) or not buffer_init(&self.virtual, self.size):
             raise MemoryError
+
+    @property
+    def depth(self):
+        return self._depth
+
+    @depth.setter
+    def depth(self, depth):
+        self._depth = checked_depth(depth)
+        # The values of a longer chain would not fit.
+        self.longer_reach = min(min(2 * self._depth, MOST_DEPTH), max(1, self.size // 2))
+        self.reach = min(self._depth, self.longer_reach)
 
     def __dealloc__(self):
         PyMem_RawFree(self.real.items)
@@ -404,6 +416,18 @@ cdef class Predictor:
         cdef uint32_t number = self.number_of(key)
         if number and self.real.items[number].state == FETCHING:
             self.waste(number)
+
+    @cython.critical_section
+    def refuse(self, str key not None, /):
+        """Count the value of a key that is requested now as useless, because the request cannot use it."""
+        cdef uint32_t number = self.number_of(key)
+        if number and self.real.items[number].state == FETCHED:
+            # The prediction was right.
+            self.resolve(self.real.items[number].classes, True)
+            self.time(self.real.items[number].timing, True)
+            self.wasted += 1
+            self.window_wasted += 1
+            self.remove(number)
 
     @cython.critical_section
     def peek(self, str key not None, default=None, /):
@@ -573,7 +597,9 @@ cdef class Predictor:
         cdef str following, other
         cdef int depth, band, kind
         cdef uint8_t timing
-        for depth in range(1, self.reach + 1):
+        # A hit cannot fetch the next value in time, so the miss before it fetches more.
+        cdef uint32_t reach = self.longer_reach if self.too_slow[BANDS] and not first_use else self.reach
+        for depth in range(1, reach + 1):
             band = band_of(depth)
             timing = BANDS * first_use + band
             pair = self.pairs.find(mix_two(before, last)) if self.events > 1 else NULL

@@ -12,6 +12,7 @@ from acgsperf._native.predicting import (
     LEAST_RESOLVED,
     LIVES,
     LONGEST_STEP,
+    MOST_DEPTH,
     MOST_RESOLVED,
     OFF,
     ON,
@@ -146,9 +147,7 @@ class Predictor:
 
     def __init__(self, size: int, /, *, depth: int = 2, table_size: int = 65_536) -> None:
         self.size: Final = checked_buffer(size)
-        self.depth: Final = checked_depth(depth)
-        # The values of a longer chain would not fit.
-        self._reach = min(self.depth, max(1, self.size // 2))
+        self.depth = depth
         self.table_size: Final = checked_table_size(table_size)
         self.reserved = 0
         self._pairs = _Table(self.table_size)
@@ -166,6 +165,17 @@ class Predictor:
         self._too_slow = [False] * 2 * len(BANDS)
         self._since_retry = 0
         self._requests = self._window_start = self._window_wasted = 0
+
+    @property
+    def depth(self) -> int:
+        return self._depth
+
+    @depth.setter
+    def depth(self, depth: int) -> None:
+        self._depth = checked_depth(depth)
+        # The values of a longer chain would not fit.
+        self._longer_reach = min(2 * self._depth, MOST_DEPTH, max(1, self.size // 2))
+        self._reach = min(self._depth, self._longer_reach)
 
     def __len__(self) -> int:
         return len(self._real)
@@ -226,6 +236,17 @@ class Predictor:
         item = self._item(key)
         if item is not None and item.value is _FETCHING:
             self._waste(_hash(key))
+
+    def refuse(self, key: str, /) -> None:
+        """Count the value of a key that is requested now as useless, because the request cannot use it."""
+        item = self._item(key)
+        if item is not None and item.value is not _FETCHING:
+            # The prediction was right.
+            self._resolve(item.classes, True)
+            self._time(item.timing, True)
+            self._wasted += 1
+            self._window_wasted += 1
+            del self._real[_hash(key)]
 
     def peek(self, key: str, default: Any = None, /) -> Any:
         """Return the value that is held for a key, or `default`; count nothing."""
@@ -357,7 +378,9 @@ class Predictor:
 
     def _predict(self, key: str, held: Container[str], first_use: bool, wanted: list[str]) -> None:
         before, last = self._before, self._last
-        for depth in range(1, self._reach + 1):
+        # A hit cannot fetch the next value in time, so the miss before it fetches more.
+        reach = self._longer_reach if self._too_slow[len(BANDS)] and not first_use else self._reach
+        for depth in range(1, reach + 1):
             band = _band_of(depth)
             timing = len(BANDS) * first_use + band
             pair = self._pairs.find(_mix_two(before, last)) if self._events > 1 else None

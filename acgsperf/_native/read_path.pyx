@@ -151,6 +151,7 @@ cdef class ReadQueue:
         if self.breaker.state is not self.closed or key in self.pending:
             return None
         future = PyObject_Call(self.new_future, NOTHING, self.options)
+        self.drop_orphan()
         self.keys.append(key)
         self.futures.append(future)
         if not self.scheduled:
@@ -159,12 +160,20 @@ cdef class ReadQueue:
 
     def take(self, Py_ssize_t most, /):
         """Remove the oldest keys, at most `most`. Return them and their futures."""
+        self.drop_orphan()
         cdef list keys = self.keys, futures = self.futures
-        if len(keys) <= most:
-            self.keys, self.futures = [], []
-            return keys, futures
-        self.keys, self.futures = keys[most:], futures[most:]
-        return keys[:most], futures[:most]
+        cdef list later_keys = keys[most:], later_futures = futures[most:]
+        cdef tuple taken = (keys, futures) if len(keys) <= most else (keys[:most], futures[:most])
+        # Nothing is changed before all memory is there.
+        self.keys, self.futures = later_keys, later_futures
+        return taken
+
+    cdef inline int drop_orphan(self) except -1:
+        """Drop a key whose future could not be added, because there was no memory. Each future must be at the place of
+        its key: otherwise it would get the value of another one."""
+        if len(self.keys) > len(self.futures):
+            self.keys.pop()
+        return 0
 
 
 def answer(list futures not None, list found not None, /):

@@ -146,6 +146,7 @@ class ReadQueue:
         if self._breaker.state is not self._closed or key in self._pending:
             return None
         future = self._new_future(loop=self._loop)
+        self._drop_orphan()
         self.keys.append(key)
         self.futures.append(future)
         if not self.scheduled:
@@ -154,9 +155,18 @@ class ReadQueue:
 
     def take(self, most: int, /) -> tuple[list[Any], list[Any]]:
         """Remove the oldest keys, at most `most`. Return them and their futures."""
+        self._drop_orphan()
         keys, futures = self.keys, self.futures
+        taken = keys[:most], futures[:most]
+        # Nothing is changed before all memory is there.
         self.keys, self.futures = keys[most:], futures[most:]
-        return keys[:most], futures[:most]
+        return taken
+
+    def _drop_orphan(self) -> None:
+        """Drop a key whose future could not be added, because there was no memory. Each future must be at the place of
+        its key: otherwise it would get the value of another one."""
+        if len(self.keys) > len(self.futures):
+            self.keys.pop()
 
 
 def answer(futures: list[Any], found: list[Any], /) -> None:

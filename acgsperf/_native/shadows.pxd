@@ -24,6 +24,8 @@ cdef enum:
     IN_MAIN = 0x40
     COUNT = 7
     STAMPS = 127
+    # The clock of a shadow cache ticks so often for each cache size of evicted keys, or a little less often.
+    TICKS = 32
     WAYS = 8
     LARGEST_SHADOW = 19000
 
@@ -81,6 +83,8 @@ cdef struct Shadows:
     uint16_t epoch_misses
     uint8_t epoch
     uint8_t setting
+    # Whether to ignore some new keys if there is no room for them.
+    uint8_t refuses
     Ring lru
     Fifo fifos[FIFOS]
     double slow_decay
@@ -89,6 +93,10 @@ cdef struct Shadows:
     float disagreements[PAIRS]
     float fast_differences[PAIRS]
     float fast_disagreements[PAIRS]
+    # By setting: how many more hits it would have had than the settings that were chosen, and in how many requests they
+    # disagreed.
+    float regrets[SETTINGS]
+    float regretted[SETTINGS]
     uint16_t patterns[64]
 
 
@@ -329,7 +337,7 @@ cdef inline int shadows_free(Shadows *shadows, uint32_t first, uint32_t second) 
                 break
     if best < 0:
         shadows.refused += 1
-        if shadows.refused & 3:
+        if shadows.refuses and shadows.refused & 3:
             return -1
         for i in range(2 * WAYS):
             node = first + i if i < WAYS else second + i - WAYS
@@ -391,7 +399,7 @@ cdef inline bint lru_access(Shadows *shadows, uint16_t node) noexcept nogil:
         shadows.epoch_misses += 1
         if shadows.epoch_misses >= max(1, shadows.size // 8):
             shadows.epoch_misses = 0
-            shadows.epoch ^= 1
+            shadows.epoch += 1
     if shadows.lru.length == shadows.lru.room or shadows.nodes[node].state[LRU] == 255:
         # Keep the last reference to each node.
         for i in range(shadows.lru.length):
@@ -405,11 +413,16 @@ cdef inline bint lru_access(Shadows *shadows, uint16_t node) noexcept nogil:
     return hit
 
 
+cdef inline int pair_of(int one, int other) noexcept nogil:
+    """Return the number of a pair of different settings."""
+    return max(one, other) * (max(one, other) - 1) // 2 + min(one, other)
+
+
 cdef inline void shadows_decay(Shadows *shadows) noexcept nogil:
     """Add the requests since the last decision to the figures of each pair, and reduce the weight of older ones."""
     cdef int wins[PAIRS]
     cdef int losses[PAIRS]
-    cdef int one, other, pair, hits, times
+    cdef int now = shadows.setting, one, other, pair, hits, times, more
     for pair in range(PAIRS):
         wins[pair] = losses[pair] = 0
     for hits in range(1, 63):
@@ -433,20 +446,27 @@ cdef inline void shadows_decay(Shadows *shadows) noexcept nogil:
         shadows.fast_differences[pair] = shadows.fast_differences[pair] * shadows.fast_decay + (wins[pair] - losses[pair])
         shadows.fast_disagreements[pair] = (
             shadows.fast_disagreements[pair] * shadows.fast_decay + (wins[pair] + losses[pair]))
+    for other in range(SETTINGS):
+        shadows.regrets[other] = shadows.regrets[other] * shadows.slow_decay
+        shadows.regretted[other] = shadows.regretted[other] * shadows.slow_decay
+        if other != now:
+            pair = pair_of(now, other)
+            more = wins[pair] - losses[pair]
+            shadows.regrets[other] += more if other > now else -more
+            shadows.regretted[other] += wins[pair] + losses[pair]
 
 
 cdef inline int shadows_better(
     const Shadows *shadows, const float *differences, const float *disagreements, double sure, double sure_lru
 ) noexcept nogil:
     """Return the best of the settings with significantly more hits than the present one, or -1."""
-    cdef int now = shadows.setting, best = -1, other, high, low, pair
+    cdef int now = shadows.setting, best = -1, other, pair
     cdef double most = 0, more, needed
     for other in range(SETTINGS):
         if other == now:
             continue
-        high, low = max(now, other), min(now, other)
-        pair = high * (high - 1) // 2 + low
-        more = differences[pair] if other == high else -differences[pair]
+        pair = pair_of(now, other)
+        more = differences[pair] if other > now else -differences[pair]
         if other == LRU:
             # Entering it is expensive: the main queue drains.
             needed = sure_lru * sqrt(disagreements[pair]) + 8 + 0.03 * shadows.size
@@ -455,6 +475,15 @@ cdef inline int shadows_better(
         if more > needed and more > most:
             best, most = other, more
     return best
+
+
+cdef inline bint shadows_regret(const Shadows *shadows) noexcept nogil:
+    """Return whether one setting alone would have had significantly more hits than the settings that were chosen."""
+    cdef int other
+    for other in range(SETTINGS):
+        if shadows.regrets[other] > 2.0 * sqrt(shadows.regretted[other]) + 4:
+            return True
+    return False
 
 
 cdef inline bint shadows_sample(Shadows *shadows, uint64_t mixed) noexcept nogil:
@@ -480,7 +509,7 @@ cdef inline bint shadows_sample(Shadows *shadows, uint64_t mixed) noexcept nogil
     shadows.since_decision = 0
     shadows_decay(shadows)
     best = shadows_better(shadows, shadows.differences, shadows.disagreements, 2.0, 2.5)
-    if best < 0:
+    if best < 0 and not shadows_regret(shadows):
         best = shadows_better(shadows, shadows.fast_differences, shadows.fast_disagreements, 4.0, 4.0)
     if best < 0:
         return False
@@ -492,7 +521,7 @@ cdef inline Shadows *shadows_new(uint32_t size, int setting) noexcept nogil:
     """Return shadow caches of `size` nodes each; NULL if there is no memory."""
     cdef uint32_t buckets = max(2, (16 * size + 39) // 40)
     cdef uint32_t nodes = WAYS * buckets
-    cdef uint32_t numbers = 2 * size + 8
+    cdef uint32_t numbers = size + size // 2 + 8
     cdef uint32_t bytes
     cdef Shadows *shadows
     cdef Fifo *fifo
@@ -509,13 +538,14 @@ cdef inline Shadows *shadows_new(uint32_t size, int setting) noexcept nogil:
     shadows.bytes = bytes
     shadows.size = size
     shadows.setting = setting
+    shadows.refuses = True
     shadows.buckets = buckets
     shadows.empty = nodes
     shadows.every = max(8, size // 4)
     shadows.slow_decay = pow(0.5, shadows.every / (64.0 * size))
     shadows.fast_decay = pow(0.5, shadows.every / (4.0 * size))
     shadows.lru.numbers = next
-    shadows.lru.room = 2 * size + 8
+    shadows.lru.room = size + size // 2 + 8
     next += shadows.lru.room
     for f in range(FIFOS):
         fifo = &shadows.fifos[f]
@@ -523,8 +553,8 @@ cdef inline Shadows *shadows_new(uint32_t size, int setting) noexcept nogil:
         fifo.threshold = acgsperf_settings[f].threshold
         fifo.cap = acgsperf_settings[f].cap
         fifo.keeps_main = acgsperf_settings[f].keeps_main
-        fifo.life = <uint8_t> (32 * acgsperf_settings[f].ghost + 0.5)
-        fifo.every = max(1, size // 32)
+        fifo.every = (size + TICKS - 1) // TICKS
+        fifo.life = <uint8_t> max(1.0, acgsperf_settings[f].ghost * size / fifo.every)
         fifo.clock = 1
         fifo.small.numbers = next
         fifo.small.room = fifo.share + 4

@@ -44,6 +44,9 @@ class Shadows:
         "misses",
         "patterns",
         "refused",
+        "refuses",
+        "regrets",
+        "regretted",
         "samples",
         "setting",
         "since_decision",
@@ -52,7 +55,7 @@ class Shadows:
         "tags",
     )
 
-    def __init__(self, size: int, setting: int) -> None:
+    def __init__(self, size: int, setting: int, *, refuses: bool = True) -> None:
         self.size = size
         self.setting = setting
         self.buckets = max(2, -(-16 * size // 40))
@@ -60,8 +63,10 @@ class Shadows:
         self.tags = array("H", bytes(2 * nodes))
         self.fifos = [Fifo(kind, size, nodes) for kind in SETTINGS[:FIFOS]]
         self.lru = bytearray(nodes)
-        self.lru_ring = Ring(2 * size + 8)
+        self.lru_ring = Ring(size + size // 2 + 8)
         self.lru_size = 0
+        # Whether to ignore some new keys if there is no room for them.
+        self.refuses = refuses
         self.refused = 0
         self.samples = 0
         # How often the cache itself missed a sampled key, and how often each shadow cache did.
@@ -79,6 +84,10 @@ class Shadows:
         self.disagreements = array("f", bytes(4 * pairs))
         self.fast_differences = array("f", bytes(4 * pairs))
         self.fast_disagreements = array("f", bytes(4 * pairs))
+        # By setting: how many more hits it would have had than the settings that were chosen, and in how many requests
+        # they disagreed.
+        self.regrets = array("f", bytes(4 * len(SETTINGS)))
+        self.regretted = array("f", bytes(4 * len(SETTINGS)))
 
     def resident(self, node: int) -> int:
         """Return in how many shadow caches a node is."""
@@ -116,7 +125,7 @@ class Shadows:
                     break
         if best < 0:
             self.refused += 1
-            if self.refused & 3:
+            if self.refuses and self.refused & 3:
                 return -1
             best = min(places, key=self.resident)
         for fifo in self.fifos:
@@ -145,7 +154,7 @@ class Shadows:
             self.epoch_misses += 1
             if self.epoch_misses >= max(1, self.size // 8):
                 self.epoch_misses = 0
-                self.epoch ^= 1
+                self.epoch += 1
         if self.lru_ring.full or self.lru[node] == 255:
             self.compact_lru()
         self.lru_ring.push(node)
@@ -199,7 +208,7 @@ class Shadows:
         """Change to a setting that is significantly better; return whether one was."""
         self.decay()
         best = self.better(self.differences, self.disagreements, 2.0, 2.5)
-        if best < 0:
+        if best < 0 and not self.regret():
             best = self.better(self.fast_differences, self.fast_disagreements, 4.0, 4.0)
         if best < 0:
             return False
@@ -208,6 +217,9 @@ class Shadows:
 
     def decay(self) -> None:
         """Add the requests since the last decision to the figures of each pair, and reduce the weight of older ones."""
+        for setting in range(len(SETTINGS)):
+            self.regrets[setting] *= self.slow_decay
+            self.regretted[setting] *= self.slow_decay
         pair = 0
         for one in range(1, len(SETTINGS)):
             for other in range(one):
@@ -222,6 +234,10 @@ class Shadows:
                 self.disagreements[pair] = self.disagreements[pair] * self.slow_decay + (wins + losses)
                 self.fast_differences[pair] = self.fast_differences[pair] * self.fast_decay + (wins - losses)
                 self.fast_disagreements[pair] = self.fast_disagreements[pair] * self.fast_decay + (wins + losses)
+                if self.setting in (one, other):
+                    setting = other if self.setting == one else one
+                    self.regrets[setting] += wins - losses if setting == one else losses - wins
+                    self.regretted[setting] += wins + losses
                 pair += 1
         self.patterns = [0] * 64
 
@@ -243,6 +259,13 @@ class Shadows:
             if more > needed and more > most:
                 best, most = other, more
         return best
+
+    def regret(self) -> bool:
+        """Return whether one setting alone would have had significantly more hits than the chosen ones."""
+        return any(
+            more > 2.0 * sqrt(disagreements) + 4
+            for more, disagreements in zip(self.regrets, self.regretted, strict=True)
+        )
 
     def reset_counters(self) -> None:
         """Set the counters of `stats` to zero."""

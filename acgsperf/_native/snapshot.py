@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Final, Protocol, TypeVar
 
-from msgspec import Meta, MsgspecError, Struct
+from msgspec import Meta, MsgspecError, Struct, ValidationError
 from msgspec.msgpack import Decoder, Encoder
 from xxhash import xxh3_128
 
@@ -37,6 +37,7 @@ _MOST_ROWS: Final = 500
 _BLOCK_BYTES: Final = 1 << 18
 
 _LRU: Final = SETTING_NAMES.index("lru")
+_SCALARS: Final = frozenset({str, int, float, bytes, bool, type(None)})
 # The bits of a row's last number that count hits.
 _HITS: Final = 7
 
@@ -133,14 +134,24 @@ class Rows:
     def decoded(self, block: bytes | memoryview) -> list[tuple[Any, ...]]:
         """Return the rows of a block."""
         rows = self._decoder.decode(block)
-        if any(type(row[0]) is list for row in rows):
+        if not _SCALARS.issuperset(type(row[0]) for row in rows):
             rows = [(_hashable(row[0]), *row[1:]) for row in rows]
         return rows
 
 
 def _hashable(key: Any) -> Any:
-    """Return a key as it was before it was encoded: a key contains no lists, so each list was a tuple."""
-    return tuple(map(_hashable, key)) if type(key) is list else key
+    """Return a key as it was before it was encoded: a key contains no lists, so each list was a tuple.
+
+    Raises:
+        ValidationError: if it cannot have been a key.
+    """
+    if type(key) is list:
+        return tuple(map(_hashable, key))
+    try:
+        hash(key)
+    except TypeError:
+        raise ValidationError(f"expected a hashable key, got {key!r:.100}") from None
+    return key
 
 
 def write(path: str | os.PathLike[str], header: Header, blocks: Iterable[bytes]) -> None:
@@ -185,8 +196,11 @@ def read(path: str | os.PathLike[str], kind: str, namespace: str) -> tuple[Heade
     content, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if xxh3_128(content).digest() != digest:
         raise SnapshotError(name, "the checksum of its content", "another one: the file is damaged")
-    blocks = _blocks(content)
-    header = Decoder(Header).decode(blocks[0])
+    try:
+        blocks = _blocks(content)
+        header = Decoder(Header).decode(blocks[0])
+    except (IndexError, struct.error, MsgspecError) as error:
+        raise SnapshotError(name, "a header and blocks", f"other data: {error}") from error
     if header.kind != kind:
         raise SnapshotError(name, f"the entries of {kind}", header.kind)
     if header.namespace != namespace:

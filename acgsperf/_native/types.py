@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Final, Literal
 
+from acgsperf._native.sizing_stats import SizingStats
+
 CONSTITUTIONAL_HASH: Final = "cdd01ef066bc6cf2"
 HASH_LENGTH: Final = 16
 MAX_ENTRIES: Final = 2**30
@@ -107,6 +109,7 @@ class CacheStats:
         maxweight: the limit of `weight`, None for no limit.
         rejections: how many values were too heavy to be stored.
         policy: the statistics of the policy, None if it is fixed. Comparisons ignore it.
+        sizing: what other sizes would hit; None without `sizing`, or if too few requests were seen.
     """
 
     hits: int
@@ -121,12 +124,18 @@ class CacheStats:
     maxweight: int | None = None
     rejections: int = 0
     policy: PolicyStats | None = field(default=None, compare=False)
+    sizing: SizingStats | None = field(default=None, compare=False)
 
     @property
     def hit_rate(self) -> float:
         """Hits / (hits + misses), between 0 and 1; 0.0 if there were none."""
         requests = self.hits + self.misses
         return self.hits / requests if requests else 0.0
+
+    @property
+    def mean_weight(self) -> float | None:
+        """The mean weight of an entry; None without a weigher or entries."""
+        return self.weight / self.size if self.weight is not None and self.size else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,22 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import settings
 
 # Where the package was built without its extensions on purpose, there is one implementation to test.
 IMPLEMENTATIONS = ["python"] if os.environ.get("ACGSPERF_NO_EXTENSIONS") == "1" else ["c", "python"]
 
 
+INSTRUMENTED = os.environ.get("ACGSPERF_INSTRUMENTED") == "1"
+if INSTRUMENTED:
+    # Sanitizers and line tracing make everything several times slower.
+    settings.register_profile("instrumented", max_examples=15, stateful_step_count=20, deadline=None)
+    settings.load_profile("instrumented")
+
 MODULES = {
     "core": {"c": "acgsperf._core", "python": "acgsperf._native.core_py"},
     "canonical": {"c": "acgsperf._native.canonical", "python": "acgsperf._native.canonical_py"},
+    "hits": {"c": "acgsperf._native.hits", "python": "acgsperf._native.hits_py"},
     "predictor": {"c": "acgsperf._native.predictor", "python": "acgsperf._native.predictor_py"},
     "read_path": {"c": "acgsperf._native.read_path", "python": "acgsperf._native.read_path_py"},
     "resp": {"c": "acgsperf._native.resp", "python": "acgsperf._native.resp_py"},
@@ -29,11 +37,12 @@ MODULES = {
 # The class of each variant of a cache, and the arguments with which the tests create it.
 CACHES = {
     "LRUCache": ("LRUCache", {}),
+    "RecordingCache": ("RecordingCache", {}),
     "AdaptiveCache:lru": ("AdaptiveCache", {"policy": "lru"}),
     "AdaptiveCache:s3fifo": ("AdaptiveCache", {"policy": "s3fifo"}),
     "AdaptiveCache": ("AdaptiveCache", {}),
 }
-IN_ORDER_OF_USE = ("LRUCache", "AdaptiveCache:lru")
+IN_ORDER_OF_USE = ("LRUCache", "RecordingCache", "AdaptiveCache:lru")
 
 
 class Caches:
@@ -64,6 +73,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         variants = IN_ORDER_OF_USE if ordered else CACHES
         names = [f"{implementation} {variant}" for implementation in IMPLEMENTATIONS for variant in variants]
         metafunc.parametrize("caches", names, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """If the compiled modules are instrumented, leave out tests of a twin alone: they would find nothing."""
+    if not INSTRUMENTED:
+        return
+    of_twins = [item for item in items if _runs_a_twin_alone(item)]
+    config.hook.pytest_deselected(items=of_twins)
+    items[:] = [item for item in items if item not in set(of_twins)]
+
+
+def _runs_a_twin_alone(item: pytest.Item) -> bool:
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return any(isinstance(value, str) and value.split(" ")[0] == "python" for value in parameters)
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +138,8 @@ def run_isolated(script: str, *arguments: str) -> None:
         environment["PYTHON_GIL"] = "0"
     path = Path(__file__).with_name("isolated") / script
     command = [sys.executable, "-W", "error", str(path), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    patience = 600 if INSTRUMENTED else 120
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=patience)
     assert (done.returncode, done.stderr) == (0, ""), f"{script} {arguments}: {done.returncode}\n{done.stderr}"
 
 

@@ -55,6 +55,33 @@ def test_it_hits_where_a_fixed_policy_does_not(core, trace, size, at_least):
     assert rate >= hit_rate(core.LRUCache(size), trace) - 0.03
 
 
+@pytest.mark.parametrize("seed", [2, 3, 5])
+def test_no_key_of_a_loop_is_always_forgotten(core, seed):
+    assert hit_rate(core.AdaptiveCache(100, policy="s3fifo", seed=seed), loop(150, 30_000)) > 0.45
+
+
+def test_the_shadows_see_each_key_of_a_loop_again_and_again(core):
+    cache = core.AdaptiveCache(300, seed=1)
+    hit_rate(cache, loop(360, 20_000))
+    rates = cache.stats().policy.hit_rates
+    assert rates["lru"] < 0.05 < rates["s3fifo"]
+
+
+def test_in_a_tiny_cache_evicted_keys_are_remembered_as_long_as_in_a_large_one(core):
+    assert hit_rate(core.AdaptiveCache(10, seed=1), loop(20, 4_000)) > 0.35
+
+
+def test_fast_changes_of_the_setting_stop_if_they_come_too_late(core):
+    """Loops, which LRU never hits, alternate with popular keys, which it hits, faster than the cache learns."""
+    chooser = random.Random(4)
+    keys = []
+    for phase in range(60):
+        popular = (10**6 * phase + i // 3 + chooser.randrange(35) for i in range(250))
+        keys += popular if phase % 2 else loop(75, 250)
+    rate = hit_rate(core.AdaptiveCache(50, seed=2), keys)
+    assert rate >= hit_rate(core.LRUCache(50), keys) - 0.015
+
+
 @pytest.mark.parametrize("policy", ["adaptive", "s3fifo"])
 def test_a_scan_does_not_evict_what_is_used_again(core, policy):
     cache = core.AdaptiveCache(1_000, policy=policy)

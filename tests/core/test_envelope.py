@@ -13,6 +13,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ids import name_of
 from msgspec import Struct, msgpack
 from msgspec.structs import replace
 
@@ -355,20 +356,20 @@ CHANGED = [
 CHANGED_KEYS = [frozenset([1]), (1, frozenset([1])), datetime.date(2024, 1, 1), UUID(int=1), Colour.RED, Pair(1, 2)]
 
 
-@pytest.mark.parametrize("value", UNCHANGED, ids=repr)
+@pytest.mark.parametrize("value", UNCHANGED, ids=name_of)
 def test_a_value_that_comes_back_as_it_was_has_no_changed_type(readers, value):
     for held in (value, [value], {"k": [1, value]}):
         assert [reader.changed_type(held) for reader in readers] == [None] * len(readers)
     assert repr(envelope.decode(envelope.pack_value(value))) == repr(value) or type(value) is msgpack.Ext
 
 
-@pytest.mark.parametrize("value", CHANGED, ids=repr)
+@pytest.mark.parametrize("value", CHANGED, ids=name_of)
 def test_the_type_that_does_not_come_back_is_found(readers, value):
     for held in (value, [value], {"k": [1, value]}, [[], {"k": {"k": value}}]):
         assert [reader.changed_type(held) for reader in readers] == [type(value)] * len(readers)
 
 
-@pytest.mark.parametrize("key", CHANGED_KEYS, ids=repr)
+@pytest.mark.parametrize("key", CHANGED_KEYS, ids=name_of)
 def test_a_key_of_a_dict_that_does_not_come_back_is_found(readers, key):
     for held in ({key: 1}, [{"a": {key: 1}}]):
         assert {reader.changed_type(held) for reader in readers} == {frozenset if type(key) is tuple else type(key)}

@@ -3,6 +3,7 @@
 import enum
 import gc
 import math
+import os
 import random
 import subprocess
 import sys
@@ -87,7 +88,11 @@ def test_another_process_gives_the_same_address(encoder, seed):
     value = {"user": {"tags": ["a", "b"], "id": 7}, "é": 1.5, 3: None}
     code = f"from {encoder.__name__} import fingerprint; print(fingerprint({value!r}))"
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env={"PYTHONHASHSEED": seed}
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONHASHSEED": seed},
     )
     assert done.stdout.strip() == encoder.fingerprint(value)
 

@@ -2,6 +2,7 @@ import base64
 import math
 import pickle
 import random
+import re
 import struct
 import sys
 import tracemalloc
@@ -324,6 +325,36 @@ def test_a_percentile_that_is_no_number_is_a_type_error(core, q):
 def test_a_percentile_is_any_real_number(core):
     histogram = recorded(core, range(101))
     assert histogram.percentile(Fraction(1, 2)) == histogram.percentile(Decimal("0.5")) == histogram.percentile(0.5)
+
+
+@given(seconds=st.floats(0, HOUR_NS / 1e9) | st.integers(0, 3_600))
+@few_examples
+def test_recording_seconds_is_recording_whole_nanoseconds(core, seconds):
+    histogram = core.LatencyHistogram()
+    histogram.record_seconds(seconds)
+    assert histogram == recorded(core, [int(seconds * 1e9)])
+    assert histogram.max == int(seconds * 1e9)
+
+
+@pytest.mark.parametrize("seconds", [-1e-9, -1, 3_600.1, 1e30, 10**400, math.nan, math.inf, -math.inf])
+def test_seconds_out_of_range_are_a_value_error_and_are_not_counted(core, seconds):
+    histogram = core.LatencyHistogram()
+    with pytest.raises(ValueError, match=re.escape(f"latency must be between 0 and 3600.0 s, got {seconds!r}")):
+        histogram.record_seconds(seconds)
+    assert histogram.count == 0
+
+
+@pytest.mark.parametrize("seconds", [None, "1", b"1", True, 1j, [1]])
+def test_seconds_that_are_no_real_number_are_a_type_error(core, seconds):
+    with pytest.raises(TypeError, match="latency must be a real number of seconds, got "):
+        core.LatencyHistogram().record_seconds(seconds)
+
+
+def test_seconds_are_any_real_number(core):
+    histogram = core.LatencyHistogram()
+    for seconds in (Fraction(1, 2), Decimal("0.5"), 0.5):
+        histogram.record_seconds(seconds)
+    assert histogram == recorded(core, [500_000_000] * 3)
 
 
 BAD_LATENCIES = [(value, ValueError) for value in (-1, HOUR_NS + 1, 2**63, 2**64, 10**400, -(2**63), -(10**400))]

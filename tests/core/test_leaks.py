@@ -21,8 +21,9 @@ def test_repeating_an_operation_does_not_take_more_and_more_memory(core, isolate
 
 
 @pytest.mark.parametrize("operation", [operation for operation in OPERATIONS if operation.startswith("cache")])
-def test_repeating_an_operation_of_an_adaptive_cache_does_not_take_more_and_more_memory(core, isolated, operation):
-    isolated("leaks.py", f"{core.__name__} AdaptiveCache", operation)
+@pytest.mark.parametrize("kind", ["AdaptiveCache", "RecordingCache"])
+def test_repeating_an_operation_of_another_cache_does_not_take_more_and_more_memory(core, isolated, kind, operation):
+    isolated("leaks.py", f"{core.__name__} {kind}", operation)
 
 
 def test_encoding_requests_does_not_take_more_and_more_memory(encoder, isolated):

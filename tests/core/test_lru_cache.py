@@ -713,4 +713,6 @@ def test_its_size_in_memory_grows_with_its_entries(caches):
 
 
 def test_an_empty_cache_takes_little_however_large_it_may_grow(caches):
-    assert sys.getsizeof(caches.create(2**30)) < 1_000
+    # The ring of a `RecordingCache` has room for 4,096 hits from the beginning.
+    ring = 8 * 4_096 if caches.kind.__name__ == "RecordingCache" else 0
+    assert sys.getsizeof(caches.create(2**30)) < 1_000 + ring

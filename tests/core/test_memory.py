@@ -83,6 +83,9 @@ def test_looking_takes_no_references(caches, clock):
     cache.setdefault(key, other)
     for listing in (cache.keys, cache.values, cache.items, lambda: list(cache)):
         listing()
+    if caches.kind is caches.core.RecordingCache:
+        # What it has recorded refers to the keys.
+        cache.take_hits()
     assert count(key, value, other) == before
 
 
@@ -276,3 +279,23 @@ def test_running_out_of_memory_is_a_memory_error_and_leaves_everything_whole(iso
 @pytest.mark.order_of_use
 def test_caches_within_caches_are_freed_however_deep(isolated, caches):
     isolated("nested.py", caches.variant)
+
+
+def test_every_operation_is_tried_without_memory_and_for_lost_references(isolated):
+    pytest.importorskip("acgsperf._core", reason="the twin leaves memory to the interpreter")
+    isolated("operations.py", "complete")
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="only CPython's allocator can be reported to fail")
+@pytest.mark.skipif(
+    bool(sysconfig.get_config_var("Py_GIL_DISABLED")), reason="without the GIL CPython does not survive it itself"
+)
+def test_every_operation_without_memory_raises_a_memory_error_and_leaves_its_object_whole(isolated):
+    pytest.importorskip("_testcapi", reason="an interpreter without its own test module")
+    pytest.importorskip("acgsperf._core", reason="the twin leaves memory to the interpreter")
+    isolated("operations.py", "failures")
+
+
+def test_no_operation_loses_references(isolated):
+    pytest.importorskip("acgsperf._core", reason="the twin leaves memory to the interpreter")
+    isolated("operations.py", "references")

@@ -186,6 +186,28 @@ def test_fetching_stops_while_values_arrive_late(client):
     assert client.first_uses - before >= 495
 
 
+@pytest.mark.parametrize(("depth", "ahead"), [(1, 2), (2, 4), (4, 8), (5, 8), (8, 8)])
+def test_a_miss_fetches_more_if_hits_cannot_fetch_in_time(make, depth, ahead):
+    """Nothing arrives between two requests but what a miss has fetched."""
+    client = make(depth=depth)
+    client.request_all(names(20_000, "once"))
+    most = 0
+    for _ in range(200):
+        for key in names(50):
+            first_use = client.predictor.peek(key) is not None
+            wanted = client.request(key, answer=False)
+            if not first_use:
+                most = max(most, len(wanted))
+                for other in wanted:
+                    client.predictor.store(other, "value")
+    assert most == ahead
+    # When values arrive in time again, it notices that.
+    client.request_all(names(50) * 60)
+    before = client.first_uses
+    assert max(len(client.request(key)) for key in names(50)) <= depth
+    assert client.first_uses - before >= 49
+
+
 def test_what_cannot_be_fetched_counts_as_useless(client):
     predictor = client.predictor
     predictor.clear()
@@ -198,6 +220,19 @@ def test_what_cannot_be_fetched_counts_as_useless(client):
     predictor.store("key 2", 1)
     predictor.fail("key 2")
     assert predictor.peek("key 2") == 1
+
+
+def test_a_value_that_its_request_cannot_use_is_useless_but_was_predicted_well(client):
+    predictor = client.predictor
+    before = predictor.stats()
+    predictor.refuse("key 0")
+    predictor.refuse("key 0")
+    predictor.refuse("unknown")
+    stats = predictor.stats()
+    assert (stats.used, stats.wasted, stats.late) == (before.used, before.wasted + 1, before.late)
+    assert predictor.keys() == ["key 1"]
+    assert [found.active for found in stats.classes] == [found.active for found in before.classes]
+    assert all(found.precision >= old.precision for found, old in zip(stats.classes, before.classes, strict=True))
 
 
 def test_a_value_that_has_changed_is_dropped_and_not_counted(client):
@@ -282,6 +317,7 @@ def test_both_implementations_do_the_same():
         both = [
             imported("predictor", name).Predictor(size, depth=depth, table_size=table_size) for name in IMPLEMENTATIONS
         ]
+        # The hashes of str are random. With other hashes, other contexts share a bucket of the table.
         sequences = [names(chooser.randrange(2, 30), f"sequence {number}") for number in range(60)]
         held = set()
         requests = 0
@@ -292,12 +328,16 @@ def test_both_implementations_do_the_same():
                 requests += chooser.randrange(1, 20)
                 taken = [predictor.take(key) for predictor in both]
                 wanted = [predictor.next(key, held, requests, taken[0] is not None) for predictor in both]
-                outcomes = [chooser.choice(["store", "store", "store", "fail", "discard", "wait"]) for _ in wanted[0]]
+                outcomes = [
+                    chooser.choice(["store", "store", "store", "fail", "refuse", "discard", "wait"]) for _ in wanted[0]
+                ]
                 for predictor in both:
                     for other, outcome in zip(wanted[0], outcomes, strict=True):
-                        if outcome == "store":
+                        if outcome in ("store", "refuse"):
                             predictor.store(other, (other,))
-                        elif outcome != "wait":
+                        if outcome == "refuse":
+                            predictor.refuse(other)
+                        elif outcome not in ("store", "wait"):
                             getattr(predictor, outcome)(other)
                 assert all(seen == taken[0] for seen in taken)
                 assert all(seen == wanted[0] for seen in wanted)
@@ -305,7 +345,8 @@ def test_both_implementations_do_the_same():
             assert len({tuple(predictor.keys()) for predictor in both}) == 1
             assert len({predictor.reserved for predictor in both}) == 1
             assert len({predictor.stats() for predictor in both}) == 1
-        assert both[0].stats().used > 20
+        # In a table of 64 contexts, few survive until they are needed: how many depends on the hashes.
+        assert both[0].stats().used > (20 if table_size > 64 else 0)
 
 
 def test_classes_have_names(client):
@@ -366,7 +407,7 @@ def test_an_error_of_the_collection_reaches_the_caller(client):
     assert client.request("key 0") == ["key 1", "key 2"]
 
 
-@pytest.mark.parametrize("method", ["take", "peek", "discard", "fail", "__contains__"])
+@pytest.mark.parametrize("method", ["take", "peek", "discard", "fail", "refuse", "__contains__"])
 @pytest.mark.parametrize("key", [7, b"key", None])
 def test_a_key_is_a_str(client, method, key):
     with pytest.raises(TypeError):
@@ -422,3 +463,16 @@ def test_what_was_learned_can_be_taken_to_another_process(predictors):
         names = found.keys[before], found.keys[last]
         assert other._successor(*names) == (found.keys[following], max(1, count))
     assert other.stats().classes == predictor.stats().classes
+
+
+def test_the_depth_may_change_while_it_predicts(make):
+    client = make(depth=1)
+    client.request_all(names(50) * 20)
+    shallow = {found.depth for found in client.predictor.stats().classes}
+    client.predictor.depth = 8
+    client.request_all(names(50) * 20)
+    deep = {found.depth for found in client.predictor.stats().classes}
+    assert (shallow, "5-8" in deep) == ({"1"}, True)
+    with pytest.raises(ValueError, match="depth must be"):
+        client.predictor.depth = 9
+    assert client.predictor.depth == 8

@@ -221,3 +221,14 @@ def test_an_error_of_the_event_loop_is_raised(module):
 
     with pytest.raises(RuntimeError, match="the loop is closed"):
         module.answer([Future()], [1])
+
+
+def test_a_key_whose_future_could_not_be_added_does_not_shift_the_others(made):
+    for use in (lambda: made.queue.begin("next"), lambda: made.queue.take(9)):
+        made.queue.begin("first")
+        # What is left if there was no memory to make the list of futures longer.
+        made.queue.keys.append("orphan")
+        use()
+        keys, futures = made.queue.take(9)
+        assert "orphan" not in keys
+        assert len(keys) == len(futures)

@@ -9,6 +9,7 @@ import time
 
 import pytest
 from conftest import IMPLEMENTATIONS, imported
+from msgspec import msgpack
 
 from acgsperf import LoadResult, SaveResult, SnapshotError, weigh_bytes
 from acgsperf._native import snapshot
@@ -323,3 +324,28 @@ def test_threads_use_the_cache_while_it_is_saved_and_loaded(caches, path):
             thread.join()
     assert len(loaded) <= 2_000
     assert all(value == f"value of {key}" for key, value in loaded.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "expected a header and blocks, got other data: list index out of range"),
+        (b"\x01\0\0\0\0\0\0\0", "expected a header and blocks, got other data: Input data was truncated"),
+        (b"short", "expected a header and blocks, got other data: unpack_from requires a buffer"),
+        (b"\x01\0\0\0\0\0\0\0\x90", "expected a header and blocks, got other data: Expected `object`, got `array`"),
+        (None, "expected values of the type None, got others: expected a hashable key, got {}"),
+    ],
+)
+def test_a_file_with_other_content_and_the_right_checksum_is_refused(caches, path, content, problem):
+    cache = caches.create(5)
+    cache.set("a", 1)
+    cache.save(path)
+    whole = path.read_bytes()[:-16]
+    if content is None:
+        row = msgpack.encode([[{}, 1, None, 0]])
+        # After the header, whose size comes first.
+        end = 18 + int.from_bytes(whole[10:18], "little")
+        content = whole[10:end] + len(row).to_bytes(8, "little") + row
+    whole = whole[:10] + content
+    path.write_bytes(whole + snapshot.xxh3_128(whole).digest())
+    assert refused(cache, path).startswith(problem)

@@ -8,9 +8,11 @@ import pytest
 
 from acgsperf import CONSTITUTIONAL_HASH
 
+CACHES = ("LRUCache", "RecordingCache", "AdaptiveCache")
 MAKE = {
     "HashValidator": lambda core: core.HashValidator(["0" * 16, "1" * 16]),
     "LRUCache": lambda core: core.LRUCache(5, 60),
+    "RecordingCache": lambda core: core.RecordingCache(5, 60),
     "AdaptiveCache": lambda core: core.AdaptiveCache(5, 60),
     "LatencyHistogram": lambda core: core.LatencyHistogram(1, 1_000, 2),
     "Timer": lambda core: core.LatencyHistogram().time(),
@@ -18,14 +20,16 @@ MAKE = {
 SIGNATURES = {
     "HashValidator": f"(expected={CONSTITUTIONAL_HASH!r}, *, on_reject=None)",
     "LRUCache": "(maxsize=None, ttl=None, *, maxweight=None, weigher=None, clock=None, on_evict=None)",
+    "RecordingCache": "(maxsize=None, ttl=None, *, maxweight=None, weigher=None, clock=None, on_evict=None)",
     "AdaptiveCache": "(maxsize=None, ttl=None, *, policy='adaptive', maxweight=None, weigher=None, "
-    "clock=None, on_evict=None, seed=None)",
+    "clock=None, on_evict=None, seed=None, sizing=False)",
     "LatencyHistogram": "(lowest_ns=1, highest_ns=3600000000000, significant_figures=3)",
     "Timer": "(histogram)",
 }
 PROPERTIES = {
     "HashValidator": ["expected"],
     "LRUCache": ["maxsize", "maxweight", "ttl", "weigher"],
+    "RecordingCache": ["maxsize", "maxweight", "ttl", "weigher"],
     "AdaptiveCache": ["maxsize", "maxweight", "ttl", "weigher"],
     "LatencyHistogram": ["lowest_ns", "highest_ns", "significant_figures", "count", "min", "max", "mean", "stddev"],
     "Timer": [],
@@ -66,7 +70,7 @@ def test_public_methods_have_the_same_signatures(twins, name):
 @pytest.mark.parametrize("name", MAKE)
 def test_calling_init_again_changes_nothing(core, name):
     thing = MAKE[name](core)
-    if name in ("LRUCache", "AdaptiveCache"):
+    if name in CACHES:
         thing.set("a", 1)
     if name == "LatencyHistogram":
         thing.record(7)
@@ -75,7 +79,7 @@ def test_calling_init_again_changes_nothing(core, name):
     thing.__init__(*{"HashValidator": [["f" * 16]], "Timer": [core.LatencyHistogram()]}.get(name, [7]))
     thing.__init__(1, 2, 3, x=4)
     assert repr(thing) == before
-    if name in ("LRUCache", "AdaptiveCache"):
+    if name in CACHES:
         assert thing.items() == [("a", 1)]
         assert thing.maxsize == 5
 
@@ -83,7 +87,7 @@ def test_calling_init_again_changes_nothing(core, name):
 @pytest.mark.parametrize("name", MAKE)
 def test_an_object_is_never_half_created(core, name):
     kind = getattr(core, name)
-    if name in ("LRUCache", "AdaptiveCache", "Timer"):
+    if name in (*CACHES, "Timer"):
         with pytest.raises(TypeError):
             kind.__new__(kind)
     else:
@@ -148,7 +152,7 @@ def test_an_object_cannot_be_pickled(core, name):
 
 
 def test_everything_but_a_timer_takes_weak_references(core):
-    for name in ("HashValidator", "LRUCache", "AdaptiveCache", "LatencyHistogram"):
+    for name in ("HashValidator", *CACHES, "LatencyHistogram"):
         thing = MAKE[name](core)
         assert weakref.ref(thing)() is thing
     with pytest.raises(TypeError, match="weak reference"):

@@ -24,4 +24,6 @@ def implementation(name):
     kind, _, policy = variant.partition(":")
     if kind in ("", "LRUCache"):
         return core
+    if kind == "RecordingCache":
+        return types.SimpleNamespace(**{**vars(core), "LRUCache": core.RecordingCache})
     return types.SimpleNamespace(**{**vars(core), "LRUCache": _Adaptive(core.AdaptiveCache, policy or "adaptive")})

@@ -71,6 +71,9 @@ def cache_use():
         cache.setdefault(Thing(), Thing())
     cache.update([(Thing(), Thing())])
     cache.update({Thing(): Thing()})
+    if core.LRUCache is getattr(core, "RecordingCache", None):
+        cache.take_hits()
+        cache.get(cache.keys()[0])
     cache.keys(), cache.values(), cache.items(), list(cache), cache.stats(), repr(cache), sys.getsizeof(cache)
     cache.popitem(), cache.pop(cache.keys()[0]), cache.__delitem__(cache.keys()[0])
     cache.resize(5)
