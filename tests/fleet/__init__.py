@@ -1,0 +1,1 @@
+"""Fleets of instances. A package, so that its modules may have the names of others' modules."""
