@@ -1,0 +1,80 @@
+"""The commands `acgsperf dashboard` and `acgsperf top`."""
+
+import socket
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from acgsperf.workbench.usage import UsageError, number, whole_number
+
+if TYPE_CHECKING:
+    from acgsperf.dashboard.page_source import PageSource
+
+__all__ = ["dashboard", "top"]
+
+_Url = Annotated[str, typer.Argument(metavar="URL", hidden=True)]
+_Namespace = Annotated[str, typer.Option(metavar="NAME", help="Prefix of the metrics' names.")]
+_Timeout = Annotated[str, typer.Option(metavar="SECONDS", help="Deadline for the whole page.")]
+_Interval = Annotated[str, typer.Option(metavar="SECONDS", help="Time between two snapshots.")]
+
+
+def dashboard(
+    url: _Url,
+    port: Annotated[str, typer.Option(metavar="N", help="Port of the dashboard; 0 for any free one.")] = "8765",
+    host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
+    namespace: _Namespace = "acgsperf",
+    timeout: _Timeout = "5",
+    interval: _Interval = "1",
+) -> None:
+    """Serve a live page with the figures of a running application.
+
+    URL is its page of metrics, for example http://localhost:8000/metrics. A page of metrics has no alerts and no hot
+    keys: for these, mount acgsperf.dashboard.Dashboard in the application.
+    """
+    number_of_port = whole_number("--port", port, 0, 65_535)
+    seconds = number("--interval", interval, 0.1, 3600)
+    source = _source(url, namespace, timeout)
+    try:
+        import uvicorn
+    except ImportError:
+        raise UsageError(
+            "uvicorn is not installed, and the command needs it: pip install 'acgsperf[dashboard]'"
+        ) from None
+    from acgsperf.dashboard.app import Dashboard
+
+    family, shown = (socket.AF_INET6, f"[{host}]") if ":" in host else (socket.AF_INET, host)
+    # Bound here, because uvicorn would print a port in use as several lines.
+    with socket.create_server((host, number_of_port), family=family) as listener:
+        typer.echo(f"Dashboard: http://{shown}:{listener.getsockname()[1]}/ (Ctrl-C ends it)")
+        config = uvicorn.Config(Dashboard(source=source, interval=seconds), log_level="warning", access_log=False)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def top(
+    url: _Url,
+    interval: _Interval = "1",
+    namespace: _Namespace = "acgsperf",
+    timeout: _Timeout = "5",
+    once: Annotated[bool, typer.Option("--once", help="Print the figures of one interval, and end.")] = False,
+) -> None:
+    """Show the figures of a running application in this terminal.
+
+    URL is its page of metrics, for example http://localhost:8000/metrics.
+
+    Keys: q quits, arrows and 1 to 5 switch the view, s sorts by the next column, r reverses the order, p pauses.
+    """
+    from rich.console import Console
+
+    try:
+        from acgsperf.dashboard.top import run_top
+    except ModuleNotFoundError as error:
+        raise UsageError(f"the command needs a system with the module {error.name}") from None
+    seconds = number("--interval", interval, 0.1, 3600)
+    run_top(_source(url, namespace, timeout), seconds, console=Console(), once=once)
+
+
+def _source(url: str, namespace: str, timeout: str) -> "PageSource":
+    from acgsperf.dashboard.page_source import PageSource
+    from acgsperf.workbench.scrape import checked_url
+
+    return PageSource(checked_url(url), namespace=namespace, timeout=number("--timeout", timeout, 0.001, 3600))

@@ -1,0 +1,407 @@
+"""The dashboard under uvicorn: the page, the stream of events, what a proxy does to the path, and the invalidation."""
+
+import asyncio
+import json
+import socket
+import time
+from urllib.parse import urljoin
+
+import httpx
+import pytest
+import uvicorn
+from serving import running
+from watched import TOKEN, Application, make_app
+
+from acgsperf import LRUCache, PerformanceService, Settings, TieredCache
+from acgsperf.asgi import PerformanceMiddleware
+from acgsperf.dashboard import Dashboard, Snapshot, SnapshotSource
+from acgsperf.dashboard.assets import assets
+from acgsperf.errors import CacheError
+
+KILOBYTE = 1000
+
+
+def client(url):
+    return httpx.Client(base_url=url, timeout=60, trust_env=False)
+
+
+def read_events(lines, count):
+    """The next events, each with its name and its data."""
+    found, name = [], ""
+    for line in lines:
+        field, _, value = line.partition(": ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            found.append((name, json.loads(value)))
+            if len(found) == count:
+                break
+    return found
+
+
+async def until(condition):
+    while not condition():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+class Stream:
+    """A viewer that is part of this event loop."""
+
+    def __init__(self, dashboard):
+        self.sent = asyncio.Queue()
+        self.left = asyncio.Event()
+        self.reads = asyncio.Event()
+        self.reads.set()
+        scope = {"type": "http", "method": "GET", "path": "/events", "root_path": "", "headers": []}
+        self.task = asyncio.create_task(dashboard(scope, self._receive, self._send))
+
+    async def _receive(self):
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message):
+        await self.reads.wait()
+        self.sent.put_nowait(message)
+
+    async def event(self):
+        """The next event, without the header of the response."""
+        while True:
+            message = await asyncio.wait_for(self.sent.get(), 30)
+            if message.get("body"):
+                (found,) = read_events(message["body"].decode().splitlines(), 1)
+                return found
+
+    async def leave(self):
+        self.left.set()
+        await asyncio.wait_for(self.task, 30)
+
+
+class Numbered(SnapshotSource):
+    """Counts its snapshots."""
+
+    def __init__(self):
+        self.taken = self.started = self.stopped = 0
+        self.problem = None
+
+    async def snapshot(self):
+        self.taken += 1
+        if self.problem is not None:
+            raise self.problem
+        from acgsperf.dashboard import Point
+
+        return Snapshot("numbered", Point(at=float(self.taken)), 1.0, 1, self.taken, ())
+
+    def start(self):
+        self.started += 1
+
+    def stop(self):
+        self.stopped += 1
+
+
+def test_the_page_and_its_files_are_small_and_have_strict_headers(served):
+    total = 0
+    with client(served.url) as http:
+        for name in ("", *assets()):
+            answer = http.get(f"/dashboard/{name}")
+            assert answer.status_code == 200
+            policy = answer.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "frame-ancestors 'none'" in policy
+            assert "unsafe" not in policy
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            total += len(answer.content) if name else 0
+        assert http.get("/dashboard/", headers={"if-none-match": answer.headers["etag"]}).status_code == 200
+        again = http.get(f"/dashboard/{name}", headers={"if-none-match": answer.headers["etag"]})
+        assert again.status_code == 304
+        assert http.get("/dashboard/nothing").status_code == 404
+        assert http.post("/dashboard/").status_code == 405
+    assert total < 150 * KILOBYTE
+
+
+@pytest.mark.parametrize("name", sorted(assets()))
+def test_the_files_name_no_address_outside_of_the_package(name):
+    text = assets()[name].body.decode()
+    if name.startswith("vendor/"):
+        # Its licence comment names its home page, which nothing asks.
+        text = text.partition("*/")[2]
+    addresses = text.replace("http://www.w3.org/2000/svg", "")
+    assert "http://" not in addresses
+    assert "https://" not in addresses
+
+
+def test_the_stream_begins_with_the_history_and_goes_on_with_snapshots(served):
+    with client(served.url) as http, http.stream("GET", "/dashboard/events") as answer:
+        assert answer.headers["content-type"] == "text/event-stream"
+        lines = answer.iter_lines()
+        names = [name for name, _ in read_events(lines, 2)]
+        served.work(2000)
+        found = [data for _, data in read_events(lines, 3)]
+    assert names == ["history", "snapshot"]
+    assert max(snapshot["point"].get("requests", 0) for snapshot in found) > 0
+    last = found[-1]
+    assert last["name"] == "shop"
+    assert last["caches"][0]["max_entries"] == 300
+    assert sum(sum(snapshot["point"].get("heat", ())) for snapshot in found) > 0
+    assert {route["name"] for route in last["routes"]} == {"/work"}
+
+
+def test_no_key_and_no_request_reaches_the_page(served):
+    with client(served.url) as http, http.stream("GET", "/dashboard/events") as answer:
+        lines = answer.iter_lines()
+        read_events(lines, 2)
+        served.work(2000)
+        deadline = time.monotonic() + 60
+        while not (data := read_events(lines, 1)[0][1])["hot_keys"]:
+            assert time.monotonic() < deadline
+            served.work(2000)
+    assert all(len(key["key"]) == 16 and int(key["key"], 16) >= 0 for key in data["hot_keys"])
+    assert TOKEN not in json.dumps(data)
+
+
+@pytest.mark.parametrize("root_path", ["", "/behind/a/proxy"])
+def test_every_address_of_the_page_is_relative_to_the_page(root_path):
+    """A proxy that adds a prefix passes it on as the root path, or removes it before the application sees it."""
+    with running(root_path) as served, client(served.url) as http:
+        answer = http.get("/dashboard")
+        assert answer.status_code == 307
+        page = urljoin(f"{served.url}/outside/dashboard", answer.headers["location"])
+        assert page == f"{served.url}/outside/dashboard/"
+        text = http.get("/dashboard/").text
+        assert 'src="main.js"' in text
+        assert 'href="/' not in text
+        assert 'src="/' not in text
+        assert http.get("/dashboard/main.js").status_code == 200
+
+
+async def test_it_can_be_mounted_by_a_framework():
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    cache = TieredCache(LRUCache(10), namespace="mounted")
+    app = Starlette(routes=[Mount("/ops/live", Dashboard(cache=cache))])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        assert "acgsperf" in (await http.get("/ops/live/")).text
+        assert (await http.get("/ops/live/style.css")).headers["content-type"] == "text/css; charset=utf-8"
+        assert (await http.get("/ops/live/about")).json() == {"caches": [], "can_invalidate": False}
+
+
+async def test_it_shows_caches_without_a_service():
+    cache = TieredCache(LRUCache(10), namespace="alone")
+    async with cache:
+        stream = Stream(Dashboard(cache=cache, interval=0.02))
+        assert (await stream.event())[0] == "history"
+        await cache.set("a", 1)
+        await cache.get("a")
+        name, data = await stream.event()
+        await stream.leave()
+    assert name == "snapshot"
+    assert data["caches"][0]["name"] == "alone"
+    assert data["alerts"] is None
+
+
+async def test_one_task_takes_the_snapshots_for_all_viewers_and_ends_with_the_last():
+    source = Numbered()
+    dashboard = Dashboard(source=source, interval=0.02)
+    assert source.taken == 0
+    first, second = Stream(dashboard), Stream(dashboard)
+    seen = [[(await viewer.event())[0] for _ in range(4)] for viewer in (first, second)]
+    assert seen == [["history", "snapshot", "snapshot", "snapshot"]] * 2
+    assert (source.started, source.stopped, dashboard.viewers) == (1, 0, 2)
+    await first.leave()
+    assert source.stopped == 0
+    await second.leave()
+    assert (source.started, source.stopped, dashboard.viewers) == (1, 1, 0)
+    assert {task.get_name() for task in asyncio.all_tasks()} == {asyncio.current_task().get_name()}
+    taken, third = source.taken, Stream(dashboard)
+    name, data = await third.event()
+    assert (name, len(data)) == ("history", taken)
+    await third.leave()
+
+
+async def test_a_slow_viewer_gets_the_latest_snapshot_only():
+    source = Numbered()
+    dashboard = Dashboard(source=source, interval=0.01)
+    slow, quick = Stream(dashboard), Stream(dashboard)
+    assert (await slow.event())[0] == "history"
+    slow.reads.clear()
+    # One more is being sent when it stops reading.
+    for _ in range(slow.sent.qsize()):
+        slow.sent.get_nowait()
+    while source.taken < 20:
+        await quick.event()
+    slow.reads.set()
+    numbers = [(await slow.event())[1]["requests"] for _ in range(2)]
+    assert numbers[1] >= 20
+    await slow.leave()
+    await quick.leave()
+
+
+async def test_a_viewer_that_never_reads_is_dropped(monkeypatch):
+    monkeypatch.setattr("acgsperf.dashboard.app._SEND_TIMEOUT_S", 0.05)
+    source = Numbered()
+    dashboard = Dashboard(source=source, interval=0.01)
+    stuck = Stream(dashboard)
+    await stuck.event()
+    stuck.reads.clear()
+    await asyncio.wait_for(stuck.task, 30)
+    assert (dashboard.viewers, source.stopped) == (0, 1)
+
+
+async def test_too_many_viewers_are_refused(monkeypatch):
+    monkeypatch.setattr("acgsperf.dashboard.app._MOST_VIEWERS", 1)
+    dashboard = Dashboard(source=Numbered(), interval=0.01)
+    first = Stream(dashboard)
+    await first.event()
+    second = Stream(dashboard)
+    assert (await second.sent.get())["status"] == 503
+    await first.leave()
+    third = Stream(dashboard)
+    assert (await third.event())[0] == "history"
+    await third.leave()
+
+
+async def test_a_viewer_whose_request_is_cancelled_leaves_nothing():
+    source = Numbered()
+    dashboard = Dashboard(source=source, interval=0.01)
+    stream = Stream(dashboard)
+    await stream.event()
+    stream.task.cancel()
+    await asyncio.wait([stream.task])
+    assert (dashboard.viewers, source.stopped) == (0, 1)
+    assert {task.get_name() for task in asyncio.all_tasks()} == {asyncio.current_task().get_name()}
+
+
+async def test_a_source_that_fails_is_shown_and_asked_again(caplog):
+    source = Numbered()
+    source.problem = CacheError("the cache is closed")
+    dashboard = Dashboard(source=source, interval=0.01)
+    stream = Stream(dashboard)
+    assert await stream.event() == ("history", [])
+    assert await stream.event() == ("problem", "the cache is closed")
+    source.problem = RuntimeError("secret")
+    while (event := await stream.event())[1] == "the cache is closed":
+        pass
+    assert event == ("problem", "the figures cannot be read; see the log of the service")
+    source.problem = None
+    while (await stream.event())[0] == "problem":
+        pass
+    await stream.leave()
+    assert "a snapshot failed" in caplog.text
+
+
+def test_a_server_with_viewers_shuts_down_at_once():
+    with running() as served, client(served.url) as http, http.stream("GET", "/dashboard/events") as answer:
+        lines = answer.iter_lines()
+        read_events(lines, 2)
+        served.stop()
+        # The response has an end.
+        assert len(list(lines)) >= 0
+
+
+async def test_ten_viewers_cost_less_than_10_ms_of_cpu_a_second():
+    """The work of ten snapshots, sent to ten viewers, in the time that this thread computes."""
+    service = PerformanceService(Settings(l1_cache_size=300), handler=Application)
+    async with service:
+        for number in range(2000):
+            service.cache._parts.l1.lru.set(f"k{number}", number)
+        dashboard = Dashboard(service, interval=0.05)
+        viewers = [Stream(dashboard) for _ in range(10)]
+        for viewer in viewers:
+            await viewer.event()
+            await viewer.event()
+        costs = []
+        for _ in range(3):
+            began = time.thread_time()
+            for _ in range(10):
+                for viewer in viewers:
+                    await asyncio.wait_for(viewer.sent.get(), 30)
+            costs.append((time.thread_time() - began) / 10)
+        for viewer in viewers:
+            await viewer.leave()
+    assert min(costs) < 0.010
+
+
+def post(http, token=TOKEN, **changes):
+    body = {"cache": "shop", "kind": "key", "name": "k"} | changes.pop("body", {})
+    headers = {"authorization": f"Bearer {token}"} | changes.pop("headers", {})
+    return http.post("/dashboard/invalidate", json=body, headers=headers, **changes)
+
+
+def test_a_key_or_a_tag_is_removed_with_the_token_only(served):
+    with client(served.url) as http:
+        assert post(http).json() == {"l1": True, "l2": None, "l3": None, "published": None}
+        assert post(http, body={"kind": "tag"}).status_code == 200
+        for token in ("wrong", TOKEN[:-1], f"{TOKEN}x", TOKEN.upper()):
+            assert post(http, token).status_code == 401
+        assert http.post("/dashboard/invalidate", json={}).status_code == 401
+        assert post(http, headers={"authorization": f"Basic {TOKEN}"}).status_code == 401
+        assert post(http, headers={"sec-fetch-site": "cross-site"}).status_code == 403
+        assert post(http, headers={"content-type": "text/plain"}).status_code == 415
+        assert post(http, body={"name": "x" * 20_000}).status_code == 413
+        assert post(http, body={"kind": "all"}).status_code == 400
+        surrogate = b'{"cache": "shop", "kind": "tag", "name": "\\ud800"}'
+        headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
+        for body in (surrogate, b"{", b"", b"[" * 10_000):
+            assert http.post("/dashboard/invalidate", content=body, headers=headers).status_code == 400
+        assert post(http, body={"cache": "nothing"}).status_code == 409
+        assert http.get("/dashboard/invalidate").status_code == 405
+
+
+async def test_without_a_token_nobody_can_remove_anything():
+    cache = TieredCache(LRUCache(10), namespace="read-only")
+    app = Dashboard(cache=cache)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+        assert (await http.post("/invalidate", json={})).status_code == 405
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"token": "short"}, ValueError, "token must have at least 16 printable ASCII characters and no spaces, got 5"),
+        ({"token": 1}, TypeError, "token must be a str or None, got int"),
+        ({"interval": 0}, ValueError, "interval must be"),
+        ({"source": 1}, TypeError, "source must be a SnapshotSource or None, got 1"),
+        ({"source": Numbered(), "name": "x"}, TypeError, "source excludes"),
+        ({"show_keys": 1}, TypeError, "show_keys"),
+    ],
+)
+def test_arguments_are_checked(options, error, message):
+    with pytest.raises(error, match=message):
+        Dashboard(**options)
+
+
+def test_the_middleware_checks_the_path():
+    with pytest.raises(ValueError, match=r"dashboard_path must begin with /, got 'live'"):
+        PerformanceMiddleware(make_app(), dashboard=Dashboard(source=Numbered()), dashboard_path="live")
+
+
+def test_a_viewer_over_a_socket_that_never_reads_is_dropped(monkeypatch):
+    """uvicorn stops reading from the application when the buffers of the connection are full."""
+    monkeypatch.setattr("acgsperf.dashboard.app._SEND_TIMEOUT_S", 0.2)
+    source = Numbered()
+    # 100 kB for each snapshot fill the buffers soon.
+    source.history = lambda: ()
+    take = source.snapshot
+
+    async def large():
+        from msgspec.structs import replace
+
+        return replace(await take(), name="x" * 100_000)
+
+    source.snapshot = large
+    dashboard = Dashboard(source=source, interval=0.01)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    async def main():
+        server = uvicorn.Server(uvicorn.Config(dashboard, log_level="critical", ws="none"))
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        await until(lambda: server.started)
+        with socket.create_connection(listener.getsockname()) as stuck:
+            stuck.sendall(b"GET /events HTTP/1.1\r\nhost: test\r\n\r\n")
+            await until(lambda: source.started == 1)
+            await until(lambda: dashboard.viewers == 0)
+        server.should_exit = True
+        await running
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert source.stopped == 1
