@@ -13,6 +13,7 @@ from typing import Final
 
 from acgsperf.addresses import checked_dsn, checked_redis_url
 from acgsperf.interrupts import Held
+from acgsperf.testing.private_cluster import PrivateCluster
 from acgsperf.testing.server_processes import (
     LONGEST_SOCKET,
     POSTGRES_PID,
@@ -22,7 +23,7 @@ from acgsperf.testing.server_processes import (
     is_open,
 )
 
-__all__ = ["Servers", "embedded_servers"]
+__all__ = ["ServerUrls", "Servers", "embedded_servers"]
 
 # The longest path of a unix socket that every system accepts, in bytes.
 _LONGEST_PATH: Final = 103
@@ -32,8 +33,12 @@ _GUARD: Final = f"""
 cd "$1" || exit
 read -r _
 read -r pid <{REDIS_PID} && kill -TERM "$pid"
+for file in n*/{REDIS_PID}; do read -r pid <"$file" && kill -TERM "$pid"; done
 read -r pid <{POSTGRES_PID} && kill -QUIT "$pid"
-cd / && rm -rf "$1" && sleep 1 && rm -rf "$1"
+cd / || exit
+rm -rf "$1"
+sleep 1
+rm -rf "$1"
 """
 
 
@@ -45,8 +50,21 @@ class Servers:
     database_url: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class ServerUrls:
+    """The addresses of a Redis and a PostgreSQL: what the fixture `acgsperf_servers` has.
+
+    Attributes:
+        redis_url: for `RedisTier` and others.
+        database_url: for `PostgresTier`, `ConnectionPool` and others.
+    """
+
+    redis_url: str
+    database_url: str
+
+
 @contextmanager
-def embedded_servers(*, redis: bool = True, postgres: bool = True) -> Iterator[Servers]:
+def embedded_servers(*, redis: bool = True, postgres: bool = True, cluster: bool = False) -> Iterator[Servers]:
     """Provide a Redis and a PostgreSQL in a `with` block. Starting both takes about a second.
 
     A server that `REDIS_URL` or `DATABASE_URL` names is used as it is. The others are private: they live in a temporary
@@ -56,6 +74,8 @@ def embedded_servers(*, redis: bool = True, postgres: bool = True) -> Iterator[S
     Args:
         redis: whether to provide a Redis.
         postgres: whether to provide a PostgreSQL.
+        cluster: whether a private Redis is a cluster of three primaries, each with a replica. It listens on ports of
+            this machine, and takes three seconds more to start.
 
     Raises:
         AcgsperfError: when the program of a server is not installed, or the server does not start within 30 s.
@@ -74,7 +94,8 @@ def embedded_servers(*, redis: bool = True, postgres: bool = True) -> Iterator[S
             folder = _new_folder()
             _guard(folder, cleanup)
             cleanup.callback(_remove, folder)
-            private_redis, private_postgres = PrivateRedis(folder), PrivatePostgres(folder)
+            private_postgres = PrivatePostgres(folder)
+            private_redis = PrivateCluster(folder) if cluster and redis and not redis_url else PrivateRedis(folder)
             # Redis gets ready while PostgreSQL starts.
             if redis and not redis_url:
                 cleanup.callback(private_redis.stop)

@@ -1,13 +1,17 @@
 """A tier in memory. It has the contract of a tier that processes share, and a test can make it fail."""
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.msgpack import decode
 from msgspec.structs import replace
 
+from acgsperf._native.entry import Packed
+from acgsperf._native.envelope_format import TYPED_FLAG
 from acgsperf.cache import TieredCache
 from acgsperf.dispatch import LatencyHistogram, LRUCache
 from acgsperf.errors import TierError
@@ -25,20 +29,23 @@ from acgsperf.tiers.base import (
     WriteResult,
 )
 from acgsperf.tiers.ids import new_id
+from acgsperf.tiers.packing import Packing
 
 __all__ = ["MemoryServer", "MemoryTier", "memory_cache"]
 
 _STORED: Final = WriteResult(Outcome.STORED)
 _REFUSED: Final = WriteResult(Outcome.REFUSED)
+_REMOVED: Final = WriteResult(Outcome.REMOVED)
 
 
 class _Row(Struct, frozen=True):
-    """What is under a key. `entry` is None in a tombstone and in a marker."""
+    """What is under a key. `entry` is None in a tombstone and in a marker. Its value is `Packed` in any case."""
 
     id: bytes
     stamp: int
     entry: Entry | None
     remove_at: float | None
+    typed: bool = False
 
 
 _NOTHING: Final = _Row(b"", -1, None, None)
@@ -83,7 +90,7 @@ class MemoryServer:
 
 
 class MemoryTier(Tier):
-    """A tier in the memory of this process, for tests. It takes any value, and returns the same object.
+    """A tier in the memory of this process, for tests. It packs values, and refuses those that a server would refuse.
 
     It compares before it stores, as the tiers with a server do: a slow load does not replace a newer write. It has no
     backplane, so the L1 of another cache on the same server keeps its entries until their ttl ends.
@@ -103,6 +110,7 @@ class MemoryTier(Tier):
         self._namespace: str | None = None
         self._counts: Counter[str] = Counter()
         self._latency: Final = LatencyHistogram()
+        self._packing: Final = Packing(sys.maxsize, None)
 
     def __repr__(self) -> str:
         return f"MemoryTier({'up' if self.server.up else 'down'})"
@@ -133,7 +141,8 @@ class MemoryTier(Tier):
             for key in keys:
                 row = self._row(key)
                 if (entry := self.server._live(row)) is not None:
-                    found[key] = replace(entry, id=row.id, stamp=row.stamp)
+                    value = entry.value if row.typed else decode(entry.value.data)
+                    found[key] = replace(entry, value=value, id=row.id, stamp=row.stamp)
         self._counts["hits"] += len(found)
         self._counts["misses"] += len(keys) - len(found)
         return found
@@ -159,8 +168,8 @@ class MemoryTier(Tier):
                 seen, row = store.seen, self._row(key)
                 if store.kind is StoreKind.DEMOTION or seen is None:
                     continue
-                if seen.id == row.id and seen.invalidations == self._invalidations():
-                    self._put(key, store.entry.id, store.entry.stamp, store.entry)
+                is_current = seen.id == row.id and seen.invalidations == self._invalidations()
+                if is_current and self._put_packed(key, store.entry.id, store.entry.stamp, store.entry):
                     stored.append(key)
         self._counts["stores"] += len(stored)
         return frozenset(stored)
@@ -175,8 +184,10 @@ class MemoryTier(Tier):
                 results[key] = WriteResult(Outcome.NEWER, row.stamp)
                 continue
             self._counts["stores" if write.entry is not None else "deletes"] += 1
-            self._put(key, write.id, write.stamp, write.entry)
             results[key] = _STORED
+            if write.entry is None or not self._put_packed(key, write.id, write.stamp, write.entry):
+                self._put(key, write.id, write.stamp)
+                results[key] = _STORED if write.entry is None else _REMOVED
         return results
 
     async def remove_written(self, ids: Mapping[str, bytes]) -> bool:
@@ -291,16 +302,27 @@ class MemoryTier(Tier):
     def _row(self, key: str) -> _Row:
         return self.server._row(self._opened(), key)
 
-    def _put(self, key: str, identifier: bytes, stamp: int, entry: Entry | None = None) -> _Row:
+    def _put(self, key: str, identifier: bytes, stamp: int, entry: Entry | None = None, *, typed: bool = False) -> _Row:
         ends = self.server.clock() if entry is None else entry.kept_until
-        row = _Row(identifier, stamp, entry, None if ends is None else ends + self.retention)
+        row = _Row(identifier, stamp, entry, None if ends is None else ends + self.retention, typed)
         self.server._rows[self._opened(), key] = row
         return row
+
+    def _put_packed(self, key: str, identifier: bytes, stamp: int, entry: Entry) -> bool:
+        """Store an entry, and return whether its value could be packed."""
+        packed = self._packing.packed(key, entry, self._opened())
+        if packed is None:
+            return False
+        payload, flags = packed
+        times = entry.created_at, entry.fresh_until, entry.kept_until
+        plain = Entry(Packed(payload), *times, entry.tags, entry.negative, entry.id, entry.stamp)
+        self._put(key, identifier, stamp, plain, typed=bool(flags & TYPED_FLAG))
+        return True
 
     def _expire(self, key: str, identifier: bytes, stamp: int) -> None:
         row = self._row(key)
         entry = None if row.entry is None else replace(row.entry, fresh_until=self.server.clock())
-        self._put(key, identifier, max(stamp, row.stamp), entry)
+        self._put(key, identifier, max(stamp, row.stamp), entry, typed=row.typed)
 
     def _keys(self, tag: str | None) -> list[str]:
         rows = [(key, row) for (space, key), row in self.server._rows.items() if space == self._opened()]

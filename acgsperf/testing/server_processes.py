@@ -95,6 +95,7 @@ class PrivateRedis(_Process):
     Args:
         folder: its directory.
         options: further arguments of the program, such as `("--port", "7000")`.
+        program: the executable; None for the usual one.
 
     Attributes:
         url: its address.
@@ -103,8 +104,9 @@ class PrivateRedis(_Process):
     name = "Redis"
     stop_signal: signal.Signals = signal.SIGTERM
 
-    def __init__(self, folder: Path, options: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, options: Sequence[str] = (), program: Path | None = None) -> None:
         super().__init__()
+        self._program = program
         self._folder = folder
         self._options = options
         self._socket = folder / "redis.sock"
@@ -115,7 +117,7 @@ class PrivateRedis(_Process):
         """Start the server without waiting for it."""
         options = ["--port", "0", "--unixsocket", str(self._socket), "--dir", str(self._folder)]
         options += ["--save", "", "--appendonly", "no", "--pidfile", str(self._folder / REDIS_PID)]
-        self._launch([str(redis_program()), *options, *self._options], self._log)
+        self._launch([str(self._program or redis_program()), *options, *self._options], self._log)
 
     def wait(self, check: Check) -> None:
         """Return when the server accepts connections."""
@@ -133,6 +135,7 @@ class PrivateSentinel(_Process):
         quorum: how many sentinels must agree that the primary is down.
         down_after: seconds without an answer after which the primary is down.
         options: further lines of its configuration.
+        program: the executable; None for the usual one.
     """
 
     name = "Sentinel"
@@ -147,8 +150,10 @@ class PrivateSentinel(_Process):
         quorum: int,
         down_after: float,
         options: Sequence[str] = (),
+        program: Path | None = None,
     ) -> None:
         super().__init__()
+        self._program = program
         self._log = folder / "sentinel.log"
         self._port = port
         self._configuration = folder / "sentinel.conf"
@@ -160,7 +165,8 @@ class PrivateSentinel(_Process):
 
     def start(self) -> None:
         """Start it without waiting for it."""
-        self._launch([str(redis_program()), str(self._configuration), "--sentinel"], self._log)
+        program = str(self._program or redis_program())
+        self._launch([program, str(self._configuration), "--sentinel"], self._log)
 
     def wait(self, check: Check) -> None:
         """Return when it accepts connections."""

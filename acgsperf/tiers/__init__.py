@@ -6,6 +6,7 @@
 from acgsperf._native.entry import Packed, TypedEntry
 from acgsperf.tiers.base import (
     BreakerState,
+    ConnectionStats,
     Entry,
     LockingTier,
     Observation,
@@ -21,6 +22,7 @@ from acgsperf.tiers.base import (
 
 __all__ = [
     "BreakerState",
+    "ConnectionStats",
     "Entry",
     "LockingTier",
     "Observation",

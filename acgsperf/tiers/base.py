@@ -28,6 +28,7 @@ __all__ = [
     "ONLY_L1",
     "RETENTION_S",
     "BreakerState",
+    "ConnectionStats",
     "Entry",
     "LockingTier",
     "Observation",
@@ -71,6 +72,22 @@ class TierHealth(Struct, frozen=True):
     detail: str
 
 
+class ConnectionStats(Struct, frozen=True):
+    """The connections of a tier to its server: how many are open now, and counts since the tier was created.
+
+    Attributes:
+        open: open connections, in use or idle.
+        opened: connections opened.
+        failed: attempts to open one that failed, or that the deadline ended.
+        connect: how long it took to open a connection, without failed attempts, in ns.
+    """
+
+    open: int
+    opened: int
+    failed: int
+    connect: HistogramSnapshot
+
+
 class TierStats(Struct, frozen=True):
     """Counts since the tier was created.
 
@@ -88,6 +105,7 @@ class TierStats(Struct, frozen=True):
         breaker: state of the circuit breaker.
         latency: duration of reads, one value for each key.
         failovers: how often the server had become a replica or read-only, so that the tier connected again.
+        connections: the connections to the server; None if the tier does not count them.
     """
 
     hits: int
@@ -102,6 +120,7 @@ class TierStats(Struct, frozen=True):
     breaker: BreakerState
     latency: HistogramSnapshot
     failovers: int = 0
+    connections: ConnectionStats | None = None
 
     @property
     def hit_rate(self) -> float:
@@ -215,6 +234,8 @@ class Tier(ABC):
     Attributes:
         name: for messages.
         deadline: seconds after which a batch ends; infinite if there is no limit.
+        read_deadline: seconds after which a read ends, if that is less than `deadline`. The cache sets it before it
+            opens the tier, so that there is time to ask a slower tier as well.
         coherent: whether the tier overrides the methods from `observe` on.
         retention: the seconds for which the tier remembers what was removed. The cache sets it before it opens the
             tier.
@@ -223,6 +244,7 @@ class Tier(ABC):
 
     name: str
     deadline: float = math.inf
+    read_deadline: float = math.inf
     coherent: bool = False
     retention: float = RETENTION_S
     writer: bytes = b""

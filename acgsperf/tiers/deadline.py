@@ -9,8 +9,9 @@ __all__ = ["Deadline", "Wait"]
 # The timer is late by more than this only if the event loop was blocked: by a garbage collection, by code that does not
 # await, or because other programs used the processor.
 _BLOCKED_S: Final = 0.005
-# The time in which a loop that was blocked reads what has arrived meanwhile.
-_CATCH_UP_S: Final = 0.01
+# The time in which a loop that was blocked reads what has arrived meanwhile. A busy machine may block it again.
+_CATCH_UP_S: Final = 0.02
+_MOST_CATCH_UPS: Final = 3
 
 
 class Deadline:
@@ -19,15 +20,19 @@ class Deadline:
     All waits have the same length, so the one that began first ends first, and one timer moves from each to the next.
     A wait that began much earlier than those already registered needs a `Deadline` of its own.
 
-    If the event loop was blocked when the deadline passed, waits end 10 ms later. The replies may have arrived
-    meanwhile, and a server that answered in time must not be reported as failing.
+    If the event loop was blocked when the deadline passed, waits end 20 ms later. The replies may have arrived
+    meanwhile, and a server that answered in time must not be reported as failing. The same holds if the loop is
+    blocked again in these 20 ms, at most three times in a row.
+
+    Attributes:
+        seconds: how long a wait may take.
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds: Final = seconds
         self._waits: dict[Wait, None] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._catching_up = False
+        self._catch_ups = 0
 
     def wait(self, began_at: float | None = None) -> "Wait":
         """Return a context manager for one wait in the current task.
@@ -44,11 +49,11 @@ class Deadline:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._catching_up = False
+        self._catch_ups = 0
 
     def _begin(self, wait: "Wait") -> None:
         loop = asyncio.get_running_loop()
-        wait.until = (loop.time() if wait.began_at is None else wait.began_at) + self._seconds
+        wait.until = (loop.time() if wait.began_at is None else wait.began_at) + self.seconds
         self._waits[wait] = None
         if self._timer is None:
             self._set_timer(loop, wait.until)
@@ -65,11 +70,11 @@ class Deadline:
         self._timer = None
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if self._waits and now - self._due_at > _BLOCKED_S and not self._catching_up:
-            self._catching_up = True
+        if self._waits and now - self._due_at > _BLOCKED_S and self._catch_ups < _MOST_CATCH_UPS:
+            self._catch_ups += 1
             self._set_timer(loop, now + _CATCH_UP_S)
             return
-        self._catching_up = False
+        self._catch_ups = 0
         while self._waits:
             first = next(iter(self._waits))
             if first.until > now:
@@ -97,6 +102,11 @@ class Wait:
         self._cancelling = task.cancelling()
         self._deadline._begin(self)
         return self
+
+    @property
+    def seconds(self) -> float:
+        """How long the wait may take."""
+        return self._deadline.seconds
 
     def expire(self) -> None:
         """End the wait because its deadline has passed."""

@@ -9,6 +9,7 @@ stop older loads and writes.
 """
 
 import asyncio
+import os
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -19,7 +20,7 @@ import asyncpg
 
 from acgsperf._native import envelope_format as envelope
 from acgsperf._native.arguments import checked_at_least
-from acgsperf.pool.server_address import of_primary, parsed_address
+from acgsperf.pool.server_address import chosen_endpoints, of_primary, parsed_address
 from acgsperf.tiers import records
 from acgsperf.tiers.base import Entry, Observation, Outcome, WriteResult
 from acgsperf.tiers.postgres_connections import Connections, StandbyError
@@ -40,6 +41,7 @@ from acgsperf.tiers.read_batches import MAX_READS_TOGETHER, ReadBatches
 from acgsperf.tiers.records import Record, RecordKind
 from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Wanted
 from acgsperf.tiers.server_calls import Attempt
+from acgsperf.tiers.stats import CountedConnections
 from acgsperf.tiers.tier_arguments import check_keys, check_tag, seconds
 from acgsperf.tiers.write_batches import REFUSED, WriteBatch
 
@@ -47,6 +49,7 @@ __all__ = ["PostgresTier"]
 
 EXPIRY_INTERVAL_S: Final = 60.0
 _CONNECT_TIMEOUT_S: Final = 1.0
+_SEVERAL_HOSTS_RECOVERY_S: Final = 0.25
 # The largest message is a row with one value. This is enough for the rest of it, and for every message without a value.
 _BYTES_WITHOUT_VALUE: Final = 1 << 20
 # After a read has found a row with tags, reads look for tags for this time.
@@ -114,6 +117,9 @@ class PostgresTier(ServerTier):
         super().__init__(
             address.full_name, deadline=deadline, max_value_bytes=max_value_bytes, compress_above=compress_above
         )
+        if len(chosen_endpoints(address, {}, os.environ)) > 1:
+            # Any attempt may find that another server has been promoted.
+            self._breaker.recovery_s = _SEVERAL_HOSTS_RECOVERY_S
         self._dsn = dsn
         self._tables = Tables(table)
         self._connections = Connections(
@@ -407,8 +413,8 @@ class PostgresTier(ServerTier):
         return f"PostgreSQL {version} at {self._where}, {role}"
 
     @property
-    def failovers(self) -> int:
-        return self._connections.failovers
+    def counted_connections(self) -> CountedConnections:
+        return self._connections
 
     async def _remove_expired(self) -> None:
         task = asyncio.current_task()

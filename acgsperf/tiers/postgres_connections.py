@@ -9,7 +9,9 @@ from typing import Any, Final
 
 import asyncpg
 
+from acgsperf.dispatch import LatencyHistogram
 from acgsperf.pool import ConnectionPool
+from acgsperf.tiers.base import ConnectionStats
 from acgsperf.tiers.postgres_schema import TableError, Tables, create
 from acgsperf.tiers.server_clock import ServerClock
 
@@ -40,6 +42,7 @@ class Connections:
         pool: None if it is closed.
         failovers: how often a server turned out to have become a standby.
         leads_to_standby: whether the last write was refused by a standby.
+        connect_time: how long it took to open a connection, in ns.
     """
 
     def __init__(
@@ -61,6 +64,9 @@ class Connections:
         self._ready = self._clock_is_known = False
         self.leads_to_standby: bool = False
         self.failovers: int = 0
+        # Of the pools that were closed.
+        self._connect_time: Final = LatencyHistogram()
+        self._failed_connects = 0
         self._setting_up = asyncio.Lock()
 
     def open(self) -> None:
@@ -72,7 +78,26 @@ class Connections:
         """Close the pool without waiting for a server that hangs. Call it when no call is in flight."""
         pool, self.pool, self._ready = self.pool, None, False
         if pool is not None:
+            # Before any await, so that no count decreases meanwhile.
+            self._connect_time.merge(pool.create_time)
+            self._failed_connects += pool.stats().failed_connects
             await pool.close(0)
+
+    @property
+    def connect_time(self) -> LatencyHistogram:
+        if self.pool is None:
+            return self._connect_time
+        total = LatencyHistogram()
+        total.merge(self._connect_time)
+        total.merge(self.pool.create_time)
+        return total
+
+    def stats(self) -> ConnectionStats:
+        """Return the open connections, and the counts so far."""
+        now = None if self.pool is None else self.pool.stats()
+        created = self.connect_time.snapshot()
+        size, failed = (0, 0) if now is None else (now.size, now.failed_connects)
+        return ConnectionStats(size, created.count, self._failed_connects + failed, created)
 
     def borrow(self) -> "_Loan":
         """Return a context manager that lends a connection to a server that has the tables."""

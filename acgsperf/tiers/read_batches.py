@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from math import inf
 from typing import Final, Generic, TypeVar
 
 from acgsperf import hooks
@@ -35,7 +36,8 @@ class ReadBatches(Generic[_K, _V]):
     Args:
         calls: makes the calls.
         fetch: returns what is found for keys, in order; None for a miss.
-        deadline: seconds after which a read is answered, counted from the first key of its batch.
+        deadline: seconds after which a read is answered, counted from the first key of its batch. `open` may set a
+            shorter one.
         latency: where durations are recorded; by default in a histogram of its own.
 
     Attributes:
@@ -58,6 +60,7 @@ class ReadBatches(Generic[_K, _V]):
         self._waiting_many: list[_GetMany[_K, _V]] = []
         self._calls = calls
         self._fetch = fetch
+        self._longest_s = deadline
         # All batches share this one: they begin in order.
         self._deadline = Deadline(deadline)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -66,10 +69,16 @@ class ReadBatches(Generic[_K, _V]):
         # Whether the waiting keys are the rest of a call that did not fit into one batch.
         self._oversized = False
 
-    def open(self) -> None:
-        """Bind to the running event loop."""
+    def open(self, deadline: float = inf) -> None:
+        """Bind to the running event loop. Reads end after `deadline` if that is shorter than the tier's own."""
+        self._deadline = Deadline(min(deadline, self._longest_s))
         self._loop = asyncio.get_running_loop()
         self.queue.open(self._loop)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no read waits or is in flight."""
+        return not (self._in_flight or self.queue.keys or self._waiting_many)
 
     def close(self) -> None:
         """Answer all waiting reads with a miss. Call it when no task is in flight."""
@@ -137,7 +146,8 @@ class ReadBatches(Generic[_K, _V]):
             self._in_flight -= 1
             elapsed_ns = time.perf_counter_ns() - started_ns
             if hooks.spans is not None:
-                hooks.spans.tier_call(self._calls.label, len(keys), self.latency, elapsed_ns)
+                error = self._calls.last_error if values is None else ""
+                hooks.spans.tier_call("tier.read", self._calls.label, len(keys), self.latency, elapsed_ns, error)
             self.latency.record_many([elapsed_ns] * len(keys))
             self._answer(futures, reads, values or [])
             if (self.queue.keys or self._waiting_many) and not self.queue.scheduled:

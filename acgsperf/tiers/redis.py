@@ -12,38 +12,45 @@ it reads their tokens in a second round trip.
 Everything that writes is a script, because it compares first: see `redis_scripts`.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import ResponseError
+from redis.exceptions import ClusterCrossSlotError, ResponseError
 
 from acgsperf._native import envelope_format as envelope
 from acgsperf.dispatch import mget
-from acgsperf.tiers.base import Entry, Observation, Outcome, WriteResult
+from acgsperf.tiers.base import Entry, Observation, Outcome, TierStats, WriteResult
 from acgsperf.tiers.redis_calls import RedisCalls, ScriptCall
+from acgsperf.tiers.redis_cluster_entries import ClusterEntries
+from acgsperf.tiers.redis_cluster_tier import InCluster
 from acgsperf.tiers.redis_connections import MAX_LIFETIME_S, Command, Credentials, Greeting, RedisConnections
 from acgsperf.tiers.redis_keys import TOKEN_TTL_MS, RedisKeys
 from acgsperf.tiers.redis_locks import RedisLocks
 from acgsperf.tiers.redis_replies import (
     ReplicaError,
     UnexpectedReplyError,
-    array,
     blobs,
     each,
     is_of_replica,
-    refuses_all,
+    is_refusal,
     text,
 )
-from acgsperf.tiers.redis_role import Role
-from acgsperf.tiers.redis_scripts import GENERATION, SWEEP
+from acgsperf.tiers.redis_role import Role, node_error, product_of
+from acgsperf.tiers.redis_scripts import GENERATION
+from acgsperf.tiers.redis_slots import ClusterServer
+from acgsperf.tiers.redis_sweep import RedisSweep
+from acgsperf.tiers.redis_tls import hint_of
 from acgsperf.tiers.redis_tokens import Renewals, drop_invalidated
 from acgsperf.tiers.redis_writes import RedisWrites
 from acgsperf.tiers.server import DEADLINE_S, MAX_VALUE_BYTES, ServerTier, Unsealed, Wanted, check_tag
 from acgsperf.tiers.server_calls import Attempt
+from acgsperf.tiers.stats import CountedConnections
 from acgsperf.tiers.tier_arguments import MOST_STAMP
 from acgsperf.tiers.write_batches import WriteBatch
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["RedisTier"]
 
@@ -57,19 +64,21 @@ class RedisTier(ServerTier):
 
     Args:
         url: `redis://`, `rediss://` (certificate and host name are checked), `unix://`, or the sentinels that watch the
-            server: `redis+sentinel://[user:password@]host:port,host:port/service`, or `rediss+sentinel://`.
+            server: `redis+sentinel://[user:password@]host:port,host:port/service`, or nodes of a cluster:
+            `redis+cluster://[user:password@]host:port,host:port`. Both have a form with `rediss`.
         deadline: seconds after which a call returns, even if the server does not answer.
         max_value_bytes: larger envelopes are neither stored nor read.
         compress_above: the bytes above which a value is compressed by zstd, if that makes it smaller; None (default)
             for never. All tiers read compressed values. It needs Python 3.14 or `pip install 'acgsperf[zstd]'`.
-        max_connections: maximum number of open connections; callers wait for one in order. None for the URL's
-            `max_connections`, or 10.
+        max_connections: maximum number of open connections, in a cluster to each node; callers wait for one in order.
+            None for the URL's `max_connections`, or 10.
         max_lifetime: seconds after which a connection is replaced; most are replaced up to 10 % earlier.
         credentials: called for each new connection; returns, or awaits, a password, or a user name and a password. Use
             it for tokens that expire. The URL must not contain a user name or password then.
 
     Attributes:
-        connections: to the server. `connections.clone` makes others, for what blocks.
+        connections: to the server, in a cluster to the node with the log. `connections.clone` makes others, for what
+            blocks.
         keys: the names of the keys of the namespace, once the tier is open.
 
     Raises:
@@ -78,6 +87,7 @@ class RedisTier(ServerTier):
 
     name = "redis"
     keys: RedisKeys
+    _redis_writes: RedisWrites | ClusterEntries
 
     def __init__(
         self,
@@ -96,7 +106,25 @@ class RedisTier(ServerTier):
         super().__init__(
             self.connections.where, deadline=deadline, max_value_bytes=max_value_bytes, compress_above=compress_above
         )
-        self._breaker.recovery_s = self.connections.server.recovery_s
+        server = self.connections.server
+        self._in_cluster: InCluster | None = None
+        if isinstance(server, ClusterServer):
+            self._in_cluster = found = InCluster(
+                server.slots,
+                self._calls,
+                deadline=self.deadline,
+                check_use=self._check_use,
+                stamps=self.server_clock,
+                credentials=credentials,
+                max_connections=max_connections,
+                max_lifetime=max_lifetime,
+            )
+            self._reads, self._observations, self._writes = found.reads, found.observations, found.writes
+            self._pending_writes = self._writes.pending
+            self._breaker = found.breaker
+            self.begin_get: Callable[[str], asyncio.Future[Entry | None] | None] = found.begin_get
+        self._breaker.recovery_s = server.recovery_s
+        self._calls.hint = hint_of(url)
         self._ask = self.connections.ask
         self._sweeping = False
         self._ask_role_at = 0.0
@@ -118,22 +146,30 @@ class RedisTier(ServerTier):
     async def lock(self, key: str, ttl: float) -> int | None:
         """See `LockingTier`. If the lock is held, the server notes that a caller waits for its release."""
         self._check_use()
-        if not self._calls.allow(1):
+        locks = self._locks if self._in_cluster is None else self._in_cluster.locks(key)
+        if not locks.calls.allow(1):
             return None
         if not ttl > 0:
             raise ValueError(f"ttl must be greater than 0, got {ttl!r}")
-        return await self._locks.lock(key, ttl)
+        return await locks.lock(key, ttl)
 
     async def unlock(self, key: str, token: int, outcome: bytes = b"") -> bool:
         """See `LockingTier`. If a caller waits, a record of the release has the outcome."""
         self._check_use()
-        if not self._calls.allow(1):
+        locks = self._locks if self._in_cluster is None else self._in_cluster.locks(key)
+        if not locks.calls.allow(1):
             return False
-        return await self._locks.unlock(key, token, outcome)
+        return await locks.unlock(key, token, outcome)
 
     async def _start(self) -> None:
         self.keys = keys = RedisKeys(self._namespace)
         label = self.connections.label = f"{self.name} tier {self._namespace!r}"
+        if self._in_cluster is not None:
+            self._redis_writes = self._in_cluster.open(
+                self._namespace, label, self.count_corrupt, self._max_value_bytes, self.retention
+            )
+            await self._in_cluster.find()
+            return
         self._scripts = RedisCalls(self.connections, label, keys.prefix.decode()[:-1])
         self._redis_writes = RedisWrites(
             self._scripts,
@@ -145,6 +181,7 @@ class RedisTier(ServerTier):
         )
         self._locks = RedisLocks(self._calls, self._scripts, keys, self.server_clock, self.writer)
         self._renewals = Renewals(self._calls, self._scripts, keys)
+        self._sweeper = RedisSweep(self._scripts, self.connections, keys.prefix[:-1], lambda _: keys)
         generation = ScriptCall(GENERATION, [keys.token, keys.invalidations, keys.fence], [TOKEN_TTL_MS], items=0)
         self.connections.greeting = Greeting([("TIME",), generation.command(by_name=False)], self._greeted)
         self.connections.open()
@@ -153,8 +190,11 @@ class RedisTier(ServerTier):
     def _greeted(self, sent: float, received: float, replies: list[Any]) -> bytes:
         """Read the server's time, and return its run. A server that refuses both can still be used."""
         time, generation = replies
-        if isinstance(generation, ResponseError) and is_of_replica(generation):
-            raise ReplicaError(generation)
+        if isinstance(generation, ResponseError):
+            if is_of_replica(generation):
+                raise ReplicaError(generation)
+            if isinstance(generation, ClusterCrossSlotError):
+                raise node_error(self._where)
         if not isinstance(time, ResponseError):
             try:
                 seconds, microseconds = map(int, time)
@@ -190,15 +230,22 @@ class RedisTier(ServerTier):
         return await self.connections.ask([*commands, *greeting.commands], read_all, sending)
 
     async def _stop(self) -> None:
+        if self._in_cluster is not None:
+            await self._in_cluster.close()
+            return
         self._locks.close()
         self.connections.close()
 
     def _is_refusal(self, error: Exception) -> bool:
-        return isinstance(error, ResponseError) and not refuses_all(error)
+        # In a cluster, each node has a breaker of its own. This one stays closed.
+        return self._in_cluster is not None or is_refusal(error)
 
     @property
-    def failovers(self) -> int:
-        return self.connections.failovers
+    def counted_connections(self) -> CountedConnections:
+        return self.connections if self._in_cluster is None else self._in_cluster.counted_connections
+
+    def stats(self) -> TierStats:
+        return super().stats() if self._in_cluster is None else self._in_cluster.stats(super().stats())
 
     def _timed_out(self) -> None:
         self.connections.close_idle()
@@ -261,13 +308,7 @@ class RedisTier(ServerTier):
         if not self._is_refusal(refusal):
             raise refusal
         replies = await self._ask([("GET", key) for key in keys], lambda replies: each(replies, bytes, type(None)))
-        values: list[bytes | None] = []
-        for reply in replies:
-            if isinstance(reply, Exception):
-                self._calls.errors[type(reply).__name__] += 1
-                reply = None
-            values.append(reply)
-        return values
+        return self._calls.without_errors(replies)
 
     async def _observe(self, wanted: Sequence[Wanted]) -> list[Observation | None]:
         return await self._redis_writes.observe(wanted)
@@ -293,59 +334,16 @@ class RedisTier(ServerTier):
             self._sweeping = False
 
     async def _sweep(self) -> int | None:
-        """Remove the entries with a former token of the namespace, by SCAN, a thousand keys at a time.
-
-        Returns:
-            How many live entries were removed; None if the server has refused one, or does not answer.
-        """
-        # The pattern narrows the scan; the exact prefix decides which keys are ours.
-        pattern = re.sub(rb"([*?\[\]\\^-])", rb"\\\1", self.keys.prefix[:-1]) + b"[:%]*"
-        removed, cursor = 0, b"0"
-        while True:
-            scan = ("SCAN", cursor, "MATCH", pattern, "COUNT", KEYS_A_COMMAND)
-            scanned = await self._calls.run(lambda scan=scan: self._ask([scan], _scanned))  # type: ignore[misc]
-            if scanned is None:
-                return None
-            cursor, keys = scanned
-            some = await self._calls.run(lambda keys=keys: self._sweep_some(keys))  # type: ignore[misc]
-            if some is None:
-                return None
-            removed += some
-            if cursor == b"0":
-                return removed
-
-    async def _sweep_some(self, keys: Sequence[bytes]) -> int:
-        tags = [key for key in keys if key.startswith(self.keys.tags)]
-        if tags:
-            await self._ask([("UNLINK", *tags)], lambda replies: replies)
-        entries = [key for key in keys if key.startswith(self.keys.prefix) and key not in self.keys.own]
-        if not entries:
-            return 0
-        removed = 0
-        for _, reply in await self._scripts.run_each([(self._sweep_call, entries)]):
-            if isinstance(reply, ResponseError):
-                raise reply
-            removed += reply[1:].count(-2)
-        return removed
-
-    def _sweep_call(self, keys: Sequence[bytes]) -> ScriptCall:
-        return ScriptCall(SWEEP, [self.keys.token, *keys], [], 1 + len(keys))
+        """Remove the entries with a former token of the namespace; see `RedisSweep`."""
+        if self._in_cluster is not None:
+            return await self._in_cluster.sweep()
+        return await self._sweeper.run(self._calls, self.connections)
 
     async def _describe(self) -> str:
+        if self._in_cluster is not None:
+            return await self._in_cluster.describe()
         info = await self._ask([("INFO", "server")], lambda replies: text(replies[0]))
         role = Role(await self._ask([("INFO", "replication")], lambda replies: text(replies[0])))
         if role.is_replica:
             raise ReplicaError(role.describe())
-        # For its clients, Valkey calls itself Redis 7.2.4, too.
-        for name in ("Valkey", "Redis"):
-            if version := re.search(rb"\b%s_version:(\S+)" % name.lower().encode(), info):
-                return f"{name} {version[1].decode()} at {self.connections.server.now_at}, {role.describe()}"
-        return f"Redis at {self.connections.server.now_at}, {role.describe()}"
-
-
-def _scanned(replies: list[Any]) -> tuple[bytes, list[bytes]]:
-    found = array(replies[0])
-    if len(found) != 2:
-        raise UnexpectedReplyError(f"reply must be an array of 2 items, got {len(found)}")
-    cursor, keys = found
-    return text(cursor), list(map(text, array(keys)))
+        return f"{product_of(info)} at {self.connections.server.now_at}, {role.describe()}"

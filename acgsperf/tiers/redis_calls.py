@@ -3,16 +3,16 @@
 import logging
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from redis._parsers.base import BaseParser
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 
-from acgsperf.tiers.redis_connections import Command, RedisConnections
+from acgsperf.tiers.redis_connections import Command
 from acgsperf.tiers.redis_replies import ReplicaError, UnexpectedReplyError, is_of_replica
 from acgsperf.tiers.redis_scripts import Script
 
-__all__ = ["KEYS_A_SCRIPT", "Job", "RedisCalls", "Reply", "ScriptCall"]
+__all__ = ["KEYS_A_SCRIPT", "Asking", "Job", "RedisCalls", "Reply", "ScriptCall"]
 
 _log: Final = logging.getLogger("acgsperf.tiers")
 
@@ -50,6 +50,21 @@ class ScriptCall(NamedTuple):
         return (*what, len(self.keys), *self.keys, *self.arguments)
 
 
+_T = TypeVar("_T")
+
+
+class Asking(Protocol):
+    """What sends commands: connections to a server, or to the nodes of a cluster."""
+
+    async def ask(
+        self,
+        commands: Sequence[Command],
+        read: Callable[[list[Any]], _T],
+        before_sending: Callable[[], None] | None = None,
+    ) -> _T:
+        """See `RedisConnections.ask`."""
+
+
 # Builds the call of a script for some items.
 Job = tuple[Callable[[Sequence[Any]], ScriptCall], Sequence[Any]]
 
@@ -58,12 +73,12 @@ class RedisCalls:
     """Calls scripts over connections.
 
     Args:
-        connections: to the server.
+        connections: to the server, or to the nodes of a cluster.
         label: names the tier in log lines.
         prefix: the prefix of the keys that the tier uses, for the message about missing rights.
     """
 
-    def __init__(self, connections: RedisConnections, label: str, prefix: str) -> None:
+    def __init__(self, connections: Asking, label: str, prefix: str) -> None:
         self._connections = connections
         self._label = label
         self._prefix = prefix

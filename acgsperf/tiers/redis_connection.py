@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from hiredis import pack_command
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
+from acgsperf.tiers.redis_replies import MovedSlotError
 from acgsperf.tiers.redis_server import RedisServer
+from acgsperf.tiers.redis_tls import explained
 
 if TYPE_CHECKING:
     from acgsperf.tiers.redis_parser import CheckedParser
@@ -83,12 +85,14 @@ class Connection:
             await self.redis.connect()  # type: ignore[no-untyped-call]
         except ResponseError as error:
             # The server refuses the connection, not one command: no command can be sent.
-            raise RedisConnectionError(f"the server refused the connection: {error}") from error
+            text = self._public(error)
+            cause = error if text == str(error) else None
+            raise RedisConnectionError(f"the server refused the connection: {text}") from cause
         except RedisConnectionError as error:
             self._server.forget()
-            # A server that does not know AUTH repeats its arguments, among which is the password.
-            text, mark, _ = str(error).partition(", with args")
-            if not mark:
+            if (problem := explained(error)) != str(error):
+                raise RedisConnectionError(problem) from error
+            if (text := self._public(error)) == str(error):
                 raise
             raise RedisConnectionError(f"the server refused the connection: {text}") from None
         if self.greeting is not None:
@@ -98,6 +102,13 @@ class Connection:
             replies = await self.parser.read_replies(len(commands))
             self.run = read(sent, monotonic(), replies)
         self.is_open = True
+
+    def _public(self, error: RedisError) -> str:
+        """Return the text of an error without what the server repeats of a login: the password may be there."""
+        # A server that does not know AUTH repeats its arguments.
+        text, _, _ = str(error).partition(", with args")
+        password = getattr(self.redis, "password", None) or getattr(self.redis.credential_provider, "password", None)
+        return "an error that repeats the password" if password and password in text else text
 
     def is_usable(self, now: float) -> bool:
         """Return whether an idle connection may carry commands."""
@@ -127,6 +138,7 @@ class OwnConnection:
     """
 
     def __init__(self, server: RedisServer) -> None:
+        self._server = server
         self._connection = Connection(server, math.inf, None)
 
     async def ask(self, commands: Sequence[Command], read: Callable[[list[Any]], _T]) -> _T:
@@ -143,7 +155,11 @@ class OwnConnection:
         if not connection.is_open:
             await connection.open()
         await connection.redis.send_packed_command(b"".join(map(packed, commands)), check_health=False)
-        return read(await connection.parser.read_replies(len(commands)))
+        try:
+            return read(await connection.parser.read_replies(len(commands)))
+        except MovedSlotError:
+            self._server.forget()
+            raise
 
     def close(self) -> None:
         """Close it at once."""

@@ -7,17 +7,21 @@ import random
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from time import monotonic
+from time import monotonic, perf_counter_ns
 from typing import Any, Final, TypeVar
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import InvalidResponse, ResponseError
 
 from acgsperf._native.arguments import checked_at_least, checked_callable, checked_seconds
+from acgsperf.dispatch import LatencyHistogram
+from acgsperf.tiers.base import ConnectionStats
 from acgsperf.tiers.redis_connection import Command, Connection, Greeting, OwnConnection, packed
-from acgsperf.tiers.redis_replies import ReplicaError, UnexpectedReplyError
+from acgsperf.tiers.redis_replies import MovedSlotError, ReplicaError, UnexpectedReplyError
+from acgsperf.tiers.redis_role import check_primary, is_node, node_error
 from acgsperf.tiers.redis_sentinel import redis_server
-from acgsperf.tiers.redis_server import Credentials
+from acgsperf.tiers.redis_server import Credentials, RedisServer
+from acgsperf.tiers.redis_slots import ClusterServer, key_slot
 
 __all__ = ["Command", "Credentials", "Greeting", "OwnConnection", "RedisConnections"]
 
@@ -41,15 +45,18 @@ class RedisConnections:
     one, for which the name of the server is looked up again. If that leads to a replica too, the call fails.
 
     Args:
-        url: `redis://`, `rediss://`, `unix://`, `redis+sentinel://` or `rediss+sentinel://`.
+        url: `redis://`, `rediss://`, `unix://`, `redis+sentinel://`, `redis+cluster://`, or one of the last two with
+            `rediss`.
         max_connections: maximum number of open connections; None for the URL's `max_connections`, or 10.
         max_lifetime: seconds after which a connection is replaced; most are replaced up to 10 % earlier.
         credentials: called for each new connection; returns, or awaits, a password, or a user name and a password.
+        server: finds the server; None for the one of the URL.
 
     Attributes:
         server: finds the server.
         where: address of the server, for messages; without a password.
         failovers: how often the server turned out to have become a replica.
+        connect_time: how long it took to open a connection, in ns.
         label: names the owner in log lines.
         greeting: the commands that are sent first over each new connection.
 
@@ -64,12 +71,13 @@ class RedisConnections:
         max_connections: int | None = None,
         max_lifetime: float = MAX_LIFETIME_S,
         credentials: Credentials | None = None,
+        server: RedisServer | None = None,
     ) -> None:
         self.greeting: Greeting | None = None
         self._max_lifetime = checked_seconds("max_lifetime", max_lifetime)
         checked_callable("credentials", credentials)
         self._url, self._credentials = url, credentials
-        self.server: Final = redis_server(url, credentials)
+        self.server: Final = redis_server(url, credentials) if server is None else server
         self.server.follow(self)
         if max_connections is None:
             in_url = self.server.max_connections
@@ -78,6 +86,8 @@ class RedisConnections:
         self.where: Final = self.server.where
         self.label: str = "redis"
         self.failovers: int = 0
+        self.connect_time: Final = LatencyHistogram()
+        self._failed_connects = 0
         self._is_demoted = False
         # Changes when connections are closed because their server is a replica, or is another one.
         self._era = 0
@@ -115,19 +125,54 @@ class RedisConnections:
         for connection in idle:
             connection.close()
 
-    def clone(self, max_connections: int) -> "RedisConnections":
-        """Return other connections to the same server, without a greeting. They are not open."""
-        return RedisConnections(
+    def clone(self, max_connections: int, key: bytes = b"") -> "RedisConnections":
+        """Return other connections to the same server, without a greeting. They are not open.
+
+        Args:
+            max_connections: maximum number of open connections.
+            key: in a cluster, they lead to the node that has this key.
+        """
+        others = RedisConnections(
             self._url,
             max_connections=max_connections,
             max_lifetime=self._max_lifetime,
             credentials=self._credentials,
         )
+        if isinstance(others.server, ClusterServer):
+            others.server.slot = key_slot(key)
+        return others
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no connection is in use."""
+        return self._size == len(self._idle) and not self._waiters
+
+    def stats(self) -> ConnectionStats:
+        """Return the open connections, and the counts so far."""
+        is_open = sum(connection.is_open for connection in self._opened)
+        created = self.connect_time.snapshot()
+        return ConnectionStats(is_open, created.count, self._failed_connects, created)
 
     @property
     def identity(self) -> object:
         """Equal for connections that were created with the same URL and credentials."""
         return self._url, self._credentials
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether they lead to one node of a cluster."""
+        return isinstance(self.server, ClusterServer)
+
+    def check_role(self, replies: list[Any]) -> list[Any]:
+        """Return replies without the first one; they are those of `INFO replication` and `INFO server`, and others.
+
+        Raises:
+            redis.ConnectionError: if the server is a replica, or a node of a cluster that the URL does not name as one.
+        """
+        others = check_primary(replies)
+        if not self.in_cluster and is_node(others[0]):
+            raise node_error(self.where)
+        return others
 
     def own_connection(self) -> OwnConnection:
         """Return a connection that is not counted as one of these, without a greeting."""
@@ -252,8 +297,7 @@ class RedisConnections:
     ) -> _T:
         try:
             if not connection.is_open:
-                await connection.open()
-                self._note_opened(connection)
+                await self._connect(connection)
             if before_sending is not None:
                 before_sending()
             await connection.redis.send_packed_command(sent, check_health=False)
@@ -285,13 +329,23 @@ class RedisConnections:
             # Another call has noticed it. Later connections may lead to another server.
             return
         self._begin_era()
-        if not self._is_demoted:
+        if not self._is_demoted and not isinstance(error, MovedSlotError):
             self._is_demoted = True
             self.failovers += 1
             _log.warning(
                 "%s: %s became a replica (%s); its connections are closed, and its name is looked up again",
                 *(self.label, self.where, error.reason),
             )
+
+    async def _connect(self, connection: Connection) -> None:
+        started_ns = perf_counter_ns()
+        try:
+            await connection.open()
+        except BaseException:
+            self._failed_connects += 1
+            raise
+        self.connect_time.record(perf_counter_ns() - started_ns)
+        self._note_opened(connection)
 
     def _note_opened(self, connection: Connection) -> None:
         if connection.run != self._run and connection.run:

@@ -35,6 +35,7 @@ class RedisLocks:
         writer: names this cache in the records of released locks; empty for no records.
 
     Attributes:
+        calls: makes the calls; in a cluster, those of the node that has the locks now.
         unknown: locks whose reply was lost, by owner: the key, and how long to try to release them.
     """
 
@@ -42,7 +43,7 @@ class RedisLocks:
         self, calls: ServerCalls, scripts: RedisCalls, keys: RedisKeys, clock: ServerClock, writer: bytes
     ) -> None:
         self.unknown: Final[dict[str, tuple[str, float]]] = {}
-        self._calls = calls
+        self.calls: ServerCalls = calls
         self._scripts = scripts
         self._keys = keys
         self._clock = clock
@@ -72,7 +73,7 @@ class RedisLocks:
                 raise
 
         try:
-            token = await self._calls.run(ask)
+            token = await self.calls.run(ask)
             return token
         finally:
             if token is None and not refused and self._is_open and len(self.unknown) < _MAX_UNKNOWN:
@@ -80,12 +81,12 @@ class RedisLocks:
                 self.unknown[owner] = key, time.monotonic() + 2 * lifetime_ms / 1000
                 if not self._releasing:
                     self._releasing = True
-                    self._calls.start(self._release_unknown())
+                    self.calls.start(self._release_unknown())
 
     async def unlock(self, key: str, token: int, outcome: bytes = b"") -> bool:
         """See `LockingTier`."""
         call = self._unlock_call(key, token, outcome)
-        return bool(await self._calls.run(lambda: self._scripts.run_one(call)))
+        return bool(await self.calls.run(lambda: self._scripts.run_one(call)))
 
     def lock_call(self, key: str, lifetime_ms: int, owner: str) -> ScriptCall:
         """Return the call that acquires a lock."""
@@ -105,9 +106,9 @@ class RedisLocks:
         try:
             while self.unknown:
                 asked = list(self.unknown.items())
-                if self._calls.allow(0):
+                if self.calls.allow(0):
                     calls = [self._unlock_call(key, owner) for owner, (key, _) in asked]
-                    replies = await self._calls.run(lambda calls=calls: self._scripts.run(calls))  # type: ignore[misc]
+                    replies = await self.calls.run(lambda calls=calls: self._scripts.run(calls))  # type: ignore[misc]
                     for (owner, _), reply in zip(asked, replies or (), strict=False):
                         if reply == 1:
                             self.unknown.pop(owner, None)

@@ -5,12 +5,19 @@ from typing import Any, Final
 
 from redis._parsers.hiredis import NOT_ENOUGH_DATA, _AsyncHiredisParser
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import InvalidResponse, RedisError, ResponseError
+from redis.exceptions import InvalidResponse, MovedError, RedisError, ResponseError
 
 from acgsperf.dispatch import has_long_array
-from acgsperf.tiers.redis_replies import ReplicaError, UnexpectedReplyError, is_of_replica, refuses_all
+from acgsperf.tiers.redis_replies import (
+    MovedSlotError,
+    ReplicaError,
+    UnexpectedReplyError,
+    is_of_replica,
+    refuses_all,
+    refuses_slot,
+)
 
-__all__ = ["CheckedParser"]
+__all__ = ["CheckedParser", "NodeParser"]
 
 # No reply that a tier asks for has as many items. hiredis allocates an array as soon as it has read its length. At 500
 # million items, releasing that array blocks the event loop for a second.
@@ -29,7 +36,14 @@ _MOST_DIGITS: Final = 20
 
 
 class CheckedParser(_AsyncHiredisParser):
-    """redis-py's parser, which refuses an array, a string or a line that is too long before it takes much memory."""
+    """redis-py's parser, which refuses an array, a string or a line that is too long before it takes much memory.
+
+    Attributes:
+        follows_slots: whether an answer MOVED of a cluster belongs to its command alone, because the caller sends that
+            to another node.
+    """
+
+    follows_slots: bool = False
 
     _stream: Any
     _reader: Any
@@ -53,7 +67,7 @@ class CheckedParser(_AsyncHiredisParser):
 
         Raises:
             redis.ConnectionError: if the connection is lost, or the server is loading its data or wants a login.
-            ReplicaError: if the server is a replica and refuses one of the commands.
+            ReplicaError: if the server is a replica and refuses one of the commands, or has lost its slot.
             redis.ResponseError: if the server refuses every command.
             redis.InvalidResponse: if the data is not a reply, or an array, a string or a line in it is too long.
             UnexpectedReplyError: if there is data after the last reply.
@@ -75,7 +89,9 @@ class CheckedParser(_AsyncHiredisParser):
                     if isinstance(reply, ResponseError):
                         if is_of_replica(reply):
                             unavailable = ReplicaError(reply)
-                        elif refuses_all(reply):
+                        elif isinstance(reply, MovedError) and not self.follows_slots:
+                            unavailable = MovedSlotError(reply)
+                        elif refuses_all(reply) and not (self.follows_slots and refuses_slot(reply)):
                             unavailable = reply
                 replies.append(reply)
         if self._stream._buffer or self._reader.has_data():
@@ -92,6 +108,12 @@ class CheckedParser(_AsyncHiredisParser):
         self._lengths.check(data)
         self._reader.feed(data)
         return True
+
+
+class NodeParser(CheckedParser):
+    """Reads the replies of a node of a cluster, for a caller that follows slots."""
+
+    follows_slots: bool = True
 
 
 class _Lengths:

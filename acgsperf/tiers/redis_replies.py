@@ -6,15 +6,19 @@ from redis.exceptions import ClusterDownError, MasterDownError, ReadOnlyError, R
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 __all__ = [
+    "MovedSlotError",
     "ReplicaError",
     "UnexpectedReplyError",
     "array",
     "blobs",
+    "cursor_and_keys",
     "each",
     "is_of_replica",
     "is_ok",
+    "is_refusal",
     "number",
     "refuses_all",
+    "refuses_slot",
     "text",
 ]
 
@@ -24,11 +28,22 @@ class ReplicaError(RedisConnectionError):
 
     Args:
         error: the answer that says so.
+
+    Attributes:
+        reason: that answer.
     """
+
+    _message = "the server is a replica"
 
     def __init__(self, error: Exception | str) -> None:
         self.reason: Final = str(error)
-        super().__init__(f"the server is a replica: {error}")
+        super().__init__(f"{self._message}: {error}")
+
+
+class MovedSlotError(ReplicaError):
+    """The server is a node of a cluster, and another node has the slot. Its connections are closed."""
+
+    _message = "the server is a node of a cluster, and another node has the key (use redis+cluster://)"
 
 
 def is_of_replica(error: ResponseError) -> bool:
@@ -39,6 +54,16 @@ def is_of_replica(error: ResponseError) -> bool:
 def refuses_all(error: ResponseError) -> bool:
     """Return whether a server refuses every command with this error."""
     return isinstance(error, ClusterDownError) or str(error).startswith("BUSY ")
+
+
+def refuses_slot(error: ResponseError) -> bool:
+    """Return whether a node of a cluster refuses a command only because no node has the slot of its keys."""
+    return isinstance(error, ClusterDownError) and "slot not served" in str(error).lower()
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether a server has answered and refuses one call with this error, not all calls."""
+    return isinstance(error, ResponseError) and not refuses_all(error)
 
 
 class UnexpectedReplyError(RedisError):
@@ -90,6 +115,15 @@ def array(reply: Any) -> list[Any]:
     if type(reply) is list:
         return reply
     raise _unexpected(reply, "an array")
+
+
+def cursor_and_keys(replies: list[Any]) -> tuple[bytes, list[bytes]]:
+    """Return the cursor and the keys in the reply of SCAN."""
+    found = array(replies[0])
+    if len(found) != 2:
+        raise UnexpectedReplyError(f"reply must be an array of 2 items, got {len(found)}")
+    cursor, keys = found
+    return text(cursor), list(map(text, array(keys)))
 
 
 def blobs(reply: Any, count: int) -> list[bytes | None]:

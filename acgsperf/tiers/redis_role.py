@@ -3,9 +3,11 @@
 import re
 from typing import Any, Final
 
+from redis.exceptions import ConnectionError as RedisConnectionError
+
 from acgsperf.tiers.redis_replies import ReplicaError
 
-__all__ = ["Role", "check_primary"]
+__all__ = ["Role", "check_primary", "is_node", "node_error", "product_of"]
 
 
 def check_primary(replies: list[Any]) -> list[Any]:
@@ -18,6 +20,25 @@ def check_primary(replies: list[Any]) -> list[Any]:
     if type(replication) is bytes and (role := Role(replication)).is_replica:
         raise ReplicaError(role.describe())
     return others
+
+
+def is_node(info: Any) -> bool:
+    """Return whether a server is a node of a cluster; `info` is the section `server` of INFO."""
+    return type(info) is bytes and re.search(rb"^(redis|server)_mode:cluster", info, re.MULTILINE) is not None
+
+
+def node_error(where: str) -> RedisConnectionError:
+    """Return the error for a node of a cluster whose URL is that of a single server."""
+    return RedisConnectionError(f"{where} is a node of a cluster; use redis+cluster:// in its URL")
+
+
+def product_of(info: bytes) -> str:
+    """Return the product and its version, as INFO tells them."""
+    # For its clients, Valkey calls itself Redis 7.2.4, too.
+    for name in ("Valkey", "Redis"):
+        if version := re.search(rb"\b%s_version:(\S+)" % name.lower().encode(), info):
+            return f"{name} {version[1].decode()}"
+    return "Redis"
 
 
 class Role:

@@ -29,6 +29,7 @@ from typing import Final
 from acgsperf.tiers.redis_lua import Script, script
 
 __all__ = [
+    "ADOPT",
     "EXPIRE",
     "EXPIRE_TAG",
     "GENERATION",
@@ -328,6 +329,27 @@ local px, found, value = take(), run(), current(KEYS[1])
 if found and value and string.sub(value, 9, 16) ~= found then redis.call('UNLINK', KEYS[1], KEYS[2]) end
 extend(KEYS[1], px)
 for i = 2, 3 do redis.call('PEXPIRE', KEYS[i], px) end
+return found or ''
+""",
+)
+
+# The same for a node of a cluster that took over a slot. If another node has passed the slot on, and is still the same
+# run that the token belongs to, nothing was lost. Otherwise the slot comes from a primary that has died.
+# KEYS: token. ARGV: lifetime, the runs of the other primaries. Returns as GENERATION does.
+ADOPT: Final = script(
+    "ADOPT",
+    """
+local px, others, found, value = take(), take(), run(), current(KEYS[1])
+local former = value and string.sub(value, 9, 16)
+if found and value and former ~= found then
+    if #former == 8 and string.find(others, former, 1, true) then
+        local new = id(value) .. found .. string.sub(value, 17)
+        if failed(redis.pcall('SET', KEYS[1], new, 'KEEPTTL')) then redis.call('UNLINK', KEYS[1]) end
+    else
+        redis.call('UNLINK', KEYS[1])
+    end
+end
+extend(KEYS[1], px)
 return found or ''
 """,
 )

@@ -20,19 +20,22 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from acgsperf.addresses import checked_redis_url
 from acgsperf.names import resolve
 from acgsperf.tiers.redis_server import Credentials, RedisServer
+from acgsperf.tiers.redis_slots import CLUSTER_SCHEMES, ClusterServer
+from acgsperf.tiers.redis_tls import explained, hint_of
 
 __all__ = ["SENTINEL_SCHEMES", "Answer", "SentinelServer", "redis_server"]
 
 SENTINEL_SCHEMES: Final = ("redis+sentinel", "rediss+sentinel")
 _PORT: Final = 26379
-# A sentinel that has not answered by then is not waited for.
+# How long to wait for the answer of a sentinel.
 _TIMEOUT_S: Final = 1.0
-# So long, an answer is used by other calls as well. Each call may end before the sentinels have answered, because its
-# deadline covers connecting and the commands too: the next one finds the answer.
+# How long an answer is used by other calls. A call may end before the sentinels have answered, because its deadline
+# also covers connecting and the commands. Then the next call finds the answer.
 _FRESH_S: Final = 0.5
 # How long the other sentinels are waited for after the first answer, if no majority agrees.
 _OTHERS_S: Final = 0.05
@@ -58,6 +61,8 @@ def redis_server(url: str, credentials: Credentials | None = None) -> RedisServe
                 # It keeps the callable, so that no other one gets its id.
                 server = _servers[known] = SentinelServer(url, credentials)
         return server
+    if url.startswith(CLUSTER_SCHEMES):
+        return ClusterServer(url, credentials)
     return RedisServer(url, credentials)
 
 
@@ -103,6 +108,7 @@ class SentinelServer(RedisServer):
         scheme = parts.scheme.removesuffix("+sentinel")
         query = f"?{urlencode(options)}" if options else ""
         self._parts = scheme, user_info + at, database, query
+        self._hint = hint_of(url)
         # Sentinels name the host and the port.
         super().__init__(self.url_of("sentinel", 1), credentials)
         self._sentinels = [_host_and_port(host) for host in hosts.split(",")]
@@ -135,7 +141,7 @@ class SentinelServer(RedisServer):
             task = self._in_flight.get(loop)
             if task is None:
                 task = self._in_flight[loop] = loop.create_task(self._find(), name="acgsperf sentinels")
-                task.add_done_callback(lambda _: self._in_flight.pop(loop, None))
+                task.add_done_callback(self._end)
             await asyncio.shield(task)
         host, port = self._found
         connection.host, connection.port = host, port  # type: ignore[attr-defined]
@@ -143,6 +149,11 @@ class SentinelServer(RedisServer):
 
     def forget(self) -> None:
         self._found_at = -_FRESH_S
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        self._in_flight.pop(task.get_loop(), None)
+        # If the deadlines of all calls passed before the sentinels answered, nobody else looks at the error.
+        _ = task.cancelled() or task.exception()
 
     async def _find(self) -> None:
         """Ask the sentinels, and note the answer, also if nobody waits for it any more."""
@@ -194,8 +205,12 @@ class SentinelServer(RedisServer):
     async def _ask(self, host: str, port: int) -> Answer:
         sentinel = Sentinel([(host, port)], sentinel_kwargs=self._options)  # type: ignore[no-untyped-call]
         (client,) = sentinel.sentinels
+        pool = client.connection_pool
         try:
             await resolve(host)
+            connection = pool.make_connection()  # type: ignore[no-untyped-call]
+            self.tls.give(connection)
+            pool._available_connections.append(connection)
             masters: Any = await client.sentinel_masters()
             state = masters.get(self.service)
             if state is None:
@@ -204,10 +219,10 @@ class SentinelServer(RedisServer):
                 return Answer(0, None, f"{host}:{port} says that {state['ip']}:{state['port']} is down")
             return Answer(int(state.get("config-epoch", 0)), (state["ip"], state["port"]), "")
         except (RedisError, OSError, TimeoutError) as error:
-            return Answer(0, None, f"{host}:{port} does not answer ({type(error).__name__}: {error})")
+            hint = self._hint if isinstance(error, RedisTimeoutError | TimeoutError) else ""
+            return Answer(0, None, f"{host}:{port} does not answer ({type(error).__name__}: {explained(error)}{hint})")
         finally:
             # `aclose` leaves them open if it is cancelled.
-            pool = client.connection_pool
             for connection in (*pool._available_connections, *pool._in_use_connections):
                 connection._close()  # type: ignore[no-untyped-call]
 

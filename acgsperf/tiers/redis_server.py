@@ -18,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from acgsperf.names import resolve
 from acgsperf.tiers.breaker import RECOVERY_S
 from acgsperf.tiers.redis_parser import CheckedParser
+from acgsperf.tiers.redis_tls import SharedContext
 
 __all__ = ["Credentials", "Follower", "RedisServer"]
 
@@ -67,35 +68,43 @@ class RedisServer:
     Args:
         url: `redis://`, `rediss://` or `unix://`, checked.
         credentials: called for each new connection; returns, or awaits, a password, or a user name and a password.
+        tls: the attribute below, if several servers of one URL share it.
 
     Attributes:
         max_connections: the `max_connections` of the URL; None if it has none.
         where: the address, for messages; without a password.
+        parser_class: reads the replies.
         recovery_s: after a failure, the server is tried again after this time.
+        tls: what its connections share if they speak TLS.
 
     Raises:
         ValueError: if the URL is not valid. The message does not repeat it.
     """
 
     max_connections: int | None
+    parser_class: type[CheckedParser] = CheckedParser
     recovery_s: float = RECOVERY_S
 
-    def __init__(self, url: str, credentials: Credentials | None = None) -> None:
+    def __init__(self, url: str, credentials: Credentials | None = None, tls: SharedContext | None = None) -> None:
         self._followers: WeakSet[Follower] = WeakSet()
+        self.tls: Final = SharedContext() if tls is None else tls
         try:
             _check_options(url)
             options: dict[str, Any] = dict(parse_url(url))
             self.max_connections = options.pop("max_connections", None)
             if credentials is not None and ("username" in options or "password" in options):
                 raise _InvalidURLError("must not contain a user name or password if credentials is given")
-            self._factory = _factory(url, options, credentials)
+            self._factory = _factory(url, options | {"parser_class": self.parser_class}, credentials)
             # Checks the options of the URL; it does not connect.
-            self.new()
+            first = self.new()
         except _InvalidURLError as error:
             raise ValueError(f"the Redis URL {error}") from None
         except Exception as error:
             raise ValueError(f"the Redis URL has an option that is not valid: {type(error).__name__}") from None
         self.where: str = _server_name(self._factory.connection_kwargs)
+        if (driver := getattr(first, "driver_info", None)) is not None:
+            # Otherwise redis-py reads its version from a file for each connection.
+            self._factory.connection_kwargs["driver_info"] = driver
 
     @property
     def now_at(self) -> str:
@@ -105,6 +114,7 @@ class RedisServer:
     def new(self) -> AbstractConnection:
         """Return a connection that is not connected."""
         connection: AbstractConnection = self._factory.make_connection()  # type: ignore[no-untyped-call]
+        self.tls.give(connection)
         return connection
 
     def follow(self, follower: Follower) -> None:
@@ -129,10 +139,15 @@ class _InvalidURLError(Exception):
 
 
 class _Provider(CredentialProvider):
-    """Passes a callable to redis-py."""
+    """Passes a callable to redis-py.
+
+    Attributes:
+        password: the last one that the callable has returned.
+    """
 
     def __init__(self, credentials: Credentials) -> None:
         self._credentials = credentials
+        self.password: str | None = None
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
         try:
@@ -149,8 +164,10 @@ class _Provider(CredentialProvider):
             # Without its text, which may contain a secret.
             raise RedisConnectionError(f"credentials raised {type(error).__name__}") from error
         if isinstance(found, str):
+            self.password = found
             return (found,)
         if isinstance(found, tuple) and list(map(type, found)) == [str, str]:
+            self.password = found[1]
             return found
         raise RedisConnectionError(
             f"credentials must return a password or (user name, password), got {type(found).__name__}"
@@ -183,7 +200,6 @@ def _factory(url: str, options: dict[str, Any], credentials: Credentials | None)
         options["credential_provider"] = _Provider(credentials)
     options |= {
         "protocol": 2,
-        "parser_class": CheckedParser,
         "retry": Retry(NoBackoff(), 0),
         "retry_on_timeout": False,
         "decode_responses": False,

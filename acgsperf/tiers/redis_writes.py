@@ -23,7 +23,7 @@ from acgsperf.tiers.server_clock import ServerClock
 from acgsperf.tiers.tier_arguments import MOST_STAMP
 from acgsperf.tiers.write_batches import REFUSED, Action, Operation, WriteBatch
 
-__all__ = ["RedisWrites"]
+__all__ = ["RedisWrites", "by_kind"]
 
 # Redis refuses an expiry time beyond 64 bits. An entry that is kept longer than this has no expiry.
 _LONGEST_MS: Final = 1 << 60
@@ -34,6 +34,10 @@ _REMOVED: Final = -2
 _Item = tuple[str, Operation]
 # Builds a call. The arguments: the items that it is for, and those that its record has.
 _Build = Callable[[Sequence[_Item], Sequence[_Item]], ScriptCall]
+_Builds = tuple[_Build, Sequence[_Item]]
+_ByKind = dict[str, list[_Item]]
+# A script that has one deadline, its keys, and its arguments after the deadline.
+_Call = tuple[Script, Sequence[bytes], Sequence[Any]]
 
 
 class _Part:
@@ -72,6 +76,9 @@ class RedisWrites:
         retention: the seconds for which ids and tombstones are kept after an entry has ended.
         writer: names this cache in records; empty for no records.
         errors: counts what the server refuses, by kind.
+
+    Attributes:
+        clock: the server's.
     """
 
     def __init__(
@@ -86,7 +93,7 @@ class RedisWrites:
     ) -> None:
         self._scripts = scripts
         self._keys = keys
-        self._clock = clock
+        self.clock: ServerClock = clock
         self._retention_s = retention
         self._retention_ms = math.ceil(retention * 1000)
         self._writer = writer
@@ -94,18 +101,26 @@ class RedisWrites:
 
     async def carry_out(self, batch: WriteBatch) -> None:
         """Carry out a batch and record the results in it."""
-        items: dict[str, list[_Item]] = {}
-        for key, operation in batch.operations.items():
-            items.setdefault(_kind(operation), []).append((key, operation))
-        build: dict[str, Any] = {
+        items = by_kind(batch.operations.items())
+        await self._run(batch, self.builds(batch, items))
+        await self._remove_refused(batch, self.removals(batch, items))
+
+    def builds(self, batch: WriteBatch, items: _ByKind) -> list[_Builds]:
+        """Return what builds the calls for the operations of a batch, and for which ones."""
+        build: dict[str, _Build] = {
             "write": lambda some, recorded: self._write_call(some, recorded, batch),
             "tombstone": lambda some, recorded: self._header_call(TOMBSTONE, some, recorded, batch),
             "expire": lambda some, recorded: self._header_call(EXPIRE, some, recorded, batch),
             "undo": self._undo_call,
             "store": self._store_call,
         }
-        await self._run(batch, [(build[kind], some) for kind, some in items.items()])
-        # If the server has refused a value, the former one is still out of date. Removing it needs no memory.
+        return [(build[kind], some) for kind, some in items.items()]
+
+    def removals(self, batch: WriteBatch, items: _ByKind) -> list[_Builds]:
+        """Return the same for what is removed because the server has refused its value.
+
+        The former value is still out of date then. Removing it needs no memory.
+        """
         tombstones = [
             (key, operation)
             for key, operation in items.get("write", []) + items.get("expire", [])
@@ -116,17 +131,26 @@ class RedisWrites:
             for key, operation in items.get("store", [])
             if batch.results[key].outcome is Outcome.REFUSED and (seen := _seen_by_load(operation)) is not None
         ]
-        followed = [job for job in ((build["tombstone"], tombstones), (self._undo_call, undone)) if job[1]]
-        if followed:
-            removal = WriteBatch(batch.done, batch.queued_at)
-            removal.began_at, removal.until = batch.began_at, batch.until
-            await self._run(removal, followed)
-            batch.removed |= removal.removed
-            for key, result in removal.results.items():
-                outcome = Outcome.REMOVED if result.outcome is Outcome.STORED else Outcome.REFUSED
-                batch.results[key] = WriteResult(outcome, published=result.published)
+        found: list[_Builds] = []
+        if tombstones:
+            build = lambda some, recorded: self._header_call(TOMBSTONE, some, recorded, batch)  # noqa: E731
+            found.append((build, tombstones))
+        if undone:
+            found.append((self._undo_call, undone))
+        return found
 
-    async def _run(self, batch: WriteBatch, builds: Sequence[tuple[_Build, Sequence[_Item]]]) -> None:
+    async def _remove_refused(self, batch: WriteBatch, removals: Sequence[_Builds]) -> None:
+        if not removals:
+            return
+        removal = WriteBatch(batch.done, batch.queued_at)
+        removal.began_at, removal.until = batch.began_at, batch.until
+        await self._run(removal, removals)
+        batch.removed |= removal.removed
+        for key, result in removal.results.items():
+            outcome = Outcome.REMOVED if result.outcome is Outcome.STORED else Outcome.REFUSED
+            batch.results[key] = WriteResult(outcome, published=result.published)
+
+    async def _run(self, batch: WriteBatch, builds: Sequence[_Builds]) -> None:
         """Call scripts, once more if the server finds that their deadline has passed: this clock may be wrong."""
         jobs: list[Job] = [part for build, items in builds for part in _parts(build, items)]
         for is_last in (False, True):
@@ -135,7 +159,7 @@ class RedisWrites:
             answered = await self._scripts.run_each(jobs, batch.mark_sent)
             received = time.monotonic()
             for job, reply in answered:
-                self._measure(sent, received, reply)
+                self._measure(sent, received, job, reply)
                 if isinstance(reply, list) and len(reply) == 1:
                     late.append(job)
                 else:
@@ -147,9 +171,9 @@ class RedisWrites:
                 batch.results.update((key, REFUSED) for _, items in late for key, _ in items)
                 return
 
-    def _measure(self, sent: float, received: float, reply: Reply) -> None:
+    def _measure(self, sent: float, received: float, _job: Job | None, reply: Reply) -> None:
         if isinstance(reply, list) and 0 < abs(reply[0]) < MOST_STAMP:
-            self._clock.measured(sent, received, abs(reply[0]) / 1e6)
+            self.clock.measured(sent, received, abs(reply[0]) / 1e6)
 
     def _note(self, batch: WriteBatch, job: Job, reply: Reply) -> None:
         part, items = job
@@ -181,9 +205,12 @@ class RedisWrites:
 
     async def observe(self, wanted: Sequence[Wanted]) -> list[Observation | None]:
         """Return what is under keys. If there is nothing under a key, leave a marker."""
+        return await self._observed(wanted, [(self.observe_call, wanted)])
+
+    async def _observed(self, wanted: Sequence[Wanted], jobs: Sequence[Job]) -> list[Observation | None]:
         expires_at = time.monotonic() + self._retention_s
         found: dict[Wanted, Observation] = {}
-        for (_, some), reply in await self._scripts.run_each([(self._observe_call, wanted)]):
+        for (_, some), reply in await self._scripts.run_each(jobs):
             if isinstance(reply, ResponseError):
                 self._errors[type(reply).__name__] += 1
                 continue
@@ -202,6 +229,10 @@ class RedisWrites:
 
     async def invalidate(self, tag: str | None, refused_below: bool, attempt: Attempt) -> WriteResult:
         """Remove the token of a tag, or that of the namespace."""
+        return await self._run_one(self.invalidate_call(tag, refused_below), attempt)
+
+    def invalidate_call(self, tag: str | None, refused_below: bool) -> _Call:
+        """Return the script that removes a token, its keys, and its arguments after the deadline."""
         if tag is None:
             token, lifetime_ms, record = self._keys.token, TOKEN_TTL_MS, Record(RecordKind.CLEAR)
         else:
@@ -209,26 +240,27 @@ class RedisWrites:
             record = records.of_tag(RecordKind.TAG, tag)
         keys = [self._keys.log, token, self._keys.invalidations]
         new = self._new_token() if refused_below else b""
-        arguments = [new, int(tag is None), lifetime_ms, *self._packed([record])]
-        return await self._run_one(INVALIDATE, keys, arguments, attempt)
+        return INVALIDATE, keys, [new, int(tag is None), lifetime_ms, *self._packed([record])]
 
     async def expire_tag(self, tag: str, attempt: Attempt) -> WriteResult:
         """Store the time before which the entries of a tag are stale, together with its token."""
-        record = records.of_tag(RecordKind.EXPIRED_TAG, tag)
-        keys = [self._keys.log, self._keys.tag(tag)]
-        return await self._run_one(EXPIRE_TAG, keys, self._packed([record]), attempt)
+        return await self._run_one(self.expire_tag_call(tag), attempt)
 
-    async def _run_one(
-        self, script: Script, keys: Sequence[bytes], arguments: Sequence[Any], attempt: Attempt
-    ) -> WriteResult:
+    def expire_tag_call(self, tag: str) -> _Call:
+        """Return the same as `invalidate_call`, for `expire_tag`."""
+        record = records.of_tag(RecordKind.EXPIRED_TAG, tag)
+        return EXPIRE_TAG, [self._keys.log, self._keys.tag(tag)], self._packed([record])
+
+    async def _run_one(self, wanted: _Call, attempt: Attempt) -> WriteResult:
+        script, keys, arguments = wanted
         for _ in range(2):
             sent = time.monotonic()
-            call = ScriptCall(script, keys, [self._deadline_us(attempt), *arguments], 2)
+            call = ScriptCall(script, keys, [self.deadline_us(attempt), *arguments], 2)
             (reply,) = await self._scripts.run([call], attempt.mark_sent)
             if isinstance(reply, ResponseError):
                 self._errors[type(reply).__name__] += 1
                 return REFUSED
-            self._measure(sent, time.monotonic(), reply)
+            self._measure(sent, time.monotonic(), None, reply)
             if len(reply) == 2:
                 return WriteResult(Outcome.STORED, published=reply[0] > 0)
             if attempt.remaining() <= 0:
@@ -237,7 +269,7 @@ class RedisWrites:
 
     def _write_call(self, items: Sequence[_Item], recorded: Sequence[_Item], attempt: Attempt) -> ScriptCall:
         tags = _positions(tag for _, operation in items for tag in _tags(operation))
-        arguments: list[Any] = [len(items), self._deadline_us(attempt), TOKEN_TTL_MS, self._new_token()]
+        arguments: list[Any] = [len(items), self.deadline_us(attempt), TOKEN_TTL_MS, self._new_token()]
         arguments += self._records(recorded)
         now = time.monotonic()
         for key, operation in items:
@@ -250,7 +282,7 @@ class RedisWrites:
         self, script: Script, items: Sequence[_Item], recorded: Sequence[_Item], attempt: Attempt
     ) -> ScriptCall:
         kind = RecordKind.EXPIRED_KEYS if script is EXPIRE else RecordKind.KEYS
-        arguments = [len(items), self._deadline_us(attempt), self._retention_ms, *self._records(recorded, kind)]
+        arguments = [len(items), self.deadline_us(attempt), self._retention_ms, *self._records(recorded, kind)]
         arguments += [_id_and_stamp(operation) for _, operation in items]
         return ScriptCall(script, [self._keys.log, *self._entries(items)], arguments, 1 + len(items))
 
@@ -273,12 +305,13 @@ class RedisWrites:
             assert operation.store is not None
             arguments += _conditions(operation.store)
             until = now + self._retention_s if operation.store.seen is None else operation.store.seen.expires_at
-            arguments.append(int(min(self._clock.deadline(until) * 1e6, _LATEST_US)))
+            arguments.append(int(min(self.clock.deadline(until) * 1e6, _LATEST_US)))
             arguments += self._sealed(key, operation, operation.entry, now, tags)
         keys = [self._keys.log, self._keys.token, self._keys.invalidations]
         return ScriptCall(STORE, [*keys, *self._entries(items), *map(self._keys.tag, tags)], arguments, 1 + len(items))
 
-    def _observe_call(self, wanted: Sequence[Wanted]) -> ScriptCall:
+    def observe_call(self, wanted: Sequence[Wanted]) -> ScriptCall:
+        """Return the call that observes keys."""
         tags = _positions(tag for _, tags in wanted for tag in tags)
         arguments = [
             len(tags),
@@ -296,7 +329,7 @@ class RedisWrites:
         self, key: str, operation: Operation, entry: Entry, now: float, tags: dict[str, int]
     ) -> tuple[bytes, bytes, int | bytes, bytes]:
         """Return the arguments for an entry: head, tail, lifetime and the positions of its tags."""
-        identity, offset = envelope.identity(key), self._clock.offset
+        identity, offset = envelope.identity(key), self.clock.offset
         head, tail = envelope.seal(entry, identity, operation.payload, offset, flags=operation.flags)
         lifetime: int | bytes = b""
         if entry.kept_until is not None:
@@ -309,8 +342,9 @@ class RedisWrites:
     def _entries(self, items: Iterable[_Item]) -> list[bytes]:
         return [self._keys.entry(key) for key, _ in items]
 
-    def _deadline_us(self, attempt: Attempt) -> int:
-        return int(self._clock.deadline(time.monotonic() + attempt.remaining()) * 1e6)
+    def deadline_us(self, attempt: Attempt) -> int:
+        """Return the deadline of an attempt by the server's clock."""
+        return int(self.clock.deadline(time.monotonic() + attempt.remaining()) * 1e6)
 
     def _new_token(self) -> bytes:
         return secrets.token_bytes(envelope.TOKEN_BYTES)
@@ -324,7 +358,7 @@ class RedisWrites:
         """Return the number of records, and the records."""
         if not self._writer:
             return [0]
-        now_us = self._clock.now_us()
+        now_us = self.clock.now_us()
         return [len(found), *(records.packed(record, self._writer, now_us) for record in found)]
 
 
@@ -335,6 +369,14 @@ def _parts(build: _Build, items: Sequence[_Item]) -> list[Job]:
         for at in range(0, len(items), KEYS_A_SCRIPT)
         for some in (items[at : at + KEYS_A_SCRIPT],)
     ]
+
+
+def by_kind(items: Iterable[_Item]) -> _ByKind:
+    """Return operations by the script that carries them out."""
+    found: _ByKind = {}
+    for key, operation in items:
+        found.setdefault(_kind(operation), []).append((key, operation))
+    return found
 
 
 def _kind(operation: Operation) -> str:

@@ -28,6 +28,7 @@ from acgsperf.tiers.packing import Packing
 from acgsperf.tiers.read_batches import MAX_READS_TOGETHER, ReadBatches
 from acgsperf.tiers.server_calls import Attempt, ServerCalls
 from acgsperf.tiers.server_clock import ServerClock
+from acgsperf.tiers.stats import CountedConnections, collect_stats
 from acgsperf.tiers.tier_arguments import (
     check_id_and_stamp,
     check_key,
@@ -94,8 +95,6 @@ class ServerTier(Tier):
         self.server_clock: Final = ServerClock()
         self._last_stamp = 0
         self._calls = ServerCalls(self.name, deadline, self._timed_out, self._is_refusal)
-        # For reads that wait for writes, or have several parts.
-        self._deadline: Final = Deadline(deadline)
         self._breaker = self._calls.breaker
         self._reads = ReadBatches(self._calls, self._fetch, deadline)
         self._observations = ReadBatches(self._calls, self._observe, deadline)
@@ -103,7 +102,7 @@ class ServerTier(Tier):
         self._pending_writes = self._writes.pending
         self._reads.queue.guard(self._check_use, self._breaker, _CLOSED, self._pending_writes)
         # The method of the queue itself, without a Python call around it: this is the hot path.
-        self.begin_get: Final[Callable[[str], asyncio.Future[Entry | None] | None]] = self._reads.queue.begin
+        self.begin_get: Callable[[str], asyncio.Future[Entry | None] | None] = self._reads.queue.begin
 
     @abstractmethod
     async def _start(self) -> None:
@@ -145,9 +144,9 @@ class ServerTier(Tier):
         """Return whether the server has answered and refuses one call with this error, not all calls."""
 
     @property
-    def failovers(self) -> int:
-        """How often the server turned out to have become read-only."""
-        return 0
+    @abstractmethod
+    def counted_connections(self) -> CountedConnections:
+        """The connections to the server."""
 
     def _timed_out(self) -> None:
         """React to a call that the deadline has ended: other connections may be dead as well."""
@@ -158,8 +157,10 @@ class ServerTier(Tier):
         self._namespace = checked_namespace("namespace", namespace)
         self._loop = asyncio.get_running_loop()
         self._calls.open(namespace)
-        self._reads.open()
-        self._observations.open()
+        # For reads that wait for writes, or have several parts.
+        self._deadline = Deadline(min(self.deadline, self.read_deadline))
+        self._reads.open(self.read_deadline)
+        self._observations.open(self.read_deadline)
         problems: list[str] = []
         try:
             await self._calls.run(self._start, problems=problems)
@@ -390,21 +391,8 @@ class ServerTier(Tier):
         return TierHealth(detail is not None, latency, self._breaker.state, detail or problems[0])
 
     def stats(self) -> TierStats:
-        calls, reads, writes = self._calls, self._reads, self._writes
-        return TierStats(
-            hits=reads.hits,
-            misses=reads.misses,
-            stores=writes.stores,
-            refused=self._refused + writes.refused,
-            deletes=writes.deletes,
-            skipped=calls.skipped,
-            timeouts=calls.errors["TimeoutError"],
-            errors=dict(calls.errors),
-            corrupt=self._corrupt,
-            breaker=self._breaker.state,
-            latency=reads.latency.snapshot(),
-            failovers=self.failovers,
-        )
+        parts = self._calls, self._reads, self._writes, self.counted_connections
+        return collect_stats(*parts, refused=self._refused, corrupt=self._corrupt)
 
     def _check_use(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from math import inf
 from typing import Any, Final, TypeVar
 
@@ -62,27 +62,39 @@ class ServerCalls:
         timed_out: called when the deadline has ended a call.
         is_refusal: returns whether an error is the server's answer to this call alone. The server works then, so the
             error does not count for the breaker.
+        owner: for one server of several, the calls of all of them, which own the tasks and count the errors and the
+            skipped keys.
 
     Attributes:
         label: names the tier and its namespace in messages.
+        hint: what to add to the message that says that the server did not answer.
         breaker: decides whether calls go to the server.
         errors: failed calls, by kind.
+        last_error: the kind of the last error.
         skipped: keys and entries that were not sent because the breaker was open.
         tasks: tasks in flight; `ServerTier.close` ends them.
     """
 
     def __init__(
-        self, tier: str, deadline: float, timed_out: Callable[[], None], is_refusal: Callable[[Exception], bool]
+        self,
+        tier: str,
+        deadline: float,
+        timed_out: Callable[[], None],
+        is_refusal: Callable[[Exception], bool],
+        owner: "ServerCalls | None" = None,
     ) -> None:
         self.breaker: Final = CircuitBreaker()
-        self.errors: Final[Counter[str]] = Counter()
+        self.errors: Final[Counter[str]] = Counter() if owner is None else owner.errors
+        self.last_error: str = ""
         self.skipped: int = 0
-        self.tasks: Final[set[asyncio.Task[None]]] = set()
+        self.tasks: Final[set[asyncio.Task[None]]] = set() if owner is None else owner.tasks
+        self._counted = self if owner is None else owner
+        self._skipping = "this tier" if owner is None else "this node"
         self._tier = tier
         self.label: str = f"{tier} tier"
+        self.hint: str = ""
         self._timed_out = timed_out
         self._is_refusal = is_refusal
-        self._deadline_s = deadline
         self._deadline = Deadline(deadline)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -105,7 +117,7 @@ class ServerCalls:
         """Return whether a call for some keys may go to the server. If not, count them as skipped."""
         if self.breaker.allow():
             return True
-        self.skipped += keys
+        self._counted.skipped += keys
         return False
 
     async def run(
@@ -125,10 +137,11 @@ class ServerCalls:
                 result = await call()
             if wait.passed:
                 self._timed_out()
-                raise TimeoutError(f"no answer within {self._deadline_s:g} s")
+                raise TimeoutError(f"no answer within {wait.seconds:g} s{self.hint}")
         except Exception as error:
             kind = type(error).__name__
             self.errors[kind] += 1
+            self.last_error = kind
             problem = f"{kind}: {error}" if str(error) else kind
             if problems is not None:
                 problems.append(problem)
@@ -138,13 +151,24 @@ class ServerCalls:
                     self._log_closed()
             elif breaker.failed():
                 _log.warning(
-                    "%s: circuit opened after %d failures (%s); calls skip this tier for %g s",
-                    *(self.label, breaker.failures_in_a_row, problem, breaker.recovery_s),
+                    "%s: circuit opened after %d failures (%s); calls skip %s for %g s",
+                    *(self.label, breaker.failures_in_a_row, problem, self._skipping, breaker.recovery_s),
                 )
             return None
         if self.breaker.succeeded():
             self._log_closed()
         return result
+
+    def without_errors(self, replies: Iterable[Any]) -> list[Any]:
+        """Return replies of single commands with None in place of errors, which are counted."""
+        values: list[Any] = []
+        for reply in replies:
+            if isinstance(reply, Exception):
+                self.errors[type(reply).__name__] += 1
+                values.append(None)
+            else:
+                values.append(reply)
+        return values
 
     def _log_closed(self) -> None:
         _log.info("%s: circuit closed; the server answers again", self.label)

@@ -1,6 +1,7 @@
 """Writes travel to the server in batches, one batch at a time and in order."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from enum import Enum
@@ -9,6 +10,8 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
+from acgsperf import hooks
+from acgsperf.dispatch import LatencyHistogram
 from acgsperf.tiers.base import Entry, Outcome, Store, WriteResult
 from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.ids import new_id
@@ -125,22 +128,36 @@ class WriteBatches:
         calls: makes the calls.
         write: carries out a batch and records the results in it.
         deadline: seconds after which a batch ends.
+        pending: the attribute below, if it is shared with other queues.
 
     Attributes:
         stores, deletes, refused: entries stored, deleted, and refused by the server so far.
         pending: the last batch that writes a key, for each key in a batch that has not ended.
     """
 
-    def __init__(self, calls: ServerCalls, write: Callable[[WriteBatch], Awaitable[None]], deadline: float) -> None:
+    def __init__(
+        self,
+        calls: ServerCalls,
+        write: Callable[[WriteBatch], Awaitable[None]],
+        deadline: float,
+        pending: dict[str, WriteBatch] | None = None,
+    ) -> None:
         self.stores: int = 0
         self.deletes: int = 0
         self.refused: int = 0
-        self.pending: Final[dict[str, WriteBatch]] = {}
+        self.pending: Final[dict[str, WriteBatch]] = {} if pending is None else pending
+        # How long batches took, recorded only if there is a hook for spans.
+        self._latency = LatencyHistogram()
         self._queue: deque[WriteBatch] = deque()
         self._calls = calls
         self._write = write
         self._deadline = Deadline(deadline)
         self._deadline_s = deadline
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no operation is queued or in flight."""
+        return not self._queue
 
     def close(self) -> None:
         """End all queued batches as failed. Call it when no task is in flight."""
@@ -227,8 +244,15 @@ class WriteBatches:
                     batch.began_at = asyncio.get_running_loop().time() if answered else queued_at
                     wait = self._deadline.wait(batch.began_at)
                     batch.set_deadline(self._deadline_s)
+                    started_ns = 0 if hooks.spans is None else time.perf_counter_ns()
                     await self._calls.run(lambda batch=batch: self._write(batch), wait)  # type: ignore[misc]
                     answered = batch.is_answered
+                    if started_ns and hooks.spans is not None:
+                        elapsed_ns = time.perf_counter_ns() - started_ns
+                        error = "" if answered else self._calls.last_error
+                        written = self._calls.label, len(batch.operations)
+                        hooks.spans.tier_call("tier.write", *written, self._latency, elapsed_ns, error)
+                        self._latency.record(elapsed_ns)
                     if batch.sent and not answered and batch.is_explicit:
                         await batch.wait_for_deadline()
                 self._finish(self._queue.popleft())

@@ -21,6 +21,7 @@ from acgsperf.errors import AcgsperfError
 from acgsperf.testing import server_binaries, server_processes
 from acgsperf.testing.server_binaries import postgres_programs, redis_program
 from acgsperf.testing.server_processes import listens
+from acgsperf.tiers.redis import RedisTier
 from acgsperf.workbench.embedded import embedded_servers
 
 
@@ -92,6 +93,7 @@ def test_servers_named_by_the_environment_are_used_as_they_are(private, monkeypa
 
 PROGRAM = """
 import signal, sys, time
+from acgsperf.tiers.redis import RedisTier
 from acgsperf.workbench.embedded import embedded_servers
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
 {before}
@@ -136,9 +138,46 @@ def test_a_process_that_is_killed_leaves_nothing(private, check_that_all_goes):
     check_that_all_goes(private)
 
 
+CLUSTER_PROGRAM = """
+from acgsperf.testing.embedded import embedded_servers
+with embedded_servers(postgres=False, cluster=True) as servers:
+    print(servers.redis_url, flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_private_cluster(private, check_that_all_goes, is_killed):
+    async def health(url):
+        tier = RedisTier(url, deadline=5)
+        await tier.open("n")
+        found = await tier.health()
+        await tier.close()
+        return found.detail
+
+    environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER_PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment | {"TMPDIR": str(private)},
+    ) as process:
+        url = process.stdout.readline().strip()
+        assert asyncio.run(health(url)).startswith("cluster of 3 primaries: ")
+        if is_killed:
+            process.kill()
+        else:
+            process.stdin.write("\n")
+            process.stdin.close()
+        assert process.wait(30) == (-signal.SIGKILL if is_killed else 0)
+    check_that_all_goes(private)
+
+
 def test_a_block_that_is_never_left_ends_with_the_process(private, check_that_all_goes):
     program = """
 from contextlib import ExitStack
+from acgsperf.tiers.redis import RedisTier
 from acgsperf.workbench.embedded import embedded_servers
 stack = ExitStack()
 stack.enter_context(embedded_servers())

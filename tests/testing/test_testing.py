@@ -1,19 +1,24 @@
 """`acgsperf.testing`: the memory tier, the clock and the fixtures."""
 
 import asyncio
+import dataclasses
 import subprocess
 import sys
+from contextlib import suppress
+from decimal import Decimal
 
 import pytest
 
 from acgsperf import EntryOptions, TierError
-from acgsperf.testing import ManualClock, MemoryServer, MemoryTier, memory_cache
+from acgsperf.cache import cached
+from acgsperf.testing import ManualClock, MemoryServer, MemoryTier, bound, memory_cache
 
 SUITE = """
 pytest_plugins = ["acgsperf.testing.fixtures"]
 
 
 def test_servers(acgsperf_servers, acgsperf_clock):
+    assert type(acgsperf_servers).__name__ == "ServerUrls"
     assert acgsperf_servers.redis_url and acgsperf_servers.database_url
     acgsperf_clock.advance(5)
     assert acgsperf_clock() == 1_005
@@ -50,9 +55,8 @@ def test_a_clock_moves_forward_only(clock):
 
 async def test_the_clock_decides_what_is_fresh(two, clock):
     one, other = two
-    value = object()
-    assert (await one.set("key", value)).everywhere
-    assert await one.get("key") is await other.get("key") is value
+    assert (await one.set("key", [1])).everywhere
+    assert await one.get("key") == await other.get("key") == [1]
     clock.advance(60)
     assert await one.get("key") is await other.get("key") is None
     assert len(one._lower_tiers.l2.server) == 1
@@ -149,6 +153,67 @@ async def test_a_load_from_before_a_loss_is_not_stored(clock, server):
     await tier.close()
     with pytest.raises(TierError, match="not open"):
         await tier.get("key")
+
+
+@cached(key=lambda: "price")
+async def price():
+    return 9.99
+
+
+@cached(key=lambda: "stock")
+async def stock():
+    return 7
+
+
+async def test_cached_functions_use_another_cache_within_a_block_only():
+    async with memory_cache() as usual, memory_cache() as other:
+        price.bind(usual)
+        with suppress(ZeroDivisionError), bound(other, price, stock):
+            assert (await price(), await stock()) == (9.99, 7)
+            with bound(usual, price):
+                assert price.cache is usual
+            assert price.cache is other
+            raise ZeroDivisionError
+        assert (price.cache, stock.cache) == (usual, None)
+        assert await other.get_many(["price", "stock"]) == {"price": 9.99, "stock": 7}
+        assert await usual.get("price") is None
+
+
+async def test_a_function_that_is_not_cached_cannot_be_bound():
+    with (
+        pytest.raises(TypeError, match=r"^functions must be made by cached\(\), got <function "),
+        bound(memory_cache(), stock, test_a_function_that_is_not_cached_cannot_be_bound),
+    ):
+        pass
+    assert stock.cache is None
+
+
+@dataclasses.dataclass
+class Price:
+    cents: Decimal
+
+
+async def test_the_tier_keeps_values_as_a_server_does(clock, server, caplog):
+    async with memory_cache(clock, server=server) as one, memory_cache(clock, server=server) as other:
+        value = {"cents": [1]}
+        assert (await one.set("tea", value)).everywhere
+        value["cents"].append(2)
+        found = await other.get("tea")
+        assert found == {"cents": [1]}
+        found["cents"].clear()
+        assert await other.get("tea") == {"cents": [1]}
+        assert (await one.set("tea", Decimal("1.5"))).l2 is False
+        assert "the lower tiers do not store a value with a decimal.Decimal" in caplog.text
+        assert await other.get("tea") is None, "the former value is removed"
+        assert await one.get_or_load("milk", lambda key: asyncio.sleep(0, Decimal(1))) == 1
+        assert await other.get("milk") is None
+    typed = {"server": server, "value_type": Price, "namespace": "typed"}
+    async with memory_cache(clock, **typed) as one, memory_cache(clock, **typed) as other:
+        assert (await one.set("tea", Price(Decimal("1.5")))).everywhere
+        assert await other.get("tea") == Price(Decimal("1.5"))
+        await one.expire_now("tea")
+        assert await other.get("tea") is None
+        assert (await one.set("tea", "1.5")).l2 is False
 
 
 def test_the_fixtures_work_in_a_suite_of_its_own(tmp_path):

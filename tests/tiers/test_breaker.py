@@ -61,3 +61,14 @@ def test_attempts_do_not_get_rare(breaker, clock):
         clock.now += 1
         assert [breaker.allow(), breaker.allow()] == [True, False]
         breaker.failed()
+
+
+def test_by_default_the_third_failure_opens_it_for_one_second(clock):
+    breaker = CircuitBreaker(clock=clock)
+    assert breaker.failures_in_a_row == 0
+    assert breaker.succeeded() is False
+    assert [breaker.failed() for _ in range(3)] == [False, False, True]
+    clock.now = 0.99
+    assert not breaker.allow()
+    clock.now = 1.0
+    assert breaker.allow()

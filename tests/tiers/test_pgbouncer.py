@@ -1,7 +1,9 @@
-"""The tier and the pool behind a real PgBouncer in transaction mode: each transaction may meet another session."""
+"""The tier, the pool and the backplane behind a real PgBouncer in transaction mode: each transaction may meet another
+session."""
 
 import asyncio
 import getpass
+import logging
 import os
 import shutil
 import subprocess
@@ -10,12 +12,17 @@ import time
 from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+import asyncpg
 import pytest
 
-from acgsperf import ConnectionPool
+from acgsperf import ConnectionPool, LatencyHistogram, LRUCache, TieredCache
+from acgsperf.backplane import BackplaneState
+from acgsperf.backplane.postgres import PostgresBackplane
+from acgsperf.fleet import Report, store_of
 from acgsperf.service import PerformanceService
 from acgsperf.settings import Settings
 from acgsperf.tiers.postgres import PostgresTier
+from acgsperf.tiers.redis import RedisTier
 
 PORT = 6432
 SESSIONS = 3
@@ -134,3 +141,123 @@ async def test_a_service_needs_a_setting_and_no_more(bouncer, namespace):
     async with PerformanceService(settings) as service:
         assert await service.process_many(requests) == list(range(100))
         await service.cache.clear()
+
+
+@pytest.fixture
+async def open_behind(bouncer, namespace):
+    """Open caches whose L3 is behind the PgBouncer."""
+    caches = []
+
+    async def opened(l2=None, **options):
+        l3 = PostgresTier(bouncer, statement_cache_size=0, deadline=5)
+        # The first hit in a lower tier puts a value into L1.
+        options = {"namespace": namespace, "deadline": 10, "promotion_threshold": 1} | options
+        caches.append(TieredCache(LRUCache(100), l2, l3, **options))
+        return await caches[-1].open()
+
+    yield opened
+    for cache in caches:
+        await cache.close()
+    if caches:
+        async with caches[0] as cache:
+            await cache.clear()
+
+
+async def held(cache, key):
+    """Read a key until L1 keeps it: a record that arrives during a read supersedes that."""
+    async with asyncio.timeout(10):
+        while cache.get_local(key) is None:
+            await cache.get_or_load(key, lambda _: asyncio.sleep(0, "loaded"), tags=["t"])
+
+
+async def dropped(cache, key):
+    async with asyncio.timeout(10):
+        while cache.get_local(key) is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+
+
+async def test_the_default_backplane_is_off_with_a_warning_and_the_cache_works(open_behind, caplog):
+    one, other = await open_behind(), await open_behind()
+    assert [cache.stats().backplane.state for cache in (one, other)] == [BackplaneState.OFF] * 2
+    # Both share one connection.
+    [warning] = [record for record in caplog.records if record.name == "acgsperf.backplane"]
+    assert "the connection goes through a pooler such as PgBouncer" in warning.getMessage()
+    assert "Give PostgresBackplane a DSN that leads directly to PostgreSQL" in warning.getMessage()
+    assert (await one.set("key", 1, tags=["t"])).l3
+    assert await other.get("key") == 1
+    assert (await other.invalidate_tag("t")).l3
+    assert await other.get("key") is None
+    # As without a backplane, another process does not learn of it.
+    assert one.get_local("key") == 1
+
+
+async def test_each_process_notices_the_pgbouncer_at_once(open_behind, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "acgsperf.backplane")
+    for number in range(4):
+        # As in another process: the names of prepared statements begin again.
+        monkeypatch.setattr(asyncpg.connection, "_uid", 0)
+        cache = await open_behind()
+        assert cache.stats().backplane.state is BackplaneState.OFF
+        assert len([record for record in caplog.records if record.name == "acgsperf.backplane"]) == number + 1
+        await cache.close()
+
+
+async def test_with_redis_the_backplane_is_there_and_not_behind_the_pgbouncer(open_behind, servers, caplog):
+    one, other = [await open_behind(RedisTier(servers.redis_url, deadline=5)) for _ in range(2)]
+    assert (await one.set("key", 1)).everywhere
+    await held(other, "key")
+    assert other.get_local("key") == 1
+    assert (await one.set("key", 2)).everywhere
+    await dropped(other, "key")
+    assert await other.get("key") == 2
+    assert [record for record in caplog.records if record.name == "acgsperf.backplane"] == []
+
+
+async def test_a_backplane_with_a_direct_address_works_beside_a_tier_behind_the_pgbouncer(open_behind, servers):
+    one, other = [await open_behind(backplane=PostgresBackplane(servers.database_url)) for _ in range(2)]
+    assert [cache.stats().backplane.state for cache in (one, other)] == [BackplaneState.FOLLOWING] * 2
+    assert (await one.set("key", 1, tags=["t"])).everywhere
+    for change in (lambda: one.set("key", 2, tags=["t"]), lambda: one.invalidate_tag("t"), lambda: one.delete("key")):
+        await held(other, "key")
+        assert (await change()).everywhere
+        await dropped(other, "key")
+
+
+async def test_rows_that_change_through_the_pgbouncer_are_noticed(open_behind, bouncer, servers, namespace):
+    backplane = PostgresBackplane(servers.database_url)
+    cache = await open_behind(backplane=backplane)
+    table = "w" + namespace.replace("-", "_")
+    connection = await asyncpg.connect(bouncer, statement_cache_size=0)
+    await connection.execute(f"CREATE TABLE {table} (id int PRIMARY KEY)")
+    try:
+        assert await backplane.watch(table, ["row:{id}"])
+        assert (await cache.set("one", 1, tags=["row:1"])).everywhere
+        assert (await cache.set("two", 2, tags=["row:2"])).everywhere
+        await connection.execute(f"INSERT INTO {table} VALUES (1)")
+        await dropped(cache, "one")
+        assert await cache.get("one") is None
+        assert await cache.get("two") == 2
+        assert await backplane.unwatch(table)
+    finally:
+        await connection.execute(f"DROP TABLE {table}")
+        await connection.close()
+
+
+async def test_the_reports_of_a_fleet(bouncer, namespace):
+    report = Report(
+        instance="0123456789abcdef",
+        sequence=1,
+        seconds=1.0,
+        failed=0,
+        violations=0,
+        missed=0,
+        latency=LatencyHistogram().encode(),
+    )
+    async with store_of(bouncer, namespace, statement_cache_size=0, timeout=30) as store:
+        for _ in range(3):
+            await store.publish(report)
+            assert await store.reports() == [report]
+        assert await store.replace_state(0, b"x")
+        assert (await store.state())[1] == b"x"
+        await store.withdraw(report.instance)
+        assert await store.reports() == []

@@ -12,6 +12,7 @@ from proxy import Proxy
 from acgsperf.testing.server_binaries import redis_program
 from acgsperf.tiers import redis_connections
 from acgsperf.tiers.redis import RedisTier
+from acgsperf.tiers.redis_server import RedisServer
 
 
 @pytest.fixture
@@ -314,3 +315,13 @@ def test_the_rest_of_a_password_is_not_named_as_an_option():
 )
 def test_options_that_other_clients_need_are_accepted(options):
     RedisTier(f"redis://localhost?{options}")
+
+
+def test_a_new_connection_reads_no_file(monkeypatch):
+    server = RedisServer("redis://localhost")
+
+    def fail(name):
+        raise AssertionError(f"the version of {name} was looked up again")
+
+    monkeypatch.setattr("importlib.metadata.version", fail)
+    assert server.new().driver_info is server.new().driver_info

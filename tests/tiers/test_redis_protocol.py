@@ -531,8 +531,8 @@ class TestRecords:
         """The last call of a batch, which has the record, comes after the deadline, and again after it."""
         first, _ = pair
         writes = first._redis_writes
-        deadline_us, calls = writes._deadline_us, iter(range(10))
-        writes._deadline_us = lambda attempt: deadline_us(attempt) if next(calls) < 2 else 0
+        deadline_us, calls = writes.deadline_us, iter(range(10))
+        writes.deadline_us = lambda attempt: deadline_us(attempt) if next(calls) < 2 else 0
         results = await first.write({f"k{i}": Write(entry(), _id(), 2_000) for i in range(120)})
         assert {results[f"k{i}"] for i in range(100)} == {WriteResult(Outcome.STORED)}
         assert {results[f"k{i}"] for i in range(100, 120)} == {WriteResult(Outcome.REFUSED)}
@@ -639,7 +639,7 @@ class TestLifetimes:
         await first.unlock("k", await first.lock("k", 5))
         await second.invalidate("u", refused_below=True)
         await first.set("k", entry(kept=None, tags=("t",)))
-        _, keys = (await first._ask([("SCAN", 0, "MATCH", first.keys.prefix[:-1] + b"*", "COUNT", 10_000)], list))[0]
+        _, keys = (await first._ask([("SCAN", 0, "MATCH", first.keys.prefix[:-1] + b"*", "COUNT", 1_000_000)], list))[0]
         lifetimes = dict(zip(keys, await _lifetime(first, *keys), strict=True))
         assert {key for key, left in lifetimes.items() if left < 0} == {first.keys.entry("k"), first.keys.entry("l")}
         assert first.keys.fence in lifetimes
@@ -664,7 +664,7 @@ class TestLifetimes:
         await first.set("k", entry(tags=("t",)))
         for tag in ["t", *map(str, range(500))]:
             assert await first.invalidate_tag(tag) == 0
-        _, keys = (await first._ask([("SCAN", 0, "MATCH", first.keys.tags + b"*", "COUNT", 10_000)], list))[0]
+        _, keys = (await first._ask([("SCAN", 0, "MATCH", first.keys.tags + b"*", "COUNT", 1_000_000)], list))[0]
         assert keys == []
 
     async def test_the_token_of_the_namespace_lives_as_long_as_its_entries(self, pair, entry):

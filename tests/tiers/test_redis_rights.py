@@ -46,10 +46,10 @@ async def open_tier(private_server, private_tier, admin):
         await tier.close()
 
 
-def documented(page):
-    """The commands in the block after the word "Rights" of a page."""
+def documented(page, after="Rights"):
+    """The commands in the first block after a word of a page."""
     text = (DOCS / page).read_text()
-    return re.findall(r"\+\S+", re.search(r"Rights\b.*?```text\n(.*?)```", text, re.DOTALL)[1])
+    return re.findall(r"\+\S+", re.search(rf"{after}\b.*?```text\n(.*?)```", text, re.DOTALL)[1])
 
 
 async def denied(admin):
@@ -108,10 +108,11 @@ class Deaf:
     "rights",
     [
         documented("tiers.md") + documented("backplane.md"),
+        documented("security.md", "an ACL for one namespace"),
         ["+@all", "-@admin", "-@dangerous", "+info", "+client|unblock"],
         ["+@read", "+@write", "+@scripting", "+@connection", "+info", "+time"],
     ],
-    ids=["commands", "all but the dangerous", "categories"],
+    ids=["commands", "the whole command", "all but the dangerous", "categories"],
 )
 async def test_the_named_rights_suffice_for_everything(open_tier, admin, caplog, entry, rights):
     tier = await open_tier(*rights)

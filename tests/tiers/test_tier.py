@@ -322,6 +322,32 @@ async def test_counters_tell_what_happened(tier, entry):
     assert stats.errors == {}
 
 
+async def test_connections_are_counted_also_after_the_tier_is_opened_again(make, entry, namespace):
+    tier = make(deadline=5)
+    for time_ in (1, 2):
+        await tier.open(namespace)
+        assert await tier.set("k", entry())
+        found = tier.stats().connections
+        assert (found.open, found.failed) == (1, 0)
+        assert found.opened == found.connect.count == tier.counted_connections.connect_time.count == time_
+        await tier.close()
+        assert tier.stats().connections.open == 0
+        assert tier.stats().connections.opened == time_
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: RedisTier("redis://127.0.0.1:1"), lambda: PostgresTier("postgresql://127.0.0.1:1/a")]
+)
+async def test_connections_that_cannot_be_opened_are_counted(make):
+    tier = make()
+    for least in (1, 2):
+        await tier.open("n")
+        await tier.close()
+        found = tier.stats().connections
+        assert found.failed >= least
+        assert (found.open, found.opened) == (0, 0)
+
+
 async def test_health_names_the_server(tier):
     health = await tier.health()
     assert health.ok

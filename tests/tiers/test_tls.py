@@ -1,71 +1,16 @@
 """Servers that speak TLS. The embedded ones are built without it: a forwarder in front of them does."""
 
-import asyncio
 import ssl
-from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import trustme
+from tls_forwarder import Forwarder
 
 from acgsperf import ConnectionPool
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
-
-SSL_REQUEST = bytes.fromhex("0000000804d2162f")
-
-
-class Forwarder:
-    """Takes TLS off, and passes the rest to the unix socket of a server."""
-
-    def __init__(self, kind, socket, context):
-        self.kind = kind
-        self.socket = socket
-        self.context = context
-        self.handshakes = 0
-        self.plain = 0
-        self._serving = set()
-
-    @asynccontextmanager
-    async def listening(self):
-        """The port, on the loopback interface."""
-        # PostgreSQL begins in plain text, and is asked for TLS.
-        context = self.context if self.kind == "redis" else None
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context)
-        async with server:
-            yield server.sockets[0].getsockname()[1]
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
-
-    async def _serve(self, reader, writer):
-        inner = None
-        self._serving.add(asyncio.current_task())
-        try:
-            inner_reader, inner = await asyncio.open_unix_connection(self.socket)
-            if self.kind == "postgres" and self.context is not None:
-                first = await reader.readexactly(len(SSL_REQUEST))
-                if first != SSL_REQUEST:
-                    self.plain += 1
-                    return
-                writer.write(b"S")
-                await writer.start_tls(self.context)
-            self.handshakes += self.context is not None
-            await asyncio.gather(self._pass(reader, inner), self._pass(inner_reader, writer))
-        except (OSError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            for end in (writer, inner):
-                if end is not None:
-                    end.transport.abort()
-
-    async def _pass(self, reader, writer):
-        try:
-            while data := await reader.read(1 << 16):
-                writer.write(data)
-                await writer.drain()
-        finally:
-            writer.close()
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +80,16 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(kind, forwarder,
     assert forwarder.handshakes == forwarder.plain == 0
 
 
+async def test_a_certificate_that_has_expired_is_refused(kind, forwarder, authority, trusted, entry):
+    forwarder.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    authority.issue_cert("localhost", not_after=yesterday).configure_cert(forwarder.context)
+    async with forwarder.listening() as port:
+        detail = await refusal(make_tier(kind, "localhost", port, trusted), entry)
+    assert "certificate has expired" in detail
+    assert forwarder.handshakes == forwarder.plain == 0
+
+
 class TestRedis:
     """What only Redis has: where no authority is named, those of the system are trusted."""
 
@@ -173,39 +128,3 @@ class TestPostgres:
                     assert await connection.fetchval("SELECT 2") == 2
                 assert pool.stats().opened == 1
         assert forwarder.handshakes == 1
-
-
-async def answer_as_sentinel(reader, writer, port):
-    """Tell everyone that the primary of the service `main` is at a port of localhost."""
-    state = {"name": "main", "ip": "localhost", "port": port, "flags": "master", "num-other-sentinels": 0}
-    items = [part for pair in state.items() for part in map(str, pair)]
-    masters = f"*1\r\n*{len(items)}\r\n" + "".join(f"${len(item)}\r\n{item}\r\n" for item in items)
-    try:
-        while line := await reader.readline():
-            for _ in range(int(line[1:])):
-                size = int((await reader.readline())[1:])
-                word = (await reader.readexactly(size + 2))[:-2]
-            writer.write(masters.encode() if word.upper() == b"MASTERS" else b"+OK\r\n")
-    except (OSError, asyncio.IncompleteReadError):
-        pass
-    finally:
-        writer.transport.abort()
-
-
-@pytest.mark.parametrize("kind", ["redis"])
-@pytest.mark.parametrize("trusts", [True, False])
-async def test_sentinels_and_their_server_are_asked_over_tls(kind, forwarder, trusted, entry, trusts):
-    async with forwarder.listening() as port:
-        sentinel = await asyncio.start_server(
-            lambda reader, writer: answer_as_sentinel(reader, writer, port), "127.0.0.1", 0, ssl=forwarder.context
-        )
-        async with sentinel:
-            host = f"localhost:{sentinel.sockets[0].getsockname()[1]}"
-            trust = f"?ssl_ca_certs={trusted}" if trusts else ""
-            tier = RedisTier(f"rediss+sentinel://{host}/main{trust}", deadline=5)
-            await tier.open("tls")
-            assert await tier.set("k", entry("v")) is trusts
-            assert (forwarder.handshakes > 0) is trusts
-            detail = (await tier.health()).detail
-            assert trusts or "certificate" in detail.lower()
-            await tier.close()

@@ -6,6 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from acgsperf.workbench.doctor import Severity, examine
+from topology.cluster_servers import Cluster
 from topology.postgres_servers import dsn_of
 from topology.sentinel_servers import Watched
 
@@ -35,6 +36,22 @@ async def test_a_service_with_sentinels(scratch, servers):
         assert "127.0.0.1:1 does not answer" in found.detail
 
 
+async def test_a_cluster(scratch, servers):
+    with ExitStack() as stack:
+        cluster = Cluster(scratch, stack, "--cluster-require-full-coverage", "no")
+        environ = {"REDIS_URL": cluster.url, "DATABASE_URL": servers.database_url}
+        found = await _finding("Redis", **environ)
+        assert found.severity is Severity.OK
+        assert "cluster of 3 primaries: " in found.detail
+        for port in cluster.ports[:3]:
+            assert f"127.0.0.1:{port}: primary with 1 replica, lag at most " in found.detail
+        for number in (3, 0):
+            cluster.kill(number)
+        found = await _finding("Redis", **environ)
+        assert found.severity is Severity.WARNING
+        assert f"127.0.0.1:{cluster.ports[0]} cannot be reached" in found.detail
+
+
 async def test_a_replica_is_a_warning(start_redis, servers):
     server = start_redis()
     async with Redis.from_url(server.url, protocol=2) as client:
@@ -48,7 +65,7 @@ async def test_a_replica_is_a_warning(start_redis, servers):
     ("url", "problem"),
     [
         ("redis+sentinels://:pass-word@h:1/main", "got 'redis+sentinels://***'"),
-        ("redis+sentinel://:pass-word@/main", "or redis+sentinel://[user:password@]host:port,host:port/service"),
+        ("redis+sentinel://:pass-word@/main", "/service with the host of at least one sentinel, got"),
     ],
 )
 async def test_an_address_that_cannot_be_used_is_an_error(url, problem):
