@@ -19,6 +19,7 @@ from acgsperf.tiers.base import Tier
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.postgres_schema import Tables
 from acgsperf.tiers.records import Record, packed
+from acgsperf.timeouts import time_limit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -107,9 +108,10 @@ class PostgresBackplane(ServerBackplane):
                 default `"table:"` and the name of the table. Give entries this tag as well.
             coarse_on: any of `"insert"`, `"update"` and `"delete"`: these statements always invalidate the coarse tag.
                 They cost the same for any number of rows.
-            notify: whether PostgreSQL notifies the caches. It commits transactions that notify one after the other, so
-                many concurrent writers of one row each may wait. With False, caches read the record within a quarter of
-                `timeout`, and writers do not wait.
+            notify: whether PostgreSQL notifies the caches. Of transactions that change watched rows at the same time,
+                one does so, and the caches look for the records of the others. With False, caches read the record
+                within a quarter of `timeout`. Use False for a table that is written in two-phase commits, because
+                PostgreSQL refuses `PREPARE TRANSACTION` after a `NOTIFY`.
 
         Returns:
             Whether the triggers were installed now; False if they were there.
@@ -167,7 +169,7 @@ class PostgresBackplane(ServerBackplane):
         reader = self._reader
         assert reader is not None
         blobs = [packed(record, record.writer, record.sent_us) for record in records]
-        async with asyncio.timeout(self.timeout):
+        async with time_limit(self.timeout):
             return await reader.publish(self._tables.table, self._namespace, blobs)
 
     def _now_us(self) -> int:

@@ -10,13 +10,17 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
 from acgsperf.backplane.backoff import Backoff
+from acgsperf.backplane.postgres_log import Log
+from acgsperf.backplane.postgres_watch_functions import SILENT, lock_of_channel
 from acgsperf.backplane.receiver import Receiver, parsed
+from acgsperf.backplane.wake import Wake
 from acgsperf.errors import AcgsperfError
 from acgsperf.pool.connector import Connector
 from acgsperf.pool.options import PoolOptions
@@ -24,11 +28,12 @@ from acgsperf.pool.server_address import of_primary, parsed_address
 from acgsperf.pool.slot import guard
 from acgsperf.tiers.postgres_schema import TableError, Tables, channel_of, create, position_bytes
 from acgsperf.tiers.server_clock import ServerClock
+from acgsperf.timeouts import time_limit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["KEPT_S", "Log", "PostgresReader"]
+__all__ = ["KEPT_S", "PostgresReader"]
 
 # asyncpg raises its internal error if the server ends a connection between two messages. A TimeoutError is an OSError.
 _LOST = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
@@ -44,16 +49,6 @@ _SLICE_S: Final = 0.005
 # The largest message is a row with one record.
 _MAX_MESSAGE_BYTES: Final = 32 << 20
 
-# One statement, so that the records and the snapshot belong together. Another file number says that the table was
-# truncated or created anew.
-_READ: Final = """
-SELECT pg_current_snapshot()::text, pg_snapshot_xmin(pg_current_snapshot())::text, one.file,
-    extract(epoch FROM clock_timestamp())::double precision, l.namespace, l.record
-FROM (SELECT relfilenode AS file FROM pg_catalog.pg_class WHERE oid = '{log}'::regclass) one
-LEFT JOIN {log} l ON l.namespace = ANY($1::text[])
-    AND l.xid >= pg_snapshot_xmin($2::text::pg_snapshot) AND NOT pg_visible_in_snapshot(l.xid, $2::text::pg_snapshot)
-ORDER BY l.xid
-"""
 _START: Final = """
 SELECT pg_current_snapshot()::text, pg_snapshot_xmin(pg_current_snapshot())::text, relfilenode,
     extract(epoch FROM clock_timestamp())::double precision
@@ -69,60 +64,18 @@ DELETE FROM {log} WHERE ctid = ANY(ARRAY(
         AND pg_visible_in_snapshot(xid, $2::text::pg_snapshot) LIMIT $3 FOR UPDATE SKIP LOCKED
 ))
 """
+# True if this session gets the locks, for a moment: then nobody has them.
+_NONE_IN_FLIGHT: Final = "SELECT bool_and(pg_try_advisory_xact_lock(lock, $2)) FROM unnest($1::int[]) AS lock"
 # A failover changes these values.
 _SERVER: Final = """
-SELECT pg_backend_pid(), (SELECT system_identifier::text FROM pg_control_system()),
-    left(pg_walfile_name(pg_current_wal_lsn()), 8)
+SELECT (SELECT system_identifier::text FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8)
 """
+# A pooler gives its clients numbers of its own.
+_IS_DIRECT: Final = "SELECT WHERE pg_backend_pid() = {}"
 
 
 class PoolerError(AcgsperfError):
     """Between this process and PostgreSQL there is a pooler, over which notifications do not arrive."""
-
-
-class Log:
-    """The log in one table, with the namespaces that are followed.
-
-    Attributes:
-        tables: the names of the tables.
-        receivers: the caches, by namespace.
-        snapshot: the snapshot of the last reading; empty if the log is not followed.
-        xmin: the oldest transaction that was in progress then.
-        read_at: the time of the last reading, by the server's clock.
-        level_at: the same time, by `time.monotonic`.
-    """
-
-    def __init__(self, tables: Tables) -> None:
-        self.tables: Final = tables
-        self.receivers: dict[str, dict[Receiver, None]] = {}
-        self.snapshot: str = ""
-        self.xmin = 0
-        self.file = 0
-        self.read_at: float = 0.0
-        self.level_at: float = 0.0
-        self.recovering = self.refused = False
-        self.retry_at: float = 0.0
-        # A snapshot, and the server's time from which on the records that it saw may be removed.
-        self.old: tuple[str, float] = ("", 0.0)
-        self.swept_at: float = 0.0
-        self.settled: Final = asyncio.Event()
-        self.read_sql: Final = tables.fill(_READ)
-
-    @property
-    def all_receivers(self) -> list[Receiver]:
-        """The caches that follow this log."""
-        return [receiver for group in self.receivers.values() for receiver in group]
-
-    @property
-    def position(self) -> bytes:
-        """The position in the log, as the tier compares it."""
-        return position_bytes(self.xmin)
-
-    def missed(self) -> None:
-        """Note a gap: records may have been missed."""
-        self.snapshot = ""
-        for receiver in self.all_receivers:
-            receiver.missed()
 
 
 class PostgresReader:
@@ -149,7 +102,7 @@ class PostgresReader:
         self._server: tuple[object, ...] = ()
         self._listening: set[str] = set()
         self._failing = self._off = False
-        self._wake = asyncio.Event()
+        self._wake = Wake()
         self._task: asyncio.Task[None] | None = None
 
     async def join(self, table: str, receiver: Receiver) -> None:
@@ -170,7 +123,7 @@ class PostgresReader:
         self._wake.set()
         if not self._failing and not log.refused:
             try:
-                async with asyncio.timeout(receiver.timeout):
+                async with time_limit(receiver.timeout):
                     while not receiver.position and not log.refused and not self._off:
                         log.settled.clear()
                         await log.settled.wait()
@@ -254,11 +207,7 @@ class PostgresReader:
     async def _wait(self) -> None:
         """Wait for a notification, but not for so long that the leases end."""
         block = max(min(self._patience() / 4, _LONGEST_BLOCK_S), _SHORTEST_BLOCK_S)
-        try:
-            async with asyncio.timeout(block):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
+        await self._wake.wait(min(block, *(log.pause_s for log in self.logs.values()), block))
 
     async def _connect(self) -> Any:
         connection = await self._connector.connect()
@@ -273,10 +222,11 @@ class PostgresReader:
             self._warn(self._connector.describe(error))
             raise
         try:
-            async with asyncio.timeout(min(self._patience(), 4 * _LONGEST_BLOCK_S)):
-                pid, *server = await self._ask_server(connection)
-                if pid != connection.get_server_pid():
+            async with time_limit(min(self._patience(), 4 * _LONGEST_BLOCK_S)):
+                # Not as a prepared statement: its name may be taken in the session that the pooler lends.
+                if await connection.execute(_IS_DIRECT.format(connection.get_server_pid())) != "SELECT 1":
                     raise PoolerError("the connection goes through a pooler such as PgBouncer")
+                server = await self._ask_server(connection)
         except TimeoutError:
             self._warn("no answer")
             connection.terminate()
@@ -300,31 +250,33 @@ class PostgresReader:
         try:
             return await connection.fetchrow(_SERVER)  # type: ignore[no-any-return]
         except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedFunctionError):
-            return await connection.fetchval("SELECT pg_backend_pid()"), None
+            return (None,)
 
     async def _round(self, connection: Any) -> None:
         """Read what is new in each log, and apply it."""
-        self._wake.clear()
+        notified = self._wake.clear()
         patience = max(min(self._patience(), 4 * _LONGEST_BLOCK_S), 4 * _SHORTEST_BLOCK_S)
         for log in tuple(self.logs.values()):
             if log.retry_at > monotonic():
                 continue
             namespaces = list(log.receivers)
             try:
-                async with self._turn, asyncio.timeout(patience / 2):
+                async with self._turn, time_limit(patience / 2):
                     await self._listen(connection)
                     if not log.snapshot:
                         await self._start(connection, log)
                         continue
+                    in_flight = log.pause_s < inf and await self._in_flight(connection, log)
                     sent = monotonic()
                     rows = await connection.fetch(log.read_sql, namespaces, log.snapshot)
             except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedTableError, TableError) as error:
                 self._refuse(log, error)
                 continue
-            await self._take(log, namespaces, sent, rows)
+            watched = await self._take(log, namespaces, sent, rows)
+            log.plan_next(watched, notified, in_flight)
             if log.snapshot and sent - log.swept_at > _SWEEP_EVERY_S:
                 log.swept_at = sent
-                async with self._turn, asyncio.timeout(patience / 2):
+                async with self._turn, time_limit(patience / 2):
                     await self._sweep(connection, log)
 
     async def _listen(self, connection: Any) -> None:
@@ -358,26 +310,32 @@ class PostgresReader:
         for receiver in log.all_receivers:
             receiver.start(sent, log.position)
 
-    async def _take(self, log: Log, namespaces: Sequence[str], sent: float, rows: Sequence[Any]) -> None:
-        """Apply what was read."""
+    async def _in_flight(self, connection: Any, log: Log) -> bool:
+        """Return whether there may be transactions that have changed watched tables and will not notify."""
+        locks = [lock_of_channel(channel_of(log.tables.table, namespace)) for namespace in log.receivers]
+        return not await connection.fetchval(_NONE_IN_FLIGHT, locks, SILENT)
+
+    async def _take(self, log: Log, namespaces: Sequence[str], sent: float, rows: Sequence[Any]) -> bool:
+        """Apply what was read. Return whether there was a record of a watched table."""
         if not rows:
             # The table is gone. If it is created again, that is another log.
             log.missed()
             self._wake.set()
-            return
+            return False
         snapshot, xmin, file, now, *_ = rows[0]
         self.clock.measured(sent, monotonic(), now)
         if file != log.file or now - log.read_at > KEPT_S:
             _log.info("postgres backplane at %s: the log %s has a gap; L1 is verified", self.where, log.tables.log)
             log.missed()
             self._wake.set()
-            return
+            return False
         position = position_bytes(int(xmin))
-        began = monotonic()
+        began, watched = monotonic(), False
         for *_, namespace, data in rows:
             if namespace is None:
                 break
             record = parsed(data)
+            watched = watched or (record is not None and not record.writer)
             for receiver in tuple(log.receivers.get(namespace, ())):
                 receiver.take(record, self.clock, recovering=log.recovering)
             if monotonic() - began > _SLICE_S:
@@ -391,6 +349,7 @@ class PostgresReader:
                     receiver.level(sent, position)
                 else:
                     receiver.start(sent, position)
+        return watched
 
     async def _sweep(self, connection: Any, log: Log) -> None:
         """Remove records that all processes have had time to read."""

@@ -14,7 +14,17 @@ from typing import Final
 from acgsperf.tiers.postgres_schema import tag_hash
 from acgsperf.tiers.records import Record, RecordKind, packed
 
-__all__ = ["LONGEST_TAG", "TRANSITION_TABLES", "Log", "Template", "literal", "of_rows", "of_statement"]
+__all__ = [
+    "LONGEST_TAG",
+    "SILENT",
+    "TRANSITION_TABLES",
+    "Log",
+    "Template",
+    "literal",
+    "lock_of_channel",
+    "of_rows",
+    "of_statement",
+]
 
 # A statement that changes more rows than this invalidates one coarse tag.
 MAX_ROWS: Final = 200
@@ -103,6 +113,24 @@ BEGIN
     RETURN NULL;
 END
 """
+# PostgreSQL commits transactions that notify one after the other. So of those that run at the same time, only one
+# notifies, and holds a lock until it ends. Another lock takes its place every 100 ms, so that a long transaction does
+# not keep later ones from notifying. After a minute the numbers of the locks begin again, which bounds how many a
+# transaction holds. Those that do not notify share a lock that tells the readers to look for their records
+# (`Log.plan_next`).
+_NOTIFY: Final = """
+        IF (pg_catalog.pg_try_advisory_xact_lock({lock}, {slot})
+            OR NOT pg_catalog.pg_try_advisory_xact_lock_shared({lock}, {silent}))
+            AND pg_catalog.pg_notify({channel}, '') IS NULL
+        THEN
+        END IF;
+"""
+_SLOT: Final = (
+    "(pg_catalog.date_part('milliseconds', pg_catalog.clock_timestamp()) OPERATOR(pg_catalog./) {length_ms})::int"
+)
+_SLOT_MS: Final = 100
+# The second number of the lock of those that do not notify.
+SILENT: Final = 1_000_000
 _RIGHTS: Final = (("log", "INSERT"), ("tags", "SELECT"), ("tags", "UPDATE"), ("tags", "DELETE"))
 _WARN: Final = (
     "RAISE WARNING 'acgsperf: caches do not get the changes in %, because % or % cannot be used',"
@@ -153,9 +181,7 @@ class Log:
         # This fails if a table does not exist.
         self.may_write_here: Final = _rights(lambda table: f"{places[table]}::pg_catalog.regclass")
         self.may_write: Final = _rights(lambda table: f"pg_catalog.to_regclass({places[table]})")
-        self.notify: Final = (
-            "" if channel is None else f"IF pg_catalog.pg_notify({literal(channel)}, '') IS NULL THEN END IF;"
-        )
+        self.notify: Final = "" if channel is None else _notify(channel)
         self.warn: Final = _WARN.format(**places)
 
     def write(self, record: Sequence[str], hashes: str, *, several: bool = True, source: str = "") -> str:
@@ -171,6 +197,21 @@ class Log:
         insert = _INSERT.format(**self._names, record=_CONCAT.join(record), now=_NOW, source=source)
         remove = _REMOVE.format(**self._names, wanted=f"ANY ({hashes})" if several else hashes)
         return f"{insert}\n        {remove}"
+
+
+def lock_of_channel(channel: str) -> int:
+    """Return the first number of the advisory locks of those that notify a channel, which ends with a hash."""
+    return int(channel[-8:], 16) >> 1
+
+
+def _notify(channel: str) -> str:
+    """Return the statement that notifies a channel, unless a transaction in flight does."""
+    return _NOTIFY.format(
+        lock=lock_of_channel(channel),
+        slot=_SLOT.format(length_ms=_SLOT_MS),
+        silent=SILENT,
+        channel=literal(channel),
+    ).strip()
 
 
 def _rights(place: Callable[[str], str]) -> str:

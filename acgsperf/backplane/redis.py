@@ -13,6 +13,7 @@ from acgsperf.tiers.records import Record, packed
 from acgsperf.tiers.redis import RedisTier
 from acgsperf.tiers.redis_connections import Credentials, RedisConnections
 from acgsperf.tiers.redis_keys import RedisKeys
+from acgsperf.timeouts import time_limit
 
 __all__ = ["RedisBackplane"]
 
@@ -32,7 +33,7 @@ class RedisBackplane(ServerBackplane):
 
     Args:
         url: as for `RedisTier`. It should be the server of L2: then a write and its record are one
-            step.
+            step. In a cluster, the log of a namespace is on one node, and records are published after their writes.
         timeout: the seconds after which a process that gets no records notices it; L1 does not answer then.
         credentials: called for each new connection; returns, or awaits, a password, or a user name and a password.
 
@@ -67,22 +68,32 @@ class RedisBackplane(ServerBackplane):
         return reader.run + position if reader is not None and reader.run and position else b""
 
     def shares_server_with(self, tier: Tier) -> bool:
-        return isinstance(tier, RedisTier) and tier.connections.identity == self._connections.identity
+        # In a cluster, most keys are in other slots than the log.
+        return (
+            isinstance(tier, RedisTier)
+            and tier.connections.identity == self._connections.identity
+            and not self._connections.in_cluster
+        )
 
     async def _join(self, receiver: Receiver) -> None:
         self._key = RedisKeys(receiver.namespace).log
-        place = asyncio.get_running_loop(), self._connections.identity
+        place = self._place()
         reader = _readers.get(place)
         if reader is None:
-            reader = _readers[place] = RedisReader(self._connections.clone(_CONNECTIONS))
+            reader = _readers[place] = RedisReader(self._connections.clone(_CONNECTIONS, self._key))
         self._reader = reader
         await reader.join(self._key, receiver)
+
+    def _place(self) -> tuple[asyncio.AbstractEventLoop, object]:
+        """Return what a reader is for. In a cluster, each log may be on another node."""
+        key = self._key if self._connections.in_cluster else b""
+        return asyncio.get_running_loop(), (self._connections.identity, key)
 
     async def _leave(self, receiver: Receiver) -> None:
         reader, self._reader = self._reader, None
         if reader is None:
             return
-        place = asyncio.get_running_loop(), self._connections.identity
+        place = self._place()
         if reader.is_only(self._key, receiver):
             # Before the reader is closed, so that a cache that opens meanwhile gets a new one.
             _readers.pop(place, None)
@@ -91,7 +102,7 @@ class RedisBackplane(ServerBackplane):
     async def _publish(self, records: Sequence[Record]) -> int:
         reader = self._reader
         assert reader is not None
-        async with asyncio.timeout(self.timeout):
+        async with time_limit(self.timeout):
             blobs = [packed(record, record.writer, record.sent_us) for record in records]
             return await reader.publish(self._key, blobs)
 

@@ -13,6 +13,7 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
@@ -24,8 +25,8 @@ from acgsperf.tiers.records import Record, RecordKind, packed
 from acgsperf.tiers.redis_connections import Command, OwnConnection, RedisConnections
 from acgsperf.tiers.redis_keys import TOKEN_TTL_MS, RedisKeys, short_run
 from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, each, text
-from acgsperf.tiers.redis_role import check_primary
 from acgsperf.tiers.server_clock import ServerClock
+from acgsperf.timeouts import time_limit
 
 __all__ = ["RedisReader", "Stream"]
 
@@ -143,7 +144,7 @@ class RedisReader:
             receiver.start(stream.level_at, stream.position)
         elif not self._failing and not stream.refused:
             try:
-                async with asyncio.timeout(receiver.timeout):
+                async with time_limit(receiver.timeout):
                     if self._blocked and not stream.joining:
                         await self._join_meanwhile(stream)
                     await stream.settled.wait()
@@ -238,8 +239,8 @@ class RedisReader:
     async def _greet(self, connection: OwnConnection) -> None:
         """Connect, and find out whether the server is the same as before."""
         try:
-            async with asyncio.timeout(min(self._patience(), _LONGEST_BLOCK_S)):
-                info, client_id = await connection.ask(_GREETING, check_primary)
+            async with time_limit(min(self._patience(), _LONGEST_BLOCK_S)):
+                info, client_id = await connection.ask(_GREETING, self._connections.check_role)
                 await self._measure_clock(connection)
         except (RedisError, OSError, TimeoutError) as error:
             self._warn(_described(error))
@@ -309,7 +310,7 @@ class RedisReader:
         block = max(patience / 4, _SHORTEST_BLOCK_S)
         now = monotonic()
         self._changed.clear()
-        async with asyncio.timeout(patience):
+        async with time_limit(patience):
             if now - self._measured_at > _CLOCK_EVERY_S:
                 await self._measure_clock(connection)
             new = [it for it in self.streams.values() if not (it.position or it.joining) and it.retry_at <= now]
@@ -320,11 +321,9 @@ class RedisReader:
                     self._started(stream, sent, hello)
         followed = [stream for stream in self.streams.values() if stream.position]
         if not followed:
-            try:
-                async with asyncio.timeout(block):
+            with suppress(TimeoutError):
+                async with time_limit(block):
                     await self._changed.wait()
-            except TimeoutError:
-                pass
             return
         keys, positions = [stream.key for stream in followed], [stream.position for stream in followed]
         read: Command = ("XREAD", "COUNT", RECORDS_A_ROUND, "BLOCK", int(block * 1000), "STREAMS", *keys, *positions)
@@ -333,13 +332,13 @@ class RedisReader:
         ]
         sent, self._blocked = monotonic(), True
         try:
-            async with asyncio.timeout(2 * block):
+            async with time_limit(2 * block):
                 found, *checked = await connection.ask([read, *checks], list)
         finally:
             self._blocked = False
         await self._forget_older(connection, followed, checked)
         records = self._sorted(followed, found, checked)
-        for stream in followed:
+        for stream in () if isinstance(found, ResponseError) else followed:
             if stream.position and await self._apply(stream, records.get(stream.key, ())):
                 stream.level(sent)
         if records:
@@ -358,7 +357,7 @@ class RedisReader:
         for stream, found in zip(followed, checked, strict=True):
             if isinstance(found, ResponseError) or not array(found) or _is_at(stream.position, found):
                 continue
-            if stream.receivers:
+            if stream.receivers and not self._connections.in_cluster:
                 _log.warning(
                     "redis backplane %s: the server has loaded an older dump; all entries in it are misses now",
                     stream.name,
@@ -379,7 +378,8 @@ class RedisReader:
             elif not _is_at(stream.position, position):
                 self._note_gap(stream)
         if isinstance(found, ResponseError):
-            for stream in followed if not refused else ():
+            # Another process may have replaced an unusable log between the two replies. That is a gap.
+            for stream in followed if not (refused or _UNUSABLE.search(str(found))) else ():
                 self._refuse(stream, found)
             return {}
         records = {}

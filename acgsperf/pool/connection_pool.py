@@ -16,9 +16,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from acgsperf._native.arguments import checked_bool, checked_int, checked_seconds, checked_str
+from acgsperf._native.arguments import checked_bool, checked_int, checked_seconds, checked_share, checked_str
 from acgsperf.errors import PoolClosed, PoolError, PoolTimeout
 from acgsperf.pool.acquire import Acquire
+from acgsperf.pool.closing import close_connections
 from acgsperf.pool.connector import Connector
 from acgsperf.pool.health import ServerHealth
 from acgsperf.pool.health_check import HealthCheck
@@ -51,8 +52,9 @@ _log = logging.getLogger("acgsperf.pool")
 class ConnectionPool(Queries):
     """A bounded set of PostgreSQL connections that many tasks of one event loop share.
 
-    Use it with `async with`, or call `open` and `close`. `acquire` lends a connection. `fetch`, `fetchrow`,
-    `fetchval`, `execute`, `executemany` and `transaction` borrow one for a single query or transaction.
+    Use it with `async with`, or call `open` and `close`; then it can be opened again. `acquire` lends a connection.
+    `fetch`, `fetchrow`, `fetchval`, `execute`, `executemany` and `transaction` borrow one for a single query or
+    transaction.
 
     Args:
         dsn: the address of the server, or of several of which one is used, in the form that asyncpg and libpq read.
@@ -197,7 +199,7 @@ class ConnectionPool(Queries):
 
     @property
     def closed(self) -> bool:
-        """Whether the pool was closed. A closed pool cannot be opened again."""
+        """Whether the pool was closed, and was not opened again."""
         return self._lifecycle.closed
 
     @property
@@ -208,7 +210,8 @@ class ConnectionPool(Queries):
     async def open(self, timeout: float = 30.0, *, retry: bool = False) -> None:  # noqa: ASYNC109
         """Open `min_size` connections and start housekeeping.
 
-        A replica that cannot be reached is no error: its pool keeps trying.
+        A closed pool can be opened again, also in another event loop. Its counters and histograms go on. A replica that
+        cannot be reached is no error: its pool keeps trying.
 
         Args:
             timeout: seconds to wait for the connections.
@@ -219,29 +222,31 @@ class ConnectionPool(Queries):
             PoolUnhealthy: if the server refuses three attempts in a row and `retry` does not apply; the pool is closed
                 then.
             PoolTimeout: if the connections are not open within `timeout` seconds; the pool is closed then.
-            PoolClosed: if the pool was opened or closed before.
+            PoolClosed: if the pool is closed meanwhile.
+            PoolError: if the pool is open already, or is being closed.
             TypeError, ValueError: if the timeout is not a number of seconds, 0 or more, or `retry` is not a bool; the
                 pool can still be opened.
         """
         timeout = checked_seconds("timeout", timeout, zero=True)
         checked_bool("retry", retry)
-        if self._lifecycle.is_open or self._lifecycle.closed:
-            raise PoolClosed(f"pool {self.name!r} was opened before; a pool can be opened only once")
         self._start()
         self._supply.patient = retry
-        try:
-            await asyncio.gather(
-                self.warm(max(self.min_size, int(retry)), timeout),
-                *(replica._open_as_replica(timeout) for replica in self._replicas),
-            )
-        except BaseException:
-            await self.close(0)
-            raise
-        finally:
-            self._supply.patient = False
+        with self._lifecycle.changing():
+            try:
+                await asyncio.gather(
+                    self.warm(max(self.min_size, int(retry)), timeout),
+                    *(replica._open_as_replica(timeout) for replica in self._replicas),
+                )
+            except BaseException:
+                await self.close(0)
+                raise
+            finally:
+                self._supply.patient = False
 
     def _start(self) -> None:
-        self._lifecycle.start()
+        self._lifecycle.start(remains=bool(self._inventory.size or len(self._tasks)))
+        self._supply.restart()
+        self._lender.restart()
         self._housekeeper = self._tasks.start(self._keep_house(), name=f"acgsperf pool {self.name}")
 
     async def _open_as_replica(self, timeout: float) -> None:  # noqa: ASYNC109
@@ -365,13 +370,20 @@ class ConnectionPool(Queries):
         self._lifecycle.refuse_elsewhere()
         return await self._health_check.run()
 
-    def optimize(self) -> PoolOptimization:
+    def optimize(self, utilization: float = TARGET_UTILIZATION) -> PoolOptimization:
         """Adapt the size of the pool to recent demand, between `min_size` and `max_size`.
 
         Demand is the highest number of connections in use and waiting callers at once since the last call. The pool
         then keeps enough connections that demand is 80 % of their number. Missing ones are opened in the background,
         surplus idle ones are closed.
+
+        Args:
+            utilization: the share of its connections that the pool is to use at that demand, at most 1.
+
+        Raises:
+            TypeError, ValueError: if it is not a number greater than 0 and at most 1.
         """
+        utilization = checked_share("utilization", utilization)
         self._lifecycle.refuse_elsewhere()
         supply = self._supply
         old = supply.target_size
@@ -379,7 +391,7 @@ class ConnectionPool(Queries):
             return PoolOptimization(0, 0.0, old, old, 0, 0)
         demand = self._lender.restart_peak()
         size = len(self._inventory.slots)
-        closed = supply.aim_at(math.ceil(demand / TARGET_UTILIZATION))
+        closed = supply.aim_at(math.ceil(demand / utilization))
         missing = max(0, supply.target_size - size)
         return PoolOptimization(demand, demand / max(old, 1), old, supply.target_size, missing, closed)
 
@@ -420,31 +432,13 @@ class ConnectionPool(Queries):
         timeout = checked_seconds("timeout", timeout, zero=True)
         self._lifecycle.refuse_elsewhere()
         self._lifecycle.stop()
-        self._supply.refuse_all(lambda: PoolClosed(f"pool {self.name!r} is closed"))
-        self._health.cancel_retry()
-        if self._housekeeper is not None:
-            self._housekeeper.cancel()
-        self._inventory.retire_idle(CloseReason.CLOSED)
-        async with asyncio.TaskGroup() as group:
-            for replica in self._replicas:
-                group.create_task(replica.close(timeout))
-            await self._close_connections(timeout)
-
-    async def _close_connections(self, timeout: float) -> None:  # noqa: ASYNC109
-        try:
-            async with asyncio.timeout(timeout):
-                await self._inventory.wait_until_empty()
-        except TimeoutError:
-            if lent := len(self._inventory.slots):
-                _log.warning(
-                    "pool %r: %d connections are still in use after %g s; cancelling their queries",
-                    self.name,
-                    lent,
-                    timeout,
-                )
-            self._inventory.retire_all(CloseReason.CLOSED)
-            await self._inventory.wait_until_empty()
-        finally:
-            self._inventory.terminate_all()
-            self._supply.stop_timers()
-            await self._tasks.cancel_all()
+        with self._lifecycle.changing():
+            self._supply.refuse_all(lambda: PoolClosed(f"pool {self.name!r} is closed"))
+            self._health.cancel_retry()
+            if self._housekeeper is not None:
+                self._housekeeper.cancel()
+            self._inventory.retire_idle(CloseReason.CLOSED)
+            async with asyncio.TaskGroup() as group:
+                for replica in self._replicas:
+                    group.create_task(replica.close(timeout))
+                await close_connections(self.name, self._supply, self._tasks, timeout)

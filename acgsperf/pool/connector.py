@@ -17,6 +17,7 @@ from acgsperf.pool.options import PoolOptions
 from acgsperf.pool.second_attempt import Spare, first_to_connect
 from acgsperf.pool.server_address import Endpoint, ServerAddress, chosen_endpoints
 from acgsperf.pool.slot import pooled_class
+from acgsperf.timeouts import time_limit
 
 if TYPE_CHECKING:
     from acgsperf.pool.slot import Connection
@@ -89,7 +90,7 @@ class Connector:
         try:
             self._set_socket_options(connection)
             if self._options.init is not None:
-                async with asyncio.timeout(timeout):
+                async with time_limit(timeout):
                     await self._options.init(connection)
                     # If init has cancelled its own task, this raises the error.
                     await asyncio.sleep(0)
@@ -108,7 +109,7 @@ class Connector:
 
     async def _connect(self, timeout: float, choice: Endpoint) -> "Connection":  # noqa: ASYNC109
         options = {**self._connect_options, **choice}
-        async with asyncio.timeout(timeout):
+        async with time_limit(timeout):
             for host in self._names(options):
                 await resolve(host)
             connection: Connection = await asyncpg.connect(self._address.dsn, timeout=timeout, **options)

@@ -22,7 +22,7 @@ class ServerHealth:
         error: why the pool is unhealthy; None if it is healthy.
         failures: attempts that failed since a connection was proven. A connection that the server closes right after
             it was opened counts as an attempt that failed.
-        failed_connects: attempts that failed since the pool was opened.
+        failed_connects: attempts that failed since the pool was created.
         last_failure: the error of the last attempt, if it failed.
         retry: the timer of the next attempt; None if the pool may connect now.
     """
@@ -35,6 +35,12 @@ class ServerHealth:
         self.failed_connects: int = 0
         self.last_failure: Exception | None = None
         self.retry: asyncio.TimerHandle | None = None
+
+    def restart(self) -> None:
+        """Forget the failures, because the pool is opened again. Their number stays."""
+        self.error = self.last_failure = None
+        self.failures = 0
+        self.cancel_retry()
 
     def unhealthy(self) -> PoolUnhealthy:
         """Return the exception for a caller of an unhealthy pool."""

@@ -11,6 +11,7 @@ from acgsperf.pool.lifecycle import Lifecycle
 from acgsperf.pool.options import CloseReason, PoolHealth, PoolOptions
 from acgsperf.pool.supply import Supply, nanoseconds
 from acgsperf.pool.waiters import HEALTH_CHECK_TICKET
+from acgsperf.timeouts import time_limit
 
 if TYPE_CHECKING:
     from acgsperf.pool.slot import Slot
@@ -66,7 +67,7 @@ class HealthCheck:
         # The check is served before all callers. If its deadline passes, that is not counted as a caller's timeout.
         slot: Slot | None = None
         try:
-            async with asyncio.timeout(self._options.check_timeout):
+            async with time_limit(self._options.check_timeout):
                 slot = await self._lender.wait(HEALTH_CHECK_TICKET, math.inf, math.inf)
                 self._supply.checks.begin(slot)
                 # A connection that a borrower has just returned was not checked.

@@ -54,6 +54,11 @@ class Inventory:
         self.ageing: int = 0
         self.closed_by: Counter[CloseReason] = Counter()
 
+    def restart(self) -> None:
+        """Get ready for another event loop: an `asyncio.Event` works in one only."""
+        self._emptied = asyncio.Event()
+        self.ageing = 0
+
     @property
     def in_use(self) -> int:
         """Connections that are lent, being checked or being reset."""

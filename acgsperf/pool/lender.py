@@ -5,9 +5,16 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from asyncpg.exceptions import ReadOnlySQLTransactionError
+from asyncpg.exceptions import (
+    ConfigurationLimitExceededError,
+    InsufficientResourcesError,
+    InternalServerError,
+    PostgresSystemError,
+    ReadOnlySQLTransactionError,
+)
 
 from acgsperf import hooks
+from acgsperf.balance.ejection import BAD_IN_A_ROW, Ejection
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.errors import PoolTimeout
 from acgsperf.pool.health import ServerHealth
@@ -30,6 +37,8 @@ _LATENCY_HALF_LIFE_S: Final = 10.0
 _MOST_SUSPECTED: Final = 4.0
 # The maximum number of places in the code that a pool reports for acquiring a second connection.
 _MOST_PLACES: Final = 100
+# The server is to blame, and not the query: no memory, no disk space, a file that cannot be read.
+_SERVER_FAILURES: Final = InsufficientResourcesError, PostgresSystemError, InternalServerError
 
 
 class Lender:
@@ -46,6 +55,7 @@ class Lender:
         leaks: leases that were reported as leaks.
         lags: whether this is a replica that lags too far behind its primary.
         lag_s: how far it lags, in seconds; None if it is unknown.
+        ejection: counts the readers of this replica that failed because of its server; None if the last one did not.
     """
 
     def __init__(
@@ -71,6 +81,7 @@ class Lender:
         self.leaks: int = 0
         self.lags: bool = False
         self.lag_s: float | None = None
+        self.ejection: Ejection | None = None
         # The connection that each task holds; the first one, if it holds several.
         self._held: dict[asyncio.Task[Any] | None, Slot] = {}
         # When the waiting callers began to wait; the oldest one comes first.
@@ -80,10 +91,22 @@ class Lender:
         # When the last lease ended, or when the first of the current ones began if none has ended since.
         self._progress_at = 0.0
 
+    def restart(self) -> None:
+        """Forget the borrowers, the demand, the lag and failures from before, because the pool is opened again."""
+        self._held.clear()
+        self._peak = 0
+        self.lags, self.lag_s = False, None
+        self.ejection = None
+
     @property
     def available(self) -> bool:
-        """Whether the pool is open, its server can be reached, and does not lag."""
-        return self._lifecycle.is_open and self._health.error is None and not self.lags
+        """Whether the pool is open, its server can be reached, does not lag, and is not ejected."""
+        return (
+            self._lifecycle.is_open
+            and self._health.error is None
+            and not self.lags
+            and (self.ejection is None or self.ejection.until is None or self.ejection.is_due(self._clock()))
+        )
 
     async def take(self, timeout: float, borrower: "CallStack | None") -> "Lease":  # noqa: ASYNC109
         """Return a lease. It raises what `ConnectionPool.acquire` raises."""
@@ -213,6 +236,32 @@ class Lender:
         slot = slot_of(lease)
         if slot is not None and slot.owner is self._supply and slot.lease is lease:
             self._supply.roles.note_refused_write(slot)
+
+    def note_probe(self) -> None:
+        """Note that a reader is about to use this replica: if it is ejected, the others wait for the next probe."""
+        if self.ejection is not None and self.ejection.until is not None:
+            self.ejection.begin(self._clock())
+
+    def note_reader(self, error: BaseException | None) -> None:
+        """Note how the lease of a reader of this replica ended.
+
+        Other errors than those of the server count as nothing.
+        """
+        name = self._lifecycle.name
+        if error is None:
+            if self.ejection is not None and self.ejection.until is not None:
+                _log.info("pool %r: a reader has succeeded; readers use it again", name)
+            self.ejection = None
+        elif isinstance(error, _SERVER_FAILURES) and not isinstance(error, ConfigurationLimitExceededError):
+            if self.ejection is None:
+                self.ejection = Ejection()
+            # A reader that fails while the replica is ejected came before, or is a probe.
+            if self.ejection.note_bad() and self.ejection.until is None:
+                _log.warning(
+                    "pool %r: %d leases in a row failed because of the server (%s: %s); readers use other servers, "
+                    "except a probe after %g s",
+                    *(name, BAD_IN_A_ROW, type(error).__name__, error.args[0], self.ejection.begin(self._clock())),
+                )
 
     @property
     def _demand(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 from acgsperf._native.arguments import checked_seconds, checked_str
 from acgsperf.errors import PoolClosed, PoolExists, PoolNotFound
 from acgsperf.pool.connection_pool import ConnectionPool
-from acgsperf.pool.options import PoolHealth, PoolOptimization
+from acgsperf.pool.options import TARGET_UTILIZATION, PoolHealth, PoolOptimization
 
 __all__ = ["PoolManager"]
 
@@ -18,6 +18,8 @@ _log: Final = logging.getLogger("acgsperf.pool")
 
 class PoolManager:
     """Several pools under names. One task checks their health. Use it with `async with`, or call `close`.
+
+    At the end of the block it is closed. Another block, also in another event loop, opens it again, without pools.
 
     Args:
         interval: seconds between two health checks of all pools.
@@ -32,7 +34,8 @@ class PoolManager:
         self._closed = False
 
     async def __aenter__(self) -> Self:
-        """Return the manager. Health checks start with the first pool."""
+        """Return the manager, which is open, also if it was closed before. Health checks start with the first pool."""
+        self._closed = False
         return self
 
     async def __aexit__(
@@ -98,10 +101,14 @@ class PoolManager:
         answers = await asyncio.gather(*(pool.health() for pool in pools))
         return {pool.name: answer for pool, answer in zip(pools, answers, strict=True)}
 
-    def optimize(self) -> dict[str, PoolOptimization]:
-        """Adapt the size of every pool and replica to its recent demand; return what was done, by name."""
+    def optimize(self, utilization: float = TARGET_UTILIZATION) -> dict[str, PoolOptimization]:
+        """Adapt the size of every pool and replica to its recent demand; return what was done, by name.
+
+        Args:
+            utilization: as for `ConnectionPool.optimize`.
+        """
         pools = _members(self._open_pools().values())
-        return {pool.name: pool.optimize() for pool in pools}
+        return {pool.name: pool.optimize(utilization) for pool in pools}
 
     async def close(self, timeout: float = 10.0) -> None:  # noqa: ASYNC109
         """Stop the health checks, and close all pools concurrently, those that are being opened too.
@@ -122,6 +129,7 @@ class PoolManager:
         if self._monitor is not None:
             self._monitor.cancel()
             await asyncio.gather(self._monitor, return_exceptions=True)
+            self._monitor = None
         await asyncio.gather(*(pool.close(timeout) for pool in self._closing))
         self._closing.clear()
 

@@ -99,7 +99,7 @@ class PoolOptions:
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """The state of a pool now, and its counters since it was opened.
+    """The state of a pool now, and its counters since it was created.
 
     Attributes:
         size: open connections.

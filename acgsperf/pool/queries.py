@@ -118,8 +118,15 @@ class Queries(ABC):
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> None:
         """Run a command once for each sequence of arguments, in one transaction."""
+        try:
+            async with self.acquire() as connection:
+                return await connection.executemany(command, args, timeout=timeout)
+        except ReadOnlySQLTransactionError:
+            # An iterator has been read already.
+            if not self._is_leaving() or iter(args) is args:
+                raise
         async with self.acquire() as connection:
-            await connection.executemany(command, args, timeout=timeout)
+            return await connection.executemany(command, args, timeout=timeout)
 
     @asynccontextmanager
     async def transaction(

@@ -24,6 +24,7 @@ from acgsperf.pool.slot import Slot
 from acgsperf.pool.tasks import BackgroundTasks, set_ended
 from acgsperf.pool.unanswered import Unanswered
 from acgsperf.pool.waiters import SizeWaiters, WaitQueue
+from acgsperf.timeouts import time_limit
 
 _log = logging.getLogger("acgsperf.pool")
 _CONNECTS_AT_ONCE: Final = 8
@@ -48,7 +49,7 @@ class Supply:
         connecting: connection attempts in flight, without a second attempt.
         spare: the permission for a second attempt.
         checks: the connections that are being checked.
-        opened: connections opened since the pool was opened.
+        opened: connections opened since the pool was created.
         target_size: the number of connections that the pool keeps, between `min_size` and `max_size`.
         create_time: how long it took to open a connection, in ns, without failed attempts.
         patient: whether callers wait for a server that may become ready, however often it refuses a connection.
@@ -86,6 +87,17 @@ class Supply:
         self.patient = False
         # `drain` begins a new generation of connections.
         self._generation = 0
+
+    def restart(self) -> None:
+        """Forget the state from before, because the pool is opened again. The counters go on."""
+        self.inventory.restart()
+        self.stop_timers()
+        self._health.restart()
+        self.roles.leaving = False
+        self.spare.give_back()
+        # An attempt that was cancelled before its task ran is still counted.
+        self.connecting = 0
+        self.target_size = self.min_size
 
     @property
     def room(self) -> int:
@@ -401,7 +413,7 @@ class Supply:
             if reset and not slot.is_cancelling():
                 await slot.connection.reset(timeout=timeout)
             else:
-                async with asyncio.timeout(timeout):
+                async with time_limit(timeout):
                     # A query that is being cancelled may have begun a transaction. Only its reply says whether.
                     await slot.connection.execute("ROLLBACK")
                     if reset:
@@ -410,9 +422,9 @@ class Supply:
             self._resets.end(slot)
 
     def stop_timers(self) -> None:
-        """Stop the timers of what the server has not answered."""
+        """Forget what the server has not answered."""
         for unanswered in (self.checks, self._resets, self.inventory.closes):
-            unanswered.cancel()
+            unanswered.clear()
 
     # asyncpg calls these two if it finds that a table or a type has changed.
 

@@ -13,6 +13,10 @@ class BackgroundTasks:
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
 
+    def __len__(self) -> int:
+        """Return how many tasks have not ended."""
+        return len(self._running)
+
     def start(
         self,
         work: Coroutine[object, object, None],

@@ -61,8 +61,10 @@ class Unanswered:
         if len(self.stalled) > before:
             self._on_stall()
 
-    def cancel(self) -> None:
-        """Stop the timer."""
+    def clear(self) -> None:
+        """Stop the timer, and wait for no connection."""
+        self._since.clear()
+        self.stalled.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

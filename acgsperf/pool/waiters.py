@@ -8,6 +8,7 @@ from typing import Final
 
 from acgsperf.errors import PoolError, PoolSaturated
 from acgsperf.pool.slot import Slot
+from acgsperf.timeouts import time_limit
 
 # A health check is served before all callers.
 HEALTH_CHECK_TICKET: Final = 0
@@ -110,7 +111,7 @@ class SizeWaiters:
         self._wanted[waiter] = n
         try:
             begin()
-            async with asyncio.timeout(timeout):
+            async with time_limit(timeout):
                 await waiter
         finally:
             del self._wanted[waiter]

@@ -88,6 +88,8 @@ async def test_a_transaction_that_is_rolled_back_says_nothing(postgres, opened, 
 async def test_the_lease_is_extended_without_records(postgres, opened, namespace, until):
     began = time.monotonic()
     listener = await opened(postgres(timeout=0.2), namespace)
+    # A cache waits for the log for a limited time only.
+    await until(lambda: listener.until)
     assert began < listener.until <= time.monotonic() + 0.2
     first = listener.until
     await until(lambda: listener.until > first + 0.5)

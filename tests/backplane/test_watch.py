@@ -9,10 +9,12 @@ import asyncpg
 import pytest
 
 from acgsperf import LRUCache, TieredCache
+from acgsperf.backplane import postgres_watch_functions
 from acgsperf.backplane.postgres import PostgresBackplane
 from acgsperf.errors import BackplaneError, TierError
 from acgsperf.tiers import Entry
 from acgsperf.tiers.postgres import PostgresTier
+from acgsperf.tiers.postgres_schema import channel_of
 from acgsperf.tiers.records import RecordKind, texts
 from acgsperf.tiers.redis import RedisTier
 
@@ -331,11 +333,25 @@ async def test_a_writer_cannot_replace_what_the_trigger_calls(listener, connecti
     for (source,) in sources:
         code = re.sub(r"'[^']*'", "", source)
         calls = set(re.findall(r"(?<![\w.\"])(\w+) ?\(", code))
-        assert calls <= {"ANY", "ARRAY", "AS", "FROM", "IF", "OPERATOR", "SELECT", "bit", "coalesce", "t", "u"}
+        assert calls <= {
+            "AND",
+            "ANY",
+            "ARRAY",
+            "AS",
+            "FROM",
+            "IF",
+            "OPERATOR",
+            "OR",
+            "SELECT",
+            "bit",
+            "coalesce",
+            "t",
+            "u",
+        }
         code = re.sub(r"OPERATOR\(pg_catalog\.[^)]+\)|::|:=|\(\*\)", "", code)
         assert re.findall(r"[-+*/<>=~!@#%^&|`?]", code) == ["-"] * code.count("(-4)")
         assert set(re.findall(r"::([\w.]+)", source)) <= {
-            *("bigint", "bit", "smallint", "pg_catalog.bytea", "pg_catalog.regclass", "pg_catalog.text")
+            *("bigint", "bit", "int", "smallint", "pg_catalog.bytea", "pg_catalog.regclass", "pg_catalog.text")
         }
     schema = f"s_{secrets.token_hex(4)}"
     await connection.execute(f"CREATE SCHEMA {schema}; SET search_path = {schema}, pg_catalog, public")
@@ -477,6 +493,95 @@ async def test_without_notification_a_change_is_heard_of_within_the_timeout(
     await connection.execute(f"INSERT INTO {users} VALUES (1)")
     await until(lambda: heard(listener) == [["user:1"]], 0.8)
     await backplane.unwatch(users)
+
+
+@pytest.fixture
+def one_slot(monkeypatch):
+    """The lock of those that notify stays the same."""
+    monkeypatch.setattr(postgres_watch_functions, "_SLOT_MS", 1_000_000)
+
+
+@pytest.fixture
+async def notified(dsn, table, namespace):
+    """The notifications so far."""
+    found = []
+    listening = await asyncpg.connect(dsn)
+    await listening.add_listener(channel_of(table, namespace), lambda *arguments: found.append(arguments))
+    yield found
+    await listening.close()
+
+
+@pytest.fixture
+async def others(dsn):
+    """Two more connections."""
+    found = [await asyncpg.connect(dsn) for _ in range(2)]
+    yield found
+    for other in found:
+        await other.close()
+
+
+@pytest.mark.usefixtures("one_slot")
+async def test_of_transactions_at_the_same_time_one_notifies_and_all_are_heard_soon(
+    postgres, opened, namespace, connection, users, others, notified, until
+):
+    # It looks for records by itself every 5 s.
+    backplane = postgres(timeout=100)
+    listener = await opened(backplane, namespace)
+    await backplane.watch(users, ["user:{id}"])
+    first, later = (other.transaction() for other in others)
+    await first.start()
+    await others[0].execute(f"INSERT INTO {users} VALUES (1)")
+    await later.start()
+    await others[1].execute(f"INSERT INTO {users} VALUES (2)")
+    began = time.monotonic()
+    await first.commit()
+    await until(lambda: heard(listener) == [["user:1"]], 3)
+    await later.commit()
+    await until(lambda: heard(listener) == [["user:1"], ["user:2"]], 3)
+    assert time.monotonic() - began < 4
+    # Only this one and the first one have notified.
+    await connection.execute(f"INSERT INTO {users} VALUES (3)")
+    await until(lambda: len(heard(listener)) == 3, 3)
+    await until(lambda: len(notified) == 2)
+    await backplane.unwatch(users)
+
+
+@pytest.mark.usefixtures("one_slot")
+async def test_a_rolled_back_savepoint_does_not_keep_a_transaction_from_notifying(
+    listener, connection, users, notified, until
+):
+    await listener.backplane.watch(users, ["user:{id}"])
+    async with connection.transaction():
+        inner = connection.transaction()
+        await inner.start()
+        await connection.execute(f"INSERT INTO {users} VALUES (1)")
+        await inner.rollback()
+        await connection.execute(f"INSERT INTO {users} VALUES (2)")
+    await until(lambda: notified)
+    await until(lambda: heard(listener) == [["user:2"]])
+
+
+async def test_a_long_transaction_does_not_keep_others_from_notifying(
+    listener, connection, users, others, notified, until
+):
+    await listener.backplane.watch(users, ["user:{id}"])
+    async with others[0].transaction():
+        await others[0].execute(f"INSERT INTO {users} VALUES (1)")
+        # Until another lock has taken the place of its own.
+        await others[0].execute("SELECT pg_sleep(0.11)")
+        await connection.execute(f"INSERT INTO {users} VALUES (2)")
+        await until(lambda: notified)
+        assert heard(listener) == [] or heard(listener) == [["user:2"]]
+    await until(lambda: sorted(heard(listener)) == [["user:1"], ["user:2"]])
+
+
+async def test_the_locks_of_a_transaction_are_bounded(connection):
+    of_all_times = postgres_watch_functions._SLOT.format(length_ms=100).replace("pg_catalog.clock_timestamp()", "at")
+    slots = await connection.fetchval(
+        f"SELECT array_agg(DISTINCT {of_all_times}) FROM generate_series('2026-01-01', '2026-01-01 00:03', '7 ms'::"
+        "interval) AS at"
+    )
+    assert sorted(slots) == list(range(601))
 
 
 async def test_other_tags_replace_those_of_before(listener, connection, users, until):
