@@ -1,6 +1,6 @@
 """The tiered cache: L1 in this process, then Redis and PostgreSQL, and one load for all callers that miss."""
 
-from acgsperf.cache.decorator import BoundCachedFunction, CachedFunction, cached
+from acgsperf.cache.decorator import BoundCachedFunction, CachedFunction, CachedMethod, cached
 from acgsperf.cache.options import EntryOptions
 from acgsperf.cache.prediction import Prediction
 from acgsperf.cache.results import UNCHANGED, Loaded, Previous
@@ -12,6 +12,7 @@ __all__ = [
     "BoundCachedFunction",
     "CacheHealth",
     "CachedFunction",
+    "CachedMethod",
     "CachedValue",
     "EntryOptions",
     "Loaded",

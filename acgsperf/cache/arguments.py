@@ -35,11 +35,12 @@ def checked_tags(tags: Iterable[str]) -> tuple[str, ...]:
     """Return the tags as a tuple.
 
     Raises:
-        TypeError: if `tags` is a single str, or an item is not a str.
+        TypeError: if `tags` is a single str or not iterable, or an item is not a str.
         ValueError: if an item cannot be encoded as UTF-8.
     """
-    checked = (tags,) if isinstance(tags, str) else tuple(tags)
-    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in checked):
+    is_text = isinstance(tags, str)
+    checked = tuple(tags) if not is_text and isinstance(tags, Iterable) else ()
+    if is_text or not isinstance(tags, Iterable) or not all(isinstance(tag, str) for tag in checked):
         raise TypeError(f"tags must be a sequence of str, got {tags!r:.100}")
     for tag in checked:
         try:

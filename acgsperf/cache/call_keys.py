@@ -10,7 +10,18 @@ from typing import Any, Final, NamedTuple
 
 from acgsperf.fingerprint import fingerprint
 
-__all__ = ["CallKey", "CallKeys", "called_function", "is_coroutine_function", "is_same_definition", "name_of"]
+__all__ = [
+    "CallKey",
+    "CallKeys",
+    "Execution",
+    "called_function",
+    "execution_of",
+    "is_coroutine_function",
+    "is_same_class",
+    "is_same_definition",
+    "name_of",
+    "takes_class",
+]
 
 _PLAIN: Final = (str, int, float, bytes, list, dict, tuple, type(None))
 _OWNER_NAMES: Final = ("self", "cls")
@@ -22,10 +33,12 @@ class CallKey(NamedTuple):
     Attributes:
         key: the key.
         local: whether no other process can make the same key, because it belongs to an instance of this process.
+        of_class: the class whose name is part of the key; None for none.
     """
 
     key: str
     local: bool
+    of_class: type | None = None
 
 
 class _Call(NamedTuple):
@@ -60,9 +73,83 @@ def name_of(function: Callable[..., Any]) -> str:
     return f"{inner.__module__}.{inner.__qualname__}"
 
 
+def takes_class(function: Callable[..., Any]) -> bool:
+    """Return whether a function of a class body has a first parameter `cls`."""
+    if not inspect.isfunction(function):
+        return False
+    scope = function.__qualname__.rpartition(".")[0]
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    return names[:1] == ("cls",) and scope != "" and not scope.endswith("<locals>")
+
+
 def is_same_definition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
     """Return whether one `def` was executed twice, and both functions refer to the same objects."""
     return _definition(_resolved(one).function) == _definition(_resolved(other).function)
+
+
+class Execution(NamedTuple):
+    """The run of a module, or of a cell of a notebook, that defined a function.
+
+    Attributes:
+        namespace: the global variables of the function; None if the function is local to another one.
+        spec: the spec of its module. `importlib.reload` makes a new one.
+        cell: the file of a function of `__main__`. Each version of a cell has a file of its own.
+    """
+
+    namespace: dict[str, Any] | None
+    spec: Any
+    cell: str | None
+
+    def is_followed_by(self, later: "Execution") -> bool:
+        """Return whether a later run replaced what this run defined: a reload, or a changed cell."""
+        if self.namespace is None or self.namespace is not later.namespace:
+            return False
+        return self.spec is not later.spec or self.cell != later.cell or self.cell == "<stdin>"
+
+
+def execution_of(function: Callable[..., Any]) -> Execution:
+    """Return the run that defined a function. Call it when the function is decorated."""
+    inner: Any = inspect.unwrap(called_function(function))
+    if not inspect.isfunction(inner) or "<locals>" in inner.__qualname__:
+        return Execution(None, None, None)
+    namespace = inner.__globals__
+    cell = inner.__code__.co_filename if namespace.get("__name__") == "__main__" else None
+    return Execution(namespace, namespace.get("__spec__"), cell)
+
+
+def is_same_class(one: type, other: type) -> bool:
+    """Return whether one class body was executed twice, and both classes have the same attributes."""
+    if one is other:
+        return True
+    first, second = _attributes(one), _attributes(other)
+    return (
+        first.keys() == second.keys()
+        and len(one.__bases__) == len(other.__bases__)
+        and all(map(is_same_class, one.__bases__, other.__bases__))
+        and all(_is_same_attribute(value, second[name]) for name, value in first.items())
+    )
+
+
+def _attributes(kind: type) -> dict[str, Any]:
+    """Return the attributes of a class but for those that Python or a decorator adds to describe it."""
+    return {
+        name: value
+        for name, value in vars(kind).items()
+        if inspect.isfunction(value) or not (name.startswith("__") and name.endswith("__"))
+    }
+
+
+def _is_same_attribute(one: Any, other: Any) -> bool:
+    if isinstance(one, property) and isinstance(other, property):
+        return all(map(_is_same_attribute, (one.fget, one.fset, one.fdel), (other.fget, other.fset, other.fdel)))
+    # The function of a `classmethod`, a `staticmethod` and a `CachedFunction`.
+    one, other = (getattr(value, "__wrapped__", value) for value in (one, other))
+    if inspect.isfunction(one) and inspect.isfunction(other):
+        return is_same_definition(one, other)
+    try:
+        return one is other or (type(one) is type(other) and bool(one == other))
+    except Exception:
+        return False
 
 
 def _definition(function: Any) -> tuple[Any, ...]:
@@ -112,10 +199,19 @@ class CallKeys:
         # Not that of a wrapped function: the wrapper may pass other arguments to it.
         self._signature = inspect.signature(call.function, follow_wrapped=False)
         self._name: Final = name_of(function)
+        self._revision: str | None = None
         self._fixed = call
         parameters = list(self._signature.parameters)
         self._first: Final = parameters[0] if parameters else None
         self._owners: Final = _Owners()
+
+    def share(self, other: "CallKeys | None") -> None:
+        """Make the same keys as another function from now on; with None, those that every process makes."""
+        self._revision = None if other is None else other._revision
+
+    def separate(self) -> None:
+        """Make keys from now on that nobody has made before. No other process can make them."""
+        self._revision = uuid.uuid4().hex
 
     def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, is_method: bool) -> CallKey:
         """Return the key of a call.
@@ -136,7 +232,7 @@ class CallKeys:
         bound = self._signature.bind(*args, **{**fixed.kwargs, **kwargs})
         bound.apply_defaults()
         arguments = dict(bound.arguments)
-        local = False
+        local, of_class = self._revision is not None, None
         if fixed.owner is not None or is_method:
             owner, name = args[0], str(self._first)
             first = arguments.get(name)
@@ -144,10 +240,12 @@ class CallKeys:
                 # The function takes `*args`, which begins with the owner.
                 arguments[name] = first[1:]
                 name = "*"
-            local = not isinstance(owner, type)
+            of_class = owner if isinstance(owner, type) else None
+            local = local or of_class is None
             arguments[name] = self._owners.token(owner, self._name)
         try:
-            return CallKey(f"{self._name}:{fingerprint(arguments)}", local)
+            name = self._name if self._revision is None else f"{self._name}#{self._revision}"
+            return CallKey(f"{name}:{fingerprint(arguments)}", local, of_class)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{error}; pass `key` to cached() to make the key of {self._name} yourself") from None
 

@@ -4,26 +4,38 @@ import functools
 import inspect
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
+from typing import Any, Final, Generic, NoReturn, ParamSpec, Protocol, TypeVar, overload
 
 from acgsperf._native.entry import Codec
 from acgsperf.cache.annotations import codec_of_results
-from acgsperf.cache.arguments import checked_tags
-from acgsperf.cache.call_keys import CallKey, CallKeys, is_coroutine_function, is_same_definition, name_of
+from acgsperf.cache.arguments import checked_tags, checked_ttl
+from acgsperf.cache.call_keys import (
+    CallKey,
+    CallKeys,
+    execution_of,
+    is_coroutine_function,
+    is_same_class,
+    is_same_definition,
+    name_of,
+    takes_class,
+)
 from acgsperf.cache.l1 import MISSING
-from acgsperf.cache.options import DEFAULT_TTL, EntryOptions
+from acgsperf.cache.options import DEFAULT_TTL, EntryOptions, checked_options
 from acgsperf.cache.results import Loaded
 from acgsperf.cache.source import Source
 from acgsperf.cache.types import Written
 from acgsperf.cache.values import codec_of
 from acgsperf.errors import CacheError
 
-__all__ = ["BoundCachedFunction", "CachedFunction", "Decorator", "cached", "refuse_function"]
+__all__ = ["BoundCachedFunction", "CachedFunction", "CachedMethod", "Decorator", "cached", "refuse_function"]
 
 _P = ParamSpec("_P")
 _Q = ParamSpec("_Q")
 _R = TypeVar("_R")
+_R_co = TypeVar("_R_co", covariant=True)
 _S = TypeVar("_S")
+_S_contra = TypeVar("_S_contra", contravariant=True)
+_T = TypeVar("_T")
 
 
 class ResultCache(Protocol):
@@ -56,11 +68,34 @@ class ResultCache(Protocol):
 # The functions that are decorated for each cache, by their names.
 _names: "weakref.WeakKeyDictionary[ResultCache, weakref.WeakValueDictionary[str, CachedFunction[Any, Any]]]"
 _names = weakref.WeakKeyDictionary()
+# The names of functions that were redefined while their former version was in use.
+_redefined: "weakref.WeakKeyDictionary[ResultCache, set[str]]" = weakref.WeakKeyDictionary()
+# The classes whose class methods are called in each cache, by their names.
+_classes: "weakref.WeakKeyDictionary[ResultCache, weakref.WeakValueDictionary[str, type]]" = weakref.WeakKeyDictionary()
+
+
+class _FunctionOfFirst(Protocol[_P, _S_contra, _Q, _R_co]):
+    """A coroutine function with a positional parameter.
+
+    The second overload divides the parameters into the first one and the others. `Concatenate` alone would lose the
+    name of the first one.
+    """
+
+    @overload
+    def __call__(self, /, *args: _P.args, **kwargs: _P.kwargs) -> Awaitable[_R_co]: ...
+    @overload
+    def __call__(self, first: _S_contra, /, *args: _Q.args, **kwargs: _Q.kwargs) -> Awaitable[_R_co]: ...
 
 
 class Decorator(Protocol):
     """What `cached` returns."""
 
+    @overload
+    def __call__(self, function: _FunctionOfFirst[_P, _S, _Q, Loaded[_R]], /) -> "CachedMethod[_P, _R, _S, _Q]": ...
+    @overload
+    def __call__(
+        self, function: _FunctionOfFirst[_P, _S, _Q, _R | Loaded[_R]], /
+    ) -> "CachedMethod[_P, _R, _S, _Q]": ...
     @overload
     def __call__(self, function: Callable[_P, Awaitable[Loaded[_R]]], /) -> "CachedFunction[_P, _R]": ...
     @overload
@@ -96,13 +131,15 @@ def cached(
     Raises:
         TypeError: if the decorated object is not a coroutine function, `value_type` is not a type that can be stored,
             or `cached` has no parentheses. Without a `key`, a call raises it for arguments that are not JSON-like.
-        ValueError: if another function with the same module and qualified name is cached in this cache without a `key`.
+        ValueError: if another function with the same module and qualified name is cached in this cache without a `key`,
+            and this one does not replace it after a reload of the module or in a notebook. A call of a class method
+            raises it for another class of the same name.
     """
     if callable(cache):
         refuse_function(cache, "cached")
 
     def decorate(function: Any, /) -> Any:
-        return CachedFunction(function, cache, key, ttl, tags, value_type, options)
+        return CachedMethod(function, cache, key, ttl, tags, value_type, options)
 
     return decorate
 
@@ -137,6 +174,11 @@ class CachedFunction(Generic[_P, _R]):
             function = function.__func__  # type: ignore[attr-defined]
         if not is_coroutine_function(function):
             raise TypeError(f"cached() needs a coroutine function, got {function!r}")
+        if key is not None and not callable(key):
+            raise TypeError(f"key must be a function that returns a str, got {key!r:.100}")
+        if ttl is not DEFAULT_TTL:
+            checked_ttl(ttl)
+        checked_options(options)
         functools.update_wrapper(self, function)
         self.__qualname__: str = getattr(function, "__qualname__", type(function).__qualname__)
         # With these, `inspect` treats the object as a coroutine function, as it does an AsyncMock.
@@ -145,8 +187,11 @@ class CachedFunction(Generic[_P, _R]):
         self.__defaults__: None = None
         self.__kwdefaults__: None = None
         self._function = function
+        # `classmethod` may be above `cached`.
+        self._needs_class: Final = not self._of_class and takes_class(function)
         self._key = key
         self._keys: Final = CallKeys(function) if key is None else None
+        self._execution: Final = execution_of(function)
         self._ttl = ttl
         self._options = options
         self._tags = tags if callable(tags) else checked_tags(tags)
@@ -168,12 +213,24 @@ class CachedFunction(Generic[_P, _R]):
         """Use a cache from now on, for a function that was decorated before the cache existed.
 
         Raises:
+            TypeError: if it is not a `TieredCache`.
             ValueError: if another function with the same module and qualified name is cached there without a `key`.
         """
+        if not hasattr(type(cache), "get_or_load"):
+            raise TypeError(f"cache must be a TieredCache, got {cache!r:.100}")
         if self._keys is not None:
             name, names = name_of(self._function), _names.setdefault(cache, weakref.WeakValueDictionary())
             other = names.get(name)
-            if other is not None and not is_same_definition(other._function, self._function):
+            redefined = _redefined.setdefault(cache, set())
+            if other is not None and is_same_definition(other._function, self._function):
+                self._keys.share(other._keys)
+            elif other is None and name not in redefined:
+                self._keys.share(None)
+            elif other is None or other._execution.is_followed_by(self._execution):
+                # The results of the former version must not be those of the new one.
+                self._keys.separate()
+                redefined.add(name)
+            else:
                 raise ValueError(
                     f"two functions named {name} are cached in {cache.namespace!r}, and would share their results: "
                     "pass `key` to cached()"
@@ -201,24 +258,6 @@ class CachedFunction(Generic[_P, _R]):
         """Return the cached result of a call; None if no tier has it. The function is not called."""
         return await self._peek(args, kwargs, False)
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> "CachedFunction[_P, _R]": ...
-    # A class method. Called on its class, it has the same type as a method: type checkers cannot tell these two apart.
-    @overload
-    def __get__(
-        self: "CachedFunction[Concatenate[type[_S], _Q], _R]", instance: _S, owner: type[_S]
-    ) -> "BoundCachedFunction[_Q, _R]": ...
-    @overload
-    def __get__(
-        self: "CachedFunction[Concatenate[_S, _Q], _R]", instance: _S, owner: type | None = None
-    ) -> "BoundCachedFunction[_Q, _R]": ...
-    def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        if self._is_static:
-            return self
-        if self._of_class:
-            instance = owner if owner is not None else type(instance)
-        return self if instance is None else BoundCachedFunction(self, instance)
-
     async def _load(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_method: bool, reload: bool = False
     ) -> _R:
@@ -230,10 +269,10 @@ class CachedFunction(Generic[_P, _R]):
         result: Any = MISSING if reload else cache.get_local(key.key, MISSING)
         if result is MISSING:
             tags = checked_tags(self._tags(*args, **kwargs)) if callable(self._tags) else self._tags
-            result = await cache._load(
-                key.key,
-                Source(load, cache._options(self._options, self._ttl), tags, key.local, reload, self._codec_in(cache)),
-            )
+            options = cache._options(self._options, self._ttl)
+            source = Source(load, options, tags, key.local, reload, self._codec_in(cache))
+            source.for_many = False
+            result = await cache._load(key.key, source)
         return result  # type: ignore[no-any-return]
 
     async def _invalidate(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_method: bool) -> Written:
@@ -247,10 +286,26 @@ class CachedFunction(Generic[_P, _R]):
         return result  # type: ignore[no-any-return]
 
     def _key_of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_method: bool) -> CallKey:
+        if self._needs_class and not (args and isinstance(args[0], type)):
+            # From Python 3.13 on, `classmethod` passes the class to a call of the function, and not to `key`.
+            raise TypeError(f"{name_of(self._function)} needs its class: put @cached() above @classmethod")
         if self._keys is not None:
-            return self._keys.of(args, kwargs, is_method=is_method)
+            key = self._keys.of(args, kwargs, is_method=is_method)
+            if key.of_class is not None and self.cache is not None:
+                self._claim_name(self.cache, key.of_class)
+            return key
         assert self._key is not None
         return CallKey(self._key(*args, **kwargs), False)
+
+    def _claim_name(self, cache: ResultCache, of_class: type) -> None:
+        """Raise ValueError if another class of the same name has class methods in a cache."""
+        name = f"{of_class.__module__}.{of_class.__qualname__}"
+        classes = _classes.setdefault(cache, weakref.WeakValueDictionary())
+        if not is_same_class(classes.setdefault(name, of_class), of_class):
+            raise ValueError(
+                f"two classes named {name} have a class method {self.__name__} in {cache.namespace!r}, and would share "
+                "its results: pass `key` to cached()"
+            )
 
     def _codec_in(self, cache: ResultCache) -> Codec | None:
         """Return what packs the results."""
@@ -265,6 +320,35 @@ class CachedFunction(Generic[_P, _R]):
         if self.cache is None:
             raise CacheError(f"{name_of(self._function)} has no cache: call its bind(cache) first")
         return self.cache
+
+
+class CachedMethod(CachedFunction[_P, _R], Generic[_P, _R, _S, _Q]):
+    """A `CachedFunction` that can be a method, a class method or a static method, because it has a first parameter.
+
+    `_S` is the type of the first parameter, and `_Q` are the other parameters. Type checkers see neither `classmethod`
+    nor `staticmethod`, so the type of the first parameter says what the function is.
+    """
+
+    # A class method. `cls` has a type such as `type[Repo]`.
+    @overload
+    def __get__(
+        self: "CachedMethod[_P, _R, type[_T], _Q]", instance: _T | None, owner: type[_T]
+    ) -> "BoundCachedFunction[_Q, _R]": ...
+    # A method or a static method, called on the class.
+    @overload
+    def __get__(self, instance: None, owner: type) -> "CachedFunction[_P, _R]": ...
+    # A method.
+    @overload
+    def __get__(self, instance: _S, owner: type | None = None) -> "BoundCachedFunction[_Q, _R]": ...
+    # A static method, called on an instance.
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> "CachedFunction[_P, _R]": ...
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if self._is_static:
+            return self
+        if self._of_class:
+            instance = owner if owner is not None else type(instance)
+        return self if instance is None else BoundCachedFunction(self, instance)
 
 
 class BoundCachedFunction(Generic[_P, _R]):

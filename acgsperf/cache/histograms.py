@@ -11,7 +11,10 @@ __all__ = ["histograms_of"]
 
 
 def histograms_of(cache: TieredCache[Any]) -> dict[str, LatencyHistogram]:
-    """Return the duration of reads by tier (`l2`, `l3`), and the lag of the backplane (`backplane`), in ns.
+    """Return the histograms of a cache by name, in ns.
+
+    `l2` and `l3` have the duration of reads, `l2 connect` and `l3 connect` that of opening a connection, and
+    `backplane` the lag of the backplane.
 
     A tier or backplane of your own has none.
     """
@@ -20,6 +23,7 @@ def histograms_of(cache: TieredCache[Any]) -> dict[str, LatencyHistogram]:
     for name, tier in (("l2", parts.lower_tiers.l2), ("l3", parts.lower_tiers.l3)):
         if isinstance(tier, ServerTier):
             found[name] = tier._reads.latency
+            found[f"{name} connect"] = tier.counted_connections.connect_time
     if isinstance(parts.backplane, ServerBackplane):
         found["backplane"] = parts.backplane._counts.lag
     return found

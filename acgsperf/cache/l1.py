@@ -11,7 +11,7 @@ from acgsperf._native.arguments import checked_maxsize
 from acgsperf._native.types import MAX_ENTRIES, EvictionReason
 from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.tag_index import TagIndex
-from acgsperf.dispatch import BoundedCache, LRUCache
+from acgsperf.dispatch import BoundedCache, LRUCache, weigh_bytes
 from acgsperf.tiers.base import Entry
 
 __all__ = ["L1", "MISSING", "most_entries"]
@@ -21,6 +21,7 @@ _V = TypeVar("_V")
 MISSING: Final[Any] = object()
 _OF_CACHE: Final[Any] = object()
 _KEYS_WITHOUT_MAXSIZE: Final = 100_000
+_WEIGHED: Final = 32
 
 
 def most_entries(cache: "BoundedCache[Any, Any]") -> int:
@@ -93,6 +94,7 @@ class L1(Generic[_V]):
         self.side_caches: Final = (self._stale_store, self._negatives, self._unverified)
         self._missed_at = -math.inf
         self._answers_until = math.inf
+        self._is_closed = False
         self._tags = TagIndex()
         self.negative_hits: int = 0
         self._users_on_evict = lru.on_evict
@@ -165,6 +167,10 @@ class L1(Generic[_V]):
     @property
     def _answers(self) -> bool:
         return self._staleness.clock() <= self._answers_until
+
+    def has_been_silent_since(self, time: float) -> bool:
+        """Return whether the backplane is silent, and was not at an earlier time of the cache's clock."""
+        return time <= self._answers_until < self._staleness.clock()
 
     def _is_verified(self, put_at: float) -> bool:
         return not self._has_lower_tiers or self.verified_for(put_at) > 0
@@ -285,6 +291,16 @@ class L1(Generic[_V]):
         for key in self._tags.keys(tag):
             self.expire_now(key)
 
+    def resize(self, maxsize: int) -> None:
+        """Change the largest number of entries."""
+        self.lru.resize(maxsize)
+        self._stale_store.resize(maxsize)
+
+    def typical_bytes(self) -> float | None:
+        """Estimate how many bytes an entry takes, from a few of them; None if there are none."""
+        some = list(islice(self._entries.items(), _WEIGHED))
+        return sum(weigh_bytes(key, entry.value) for key, entry in some) / len(some) if some else None
+
     def remove_unservable(self) -> int:
         """Remove the entries that may no longer be served, and return their number. O(n)."""
         before = self._size()
@@ -346,7 +362,18 @@ class L1(Generic[_V]):
     def answer_until(self, time: float) -> None:
         """Answer without asking a tier until this time of the cache's clock; then every entry is unverified."""
         self._answers_until = time
-        self.lru.answers_until = None if time == math.inf else time
+        if not self._is_closed:
+            self.lru.answers_until = None if time == math.inf else time
+
+    def close(self) -> None:
+        """Let the `LRUCache` miss every key. `TieredCache` checks that it is open after a miss only."""
+        self._is_closed = True
+        self.lru.answers_until = -math.inf
+
+    def open(self) -> None:
+        """Let the `LRUCache` answer, until the time that `answer_until` has set."""
+        self._is_closed = False
+        self.answer_until(self._answers_until)
 
     def verify_all(self) -> None:
         """Make every entry unverified, because there is a gap: records may have been missed. O(n), in C."""

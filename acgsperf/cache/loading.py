@@ -84,7 +84,7 @@ class Loading:
         self._lookup = lookup
         self._staleness = staleness
         self._lock = lock
-        self.flights: Final = Flights(namespace, self._on_failure)
+        self.flights: Final = Flights(namespace, self._on_failure, staleness.clock, l1.has_been_silent_since)
         self.prefetch: Prefetch | None = None
         # The keys whose load failed less than `retry_after` ago, and that have a stale value to serve.
         self._failures: LRUCache[str, bool] = LRUCache(most_entries(l1.lru), clock=staleness.lru_clock)

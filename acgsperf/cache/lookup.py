@@ -87,8 +87,11 @@ class Lookup:
         self._staleness = staleness
         self._promotion = promotion
         self._deadline = Deadline(staleness.deadline)
+        # For L2. Without L3, L2 has the whole time.
+        l2_deadline = lower_tiers.l2_deadline
+        self._l2_deadline = self._deadline if l2_deadline == staleness.deadline else Deadline(l2_deadline)
         # The first tier, if it answers within the deadline by itself: a read needs no timer for it.
-        self._self_limited = next((tier for tier in self._tiers[:1] if tier.deadline <= staleness.deadline), None)
+        self._self_limited = next((tier for tier in self._tiers[:1] if self._limits_itself(tier)), None)
         # Starts a read of that tier without a coroutine.
         self.begin_get: Final = self._self_limited.begin_get if isinstance(self._self_limited, ServerTier) else None
         self._time: Callable[[], float] = time.monotonic
@@ -102,6 +105,7 @@ class Lookup:
     def close(self) -> None:
         """Cancel the timer of the deadline."""
         self._deadline.close()
+        self._l2_deadline.close()
 
     async def get(self, key: str, default: Any, codec: Codec | None) -> Any:
         """Return the fresh value of a key, or `default`."""
@@ -164,16 +168,17 @@ class Lookup:
             began_at: the number of the latest write when the read began.
             after_first_tier: whether the first tier was asked already, and had no entry.
         """
-        found, started, passed = Found(began_at, predicted=True), self._time(), False
-        wanted = list(keys)
+        found, started, wanted = Found(began_at, predicted=True), self._time(), list(keys)
+        cut = False
         if not after_first_tier:
             with self._limit(self._tiers[0], started) as wait:
                 found.entries = await self._tiers[0].get_many(keys)
             open_all(found.entries, UNOPENED, self._tiers[0])
-            passed = wait.passed
+            cut = wait.passed
             wanted = self._missing(keys, found)
         if len(self._tiers) > 1:
-            await self._go_on(found, wanted, (), UNOPENED, began_at, started, passed, observing=False)
+            found.reached = not cut and self._tiers[0].is_answering
+            await self._go_on(found, wanted, (), UNOPENED, began_at, started, cut, observing=False)
         return found.entries
 
     async def observe(self, keys: Sequence[str], tags: Sequence[str]) -> dict[str, Seen]:
@@ -181,7 +186,7 @@ class Lookup:
         l2, l3 = self._lower_tiers.l2, self._lower_tiers.l3
         found, started = Found(self._ordering.latest), self._time()
         if l2 is not None:
-            with self._timer(started):
+            with self._timer(started, self._l2_deadline):
                 found.l2 = await l2.observe(keys, tags)
         if l3 is not None:
             with self._timer(started):
@@ -235,7 +240,7 @@ class Lookup:
         return entry.value
 
     async def _after_first_tier(
-        self, key: str, entry: Entry | None, codec: Codec | None, began_at: int, started: float, passed: bool
+        self, key: str, entry: Entry | None, codec: Codec | None, began_at: int, started: float, cut: bool
     ) -> Entry | None:
         if entry is not None:
             entry = opened(entry, codec, self._tiers[0])
@@ -243,14 +248,14 @@ class Lookup:
             self._keep(began_at, key, entry)
             return entry
         if len(self._tiers) == 1 and self._l1.unverified(key) is None:
-            if passed or (entry is None and self._deadline_passed(started)):
+            if cut or (entry is None and self._deadline_passed(started)):
                 self.deadlines += 1
             return entry
         found = Found(began_at)
-        found.reached = not passed and self._tiers[0].is_answering
+        found.reached = not cut and self._tiers[0].is_answering
         if entry is not None:
             found.entries[key] = entry
-        await self._go_on(found, [key], (), codec, began_at, started, passed, observing=False)
+        await self._go_on(found, [key], (), codec, began_at, started, cut, observing=False)
         return found.entries.get(key) or self.unverified(key, found)
 
     async def _read(
@@ -267,7 +272,7 @@ class Lookup:
             return found
         started = self._time()
         tier = self._tiers[0]
-        passed = False
+        cut = False
         if tier is self._lower_tiers.l2 or not observing:
             with self._limit(tier, started) as wait:
                 if len(keys) == 1:
@@ -276,13 +281,13 @@ class Lookup:
                 else:
                     found.entries = await tier.get_many(keys)
             open_all(found.entries, codec, tier)
-            passed = wait.passed
-            found.reached = not passed and tier.is_answering
+            cut = wait.passed
+            found.reached = not cut and tier.is_answering
             for key, entry in found.entries.items():
                 if self._staleness.is_fresh(entry):
                     self._keep(began_at, key, entry)
         wanted = self._missing(keys, found)
-        await self._go_on(found, wanted, tags, codec, began_at, started, passed, observing, asking_l3)
+        await self._go_on(found, wanted, tags, codec, began_at, started, cut, observing, asking_l3)
         return found
 
     async def _go_on(
@@ -293,23 +298,26 @@ class Lookup:
         codec: Codec | None,
         began_at: int,
         started: float,
-        passed: bool,
+        cut: bool,
         observing: bool,
         asking_l3: bool = True,
     ) -> None:
-        """Observe L2 and read L3, for keys for which the first tier had no fresh entry."""
+        """Observe L2 and read L3, for keys for which the first tier had no fresh entry.
+
+        `cut` says that the first tier had no more time. If that was L2 and it has not answered, only L3 is asked.
+        """
         l2, l3 = self._lower_tiers.l2, self._lower_tiers.l3 if asking_l3 else None
-        if passed or (not found.entries and self._deadline_passed(started)):
+        if (cut or not found.entries) and self._deadline_passed(started):
             if wanted:
                 self.deadlines += 1
                 found.unasked = l2 is not None and l3 is not None
             return
         if not wanted:
             return
-        if l2 is not None:
-            with self._timer(started) as wait:
+        if l2 is not None and found.reached:
+            with self._timer(started, self._l2_deadline) as wait:
                 found.l2 = await l2.observe(wanted, tags)
-            if wait.passed:
+            if wait.passed and self._deadline_passed(started):
                 self.deadlines += 1
                 found.unasked = l3 is not None
                 return
@@ -386,13 +394,20 @@ class Lookup:
 
     def _limit(self, tier: Tier, started: float) -> "Wait | _NoLimit":
         """Return a context that ends the first call of a read, which began at `started`, at the deadline."""
-        return _NO_LIMIT if tier is self._self_limited else self._timer(started)
+        if tier is self._self_limited:
+            return _NO_LIMIT
+        return self._timer(started, self._l2_deadline if tier is self._lower_tiers.l2 else self._deadline)
 
-    def _timer(self, started: float) -> Wait:
+    def _limits_itself(self, tier: Tier) -> bool:
+        # With L3, a tier with a server gets the deadline of L2 as its `read_deadline`.
+        return tier.deadline <= self._staleness.deadline or (len(self._tiers) > 1 and isinstance(tier, ServerTier))
+
+    def _timer(self, started: float, deadline: Deadline | None = None) -> Wait:
+        deadline = deadline or self._deadline
         if self._time() - started <= _SHARED_TIMER_TOLERANCE_S:
-            return self._deadline.wait(started)
+            return deadline.wait(started)
         # The shared timer ends waits in the order in which they were made. A wait with an older start needs its own.
-        return Deadline(self._staleness.deadline).wait(started)
+        return Deadline(deadline.seconds).wait(started)
 
     def _keep(self, began_at: int, key: str, entry: Entry) -> None:
         """Put a fresh entry of a tier into L1 if its key is promoted now, or if it verifies an entry of L1."""

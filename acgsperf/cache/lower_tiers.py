@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from math import inf
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -11,6 +12,9 @@ from acgsperf.cache.write_behind import WriteBehind
 from acgsperf.tiers.base import ONLY_L1, Entry, Observation, Store, StoreKind, Tier, TierHealth
 
 __all__ = ["LowerTiers", "Seen"]
+
+# The share of the deadline after which L3 is asked if L2 has not answered.
+_SHARE_OF_L2: Final = 0.5
 
 
 class Seen:
@@ -37,8 +41,10 @@ class LowerTiers:
         l2: the faster tier.
         l3: the slower tier.
         retention: the seconds for which the tiers remember what was removed.
+        deadline: the seconds after which a read of both tiers ends.
 
     Attributes:
+        l2_deadline: the seconds after which the read of L2 ends: half of `deadline`, if there is an L3 to ask then.
         tiers: those that are present, in the order in which they are read.
         queues: the write-behind queue of each.
         ordering: the order of the writes of this process.
@@ -48,7 +54,7 @@ class LowerTiers:
         TypeError: if `l2` or `l3` is neither a `Tier` nor None.
     """
 
-    def __init__(self, l2: Tier | None, l3: Tier | None, retention: float) -> None:
+    def __init__(self, l2: Tier | None, l3: Tier | None, retention: float, deadline: float) -> None:
         for name, tier in (("l2", l2), ("l3", l3)):
             if tier is not None and not isinstance(tier, Tier):
                 raise TypeError(f"{name} must be a Tier or None, got {type(tier).__name__}")
@@ -58,6 +64,7 @@ class LowerTiers:
         self.queues: Final = tuple(WriteBehind(tier) for tier in self.tiers)
         self.ordering: Final = Ordering()
         self.log_position: Callable[[], bytes | None] = _no_position
+        self.l2_deadline: Final = deadline if l3 is None else deadline * _SHARE_OF_L2
         self._retention = retention
 
     async def open(self, namespace: str) -> None:
@@ -66,6 +73,7 @@ class LowerTiers:
         try:
             for tier in self.tiers:
                 tier.retention = self._retention
+                tier.read_deadline = self.l2_deadline if tier is self.l2 else inf
                 await tier.open(namespace)
                 opened.append(tier)
         except BaseException:

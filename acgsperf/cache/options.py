@@ -17,6 +17,10 @@ class _Inherited:
     def __repr__(self) -> str:
         return "..."
 
+    def __reduce__(self) -> str:
+        # A copy is the same object.
+        return "_INHERITED"
+
 
 _INHERITED: Final[Any] = _Inherited()
 # Stands for the ttl of the options when a call passes none: None means that a value does not expire.
@@ -139,4 +143,7 @@ def options_of_cache(options: EntryOptions | None, keywords: EntryKeywords) -> E
     Raises:
         TypeError, ValueError: if an option is unknown or not valid.
     """
+    for name in keywords:
+        if name not in _NAMES:
+            raise TypeError(f"TieredCache() got an unexpected keyword argument {name!r}")
     return EntryOptions(**keywords).over(checked_options(options))

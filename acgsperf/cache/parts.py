@@ -13,6 +13,7 @@ from acgsperf.cache.listener import CacheListener
 from acgsperf.cache.loading import Loading
 from acgsperf.cache.lookup import Lookup
 from acgsperf.cache.lower_tiers import LowerTiers
+from acgsperf.cache.predicted_loads import PredictedLoads
 from acgsperf.cache.prediction import Prediction, Prefetch
 from acgsperf.cache.process_lock import ProcessLock
 from acgsperf.cache.promotion import Promotion
@@ -30,6 +31,8 @@ __all__ = ["AUTOMATIC", "Parts"]
 # Stands for the backplane on the server of a tier.
 AUTOMATIC: Final[Any] = object()
 _CLOSE_GRACE_S: Final = 5.0
+_PROMOTION: Final = 3
+_PROMOTION_WITH_PREDICTION: Final = 1
 
 
 class Parts:
@@ -45,7 +48,8 @@ class Parts:
         namespace: the namespace of the cache.
         staleness: the options about time.
         negative_maxsize: the maximum number of negative entries.
-        promotion_threshold: the hit in the lower tiers at which a value is copied to L1.
+        promotion_threshold: the hit in the lower tiers at which a value is copied to L1; None for 3, or with prediction
+            for 1.
         demotion: whether what L1 evicts may be stored in L2.
         backplane: tells other processes what this one writes; None for none, `AUTOMATIC` for one on the server
             of a tier.
@@ -66,7 +70,7 @@ class Parts:
         namespace: str,
         staleness: Staleness,
         negative_maxsize: int,
-        promotion_threshold: int,
+        promotion_threshold: int | None,
         demotion: bool,
         backplane: Backplane | None,
         backplane_timeout: float,
@@ -76,9 +80,11 @@ class Parts:
         self.namespace: Final = namespace
         self.codec: Final = codec
         self.clock: Final = staleness.clock
-        self.lower_tiers: Final = LowerTiers(l2, l3, staleness.retention)
+        self.lower_tiers: Final = LowerTiers(l2, l3, staleness.retention, staleness.deadline)
         tiers = self.lower_tiers
-        self.promotion: Final = Promotion(promotion_threshold, most_entries(lru))
+        self.promotion: Final = Promotion(
+            _PROMOTION if promotion_threshold is None else promotion_threshold, most_entries(lru)
+        )
         lock = None if staleness.lock_ttl is None else ProcessLock(l2, staleness.lock_ttl)
         self.l1: L1[Any] = L1(lru, staleness, negative_maxsize, tiers.demote if demotion else None, bool(tiers.tiers))
         self.lookup: Final = Lookup(self.l1, tiers, staleness, self.promotion)
@@ -93,6 +99,11 @@ class Parts:
         self.loading: Final = Loading(namespace, self.l1, tiers, self.lookup, staleness, lock)
         self.prefetch: Final = Prefetch.create(prediction, codec, self.l1, tiers, self.lookup, staleness)
         self.loading.prefetch = self.prefetch
+        if self.prefetch is not None and prediction is not None and prediction.loads:
+            self.prefetch.loads = PredictedLoads(self.loading.load, self.prefetch.load_ended)
+        if self.prefetch is not None and promotion_threshold is None:
+            # Otherwise L1 would not get what the policy and the predictor expect it to have.
+            self.promotion.set_threshold(_PROMOTION_WITH_PREDICTION)
         self.repairs: Final = Repairs(tiers, self._apply, self._publish)
         self.writes: Final = Writes(self.l1, tiers, self.loading, self.promotion, self.repairs)
         self.listener: Final = CacheListener(
@@ -114,18 +125,16 @@ class Parts:
 
     def _connected(self, backplane: Backplane | None, timeout: float, lock: ProcessLock | None) -> Backplane | None:
         """Choose the backplane, and let the tier on its server publish its own writes."""
-        home: Tier | None = None
         if backplane is AUTOMATIC:
             backplane = None
             for tier in self.lower_tiers.tiers:
-                if backplane is None and (backplane := beside(tier, timeout)) is not None:
-                    home = tier
+                if backplane is None:
+                    backplane = beside(tier, timeout)
         elif backplane is not None and not isinstance(backplane, Backplane):
             raise TypeError(f"backplane must be a Backplane or None, got {type(backplane).__name__}")
         if backplane is None:
             return None
-        if home is None:
-            home = next((tier for tier in self.lower_tiers.tiers if backplane.shares_server_with(tier)), None)
+        home = next((tier for tier in self.lower_tiers.tiers if backplane.shares_server_with(tier)), None)
         self.writes.publish = backplane.publish
         if home is not None:
             home.writer = self._writer
@@ -152,6 +161,7 @@ class Parts:
         except BaseException:
             await self.lower_tiers.close()
             raise
+        self.l1.open()
         self.repairs.open(self.namespace)
         self.lookup.open()
         self.loading.flights.open()
@@ -160,6 +170,7 @@ class Parts:
 
     async def close(self) -> None:
         """Cancel the loads, end the writes, leave the backplane, and close the tiers: all of it, even if cancelled."""
+        self.l1.close()
         async with AsyncExitStack() as stack:
             # The last one comes first.
             stack.callback(self.lookup.close)

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import msgpack
 
+from acgsperf._native.arguments import checked_bool
 from acgsperf._native.entry import Codec, Packed
 from acgsperf._native.predicting import SHARE, PredictionStats, checked_depth, checked_share, checked_table_size
 from acgsperf._native.relearning import Learned, learned, relearn
@@ -19,6 +20,9 @@ from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.values import opened
 from acgsperf.dispatch import BoundedCache, LRUCache, Predictor, weigh_bytes
 from acgsperf.tiers.base import Entry
+
+if TYPE_CHECKING:
+    from acgsperf.cache.predicted_loads import PredictedLoads
 
 __all__ = ["Prediction", "Prefetch", "checked_prediction"]
 
@@ -37,10 +41,13 @@ class Prediction:
     """How a `TieredCache` fetches keys ahead of their requests.
 
     Attributes:
-        depth: how many requests ahead, 1 to 8.
+        depth: how many requests ahead, 1 to 8. If most values arrive late that the first use of a predicted value
+            fetches, a miss fetches twice as many instead, at most 8.
         table_size: how many keys, and pairs of keys, to remember with what followed them. Each takes 16 bytes, and the
             key that followed.
         share: the share of L1 that the values take at most until they are requested, more than 0 and at most 0.5.
+        loads: whether to load predicted keys that no tier has, with the loader of the `get_or_load_many` that requested
+            them last. At most as many keys are loaded as such calls have requested. No by default.
 
     Raises:
         TypeError, ValueError: if a value is not valid.
@@ -49,11 +56,13 @@ class Prediction:
     depth: int = 2
     table_size: int = 65_536
     share: float = SHARE
+    loads: bool = False
 
     def __post_init__(self) -> None:
         checked_depth(self.depth)
         checked_table_size(self.table_size)
         checked_share(self.share)
+        checked_bool("loads", self.loads)
 
 
 def checked_prediction(prediction: bool | Prediction) -> Prediction | None:
@@ -111,6 +120,7 @@ class Prefetch:
 
     Attributes:
         enabled: whether to predict. May be changed at any time.
+        loads: loads keys that no tier has; None to load none.
     """
 
     def __init__(
@@ -129,6 +139,8 @@ class Prefetch:
         self._share = options.share
         self._predictor: Final = Predictor(size, depth=options.depth, table_size=options.table_size)
         self._reserved = 0
+        # By how many entries L1 is smaller: it keeps one at least.
+        self._withheld = 0
         self._lookup = lookup
         self._staleness = staleness
         self._ordering = lower_tiers.ordering
@@ -141,6 +153,7 @@ class Prefetch:
         self._task: asyncio.Task[None] | None = None
         self._open = False
         self.enabled = True
+        self.loads: PredictedLoads | None = None
 
     @classmethod
     def create(
@@ -157,6 +170,15 @@ class Prefetch:
             return None
         return cls(options, codec, l1, lower_tiers, lookup, staleness)
 
+    @property
+    def depth(self) -> int:
+        """How many requests ahead keys are predicted. May be changed at any time."""
+        return self._predictor.depth
+
+    @depth.setter
+    def depth(self, depth: int) -> None:
+        self._predictor.depth = depth
+
     def open(self) -> None:
         """Answer requests from now on."""
         self._open = True
@@ -165,11 +187,23 @@ class Prefetch:
         """Stop fetching, and drop what is held. What was learned stays."""
         self._open = False
         self._waiting.clear()
+        if self.loads is not None:
+            await self.loads.close()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         self._predictor.clear()
         self._reserve(0)
+
+    @property
+    def reserved(self) -> int:
+        """By how many entries L1 is smaller now."""
+        return self._withheld
+
+    def remaining(self, maxsize: int) -> int:
+        """Return how many entries L1 keeps, if it and what is held may have so many together."""
+        self._withheld = 0 if self._weighted else min(self._reserved, maxsize - 1)
+        return maxsize - self._withheld
 
     def learned(self) -> bytes:
         """Return what was learned, for `relearn` in another process. It may run in a thread."""
@@ -181,7 +215,8 @@ class Prefetch:
 
     def stats(self) -> PredictionStats:
         """Return the counts so far."""
-        return self._predictor.stats()
+        stats = self._predictor.stats()
+        return stats if self.loads is None else replace(stats, loaded=self.loads.loaded)
 
     def request(self, key: str, codec: Codec | None) -> Entry | None:
         """Learn that the `LRUCache` has missed a key. Return the fresh entry that is held for it, else None.
@@ -212,7 +247,11 @@ class Prefetch:
 
     def request_for(self, keys: Sequence[str], source: Source) -> dict[str, Entry]:
         """Do as `request_many` does for a call that loads what is missing."""
-        return {} if source.local else self.request_many(keys, source.codec, source.options.refresh_ahead)
+        if source.local or source.predicted:
+            return {}
+        if self.loads is not None:
+            self.loads.note(keys, source)
+        return self.request_many(keys, source.codec, source.options.refresh_ahead)
 
     def answer(self, keys: Sequence[str], values: dict[str, Any], codec: Codec | None) -> list[str]:
         """Do as `request_many` does, add the values to `values`, and return the other keys."""
@@ -225,24 +264,29 @@ class Prefetch:
     ) -> Entry | None:
         if not (self.enabled and self._open) or type(key) is not str:
             return None
-        found = self._predictor.take(key)
-        entry = None if found is None else self._use(key, found, codec, refresh_ahead)
-        wanted = self._predictor.next(key, held, self._lru.requests, found is not None)
+        predictor = self._predictor
+        found = predictor.peek(key)
+        entry = None if found is None else self._usable(key, found, codec, refresh_ahead)
+        if found is not None and entry is None:
+            predictor.refuse(key)
+        # Also if there is no value: then it is late.
+        predictor.take(key)
+        if found is not None and entry is not None:
+            verified_for = self._l1.verified_for(found.put_at)
+            self._l1.put(key, entry, refresh_ahead, verified_for=verified_for)
+        wanted = predictor.next(key, held, self._lru.requests, entry is not None)
         if wanted:
             self._fetch(wanted)
         if self._predictor.reserved != self._reserved:
             self._reserve(self._predictor.reserved)
         return entry
 
-    def _use(self, key: str, found: _Held, codec: Codec | None, refresh_ahead: float | None) -> Entry | None:
+    def _usable(self, key: str, found: _Held, codec: Codec | None, refresh_ahead: float | None) -> Entry | None:
         verified_for = self._l1.verified_for(found.put_at)
         if verified_for <= 0 or not self._may_be_used(key, found.entry, found.began_at, refresh_ahead):
             return None
         # The read that follows counts a value that cannot be opened.
-        entry = opened(found.entry, codec, None)
-        if entry is not None:
-            self._l1.put(key, entry, refresh_ahead, verified_for=verified_for)
-        return entry
+        return opened(found.entry, codec, None)
 
     def _may_be_used(self, key: str, entry: Entry, began_at: int, refresh_ahead: float | None) -> bool:
         return (
@@ -283,7 +327,21 @@ class Prefetch:
         elif self._has_second_tier:
             self._read_in_task(key, began_at)
         else:
+            self._not_found(key)
+
+    def _not_found(self, key: str) -> None:
+        if self.loads is None or not self._first_tier.is_answering or not self.loads.begin(key):
             self._predictor.fail(key)
+
+    def load_ended(self, key: str, loaded: bool) -> None:
+        """Move the value of a predicted key, loaded into L1, to what is held, unless it was requested meanwhile."""
+        entry = self._l1.answered_with(key) if loaded else None
+        if entry is None:
+            self._predictor.fail(key)
+        else:
+            self._hold(key, entry, self._ordering.latest)
+            if key in self._predictor:
+                self._l1.remove(key)
 
     def _hold(self, key: str, entry: Entry, began_at: int) -> None:
         size = _bytes_of(key, entry)
@@ -324,15 +382,16 @@ class Prefetch:
                     if key in entries:
                         self._hold(key, entries[key], began_at)
                     else:
-                        self._predictor.fail(key)
+                        self._not_found(key)
         finally:
             self._task = None
 
     def _reserve(self, reserved: int) -> None:
         """Leave so many entries of L1 to what is held."""
-        if not self._weighted:
-            self._lru.resize(max(1, self._lru.maxsize + self._reserved - reserved))
+        maxsize = self._lru.maxsize + self._withheld
         self._reserved = reserved
+        if not self._weighted:
+            self._lru.resize(self.remaining(maxsize))
 
 
 def _bytes_of(key: str, entry: Entry) -> int:

@@ -6,8 +6,9 @@ from typing import Any, Final, Generic, Never, TypeVar, cast
 
 from msgspec.structs import replace
 
+from acgsperf._native.arguments import checked_bool
 from acgsperf.cache.arguments import checked_tags, checked_ttl
-from acgsperf.cache.options import with_ttl
+from acgsperf.cache.options import DEFAULT_TTL, with_ttl
 from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness
 from acgsperf.errors import LoadError
@@ -17,9 +18,6 @@ __all__ = ["UNCHANGED", "Loaded", "Loader", "LoaderOfMany", "Previous", "entries
 
 _V = TypeVar("_V")
 _V_co = TypeVar("_V_co", covariant=True)
-
-# Stands for the ttl of the call.
-_OF_CALL: Final[Any] = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +33,21 @@ class Loaded(Generic[_V_co]):
             the key stays.
 
     Raises:
-        TypeError: if the ttl or a tag has the wrong type.
+        TypeError: if an attribute has the wrong type.
         ValueError: if the ttl is not greater than 0, or a tag cannot be encoded as UTF-8.
     """
 
     value: _V_co
-    ttl: float | None = field(default=_OF_CALL, kw_only=True)
+    ttl: float | None = field(default=DEFAULT_TTL, kw_only=True)
     tags: Sequence[str] = field(default=(), kw_only=True)
     keep: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.ttl is not _OF_CALL:
+        if isinstance(self.value, Loaded):
+            raise TypeError(f"value must not be a Loaded, got {self.value!r:.100}")
+        if self.ttl is not DEFAULT_TTL:
             checked_ttl(self.ttl)
+        checked_bool("keep", self.keep)
         object.__setattr__(self, "tags", checked_tags(self.tags))
 
 
@@ -87,9 +88,11 @@ UNCHANGED: Final[Loaded[Never]] = cast("Any", _Unchanged())
 
 def previous_of(entries: Mapping[str, Entry], staleness: Staleness) -> dict[str, Previous[Any]]:
     """Return what a loader gets of the entries that it replaces."""
-    now = staleness.clock()
+    now, clone = staleness.clock(), staleness.clone
     return {
-        key: Previous(entry.value, max(now - entry.created_at, 0.0))
+        key: Previous(
+            entry.value if clone is None else clone(entry.value, entry.codec), max(now - entry.created_at, 0.0)
+        )
         for key, entry in entries.items()
         if not entry.negative
     }
@@ -120,8 +123,8 @@ def entries_of(
     for key in keys:
         value = results.get(key)
         options, tags = source.options, source.tags
-        if type(value) is Loaded:
-            if value.ttl is not _OF_CALL:
+        if isinstance(value, Loaded):
+            if value.ttl is not DEFAULT_TTL:
                 options = with_ttl(options, value.ttl)
             tags = _joined(tags, value.tags)
             if not value.keep:

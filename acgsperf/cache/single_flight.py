@@ -24,6 +24,7 @@ class Flight:
         loader_keys: the keys that the loader was called with.
         stale: the entries that may be served meanwhile.
         began_at: the number of the latest write when the load began.
+        started: when the load began, by the clock of its `Flights`.
         done: resolved when the load has ended, with or without success.
         detached: whether the load continues when no caller waits for it.
         span: its span, if an exporter makes spans.
@@ -43,17 +44,21 @@ class Flight:
         "loader_keys",
         "span",
         "stale",
+        "started",
         "tags",
         "waiters",
     )
 
-    def __init__(self, keys: Iterable[str], tags: tuple[str, ...], stale: Mapping[str, Entry], began_at: int) -> None:
+    def __init__(
+        self, keys: Iterable[str], tags: tuple[str, ...], stale: Mapping[str, Entry], began_at: int, started: float
+    ) -> None:
         self._wanted: Final = tuple(keys)
         self.keys: Final = set(self._wanted)
         self.loader_keys: set[str] = set()
         self.tags: Final = tags
         self.stale: Final = stale
         self.began_at: Final = began_at
+        self.started: Final = started
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.detached: bool = False
         self.span: Any = None
@@ -135,15 +140,26 @@ class Flights:
     Args:
         namespace: names the cache in messages.
         on_failure: called with the flight and the error when a load fails.
+        clock: returns the time in seconds.
+        is_outdated: called with the time at which a load began. Returns whether a write may have superseded it
+            unnoticed.
 
     Attributes:
         closed: whether no load may start. True until the cache is opened.
     """
 
-    def __init__(self, namespace: str, on_failure: Callable[[Flight, BaseException], object]) -> None:
+    def __init__(
+        self,
+        namespace: str,
+        on_failure: Callable[[Flight, BaseException], object],
+        clock: Callable[[], float],
+        is_outdated: Callable[[float], bool],
+    ) -> None:
         self.closed: bool = True
         self._namespace = namespace
         self._on_failure = on_failure
+        self._clock = clock
+        self._is_outdated = is_outdated
         self._flights: dict[str, Flight] = {}
         # Superseded loads are here, too.
         self._running: dict[asyncio.Task[None], Flight] = {}
@@ -153,8 +169,15 @@ class Flights:
         self.closed = False
 
     def get(self, key: str) -> Flight | None:
-        """Return the load of a key that is in flight, if there is one."""
-        return self._flights.get(key)
+        """Return the load of a key that is in flight and that a caller may join, if there is one.
+
+        Supersede an outdated one: what it returns may be older than this call.
+        """
+        flight = self._flights.get(key)
+        if flight is not None and self._is_outdated(flight.started):
+            self.supersede(key)
+            return None
+        return flight
 
     def __len__(self) -> int:
         return len(self._flights)
@@ -183,7 +206,7 @@ class Flights:
         """
         if self.closed:
             raise CacheError(f"cache {self._namespace!r} was closed before the load started")
-        flight = Flight(keys, tags, stale, began_at)
+        flight = Flight(keys, tags, stale, began_at, self._clock())
         for key in flight.keys:
             self._flights[key] = flight
         if hard_timeout is not None:

@@ -26,11 +26,25 @@ class Source:
         codec: packs and opens the values; None for JSON-like values.
 
     Attributes:
+        loader: the loader.
+        for_many: whether the loader loads any keys; otherwise only those of its call.
+        predicted: whether nobody has requested the keys yet.
         takes_previous: whether the loader has a second parameter.
         replaced: the entries that the values replace, as far as they are known.
     """
 
-    __slots__ = ("_loader", "codec", "local", "options", "reload", "replaced", "tags", "takes_previous")
+    __slots__ = (
+        "codec",
+        "for_many",
+        "loader",
+        "local",
+        "options",
+        "predicted",
+        "reload",
+        "replaced",
+        "tags",
+        "takes_previous",
+    )
 
     def __init__(
         self,
@@ -41,7 +55,9 @@ class Source:
         reload: bool = False,
         codec: Codec | None = None,
     ) -> None:
-        self._loader: Final = loader
+        self.loader: Final = loader
+        self.for_many: bool = True
+        self.predicted: bool = False
         self.options: Final = options
         self.tags: Final = tags
         self.local: Final = local
@@ -69,12 +85,13 @@ class Source:
             return {key: await value}
 
         source = cls(load, options, tags, codec=codec, reload=reload)
+        source.for_many = False
         source.takes_previous = _takes_previous(loader)
         return source
 
     def load(self, keys: list[str], previous: Mapping[str, Any]) -> Awaitable[Mapping[str, Any]]:
         """Call the loader."""
-        return self._loader(keys, previous) if self.takes_previous else self._loader(keys)
+        return self.loader(keys, previous) if self.takes_previous else self.loader(keys)
 
 
 def _takes_previous(loader: Callable[..., Any]) -> bool:

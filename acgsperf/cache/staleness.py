@@ -32,7 +32,8 @@ def aligned(clock: Callable[[], float], *tiers: Tier | None) -> Callable[[], flo
 class Staleness:
     """The time-related options of a cache, in seconds, and the decisions that follow from them.
 
-    `TieredCache` and `EntryOptions` document each option. `options` may change later.
+    `TieredCache` and `EntryOptions` document each option. `options` may change later. With a `clone`, entries get a
+    copy of a value.
     """
 
     clock: Callable[[], float]
@@ -40,6 +41,7 @@ class Staleness:
     retry_after: float
     deadline: float
     lock_ttl: float | None
+    clone: Callable[[Any, Codec | None], Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("deadline", "lock_ttl"):
@@ -66,6 +68,8 @@ class Staleness:
     ) -> Entry:
         """Return an entry that is fresh from now on; the jitter shortens its ttl."""
         now = self.clock()
+        if self.clone is not None:
+            value = self.clone(value, codec)
         lifetime = checked_ttl(options.ttl)
         fresh_until = kept_until = None
         if lifetime != math.inf:

@@ -1,5 +1,10 @@
 """Collects the counts of the parts of a tiered cache."""
 
+from dataclasses import replace
+from typing import Any
+
+from acgsperf._native.types import CacheStats
+from acgsperf.cache.l1 import L1
 from acgsperf.cache.parts import Parts
 from acgsperf.cache.types import TieredStats
 
@@ -11,7 +16,7 @@ def collect_stats(parts: Parts) -> TieredStats:
     l1, lookup, loading, promotion = parts.l1, parts.lookup, parts.loading, parts.promotion
     l2, l3, queues = parts.lower_tiers.l2, parts.lower_tiers.l3, parts.lower_tiers.queues
     return TieredStats(
-        l1=l1.lru.stats(),
+        l1=_with_bytes(l1.lru.stats(), l1),
         l2=None if l2 is None else l2.stats(),
         l3=None if l3 is None else l3.stats(),
         loads=loading.loads,
@@ -35,3 +40,11 @@ def collect_stats(parts: Parts) -> TieredStats:
         prediction=None if parts.prefetch is None else parts.prefetch.stats(),
         backplane=None if parts.backplane is None else parts.backplane.stats(),
     )
+
+
+def _with_bytes(stats: CacheStats, l1: L1[Any]) -> CacheStats:
+    """Add an estimate of the bytes of an entry, if there is no weigher that knows."""
+    if stats.sizing is None or stats.sizing.entry_bytes is not None:
+        return stats
+    entry_bytes = l1.typical_bytes()
+    return stats if entry_bytes is None else replace(stats, sizing=stats.sizing.weighed(entry_bytes))

@@ -10,9 +10,10 @@ from acgsperf._native.arguments import checked_bool, checked_namespace
 from acgsperf._native.entry import Codec
 from acgsperf.backplane import Backplane
 from acgsperf.cache.arguments import checked_key, checked_keys, checked_tags, distinct_keys
+from acgsperf.cache.cloning import clone, clone_for_callers
 from acgsperf.cache.decorator import Decorator, cached, refuse_function
 from acgsperf.cache.l1 import MISSING
-from acgsperf.cache.options import DEFAULT_TTL, EntryKeywords, EntryOptions, checked_options, options_of_cache, with_ttl
+from acgsperf.cache.options import DEFAULT_TTL, EntryKeywords, EntryOptions, options_of_cache
 from acgsperf.cache.parts import AUTOMATIC, Parts
 from acgsperf.cache.prediction import Prediction, checked_prediction
 from acgsperf.cache.results import Loader, LoaderOfMany
@@ -43,7 +44,7 @@ class TieredCache(Upkeep, Generic[_V]):
     Open it before use, with `async with` or `open`, and use it in the thread of the event loop that opened it. Keys are
     str. Lower tiers keep JSON-like values, bytes, and the `value_type`. A stored None, 0, False, "" or [] is a hit.
 
-    Warning: L1 returns the stored object itself, not a copy. Do not change it: every later caller would get the change.
+    Warning: L1 returns the stored object itself, not a copy. Do not change it, or pass `auto_clone=True`.
 
     Args:
         l1: an `LRUCache` or `AdaptiveCache` for this cache alone. After its own ttl, the lower tiers are asked again.
@@ -52,15 +53,16 @@ class TieredCache(Upkeep, Generic[_V]):
         namespace: 1 to 100 printable characters. Caches with the same one on the same servers share their entries.
         options: how long values are fresh, and what callers get then: `EntryOptions`. None (default) for the defaults.
         negative_maxsize: the maximum number of keys remembered that way, 10,000 by default.
-        promotion_threshold: the hit in the lower tiers that copies a value to L1, 3 by default. `optimize` moves it.
+        promotion_threshold: the hit in the lower tiers that copies a value to L1. By default 3, with prediction 1.
         demotion: whether a fresh value that L1 evicts is written to L2 if L2 has lost it. True by default. It needs the
             default backplane, on the server of L2, which tells whether another process has removed the value.
-        deadline: the seconds after which a read of L2 and L3 together is a miss, 0.25 by default.
+        deadline: the seconds after which a read of L2 and L3 together is a miss. With an L3, L2 has half of this time.
         retry_after: the seconds for which a failed load is not retried if there is a stale value, 1 by default.
         lock_ttl: the seconds for which a process that loads a key holds a lock in L2, and others wait for its value. If
             its load fails, they get a `LoadError`. With None (default), each process loads for itself.
         value_type: the type of the values: what msgspec can decode, or a Pydantic model. Every tier returns this type.
             With None (default), the lower tiers store only JSON-like values and bytes.
+        auto_clone: whether callers get copies that they may change. False by default: L1 returns the value itself.
         backplane: tells other processes what this one writes, and vice versa. By default one on the server of L2, or
             else of L3. With None, L1 serves an old value until it expires there: give L1 a ttl then.
         backplane_timeout: the seconds without an answer of the default one after which L1 asks the tiers, by default 1.
@@ -71,7 +73,7 @@ class TieredCache(Upkeep, Generic[_V]):
     Attributes:
         namespace: the namespace.
         value_type: the declared type; None if there is none.
-        get_local: `l1.get` itself. `get_local(key, default=None)` looks in L1 only, without `await`.
+        get_local: `l1.get` itself, or its copies. `get_local(key, default=None)` looks in L1 only. If closed: a miss.
 
     Raises:
         TypeError: if an argument has the wrong type, or `lock_ttl` is given and `l2` cannot lock.
@@ -87,12 +89,13 @@ class TieredCache(Upkeep, Generic[_V]):
         namespace: str,
         options: EntryOptions | None = None,
         negative_maxsize: int = 10_000,
-        promotion_threshold: int = 3,
+        promotion_threshold: int | None = None,
         demotion: bool = True,
         deadline: float = 0.25,
         retry_after: float = 1.0,
         lock_ttl: float | None = None,
         value_type: type[_V] | UnionType | None = None,
+        auto_clone: bool = False,
         backplane: Backplane | None = AUTOMATIC,
         backplane_timeout: float = 1.0,
         prediction: bool | Prediction = False,
@@ -110,6 +113,7 @@ class TieredCache(Upkeep, Generic[_V]):
             retry_after=retry_after,
             deadline=deadline,
             lock_ttl=lock_ttl,
+            clone=clone if checked_bool("auto_clone", auto_clone) else None,
         )
         parts = self._parts = Parts(
             l1,
@@ -131,7 +135,10 @@ class TieredCache(Upkeep, Generic[_V]):
         self._read_path, self._ordering, self._prefetch = parts.read_path, parts.lower_tiers.ordering, parts.prefetch
         # The method of the compiled cache itself: a hit costs no Python call besides the compiled lookup.
         values: BoundedCache[str, _V] = l1
+        self._get_local: Final = values.get
         self.get_local: Final = values.get
+        if auto_clone:
+            clone_for_callers(self)
 
     async def open(self) -> Self:
         """Open the tiers, in the running event loop.
@@ -175,11 +182,11 @@ class TieredCache(Upkeep, Generic[_V]):
 
         A lower tier that fails, or does not answer within the deadline, is a miss.
 
-        Warning: L1 returns the value itself, not a copy. Do not change it, or declare an immutable `value_type`.
+        Warning: L1 returns the value itself, not a copy, unless the cache has `auto_clone`. Do not change it.
         """
         # The lookup is fastest without a default. A None is either a miss or a stored None.
-        value = self.get_local(key)
-        if value is not None or self._l1.lru.peek(key, MISSING) is None:
+        value = self._get_local(key)
+        if value is not None or key in self._l1.lru:
             return value
         path = self._read_path
         try:
@@ -345,7 +352,7 @@ class TieredCache(Upkeep, Generic[_V]):
             TypeError: if `loader` is not a coroutine function, or as for `set`.
             ValueError: as for `set`.
         """
-        value: Any = MISSING if refresh or bypass else self.get_local(key, MISSING)
+        value: Any = MISSING if refresh or bypass else self._get_local(key, MISSING)
         if value is not MISSING:
             return value  # type: ignore[no-any-return]
         self._require_open()
@@ -441,10 +448,3 @@ class TieredCache(Upkeep, Generic[_V]):
         for key in values:
             checked_key(key)
         return {key: self._staleness.entry(value, own_options, own_tags, self._codec) for key, value in values.items()}
-
-    def _options(self, options: EntryOptions | None, ttl: float | None) -> EntryOptions:
-        # The options of a call are checked before a load starts, so that no other caller gets the error.
-        own = self._staleness.options
-        if options is not None:
-            own = checked_options(options, own)
-        return own if ttl is DEFAULT_TTL else with_ttl(own, ttl)

@@ -6,6 +6,7 @@ from typing import Generic, Literal, TypeVar
 import msgspec
 
 from acgsperf._native.predicting import PredictionStats
+from acgsperf._native.sizing_stats import SizingStats
 from acgsperf._native.types import CacheStats
 from acgsperf.backplane.base import BackplaneStats
 from acgsperf.tiers.base import TierHealth, TierStats
@@ -134,3 +135,11 @@ class TieredStats:
     unrepaired: int = 0
     backplane: BackplaneStats | None = None
     prediction: PredictionStats | None = None
+
+    @property
+    def sizing(self) -> SizingStats | None:
+        """What other sizes of L1 would hit; None if L1 is no `AdaptiveCache` with `sizing`, or has seen few requests.
+
+        Without a weigher, `entry_bytes` and `point_bytes` are estimated from a few values, by `weigh_bytes`.
+        """
+        return self.l1.sizing

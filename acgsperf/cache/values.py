@@ -97,7 +97,7 @@ class ValueType:
         self._decode: Final = decoder.decode
         self._classes: Final = found.classes
         self._is_plain: Final = found.is_plain
-        self._is_verified: Final = found.is_open
+        self._is_verified: Final = found.loses_keys or (found.is_open and not found.is_plain)
         self._unchecked: Final = found.unchecked
 
     def __repr__(self) -> str:
@@ -108,12 +108,20 @@ class ValueType:
         if self._classes is not None and type(value) not in self._classes:
             raise UnstorableValueError(type(value), f"is not of the declared type, {name_of(self.declared)}")
         payload = _encode(value)
-        if self._is_plain:
-            if (changed := changed_type(value)) is not None:
-                raise UnstorableValueError(changed, f"would change in a value of type {name_of(self.declared)}")
-        elif self._is_verified and not _is_same(value, self._decode(payload)):
-            raise UnstorableValueError(type(value), f"would change in a value of type {name_of(self.declared)}")
+        if self._is_plain and (changed := changed_type(value)) is not None:
+            raise self._refusal(changed, "would change in a value")
+        if type(value) not in self._unchecked:
+            # Without this, a value that does not fit its type would be a miss for every reader.
+            try:
+                read = self._decode(payload)
+            except (TypeError, ValueError) as error:
+                raise self._refusal(type(value), f"could not be read ({error}) as a value") from None
+            if self._is_verified and not _is_same(value, read):
+                raise self._refusal(type(value), "would change in a value")
         return payload, not self._is_plain
+
+    def _refusal(self, kind: type, why: str) -> UnstorableValueError:
+        return UnstorableValueError(kind, f"{why} of type {name_of(self.declared)}")
 
     def opened(self, value: Any, /) -> Any:
         """See `Codec.opened`."""
@@ -122,6 +130,15 @@ class ValueType:
         if type(value) in self._unchecked:
             return value
         return msgspec.convert((value,), self._holder, dec_hook=_from_builtins).value
+
+    def clone(self, value: Any) -> Any:
+        """Return a copy of a value, as a tier would return it.
+
+        Raises:
+            Exception: if a tier could not keep it.
+        """
+        payload, _ = self.pack(value)
+        return self._decode(payload)
 
 
 def name_of(declared: Any) -> str:
@@ -226,6 +243,7 @@ class _Types:
         is_plain: whether MessagePack alone gives back its values.
         unchecked: the classes whose JSON-like values need no further check.
         is_open: whether a value of it may change nevertheless, because a part of it does not say enough.
+        loses_keys: whether a value may have keys that are not declared.
 
     Raises:
         TypeError: if a part of it has no codec.
@@ -234,6 +252,7 @@ class _Types:
     def __init__(self, declared: Any) -> None:
         self.is_plain = True
         self.is_open = False
+        self.loses_keys = False
         self._seen: set[int] = set()
         root = inspect.type_info(declared)
         self._visit(root)
@@ -256,6 +275,7 @@ class _Types:
             self.is_plain = self.is_plain and part.cls is object
             return
         self.is_open = self.is_open or kind is inspect.AnyType or _is_flag(part)
+        self.loses_keys = self.loses_keys or kind is inspect.TypedDictType
         self.is_plain = self.is_plain and kind in _PLAIN
         for inner in _parts_of(part):
             self._visit(inner)

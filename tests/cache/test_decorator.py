@@ -1,11 +1,16 @@
 """`cached`: which calls share a result, and the calls that a decorated function has."""
 
 import asyncio
+import builtins
 import copy
 import dataclasses
 import functools
+import importlib
 import inspect
 import pickle
+import sys
+import textwrap
+import types
 from unittest.mock import AsyncMock
 
 import pytest
@@ -437,6 +442,54 @@ async def test_two_functions_of_one_name_need_a_key(open_cache):
     assert await cache.cached()(make("c"))(2) == ("c", 2)
 
 
+async def test_a_reloaded_module_does_not_get_the_results_of_the_former_body(open_cache, tmp_path, monkeypatch):
+    cache = await open_cache()
+    text = """
+        @decorate
+        async def load(number): return "%s"
+    """
+    file = tmp_path / "reloaded_example.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(builtins, "decorate", cache.cached(), raising=False)
+    file.write_text(textwrap.dedent(text % "former"))
+    module = importlib.import_module("reloaded_example")
+    monkeypatch.delitem(sys.modules, "reloaded_example")
+    monkeypatch.setitem(sys.modules, "reloaded_example", module)
+    former = module.load
+    assert await former(1) == "former"
+    for _ in range(2):
+        file.write_text(textwrap.dedent(text % "later"))
+        importlib.reload(module)
+        assert await module.load(1) == "later"
+    # Nothing is left of the version before, but the results of the first one are.
+    del module.load
+    importlib.reload(module)
+    assert await module.load(1) == "later"
+    assert await former(1) == "former"
+    # The new body has no results to share with other processes.
+    assert former.key(1) == f"reloaded_example.load:{module.load.key(1).rpartition(':')[2]}" != module.load.key(1)
+    with pytest.raises(ValueError, match=r"two functions named reloaded_example\.load are cached"):
+        exec(compile(textwrap.dedent(text % "duplicate"), file, "exec"), vars(module))
+
+
+async def test_a_changed_cell_of_a_notebook_does_not_get_the_results_of_the_former_one(open_cache):
+    cache = await open_cache()
+    notebook = {"__name__": "__main__", "cache": cache}
+
+    def run(file, body):
+        exec(compile(f"@cache.cached()\nasync def load(number): return {body!r}", file, "exec"), notebook)
+        return notebook["load"](1)
+
+    assert await run("/tmp/ipykernel_1/1.py", "a") == "a"
+    for _ in range(2):
+        assert await run("/tmp/ipykernel_1/2.py", "b") == "b"
+    assert await run("/tmp/ipykernel_1/1.py", "a") == "a"
+    with pytest.raises(ValueError, match=r"two functions named __main__\.load are cached"):
+        await run("/tmp/ipykernel_1/1.py", "c")
+    assert [await run("<stdin>", body) for body in "de"] == ["d", "e"]
+
+
 async def test_an_application_can_be_made_twice(open_cache):
     cache = await open_cache()
 
@@ -459,3 +512,140 @@ def test_a_decorated_function_is_pickled_by_its_name():
 @cached()
 async def of_module():
     return 1
+
+
+async def test_class_methods_and_static_methods_can_be_called_on_classes_and_instances(open_cache):
+    cache = await open_cache()
+
+    class Shelf:
+        @cache.cached()
+        @classmethod
+        async def of_class(cls, number=1):
+            return cls.__name__, number
+
+        @classmethod
+        @cache.cached()
+        async def of_class_below(cls, number=1):
+            return cls.__name__, number
+
+        @cache.cached()
+        @staticmethod
+        async def plain(number=1):
+            return number
+
+        @staticmethod
+        @cache.cached()
+        async def plain_below(number=1):
+            return number
+
+    class Drawer(Shelf):
+        pass
+
+    for of_class in ("of_class", "of_class_below"):
+        for owner, name in ((Shelf, "Shelf"), (Shelf(), "Shelf"), (Drawer, "Drawer"), (Drawer(), "Drawer")):
+            assert await getattr(owner, of_class)(7) == (name, 7)
+    for plain in ("plain", "plain_below"):
+        for owner in (Shelf, Shelf(), Drawer, Drawer()):
+            function = getattr(owner, plain)
+            assert [await function(7), await function.peek(number=7)] == [7, 7]
+    assert Shelf.of_class.key(7) == Shelf().of_class.key(number=7) != Drawer.of_class.key(7)
+    assert await Shelf.of_class.peek(7) == ("Shelf", 7)
+    await Drawer.of_class.invalidate(7)
+    assert [await Shelf.of_class.peek(7), await Drawer.of_class.peek(7)] == [("Shelf", 7), None]
+
+
+async def test_a_class_method_below_another_decorator_does_not_take_an_argument_for_its_class(open_cache):
+    cache = await open_cache()
+
+    class Shelf:
+        @cache.cached()
+        async def below(cls, number=1):  # noqa: N805 - as in a classmethod
+            return number
+
+        @cache.cached(key=lambda *args: str(args))
+        async def keyed(cls, number=1):  # noqa: N805
+            return number
+
+    # From Python 3.13 on, `classmethod` makes such a method of it.
+    for function in (Shelf.__dict__["below"], Shelf.__dict__["keyed"]):
+        bound = types.MethodType(function, Shelf)
+        assert await bound(7) == 7
+        with pytest.raises(TypeError, match=r"needs its class: put @cached\(\) above @classmethod"):
+            bound.key(7)
+        for call in (bound.invalidate, bound.refresh, bound.peek):
+            with pytest.raises(TypeError, match="needs its class"):
+                await call(7)
+
+
+async def test_classes_of_one_name_do_not_share_the_results_of_their_class_methods(open_cache):
+    cache, other = await open_cache(), await open_cache()
+
+    class Table:
+        name: str
+
+        @cached()
+        @classmethod
+        async def rows(cls, number):
+            return cls.name, number
+
+        @cached(key=lambda cls, number: f"{cls.name}:{number}")
+        @classmethod
+        async def keyed(cls, number):
+            return cls.name, number
+
+    Table.rows.bind(cache)
+    Table.keyed.bind(cache)
+    first, second, again = (type("Tenant", (Table,), {"name": name}) for name in ("a", "b", "a"))
+    assert [await first.rows(1), await again.rows(1), await again.rows(number=1)] == [("a", 1)] * 3
+    with pytest.raises(ValueError, match=r"two classes named .*Tenant have a class method rows in 'test'.*pass `key`"):
+        await second.rows(1)
+    assert [await first.keyed(1), await second.keyed(1)] == [("a", 1), ("b", 1)]
+    Table.rows.bind(other)
+    assert await second.rows(1) == ("b", 1)
+
+
+async def test_an_application_with_a_class_can_be_made_twice(open_cache):
+    cache = await open_cache()
+
+    def create_app(prefix):
+        class Base:
+            limit = (1,)
+
+            @property
+            def name(self):
+                return prefix
+
+        class Handlers(Base):
+            @cache.cached()
+            @classmethod
+            async def load(cls, number):
+                return prefix, number
+
+        return Handlers
+
+    applications = [create_app("a"), create_app("a")]
+    assert [await one.load(1) for one in applications] == [("a", 1)] * 2
+    with pytest.raises(ValueError, match="two functions named"):
+        create_app("b")
+
+
+async def test_arguments_of_the_decorator_are_checked_at_once(open_cache):
+    cache = await open_cache()
+
+    async def load(number):
+        return number
+
+    for arguments, message in (
+        ({"ttl": 0}, "ttl must be greater than 0, got 0"),
+        ({"ttl": "1"}, "ttl must be a number"),
+        ({"options": {"ttl": 1}}, "options must be EntryOptions or None, got dict"),
+        ({"key": "user"}, "key must be a function that returns a str, got 'user'"),
+        ({"tags": None}, "tags must be a sequence of str, got None"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            cache.cached(**arguments)(load)
+    for wrong in ("cache", 3):
+        with pytest.raises(TypeError, match="cache must be a TieredCache, got "):
+            cached(wrong)(load)
+    with pytest.raises(TypeError, match="cache must be a TieredCache, got None"):
+        cached()(load).bind(None)

@@ -5,7 +5,9 @@ import math
 
 import pytest
 from loaders import Loader
+from msgspec.structs import replace
 
+from acgsperf.cache.listener import CacheListener
 from acgsperf.tiers.ids import new_id
 from acgsperf.tiers.records import Record, RecordKind, of_keys, of_tag
 
@@ -83,14 +85,19 @@ async def test_a_load_in_flight_is_answered_and_not_kept(cache, l2, l3, settle, 
     assert l2["key"].value == l3["key"].value == "new"
 
 
-async def test_a_read_in_flight_is_answered_and_not_kept(cache, l2, l3, settle):
-    await cache.set("key", "old")
+@pytest.mark.parametrize(
+    "record",
+    [written("key"), of_tag(RecordKind.TAG, "t"), of_tag(RecordKind.EXPIRED_TAG, "t"), Record(RecordKind.CLEAR)],
+    ids=["key", "tag", "expired tag", "clear"],
+)
+async def test_a_read_in_flight_is_answered_and_not_kept(cache, l2, l3, settle, record):
+    await cache.set("key", "old", tags=["t"])
     cache._l1.remove("key")
     l2.lose("key")
     l3.gate.clear()
     task = asyncio.create_task(cache.get("key"))
     await settle()
-    listener(cache).apply(written("key"))
+    listener(cache).apply(replace(record, writer=b"process1"))
     l3.gate.set()
     assert await task == "old"
     await settle()
@@ -157,3 +164,73 @@ async def test_the_ttl_of_l1_limits_every_answer_that_asks_no_tier(open_cache, l
     clock.advance(0.3)
     l2.lose("key")
     assert await cache.get_or_load("key", Loader("loaded")) == "loaded"
+
+
+async def test_a_load_of_a_long_key_that_another_process_writes_is_not_kept(cache, settle):
+    key = "k" * 2_000
+    loader = Loader("old", gate_open=False)
+    task = asyncio.create_task(cache.get_or_load(key, loader))
+    await loader.began.wait()
+    listener(cache).apply(Record(RecordKind.LONG_KEYS))
+    loader.gate.set()
+    assert await task == "old"
+    await settle()
+    assert cache.get_local(key) is None
+
+
+async def test_a_key_of_few_characters_but_many_bytes_is_dropped_with_the_long_ones(cache):
+    await cache.set("\U0001f600" * 300, "value")
+    listener(cache).apply(Record(RecordKind.LONG_KEYS))
+    assert cache.get_local("\U0001f600" * 300) is None
+
+
+@pytest.mark.parametrize("record", [of_tag(RecordKind.TAG, "t"), Record(RecordKind.CLEAR)], ids=["tag", "clear"])
+async def test_what_the_database_reports_is_carried_out_in_the_tiers_too(cache, l2, l3, record):
+    await cache.set("key", "old", tags=["t"])
+    listener(cache).apply(replace(record, writer=b"process1"))
+    await listener(cache).close()
+    assert await l2.get("key") is not None
+    # Without a writer, it comes from a trigger.
+    listener(cache).apply(record)
+    await listener(cache).close()
+    assert await l2.get("key") is None
+    assert await l3.get("key") is None
+
+
+async def test_a_released_lock_is_passed_on_with_its_outcome(cache):
+    heard = []
+    parts = cache._parts.listener
+    shared = parts._l1, parts._lower_tiers, parts._loading, parts._repairs
+    released = Record(RecordKind.UNLOCKED, ((b"key", b"failed"), (b"other", b"")))
+    await cache.set("key", "value")
+    CacheListener(*shared, lambda *outcome: heard.append(outcome)).apply(released)
+    assert heard == [("key", b"failed"), ("other", b"")]
+    CacheListener(*shared, lambda *outcome: heard.append(outcome)).apply(Record(RecordKind.HELLO, released.items))
+    CacheListener(*shared, None).apply(released)
+    assert len(heard) == 2
+    assert cache.get_local("key") == "value"
+
+
+class Queue:
+    """Entries that wait to be stored; notes what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def supersede(self, key):
+        self.told.append(key)
+
+    def supersede_tag(self, tag):
+        self.told.append(("tag", tag))
+
+    def supersede_all(self):
+        self.told.append("all")
+
+
+async def test_entries_that_wait_to_be_stored_are_superseded_too(cache, monkeypatch):
+    queue = Queue()
+    monkeypatch.setattr(cache._lower_tiers, "queues", (*cache._lower_tiers.queues, queue))
+    for record in (written("key"), of_tag(RecordKind.EXPIRED_TAG, "t"), Record(RecordKind.LONG_KEYS)):
+        listener(cache).apply(replace(record, writer=b"process1"))
+    listener(cache).missed()
+    assert queue.told == ["key", ("tag", "t"), "all", "all"]

@@ -1,11 +1,13 @@
 """`EntryOptions` for a cache, a decorated function and a call. What each option does is in test_staleness.py."""
 
 import asyncio
+import copy
 import dataclasses
+import pickle
 
 import pytest
 
-from acgsperf import EntryOptions, LoadTimeoutError, LRUCache, TieredCache, cached
+from acgsperf import EntryOptions, Loaded, LoadTimeoutError, LRUCache, TieredCache, cached
 from acgsperf.testing import MemoryServer, memory_cache
 
 
@@ -207,5 +209,25 @@ async def test_single_options_of_a_cache_win_over_its_options():
 def test_a_single_option_that_is_not_valid_is_named():
     with pytest.raises(ValueError, match=r"^ttl must be greater than 0"):
         TieredCache(LRUCache(10), namespace="n", ttl=0)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'tll'"):
+    with pytest.raises(TypeError, match=r"^TieredCache\(\) got an unexpected keyword argument 'tll'$"):
         TieredCache(LRUCache(10), namespace="n", tll=1)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+async def test_what_is_not_given_is_not_given_in_a_copy_either(clock, duplicate):
+    options, loaded = duplicate(EntryOptions(ttl=5)), duplicate(Loaded(1))
+    assert (options, repr(options)) == (EntryOptions(ttl=5), "EntryOptions(ttl=5)")
+    assert (loaded, loaded.ttl) == (Loaded(1), Loaded(1).ttl)
+
+    async def load(key):
+        return loaded
+
+    async with memory_cache(clock, options=options) as cache:
+        assert await cache.get_or_load("a", load) == 1
+        clock.advance(5)
+        assert await cache.get("a") is None
+
+
+def test_an_unknown_argument_of_a_cache_is_named():
+    with pytest.raises(TypeError, match=r"^TieredCache\(\) got an unexpected keyword argument 'colour'$"):
+        TieredCache(LRUCache(1), namespace="test", colour="red")

@@ -74,3 +74,20 @@ def test_memory_is_bounded_and_forgotten_writes_supersede_every_read(ordering, m
     assert not ordering.is_current(began_at, "another", ())
     assert ordering.is_current(ordering.latest, "key 0", ())
     assert not ordering._keys.last
+
+
+def test_a_key_is_unwritten_until_it_or_a_tag_of_its_entry_is_written(ordering):
+    assert ordering.latest == 0
+    assert ordering.is_unwritten("a", ("t",))
+    ordering.supersede("a")
+    assert not ordering.is_unwritten("a", ("t",))
+    assert ordering.is_unwritten("b", ("t",))
+
+
+def test_a_tag_that_was_superseded_supersedes_the_reads_in_flight_and_counts_as_written(ordering):
+    began_at = ordering.latest
+    ordering.supersede_tag("t")
+    assert not ordering.is_current(began_at, "a", ("s", "t"))
+    assert ordering.is_current(began_at, "a", ("s",))
+    assert not ordering.is_unwritten("a", ("s", "t"))
+    assert ordering.is_unwritten("a", ("s",))

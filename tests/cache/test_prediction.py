@@ -185,9 +185,10 @@ async def test_a_write_in_flight_supersedes_a_predicted_value(open_on, write):
     change, expected = WRITES[write]
     writing = asyncio.create_task(change(cache))
     await asyncio.sleep(0)
-    used = cache.stats().prediction.used
+    before = cache.stats().prediction
     answer = await cache.get("key 1")
-    assert cache.stats().prediction.used == used + 1 or answer == expected
+    after = cache.stats().prediction
+    assert after.used + after.wasted == before.used + before.wasted + 1 or answer == expected
     await writing
     assert await cache.get("key 1") == expected
 
@@ -205,6 +206,95 @@ async def test_a_write_of_another_process_supersedes_a_predicted_value(open_on, 
         while cache.stats().backplane.applied == applied:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
     assert await cache.get("key 1") == expected
+
+
+async def request_in_order(cache, loader, rounds):
+    """Request the keys in order, and wait each time until what was predicted has arrived."""
+    for _ in range(rounds):
+        for key in KEYS:
+            assert await cache.get_or_load_many([key], loader, ttl=60) == {key: f"value of {key}"}
+            await end_reads(cache)
+            while (task := cache._prefetch._task or ((loads := cache._prefetch.loads) and loads._task)) is not None:
+                await asyncio.wait([task])
+
+
+def noting_loader(calls):
+    async def load(keys):
+        calls.append(sorted(keys))
+        return {key: f"value of {key}" for key in keys}
+
+    return load
+
+
+@pytest.mark.parametrize("tiers", [{"l2": True}, {"l2": False, "l3": True}])
+async def test_predicted_keys_that_no_tier_has_are_loaded_if_wanted(open_on, tiers):
+    cache = await open_on(prediction=Prediction(loads=True), **tiers)
+    calls = []
+    loader = noting_loader(calls)
+    await request_in_order(cache, loader, 4)
+    await cache.clear()
+    calls.clear()
+    before = cache.stats().prediction
+    await request_in_order(cache, loader, 1)
+    stats = cache.stats().prediction
+    # Nearly every key was loaded before its request. The last ones predict the first ones again.
+    loaded = [key for keys in calls for key in keys]
+    assert set(loaded) == set(KEYS)
+    assert len(loaded) <= len(KEYS) + 4
+    assert stats.loaded > 100
+    assert stats.used - before.used > 100
+    assert stats.wasted - before.wasted < 10
+
+
+async def test_predicted_keys_are_not_loaded_by_default(open_on):
+    cache = await open_on()
+    calls = []
+    await request_in_order(cache, noting_loader(calls), 4)
+    await cache.clear()
+    calls.clear()
+    await request_in_order(cache, noting_loader(calls), 1)
+    assert [keys for keys in calls if len(keys) > 1] == []
+    assert cache.stats().prediction.loaded == 0
+
+
+async def test_a_loader_that_fails_for_predicted_keys_harms_no_call(open_on):
+    cache = await open_on(prediction=Prediction(loads=True))
+    wanted = set()
+
+    async def load(keys):
+        if not wanted.issuperset(keys):
+            raise ValueError("not requested")
+        return {key: f"value of {key}" for key in keys}
+
+    for _ in range(3):
+        await cache.clear()
+        for key in KEYS:
+            wanted.add(key)
+            assert await cache.get_or_load_many([key], load, ttl=60) == {key: f"value of {key}"}
+            await end_reads(cache)
+            while (task := cache._prefetch._task or cache._prefetch.loads._task) is not None:
+                await asyncio.wait([task])
+            wanted.discard(key)
+
+
+async def test_with_prediction_a_value_is_promoted_at_its_first_hit(open_on):
+    assert (await open_on()).promotion_threshold == 1
+    assert (await open_on(prediction=False)).promotion_threshold == 3
+    assert (await open_on(promotion_threshold=3)).promotion_threshold == 3
+    # There is no room for a predicted value, so that this cache does not predict.
+    assert (await open_on(l1=LRUCache(10))).promotion_threshold == 3
+
+
+async def test_a_value_that_a_write_has_superseded_counts_as_useless(open_on):
+    cache = await open_on()
+    await learn(cache)
+    await hold(cache)
+    before = cache.stats().prediction
+    await cache.set("key 1", "new")
+    cache._l1.clear()
+    assert await cache.get("key 1") == "new"
+    after = cache.stats().prediction
+    assert (after.used, after.wasted, after.late) == (before.used, before.wasted + 1, before.late)
 
 
 async def test_a_value_that_was_read_during_a_write_is_not_used(open_on):
@@ -382,6 +472,9 @@ async def test_a_predicted_value_that_has_not_the_declared_type_is_a_miss_and_co
     async def load(key):
         return Point(7)
 
+    # The value was useless. Useless fetches are limited to a share of the requests.
+    for _ in range(100):
+        cache.get_local("another key")
     await hold(cache)
     assert await cache.get_or_load("key 1", load) == Point(7)
 
@@ -565,3 +658,20 @@ def test_prediction_is_a_bool_or_options(l2):
     cache = TieredCache(LRUCache(100), l2, namespace="test", prediction=Prediction(depth=1, table_size=64, share=0.5))
     assert cache._prefetch._predictor.size == 50
     assert cache._prefetch._predictor.depth == 1
+
+
+async def test_optimize_leaves_the_promotion_threshold_at_one_while_the_cache_predicts(open_on):
+    cache = await open_on()
+
+    def thresholds():
+        for round_ in range(4):
+            for number in range(1_000):
+                cache._l1.lru.set(f"{round_} {number}", None)
+                # The hit rate rises.
+                cache._l1.lru.get(f"{round_} {number}" if number < 100 * round_ else "missing")
+            cache.optimize()
+            yield cache.promotion_threshold
+
+    assert set(thresholds()) == {1}
+    cache.predicts = False
+    assert max(thresholds()) > 1

@@ -138,11 +138,31 @@ async def test_a_decorated_function_may_return_loaded(clock):
         ({"ttl": "1"}, TypeError, "ttl must be "),
         ({"tags": "a"}, TypeError, "tags must be a sequence of str"),
         ({"tags": ["\ud800"]}, ValueError, "tags must not contain lone surrogates"),
+        ({"tags": None}, TypeError, "tags must be a sequence of str, got None"),
+        ({"keep": "no"}, TypeError, "keep must be a bool"),
+        ({"value": Loaded(1)}, TypeError, "value must not be a Loaded, got Loaded"),
     ],
 )
 def test_the_decisions_of_a_loader_are_checked(options, error, message):
     with pytest.raises(error, match=message):
-        Loaded(1, **options)
+        Loaded(**{"value": 1} | options)
+
+
+async def test_an_object_of_a_subclass_of_loaded_decides_too(clock):
+    class ForFiveSeconds(Loaded):
+        def __init__(self, value):
+            super().__init__(value, ttl=5)
+
+    async with memory_cache(clock) as cache:
+        assert await cache.get_or_load("a", returns(ForFiveSeconds(1))) == 1
+        clock.advance(5)
+        assert await cache.get("a") is None
+
+        async def function() -> ForFiveSeconds:
+            return ForFiveSeconds(2)
+
+        assert await cache.cached()(function)() == 2
+    assert codec_of_results(function) is None
 
 
 # The previous value

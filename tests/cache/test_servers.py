@@ -191,8 +191,45 @@ async def test_while_redis_is_frozen_reads_are_misses_and_l1_still_serves(open_o
         assert await asyncio.gather(*(cache.get(f"key {i}", "missed") for i in range(100))) == ["missed"] * 100
         assert await cache.get_or_load("key", Loader()) == "loaded"
         assert await cache.get("here") == 1
-    assert cache.stats().deadlines > 0
+    # L2 has half of the deadline, so that L3 is asked in time.
+    assert cache.stats().l2.timeouts > 0
     private_redis.thaw()
+
+
+@pytest.mark.parametrize(
+    ("call", "tier_deadline", "options"),
+    [
+        ("get", 2, {}),
+        ("get", 10, {}),
+        ("get_many", 2, {}),
+        ("get_entry", 2, {}),
+        ("get_or_load", 2, {}),
+        ("get_or_load", 2, {"lock_ttl": 10}),
+    ],
+)
+async def test_while_redis_is_frozen_postgres_answers_within_the_deadline(
+    open_on, private_redis, call, tier_deadline, options
+):
+    servers = {"redis_url": private_redis.url, "deadline": 2, "tier_deadline": tier_deadline}
+    writer, cache = await open_on(**servers), await open_on(**servers, **options)
+    assert (await writer.set("key", 1)).everywhere
+    private_redis.freeze()
+    loader = Loader()
+    try:
+        # The first call: no circuit is open yet.
+        if call == "get":
+            assert await cache.get("key") == 1
+        elif call == "get_many":
+            assert await cache.get_many(["key", "other"]) == {"key": 1}
+        elif call == "get_entry":
+            assert (await cache.get_entry("key")).tier == "l3"
+        else:
+            assert await cache.get_or_load("key", loader) == 1
+    finally:
+        private_redis.thaw()
+    assert loader.calls == 0
+    assert cache.stats().deadlines == 0
+    await until(lambda: all_tiers_accept(writer))
 
 
 @pytest.mark.parametrize("frozen", ["redis", "postgres", "both"])

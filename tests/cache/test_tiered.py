@@ -5,6 +5,7 @@ import math
 
 import pytest
 from loaders import Loader
+from msgspec.structs import replace
 
 from acgsperf import LRUCache
 from acgsperf.cache import TieredCache, Written
@@ -326,15 +327,31 @@ async def test_get_many_asks_each_tier_once_for_what_is_missing(open_cache, l2, 
     await settle()
 
 
-async def test_a_hanging_tier_is_a_miss_after_the_deadline(open_cache, l2, l3):
-    cache = await open_cache(l2, l3, deadline=0.01)
+@pytest.mark.parametrize("hanging", ["l2", "both"])
+async def test_a_hanging_tier_is_a_miss_after_the_deadline(open_cache, l2, l3, hanging):
+    cache = await open_cache(l2, None if hanging == "l2" else l3, deadline=0.01)
     await cache.set("here", 1)
     l2.gate.clear()
+    if hanging == "both":
+        l3.gate.clear()
     assert await cache.get("key", "missed") == "missed"
     assert await cache.get_many(["key"]) == {}
     assert await cache.get_or_load("key", Loader()) == "loaded"
     assert await cache.get("here") == 1
     assert cache.stats().deadlines == 3
+    l2.gate.set()
+    l3.gate.set()
+
+
+async def test_if_the_faster_tier_hangs_the_slower_one_is_asked_in_time(open_cache, l2, l3):
+    await (await open_cache(l2, l3)).set("key", 1)
+    cache = await open_cache(l2, l3, deadline=1, promotion_threshold=100)
+    loader = Loader()
+    l2.gate.clear()
+    assert await cache.get("key") == 1
+    assert await cache.get_many(["key"]) == {"key": 1}
+    assert await cache.get_or_load("key", loader) == 1
+    assert (loader.calls, cache.stats().deadlines, l2.asked("observe")) == (0, 0, [])
     l2.gate.set()
 
 
@@ -377,8 +394,58 @@ async def test_a_cache_can_be_reopened_and_closed_twice(l2):
             with pytest.raises(CacheError, match=r"^cache 'test' is already open$"):
                 await cache.open()
             await cache.set("key", 1)
+            assert cache.get_local("key") == await cache.get("key") == 1
         await cache.close()
-    assert cache.get_local("key") == 1
+
+
+async def test_a_closed_cache_raises_also_for_what_l1_holds():
+    cache = TieredCache(LRUCache(10), namespace="test")
+
+    @cache.cached(key=lambda: "key")
+    async def function():
+        return 1
+
+    async with cache:
+        await cache.set_many({"key": 1, "none": None})
+    for call in (
+        lambda: cache.get("key"),
+        lambda: cache.get("none"),
+        lambda: cache.get_many(["key"]),
+        lambda: cache.get_or_load("key", Loader(1)),
+        lambda: cache.get_or_load_many(["key"], many({"key": 1})),
+        function,
+        function.peek,
+    ):
+        with pytest.raises(CacheError, match=r"^cache 'test' is not open;"):
+            await call()
+    assert cache.get_local("key", "nothing") == "nothing"
+    async with cache:
+        assert await cache.get_many(["key", "none"]) == {"key": 1, "none": None}
+        assert cache.get_local("key") == 1
+
+
+async def test_from_the_beginning_of_its_close_a_cache_raises_for_what_l1_holds(l2):
+    cache = TieredCache(LRUCache(10), l2, namespace="test")
+    await cache.open()
+    await cache.set("key", 1)
+    raised = []
+
+    async def close():
+        with pytest.raises(CacheError, match=r"^cache 'test' is not open;") as error:
+            await cache.get("key")
+        raised.append(error)
+
+    l2.close = close
+    await cache.close()
+    assert raised
+
+
+async def test_a_none_in_l1_is_verified_as_other_values_are(open_cache, l2, clock):
+    cache = await open_cache(l2)
+    await cache.set("key", None)
+    l2.data["test", "key"] = replace(l2["key"], value="new")
+    cache._parts.l1.answer_until(clock() - 1)
+    assert await cache.get("key", "nothing") == "new"
 
 
 async def test_every_call_rejects_invalid_keys_and_tags(open_cache, l2, l3):

@@ -17,6 +17,7 @@ import msgspec
 import pydantic
 import pytest
 from grouped import grouped
+from ids import name_of
 from memory_tier import MemoryTier
 
 from acgsperf import LRUCache, cached
@@ -164,7 +165,7 @@ def is_same(one, other):
     return type(one) is type(other) and one == other
 
 
-@pytest.mark.parametrize(("declared", "value"), TYPED, ids=lambda part: f"{part!r:.60}")
+@pytest.mark.parametrize(("declared", "value"), TYPED, ids=name_of)
 async def test_a_value_of_a_declared_type_comes_back_with_it_from_every_tier(on_servers, declared, value):
     async with on_servers(declared) as writer:
         assert (await writer.set("key", value)).everywhere
@@ -185,7 +186,7 @@ async def fails(key):
     raise AssertionError("the value is in the tiers")
 
 
-@pytest.mark.parametrize(("declared", "value"), TYPED, ids=lambda part: f"{part!r:.60}")
+@pytest.mark.parametrize(("declared", "value"), TYPED, ids=name_of)
 async def test_a_decorated_function_returns_its_declared_type_in_every_process(on_servers, declared, value):
     calls = []
 
@@ -308,6 +309,10 @@ class Bigger(Point):
     z: int = 0
 
 
+class Labels(TypedDict):
+    name: str
+
+
 MISFITS = [
     (Point, Bigger(1)),
     (Point, {"x": 1}),
@@ -318,10 +323,18 @@ MISFITS = [
     (Loose, Loose({"a": (1,)})),
     (dict[str, Any], {"a": {1}}),
     (tuple[Any, ...], ([], Decimal(1))),
+    (Money, {"amount": Decimal(1), "note": "a key that is not declared"}),
+    (Labels, {"name": "a", "note": "b"}),
+    (list[Labels], [{"name": "a", "note": "b"}]),
+    (Annotated[int, msgspec.Meta(gt=0)], -1),
+    (Literal["a", "b"], "c"),
+    (dict[str, int], {"a": "1"}),
+    (set[int], {"a"}),
+    (Point, Point("1")),
 ]
 
 
-@pytest.mark.parametrize(("declared", "value"), MISFITS, ids=lambda part: f"{part!r:.60}")
+@pytest.mark.parametrize(("declared", "value"), MISFITS, ids=name_of)
 async def test_a_value_that_is_not_of_the_declared_type_is_refused(on_servers, caplog, declared, value):
     caplog.set_level(logging.WARNING)
     async with on_servers(declared) as cache:
@@ -431,3 +444,19 @@ async def test_a_tier_of_your_own_gets_the_object_and_its_codec(open_cache, cloc
 def test_a_type_is_named_in_messages():
     assert repr(ValueType(list[Point])) == f"ValueType({list[Point]!r})"
     assert repr(ValueType(Point)) == "ValueType(Point)"
+
+
+async def test_an_annotation_that_cannot_be_evaluated_is_logged_once(caplog):
+    async with TieredCache(LRUCache(10), namespace="test") as cache:
+
+        @cache.cached(key=str)
+        async def invoice(number: int) -> "Invoice | None":  # noqa: F821
+            return number
+
+        assert (await invoice(7), await invoice(8)) == (7, 8)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"cached function {__name__}.{invoice.__qualname__}: the annotation of its results cannot be evaluated "
+        "(NameError: name 'Invoice' is not defined); they have no declared type. Import the name outside "
+        "`if TYPE_CHECKING`, or pass value_type to cached()"
+    )
