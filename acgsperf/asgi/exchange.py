@@ -7,9 +7,9 @@ from acgsperf.asgi.fields import Headers
 from acgsperf.asgi.routes import Routes, route_of
 from acgsperf.asgi.types import App, Message, RawHeaders, Receive, Scope, Send
 
-__all__ = ["AddedHeaders", "Exchange", "replayed"]
+__all__ = ["AddedHeaders", "Exchange", "first_part", "replayed"]
 
-Invalidate = Callable[[Scope, Headers], Awaitable[None]]
+Invalidate = Callable[[Headers], Awaitable[None]]
 
 
 class AddedHeaders:
@@ -30,6 +30,17 @@ class AddedHeaders:
             return list(headers)
         names = self.names
         return [*(pair for pair in headers if pair[0].lower() not in names), *self.pairs]
+
+    def left_out(self, send: Send) -> Send:
+        """Return a `send` that removes them from a response."""
+
+        async def send_without(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = [pair for pair in message.get("headers", ()) if pair[0].lower() not in self.names]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        return send_without
 
 
 class Exchange:
@@ -81,7 +92,7 @@ class Exchange:
             headers = list(message.get("headers", ()))
             if self._invalidate is not None and 200 <= self.status < 400:
                 # Before the client gets the response, because its next request must not get the old state.
-                await self._invalidate(self._scope, headers)
+                await self._invalidate(headers)
             message = {**message, "headers": self._added.to(headers)}
         elif message["type"] == "http.response.body":
             last = not message.get("more_body", False)
@@ -97,6 +108,18 @@ class Exchange:
 
     def _route(self) -> str:
         return route_of(self._scope, self.status)
+
+
+async def first_part(message: Message, receive: Receive) -> Message:
+    """Return the first message that has a part of the body, or the last one if there is no body.
+
+    Args:
+        message: the first message of the request.
+        receive: returns the following ones.
+    """
+    while message.get("more_body") and not message.get("body"):
+        message = await receive()
+    return message
 
 
 def replayed(message: Message, receive: Receive) -> Receive:

@@ -28,6 +28,8 @@ __all__ = ["NOT_FORWARDED", "Fetch"]
 _log: Final = logging.getLogger("acgsperf.asgi")
 # RFC 5861, 4.
 _ERRORS: Final = frozenset({500, 502, 503, 504})
+# The statuses of a response that the client may have already (RFC 9110, 13.2.2).
+_CONDITIONAL: Final = frozenset({200, 206})
 NOT_FORWARDED: Final = CONDITIONS | {b"range", b"if-range"}
 
 
@@ -75,6 +77,8 @@ class Fetch:
         self._stale = stale
         self._load = load
         self._flight = flight
+        # The application may change its list, and the key of the response must not change with it.
+        request.headers = tuple(request.headers)
         conditions = [] if stale is None or request.is_head else condition_headers(stale.etag, stale.last_modified)
         self._validates = bool(conditions)
         # A validation asks for the whole response: the cache selects the range.
@@ -89,6 +93,7 @@ class Fetch:
         self._failed = False
         self._body_dropped = False
         self._disconnected = False
+        self._is_shared = False
         self.status: int = 0
         self.served: Stored | None = None
 
@@ -102,11 +107,11 @@ class Fetch:
         try:
             await app(self._scope, self._receive_message, self._send_message)
         except Exception:
-            if self._flight is not None:
-                self._flight.decide(False)
             if not (self._failed or (self._recording is None and self._validated is None and self._can_serve_stale)):
+                if self._flight is not None and not self._is_shared:
+                    self._flight.decide(False)
                 raise
-            self._failed = True
+            self._fail()
             _log.exception(
                 "response cache: the application failed for %.200s; serving the stale response",
                 self._request.target.uri,
@@ -145,6 +150,8 @@ class Fetch:
             elif kind != "http.response.debug":
                 # A body sent by an extension, for example from a file, is not visible here.
                 self._recording.give_up()
+            if self._is_shared and self._recording.freshness is None:
+                self._decide(False)
         if not self._body_dropped:
             await self._send(message)
 
@@ -156,7 +163,7 @@ class Fetch:
             self._decide(True)
             return
         if status in _ERRORS and self._can_serve_stale:
-            self._failed = True
+            self._fail()
             _log.warning(
                 "response cache: the application answered %d for %.200s; serving the stale response",
                 status,
@@ -168,8 +175,12 @@ class Fetch:
         if self._load is None or message.get("trailers"):
             recording.give_up()
         fresh = recording.freshness
-        self._decide(fresh is not None and not fresh.no_cache and self._cache.now() - fresh.born_at < fresh.lifetime)
-        if status == 200 and self._is_not_modified(headers):
+        self._decide(
+            fresh is not None
+            and not fresh.no_cache
+            and self._cache.now() - fresh.born_at < fresh.lifetime + fresh.while_revalidate
+        )
+        if status in _CONDITIONAL and self._is_not_modified(headers):
             self._body_dropped = True
             unchanged = self._added.to(not_modified_headers(headers))
             await self._send({"type": "http.response.start", "status": 304, "headers": unchanged})
@@ -177,7 +188,13 @@ class Fetch:
             return
         await self._send({**message, "headers": self._added.to(headers)})
 
+    def _fail(self) -> None:
+        self._failed = True
+        if self._flight is not None:
+            self._flight.fail()
+
     def _decide(self, shareable: bool) -> None:
+        self._is_shared = shareable
         if self._flight is not None:
             self._flight.decide(shareable)
         # An error does not show whether the next response can be shared.

@@ -22,16 +22,18 @@ class Flight:
     """One call of the application, for which other requests may wait.
 
     Attributes:
+        failed: whether the application has failed, and the stale response answers instead.
         load: stores the response; None until the lower tiers were observed. Tells whether a write has superseded it.
     """
 
-    __slots__ = ("_decided", "_done", "_root", "load")
+    __slots__ = ("_decided", "_done", "_root", "failed", "load")
 
     def __init__(self, root: str) -> None:
         loop = asyncio.get_running_loop()
         self._root = root
         self._decided: asyncio.Future[bool] = loop.create_future()
-        self._done: asyncio.Future[None] = loop.create_future()
+        self._done: asyncio.Future[bool] = loop.create_future()
+        self.failed: bool = False
         self.load: PendingLoad | None = None
 
     @property
@@ -40,15 +42,23 @@ class Flight:
         return self.load is None or self.load.is_current(self._root)
 
     def decide(self, shareable: bool) -> None:
-        """Announce to the waiting requests whether the response will be stored."""
+        """Announce to the waiting requests whether the response will be stored. False may follow True."""
         if not self._decided.done():
             self._decided.set_result(shareable)
+        elif not shareable and not self._done.done():
+            self._done.set_result(False)
+
+    def fail(self) -> None:
+        """Announce that the application has failed. The waiting requests may use the stale response, too."""
+        self.failed = True
+        self.decide(False)
 
     def end(self) -> None:
         """Release the waiting requests. If nothing was decided, the call was cancelled, and one of them calls again."""
-        self.decide(True)
+        if not self._decided.done():
+            self._decided.set_result(True)
         if not self._done.done():
-            self._done.set_result(None)
+            self._done.set_result(True)
 
     async def wait(self) -> bool:
         """Wait for the response, and return True if the cache may have it.
@@ -59,7 +69,7 @@ class Flight:
         if not self._decided.result():
             return False
         await asyncio.wait((self._done,), timeout=_BODY_WAIT_S)
-        return self._done.done()
+        return self._done.done() and self._done.result()
 
 
 class Flights:

@@ -46,6 +46,10 @@ class Gate:
                 return json.dumps({"error": error, "found": shown}).encode()
         return None
 
+    def is_unverified(self, scope: Scope) -> bool:
+        """Return whether a request has passed without the header although it is required, because it is exempt."""
+        return self._require_hash and not any(name == _HASH_HEADER for name, _ in scope["headers"])
+
     def _is_exempt(self, scope: Scope) -> bool:
         path: str = scope["path"]
         return (

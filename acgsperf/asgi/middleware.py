@@ -3,15 +3,17 @@
 import math
 import time
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any, Final
 
 from acgsperf._native.arguments import checked_callable, checked_int, checked_positive
 from acgsperf.asgi.credentials import DEFAULT_CREDENTIALS
-from acgsperf.asgi.exchange import AddedHeaders, Exchange
+from acgsperf.asgi.exchange import AddedHeaders, Exchange, first_part
 from acgsperf.asgi.freshness import FreshnessOptions
 from acgsperf.asgi.gate import Gate
+from acgsperf.asgi.hits import Hit, Hits
 from acgsperf.asgi.response_cache import ResponseCache
-from acgsperf.asgi.routes import Routes
+from acgsperf.asgi.routes import HIGHEST_NS, Routes
 from acgsperf.asgi.serving import Serving
 from acgsperf.asgi.types import App, Message, Receive, Scope, Send
 from acgsperf.cache.arguments import checked_number
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PerformanceMiddleware"]
 
+# The message of a request without a body, as most servers write it. The general path recognizes other forms.
+_NO_BODY: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
+
 
 class PerformanceMiddleware:
     """Wraps an ASGI application. Scopes other than HTTP pass through.
@@ -34,7 +39,8 @@ class PerformanceMiddleware:
         validator: checks the header `X-Constitutional-Hash` of each request that has one. A request whose hash is not
             accepted is answered with 403 and does not reach the application. Adds the headers of `response_headers()`
             to responses. None: no check.
-        require_hash: also refuse requests without the header, except CORS preflights.
+        require_hash: also refuse requests without the header, except CORS preflights. Responses to requests that pass
+            without the header do not get those of `response_headers()`, because they contain the accepted hash.
         exempt: paths for which `require_hash` does not apply, for example `("/health",)`.
         cache: stores responses to GET as a shared cache of RFC 9111 does. The application opens and closes it. Other
             users may share its namespace. None: responses are not stored.
@@ -55,6 +61,9 @@ class PerformanceMiddleware:
         metrics: returns content type and text of the metrics page. The page is not protected by the gate. None: no
             metrics page.
         metrics_path: path of the metrics page.
+        dashboard: an ASGI application for `dashboard_path` and the paths below it, for example a
+            `acgsperf.dashboard.Dashboard`. It is not protected by the gate. None: no dashboard.
+        dashboard_path: path of the dashboard.
         max_routes: number of routes with latencies of their own; all other routes are counted as "other".
         clock: for tests. Returns seconds since the epoch, with which HTTP dates are compared. By default `time.time`.
             The cache has a monotonic clock of its own.
@@ -81,6 +90,8 @@ class PerformanceMiddleware:
         max_body_bytes: int = 1 << 20,
         metrics: Callable[[], tuple[str, bytes]] | None = None,
         metrics_path: str = "/metrics",
+        dashboard: App | None = None,
+        dashboard_path: str = "/dashboard",
         max_routes: int = 100,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -94,8 +105,9 @@ class PerformanceMiddleware:
             raise ValueError(f"max_routes must be at least 0, got {max_routes!r}")
         if checked_int("max_body_bytes", max_body_bytes) < 0:
             raise ValueError(f"max_body_bytes must be at least 0, got {max_body_bytes!r}")
-        if not metrics_path.startswith("/"):
-            raise ValueError(f"metrics_path must begin with /, got {metrics_path!r}")
+        for name, path in (("metrics_path", metrics_path), ("dashboard_path", dashboard_path)):
+            if not path.startswith("/"):
+                raise ValueError(f"{name} must begin with /, got {path!r}")
         freshness = FreshnessOptions(
             ttl=None if ttl is None else checked_positive("ttl", ttl),
             heuristic=None if heuristic is None else checked_positive("heuristic", heuristic),
@@ -109,9 +121,14 @@ class PerformanceMiddleware:
         self._added = AddedHeaders((name.lower().encode(), value.encode()) for name, value in added.items())
         self._metrics = checked_callable("metrics", metrics)
         self._metrics_path = metrics_path
+        self._dashboard = checked_callable("dashboard", dashboard)
+        self._dashboard_path = dashboard_path.rstrip("/")
+        getattr(dashboard, "add_http", _nothing)(self)
         self._routes = Routes(max_routes)
         self._responses: ResponseCache | None = None
         self._serving: Serving | None = None
+        self._hits: Hits | None = None
+        self._find_hit: Callable[[Scope], Hit | None] | None = None
         if cache is not None:
             self._responses = ResponseCache(
                 cache,
@@ -123,9 +140,9 @@ class PerformanceMiddleware:
                 clock=clock,
             )
             self._serving = Serving(app, self._responses, self._added, self._routes)
-        # Without a gate and a metrics page, this answers every request.
-        serving = self._serving if self._gate is None and self._metrics is None else None
-        self._answer = None if serving is None else serving.answer
+            self._hits = Hits(self._responses, self._added, self._routes)
+            self._find_hit = self._hits.find
+        self._screens = any(part is not None for part in (self._gate, self._metrics, self._dashboard))
 
     def routes(self) -> dict[str, LatencyHistogram]:
         """Return the latencies of responses by route, in ns, until their last byte was sent.
@@ -147,9 +164,9 @@ class PerformanceMiddleware:
         """Return the counts so far."""
         refused = 0 if self._gate is None else self._gate.refused
         cached = self._responses
-        if cached is None:
+        if cached is None or self._hits is None:
             return HttpCounts(refused, 0, 0, 0, 0)
-        return HttpCounts(refused, cached.hits, cached.misses, cached.bypassed, cached.stored)
+        return HttpCounts(refused, self._hits.count + cached.hits, cached.misses, cached.bypassed, cached.stored)
 
     async def purge(self, *, path: str | None = None, tag: str | None = None) -> "Written":
         """Remove stored responses from every tier and every worker, and return which tiers have removed them.
@@ -172,20 +189,57 @@ class PerformanceMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it to the application."""
         if scope["type"] != "http":
-            await self._app(scope, self._lifespan(receive) if scope["type"] == "lifespan" else receive, send)
+            if scope["type"] == "lifespan":
+                # Collectors that were created before there was an event loop begin to publish.
+                getattr(self._metrics, "publish_regularly", _nothing)()
+                receive = self._lifespan(receive)
+            await self._app(scope, receive, send)
             return
-        started_ns = time.perf_counter_ns()
-        if self._answer is not None:
-            await self._answer(scope, receive, send, started_ns)
-        elif self._metrics is not None and scope["path"] == scope.get("root_path", "") + self._metrics_path:
+        started_ns = perf_counter_ns()
+        if self._screens:
+            if await self._screened(scope, receive, send):
+                return
+            if self._gate is not None and self._gate.is_unverified(scope):
+                # These headers contain the accepted hash, which a stranger must not learn.
+                send = self._added.left_out(send)
+        message, find_hit = None, self._find_hit
+        # A hit is answered here and not by `_serving`, because another coroutine would cost a tenth of it.
+        if find_hit is not None and scope["method"] == "GET":
+            message = await receive()
+            if message != _NO_BODY:
+                message = await first_part(message, receive)
+            hit = find_hit(scope) if message == _NO_BODY else None
+            if hit is not None:
+                _, _, status, headers, body, record = hit
+                # The server, or an outer middleware, may change the list.
+                await send({"type": "http.response.start", "status": status, "headers": headers.copy()})
+                await send({"type": "http.response.body", "body": body})
+                elapsed_ns = perf_counter_ns() - started_ns
+                if elapsed_ns > HIGHEST_NS:
+                    elapsed_ns = HIGHEST_NS
+                record(elapsed_ns)
+                return
+        if self._serving is None:
+            await Exchange(scope, send, self._added, self._routes, started_ns).run(self._app, receive)
+        else:
+            await self._serving.answer(scope, receive, send, started_ns, message)
+
+    async def _screened(self, scope: Scope, receive: Receive, send: Send) -> bool:
+        """Answer a request for the metrics page or the dashboard, or one that the gate refuses; else return False."""
+        if self._metrics is not None and scope["path"] == scope.get("root_path", "") + self._metrics_path:
             content_type, body = self._metrics()
             await _respond(scope, send, 200, content_type, body)
-        elif self._gate is not None and (refusal := self._gate.refusal(scope)) is not None:
-            await _respond(scope, send, 403, "application/json", refusal)
-        elif self._serving is not None:
-            await self._serving.answer(scope, receive, send, started_ns)
-        else:
-            await Exchange(scope, send, self._added, self._routes, started_ns).run(self._app, receive)
+            return True
+        if self._dashboard is not None:
+            root = scope.get("root_path", "") + self._dashboard_path
+            if scope["path"] == root or scope["path"].startswith(f"{root}/"):
+                await self._dashboard({**scope, "root_path": root}, receive, send)
+                return True
+        refusal = None if self._gate is None else self._gate.refusal(scope)
+        if refusal is None:
+            return False
+        await _respond(scope, send, 403, "application/json", refusal)
+        return True
 
     def _lifespan(self, receive: Receive) -> Receive:
         """Return a `receive` that ends the revalidations in the background before the application shuts down."""
@@ -200,6 +254,10 @@ class PerformanceMiddleware:
             return message
 
         return receive_and_end
+
+
+def _nothing(*_: object) -> None:
+    pass
 
 
 def _checked_seconds(name: str, given: float) -> float:

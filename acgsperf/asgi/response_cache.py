@@ -1,5 +1,6 @@
 """A shared HTTP cache in a `TieredCache`: finds, stores, freshens and removes responses (RFC 9111)."""
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,12 +21,14 @@ from acgsperf.asgi.variants import index_of, key_of, sets_in, varying_on
 from acgsperf.cache import TieredCache, Written
 from acgsperf.cache.pending import PendingLoad
 from acgsperf.cache.values import UNCHECKED
+from acgsperf.errors import CacheError, TierError
 
-__all__ = ["ResponseCache", "Use"]
+__all__ = ["CLOCK_TOLERANCE_S", "ResponseCache", "Use"]
 
+_log: Final = logging.getLogger("acgsperf.asgi")
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 # If a response was stored later than now, by more than this, a clock was set back, and the age is not known.
-_CLOCK_TOLERANCE_S: Final = 5.0
+CLOCK_TOLERANCE_S: Final = 5.0
 _MAX_TARGETS: Final = 4_096
 # The suffix of the key of a stored part.
 _PART: Final = " part"
@@ -81,7 +84,10 @@ class ResponseCache:
         flights: the calls of the application in flight.
         now: returns the seconds since the epoch by which ages are measured.
         ticks: returns seconds since an arbitrary time, and is cheaper than `now`.
-        hits, misses, bypassed, stored: the counts so far.
+        read_headers: the names of the request headers that the cache reads.
+        targets: the targets of recent requests, by raw path, query, host and scheme.
+        get_local: looks in L1.
+        hits, misses, bypassed, stored: the counts so far, without the hits of the fast path.
     """
 
     def __init__(
@@ -109,46 +115,18 @@ class ResponseCache:
         self._vary = tuple(sorted(checked_names("vary", vary)))
         secrets = checked_names("credentials", credentials)
         self._exact = secrets | {b"authorization", b"cookie"}
-        self._read = READ_HEADERS | secrets
+        self.read_headers: Final = READ_HEADERS | secrets
         self._not_stored = not_stored
-        self._get_local = cache.get_local
+        self.get_local: Final = cache.get_local
         # The targets of recent requests: normalising one costs more than the rest of a hit.
-        self._targets: dict[tuple[object, ...], Target] = {}
+        self.targets: Final[dict[tuple[object, ...], Target]] = {}
         self.hits = self.misses = self.bypassed = 0
         self.stored: int = 0
-
-    def at_root(self, scope: Mapping[str, Any]) -> Any:
-        """Return the response that L1 has for the target of a request without headers that the cache reads.
-
-        None: use `local`. The result may also be part of a value of another user of the cache.
-        """
-        host, read = None, self._read
-        for name, value in scope["headers"]:
-            if name in read:
-                if host is not None or name != b"host":
-                    return None
-                host = value
-        try:
-            target = self._targets[scope["raw_path"], scope["query_string"], host, scope["scheme"]]
-            return self._get_local(target.uri)[0]  # type: ignore[index]
-        except (KeyError, TypeError, IndexError):
-            return None
-
-    def answers_plainly(self, stored: Stored, now: float) -> bool:
-        """Return whether a stored response answers a request without headers that the cache reads.
-
-        A faster form of `use_of`. If it is false, `use_of` may still find a use.
-        """
-        return (
-            not stored.no_cache
-            and now < stored.born_at + stored.lifetime
-            and now >= stored.stored_at - _CLOCK_TOLERANCE_S
-        )
 
     def request(self, scope: Mapping[str, Any]) -> CacheableRequest:
         """Return the request of a scope; its method is GET or HEAD."""
         headers: Headers = scope["headers"]
-        host, special, read = b"", None, self._read
+        host, special, read = b"", None, self.read_headers
         for name, value in headers:
             if name in read:
                 if name == b"host" and not host:
@@ -170,24 +148,24 @@ class ResponseCache:
 
     def _target(self, scope: Mapping[str, Any], host: bytes) -> Target:
         raw = (scope.get("raw_path"), scope.get("query_string", b""), host, scope.get("scheme", "http"))
-        target = self._targets.get(raw)
+        target = self.targets.get(raw)
         if target is None:
             target = target_with_host(scope, host)
             # Without `raw_path`, the path is not in this key. With `vary`, the URI is not the key of a response.
             if raw[0] and not target.too_long and not self._vary:
-                if len(self._targets) >= _MAX_TARGETS:
-                    self._targets.clear()
-                self._targets[raw] = target
+                if len(self.targets) >= _MAX_TARGETS:
+                    self.targets.clear()
+                self.targets[raw] = target
         return target
 
     def local(self, request: CacheableRequest) -> Stored | None:
         """Return what L1 has for a request, fresh or not."""
-        cell = self._get_local(request.root)
+        cell = self.get_local(request.root)
         if cell is None:
             return None
         stored = opened(cell)
         if stored is None:
-            return self._newest_of(request, map(self._get_local, self._listed_keys(request, cell)))
+            return self._newest_of(request, map(self.get_local, self._listed_keys(request, cell)))
         return stored if request.is_plain or request.reach(()) <= stored.reach else self._if_allowed(request, stored)
 
     async def find(self, request: CacheableRequest) -> Stored | None:
@@ -225,7 +203,7 @@ class ResponseCache:
             not request.uses_stored
             or stored.no_cache
             or age > request.max_age
-            or (stored.kept_for > 0 and now < stored.stored_at - _CLOCK_TOLERANCE_S)
+            or (stored.kept_for > 0 and now < stored.stored_at - CLOCK_TOLERANCE_S)
         ):
             return Use.NONE
         if age + request.min_fresh < stored.lifetime:
@@ -257,10 +235,13 @@ class ResponseCache:
         varying = varying_on(headers)
         timing = Timing(requested_at, self.now(), self.wall())
         freshness = freshness_of(status, headers, timing, self._freshness)
-        part = None
-        if status == 206 and request.range is not None and varying == ():
-            part = part_in(joined(headers, b"content-range"), request.range)
-        if freshness is None or varying is None or not request.target.storable or (status == 206 and part is None):
+        part, answers_all = None, status != 206
+        if request.range is not None:
+            # Another status may be due to the range, like 416, and would then answer requests for the whole.
+            answers_all = status == 200
+            if status == 206 and varying == ():
+                part = part_in(joined(headers, b"content-range"), request.range)
+        if freshness is None or varying is None or not request.target.storable or not (answers_all or part):
             return Recording(status, headers, None, (), 0)
         if request.reach(self._vary + varying) > freshness.reach or not self._is_kept(freshness, headers, timing):
             return Recording(status, headers, None, varying, 0)
@@ -396,7 +377,13 @@ class ResponseCache:
             ttls[request.root] = until - response.stored_at
         values[key], ttls[key] = cell_of(response), ttl
         tags = _tags_in(headers)
-        self.stored += key in await load.store(values, ttls, late_tags={key: tags} if tags else {}, codec=UNCHECKED)
+        try:
+            kept = await load.store(values, ttls, late_tags={key: tags} if tags else {}, codec=UNCHECKED)
+        except (CacheError, TierError):
+            # The client has its response already. An error now would only close its connection.
+            _log.info("response cache: closed before the response of %.200s was stored", request.target.uri)
+        else:
+            self.stored += key in kept
 
 
 def _tags_in(headers: Headers) -> tuple[str, ...]:

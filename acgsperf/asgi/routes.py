@@ -9,13 +9,13 @@ from acgsperf import hooks
 from acgsperf.asgi.types import Scope
 from acgsperf.dispatch import LatencyHistogram
 
-__all__ = ["OTHER", "Routes", "route_of"]
+__all__ = ["HIGHEST_NS", "OTHER", "Routes", "route_of"]
 
 OTHER: Final = "other"
 _MAX_ROUTE: Final = 200
 # Uses a tenth of the memory and of the export time of the default layout.
 _LAYOUT: Final = {"lowest_ns": 1_000, "significant_figures": 2}
-_HIGHEST_NS: Final = LatencyHistogram(**_LAYOUT).highest_ns
+HIGHEST_NS: Final = LatencyHistogram(**_LAYOUT).highest_ns
 # If no route matches, the client has chosen the path freely: it must not create a route of its own.
 _UNROUTED: Final = frozenset({404, 405})
 
@@ -63,14 +63,13 @@ class Routes:
     def record(self, route: str, started_ns: int) -> None:
         """Count a response that has just ended."""
         elapsed_ns = time.perf_counter_ns() - started_ns
-        record = self._records.get(route)
-        if record is None:
-            record = self._record_of(route)
-        if elapsed_ns > _HIGHEST_NS:
-            elapsed_ns = _HIGHEST_NS
-        record(elapsed_ns)
+        self.recorder(route)(min(elapsed_ns, HIGHEST_NS))
 
-    def _record_of(self, route: str) -> Callable[[int], None]:
+    def recorder(self, route: str) -> Callable[[int], None]:
+        """Return what gets the latencies of a route, in ns and at most HIGHEST_NS."""
+        record = self._records.get(route)
+        if record is not None:
+            return record
         if len(self._latencies) - (OTHER in self._latencies) >= self._most:
             route = OTHER
         latency = self._latencies.setdefault(route, LatencyHistogram(**_LAYOUT))
@@ -82,7 +81,8 @@ def route_of(scope: Scope, status: int) -> str:
     """Return the route of a request that the application has answered."""
     template = getattr(scope.get("route"), "path", None)
     if not isinstance(template, str):
-        return OTHER if status in _UNROUTED else str(scope["path"])[:_MAX_ROUTE]
+        # A path that is not valid UTF-8 may contain surrogates, which neither a tier nor a metrics page can encode.
+        return OTHER if status in _UNROUTED else str(scope["path"])[:_MAX_ROUTE].encode(errors="replace").decode()
     # A mounted application: its mount path has been moved from the path to the root path.
     mounted = scope.get("root_path", "")[len(scope["app_root_path"]) :] if "app_root_path" in scope else ""
     return (template if mounted.endswith(template) else mounted + template)[:_MAX_ROUTE]

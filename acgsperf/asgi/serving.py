@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+from functools import partial
 from typing import Final
 
-from acgsperf.asgi.exchange import AddedHeaders, Exchange, replayed
+from acgsperf.asgi.exchange import AddedHeaders, Exchange, first_part, replayed
 from acgsperf.asgi.fetch import NOT_FORWARDED, Fetch
 from acgsperf.asgi.flights import Flight
 from acgsperf.asgi.request import CacheableRequest
@@ -12,7 +13,7 @@ from acgsperf.asgi.response_cache import ResponseCache, Use
 from acgsperf.asgi.routes import Routes
 from acgsperf.asgi.selection import selected
 from acgsperf.asgi.stored import Stored
-from acgsperf.asgi.types import App, Message, RawHeaders, Receive, Scope, Send
+from acgsperf.asgi.types import App, Message, Receive, Scope, Send
 from acgsperf.errors import CacheError
 
 __all__ = ["Serving"]
@@ -22,7 +23,6 @@ _READS: Final = frozenset({"GET", "HEAD"})
 # A request waits for at most this many calls that other requests have started. Then it calls the application itself.
 _MAX_FLIGHTS: Final = 2
 _SHUTDOWN_S: Final = 5.0
-_NOT_READY: Final[tuple[None, float, None]] = (None, 0.0, None)
 
 
 class Serving:
@@ -40,46 +40,38 @@ class Serving:
         self._cache = cache
         self._added = added
         self._routes = routes
-        self._at_root, self._ticks = cache.at_root, cache.ticks
         self._revalidations: set[asyncio.Task[None]] = set()
+        self._revalidated: dict[str, Flight] = {}
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send, started_ns: int) -> None:
-        """Answer an HTTP request, which began at `started_ns` by `time.perf_counter_ns`."""
+    async def answer(
+        self, scope: Scope, receive: Receive, send: Send, started_ns: int, message: Message | None = None
+    ) -> None:
+        """Answer an HTTP request.
+
+        Args:
+            scope, receive, send: of the request.
+            started_ns: when it began, by `time.perf_counter_ns`.
+            message: the first part of its body, if that was received already.
+        """
         cache = self._cache
-        method = scope["method"]
-        if method not in _READS:
+        if scope["method"] not in _READS:
             cache.bypassed += 1
-            await Exchange(scope, send, self._added, self._routes, started_ns, cache.invalidate).run(self._app, receive)
+            # A copy, because the application may change the scope.
+            before = {**scope, "headers": tuple(scope["headers"])}
+            invalidate = partial(cache.invalidate, before)
+            await Exchange(scope, send, self._added, self._routes, started_ns, invalidate).run(self._app, receive)
             return
-        message = await receive()
-        while message.get("more_body") and not message.get("body"):
-            message = await receive()
-        has_body = message.get("body") or message["type"] != "http.request"
-        if method == "GET" and not has_body:
-            # The fast path, for most requests. The general one costs three times as much.
-            stored = self._at_root(scope)
-            if stored is not None:
-                owner, until, headers = getattr(stored, "ready", _NOT_READY)
-                if owner is not self or self._ticks() >= until:
-                    headers = self._ready_headers(stored)
-                if headers is not None:
-                    cache.hits += 1
-                    # The server, or an outer middleware, may change the list.
-                    await send({"type": "http.response.start", "status": stored.status, "headers": headers.copy()})
-                    await send({"type": "http.response.body", "body": stored.body})
-                    self._routes.record(stored.route, started_ns)
-                    return
+        if message is None:
+            message = await first_part(await receive(), receive)
         request = cache.request(scope)
-        if request.bypasses or has_body:
+        if request.bypasses or message.get("body") or message["type"] != "http.request":
             cache.bypassed += 1
             exchange = Exchange(scope, send, self._added, self._routes, started_ns)
             await exchange.run(self._app, replayed(message, receive))
             return
         stored = cache.local(request)
         if stored is not None and cache.use_of(stored, request, cache.now()) is Use.ANSWER:
-            cache.hits += 1
-            await self._send_stored(request, stored, send)
-            self._routes.record(stored.route, started_ns)
+            await self._hit(request, stored, send, started_ns)
             return
         await self._beyond_local(scope, replayed(message, receive), send, started_ns, request)
 
@@ -91,21 +83,6 @@ class Serving:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
 
-    def _ready_headers(self, stored: object) -> RawHeaders | None:
-        """Return the headers of the answer to a request without headers that the cache reads.
-
-        They are kept with the stored response for up to a second, until its `Age` changes. None: use the general path.
-        """
-        cache = self._cache
-        now = cache.now()
-        if type(stored) is not Stored or not cache.answers_plainly(stored, now):
-            return None
-        age = max(int(now - stored.born_at), 0)
-        headers = [*stored.headers, *self._added.pairs, (b"age", b"%d" % age)]
-        until = min(stored.born_at + age + 1, stored.born_at + stored.lifetime)
-        stored.ready = self, cache.ticks() + until - now, headers  # type: ignore[attr-defined]
-        return headers
-
     async def _beyond_local(
         self, scope: Scope, receive: Receive, send: Send, started_ns: int, request: CacheableRequest
     ) -> None:
@@ -116,11 +93,9 @@ class Serving:
             stored = await cache.find(request)
             use = Use.NONE if stored is None else cache.use_of(stored, request, cache.now())
             if stored is not None and use is not Use.NONE:
-                cache.hits += 1
                 if use is Use.WHILE_REVALIDATE and not request.is_head:
                     self._revalidate(scope, request, stored)
-                await self._send_stored(request, stored, send)
-                self._routes.record(stored.route, started_ns)
+                await self._hit(request, stored, send, started_ns)
                 return
             if request.only_if_cached:
                 cache.misses += 1
@@ -135,6 +110,9 @@ class Serving:
                 flight = cache.flights.start(name, request.root)
                 break
             if not await other.wait():
+                if other.failed and stored is not None and cache.answers_after_error(stored, cache.now()):
+                    await self._hit(request, stored, send, started_ns)
+                    return
                 break
         cache.misses += 1
         try:
@@ -172,19 +150,21 @@ class Serving:
     def _revalidate(self, scope: Scope, request: CacheableRequest, stale: Stored) -> None:
         """Ask the application in the background whether a stale response is still valid."""
         cache, name = self._cache, request.flight
-        if cache.flights.get(name) is not None:
+        running = self._revalidated.get(name)
+        if cache.flights.get(name) is not None or (running is not None and running.is_current):
             return
-        flight = cache.flights.start(name, request.root) or Flight(request.root)
+        # Its key has no flight if the last response could not be shared.
+        flight = self._revalidated[name] = cache.flights.start(name, request.root) or Flight(request.root)
         # It validates the whole response, without extensions: a body that is sent by one could not be stored.
         headers = [pair for pair in request.headers if pair[0] not in NOT_FORWARDED]
         scope = {**scope, "headers": headers, "extensions": {}}
         whole = cache.request(scope)
         whole.sets, whole.sets_until, whole.variant = request.sets, request.sets_until, request.variant
-        task = asyncio.create_task(self._revalidated(scope, whole, stale, flight, name))
+        task = asyncio.create_task(self._run_revalidation(scope, whole, stale, flight, name))
         self._revalidations.add(task)
         task.add_done_callback(self._revalidations.discard)
 
-    async def _revalidated(
+    async def _run_revalidation(
         self, scope: Scope, request: CacheableRequest, stale: Stored, flight: Flight, name: str
     ) -> None:
         try:
@@ -209,7 +189,15 @@ class Serving:
                 "response cache: the revalidation of %.200s failed; keeping the stale response", request.target.uri
             )
         finally:
+            if self._revalidated.get(name) is flight:
+                del self._revalidated[name]
             self._cache.flights.end(name, flight)
+
+    async def _hit(self, request: CacheableRequest, stored: Stored, send: Send, started_ns: int) -> None:
+        """Answer a request with a stored response, and count the hit."""
+        self._cache.hits += 1
+        await self._send_stored(request, stored, send)
+        self._routes.record(stored.route, started_ns)
 
     async def _send_stored(self, request: CacheableRequest, stored: Stored, send: Send) -> None:
         """Answer a request with a stored response, or with the part that it asks for."""

@@ -1,5 +1,6 @@
 """The form in which the cache holds a response."""
 
+from sys import getsizeof
 from typing import Final
 
 from msgspec import Struct, ValidationError, convert
@@ -12,6 +13,8 @@ from acgsperf.asgi.ranges import Part
 __all__ = ["Stored", "cell_of", "headers_to_store", "opened"]
 
 _FORMAT: Final = 2
+# About what the numbers, the validators and the attributes of a middleware take.
+_REST_BYTES: Final = 900
 # RFC 9111, 3.1; Age is computed for each response.
 _NOT_STORED: Final = frozenset(
     {
@@ -64,6 +67,11 @@ class Stored(Struct, array_like=True, dict=True):
     route: str
     part: Part | None = None
     format: int = _FORMAT
+
+    def __sizeof__(self) -> int:
+        """Return its bytes with those of its body and headers, which `weigh_bytes` would not count otherwise."""
+        total = Struct.__sizeof__(self) + _REST_BYTES + getsizeof(self.body) + getsizeof(self.headers)
+        return total + sum(getsizeof(pair) + getsizeof(pair[0]) + getsizeof(pair[1]) for pair in self.headers)
 
     @property
     def freshness(self) -> Freshness:

@@ -13,6 +13,8 @@ __all__ = ["Target", "path_tag", "related", "target_of", "target_with_host"]
 _MAX_URI: Final = 2_048
 _DEFAULT_PORTS: Final = {"http": b":80", "https": b":443"}
 _ENCODED: Final = re.compile(rb"%[0-9A-Fa-f]{2}|[\x00-\x20\x7f-\xff]")
+# Servers do not check the host. These characters are encoded, so that no part of it can be read as a path or a query.
+_NOT_IN_HOST: Final = re.compile(rb"[/?#\x00-\x20\x7f-\xff]")
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
@@ -51,8 +53,8 @@ def path_tag(path: str) -> str:
     """
     if not path.startswith("/") or "?" in path or "#" in path:
         raise ValueError(f"path must begin with / and have no query, got {path!r:.100}")
-    encoded = quote(path, safe="/%!$&'()*+,;=:@~", errors="surrogateescape").encode()
-    return "http-path:" + _without_dot_segments(_normalised(encoded)).decode("latin-1")
+    encoded = _normalised(_quoted(path, "/%!$&'()*+,;=:@~"))
+    return "http-path:" + _without_dot_segments(encoded).decode("latin-1")
 
 
 def related(scope: Mapping[str, Any], headers: Headers) -> Iterable[str]:
@@ -76,14 +78,22 @@ def related(scope: Mapping[str, Any], headers: Headers) -> Iterable[str]:
 
 def _raw_path(scope: Mapping[str, Any]) -> bytes:
     # Without `raw_path`, the decoded path is quoted again, so that no part of it can be read as a query.
-    return scope.get("raw_path") or quote(scope["path"], errors="surrogateescape").encode()
+    return scope.get("raw_path") or _quoted(scope["path"], "/")
+
+
+def _quoted(path: str, safe: str) -> bytes:
+    try:
+        return quote(path, safe, errors="surrogateescape").encode()
+    except UnicodeEncodeError:
+        # It has surrogates that do not stand for bytes.
+        return quote(path, safe, errors="surrogatepass").encode()
 
 
 def _target(scheme: str, host: bytes, path: bytes, query: bytes) -> Target:
     if len(path) + len(query) + len(host) > 3 * _MAX_URI:
         # Even when it is normalised, it is too long.
         return Target("", "", False, True)
-    encoded = _normalised(path) or b"/"
+    encoded = _normalised(path).replace(b"?", b"%3F") or b"/"
     clean = _without_dot_segments(encoded)
     text = clean.decode("latin-1")
     uri = f"http:{scheme}://{_normalised_host(scheme, host).decode('latin-1')}{text}"
@@ -93,8 +103,11 @@ def _target(scheme: str, host: bytes, path: bytes, query: bytes) -> Target:
 
 
 def _normalised_host(scheme: str, host: bytes) -> bytes:
-    host = host.strip(b" \t").lower()
-    return host.removesuffix(_DEFAULT_PORTS.get(scheme, b":")).removesuffix(b":")
+    host = _NOT_IN_HOST.sub(_one_encoding, host.strip(b" \t").lower())
+    for ending in (_DEFAULT_PORTS.get(scheme, b":"), b":"):
+        if host.endswith(ending):
+            return host.removesuffix(ending)
+    return host
 
 
 def _normalised(part: bytes) -> bytes:

@@ -6,7 +6,7 @@ import secrets
 import pytest
 from redis.asyncio import Redis
 
-from acgsperf import ComplianceValidator, LRUCache, RedisTier, TieredCache
+from acgsperf import ComplianceValidator, LRUCache, PostgresTier, RedisTier, TieredCache, weigh_bytes
 from acgsperf.tiers.redis_keys import RedisKeys
 
 FRESH = [("cache-control", "max-age=60")]
@@ -280,6 +280,20 @@ async def test_a_body_over_the_limit_passes_and_is_not_kept(connect, origin, cac
         assert origin.calls == calls
 
 
+@pytest.mark.parametrize("size", [0, 1_000, 20_000])
+async def test_the_weight_of_a_response_includes_its_body_and_headers(connect, origin, size):
+    origin.headers, origin.body = [*FRESH, ("x-large", "x" * 3_000)], [b"x" * size]
+    l1 = LRUCache(maxweight=1_000_000, weigher=weigh_bytes)
+    async with TieredCache(l1, namespace="http") as cache:
+        client = connect(origin, cache=cache)
+        for i in range(100):
+            await client.get(f"/{i}")
+        stats = cache.stats().l1
+        per_entry = stats.weight / stats.size
+    assert size + 3_000 < per_entry < size + 6_000
+    assert stats.weight <= 1_000_000
+
+
 async def test_an_answer_from_before_a_change_is_not_kept(connect, cache):
     asked, go_on, price = asyncio.Event(), asyncio.Event(), "old"
 
@@ -493,6 +507,44 @@ async def test_a_client_that_has_gone_keeps_nothing(connect, cache):
     middleware = connect(listening, cache=cache).middleware
     await middleware(scope_of(), then(gone), discard)
     assert middleware.counts().stored == 0
+
+
+@pytest.mark.parametrize("validated", [False, True])
+async def test_a_cache_that_closes_before_a_response_is_stored_does_not_fail_its_request(
+    connect, origin, clock, validated
+):
+    async with TieredCache(LRUCache(100, clock=clock), namespace="http", clock=clock) as cache:
+
+        async def app(scope, receive, send):
+            await origin(scope, receive, send)
+            if origin.calls > validated:
+                await cache.close()
+
+        origin.headers, origin.validates = [*FRESH, ("etag", '"v1"')], True
+        client = connect(app, cache=cache)
+        for _ in range(1 + validated):
+            assert (await client.get("/a")).text == "answer 1"
+            clock.advance(60)
+    assert client.middleware.counts().stored == validated
+
+
+async def test_a_cache_may_close_at_any_turn_while_a_response_is_stored(connect, origin, servers):
+    async def close_after(turns):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await cache.close()
+
+    async def app(scope, receive, send):
+        await origin(scope, receive, send)
+        closing.append(asyncio.create_task(close_after(next(turns))))
+
+    origin.headers, closing, turns = [*FRESH, ("vary", "accept")], [], iter(range(0, 40, 2))
+    for _ in range(20):
+        tiers = RedisTier(servers.redis_url, deadline=5), PostgresTier(servers.database_url, deadline=5)
+        cache = TieredCache(LRUCache(9), *tiers, namespace="closing-" + secrets.token_hex(4))
+        await cache.open()
+        assert (await connect(app, cache=cache).get("/a")).status_code == 200
+        await closing.pop()
 
 
 async def test_a_send_that_fails_keeps_nothing(connect, origin, cache):

@@ -161,3 +161,58 @@ async def test_simultaneous_validations_are_one(client, origin, clock, gate):
     gate.set()
     assert {answer.text for answer in await asyncio.gather(*tasks)} == {"answer 1"}
     assert origin.calls == 2
+
+
+async def test_simultaneous_misses_share_a_response_that_may_only_be_served_stale(client, origin, gate):
+    origin.headers = [("cache-control", "max-age=0, stale-while-revalidate=60")]
+    tasks = [asyncio.create_task(client.get("/a")) for _ in range(10)]
+    await called(origin, 1)
+    gate.set()
+    assert {answer.text for answer in await asyncio.gather(*tasks)} == {"answer 1"}
+    await client.middleware._serving.end_revalidations()
+    assert origin.calls == 2
+
+
+@pytest.mark.parametrize("failure", [500, 503, "raises", "raises late"])
+async def test_an_application_that_fails_is_called_once_for_simultaneous_requests(
+    client, origin, gate, clock, failure, caplog
+):
+    origin.headers = [("cache-control", "max-age=10, stale-if-error=600")]
+    gate.set()
+    await client.get("/a")
+    clock.advance(10)
+
+    async def fail():
+        await gate.wait()
+        if failure == "raises":
+            raise RuntimeError("on purpose")
+
+    origin.wait = fail
+    if failure == "raises late":
+        origin.status, origin.failure = 503, RuntimeError("on purpose")
+    elif failure != "raises":
+        origin.status = failure
+    for calls in (2, 3):
+        gate.clear()
+        tasks = [asyncio.create_task(client.get("/a")) for _ in range(20)]
+        await called(origin, calls)
+        gate.set()
+        assert {answer.text for answer in await asyncio.gather(*tasks)} == {"answer 1"}
+        assert origin.calls == calls
+    assert caplog.text.count("serving the stale response") >= 2
+
+
+async def test_requests_go_on_as_soon_as_a_body_turns_out_to_be_too_large(connect, cache):
+    started = asyncio.Barrier(3)
+
+    async def large(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=60")]})
+        await send({"type": "http.response.body", "body": b"x" * 2_000, "more_body": True})
+        # The first response ends only after all three requests have called the application.
+        await started.wait()
+        await send({"type": "http.response.body", "body": b""})
+
+    client = connect(large, cache=cache, max_body_bytes=1_000)
+    # Less than requests wait for a body that will be stored.
+    async with asyncio.timeout(4):
+        await asyncio.gather(*(client.get("/a") for _ in range(3)))

@@ -1,12 +1,16 @@
 """Hostile headers and paths cost bounded time and memory, and never an error to a client."""
 
+import secrets
 import time
 
 import pytest
+from prometheus_client import CollectorRegistry
 
+from acgsperf import LRUCache, PostgresTier, RedisTier, TieredCache
 from acgsperf.asgi import fields
 from acgsperf.asgi.uri import target_of
 from acgsperf.asgi.validators import is_not_modified
+from acgsperf.metrics.prometheus import PerformanceCollector, exposition
 
 HUGE = 200_000
 PUBLIC = (b"cache-control", b"public, max-age=60")
@@ -83,11 +87,12 @@ class Hostile:
         await send({"type": "http.response.body", "body": b"fine"})
 
 
-async def asked(middleware, headers=(), path=b"/a", method="GET"):
+async def asked(middleware, headers=(), path=b"/a", method="GET", changed=()):
     scope = {
         "type": "http", "method": method, "scheme": "http", "path": path.decode("utf-8", "replace"), "raw_path": path,
         "query_string": b"", "headers": [(b"host", b"test"), *headers],
     }  # fmt: skip
+    scope.update(changed)
     sent = []
 
     async def receive():
@@ -134,6 +139,37 @@ async def test_hostile_paths(connect, cache, path):
 async def test_a_path_without_raw_bytes_is_quoted(connect, origin, cache):
     scope = {"scheme": "http", "path": "/\udcff?ä", "headers": []}
     assert target_of(scope).uri == "http:http:///%FF%3F%C3%A4"
+
+
+@pytest.fixture(params=["l2", "l3"])
+async def tiered(request, servers):
+    """A cache with a lower tier."""
+    tier = RedisTier(servers.redis_url, deadline=5) if request.param == "l2" else None
+    l3 = PostgresTier(servers.database_url, deadline=5) if request.param == "l3" else None
+    async with TieredCache(LRUCache(9), tier, l3, namespace="hostile-" + secrets.token_hex(4), deadline=5) as opened:
+        yield opened
+        await opened.clear()
+
+
+@pytest.mark.parametrize(
+    ("changed", "headers"),
+    [
+        ({"path": "/\udcff\ud800", "raw_path": None}, []),
+        ({"raw_path": b"/\x00\xff", "query_string": b"\x00\xff"}, []),
+        ({"headers": [(b"host", b"\x00\xff")]}, []),
+        ({"headers": [(b"a\x00", b"\x00\xff")]}, [(b"vary", b"a\x00"), (b"x", b"\xff\x00")]),
+        ({}, [(b"surrogate-key", b"\x00 \xff"), (b"cache-tag", b"\x00,\xff")]),
+    ],
+    ids=["path", "bytes", "host", "vary", "tags"],
+)  # fmt: skip
+async def test_lower_tiers_store_hostile_responses(connect, tiered, changed, headers):
+    middleware = connect(Hostile([PUBLIC, *headers]), cache=tiered).middleware
+    registry = CollectorRegistry()
+    registry.register(PerformanceCollector(http=middleware))
+    for _ in range(2):
+        await asked(middleware, changed=changed)
+    assert (middleware.counts().hits, middleware.counts().stored) == (1, 1)
+    assert b"acgsperf_http" in exposition(registry)()[1]
 
 
 async def test_bodies_of_any_kind_of_bytes_are_kept(connect, cache):

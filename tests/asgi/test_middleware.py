@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from ids import name_of
 
 from acgsperf import CONSTITUTIONAL_HASH, ComplianceValidator, LRUCache, TieredCache
 from acgsperf.asgi import PerformanceMiddleware
@@ -173,7 +174,7 @@ async def test_other_scopes_pass_through_untouched(validator, kind):
         ({"cache": TieredCache(LRUCache(1), namespace="n", value_type=dict)}, "cache must have no value_type"),
         ({"metrics_path": "metrics"}, "metrics_path must begin with /"),
     ],
-    ids=str,
+    ids=name_of,
 )
 def test_an_argument_out_of_bounds_is_named(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
@@ -193,6 +194,26 @@ async def test_a_preflight_passes_where_a_hash_is_required(connect, origin, vali
     assert (await client.options("/a", headers={"Origin": "http://app"})).status_code == 403
     assert (await client.post("/a", headers=preflight)).status_code == 403
     assert origin.calls == 1
+
+
+async def test_a_response_to_a_request_without_the_hash_does_not_tell_it_where_it_is_required(
+    connect, origin, validator, cache
+):
+    origin.headers = [("cache-control", "public, max-age=60"), ("x-a", "1")]
+    client = connect(origin, validator=validator, require_hash=True, exempt=("/health",), cache=cache)
+    preflight = {"Origin": "http://app", "Access-Control-Request-Method": "POST"}
+    for answer in (
+        await client.options("/a", headers=preflight),
+        *[await client.get("/health") for _ in range(3)],
+        await client.head("/health"),
+        await client.get("/health", headers={"range": "bytes=0-0"}),
+    ):
+        assert answer.is_success
+        assert answer.headers["x-a"] == "1"
+        assert answer.headers.keys().isdisjoint(name.lower() for name in validator.response_headers())
+    for _ in range(2):
+        assert (await client.get("/health", headers=GOOD)).headers[HEADER] == CONSTITUTIONAL_HASH
+    assert origin.calls == 2
 
 
 async def test_an_exempt_path_needs_no_hash(connect, origin, validator):

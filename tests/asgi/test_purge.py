@@ -7,6 +7,7 @@ import secrets
 import pytest
 
 from acgsperf import CacheError, LRUCache, RedisTier, TieredCache
+from acgsperf.backplane.redis import RedisBackplane
 
 FRESH = ("cache-control", "max-age=60")
 
@@ -113,6 +114,39 @@ async def test_a_purge_reaches_every_worker(connect, origin, workers, purged):
         while (await second.get("/a")).text == "answer 1":
             pass
     assert (await first.get("/a")).text == "answer 2"
+
+
+@pytest.fixture
+async def on_backplane(servers):
+    """Two caches without lower tiers, as in two processes, which hear each other by a backplane."""
+    namespace = "purge-" + secrets.token_hex(4)
+    caches = [
+        TieredCache(LRUCache(100), namespace=namespace, backplane=RedisBackplane(servers.redis_url)) for _ in range(2)
+    ]
+    async with caches[0], caches[1]:
+        yield caches
+
+
+@pytest.mark.parametrize(
+    "remove",
+    [
+        lambda client: client.middleware.purge(tag="price"),
+        lambda client: client.middleware.purge(path="/a"),
+        lambda client: client.delete("/a"),
+        lambda client: client.post("/b"),
+    ],
+    ids=["tag", "path", "DELETE", "Location"],
+)
+async def test_the_backplane_alone_carries_it(connect, origin, on_backplane, remove):
+    origin.headers = [FRESH, ("cache-tag", "price"), ("location", "/a")]
+    first, second = (connect(origin, cache=cache) for cache in on_backplane)
+    for client in (first, second, second):
+        await client.get("/a")
+    assert origin.calls == 2
+    await remove(first)
+    async with asyncio.timeout(10):
+        while (await second.get("/a")).text == "answer 2":
+            pass
 
 
 async def test_a_purge_in_another_worker_supersedes_what_is_computed(connect, origin, workers):

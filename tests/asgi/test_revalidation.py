@@ -151,6 +151,39 @@ async def test_a_stale_response_is_served_while_it_is_validated(client, origin, 
     assert origin.calls == 2
 
 
+@pytest.mark.parametrize("cache_control", ["max-age=0", "max-age=10", "s-maxage=0"])
+async def test_one_revalidation_of_a_response_runs_at_a_time(client, origin, clock, cache_control):
+    origin.headers[0] = ("cache-control", f"{cache_control}, stale-while-revalidate=60")
+    await client.get("/a")
+    clock.advance(10)
+    for calls in (2, 3):
+        go_on = asyncio.Event()
+        origin.wait = go_on.wait
+        for _ in range(5):
+            assert (await client.get("/a")).text == "answer 1"
+            await asyncio.sleep(0)
+        assert origin.calls == calls
+        go_on.set()
+        await settled(client)
+        clock.advance(10)
+
+
+async def test_a_revalidation_that_forbids_to_store_runs_once_at_a_time(client, origin, clock):
+    origin.headers[0] = ("cache-control", "max-age=10, stale-while-revalidate=60")
+    await client.get("/a")
+    clock.advance(10)
+    origin.validates, origin.headers[0] = False, ("cache-control", "no-store")
+    for calls in (2, 3):
+        go_on = asyncio.Event()
+        origin.wait = go_on.wait
+        for _ in range(5):
+            assert (await client.get("/a")).text == "answer 1"
+            await asyncio.sleep(0)
+        assert origin.calls == calls
+        go_on.set()
+        await settled(client)
+
+
 async def test_a_revalidation_stores_a_new_response(client, origin, clock):
     origin.headers[0] = ("cache-control", "max-age=10, stale-while-revalidate=5")
     await client.get("/a")

@@ -47,10 +47,25 @@ def test_equal_uris_have_one_key(one, other):
         ((b"/", b"", b"test:443"), (b"/", b"", b"test")),
         ((b"/",), (b"/", b"", b"test", "https")),
         ((b"/%",), (b"/%25",)),
+        # A host may contain any characters: servers do not check it.
+        ((b"/b", b"", b"test/a"), (b"/a/b",)),
+        ((b"/", b"", b"test/a?b="), (b"/a", b"b=/")),
+        ((b"/b", b"", b"test#"), (b"/b",)),
+        ((b"/b", b"", b"test%2fa"), (b"/b", b"", b"test/a")),
+        ((b"/", b"", b"test::80"), (b"/",)),
+        ((b"/", b"", b"user@test"), (b"/",)),
+        ((b"/a?b",), (b"/a", b"b")),
     ],
 )
 def test_different_uris_have_different_keys(one, other):
     assert uri_of(*one) != uri_of(*other)
+
+
+async def test_a_host_cannot_stand_for_a_part_of_the_path(connect, origin, cache):
+    origin.headers = [("cache-control", "max-age=60")]
+    client = connect(origin, cache=cache)
+    await client.get("/b", headers={"host": "test/a"})
+    assert (await client.get("/a/b", headers={"host": "test"})).text == "answer 2"
 
 
 async def test_an_unsafe_request_removes_every_spelling(connect, origin, cache):
@@ -111,6 +126,23 @@ async def test_a_write_removes_what_its_response_refers_to(connect, origin, cach
     await client.post("/items")
     await client.get("/items/7")
     assert origin.calls == 3
+
+
+async def test_an_application_that_changes_its_scope_does_not_change_what_is_removed(connect, cache):
+    calls = 0
+
+    async def app(scope, receive, send):
+        nonlocal calls
+        calls += 1
+        scope |= {"path": "/changed", "raw_path": b"/changed", "root_path": "/a"}
+        scope["headers"].clear()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=60")]})
+        await send({"type": "http.response.body", "body": b"%d" % calls})
+
+    client = connect(app, cache=cache)
+    assert [(await client.get("/a")).text for _ in range(2)] == ["1", "1"]
+    await client.post("/a")
+    assert (await client.get("/a")).text == "3"
 
 
 def test_a_path_has_the_same_tag_however_it_is_written():

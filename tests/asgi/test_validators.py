@@ -119,6 +119,25 @@ async def test_a_range_that_cannot_be_stored_is_passed_on(connect, origin, cache
     assert [request["range"] for request in origin.requests] == ["bytes=0-1"] * 2
 
 
+@pytest.mark.parametrize("status", [400, 404, 416])
+async def test_an_error_to_a_range_does_not_answer_requests_for_the_whole(connect, origin, cache, status):
+    origin.headers = [("cache-control", "max-age=60")]
+    client = connect(origin, cache=cache)
+    origin.status = status
+    await client.get("/a", headers={"range": "bytes=900-"})
+    origin.status = 200
+    assert (await client.get("/a")).status_code == 200
+
+
+async def test_a_range_of_a_response_that_the_client_has_is_not_sent(connect, origin, cache):
+    origin.status = 206
+    origin.headers = [("cache-control", "max-age=60"), ("etag", '"a"'), ("content-range", "bytes 0-7/8")]
+    client = connect(origin, cache=cache)
+    for _ in range(2):
+        answer = await client.get("/a", headers={"range": "bytes=0-7", "if-none-match": '"a"'})
+        assert (answer.status_code, answer.content) == (304, b"")
+
+
 async def test_a_whole_response_to_a_range_is_kept(connect, origin, cache):
     origin.headers = [FRESH]
     client = connect(origin, cache=cache)

@@ -103,6 +103,25 @@ async def test_several_headers_select_like_one(connect, origin, cache):
     assert origin.calls == 1
 
 
+@pytest.mark.parametrize("stale", [False, True])
+async def test_an_application_that_changes_the_headers_of_its_request_does_not_change_the_variant(
+    connect, cache, clock, stale
+):
+    async def app(scope, receive, send):
+        user = dict(scope["headers"]).get(b"cookie", b"nobody")
+        scope["headers"][:] = [pair for pair in scope["headers"] if pair[0] != b"cookie"]
+        headers = [(b"cache-control", b"max-age=60"), (b"vary", b"cookie"), (b"etag", b'"%b"' % user)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": user})
+
+    client = connect(app, cache=cache)
+    for _ in range(1 + stale):
+        clock.advance(60)
+        assert (await client.get("/a", headers={"cookie": "alice"})).text == "alice"
+    assert (await client.get("/a")).text == "nobody"
+    assert (await client.get("/a", headers={"cookie": "alice"})).text == "alice"
+
+
 async def test_a_uri_has_a_bounded_number_of_combinations(connect, origin, cache):
     client = connect(origin, cache=cache)
     for i in range(30):

@@ -106,4 +106,5 @@ class Server(uvicorn.Server):
 
 
 if __name__ == "__main__":
-    Server(uvicorn.Config(app, port=0, log_level="critical", ws="none", lifespan="off")).run()
+    # A client may wait for the other worker longer than the 5 s after which uvicorn closes an idle connection.
+    Server(uvicorn.Config(app, port=0, log_level="critical", ws="none", lifespan="off", timeout_keep_alive=60)).run()
