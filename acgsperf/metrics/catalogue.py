@@ -1,111 +1,55 @@
 """The list of all metrics. Both exporters, the dashboard, the alert rules and the documentation use it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from acgsperf import hooks
+from acgsperf.metrics.metric import Kind, Merge, Metric
 from acgsperf.metrics.readers import (
     Read,
-    Value,
-    Values,
     accesses,
     all_tiers,
     backplane_states,
     backplanes,
+    balancers,
     breakers,
     caches,
     closed,
+    connect_times,
+    connections,
+    endpoints,
     errors,
     evictions,
     http,
     lags,
+    limits,
+    points,
     policies,
     pools,
     predictions,
     responses,
     routes,
     service,
+    setting_hit_rates,
+    settings,
+    size_hit_rates,
+    sizes,
+    sizings,
     tiers,
     uses,
     verdicts,
     weights,
 )
-from acgsperf.metrics.source import Reading
 
-__all__ = ["ATTRIBUTES", "METRICS", "Kind", "Merge", "Metric", "Value"]
-
-
-class Kind(StrEnum):
-    """The type of a metric, as Prometheus calls it."""
-
-    COUNTER = "counter"
-    GAUGE = "gauge"
-    HISTOGRAM = "histogram"
-
-
-class Merge(StrEnum):
-    """How a gauge of several processes is merged into one. Counters and histograms are always added up."""
-
-    SUM = "sum"
-    MIN = "min"
-    MAX = "max"
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A metric.
-
-    Attributes:
-        name: in Prometheus, without the prefix and without `_total`.
-        kind: see `Kind`.
-        help: what it measures.
-        labels: the names of its labels.
-        read: returns its values, each with the values of the labels in the order of `labels`. See `in_ns`.
-        unit: its unit for OpenTelemetry.
-        merge: how the gauges of several processes are merged.
-        otel_name: its name in OpenTelemetry; if empty, `instrument` derives one from `name`.
-        otel_attributes: constant attributes in OpenTelemetry, which distinguish metrics with the same `otel_name`.
-    """
-
-    name: str
-    kind: Kind
-    help: str
-    labels: tuple[str, ...]
-    read: Callable[[Reading], Values]
-    unit: str = "1"
-    merge: Merge = Merge.SUM
-    otel_name: str = ""
-    otel_attributes: tuple[tuple[str, str], ...] = ()
-
-    @property
-    def in_ns(self) -> bool:
-        """Whether its values are integers in ns that are exported in seconds.
-
-        A sum of seconds may differ in the last digit, depending on the order. Prometheus treats a lower value as a
-        restart.
-        """
-        return self.unit == "s" and self.kind is not Kind.GAUGE
-
-    @property
-    def exported_name(self) -> str:
-        """The name in Prometheus, without the prefix."""
-        return f"{self.name}_total" if self.kind is Kind.COUNTER else self.name
-
-    @property
-    def instrument(self) -> str:
-        """The name in OpenTelemetry."""
-        if self.otel_name:
-            return self.otel_name
-        group, _, rest = self.name.removesuffix("_seconds").partition("_")
-        return f"acgsperf.{group}.{rest}" if rest else f"acgsperf.{group}"
-
+__all__ = ["ATTRIBUTES", "METRICS"]
 
 # For each label its attribute in OpenTelemetry, from the semantic conventions if they define one.
 ATTRIBUTES: Final[Mapping[str, str]] = {
     "cache": hooks.CACHE,
+    "endpoint": "server.address",
     "error": "error.type",
+    "factor": "acgsperf.factor",
+    "policy": "acgsperf.policy",
     "pool": hooks.POOL,
     "reason": "acgsperf.reason",
     "result": "acgsperf.result",
@@ -130,7 +74,16 @@ _CONVENTIONS: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
     "pool_create_seconds": ("db.client.connection.create_time", ()),
 }
 _NOT_SUMMED: Final[Mapping[str, Merge]] = {
+    "balancer_latency_seconds": Merge.MAX,
+    "cache_entry_bytes": Merge.MAX,
+    "cache_policy_age_seconds": Merge.MIN,
+    "cache_policy_hit_rate": Merge.MIN,
     "cache_promotion_threshold": Merge.MAX,
+    "cache_sizing_entries": Merge.MAX,
+    "cache_sizing_hit_rate": Merge.MIN,
+    "cache_sizing_point_bytes": Merge.MAX,
+    "cache_sizing_point_entries": Merge.MAX,
+    "http_limit_usual_latency_seconds": Merge.MAX,
     "pool_healthy": Merge.MIN,
     "pool_oldest_wait_seconds": Merge.MAX,
     "pool_replica_lag_seconds": Merge.MAX,
@@ -161,6 +114,30 @@ METRICS: Final = (
     ),
     *_metrics(("verdict",), ("compliance_validations", _C, "{hash}", "Hashes checked, by verdict.", verdicts)),
     *_metrics(
+        (),
+        (
+            *("compliance_fast_path_calls", _C, "{call}", "Hashes checked without timing the call."),
+            service(lambda s: s.validator.fast_path_calls),
+        ),
+        ("compliance_batches", _C, "{call}", "Batches of hashes checked.", service(lambda s: s.validator.batches)),
+        (
+            *("compliance_context_hits", _C, "{call}", "Checks in a context that had a known result."),
+            service(lambda s: s.validator.context_hits),
+        ),
+        (
+            *("compliance_context_misses", _C, "{call}", "Checks in a context that had no known result."),
+            service(lambda s: s.validator.context_misses),
+        ),
+        (
+            *("compliance_context_entries", _G, "{entry}", "Known results of checks in a context."),
+            service(lambda s: s.validator.context_size),
+        ),
+        (
+            *("compliance_validation_seconds", _H, "s", "Duration of timed checks of a hash."),
+            service(lambda s: s.validation_time),
+        ),
+    ),
+    *_metrics(
         ("cache", "tier"),
         ("cache_hits", _C, "{key}", "Keys found.", all_tiers(lambda s: s.hits)),
         ("cache_misses", _C, "{key}", "Keys not found.", all_tiers(lambda s: s.misses)),
@@ -178,6 +155,19 @@ METRICS: Final = (
         ),
         ("cache_timeouts", _C, "{call}", "Calls of a lower tier ended by the deadline.", tiers(lambda s: s.timeouts)),
         ("cache_access_seconds", _H, "s", "Duration of reads from a lower tier, for each key.", accesses),
+        (
+            *("cache_connections", _G, "{connection}", "Open connections of a tier to its server."),
+            connections(lambda c: c.open),
+        ),
+        (
+            *("cache_opened_connections", _C, "{connection}", "Connections that a tier opened."),
+            connections(lambda c: c.opened),
+        ),
+        (
+            *("cache_connect_errors", _C, "{attempt}", "Failed attempts of a tier to connect."),
+            connections(lambda c: c.failed),
+        ),
+        ("cache_connect_seconds", _H, "s", "Time to open a connection of a tier.", connect_times),
     ),
     *_metrics(
         ("cache", "tier", "error"),
@@ -193,10 +183,47 @@ METRICS: Final = (
     ),
     *_metrics(
         ("cache", "setting"),
-        ("cache_policy", _G, "{policy}", "Settings of L1's eviction policy in use, 0 or 1 in a process.", policies),
+        ("cache_policy", _G, "{policy}", "Settings of L1's eviction policy in use, 0 or 1 in a process.", settings),
+        (
+            *("cache_policy_hit_rate", _G, "1", "Estimated hit rate of L1 if a setting had always been in use."),
+            setting_hit_rates,
+        ),
+    ),
+    *_metrics(
+        ("cache", "factor"),
+        ("cache_sizing_entries", _G, "{entry}", "Size of L1, times a factor, that an estimate is for.", sizes),
+    ),
+    *_metrics(
+        ("cache", "factor", "policy"),
+        ("cache_sizing_hit_rate", _G, "1", "Expected hit rate of L1 with another size.", size_hit_rates),
     ),
     *_metrics(
         ("cache",),
+        (
+            *("cache_policy_age_seconds", _G, "s", "Time since the setting of L1's eviction policy changed."),
+            policies(lambda p: p.seconds),
+        ),
+        (
+            *("cache_policy_switches", _C, "{event}", "Changes of the setting of L1's eviction policy."),
+            policies(lambda p: p.switches),
+        ),
+        (
+            *("cache_policy_samples", _C, "{key}", "Requests that the shadow caches of L1's policy have seen."),
+            policies(lambda p: p.samples),
+        ),
+        (
+            *("cache_sizing_requests", _G, "{request}", "Requests that the estimates for other sizes of L1 are for."),
+            sizings(lambda s: s.requests),
+        ),
+        (
+            *("cache_sizing_point_entries", _G, "{entry}", "How many more entries L1 needs for one point of hit rate."),
+            points(lambda s: s.point_entries),
+        ),
+        (
+            *("cache_sizing_point_bytes", _G, "By", "How many more bytes L1 needs for one point of hit rate."),
+            points(lambda s: s.point_bytes),
+        ),
+        ("cache_entry_bytes", _G, "By", "Mean weight of an entry of L1.", points(lambda s: s.entry_bytes)),
         ("cache_entries", _G, "{entry}", "Entries in L1.", caches(lambda s: s.l1.size)),
         ("cache_max_entries", _G, "{entry}", "Maximum entries in L1.", caches(lambda s: s.l1.maxsize)),
         ("cache_weight", _G, "1", "Weight of the entries in L1, with a weigher.", weights(lambda s: s.weight)),
@@ -250,6 +277,7 @@ METRICS: Final = (
         ("cache_prediction_used", _C, "{key}", "Predicted values that were requested.", predictions(lambda s: s.used)),
         ("cache_prediction_wasted", _C, "{key}", "Useless fetches by prediction.", predictions(lambda s: s.wasted)),
         ("cache_prediction_late", _C, "{key}", "Predicted values that arrived late.", predictions(lambda s: s.late)),
+        ("cache_prediction_loaded", _C, "{key}", "Predicted keys loaded.", predictions(lambda s: s.loaded)),
         ("cache_prediction_held", _G, "{entry}", "Predicted values not requested yet.", predictions(lambda s: s.held)),
         (
             "cache_prediction_classes",
@@ -329,6 +357,17 @@ METRICS: Final = (
             http(lambda c: c.refused),
         ),
         ("http_cache_stores", _C, "{response}", "Responses stored in the response cache.", http(lambda c: c.stored)),
+        ("http_limit", _G, "{request}", "Limit of the requests in flight.", limits(lambda s: s.limit)),
+        (
+            *("http_limit_in_flight", _G, "{request}", "Requests in flight behind the limit."),
+            limits(lambda s: s.in_flight),
+        ),
+        ("http_limit_accepted", _C, "{request}", "Requests below the limit.", limits(lambda s: s.accepted)),
+        ("http_limit_refused", _C, "{request}", "Requests refused with 503.", limits(lambda s: s.refused)),
+        (
+            *("http_limit_usual_latency_seconds", _G, "s", "Mean latency while no request is refused."),
+            limits(lambda s: s.usual_latency_s),
+        ),
     ),
     *_metrics(
         ("result",),
@@ -342,5 +381,18 @@ METRICS: Final = (
         ("route", "pool"),
         ("http_connection_uses", _C, "{connection}", "Connections that requests used, by route.", uses(0)),
         ("http_connection_use_seconds", _C, "s", "Time that requests kept connections, by route.", uses(1)),
+    ),
+    *_metrics(
+        ("endpoint",),
+        ("balancer_picks", _C, "{request}", "Requests sent to an endpoint.", endpoints(lambda e: e.picks)),
+        ("balancer_failures", _C, "{request}", "Requests that failed there.", endpoints(lambda e: e.failures)),
+        ("balancer_in_flight", _G, "{request}", "Requests in flight there.", endpoints(lambda e: e.in_flight)),
+        ("balancer_latency_seconds", _G, "s", "Recent latency of an endpoint.", endpoints(lambda e: e.latency_s)),
+        ("balancer_ejected", _G, "1", "1 while an endpoint gets probes only.", endpoints(lambda e: int(e.ejected))),
+        ("balancer_ejections", _C, "{event}", "Ejections of an endpoint.", endpoints(lambda e: e.ejections)),
+    ),
+    *_metrics(
+        (),
+        ("balancer_probes", _C, "{request}", "Requests that tried an ejected endpoint.", balancers(lambda b: b.probes)),
     ),
 )

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from acgsperf.dispatch import LatencyHistogram
-from acgsperf.metrics.catalogue import METRICS, Merge
+from acgsperf.metrics.catalogue import METRICS
+from acgsperf.metrics.metric import Merge
 from acgsperf.metrics.source import Reading
 
 __all__ = ["Figures", "Number", "Series", "gather", "merge", "put", "valid_text"]

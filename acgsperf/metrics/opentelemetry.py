@@ -4,17 +4,20 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib.metadata import version
-from typing import Any, Final
-from weakref import WeakKeyDictionary
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary, finalize
 
 from acgsperf import hooks
 from acgsperf._native.arguments import checked_seconds
 from acgsperf.dispatch import LatencyHistogram
-from acgsperf.metrics.catalogue import ATTRIBUTES, METRICS, Kind, Merge, Metric, Value
+from acgsperf.metrics.catalogue import ATTRIBUTES, METRICS
 from acgsperf.metrics.figures import valid_text
-from acgsperf.metrics.source import Caches, HttpSource, MetricsSource, Pools, Reading, Sources
+from acgsperf.metrics.metric import Kind, Merge, Metric
+from acgsperf.metrics.readers import Value
+from acgsperf.metrics.source import Balancers, Caches, HttpSource, LimitSource, MetricsSource, Pools, Reading, Sources
 
 try:
     from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation, get_meter_provider
@@ -26,6 +29,7 @@ from acgsperf.metrics.spans import CHECK_EVERY_S, MIN_SPAN_S, OpenTelemetrySpans
 
 __all__ = ["Instrumentation", "instrument"]
 
+_T = TypeVar("_T")
 _NAME: Final = "acgsperf"
 _QUANTILE: Final = "acgsperf.quantile"
 _QUANTILES: Final = ((50, "0.5"), (95, "0.95"), (99, "0.99"))
@@ -77,18 +81,46 @@ def _install_hooks() -> None:
     hooks.connection_times = _running[-1]._record_time if _running else None
 
 
-def _install_spans(latest: Instrumentation) -> None:
-    """Set the hook of the spans. In an event loop, wait until the SDK is set up: an unset hook costs nothing."""
+def _install_spans(latest: Instrumentation, watched: asyncio.AbstractEventLoop | None = None) -> None:
+    """Set the hook of the spans. Until the SDK is set up, an event loop checks for it: an unset hook costs nothing.
+
+    Args:
+        latest: does nothing if there is a later instrumentation.
+        watched: the event loop that has checked so far.
+    """
     if not _running or _running[-1] is not latest:
         return
-    if not latest._spans.check_sdk():
-        try:
-            asyncio.get_running_loop().call_later(CHECK_EVERY_S, _install_spans, latest)
-            return
-        except RuntimeError:
-            # Without an event loop, `OpenTelemetrySpans` checks for the SDK itself.
-            pass
-    hooks.spans = latest._spans
+    if latest._spans.is_set_up():
+        hooks.spans = latest._spans
+        return
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        hooks.spans = _UntilALoopRuns(latest)
+        return
+    hooks.spans = None
+    if loop is not watched:
+        # If this event loop ends before the SDK is set up, the next one has to check.
+        with suppress(TypeError):  # An event loop of another package may not support weak references.
+            finalize(loop, _install_spans, latest).atexit = False
+    loop.call_later(CHECK_EVERY_S, _install_spans, latest, loop)
+
+
+class _UntilALoopRuns:
+    """Makes no spans. The first call, which is in an event loop, lets that loop check for the SDK."""
+
+    def __init__(self, latest: Instrumentation) -> None:
+        self._latest = latest
+
+    def during(self, name: str, attributes: object, work: Awaitable[_T], **options: object) -> Awaitable[_T]:
+        _install_spans(self._latest)
+        return work
+
+    def past(self, *arguments: object) -> None:
+        _install_spans(self._latest)
+
+    def tier_call(self, *arguments: object) -> None:
+        _install_spans(self._latest)
 
 
 class _Instruments:
@@ -212,6 +244,8 @@ def instrument(
     cache: Caches = (),
     pools: Pools = (),
     http: HttpSource | None = None,
+    limit: LimitSource | None = None,
+    balancers: Balancers = (),
     tracer_provider: TracerProvider | None = None,
     min_span_s: float = MIN_SPAN_S,
 ) -> Instrumentation:
@@ -232,6 +266,8 @@ def instrument(
         cache: other caches, as for `PerformanceCollector`.
         pools: other pools, as for `PerformanceCollector`.
         http: a middleware.
+        limit: a `ConcurrencyLimit`.
+        balancers: a `Balancer`, or several.
         tracer_provider: None for the global one.
         min_span_s: an operation that takes less time makes no span, unless its loader makes spans, or it fails.
 
@@ -241,7 +277,7 @@ def instrument(
     Raises:
         TypeError, ValueError: as `PerformanceCollector`; also if the provider already reports this service.
     """
-    sources = Sources(source, cache, pools, http)
+    sources = Sources(source, cache, pools, http, limit, balancers)
     return Instrumentation(
         _of(meter_provider),
         sources,

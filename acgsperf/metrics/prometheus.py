@@ -2,7 +2,6 @@
 
 import asyncio
 import atexit
-import logging
 import math
 import os
 import re
@@ -11,10 +10,13 @@ from functools import partial
 from typing import Final
 from weakref import WeakSet, ref
 
-from acgsperf.metrics.catalogue import METRICS, Kind
-from acgsperf.metrics.catalogue import Metric as Listed
-from acgsperf.metrics.figures import Figures, Number, Series, gather, valid_text
-from acgsperf.metrics.source import Caches, HttpSource, MetricsSource, Pools, Sources
+from xxhash import xxh3_64_hexdigest
+
+from acgsperf.metrics.catalogue import METRICS
+from acgsperf.metrics.figures import Number, Series, gather, valid_text
+from acgsperf.metrics.metric import Kind
+from acgsperf.metrics.metric import Metric as Listed
+from acgsperf.metrics.source import Balancers, Caches, HttpSource, LimitSource, MetricsSource, Pools, Sources
 from acgsperf.metrics.workers import WorkerFigures
 
 try:
@@ -29,8 +31,6 @@ except ImportError as _missing:
 
 __all__ = ["BUCKETS_S", "PerformanceCollector", "exposition"]
 
-_log: Final = logging.getLogger("acgsperf.metrics")
-
 # From an L1 hit to a request that hangs. The targets of 1, 2 and 5 ms are bounds.
 BUCKETS_S: Final = (
     *(1e-6, 5e-6, 25e-6, 1e-4, 25e-5, 5e-4),
@@ -43,7 +43,7 @@ _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 # `floatToGoString` writes an integer below this limit with `.0`, and a greater one with an exponent.
 _PLAIN: Final = 1_000_000
 _PUBLISH_EVERY_S: Final = 5.0
-_MOST_REMEMBERED: Final = 20_000
+_MOST_UNUSED: Final = 20_000
 
 
 class PerformanceCollector(Collector):
@@ -60,6 +60,8 @@ class PerformanceCollector(Collector):
             namespace. The name is the label `cache`.
         pools: other pools: a `PoolManager`, a `ConnectionPool`, or several of them.
         http: a middleware whose routes are exported as well.
+        limit: a `ConcurrencyLimit`.
+        balancers: a `Balancer`, or several. Figures of one endpoint in several balancers are added up.
         namespace: prefix of all metric names.
         labels: constant labels of every metric.
         buckets_s: bounds of the histograms, in seconds, ascending.
@@ -82,6 +84,8 @@ class PerformanceCollector(Collector):
         cache: Caches = (),
         pools: Pools = (),
         http: HttpSource | None = None,
+        limit: LimitSource | None = None,
+        balancers: Balancers = (),
         namespace: str = "acgsperf",
         labels: Mapping[str, str] | None = None,
         buckets_s: Sequence[float] = BUCKETS_S,
@@ -96,11 +100,12 @@ class PerformanceCollector(Collector):
         for name in (namespace, *constants):
             if not _NAME.fullmatch(name) or name.startswith("__"):
                 raise ValueError(f"namespace and label names must be letters, digits and _, got {name!r}")
-        self._sources = Sources(source, cache, pools, http)
+        self._sources = Sources(source, cache, pools, http, limit, balancers)
         self._bounds_ns = _bounds_ns(buckets_s)
         self._layout = _Layout(namespace, constants, [_written(bound) for bound in buckets_s])
         directory = self._sources.directory if workers_directory is None else workers_directory
-        self._workers = WorkerFigures(directory, namespace, self._bounds_ns) if directory else None
+        name = _name_of_files(namespace, constants)
+        self._workers = WorkerFigures(directory, name, self._bounds_ns) if directory else None
         self._loop: asyncio.AbstractEventLoop | None = None
         if self._workers is not None:
             _shared.add(self)
@@ -112,7 +117,8 @@ class PerformanceCollector(Collector):
         figures = gather(self._sources.read(), self._bounds_ns)
         if self._workers is not None:
             self._publish_regularly()
-            figures = self._workers.add_others(self._published(self._workers, figures))
+            figures = self._workers.add_others(self._workers.publish(figures))
+        self._layout.keep(sum(map(len, figures.values())))
         for metric in METRICS:
             if metric.name in figures:
                 yield _Family(self._layout, metric, figures[metric.name])
@@ -130,7 +136,7 @@ class PerformanceCollector(Collector):
         so the interpreter does not exit normally: without a service, call `close` when the application shuts down.
         """
         if self._workers is not None:
-            self._published(self._workers, gather(self._sources.read(), self._bounds_ns))
+            self._workers.publish(gather(self._sources.read(), self._bounds_ns))
 
     def close(self) -> None:
         """Publish for the last time. The other workers then count this process as ended. You may call it again."""
@@ -138,15 +144,6 @@ class PerformanceCollector(Collector):
             self.publish()
             self._workers.close()
             self._workers = None
-
-    def _published(self, workers: WorkerFigures, figures: Figures) -> Figures:
-        try:
-            return workers.publish(figures)
-        except OSError as error:
-            _log.warning(
-                "metrics: cannot write the figures of this process; the other workers show its older ones: %s", error
-            )
-            return figures
 
     def _publish_regularly(self) -> None:
         try:
@@ -184,6 +181,13 @@ def _close_all() -> None:
         collector.close()
 
 
+def _name_of_files(namespace: str, constants: Mapping[str, str]) -> str:
+    """Return a name for the files of all processes with these labels: figures with other labels are not added up."""
+    if not constants:
+        return namespace
+    return f"{namespace}-{xxh3_64_hexdigest(repr(sorted(constants.items())).encode())}"
+
+
 def _bounds_ns(buckets_s: Sequence[float]) -> list[int]:
     bounds = [round(bound * 1e9) if math.isfinite(bound) else 0 for bound in buckets_s]
     if bounds != sorted(set(bounds)) or not all(bound > 0 for bound in bounds):
@@ -205,6 +209,11 @@ class _Layout:
         self._bounds = (*bounds, "+Inf")
         # The lines of a metric with some labels, without their values. Making them takes most of the time of a page.
         self._beginnings: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
+
+    def keep(self, used: int) -> None:
+        """Prepare for a page of so many metrics with their labels. Parts that were closed must not fill the memory."""
+        if len(self._beginnings) > 2 * used + _MOST_UNUSED:
+            self._beginnings.clear()
 
     def name(self, metric: Listed) -> str:
         """Return the name of a metric without `_total`, which `prometheus_client` adds to counters itself."""
@@ -228,8 +237,6 @@ class _Layout:
         key = (metric.name, labels)
         beginnings = self._beginnings.get(key)
         if beginnings is None:
-            if len(self._beginnings) >= _MOST_REMEMBERED:
-                self._beginnings.clear()
             beginnings = self._beginnings[key] = tuple(
                 _beginning(name, named) for name, named in self.samples(metric, labels)
             )
@@ -299,21 +306,33 @@ class _Others(Collector):
         return self.metrics
 
 
-def exposition(registry: CollectorRegistry) -> Callable[[], tuple[str, bytes]]:
-    """Return a function for `PerformanceMiddleware(metrics=...)` that renders all metrics of a registry.
+class _Exposition:
+    """Renders all metrics of a registry. `PerformanceMiddleware` calls it."""
 
-    The page is the same as that of `generate_latest`, but it renders the metrics of this package in a fraction of the
-    time.
-    """
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
 
-    def render() -> tuple[str, bytes]:
+    def __call__(self) -> tuple[str, bytes]:
         own: list[str] = []
         others = _Others()
-        for metric in registry.collect():
+        for metric in self._registry.collect():
             if isinstance(metric, _Family) and metric._samples is None:
                 own += metric.page()
             else:
                 others.metrics.append(metric)
         return CONTENT_TYPE_LATEST, "".join(own).encode() + generate_latest(others)
 
-    return render
+    @staticmethod
+    def publish_regularly() -> None:
+        """Let all collectors publish. The middleware calls it in the event loop, when the application starts."""
+        for collector in list(_shared):
+            collector._publish_regularly()
+
+
+def exposition(registry: CollectorRegistry) -> Callable[[], tuple[str, bytes]]:
+    """Return a function for `PerformanceMiddleware(metrics=...)` that renders all metrics of a registry.
+
+    The page is the same as that of `generate_latest`, but it renders the metrics of this package in a fraction of the
+    time.
+    """
+    return _Exposition(registry)

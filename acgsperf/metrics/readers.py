@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from acgsperf._native.types import CacheStats
+from acgsperf._native.sizing_stats import SizingStats
+from acgsperf._native.types import CacheStats, PolicyStats
 from acgsperf.backplane import BackplaneState
+from acgsperf.balance.balancer import BalancerStats
+from acgsperf.balance.endpoint import EndpointStats
 from acgsperf.cache.types import TieredStats
 from acgsperf.dispatch import LatencyHistogram
-from acgsperf.metrics.source import CacheReading, HttpCounts, PoolReading, Reading, ServiceReading
-from acgsperf.tiers.base import BreakerState, TierStats
+from acgsperf.metrics.source import CacheReading, HttpCounts, LimitCounts, PoolReading, Reading, ServiceReading
+from acgsperf.tiers.base import BreakerState, ConnectionStats, TierStats
 
 __all__ = [
     "Read",
@@ -18,19 +21,30 @@ __all__ = [
     "all_tiers",
     "backplane_states",
     "backplanes",
+    "balancers",
     "breakers",
     "caches",
     "closed",
+    "connect_times",
+    "connections",
+    "endpoints",
     "errors",
     "evictions",
     "http",
     "lags",
+    "limits",
+    "points",
     "policies",
     "pools",
     "predictions",
     "responses",
     "routes",
     "service",
+    "setting_hit_rates",
+    "settings",
+    "size_hit_rates",
+    "sizes",
+    "sizings",
     "tiers",
     "uses",
     "verdicts",
@@ -48,7 +62,7 @@ def service(read: Callable[[ServiceReading], Value]) -> Read:
 
 def verdicts(reading: Reading) -> Values:
     if reading.service is not None:
-        verdicts = reading.service.verdicts
+        verdicts = reading.service.validator.verdicts
         yield ("valid",), verdicts.valid
         yield ("mismatch",), verdicts.mismatched
         yield ("malformed",), verdicts.malformed
@@ -70,11 +84,51 @@ def weights(read: Callable[[CacheStats], int | None]) -> Read:
     ]
 
 
-def policies(reading: Reading) -> Values:
+def policies(read: Callable[[PolicyStats], Value]) -> Read:
+    return lambda reading: [
+        ((cache.name,), read(policy)) for cache in reading.caches if (policy := cache.stats.l1.policy) is not None
+    ]
+
+
+def settings(reading: Reading) -> Values:
     for cache in reading.caches:
         if (policy := cache.stats.l1.policy) is not None:
             for setting in {policy.setting: 0, **policy.hit_rates}:
                 yield (cache.name, setting), int(setting == policy.setting)
+
+
+def setting_hit_rates(reading: Reading) -> Values:
+    for cache in reading.caches:
+        if (policy := cache.stats.l1.policy) is not None:
+            for setting, rate in policy.hit_rates.items():
+                yield (cache.name, setting), rate
+
+
+def _sizings(reading: Reading) -> Iterable[tuple[str, SizingStats]]:
+    return [(cache.name, sizing) for cache in reading.caches if (sizing := cache.stats.sizing) is not None]
+
+
+def sizings(read: Callable[[SizingStats], Value]) -> Read:
+    return lambda reading: [((name,), read(sizing)) for name, sizing in _sizings(reading)]
+
+
+def points(read: Callable[[SizingStats], int | float | None]) -> Read:
+    return lambda reading: [
+        ((name,), value) for name, sizing in _sizings(reading) if (value := read(sizing)) is not None
+    ]
+
+
+def sizes(reading: Reading) -> Values:
+    for name, sizing in _sizings(reading):
+        for size in sizing.sizes:
+            yield (name, f"{size.factor:g}"), size.maxsize
+
+
+def size_hit_rates(reading: Reading) -> Values:
+    for name, sizing in _sizings(reading):
+        for size in sizing.sizes:
+            yield (name, f"{size.factor:g}", "lru"), size.lru
+            yield (name, f"{size.factor:g}", "adaptive"), size.adaptive
 
 
 def _lower_tiers(cache: CacheReading) -> list[tuple[str, TierStats]]:
@@ -96,6 +150,15 @@ def tiers(read: Callable[[TierStats], Value]) -> Read:
     ]
 
 
+def connections(read: Callable[[ConnectionStats], Value]) -> Read:
+    return lambda reading: [
+        ((cache.name, name), read(stats.connections))
+        for cache in reading.caches
+        for name, stats in _lower_tiers(cache)
+        if stats.connections is not None
+    ]
+
+
 def errors(reading: Reading) -> Values:
     for cache in reading.caches:
         for name, stats in _lower_tiers(cache):
@@ -111,11 +174,17 @@ def breakers(reading: Reading) -> Values:
                 yield (cache.name, name, state.value), int(stats.breaker is state)
 
 
-def accesses(reading: Reading) -> Values:
-    for cache in reading.caches:
-        for tier in ("l2", "l3"):
-            if tier in cache.histograms:
-                yield (cache.name, tier), cache.histograms[tier]
+def _of_tiers(suffix: str) -> Read:
+    return lambda reading: [
+        ((cache.name, tier), histogram)
+        for cache in reading.caches
+        for tier in ("l2", "l3")
+        if (histogram := cache.histograms.get(f"{tier}{suffix}")) is not None
+    ]
+
+
+accesses: Final = _of_tiers("")
+connect_times: Final = _of_tiers(" connect")
 
 
 def _optional(part: str) -> Callable[[Callable[[Any], Value]], Read]:
@@ -179,3 +248,20 @@ def uses(position: int) -> Read:
                 yield key, figures[position]
 
     return read
+
+
+def limits(read: Callable[[LimitCounts], int | float | None]) -> Read:
+    return lambda reading: [] if reading.limit is None or (value := read(reading.limit)) is None else [((), value)]
+
+
+def balancers(read: Callable[[BalancerStats], Value]) -> Read:
+    return lambda reading: [((), read(stats)) for stats in reading.balancers]
+
+
+def endpoints(read: Callable[[EndpointStats], int | float | None]) -> Read:
+    return lambda reading: [
+        ((endpoint.endpoint,), value)
+        for stats in reading.balancers
+        for endpoint in stats.endpoints
+        if (value := read(endpoint)) is not None
+    ]

@@ -1,25 +1,29 @@
-"""What the exporters read: a service, caches, pools, and a middleware."""
+"""What the exporters read: a service, caches, pools, a middleware, its limit, and balancers."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
-from acgsperf._native.types import ValidatorStats
+from acgsperf.balance import Balancer
+from acgsperf.balance.balancer import BalancerStats
 from acgsperf.cache import TieredCache
 from acgsperf.cache.histograms import histograms_of
 from acgsperf.cache.types import TieredStats
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.pool import ConnectionPool, PoolManager
 from acgsperf.pool.options import PoolStats
-from acgsperf.validator import ComplianceValidator
+from acgsperf.validator import ComplianceValidator, ValidatorMetrics
 
 __all__ = [
+    "Balancers",
     "CacheReading",
     "Caches",
     "HttpCounts",
     "HttpReading",
     "HttpSource",
+    "LimitCounts",
+    "LimitSource",
     "MetricsSource",
     "PoolReading",
     "Pools",
@@ -31,6 +35,7 @@ __all__ = [
 
 Caches = TieredCache[Any] | Iterable[TieredCache[Any]] | Mapping[str, TieredCache[Any]]
 Pools = PoolManager | ConnectionPool | Iterable[PoolManager | ConnectionPool]
+Balancers = Balancer | Iterable[Balancer]
 
 
 class RequestCounts(Protocol):
@@ -105,6 +110,37 @@ class HttpSource(Protocol):
         """Return the counts so far."""
 
 
+class LimitCounts(Protocol):
+    """The state of a limit of the requests in flight; `ConcurrencyLimitStats` is one."""
+
+    @property
+    def limit(self) -> int:
+        """How many requests may be in flight."""
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in the application now."""
+
+    @property
+    def accepted(self) -> int:
+        """Requests that the application got."""
+
+    @property
+    def refused(self) -> int:
+        """Requests that were refused."""
+
+    @property
+    def usual_latency_s(self) -> float | None:
+        """The mean latency when no request is refused; None before the first measurement."""
+
+
+class LimitSource(Protocol):
+    """A limit whose metrics can be exported; `ConcurrencyLimit` is one."""
+
+    def stats(self) -> LimitCounts:
+        """Return the limit and the counts."""
+
+
 @dataclass(frozen=True, slots=True)
 class CacheReading:
     """The figures of a cache at one moment; `histograms` are live."""
@@ -128,11 +164,12 @@ class PoolReading:
 
 @dataclass(frozen=True, slots=True)
 class ServiceReading:
-    """The figures of a service at one moment."""
+    """The figures of a service at one moment; `validation_time` is live."""
 
     counts: RequestCounts
     latency: LatencyHistogram
-    verdicts: ValidatorStats
+    validator: ValidatorMetrics
+    validation_time: LatencyHistogram
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +189,8 @@ class Reading:
     caches: list[CacheReading]
     pools: list[PoolReading]
     http: HttpReading | None
+    limit: LimitCounts | None = None
+    balancers: tuple[BalancerStats, ...] = ()
 
 
 class Sources:
@@ -163,9 +202,13 @@ class Sources:
             namespace.
         pools: more pools: a manager, a pool, or several of them.
         http: a middleware.
+        limit: a limit of the requests in flight.
+        balancers: a balancer, or several. Figures of one endpoint in several balancers are added up.
 
     Attributes:
         service: the service.
+        http: the middleware.
+        caches: the caches by name, that of the service first.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -178,29 +221,37 @@ class Sources:
         cache: Caches = (),
         pools: Pools = (),
         http: HttpSource | None = None,
+        limit: LimitSource | None = None,
+        balancers: Balancers = (),
     ) -> None:
         if source is not None and not isinstance(source, MetricsSource):
             hint = "; pass it as cache=" if isinstance(source, TieredCache) else ""
             raise TypeError(f"source must be a service or None, got {source!r:.100}{hint}")
         self.service = source
-        self._http = http
-        self._caches: dict[str, TieredCache[Any]] = {}
+        self.http = http
+        self.caches: Final[dict[str, TieredCache[Any]]] = {}
         self._pools: list[PoolManager | ConnectionPool] = []
         if source is not None:
-            self._caches[source.cache.namespace] = source.cache
+            self.caches[source.cache.namespace] = source.cache
             self._pools.append(source.pools)
         for name, found in _named(cache):
             if not isinstance(found, TieredCache):
                 raise TypeError(f"cache must be a TieredCache, or several, got {found!r:.100}")
             if not isinstance(name, str):
                 raise TypeError(f"names of caches must be a str, got {name!r:.100}")
-            if self._caches.setdefault(name, found) is not found:
+            if self.caches.setdefault(name, found) is not found:
                 raise ValueError(f"caches must have different names, got {name!r} twice; pass a mapping of names")
         for pool in (pools,) if isinstance(pools, PoolManager | ConnectionPool) else pools:
             if not isinstance(pool, PoolManager | ConnectionPool):
                 raise TypeError(f"pools must be a PoolManager, a ConnectionPool, or several, got {pool!r:.100}")
             if pool not in self._pools:
                 self._pools.append(pool)
+
+        self._limit = limit
+        self._balancers = (balancers,) if isinstance(balancers, Balancer) else tuple(balancers)
+        for balancer in self._balancers:
+            if not isinstance(balancer, Balancer):
+                raise TypeError(f"balancers must be a Balancer, or several, got {balancer!r:.100}")
 
     def on_close(self, callback: Callable[[], object]) -> None:
         """Call `callback` when the service closes, if the service has a method `on_close`."""
@@ -219,13 +270,15 @@ class Sources:
         """Return the current figures."""
         service = http = None
         if self.service is not None:
-            verdicts = self.service.validator.metrics().verdicts
-            service = ServiceReading(self.service.counts(), self.service.latency(), verdicts)
-        if self._http is not None:
-            uses: Mapping[tuple[str, str], tuple[int, int]] = getattr(self._http, "connection_uses", dict)()
-            http = HttpReading(self._http.counts(), self._http.routes(), uses)
-        caches = [CacheReading(name, cache.stats(), histograms_of(cache)) for name, cache in self._caches.items()]
-        return Reading(service, caches, [_read(pool) for pool in self._open_pools()], http)
+            source, validator = self.service, self.service.validator
+            service = ServiceReading(source.counts(), source.latency(), validator.metrics(), validator.validation_time)
+        if self.http is not None:
+            uses: Mapping[tuple[str, str], tuple[int, int]] = getattr(self.http, "connection_uses", dict)()
+            http = HttpReading(self.http.counts(), self.http.routes(), uses)
+        caches = [CacheReading(name, cache.stats(), histograms_of(cache)) for name, cache in self.caches.items()]
+        limit = None if self._limit is None else self._limit.stats()
+        balancers = tuple(balancer.stats() for balancer in self._balancers)
+        return Reading(service, caches, [_read(pool) for pool in self._open_pools()], http, limit, balancers)
 
     def _open_pools(self) -> list[ConnectionPool]:
         pools: list[ConnectionPool] = []

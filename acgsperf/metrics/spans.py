@@ -38,7 +38,7 @@ MIN_SPAN_S: Final = 0.001
 CHECK_EVERY_S: Final = 1.0
 # With fewer calls, the percentile says too little.
 _ENOUGH_CALLS: Final = 100
-# So many calls use a percentile before it is computed again.
+# The number of calls that use a percentile before it is computed again.
 _REFRESH_AFTER: Final = 50
 _ERROR: Final = "error.type"
 
@@ -133,21 +133,13 @@ class OpenTelemetrySpans:
         self._tracer = (provider or get_tracer_provider()).get_tracer("acgsperf", version("acgsperf"))
         self._min_ns = round(min_span_s * 1e9)
         self._is_set_up = provider is not None
-        self._next_check_at = 0.0
         # For the id of each histogram: the calls until the percentile is computed again, and the percentile in ns.
         self._usual: dict[int, tuple[int, int]] = {}
 
-    def check_sdk(self) -> bool:
+    def is_set_up(self) -> bool:
         """Return whether the SDK is set up."""
-        if not self._is_set_up:
-            self._next_check_at = time.monotonic() + CHECK_EVERY_S
-            self._is_set_up = not isinstance(get_tracer_provider(), ProxyTracerProvider)
+        self._is_set_up = self._is_set_up or not isinstance(get_tracer_provider(), ProxyTracerProvider)
         return self._is_set_up
-
-    def _makes_spans(self) -> bool:
-        if self._is_set_up or time.monotonic() < self._next_check_at:
-            return self._is_set_up
-        return self.check_sdk()
 
     def during(
         self,
@@ -159,8 +151,6 @@ class OpenTelemetrySpans:
         waits: Iterable[Any] = (),
     ) -> Awaitable[_T]:
         """Return an awaitable that awaits `work` within a span, and returns its result."""
-        if not self._makes_spans():
-            return work
         return self._during(name, attributes, work, load, waits)
 
     async def _during(
@@ -183,21 +173,31 @@ class OpenTelemetrySpans:
                 detach(token)
             span.finish(self._min_ns)
 
-    def past(self, name: str, attributes: Mapping[str, str | int], seconds: float) -> None:
-        """Make a span of the operation that took the last `seconds`."""
+    def past(self, name: str, attributes: Mapping[str, str | int], seconds: float, error: str = "") -> None:
+        """Make a span of the operation that took the last `seconds`; `error` is the type of its error."""
         duration_ns = round(seconds * 1e9)
-        if duration_ns >= self._min_ns and self._makes_spans():
+        if error or duration_ns >= self._min_ns:
             now_ns = time.time_ns()
             began_ns = now_ns - duration_ns
-            self._tracer.start_span(f"acgsperf.{name}", attributes=attributes, start_time=began_ns).end(now_ns)
+            span = self._tracer.start_span(f"acgsperf.{name}", attributes=attributes, start_time=began_ns)
+            if error:
+                span.set_attribute(_ERROR, error)
+                span.set_status(Status(StatusCode.ERROR))
+            span.end(now_ns)
 
-    def tier_call(self, tier: str, keys: int, usual: "LatencyHistogram", elapsed_ns: int) -> None:
-        """Make a span of a call that has just ended, if it took longer than 95 % of the calls in `usual`."""
-        if elapsed_ns < self._min_ns or usual.count < _ENOUGH_CALLS:
+    def tier_call(
+        self, name: str, tier: str, keys: int, usual: "LatencyHistogram", elapsed_ns: int, error: str = ""
+    ) -> None:
+        """Make a span of a call that has just ended, if it failed, or took longer than 95 % of the calls in `usual`."""
+        if not error and not self._is_slow(usual, elapsed_ns):
             return
+        self.past(name, {hooks.TIER_LABEL: tier, hooks.KEYS: keys}, elapsed_ns / 1e9, error)
+
+    def _is_slow(self, usual: "LatencyHistogram", elapsed_ns: int) -> bool:
+        if elapsed_ns < self._min_ns or usual.count < _ENOUGH_CALLS:
+            return False
         remaining, limit_ns = self._usual.get(id(usual), (0, 0))
         if not remaining:
             remaining, limit_ns = _REFRESH_AFTER, usual.percentile(95)
         self._usual[id(usual)] = (remaining - 1, limit_ns)
-        if elapsed_ns > limit_ns:
-            self.past("tier.read", {hooks.TIER_LABEL: tier, hooks.KEYS: keys}, elapsed_ns / 1e9)
+        return elapsed_ns > limit_ns

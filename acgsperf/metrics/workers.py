@@ -2,26 +2,26 @@
 
 A process writes its figures before it shows them. So a count on the page of one worker is never lower than on an
 earlier page of another worker. The counts of a process that has ended are added to a common file once: the file lists
-the processes whose counts it contains. While a process lives, it holds a lock on its own file. The system releases the
-lock when the process ends for any reason.
+the processes whose counts it contains.
 """
 
+import logging
 import os
-import secrets
+import threading
+import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from operator import lt
 from pathlib import Path
 from typing import Final
-from weakref import WeakSet
 
 import msgspec
 
-from acgsperf.errors import SettingsError
-from acgsperf.metrics.catalogue import METRICS, Kind, Merge, Metric
+from acgsperf.metrics.catalogue import METRICS
 from acgsperf.metrics.figures import Figures, Number, merge, put
-from acgsperf.settings import opened_workers_directory
+from acgsperf.metrics.metric import Kind, Merge, Metric
+from acgsperf.metrics.worker_files import WorkerFiles, replace
 
 try:
     import fcntl
@@ -30,11 +30,15 @@ except ImportError:  # Windows
 
 __all__ = ["WorkerFigures"]
 
+_log: Final = logging.getLogger("acgsperf.metrics")
+
 _METRICS: Final = {metric.name: metric for metric in METRICS}
 _ACCUMULATED: Final = frozenset(metric.name for metric in METRICS if metric.kind is not Kind.GAUGE)
 # The common file keeps the latest names: a reader may have read the figures of a process from the file of that process,
 # just before they were added to the common file. From the name it knows that.
 _MOST_NAMES: Final = 1_000
+# A file that was not changed for this long is not read again.
+_OLD_NS: Final = 1_000_000_000
 
 
 class _Page(msgspec.Struct, frozen=True):
@@ -68,33 +72,48 @@ class WorkerFigures:
     """
 
     def __init__(self, directory: str | os.PathLike[str], name: str, bounds_ns: Sequence[int]) -> None:
-        if fcntl is None:
-            problem = "a writable directory (file locks are missing on this system)"
-            raise SettingsError("WORKERS_DIRECTORY", str(directory), problem)
-        self._directory = opened_workers_directory(directory)
-        self._name = name
+        self._files = WorkerFiles(directory, name, "figures")
+        self._common: Final = self._files.directory / f"{name}.ended"
+        self._common_lock: Final = self._files.directory / f"{name}.lock"
         self._bounds_ns = list(bounds_ns)
-        self._token = ""
-        self._lock: int | None = None
         self._steady = _Steady()
-        _all.add(self)
+        self._pid = 0
+        # The process that has published, its counts as the others know them, and whether they can be written now.
+        self._published: Figures = {}
+        self._can_write = True
+        # For each file that was read: what tells its versions apart, and its content.
+        self._known: dict[Path, tuple[object, _Page]] = {}
+        # An application may scrape in a thread, although it should not.
+        self._one_at_a_time = threading.Lock()
 
     def publish(self, figures: Figures) -> Figures:
         """Write the figures of this process, and return them with the counts of the parts that it has closed.
 
-        Raises:
-            OSError: if the directory cannot be written.
+        If they cannot be written, return the counts that were written last: the pages of the other workers show these,
+        and a count must not be lower on the next page. The first failure is logged.
         """
-        figures = self._steady.continued(figures)
-        if self._lock is None:
-            # Only now, because a server may create its collector before it forks its workers.
-            self._token = secrets.token_hex(8)
-            self._lock = os.open(self._path("alive"), os.O_CREAT | os.O_RDWR, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A program that removes old files must not remove this one.
-        os.utime(self._path("alive"))
-        self._write(self._path("figures"), _Page(self._bounds_ns, _listed(figures)))
-        return figures
+        if self._pid not in (0, os.getpid()):
+            self._after_fork()
+        with self._one_at_a_time:
+            figures = self._steady.continued(figures)
+            try:
+                if self._files.is_lost:
+                    self._after_loss(figures)
+                self._files.publish(_encode(_Page(self._bounds_ns, _listed(figures))))
+            except OSError as error:
+                if self._can_write:
+                    self._can_write = False
+                    _log.warning(
+                        "metrics: cannot write the figures of this process; its counts stay the same until it can: %s",
+                        error,
+                    )
+                return {**figures, **self._published}
+            if not self._can_write:
+                self._can_write = True
+                _log.info("metrics: the figures of this process can be written again")
+            self._pid = os.getpid()
+            self._published = {name: series for name, series in figures.items() if name in _ACCUMULATED}
+            return figures
 
     def add_others(self, figures: Figures) -> Figures:
         """Return the figures of this process and of all others, added up.
@@ -104,11 +123,11 @@ class WorkerFigures:
         """
         total: Figures = {name: dict(series) for name, series in figures.items()}
         # The common file last: figures that another process moves to it meanwhile are then read at least once.
-        pages = {token: page for token in self._others() if (page := self._read(self._path("figures", token)))}
-        ended = self._read(self._common) or _Page(self._bounds_ns, {})
+        pages = {token: page for token in self._files.others() if (page := self._read(self._files.path(token)))}
+        ended = self._ended()
         leftover = []
         for token, page in pages.items():
-            alive = token not in ended.added and self._is_alive(token)
+            alive = token not in ended.added and self._files.is_alive(token)
             if not alive:
                 leftover.append(token)
             if token not in ended.added:
@@ -119,46 +138,42 @@ class WorkerFigures:
             with suppress(OSError), self._exclusively() as locked:
                 if locked:
                     self._move_to_common(leftover)
+        for path in self._known.keys() - {self._common, *map(self._files.path, pages)}:
+            del self._known[path]
         return total
 
     def close(self) -> None:
-        """Release the lock, so that this process counts as ended. `publish` starts again under a new name."""
-        lock, self._lock = self._lock, None
-        if lock is not None:
-            os.close(lock)
+        """Count as ended from now on. `publish` starts again under a new name."""
+        self._files.close()
 
-    @property
-    def _common(self) -> Path:
-        return self._directory / f"{self._name}.ended"
+    def _after_fork(self) -> None:
+        """Begin with 0 in a forked child: the parent has published the counts so far."""
+        # Another thread of the parent may have held the lock.
+        self._one_at_a_time = threading.Lock()
+        self._pid = 0
+        self._steady.subtract(self._published)
+        self._published = {}
 
-    def _path(self, kind: str, token: str = "") -> Path:
-        return self._directory / f"{self._name}.{token or self._token}.{kind}"
+    def _after_loss(self, figures: Figures) -> None:
+        """Prepare to publish under a new name, because something has removed files of this process.
 
-    def _others(self) -> Iterator[str]:
-        for path in self._directory.glob(f"{self._name}.*.figures"):
-            token = path.name.split(".")[1]
-            if token != self._token:
-                yield token
-
-    def _is_alive(self, token: str) -> bool:
-        try:
-            descriptor = os.open(self._path("alive", token), os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        Another process may have taken this one for ended, and may have added its counts to the common file. They are
+        subtracted then.
+        """
+        self._files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._exclusively(wait=True):
+            token = self._files.token
+            self._files.remove(token)
+            if token in self._ended().added:
+                self._steady.subtract(self._published)
+                merge(figures, _negative(self._published))
 
     @contextmanager
-    def _exclusively(self) -> Iterator[bool]:
-        """Lock the common file, and yield True. If another process has locked it, yield False without a wait."""
-        descriptor = os.open(self._directory / f"{self._name}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    def _exclusively(self, *, wait: bool = False) -> Iterator[bool]:
+        """Lock the common file, and yield True. If another process has locked it, yield False unless you wait."""
+        descriptor = os.open(self._common_lock, os.O_CREAT | os.O_RDWR, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             yield False
         else:
@@ -167,33 +182,43 @@ class WorkerFigures:
             os.close(descriptor)
 
     def _move_to_common(self, tokens: Iterable[str]) -> None:
-        ended = self._read(self._common) or _Page(self._bounds_ns, {})
+        ended = self._ended()
         figures = self._figures(ended, False)
         added = list(ended.added)
         finished = []
         for token in tokens:
-            page = self._read(self._path("figures", token))
-            if page is not None and token not in added and not self._is_alive(token):
+            page = self._read(self._files.path(token))
+            if page is not None and token not in added and not self._files.is_alive(token):
                 merge(figures, self._figures(page, False))
                 added.append(token)
             if token in added:
                 finished.append(token)
         # If this process ends before it has removed the files, another one knows from the names that they were added.
-        self._write(self._common, _Page(self._bounds_ns, _listed(figures), added[-_MOST_NAMES:]))
+        replace(self._common, _encode(_Page(self._bounds_ns, _listed(figures), added[-_MOST_NAMES:])))
         for token in finished:
-            self._path("figures", token).unlink(missing_ok=True)
-            self._path("alive", token).unlink(missing_ok=True)
+            self._files.remove(token)
+
+    def _ended(self) -> _Page:
+        return self._read(self._common) or _Page(self._bounds_ns, {})
 
     def _read(self, path: Path) -> _Page | None:
-        # Another process may remove the file at any time, and the directory may contain files of any content.
-        with suppress(OSError, ValueError, msgspec.MsgspecError):
-            return _decode(path.read_bytes())
-        return None
-
-    def _write(self, path: Path, page: _Page) -> None:
-        new = path.with_suffix(f".{os.getpid()}.new")
-        new.write_bytes(_encode(page))
-        new.replace(path)
+        """Return the content of a file; its last readable content if it is damaged, None if there is none."""
+        seen, known = self._known.get(path, (None, None))
+        try:
+            found = path.stat()
+            version = (found.st_ino, found.st_mtime_ns, found.st_size)
+            if known is None or version != seen:
+                known = _decode(path.read_bytes())
+                # Two versions that are written one after the other may have the same time, so that is not enough then.
+                is_old = time.time_ns() - found.st_mtime_ns > _OLD_NS
+                self._known[path] = (version if is_old else None), known
+        except FileNotFoundError:
+            # Another process may remove the file at any time.
+            return None
+        except (OSError, ValueError, msgspec.MsgspecError):
+            # The directory may contain files of any content.
+            pass
+        return known
 
     def _figures(self, page: _Page, gauges: bool) -> Figures:
         """Return the figures of a page that this process knows, with or without gauges."""
@@ -236,6 +261,20 @@ class _Steady:
         merge(found, self._earlier)
         return {name: series for name, series in found.items() if series}
 
+    def subtract(self, counts: Figures) -> None:
+        """Subtract counts from all that follow."""
+        merge(self._earlier, _negative(counts))
+
+
+def _negative(counts: Figures) -> Figures:
+    return {
+        name: {
+            labels: -number if isinstance(number, int | float) else [-part for part in number]
+            for labels, number in series.items()
+        }
+        for name, series in counts.items()
+    }
+
 
 def _fits(metric: Metric, labels: Sequence[str], number: Number, bounds: int) -> bool:
     """Return whether a value fits a metric. A process of another version may use the name for another metric."""
@@ -264,16 +303,3 @@ def _listed(figures: Figures) -> dict[str, list[tuple[tuple[str, ...], int | flo
         ]
         for name, series in figures.items()
     }
-
-
-_all: Final[WeakSet[WorkerFigures]] = WeakSet()
-
-
-def _close_copies() -> None:
-    """Close the copies of the parent's locks in a child process: a lock is held until its last copy is closed."""
-    for workers in list(_all):
-        workers.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_copies)

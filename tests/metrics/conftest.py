@@ -1,6 +1,7 @@
 """A source for the exporters, with a real cache, pools and validator."""
 
 import asyncio
+import random
 import secrets
 from dataclasses import dataclass
 
@@ -17,7 +18,9 @@ from acgsperf import (
     TieredCache,
     weigh_bytes,
 )
+from acgsperf.asgi import ConcurrencyLimit
 from acgsperf.backplane import beside
+from acgsperf.balance import Balancer
 from acgsperf.tiers.records import Record, RecordKind
 
 
@@ -75,6 +78,55 @@ class IgnoringListener:
 async def source_without_backplane():
     async with PoolManager() as pools, TieredCache(LRUCache(10), namespace="alone") as cache:
         yield Source(cache, pools)
+
+
+@pytest.fixture
+def experienced(experienced_l1):
+    return TieredCache(experienced_l1(20), namespace="experienced")
+
+
+@pytest.fixture
+def experienced_l1():
+    """Makes an L1 that has seen enough requests to estimate the hit rates of policies and sizes."""
+
+    def make(size):
+        l1 = AdaptiveCache(size, maxweight=1_000_000, weigher=weigh_bytes, sizing=True)
+        order = random.Random(1)
+        for _ in range(20 * size):
+            key = f"{order.randrange(3 * size)}"
+            if l1.get(key) is None:
+                l1.set(key, 1)
+        return l1
+
+    return make
+
+
+@pytest.fixture
+async def limit():
+    """A limit that has measured the usual latency."""
+    now = iter(range(1_000))
+
+    async def application(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ignore(message):
+        pass
+
+    limit = ConcurrencyLimit(application, clock=lambda: next(now))
+    for _ in range(20):
+        await limit({"type": "http", "path": "/", "method": "GET", "headers": []}, None, ignore)
+    return limit
+
+
+@pytest.fixture
+def balancer():
+    """A balancer whose endpoints have answered."""
+    balancer = Balancer(["http://one:1", "http://two:2"])
+    for _ in range(20):
+        with balancer.pick():
+            pass
+    return balancer
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ from acgsperf import (
     RedisTier,
     Settings,
     TieredCache,
-    weigh_bytes,
 )
 from acgsperf.asgi import PerformanceMiddleware
 from acgsperf.metrics.catalogue import METRICS
@@ -226,16 +225,15 @@ async def ok(scope, receive, send):
 
 
 @asynccontextmanager
-async def monitored(made, victim, scratch, tmp_path):
+async def monitored(made, victim, scratch, tmp_path, l1, **sources):
     """A service with every kind of part, and a Prometheus that has scraped it for a while."""
     async with AsyncExitStack() as stack:
         redis = stack.enter_context(private_redis(scratch))
-        l1s = [AdaptiveCache(1_000, maxweight=1_000_000, weigher=weigh_bytes) for _ in range(2)]
         caches = [
             await stack.enter_async_context(
                 TieredCache(l1, RedisTier(redis.url, deadline=2), namespace="app", backplane_timeout=2, prediction=True)
             )
-            for l1 in l1s
+            for l1 in (l1, AdaptiveCache(1_000))
         ]
         pools = await stack.enter_async_context(PoolManager(interval=0.5))
         pool = await pools.create("main", victim.dsn, min_size=1, max_size=2, leak_threshold=0.5)
@@ -246,7 +244,7 @@ async def monitored(made, victim, scratch, tmp_path):
         app = PerformanceMiddleware(ok, metrics=exposition(registry))
         app._routes.record("/items/{id}", time.perf_counter_ns())
         app._routes.note_connections("/items/{id}", {"main": (1, 1)})
-        registry.register(PerformanceCollector(service, http=app))
+        registry.register(PerformanceCollector(service, http=app, **sources))
         address = await stack.enter_async_context(served(app))
         windows = made.alert_rules.Windows(now="5s", usual="20s", hold="1s", leak="60s")
         prometheus = Prometheus(tmp_path, address, made.alert_rules.rules(windows))
@@ -261,8 +259,11 @@ async def monitored(made, victim, scratch, tmp_path):
 
 
 @needs_prometheus
-async def test_every_query_is_answered_and_every_alert_fires_in_an_overload(made, victim, scratch, tmp_path):
-    async with monitored(made, victim, scratch, tmp_path) as (prometheus, overload, redis, server):
+async def test_every_query_is_answered_and_every_alert_fires_in_an_overload(
+    made, victim, scratch, tmp_path, experienced_l1, limit, balancer
+):
+    parts = victim, scratch, tmp_path, experienced_l1(1_000)
+    async with monitored(made, *parts, limit=limit, balancers=balancer) as (prometheus, overload, redis, server):
         # The other alerts depend on latencies, and this machine may be busy.
         certain = {
             "AcgsperfPoolUnhealthy",

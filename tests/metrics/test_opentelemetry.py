@@ -54,8 +54,8 @@ def values(reader):
     return {key: point.value for key, point in collected(reader).items() if hasattr(point, "value")}
 
 
-async def test_what_the_service_counts_is_reported(source, reader, provider):
-    created = instrument(source, provider)
+async def test_what_the_service_counts_is_reported(source, experienced, balancer, reader, provider):
+    created = instrument(source, provider, cache=experienced, balancers=balancer)
     found = values(reader)
     created.close()
     cache = source.namespace

@@ -19,6 +19,7 @@ from acgsperf import ConnectionPool, LatencyHistogram, LRUCache, PostgresTier, R
 from acgsperf.asgi import PerformanceMiddleware
 from acgsperf.asgi.routes import _LAYOUT
 from acgsperf.cache.histograms import histograms_of
+from acgsperf.metrics import prometheus
 from acgsperf.metrics.catalogue import METRICS
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition
 
@@ -141,9 +142,13 @@ async def test_the_page_is_what_the_client_writes(source):
     registry = CollectorRegistry()
     registry.register(PerformanceCollector(source, http=middleware, labels={"service": "a"}))
     Counter("of_the_application", "Another metric.", registry=registry).inc()
-    # Nothing happens between the two, so their values are equal.
+    # Nothing happens between the two, so their values are equal, except for an age.
     content_type, page = exposition(registry)()
-    assert page == generate_latest(registry)
+
+    def lines(page):
+        return [line for line in page.splitlines() if not line.startswith(b"acgsperf_cache_policy_age_seconds{")]
+
+    assert lines(page) == lines(generate_latest(registry))
     assert content_type == CONTENT_TYPE_LATEST
 
 
@@ -173,6 +178,22 @@ def test_a_path_that_is_no_utf_8_does_not_break_the_page():
     assert found["acgsperf_http_request_duration_seconds_count", "/\\ud800"] == 1
 
 
+def test_the_lines_of_many_routes_are_kept_and_those_of_former_routes_are_not(monkeypatch):
+    monkeypatch.setattr(prometheus, "_MOST_UNUSED", 10)
+    middleware = PerformanceMiddleware(None)
+    registry = CollectorRegistry()
+    collector = PerformanceCollector(http=middleware)
+    registry.register(collector)
+    render = exposition(registry)
+    for page in range(10):
+        middleware._routes._latencies = {f"/{page}/{number}": latencies(_LAYOUT, 1) for number in range(50)}
+        render()
+        kept = len(collector._layout._beginnings)
+        assert 50 <= kept < 250
+        render()
+        assert len(collector._layout._beginnings) <= kept
+
+
 async def test_connections_are_counted_by_the_route_that_used_them(source):
     pool = source.pools.get("main")
 
@@ -195,17 +216,93 @@ async def test_connections_are_counted_by_the_route_that_used_them(source):
     assert found["acgsperf_http_connection_use_seconds_total", "/items/{id}", "main"] > 0
 
 
+async def test_what_a_limit_and_balancers_know_is_exported(limit, balancer):
+    found = samples(PerformanceCollector(limit=limit, balancers=[balancer]))
+    assert found["acgsperf_http_limit",] == limit.stats().limit
+    assert found["acgsperf_http_limit_accepted_total",] == 20
+    assert found["acgsperf_http_limit_refused_total",] == 0
+    assert found["acgsperf_http_limit_usual_latency_seconds",] == limit.stats().usual_latency_s
+    assert sum(found["acgsperf_balancer_picks_total", address] for address in balancer.endpoints) == 20
+    assert found["acgsperf_balancer_ejected", "http://one:1"] == 0
+    assert found["acgsperf_balancer_probes_total",] == 0
+
+
+def test_balancers_have_the_right_type():
+    with pytest.raises(TypeError, match="balancers must be a Balancer, or several, got 'one'"):
+        PerformanceCollector(balancers=["one"])
+
+
+def test_what_other_sizes_would_hit_is_exported(experienced):
+    found = samples(PerformanceCollector(cache=experienced))
+    sizing = experienced.stats().sizing
+    for size in sizing.sizes:
+        factor = f"{size.factor:g}"
+        assert found["acgsperf_cache_sizing_entries", factor, "experienced"] == size.maxsize
+        assert found["acgsperf_cache_sizing_hit_rate", factor, "experienced", "lru"] == size.lru
+        assert found["acgsperf_cache_sizing_hit_rate", factor, "adaptive", "experienced"] == size.adaptive
+    assert found["acgsperf_cache_sizing_point_entries", "experienced"] == sizing.point_entries
+    assert found["acgsperf_cache_sizing_point_bytes", "experienced"] == sizing.point_bytes
+    assert found["acgsperf_cache_entry_bytes", "experienced"] == sizing.entry_bytes
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, of Debian's package prometheus")
-async def test_promtool_accepts_every_page(source):
+async def test_promtool_accepts_every_page(source, experienced, limit, balancer):
     middleware = PerformanceMiddleware(None)
     middleware._routes.record("/", time.perf_counter_ns())
     middleware._routes.note_connections("/", {"main": (1, 500)})
     registry = CollectorRegistry()
-    registry.register(PerformanceCollector(source, http=middleware))
+    registry.register(PerformanceCollector(source, cache=experienced, http=middleware, limit=limit, balancers=balancer))
     _, page = exposition(registry)()
     for metric in METRICS:
         assert f"# TYPE acgsperf_{metric.exported_name} {metric.kind}\n" in page.decode()
     assert checked_by_promtool(page) == (0, b"")
+
+
+NASTY = [
+    "new\nline",
+    'quo"te',
+    "back\\slash",
+    "\\n",
+    "\r\n",
+    "nul\0",
+    "tab\t",
+    "\u2028",
+    "\ud800",
+    "caf\udce9",
+    "{} #",
+    "",
+    "\x85",
+]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool, of Debian's package prometheus")
+@pytest.mark.parametrize("text", NASTY, ids=ascii)
+async def test_promtool_accepts_any_text_in_a_label(source_without_backplane, tmp_path, text):
+    middleware = PerformanceMiddleware(None)
+    middleware._routes.record(text, time.perf_counter_ns())
+    middleware._routes.note_connections(text, {text: (1, 500)})
+    parts = {
+        "cache": {text: source_without_backplane.cache},
+        "pools": ConnectionPool("postgresql://a/b", name=text),
+        "http": middleware,
+        "labels": {"service": text},
+    }
+    # With a directory, each label was also written to a file and read from it.
+    other = PerformanceCollector(**parts, workers_directory=tmp_path)
+    other.publish()
+    collector = PerformanceCollector(**parts, workers_directory=tmp_path)
+    registry = CollectorRegistry()
+    registry.register(collector)
+    _, page = exposition(registry)()
+    assert page == generate_latest(registry)
+    assert checked_by_promtool(page) == (0, b"")
+    written = text.encode(errors="backslashreplace").decode()
+    for metric, label in (("cache_max_entries", "cache"), ("pool_max_connections", "pool")):
+        (sample,) = next(found for found in collector.collect() if found.name == f"acgsperf_{metric}").samples
+        assert (sample.labels[label], sample.labels["service"]) == (written, written)
+    assert sample.value == 200
+    other.close()
+    collector.close()
 
 
 def checked_by_promtool(page):

@@ -106,7 +106,7 @@ async def test_what_takes_less_than_1_ms_makes_no_span_unless_someone_needs_it(c
     for number in range(20):
         await cache.get_or_load(f"{number}", load)
     assert len(traces.take()) < 20
-    hooks.spans.tier_call("a", 1, LatencyHistogram(), 999_999)
+    hooks.spans.tier_call("tier.read", "a", 1, LatencyHistogram(), 999_999)
     assert await cache.get_or_load("a", slow) == 1
     assert traces.names() == ["acgsperf.cache.load"]
     assert await cache.get_or_load("b", query) == 1
@@ -177,6 +177,8 @@ async def test_a_wait_for_the_load_of_another_process_is_a_span(traces, servers)
         async with asyncio.timeout(20):
             while not other._parts.loading._lock._waiters:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
+            # It registers before it asks for the lock, which the first one must still have then.
+            await asyncio.sleep(0.2)
             go_on.set()
             assert await asyncio.gather(first, second) == [1, 1]
         await one.clear()
@@ -188,17 +190,42 @@ async def test_a_wait_for_the_load_of_another_process_is_a_span(traces, servers)
 def test_a_call_to_a_tier_is_a_span_if_it_takes_longer_than_95_percent_of_the_others(traces):
     usual = LatencyHistogram()
     usual.record_many([1_000_000] * 95)
-    hooks.spans.tier_call("redis tier 'app'", 3, usual, 10_000_000)
+    hooks.spans.tier_call("tier.read", "redis tier 'app'", 3, usual, 10_000_000)
     # With fewer than 100 calls there is no span.
     assert traces.take() == []
     usual.record_many([1_000_000] * 5)
-    hooks.spans.tier_call("redis tier 'app'", 3, usual, 1_000_000)
+    hooks.spans.tier_call("tier.read", "redis tier 'app'", 3, usual, 1_000_000)
     assert traces.take() == []
-    hooks.spans.tier_call("redis tier 'app'", 3, usual, 10_000_000)
+    hooks.spans.tier_call("tier.read", "redis tier 'app'", 3, usual, 10_000_000)
     (span,) = traces.take()
     assert span.name == "acgsperf.tier.read"
     assert dict(span.attributes) == {"acgsperf.tier": "redis tier 'app'", "acgsperf.cache.keys": 3}
     assert span.end_time - span.start_time == 10_000_000
+
+
+async def test_a_failed_call_to_a_tier_is_an_error_however_long_it_took(traces):
+    tier = RedisTier("redis://127.0.0.1:1", deadline=30)
+    async with TieredCache(LRUCache(10), tier, namespace="down") as cache:
+        for call, name in ((cache.get("a"), "acgsperf.tier.read"), (cache.set("a", 1), "acgsperf.tier.write")):
+            traces.take()
+            await call
+            span, *_ = traces.take()
+            assert (span.name, span.attributes["acgsperf.tier"]) == (name, "redis tier 'down'")
+            assert (span.attributes["error.type"], span.status.status_code) == ("ConnectionError", StatusCode.ERROR)
+
+
+async def test_a_slow_write_to_a_server_is_a_span(traces, servers):
+    async with TieredCache(LRUCache(10), RedisTier(servers.redis_url, deadline=5), namespace="slow") as cache:
+        (tier,) = cache._parts.lower_tiers.tiers
+        tier._writes._latency.record_many([60_000_000_000] * 1_000)
+        await cache.set("a", 1)
+        assert traces.take() == []
+        tier._writes._latency.reset()
+        tier._writes._latency.record_many([1] * 1_000)
+        hooks.spans._usual.clear()
+        await cache.set("a", 1)
+        (span,) = traces.take()
+    assert (span.name, span.attributes["acgsperf.cache.keys"]) == ("acgsperf.tier.write", 1)
 
 
 async def test_a_slow_call_to_a_server_is_a_child_of_the_request(traces, servers):
@@ -257,18 +284,43 @@ async def main():
 asyncio.run(main())
 """
 WITHOUT_A_LOOP = """
+import asyncio, gc
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from acgsperf import hooks
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from acgsperf import LRUCache, TieredCache, hooks
 from acgsperf.metrics.opentelemetry import instrument
-from acgsperf.tiers.redis_keys import RedisKeys
 
-created = instrument()
-assert not hooks.spans._makes_spans()
-trace.set_tracer_provider(TracerProvider())
-hooks.spans._next_check_at = 0
-print(int(hooks.spans._makes_spans()))
+created = instrument(min_span_s=0)
+
+async def load(key):
+    return 1
+
+async def before():
+    async with TieredCache(LRUCache(10), namespace="app") as cache:
+        await cache.get_or_load("a", load)
+        # After the first call, spans cost nothing.
+        assert hooks.spans is None
+
+async def after():
+    async with TieredCache(LRUCache(10), namespace="app") as cache:
+        await cache.get_or_load("a", load)
+        while hooks.spans is None:
+            await asyncio.sleep(0.01)
+        await cache.get_or_load("b", load)
+
+for _ in range(2):
+    asyncio.run(before())
+    gc.collect()
+exporter = InMemorySpanExporter()
+provider = TracerProvider()
+provider.add_span_processor(SimpleSpanProcessor(exporter))
+trace.set_tracer_provider(provider)
+asyncio.run(after())
+print(len(exporter.get_finished_spans()))
 created.close()
+assert hooks.spans is None
 """
 
 

@@ -1,10 +1,15 @@
 """One page for all workers, with real processes that start and end."""
 
 import asyncio
+import errno
+import gc
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +19,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from acgsperf import LatencyHistogram, LRUCache, SettingsError, TieredCache
-from acgsperf.metrics import workers
-from acgsperf.metrics.prometheus import PerformanceCollector
+from acgsperf.asgi import PerformanceMiddleware
+from acgsperf.metrics import worker_files, workers
+from acgsperf.metrics.prometheus import PerformanceCollector, exposition
 from acgsperf.metrics.workers import WorkerFigures
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -206,6 +212,7 @@ def test_processes_of_another_name_are_another_page(tmp_path):
         assert page_of(other, figures(2))["requests"] == {(): 2}
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_counts_are_added_once_even_if_the_process_that_does_it_dies_meanwhile(tmp_path, monkeypatch):
     with opened(tmp_path, "a", BOUNDS) as ended:
         ended.publish(figures(7))
@@ -222,6 +229,7 @@ def test_counts_are_added_once_even_if_the_process_that_does_it_dies_meanwhile(t
     assert len(list(tmp_path.glob("*.figures"))) == 1
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_forked_child_is_a_process_of_its_own(tmp_path):
     with opened(tmp_path, "a", BOUNDS) as worker:
         worker.publish({"processes": {(): 1}})
@@ -262,6 +270,26 @@ async def test_figures_without_a_service_are_shared_too(tmp_path):
         second.close()
 
 
+async def test_a_collector_made_before_the_event_loop_publishes_when_the_application_starts(tmp_path):
+    async with TieredCache(LRUCache(5), namespace="one") as cache:
+        collector = await asyncio.to_thread(PerformanceCollector, cache=cache, workers_directory=tmp_path)
+        assert not list(tmp_path.iterdir())
+        begun = asyncio.Event()
+
+        async def application(scope, receive, send):
+            begun.set()
+            await receive()
+
+        app = PerformanceMiddleware(application, metrics=exposition(CollectorRegistry()))
+        lifespan = asyncio.create_task(app({"type": "lifespan"}, asyncio.Event().wait, None))
+        await begun.wait()
+        await asyncio.sleep(0)
+        assert len(list(tmp_path.glob("*.figures"))) == 1
+        lifespan.cancel()
+        await asyncio.wait([lifespan])
+        collector.close()
+
+
 AT_EXIT = """
 import asyncio
 from acgsperf import LRUCache, TieredCache
@@ -291,10 +319,192 @@ async def test_a_process_that_exits_loses_no_counts(tmp_path, monkeypatch):
     collector.close()
 
 
-async def test_a_full_disk_does_not_break_the_page(tmp_path, caplog):
-    async with TieredCache(LRUCache(5), namespace="one") as one:
-        collector = PerformanceCollector(cache=one, workers_directory=tmp_path / "gone")
-        (tmp_path / "gone").rmdir()
-        assert next(iter(collector.collect())).name == "acgsperf_processes"
-        collector._workers = None
-    assert "metrics: cannot write the figures of this process; the other workers show its older ones" in caplog.text
+@contextmanager
+def full_disk():
+    """Nothing can be written to a file. Python ignores the signal that a process gets then."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+def counts(requests, entries=0, timeouts=None):
+    pools = {} if timeouts is None else {"pool_timeouts": {("main",): timeouts}}
+    return {"requests": {(): requests}, "cache_entries": {("app",): entries}, **pools}
+
+
+def test_no_count_goes_back_while_the_disk_is_full(tmp_path, caplog):
+    caplog.set_level("INFO", logger="acgsperf.metrics")
+    with opened(tmp_path, "a", BOUNDS) as one, opened(tmp_path, "a", BOUNDS) as other:
+        one.publish(counts(5, timeouts=1))
+        with full_disk():
+            for requests in (8, 9):
+                shown = page_of(one, counts(requests, entries=2))
+                assert (shown["requests"], shown["pool_timeouts"]) == ({(): 5}, {("main",): 1})
+                assert shown["cache_entries"] == {("app",): 2}
+                assert other.add_others({})["requests"] == {(): 5}
+        assert page_of(one, counts(9))["requests"] == {(): 9}
+        assert other.add_others({})["requests"] == {(): 9}
+        assert other.add_others({})["pool_timeouts"] == {("main",): 1}
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_a_disk_that_is_full_from_the_beginning_does_not_break_the_page(tmp_path):
+    with opened(tmp_path, "a", BOUNDS) as one, full_disk():
+        assert page_of(one, counts(5))["requests"] == {(): 5}
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x80"])
+def test_a_damaged_file_of_a_live_worker_hides_no_counts(tmp_path, damage):
+    with opened(tmp_path, "a", BOUNDS) as one, opened(tmp_path, "a", BOUNDS) as other:
+        one.publish(counts(5))
+        assert other.add_others({})["requests"] == {(): 5}
+        (path,) = tmp_path.glob("*.figures")
+        path.write_bytes(damage)
+        assert other.add_others({})["requests"] == {(): 5}
+        one.publish(counts(6))
+        assert other.add_others({})["requests"] == {(): 6}
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", b"\x80"])
+def test_a_damaged_common_file_loses_no_counts_that_a_worker_has_seen(tmp_path, damage):
+    with opened(tmp_path, "a", BOUNDS) as one:
+        one.publish(counts(5))
+    with opened(tmp_path, "a", BOUNDS) as two:
+        two.publish(counts(2))
+        with opened(tmp_path, "a", BOUNDS) as reader:
+            for _ in range(2):
+                assert reader.add_others({})["requests"] == {(): 7}
+            (tmp_path / "a.ended").write_bytes(damage)
+            assert reader.add_others({})["requests"] == {(): 7}
+            two.close()
+            assert reader.add_others({})["requests"] == {(): 7}
+        # The common file is right again, because the counts of another process were added to it.
+        with opened(tmp_path, "a", BOUNDS) as late:
+            assert late.add_others({})["requests"] == {(): 7}
+
+
+def test_two_versions_of_a_file_within_the_same_tick_of_the_clock_are_two(tmp_path):
+    with opened(tmp_path, "a", BOUNDS) as one, opened(tmp_path, "a", BOUNDS) as other:
+        for number in range(1, 200):
+            one.publish(counts(number))
+            assert other.add_others({})["requests"] == {(): number}
+
+
+@pytest.mark.parametrize("removed", ["*.alive", "*.figures", "*"])
+def test_files_that_something_removes_are_written_again_and_nothing_is_doubled(tmp_path, removed):
+    with opened(tmp_path, "a", BOUNDS) as one, opened(tmp_path, "a", BOUNDS) as other:
+        one.publish(counts(5))
+        for path in tmp_path.glob(removed):
+            path.unlink()
+        assert page_of(one, counts(6))["requests"] == {(): 6}
+        assert other.add_others({})["requests"] == {(): 6}
+
+
+def test_a_worker_that_was_taken_for_ended_is_not_counted_twice(tmp_path):
+    with opened(tmp_path, "a", BOUNDS) as one, opened(tmp_path, "a", BOUNDS) as other:
+        one.publish({**counts(5), **figures(5, 1_000_000)})
+        (path,) = tmp_path.glob("*.alive")
+        path.unlink()
+        assert other.add_others({})["requests"] == {(): 5}
+        assert (tmp_path / "a.ended").exists()
+        for requests in (6, 7):
+            assert page_of(one, figures(requests, *[1_000_000] * requests))["requests"] == {(): requests}
+            shown = other.add_others({})
+            assert shown["requests"] == {(): requests}
+            assert shown["request_duration_seconds"][()][0] == requests
+
+
+def test_a_directory_that_was_removed_is_made_again(tmp_path):
+    directory = tmp_path / "workers"
+    with opened(directory, "a", BOUNDS) as one:
+        one.publish(counts(5))
+        shutil.rmtree(directory)
+        assert one.add_others({}) == {}
+        assert page_of(one, counts(6))["requests"] == {(): 6}
+        with opened(directory, "a", BOUNDS) as other:
+            assert other.add_others({})["requests"] == {(): 6}
+
+
+def test_a_worker_may_change_its_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with opened("workers", "a", BOUNDS) as one:
+        one.publish(counts(5))
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        one.publish(counts(6))
+        with opened(tmp_path / "workers", "a", BOUNDS) as other:
+            assert other.add_others({})["requests"] == {(): 6}
+
+
+def test_where_locks_do_not_work_each_worker_shows_its_own_figures(tmp_path, monkeypatch, caplog):
+    def refused(descriptor, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    # There is no file system without locks here.
+    monkeypatch.setattr(worker_files.fcntl, "flock", refused)
+    with opened(tmp_path, "a", BOUNDS) as one, opened(tmp_path, "a", BOUNDS) as other:
+        for _ in range(2):
+            assert page_of(one, counts(5))["requests"] == {(): 5}
+            assert page_of(other, counts(2))["requests"] == {(): 2}
+    assert len(caplog.records) == 2
+    assert "No locks available" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_does_not_count_what_its_parent_has_counted(tmp_path):
+    with opened(tmp_path, "a", BOUNDS) as worker:
+        worker.publish(counts(5, timeouts=3))
+        # The pool is closed: its counts continue in the parent only.
+        worker.publish(counts(5))
+        ready, told = os.pipe()
+        if (child := os.fork()) == 0:
+            worker.publish(counts(5, timeouts=1))
+            worker.publish(counts(7, timeouts=2))
+            os.write(told, b"x")
+            os._exit(0)
+        os.read(ready, 1)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(told)
+        for _ in range(2):
+            shown = page_of(worker, counts(6))
+            assert (shown["requests"], shown["pool_timeouts"]) == ({(): 8}, {("main",): 5})
+
+
+def test_scrapes_in_threads_do_not_count_twice(tmp_path):
+    with opened(tmp_path, "a", BOUNDS) as worker, ThreadPoolExecutor(4) as threads:
+        for number in range(50):
+            closed = [counts(number, timeouts=1), counts(number)] * 2
+            list(threads.map(worker.publish, closed))
+        assert not list(tmp_path.glob("*.new"))
+        assert worker.publish(counts(50))["requests"] == {(): 50}
+
+
+async def test_applications_with_different_labels_can_share_a_directory(tmp_path):
+    async with TieredCache(LRUCache(5), namespace="app") as cache:
+        pages = []
+        for service in ("orders", "users"):
+            collector = PerformanceCollector(cache=cache, labels={"service": service}, workers_directory=tmp_path)
+            registry = CollectorRegistry()
+            registry.register(collector)
+            pages.append(generate_latest(registry).decode())
+            assert "acgsperf_processes{" + f'service="{service}"' + "} 1.0" in pages[-1]
+            _kept.append(collector)
+        for collector in _kept:
+            collector.close()
+
+
+_kept = []
+
+
+async def test_a_collector_that_was_collected_counts_as_ended(tmp_path):
+    async with TieredCache(LRUCache(5), namespace="app") as cache:
+        PerformanceCollector(cache=cache, workers_directory=tmp_path).publish()
+        gc.collect()
+        with opened(tmp_path, "acgsperf", BOUNDS) as reader:
+            assert "processes" not in reader.add_others({})
