@@ -106,6 +106,11 @@ class ComplianceValidator:
         return self._hashes.stats()
 
     @property
+    def validation_time(self) -> LatencyHistogram:
+        """The live histogram of the timed calls, in ns."""
+        return self._latency
+
+    @property
     def fast_path(self) -> bool:
         """Whether `validate` is the compiled check itself; may be changed at any time."""
         return self._fast_path

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from ids import name_of
 
 from acgsperf import CONSTITUTIONAL_HASH, ComplianceError, ComplianceValidator, SettingsError, ValidatorStats
 
@@ -41,7 +42,7 @@ def any_gate(request):
     return ComplianceValidator(fast_path=request.param)
 
 
-@pytest.mark.parametrize("value", BAD, ids=repr)
+@pytest.mark.parametrize("value", BAD, ids=name_of)
 def test_nothing_but_an_accepted_hash_passes(any_gate, value):
     assert any_gate.validate(CONSTITUTIONAL_HASH) is True
     assert any_gate.validate(value) is False

@@ -1,12 +1,12 @@
 """Calls of an asyncpg pool with deadlines, which also work with the substitutes that callers use in its place."""
 
-import asyncio
 import inspect
 from typing import Any, Final
 
 from asyncpg import Pool
 
 from acgsperf.compat._maybe_await import maybe_await
+from acgsperf.timeouts import time_limit
 
 __all__ = ["is_exhausted", "open_connections", "ping", "pool_size", "release"]
 
@@ -43,12 +43,12 @@ async def ping(pool: Any) -> bool:
         Exception: if the server does not answer.
     """
     try:
-        async with asyncio.timeout(HEALTH_TIMEOUT_S):
+        async with time_limit(HEALTH_TIMEOUT_S):
             connection = await maybe_await(pool.acquire())
     except TimeoutError:
         return False
     try:
-        async with asyncio.timeout(HEALTH_TIMEOUT_S):
+        async with time_limit(HEALTH_TIMEOUT_S):
             await maybe_await(connection.fetchval("SELECT 1"))
     finally:
         await release(pool, connection)
@@ -63,7 +63,7 @@ async def release(pool: Any, connection: Any) -> None:
         Exception: whatever the pool raises.
     """
     try:
-        async with asyncio.timeout(RELEASE_TIMEOUT_S):
+        async with time_limit(RELEASE_TIMEOUT_S):
             await maybe_await(pool.release(connection))
     except TimeoutError:
         await maybe_await(connection.terminate())
@@ -80,7 +80,7 @@ async def open_connections(pool: Any, count: int, timeout_s: float) -> None:
     """
     acquired = []
     try:
-        async with asyncio.timeout(timeout_s):
+        async with time_limit(timeout_s):
             for _ in range(count):
                 acquired.append(await pool.acquire())  # noqa: PERF401 - after a timeout, those acquired are released
     finally:

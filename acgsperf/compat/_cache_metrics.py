@@ -5,7 +5,7 @@ from functools import cache
 
 from acgsperf.compat._counters import derived, seconds_per_call
 from acgsperf.compat._l1 import CacheEntry
-from acgsperf.dispatch import LRUCache
+from acgsperf.dispatch import RecordingCache
 
 __all__ = ["CacheActivity", "CacheMetrics", "LiveCacheMetrics"]
 
@@ -48,7 +48,7 @@ class CacheActivity:
         l1_miss_s: seconds that `get` spent after an L1 miss.
     """
 
-    def __init__(self, l1: LRUCache[str, CacheEntry]) -> None:
+    def __init__(self, l1: RecordingCache[str, CacheEntry]) -> None:
         self.l1 = l1
         self.other_lookups = 0
         self.l1_miss_s = 0.0
@@ -67,7 +67,7 @@ class CacheActivity:
 
 @cache
 def _l1_hit_s() -> float:
-    entries: LRUCache[str, int] = LRUCache(1)
+    entries: RecordingCache[str, int] = RecordingCache(1)
     entries["key"] = 1
     return seconds_per_call(entries.__getitem__, "key")
 

@@ -1,4 +1,4 @@
-"""The entries of L1 under their former names, and a mapping over the `LRUCache` that holds them."""
+"""The entries of L1 under their former names, and a mapping over the cache that holds them."""
 
 import time
 from collections.abc import Callable, Iterator, MutableMapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from acgsperf._native.types import CONSTITUTIONAL_HASH
-from acgsperf.dispatch import LRUCache
+from acgsperf.dispatch import RecordingCache
 
 __all__ = ["CacheEntry", "L1View"]
 
@@ -44,7 +44,7 @@ class L1View(MutableMapping[str, CacheEntry]):
 
     def __init__(
         self,
-        entries: LRUCache[str, CacheEntry],
+        entries: RecordingCache[str, CacheEntry],
         store: Callable[[str, CacheEntry, float | None], None],
         before_read: Callable[[], object],
     ) -> None:

@@ -7,19 +7,26 @@ import math
 from typing import Any, Final
 
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from redis.exceptions import DataError, ResponseError
 
+from acgsperf.addresses import checked_redis_url, masked
+from acgsperf.compat._cluster_client import ClusterClient, is_cluster
 from acgsperf.compat._maybe_await import maybe_await
+from acgsperf.compat._sentinel_client import explained, has_schemes_of_its_own, sentinel_client
 from acgsperf.dispatch import LRUCache
 from acgsperf.tiers.breaker import FAILURES, RECOVERY_S, CircuitBreaker
 from acgsperf.tiers.server import DEADLINE_S
+from acgsperf.timeouts import time_limit
 
-__all__ = ["PlainRedis", "close_client"]
+__all__ = ["PlainRedis", "close_client", "connected_client"]
 
 MAX_WRITTEN: Final = 250_000
 _KEYS_PER_COMMAND: Final = 1_000
 _MAX_CONCURRENT: Final = 50
 _NO_REPLY: Final = object()
+_CONNECT_TIMEOUT_S: Final = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +125,7 @@ class PlainRedis:
         if self.client is None:
             return False
         try:
-            async with asyncio.timeout(DEADLINE_S):
+            async with time_limit(DEADLINE_S):
                 await maybe_await(self.client.ping())
         except Exception as error:
             _log.warning(
@@ -136,7 +143,7 @@ class PlainRedis:
 
     async def _send(self, command: str, *arguments: Any) -> Any:
         try:
-            async with asyncio.timeout(DEADLINE_S):
+            async with time_limit(DEADLINE_S):
                 reply = await maybe_await(getattr(self.client, command)(*arguments))
         except ResponseError as error:
             # A server that refuses a command is healthy.
@@ -163,6 +170,36 @@ class PlainRedis:
     def _succeeded(self) -> None:
         if self._breaker.succeeded():
             _log.info("redis: circuit closed; commands are sent again")
+
+
+async def connected_client(redis_url: str, module: Any) -> Any:
+    """Return a client that has answered a `PING`; None, with a warning in the log, if Redis is not reachable.
+
+    Args:
+        redis_url: a server, the sentinels that watch it, or nodes of a cluster.
+        module: has `from_url`, as `redis.asyncio` has.
+    """
+    client: Any = None
+    has_own_scheme = has_schemes_of_its_own(redis_url)
+    try:
+        if is_cluster(str(redis_url)):
+            client = ClusterClient(checked_redis_url("redis_url", redis_url))
+        elif has_own_scheme:
+            client = sentinel_client(redis_url)
+        else:
+            # RESP2 has no push messages, so a reply always belongs to its command. Retries would delay a miss.
+            client = await maybe_await(module.from_url(redis_url, protocol=2, retry=Retry(NoBackoff(), 0)))
+        async with time_limit(_CONNECT_TIMEOUT_S):
+            # A cluster is used even if one of its nodes is down.
+            await (client.find() if isinstance(client, ClusterClient) else maybe_await(client.ping()))
+    except Exception as error:
+        why = explained(error) if has_own_scheme else type(error).__name__
+        where = masked(str(redis_url))
+        _log.warning("cache: Redis at %s is not reachable; the cache uses L1 only: %s", where, why)
+        if client is not None:
+            await close_client(client)
+        return None
+    return client
 
 
 async def close_client(client: Any) -> None:

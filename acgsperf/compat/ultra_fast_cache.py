@@ -1,14 +1,12 @@
-"""The surface of `services.shared.performance.ultra_fast_cache`, on `LRUCache` and a plain Redis client.
+"""The surface of `services.shared.performance.ultra_fast_cache`, on a compiled cache and a plain Redis client.
 
 It does not use `TieredCache`, because this cache shares Redis with processes that still run the replaced module. So it
 writes the same format: the bare key, a JSON text, SETEX with a TTL and SET without.
 
-An L1 hit is a lookup in the compiled cache and one append. The other figures of hits are derived when they are read:
-the counts from the `LRUCache`, the times as `AccessLog` and `CacheActivity` describe.
+An L1 hit is one lookup in a `RecordingCache`. The figures of hits are derived when they are read: the counts from its
+statistics, the times as `AccessLog` and `CacheActivity` describe.
 """
 
-import asyncio
-import logging
 import math
 import os
 import sys
@@ -18,20 +16,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from redis import asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 
 from acgsperf._native.types import CONSTITUTIONAL_HASH
-from acgsperf.addresses import masked
 from acgsperf.cache.ordering import Ordering
 from acgsperf.compat._accesses import AccessLog
 from acgsperf.compat._cache_metrics import CacheActivity, CacheMetrics, LiveCacheMetrics
 from acgsperf.compat._l1 import CacheEntry, L1View
 from acgsperf.compat._maybe_await import maybe_await
-from acgsperf.compat._plain_redis import MAX_WRITTEN, PlainRedis, close_client
+from acgsperf.compat._plain_redis import MAX_WRITTEN, PlainRedis, close_client, connected_client
+from acgsperf.compat._read_ahead import ReadAhead
 from acgsperf.compat._singleton import ProcessSingleton
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
-from acgsperf.dispatch import LRUCache
+from acgsperf.dispatch import LRUCache, RecordingCache
 
 __all__ = [
     "CACHE_PERFORMANCE_TARGETS",
@@ -66,9 +62,6 @@ _TTL_S: Final = {
 }
 _HOUR_S: Final = 3600.0
 _MAX_CANDIDATES: Final = 10_000
-_CONNECT_TIMEOUT_S: Final = 2.0
-
-_log = logging.getLogger(__name__)
 
 
 class UltraFastMultiTierCache:
@@ -76,8 +69,12 @@ class UltraFastMultiTierCache:
 
     Call `initialize` before use, and `close` afterwards.
 
+    While `prediction_enabled` is True, keys that were requested in the same order before are read from Redis ahead of
+    their requests. A value that was read ahead answers for up to 1 s.
+
     Args:
-        redis_url: the Redis server of L2.
+        redis_url: the Redis server of L2, the sentinels that watch it (`redis+sentinel://`), or nodes of a cluster
+            (`redis+cluster://`).
         l1_max_size: the maximum number of entries in L1, 1 to 2**30. A new value takes effect at the next store.
         constitutional_validator: available as the attribute of that name; by default, a new validator.
 
@@ -96,22 +93,29 @@ class UltraFastMultiTierCache:
         self.redis_url = redis_url
         self.l1_max_size = l1_max_size
         self.prediction_enabled = True
-        self._l1: LRUCache[str, CacheEntry] = LRUCache(l1_max_size)
+        self._l1: RecordingCache[str, CacheEntry] = RecordingCache(l1_max_size)
         self._accesses = AccessLog(self._l1)
-        self._unstamped = self._accesses.unstamped
         self.l1_cache: L1View = L1View(self._l1, self._store_in_l1, self._accesses.stamp)
         # Key -> the times of its latest L2 hits, for keys that are not in L1.
         self.promotion_candidates: LRUCache[str, deque[float]] = LRUCache(_MAX_CANDIDATES, _HOUR_S)
         self._written: LRUCache[str, None] = LRUCache(MAX_WRITTEN)
         self._ordering = Ordering()
+        self._read_ahead = ReadAhead(self._l1, self._ordering)
         self._activity = CacheActivity(self._l1)
         self._metrics = LiveCacheMetrics(self._activity)
         self.redis_client = None
+        # Where a hit of `get` may be read without the coroutine; None if `get` was replaced on this object.
+        self._hits: RecordingCache[str, CacheEntry] | None = self._l1
+        if type(self)._get_from_l1 is not _GET_FROM_L1 and type(self).get is _GET:
+            # A subclass or a patch has replaced the method.
+            self.get = self._get_by_method  # type: ignore[method-assign]
 
     def __setattr__(self, name: str, value: object) -> None:
         if name == "_get_from_l1":
             # `get` reads L1 without this method, because a call costs more than the read. A replacement must be called.
-            vars(self)["get"] = self._get_by_method
+            self.get = self._get_by_method  # type: ignore[method-assign]
+        elif name == "get":
+            self._hits = None
         super().__setattr__(name, value)
 
     @property
@@ -147,18 +151,7 @@ class UltraFastMultiTierCache:
 
     async def initialize(self) -> None:
         """Connect to Redis, and store the constitutional entry. If Redis is not reachable, the cache uses L1 only."""
-        client = None
-        try:
-            # RESP2 has no push messages, so a reply always belongs to its command. Retries would delay a miss.
-            client = await maybe_await(redis.from_url(self.redis_url, protocol=2, retry=Retry(NoBackoff(), 0)))
-            async with asyncio.timeout(_CONNECT_TIMEOUT_S):
-                await maybe_await(client.ping())
-        except Exception as error:
-            where, why = masked(str(self.redis_url)), type(error).__name__
-            _log.warning("cache: Redis at %s is not reachable; the cache uses L1 only: %s", where, why)
-            if client is not None:
-                await close_client(client)
-            client = None
+        client = await connected_client(self.redis_url, redis)
         former, self.redis_client = self.redis_client, client
         if former is not None:
             await close_client(former)
@@ -167,23 +160,26 @@ class UltraFastMultiTierCache:
     async def get(self, key: str, data_type: str = "default") -> Any:
         """Return the value of a key; None if no tier has it."""
         try:
-            entry = self._l1[key]
+            return self._l1[key].value
         except KeyError:
             pass
-        else:
-            self._unstamped.append(key)
-            return entry.value
         return await self._get_after_l1_miss(key, data_type)
 
     async def _get_by_method(self, key: str, data_type: str = "default") -> Any:
         value = await maybe_await(self._get_from_l1(key))
         return value if value is not None else await self._get_after_l1_miss(key, data_type)
 
-    async def _get_after_l1_miss(self, key: str, data_type: str) -> Any:
+    async def _get_after_l1_miss(self, key: str, data_type: str = "default") -> Any:
         started = time.perf_counter()
         began_at = self._ordering.latest
         try:
-            value = await self._get_from_l2(key)
+            value = None
+            if self.prediction_enabled and self.redis_client is not None:
+                value = self._read_ahead.request(key, self._l2.read)
+            if value is not None:
+                self._metrics.l2_hits += 1
+            else:
+                value = await self._get_from_l2(key)
             if value is None:
                 self._accesses.record(key)
                 self._metrics.l3_misses += 1
@@ -252,6 +248,7 @@ class UltraFastMultiTierCache:
         """Close the Redis client and empty L1. `get_ultra_fast_cache` then creates a new cache."""
         _cache.forget(self)
         client, self.redis_client = self.redis_client, None
+        await self._read_ahead.close()
         self._l1.clear()
         if client is not None:
             await close_client(client)
@@ -271,10 +268,7 @@ class UltraFastMultiTierCache:
     def _get_from_l1(self, key: str) -> Any:
         self._activity.other_lookups += 1
         entry = self._l1.get(key)
-        if entry is None:
-            return None
-        self._unstamped.append(key)
-        return entry.value
+        return None if entry is None else entry.value
 
     async def _set_in_l2(self, key: str, value: Any, ttl: float | None = None) -> bool:
         return await self._l2.write(key, value, ttl)
@@ -409,6 +403,10 @@ class UltraFastMultiTierCache:
             "constitutional_hash": self.constitutional_hash,
             "timestamp": time.time(),
         }
+
+
+_GET: Final = UltraFastMultiTierCache.get
+_GET_FROM_L1: Final = UltraFastMultiTierCache._get_from_l1
 
 
 def _rate(hits: int, misses: int) -> float:

@@ -24,6 +24,7 @@ from acgsperf.compat._pool_metrics import ConnectionMetrics
 from acgsperf.compat._singleton import ProcessSingleton
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
 from acgsperf.dispatch import LatencyHistogram
+from acgsperf.timeouts import time_limit
 
 __all__ = [
     "CONSTITUTIONAL_HASH",
@@ -134,7 +135,7 @@ class UltraFastConnectionPool:
         metrics.total_acquisitions += 1
         started = time.perf_counter_ns()
         try:
-            async with asyncio.timeout(self.acquisition_timeout_s):
+            async with time_limit(self.acquisition_timeout_s):
                 connection = await maybe_await(self.pool.acquire())
         except TimeoutError:
             metrics.failed_acquisitions += 1
@@ -288,7 +289,7 @@ class UltraFastConnectionPool:
         if pool is None:
             return
         try:
-            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            async with time_limit(_CLOSE_TIMEOUT_S):
                 await maybe_await(pool.close())
         except Exception as error:
             why = type(error).__name__

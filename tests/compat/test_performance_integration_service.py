@@ -16,6 +16,7 @@ from dataclasses import asdict
 from unittest.mock import AsyncMock, Mock, patch
 
 import pytest
+from ids import name_of
 
 from acgsperf.compat import performance_integration_service as module
 from acgsperf.compat import ultra_fast_cache, ultra_fast_connection_pool
@@ -200,6 +201,13 @@ def test_metrics_accept_any_response_time_and_can_be_copied():
     assert pickle.loads(pickle.dumps(metrics)) == copy.deepcopy(metrics) == metrics
 
 
+@pytest.mark.parametrize("seconds", [-0.5, float("inf"), float("nan"), 1e30])
+def test_a_response_time_that_no_clock_shows_is_counted(seconds):
+    metrics = PerformanceMetrics()
+    metrics.add_request(seconds)
+    assert metrics.total_requests == metrics.latency_ns.count == 1
+
+
 async def test_initialize_uses_the_parts_of_this_process(fresh_process):
     service = PerformanceIntegrationService()
     await service.initialize()
@@ -275,6 +283,31 @@ async def test_a_miss_then_a_hit(service, key):
     assert (metrics.cache_hits, metrics.cache_misses, metrics.constitutional_validations) == (1, 1, 2)
     assert metrics.db_connections_acquired == 0
     assert metrics.min_response_time <= metrics.max_response_time < metrics.total_response_time
+
+
+async def test_a_replaced_get_of_the_cache_is_called(fresh_process):
+    service, request = PerformanceIntegrationService(), {"id": "a"}
+    service.cache = ultra_fast_cache.UltraFastMultiTierCache()
+    await service.process_request(request)
+    assert (await service.process_request(request))["performance"]["cached"] is True
+    counted = service.cache.metrics
+    assert (counted.l1_hits, counted.l1_misses, counted.l3_misses, counted.total_accesses) == (1, 1, 1, 2)
+    replacement = AsyncMock(return_value={"from": "a mock"})
+    with patch.object(ultra_fast_cache.UltraFastMultiTierCache, "get", replacement):
+        assert (await service.process_request(request))["from"] == "a mock"
+    assert "from" not in await service.process_request(request)
+    with patch.object(service.cache, "get", replacement):
+        assert (await service.process_request(request))["from"] == "a mock"
+    assert "from" not in await service.process_request(request)
+    service.cache._get_from_l1 = Mock(return_value={"from": "L1"})
+    assert (await service.process_request(request))["from"] == "L1"
+
+    class Own(ultra_fast_cache.UltraFastMultiTierCache):
+        async def get(self, key, data_type="default"):
+            return {"from": "a subclass"}
+
+    service.cache = Own()
+    assert (await service.process_request(request))["from"] == "a subclass"
 
 
 async def test_a_request_without_an_id_gets_the_id_unknown(service, key):
@@ -488,7 +521,7 @@ async def test_a_handler_must_return_a_dict(open_service, key, answer):
     assert request_key({"id": key}) not in service.cache.l1_cache
 
 
-@pytest.mark.parametrize("odd", [object(), {1, 2}, b"bytes", float("nan"), "\ud800"], ids=repr)
+@pytest.mark.parametrize("odd", [object(), {1, 2}, b"bytes", float("nan"), "\ud800"], ids=name_of)
 async def test_a_request_that_is_not_json_like_is_answered_and_not_cached(open_service, key, odd):
     service = await open_service(Handler())
     for asked in [1, 2]:

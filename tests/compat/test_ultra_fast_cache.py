@@ -388,6 +388,21 @@ async def test_methods_can_be_replaced_on_an_instance(alone):
     assert await alone.get("k") is None
 
 
+async def test_get_calls_a_method_that_a_subclass_or_a_patch_has_replaced():
+    class Own(UltraFastMultiTierCache):
+        def _get_from_l1(self, key):
+            return f"own {key}"
+
+    class Both(Own):
+        async def get(self, key, data_type="default"):
+            return "mine"
+
+    assert [await Own().get("a"), await Both().get("a")] == ["own a", "mine"]
+    with patch.object(UltraFastMultiTierCache, "_get_from_l1", return_value="patched"):
+        assert await UltraFastMultiTierCache().get("a") == "patched"
+    assert await UltraFastMultiTierCache().get("a") is None
+
+
 async def test_a_write_during_a_read_is_not_undone_by_promotion(cache, old, key):
     old.write(key, "old")
     await cache.get(key)
@@ -483,6 +498,51 @@ async def test_optimizing_promotes_frequent_and_removes_expired_entries(cache, o
     assert cache.l1_cache[key].value == "v"
     assert cache.metrics.promotions == 1
     assert (await cache.optimize_performance())["optimizations_applied"] == []
+
+
+async def request_in_order(cache, keys):
+    """Request keys, each when what was read ahead before has arrived. Return the values."""
+    values = []
+    for key in keys:
+        values.append(await cache.get(key))
+        if cache._read_ahead._task is not None:
+            await cache._read_ahead._task
+    return values
+
+
+async def test_keys_that_follow_each_other_are_read_ahead(cache, old, key):
+    keys = [f"{key}-{number}" for number in range(100)]
+    for number, one in enumerate(keys):
+        old.write(one, number, 60)
+    for _ in range(3):
+        assert await request_in_order(cache, keys) == list(range(100))
+    stats = cache._read_ahead.stats()
+    assert stats.used > 60
+    assert cache.metrics.l2_hits == 300
+    assert cache.metrics.l1_misses == 300
+    assert cache.metrics.promotions == 100
+
+
+async def test_a_value_that_was_read_ahead_is_not_used_after_a_write(cache, old, key):
+    keys = [f"{key}-{number}" for number in range(100)]
+    for number, one in enumerate(keys):
+        old.write(one, number, 60)
+    await request_in_order(cache, [*keys, *keys, *keys[:50]])
+    assert keys[50] in cache._read_ahead._predictor
+    await cache.delete(keys[50])
+    assert await cache.get(keys[50]) is None
+    assert cache._read_ahead.stats().wasted == 1
+
+
+async def test_nothing_is_read_ahead_without_prediction(cache, old, key):
+    cache.prediction_enabled = False
+    keys = [f"{key}-{number}" for number in range(100)]
+    for number, one in enumerate(keys):
+        old.write(one, number, 60)
+    for _ in range(3):
+        await request_in_order(cache, keys)
+    assert cache._read_ahead.stats().issued == 0
+    assert cache.metrics.l2_hits == 300
 
 
 async def test_optimizing_promotes_only_as_many_entries_as_fit(cache, old, key):
