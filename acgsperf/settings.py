@@ -23,6 +23,7 @@ from acgsperf.errors import SettingsError
 __all__ = ["HASH_VARIABLE", "Settings", "opened_workers_directory"]
 
 HASH_VARIABLE: Final = "CONSTITUTIONAL_HASH"
+_LONGEST_VERSION: Final = 200
 
 _SWITCHES: Final = {
     "1": True,
@@ -55,6 +56,8 @@ class Settings:
         db_pool_health_check_interval: time between two health checks of the pools, in seconds.
         redis_url: the URL of Redis; None for no Redis.
         l1_cache_size: the largest number of entries in L1.
+        l1_cache_size_min, l1_cache_size_max: within these bounds, `optimize` resizes L1. None for `l1_cache_size`; with
+            None for both, the size does not change.
         l1_policy: which entries L1 evicts: "adaptive", "s3fifo" or "lru".
         l1_prediction: whether to fetch the keys that are likely to be requested next, together with those that are.
         l2_ttl_default: the time until a value expires, in seconds.
@@ -64,6 +67,13 @@ class Settings:
         throughput_target_rps: the throughput target, in requests per second.
         monitoring_interval_s: time between two evaluations of the metrics, in seconds.
         optimization_interval_s: time between two optimizations, in seconds.
+        fleet_enabled: whether the instances of the service leave reports in Redis, or in PostgreSQL without a Redis.
+        fleet_tuning_enabled: whether instances that leave reports tune their settings together. With False, each tunes
+            itself.
+        trends_enabled: whether the figures of each hour are kept in PostgreSQL for 90 days, if there is a
+            `database_url`.
+        service_version: names what runs, for the comparison of versions: up to 200 printable characters; None for no
+            name.
         workers_directory: the directory in which the processes of one service on this machine share their metrics; None
             for one process, or if each reports for itself.
 
@@ -82,6 +92,8 @@ class Settings:
     db_pool_health_check_interval: float = 30.0
     redis_url: str | None = None
     l1_cache_size: int = 100_000
+    l1_cache_size_min: int | None = None
+    l1_cache_size_max: int | None = None
     l1_policy: Policy = "adaptive"
     l1_prediction: bool = True
     l2_ttl_default: float = 3600.0
@@ -93,16 +105,19 @@ class Settings:
     throughput_target_rps: float = 1000.0
     monitoring_interval_s: float = 30.0
     optimization_interval_s: float = 60.0
+    fleet_enabled: bool = True
+    fleet_tuning_enabled: bool = True
+    trends_enabled: bool = True
+    service_version: str | None = None
     workers_directory: str | None = None
 
     def __post_init__(self) -> None:
         for name, rule in _RULES.items():
             object.__setattr__(self, name, rule.check(name, getattr(self, name)))
-        if self.db_pool_min_size > self.db_pool_max_size:
-            raise ValueError(
-                f"db_pool_min_size must be at most db_pool_max_size, which is {self.db_pool_max_size},"
-                f" got {self.db_pool_min_size}"
-            )
+        for lower, upper in _ORDERED:
+            least, most = getattr(self, lower), getattr(self, upper)
+            if least is not None and most is not None and least > most:
+                raise ValueError(f"{lower} must be at most {upper}, which is {most}, got {least}")
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
@@ -118,12 +133,13 @@ class Settings:
             variable = variable_of(name)
             if variable in environ:
                 found[name] = rule.read(name, variable, environ[variable])
-        least, most = (found.get(name, _DEFAULTS[name]) for name in ("db_pool_min_size", "db_pool_max_size"))
-        if least > most:
-            # The error names a variable that was set: the other one may have its default.
-            if "db_pool_min_size" in found:
-                raise SettingsError("DB_POOL_MIN_SIZE", str(least), f"at most DB_POOL_MAX_SIZE, which is {most}")
-            raise SettingsError("DB_POOL_MAX_SIZE", str(most), f"at least DB_POOL_MIN_SIZE, which is {least}")
+        for lower, upper in _ORDERED:
+            least, most = (found.get(name, _DEFAULTS[name]) for name in (lower, upper))
+            if least is not None and most is not None and least > most:
+                # The error names a variable that was set: the other one may have its default.
+                if lower in found:
+                    raise SettingsError(variable_of(lower), str(least), f"at most {upper.upper()}, which is {most}")
+                raise SettingsError(variable_of(upper), str(most), f"at least {lower.upper()}, which is {least}")
         return cls(**found)
 
     def __repr__(self) -> str:
@@ -169,9 +185,13 @@ class _Rule:
     def read(self, name: str, variable: str, written: str) -> object:
         try:
             return self.check(name, self.parse(written))
-        except (ValueError, KeyError):
+        except (ValueError, KeyError) as error:
             shown = hidden(written) if name in _ADDRESSES else written
-        raise SettingsError(variable, shown, self.expected)
+            # Of an address with several hosts, the check says which part is missing.
+            problem, several, form = str(error).partition(": ")
+            detail = problem.removeprefix(f"{name} must have ") if several else problem
+            expected = f"{form} with {detail}" if detail != problem else self.expected
+        raise SettingsError(variable, shown, expected)
 
 
 def _list(written: str) -> list[str]:
@@ -200,6 +220,16 @@ def _checked_directory(name: str, path: str | None) -> str | None:
     return path
 
 
+def _checked_version(name: str, version: str | None) -> str | None:
+    if version is None:
+        return None
+    if not isinstance(version, str):
+        raise TypeError(f"{name} must be a str or None, got {type(version).__name__}")
+    if not 1 <= len(version) <= _LONGEST_VERSION or not version.isprintable():
+        raise ValueError(f"{name} must be 1 to {_LONGEST_VERSION} printable characters, got {version[:60]!r}")
+    return version
+
+
 def _checked_policy(name: str, policy: str) -> str:
     checked_policy(policy, name)
     return policy
@@ -207,6 +237,10 @@ def _checked_policy(name: str, policy: str) -> str:
 
 def _at_least(least: int) -> _Rule:
     return _Rule(f"an integer of at least {least}", int, lambda name, value: checked_at_least(name, value, least))
+
+
+def _checked_bound(name: str, size: int | None) -> int | None:
+    return None if size is None else checked_maxsize(size, name)
 
 
 _SWITCH: Final = _Rule("true or false", _switch, checked_bool)
@@ -235,11 +269,14 @@ _RULES: Final = {
     "db_pool_health_check_interval": _POSITIVE,
     "redis_url": _Rule(
         "a redis://, rediss:// or unix:// URL with a port from 1 to 65535, a number as database or the path of a"
-        " socket, and / in a password written as %2F; or redis+sentinel://[user:password@]host:port,host:port/service",
+        " socket, and / in a password written as %2F; or redis+sentinel://[user:password@]host:port,host:port/service"
+        ", or redis+cluster://[user:password@]host:port,host:port",
         _address,
         _checked_redis_url,
     ),
     "l1_cache_size": _Rule("an integer from 1 to 2**30", int, lambda name, value: checked_maxsize(value, name)),
+    "l1_cache_size_min": _Rule("an integer from 1 to 2**30", int, _checked_bound),
+    "l1_cache_size_max": _Rule("an integer from 1 to 2**30", int, _checked_bound),
     "l1_policy": _Rule("adaptive, s3fifo or lru", lambda written: written.strip().lower(), _checked_policy),
     "l1_prediction": _SWITCH,
     "l2_ttl_default": _POSITIVE,
@@ -251,7 +288,17 @@ _RULES: Final = {
     "throughput_target_rps": _POSITIVE,
     "monitoring_interval_s": _POSITIVE,
     "optimization_interval_s": _POSITIVE,
+    "fleet_enabled": _SWITCH,
+    "fleet_tuning_enabled": _SWITCH,
+    "trends_enabled": _SWITCH,
+    "service_version": _Rule("1 to 200 printable characters", _address, _checked_version),
     "workers_directory": _Rule("the path of a directory", _address, _checked_directory),
 }
+# Of each pair, the first one must not be greater.
+_ORDERED: Final = (
+    ("db_pool_min_size", "db_pool_max_size"),
+    ("l1_cache_size_min", "l1_cache_size"),
+    ("l1_cache_size", "l1_cache_size_max"),
+)
 _DEFAULTS: Final = {field.name: field.default for field in fields(Settings)}
 _ADDRESSES: Final = frozenset({"database_url", "redis_url"})

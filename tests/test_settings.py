@@ -27,6 +27,8 @@ SPECIFIED = {
     "DB_POOL_HEALTH_CHECK_INTERVAL": "15",
     "REDIS_URL": "redis://localhost:6389/0",
     "L1_CACHE_SIZE": "1000",
+    "L1_CACHE_SIZE_MIN": "500",
+    "L1_CACHE_SIZE_MAX": "200000",
     "L1_POLICY": " LRU ",
     "L1_PREDICTION": "no",
     "L2_TTL_DEFAULT": "60",
@@ -38,6 +40,10 @@ SPECIFIED = {
     "THROUGHPUT_TARGET_RPS": "500",
     "MONITORING_INTERVAL_S": "5",
     "OPTIMIZATION_INTERVAL_S": "7.5",
+    "FLEET_ENABLED": "false",
+    "FLEET_TUNING_ENABLED": "false",
+    "TRENDS_ENABLED": "false",
+    "SERVICE_VERSION": "1.4.2",
     "WORKERS_DIRECTORY": "/run/shop",
 }
 
@@ -55,6 +61,8 @@ def test_every_variable_sets_its_field():
         db_pool_health_check_interval=15.0,
         redis_url="redis://localhost:6389/0",
         l1_cache_size=1000,
+        l1_cache_size_min=500,
+        l1_cache_size_max=200000,
         l1_policy="lru",
         l1_prediction=False,
         l2_ttl_default=60.0,
@@ -66,6 +74,10 @@ def test_every_variable_sets_its_field():
         throughput_target_rps=500.0,
         monitoring_interval_s=5.0,
         optimization_interval_s=7.5,
+        fleet_enabled=False,
+        fleet_tuning_enabled=False,
+        trends_enabled=False,
+        service_version="1.4.2",
         workers_directory="/run/shop",
     )
     assert {variable_of(field.name) for field in dataclasses.fields(Settings)} == set(SPECIFIED)
@@ -88,8 +100,8 @@ def test_the_process_environment_is_read_by_default(monkeypatch):
     assert Settings.from_environment().l1_cache_size == 77
 
 
-@pytest.mark.parametrize("variable", ["REDIS_URL", "DATABASE_URL"])
-def test_an_empty_address_is_none(variable):
+@pytest.mark.parametrize("variable", ["REDIS_URL", "DATABASE_URL", "SERVICE_VERSION"])
+def test_an_empty_address_or_version_is_none(variable):
     assert Settings.from_environment({variable: " "}) == Settings()
 
 
@@ -105,6 +117,8 @@ def test_an_empty_address_is_none(variable):
         ("DB_COMMAND_TIMEOUT", "0", "a finite number greater than 0"),
         ("DB_POOL_HEALTH_CHECK_INTERVAL", "0", "a finite number greater than 0"),
         ("L1_CACHE_SIZE", "0", "an integer from 1 to 2**30"),
+        ("L1_CACHE_SIZE_MIN", "0", "an integer from 1 to 2**30"),
+        ("L1_CACHE_SIZE_MAX", "", "an integer from 1 to 2**30"),
         ("L1_POLICY", "arc", "adaptive, s3fifo or lru"),
         ("L1_PREDICTION", "2", "true or false"),
         ("L1_CACHE_SIZE", str(2**30 + 1), "an integer from 1 to 2**30"),
@@ -115,6 +129,8 @@ def test_an_empty_address_is_none(variable):
         ("P99_LATENCY_TARGET_MS", "nan", "a finite number greater than 0"),
         ("P99_LATENCY_TARGET_MS", "5ms", "a finite number greater than 0"),
         ("THROUGHPUT_TARGET_RPS", "", "a finite number greater than 0"),
+        ("SERVICE_VERSION", "1\n2", "1 to 200 printable characters"),
+        ("SERVICE_VERSION", "x" * 201, "1 to 200 printable characters"),
         ("MONITORING_INTERVAL_S", "-30", "a finite number greater than 0"),
         ("OPTIMIZATION_INTERVAL_S", "1e999", "a finite number greater than 0"),
     ],
@@ -129,6 +145,14 @@ def test_a_bad_variable_is_named_with_its_value_and_what_was_expected(variable, 
     ("environ", "message"),
     [
         ({"DB_POOL_MIN_SIZE": "200"}, "DB_POOL_MIN_SIZE must be at most DB_POOL_MAX_SIZE, which is 100, got '200'"),
+        (
+            {"L1_CACHE_SIZE_MAX": "1000"},
+            "L1_CACHE_SIZE_MAX must be at least L1_CACHE_SIZE, which is 100000, got '1000'",
+        ),
+        (
+            {"L1_CACHE_SIZE_MIN": "1000", "L1_CACHE_SIZE": "10"},
+            "L1_CACHE_SIZE_MIN must be at most L1_CACHE_SIZE, which is 10, got '1000'",
+        ),
         ({"DB_POOL_MAX_SIZE": "10"}, "DB_POOL_MAX_SIZE must be at least DB_POOL_MIN_SIZE, which is 20, got '10'"),
         (
             {"DB_POOL_MIN_SIZE": "9", "DB_POOL_MAX_SIZE": "8"},
@@ -268,3 +292,13 @@ def test_the_page_lists_every_variable_with_its_default():
         else:
             read = Settings.from_environment({variable_of(field.name): written.strip("`")})
             assert read == Settings()
+
+
+def test_a_list_of_servers_with_an_empty_name_is_named():
+    with pytest.raises(
+        SettingsError, match=r"DATABASE_URL must be .*host:port/database with a host for each of its"
+    ) as caught:
+        Settings.from_environment({"DATABASE_URL": "postgresql://me:hunter2@one,,two/db"})
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ValueError, match="database_url must have a host for each of its servers"):
+        Settings(database_url="postgresql://me:hunter2@,two/db")

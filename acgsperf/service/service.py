@@ -3,29 +3,34 @@
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from inspect import isawaitable
 from types import TracebackType
 from typing import Any, Final, Literal, Self, overload
 
 from acgsperf._native.arguments import checked_callable
-from acgsperf.addresses import masked
-from acgsperf.cache import EntryOptions, TieredCache
+from acgsperf.cache import TieredCache
 from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.missed import load_missed
-from acgsperf.dispatch import AdaptiveCache, LatencyHistogram
-from acgsperf.errors import ComplianceError, ServiceError, SettingsError
+from acgsperf.dispatch import LatencyHistogram
+from acgsperf.errors import ComplianceError, FleetError, ServiceError
 from acgsperf.fingerprint import request_key
-from acgsperf.monitor import Monitor, Reading, Targets
+from acgsperf.fleet.store import Found, ReportStore
+from acgsperf.fleet.summary import FleetSummary
+from acgsperf.fleet.summary import summarize as summarize_fleet
+from acgsperf.monitor import Monitor, Reading
 from acgsperf.pool import PoolManager
+from acgsperf.service.creation import cache_of, fleet_of, hours_of, targets_of
+from acgsperf.service.fleet_tuning import FleetTuning
 from acgsperf.service.optimizer import Optimizer
+from acgsperf.service.reporter import Reporter, unhealthy_pools
+from acgsperf.service.sizing import Sizer
 from acgsperf.service.summary import PerformanceSummary, ServiceHealth, summarize
 from acgsperf.service.traffic import Counts, Traffic, Window
 from acgsperf.service.tuning import Action
-from acgsperf.service.workers import WorkerReport, Workers
+from acgsperf.service.workers import Workers
 from acgsperf.settings import Settings
-from acgsperf.tiers.base import Tier
 from acgsperf.validator import HASH_FIELD, HASH_HEADER, ComplianceValidator
 
 __all__ = ["Handler", "PerformanceService", "Request"]
@@ -96,15 +101,26 @@ class PerformanceService:
             batch=self.settings.batch_processing_enabled,
         )
         self._owns_cache, self._owns_pools = cache is None, pools is None
-        self.cache: Final = _cache_of(self.settings) if cache is None else cache
+        self.cache: Final = cache_of(self.settings) if cache is None else cache
         self.pools: Final = (
             PoolManager(interval=self.settings.db_pool_health_check_interval) if pools is None else pools
         )
-        self.monitor: Final = Monitor(_targets_of(self.settings))
+        self.monitor: Final = Monitor(targets_of(self.settings))
         self.traffic: Final = Traffic(self.cache)
         self._interval = self.traffic.window()
-        self._optimizer = Optimizer(self.validator, self.cache, self.pools, self.traffic.window())
+        self._optimizer = Optimizer(
+            self.validator,
+            self.cache,
+            self.pools,
+            self.traffic.window(),
+            Sizer.from_settings(self.cache, self.settings),
+            tuned_by_fleet=lambda: self._tuning is not None and self._tuning.has_others(),
+        )
+        self._reporter = Reporter(self.traffic, self.cache, self.pools, self.monitor)
         self._workers = Workers.from_settings(self.settings)
+        self._fleet = fleet_of(self.settings, self.cache.namespace)
+        self._tuning: FleetTuning | None = None
+        self._hours = hours_of(self.settings, self.cache.namespace, self.traffic, lambda: self._reporter.instance)
         self._exits = AsyncExitStack()
         self._on_close: list[Callable[[], object]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -139,6 +155,16 @@ class PerformanceService:
                     )
             if self._owns_cache:
                 await exits.enter_async_context(self.cache)
+            if self._fleet is not None:
+                exits.push_async_callback(self._fleet.close)
+                await self._fleet.open()
+                self._fleet.publish(self._reporter.report())
+                if self.settings.fleet_tuning_enabled:
+                    self._tuning = self._tuning_of(self._fleet.store)
+                    exits.push_async_callback(self._tuning.close)
+            if self._hours is not None:
+                exits.push_async_callback(self._hours.close)
+                await self._hours.open()
             self._exits = exits.pop_all()
         self._tasks = [
             self._every(self.settings.monitoring_interval_s, self.observe),
@@ -167,9 +193,7 @@ class PerformanceService:
             if self._workers is not None:
                 self._workers.close()
         except OSError as error:
-            _log.warning(
-                "service: cannot remove this worker's report; other workers count it for up to 3 more rounds: %s", error
-            )
+            _log.warning("service: cannot remove this worker's report; another worker removes it: %s", error)
         finally:
             await self._exits.aclose()
 
@@ -289,12 +313,20 @@ class PerformanceService:
             p95_ms=_percentile_ms(interval, 95),
             p99_ms=_percentile_ms(interval, 99),
             hit_rate=interval.hit_rate(),
-            unhealthy_pools=tuple(_unhealthy(self.pools)),
+            unhealthy_pools=tuple(unhealthy_pools(self.pools)),
         )
         interval.restart()
         self.monitor.observe(reading)
-        if self._workers is not None:
-            self._workers.publish(self._report())
+        if self._fleet is not None or self._workers is not None:
+            report = self._reporter.report()
+            if self._fleet is not None:
+                self._fleet.publish(report)
+            if self._workers is not None:
+                self._workers.publish(report)
+        if self._tuning is not None:
+            self._tuning.start_round()
+        if self._hours is not None:
+            self._hours.observe()
         return reading
 
     def optimize(self) -> tuple[Action, ...]:
@@ -317,7 +349,7 @@ class PerformanceService:
         Raises:
             ServiceError: if `workers` is True and the settings have no `workers_directory`.
         """
-        reports = [self._report()]
+        reports = [self._reporter.report()]
         if workers:
             if self._workers is None:
                 raise ServiceError("workers=True needs workers_directory; set it in Settings")
@@ -331,16 +363,35 @@ class PerformanceService:
             pools={name: self.pools.get(name).stats() for name in self.pools.names()},
         )
 
-    def _report(self) -> WorkerReport:
-        total, counts = self.traffic.total, self.counts()
-        return WorkerReport(
-            reported_at=time.time(),
-            seconds=total.seconds,
-            failed=counts.failed,
-            violations=counts.violations,
-            missed=counts.missed,
-            latency=self.latency().encode(),
-        )
+    async def fleet_summary(self) -> FleetSummary:
+        """Return the figures of all instances of the service: their sums, percentiles of all requests, and each alone.
+
+        The instances are those that share the namespace of the cache and the server of the settings: Redis or, without
+        one, PostgreSQL; without any server, the processes that share `workers_directory`. The figures of this instance
+        are those of now, and the others those of their last monitoring round.
+
+        It does not raise if the server cannot be reached. Then `missing` says so, and only this instance is included.
+        """
+        found, missing = Found(), []
+        if self._fleet is not None:
+            try:
+                found = await self._fleet.store.found()
+            except FleetError as error:
+                missing.append(str(error))
+        elif self._workers is not None:
+            found.reports += self._workers.others()
+            found.ages_s += [0.0] * len(found.reports)
+        own = self._reporter.report()
+        for at, report in enumerate(found.reports):
+            if report.instance == own.instance:
+                del found.reports[at], found.ages_s[at]
+                break
+        found.reports.append(own)
+        found.ages_s.append(0.0)
+        return await summarize_fleet(found, missing)
+
+    def _tuning_of(self, store: ReportStore) -> FleetTuning:
+        return FleetTuning(store, self.settings, self.cache, self.pools, self.traffic, self._reporter, self._optimizer)
 
     def _every(self, seconds: float, work: Callable[[], object]) -> asyncio.Task[None]:
         async def repeat() -> None:
@@ -363,51 +414,3 @@ def _as_dict(request: object) -> dict[str, Any]:
 
 def _percentile_ms(window: Window, q: float) -> float | None:
     return window.latency_ns.percentile(q) / 1e6 if window.latency_ns.count else None
-
-
-def _unhealthy(pools: PoolManager) -> Iterator[str]:
-    for name in pools.names():
-        pool = pools.get(name)
-        yield from (member.name for member in (pool, *pool.replicas) if not member.healthy)
-
-
-def _targets_of(settings: Settings) -> Targets:
-    return Targets(
-        p50_ms=settings.p50_latency_target_ms,
-        p95_ms=settings.p95_latency_target_ms,
-        p99_ms=settings.p99_latency_target_ms,
-        hit_rate=settings.cache_hit_rate_target,
-        throughput_rps=settings.throughput_target_rps,
-    )
-
-
-def _cache_of(settings: Settings) -> TieredCache[Any]:
-    l1: AdaptiveCache[str, Any] = AdaptiveCache(settings.l1_cache_size, policy=settings.l1_policy)
-    return TieredCache(
-        l1,
-        _l2_of(settings),
-        _l3_of(settings),
-        namespace=settings.cache_namespace,
-        options=EntryOptions(ttl=settings.l2_ttl_default),
-        prediction=settings.l1_prediction,
-    )
-
-
-def _l2_of(settings: Settings) -> Tier | None:
-    if settings.redis_url is None:
-        return None
-    # Imported here, so that a service without Redis does not import redis-py.
-    from acgsperf.tiers.redis import RedisTier
-
-    try:
-        return RedisTier(settings.redis_url)
-    except ValueError as error:
-        raise SettingsError("REDIS_URL", masked(settings.redis_url), f"a URL that redis-py accepts ({error})") from None
-
-
-def _l3_of(settings: Settings) -> Tier | None:
-    if settings.database_url is None:
-        return None
-    from acgsperf.tiers.postgres import PostgresTier
-
-    return PostgresTier(settings.database_url, statement_cache_size=settings.db_statement_cache_size)

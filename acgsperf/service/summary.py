@@ -7,10 +7,10 @@ import msgspec
 
 from acgsperf._native.types import HistogramSnapshot
 from acgsperf.cache.types import CacheHealth, TieredStats
-from acgsperf.dispatch import LatencyHistogram
+from acgsperf.fleet.report import Report
+from acgsperf.fleet.summary import Sum
 from acgsperf.monitor import Alert
 from acgsperf.pool.options import PoolHealth, PoolStats
-from acgsperf.service.workers import WorkerReport
 from acgsperf.settings import Settings
 from acgsperf.validator import ValidatorMetrics
 
@@ -53,7 +53,7 @@ class PerformanceSummary:
         targets_met: whether each target is met; True without requests. Throughput is not judged: an idle service does
             not miss its target.
         alerts: the alerts that are raised now.
-        validator, cache, pools: the figures of the parts.
+        validator, cache, pools: the figures of the parts. `cache.sizing` says what other sizes of L1 would hit.
     """
 
     workers: int
@@ -79,7 +79,7 @@ class PerformanceSummary:
 
 
 def summarize(
-    reports: Sequence[WorkerReport],
+    reports: Sequence[Report],
     settings: Settings,
     *,
     alerts: Sequence[Alert],
@@ -88,16 +88,10 @@ def summarize(
     pools: Mapping[str, PoolStats],
 ) -> PerformanceSummary:
     """Add up the reports of one or more processes, and compare the sums with the targets."""
-    latency_ns = LatencyHistogram()
+    everything = Sum()
     for report in reports:
-        latency_ns.merge(report.latency_ns)
-    failed = sum(report.failed for report in reports)
-    violations = sum(report.violations for report in reports)
-    requests = latency_ns.count + failed
-    missed = sum(report.missed for report in reports)
-    hit_rate = _share(max(requests - missed, 0), requests)
-    compliance = _share(requests, requests + violations)
-    latency = latency_ns.snapshot()
+        everything.add(report)
+    latency, hit_rate, compliance = everything.latency_ns.snapshot(), everything.hit_rate, everything.compliance
     targets = {
         "p50_latency": settings.p50_latency_target_ms,
         "p95_latency": settings.p95_latency_target_ms,
@@ -107,13 +101,13 @@ def summarize(
     }
     return PerformanceSummary(
         workers=len(reports),
-        requests=requests,
-        failed=failed,
-        violations=violations,
-        success_rate=_share(latency_ns.count, requests),
+        requests=everything.requests,
+        failed=everything.failed,
+        violations=everything.violations,
+        success_rate=everything.success_rate,
         hit_rate=hit_rate,
         compliance=compliance,
-        throughput_rps=requests / max(max(report.seconds for report in reports), 1e-9),
+        throughput_rps=everything.requests / max(max(report.seconds for report in reports), 1e-9),
         latency=latency,
         targets=targets | {"throughput_rps": settings.throughput_target_rps},
         targets_met={
@@ -128,7 +122,3 @@ def summarize(
         cache=cache,
         pools=pools,
     )
-
-
-def _share(some: int, of: int) -> float:
-    return some / of if of else 1.0

@@ -3,58 +3,19 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
 from acgsperf._native.arguments import checked_at_least, checked_positive
+from acgsperf.fleet.tunable import Tunable
 
 __all__ = ["Action", "Outcome", "Tunable", "Tuner"]
 
 _log: Final = logging.getLogger("acgsperf.service")
 
 _UP: Final = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tunable:
-    """A numeric setting that may be changed while the service runs.
-
-    Attributes:
-        name: of the setting.
-        get: returns the current value.
-        set: changes the value. It may round it: `get` returns the value that is in effect.
-        lower, upper: the bounds, both included.
-        step: how far one change goes. Or a function that takes the value and the direction (1 for up, -1 for down) and
-            returns the next value. A value beyond a bound becomes the bound.
-    """
-
-    name: str
-    get: Callable[[], float]
-    set: Callable[[float], object]
-    lower: float
-    upper: float
-    step: float | Callable[[float, int], float]
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.lower) and math.isfinite(self.upper) and self.lower <= self.upper):
-            raise ValueError(
-                f"{self.name}: bounds must be finite, and lower at most upper, got {self.lower!r} and {self.upper!r}"
-            )
-        if not callable(self.step):
-            checked_positive(f"{self.name}: step", self.step)
-
-    def proposal(self, value: float, direction: int) -> float | None:
-        """Return the next value in a direction, within the bounds; None if there is none."""
-        if not self.lower <= value <= self.upper:
-            # Someone else put the setting outside its bounds on purpose.
-            return None
-        step = self.step
-        proposed = step(value, direction) if callable(step) else value + direction * step
-        bounded = min(max(proposed, self.lower), self.upper)
-        # A `step` function may return NaN, or a value in the other direction.
-        return bounded if (bounded - value) * direction > 0 else None
 
 
 class Outcome(StrEnum):
@@ -175,6 +136,18 @@ class Tuner:
             done += self._change(merit)
         self._actions.extend(done)
         return tuple(done)
+
+    def abandon(self) -> tuple[Action, ...]:
+        """Undo the change in trial, if there is one, because someone else tunes the settings from now on."""
+        if self._in_trial is None:
+            return ()
+        (schedule, change), self._in_trial = self._in_trial, None
+        outcome = Outcome.SUPERSEDED
+        if schedule.tunable.get() == change.after and _set(schedule.tunable, change.before):
+            outcome = Outcome.UNDONE
+        done = replace(change, outcome=outcome)
+        self._actions.append(done)
+        return (done,)
 
     def _judge(self, schedule: _Schedule, change: Action, merit: float) -> Action | None:
         """Return the outcome of a change; None if undoing it failed, which the next interval tries again."""

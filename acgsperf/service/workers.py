@@ -1,58 +1,17 @@
-"""Adds up the figures of several processes of one service: each process writes a report into a shared directory."""
+"""The reports of several processes of one service on this machine: each process writes its own into a directory."""
 
-import math
 import os
-import secrets
-import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
-import msgspec
+from acgsperf.fleet.report import LARGEST_REPORT_BYTES, Report, decode_report, encode_report
+from acgsperf.metrics.worker_files import WorkerFiles
+from acgsperf.settings import Settings
 
-from acgsperf.dispatch import LatencyHistogram
-from acgsperf.settings import Settings, opened_workers_directory
+__all__ = ["Workers"]
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-__all__ = ["WorkerReport", "Workers"]
-
-_SUFFIX: Final = ".acgsperf"
-# A worker that misses this many reports counts as dead.
-_MISSED_REPORTS: Final = 3
-
-
-class WorkerReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The figures of one process since it started.
-
-    Attributes:
-        reported_at: seconds since the epoch.
-        seconds: how long the process has run.
-        failed, violations, missed: as in `Counts`.
-        latency: of its requests, in ns, encoded as HdrHistogram V2.
-    """
-
-    reported_at: float
-    seconds: float
-    failed: int
-    violations: int
-    missed: int
-    latency: bytes
-
-    @property
-    def is_valid(self) -> bool:
-        """Whether a real process can have these figures: all are finite and at least 0."""
-        return math.isfinite(self.seconds) and min(self.seconds, self.failed, self.violations, self.missed) >= 0
-
-    @property
-    def latency_ns(self) -> LatencyHistogram:
-        """The decoded latency histogram."""
-        return LatencyHistogram.decode(self.latency)
-
-
-_encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(WorkerReport).decode
+_NAME: Final = "service"
 
 
 class Workers:
@@ -60,56 +19,51 @@ class Workers:
 
     Args:
         directory: shared by all processes; created if it is missing.
-        max_age_s: a process whose report is older counts as dead, and its report is removed.
 
     Raises:
         SettingsError: if the directory cannot be created or written.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], max_age_s: float) -> None:
-        self._directory = opened_workers_directory(directory)
-        self._own: Path | None = None
-        self._owner = 0
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._files = WorkerFiles(directory, _NAME, "report")
         self._closed = False
-        self._max_age_s = max_age_s
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Self | None:
         """Return the workers that share `workers_directory`; None if the settings name no directory."""
-        if settings.workers_directory is None:
-            return None
-        return cls(settings.workers_directory, _MISSED_REPORTS * settings.monitoring_interval_s)
+        return None if settings.workers_directory is None else cls(settings.workers_directory)
 
-    def publish(self, report: WorkerReport) -> None:
+    def publish(self, report: Report) -> None:
         """Replace the report of this process atomically. Does nothing after `close`.
 
         Raises:
             OSError: if the directory cannot be written.
+            ValueError: if the report has more than 128 KiB.
         """
-        if self._closed:
-            return
-        if self._own is None or self._owner != os.getpid():
-            # Chosen at the first report, because a server may create its service before it forks its workers.
-            self._owner = os.getpid()
-            self._own = self._directory / f"{self._owner}-{secrets.token_hex(8)}{_SUFFIX}"
-        new = self._own.with_suffix(".new")
-        new.write_bytes(_encode(report))
-        new.replace(self._own)
+        if not self._closed:
+            self._files.publish(encode_report(report))
 
-    def others(self) -> Iterator[WorkerReport]:
+    def others(self) -> Iterator[Report]:
         """Yield the latest report of each other live process. Files that are not valid reports are skipped."""
-        for path in self._directory.glob(f"*{_SUFFIX}"):
+        for token in self._files.others():
             # Another process may remove the file while this one reads it, and anyone can write a file here.
             with suppress(OSError, ValueError):
-                report = _decode(path.read_bytes())
-                LatencyHistogram.decode(report.latency)
-                if not abs(time.time() - report.reported_at) <= self._max_age_s:
-                    path.unlink()
-                elif path != self._own and report.is_valid:
-                    yield report
+                if not self._files.is_alive(token):
+                    self._files.remove(token)
+                    continue
+                with self._files.path(token).open("rb") as file:
+                    # Of a larger file, one byte too many is read.
+                    report = decode_report(file.read(LARGEST_REPORT_BYTES + 1))
+                _ = report.latency_ns
+                yield report
 
     def close(self) -> None:
-        """Remove the report of this process. Later calls of `publish` do nothing."""
+        """Remove the report of this process. Later calls of `publish` do nothing.
+
+        Raises:
+            OSError: if it cannot be removed. The other processes remove it.
+        """
         self._closed = True
-        if self._own is not None and self._owner == os.getpid():
-            self._own.unlink(missing_ok=True)
+        self._files.close()
+        if self._files.token:
+            self._files.remove(self._files.token)

@@ -91,6 +91,21 @@ async def test_a_cache_without_lower_tiers_has_no_promotion_threshold_to_tune():
     assert cache.promotion_threshold == 3
 
 
+async def test_while_a_cache_predicts_its_promotion_threshold_is_not_tuned(servers):
+    cache = TieredCache(LRUCache(100), RedisTier(servers.redis_url), namespace="test", prediction=True)
+    optimizer, traffic = optimizer_of(cache)
+    for mean_ns in (1_000, 900, 800, 700):
+        busy(traffic, mean_ns)
+        assert {action.name for action in optimizer.run()} <= {"refresh_ahead"}
+    assert cache.promotion_threshold == 1
+    cache.predicts = False
+    tried = set()
+    for _ in range(20):
+        busy(traffic, 700)
+        tried |= {action.name for action in optimizer.run()}
+    assert "promotion_threshold" in tried
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(1, 10**9), min_size=480, max_size=480))
 def test_in_eight_hours_of_adversarial_traffic_settings_stay_in_bounds_and_change_ever_more_rarely(means_ns):

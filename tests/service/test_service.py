@@ -3,13 +3,16 @@
 import asyncio
 import json
 import logging
+import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from acgsperf import (
@@ -24,10 +27,12 @@ from acgsperf import (
 from acgsperf.cache import TieredCache
 from acgsperf.errors import SettingsError
 from acgsperf.fingerprint import request_key
+from acgsperf.fleet import Report
 from acgsperf.metrics.prometheus import PerformanceCollector
+from acgsperf.metrics.worker_files import WorkerFiles
 from acgsperf.pool import PoolManager
 from acgsperf.service import PerformanceService
-from acgsperf.service.workers import WorkerReport, Workers
+from acgsperf.service.workers import Workers
 from acgsperf.settings import Settings
 from acgsperf.tiers.redis import RedisTier
 
@@ -35,17 +40,42 @@ HASH = CONSTITUTIONAL_HASH
 FORKING = """
 import os, sys, time
 from acgsperf import LatencyHistogram
-from acgsperf.service.workers import WorkerReport, Workers
+from acgsperf.fleet import Report
+from acgsperf.service.workers import Workers
 
-workers = Workers(sys.argv[1], 90)
+workers = Workers(sys.argv[1])
 for _ in range(3):
     if not os.fork():
-        workers.publish(WorkerReport(time.time(), 1.0, 10, 0, 0, LatencyHistogram().encode()))
-        os._exit(0)
-for _ in range(3):
-    assert os.wait()[1] == 0
+        workers.publish(
+            Report(
+                instance=f"{os.getpid():016x}",
+                sequence=1,
+                seconds=1.0,
+                failed=10,
+                violations=0,
+                missed=0,
+                latency=LatencyHistogram().encode(),
+            )
+        )
+        os.write(1, b"published\\n")
+        time.sleep(60)
+sys.stdin.read()
 """
-INVALID_REPORT = msgspec.msgpack.encode(WorkerReport(time.time(), 1.0, -5, 0, -3, LatencyHistogram().encode()))
+REPORT = Report(
+    instance="0123456789abcdef",
+    sequence=1,
+    seconds=1.0,
+    failed=0,
+    violations=0,
+    missed=0,
+    latency=LatencyHistogram().encode(),
+)
+NO_REPORTS = [
+    replace(REPORT, failed=-5, missed=-3),
+    replace(REPORT, latency=b"?"),
+    replace(REPORT, latency=REPORT.latency[:-1]),
+    replace(REPORT, name="x" * 200_000),
+]
 
 
 async def test_equal_requests_share_one_answer_with_any_tiers(open_service, handler, tiers):
@@ -345,8 +375,8 @@ async def test_close_closes_everything_if_the_report_cannot_be_removed(open_serv
     directory = tmp_path / "workers"
     service = await open_service("l1,l3", workers_directory=str(directory))
     service.observe()
-    (report,) = directory.iterdir()
-    report.unlink()
+    for path in directory.iterdir():
+        path.unlink()
     directory.rmdir()
     directory.write_text("no directory")
     await service.close()
@@ -394,6 +424,7 @@ def test_an_unknown_option_in_the_redis_url_is_a_settings_error(url):
     assert "hunter2" not in str(refused.value)
 
 
+@pytest.mark.alone
 async def test_thousands_of_requests_in_one_call_miss_no_deadline(open_service):
     service = await open_service("l1,l2,l3")
     answers = await service.process_many({"id": i} for i in range(6_000))
@@ -433,29 +464,39 @@ def test_a_service_must_be_closed_in_its_own_event_loop():
 
 def test_each_forked_worker_publishes_its_own_report(tmp_path):
     # In a new process, because this one may have threads, and a process with threads must not fork.
-    subprocess.run([sys.executable, "-c", FORKING, str(tmp_path)], check=True, timeout=60)
-    assert [other.failed for other in Workers(tmp_path, 90).others()] == [10, 10, 10]
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as parent:
+        try:
+            assert [parent.stdout.readline() for _ in range(3)] == [b"published\n"] * 3
+            assert [other.failed for other in Workers(tmp_path).others()] == [10, 10, 10]
+        finally:
+            os.killpg(parent.pid, signal.SIGKILL)
+    # They end soon, without closing their workers.
+    deadline = time.monotonic() + 30
+    while list(Workers(tmp_path).others()):
+        assert time.monotonic() < deadline
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "garbage", [b"", b"garbage", msgspec.msgpack.encode(WorkerReport(9e9, 1.0, 0, 0, 0, b"?")), INVALID_REPORT]
-)
+@pytest.mark.parametrize("garbage", [b"", b"garbage", b"\x91" * 100_000, *map(msgspec.msgpack.encode, NO_REPORTS)])
 async def test_a_file_that_is_not_a_valid_report_is_skipped(open_service, tmp_path, garbage):
     service = await open_service(workers_directory=str(tmp_path))
-    (tmp_path / "1-stranger.acgsperf").write_bytes(garbage)
+    stranger = WorkerFiles(tmp_path, "service", "report")
+    stranger.publish(garbage)
     assert service.get_performance_summary(workers=True).workers == 1
 
 
-async def test_a_worker_with_an_old_report_counts_as_dead(open_service, tmp_path):
+async def test_a_worker_that_hangs_is_not_dead(open_service, tmp_path):
     service = await open_service(workers_directory=str(tmp_path))
-    await service.process_request({"id": 1})
-    service.observe()
-    (alive,) = tmp_path.glob("*.acgsperf")
-    report = msgspec.msgpack.decode(alive.read_bytes(), type=WorkerReport)
-    dead = tmp_path / "1-dead.acgsperf"
-    dead.write_bytes(msgspec.msgpack.encode(msgspec.structs.replace(report, reported_at=report.reported_at - 3600)))
-    assert service.get_performance_summary(workers=True).workers == 1
-    assert not dead.exists()
+    hanging = await open_service(workers_directory=str(tmp_path))
+    hanging.observe()
+    (report,) = tmp_path.glob("*.report")
+    os.utime(report, (0, 0))
+    assert service.get_performance_summary(workers=True).workers == 2
 
 
 async def test_adding_workers_without_a_directory_is_an_error(open_service):

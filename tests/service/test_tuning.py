@@ -201,3 +201,17 @@ def test_the_action_history_is_bounded():
 def test_an_invalid_argument_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_an_abandoned_change_is_undone_unless_someone_changed_the_setting_since():
+    setting = Setting()
+    tuner = Tuner([setting.tunable()])
+    assert tuner.abandon() == ()
+    tuner.step(1.0)
+    assert outcomes(tuner.abandon()) == [("size", Outcome.UNDONE)]
+    assert setting.value == 5
+    tuner.step(1.0)
+    setting.value = 9
+    assert outcomes(tuner.abandon()) == [("size", Outcome.SUPERSEDED)]
+    assert setting.value == 9
+    assert tuner.abandon() == ()
