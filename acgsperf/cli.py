@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
@@ -21,7 +20,6 @@ try:
     import typer
     from rich.console import Console
     from rich.progress import Progress
-    from typer.core import TyperCommand
 except ImportError as _missing:
     print(
         f"acgsperf: {_missing.name} is not installed, and the command needs the extra cli: "
@@ -30,9 +28,12 @@ except ImportError as _missing:
     )
     raise SystemExit(2) from None
 
-from acgsperf.workbench.tables import Cell, print_table
+from acgsperf.dashboard.commands import dashboard, top
+from acgsperf.workbench.command import Command, allow_broken_pipe
+from acgsperf.workbench.tables import print_table
 from acgsperf.workbench.trace_formats import TraceFormat
-from acgsperf.workbench.usage import UsageError, choice, counted, explained, number, subset, whole_number
+from acgsperf.workbench.trends import trends
+from acgsperf.workbench.usage import UsageError, choice, explained, number, subset, whole_number
 
 if TYPE_CHECKING:
     from acgsperf.workbench.doctor import Finding
@@ -49,21 +50,6 @@ app: typer.Typer = typer.Typer(
 _TyperUsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 
-class _Command(TyperCommand):
-    """A command whose usage line looks the same in every version of typer: `[OPTIONS] HASH...`.
-
-    Arguments are hidden in the list of options, because the help of the command describes them.
-    """
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        pieces = ["[OPTIONS]"]
-        for parameter in self.params:
-            if parameter.param_type_name == "argument":
-                name = f"{parameter.metavar}{'' if parameter.nargs == 1 else '...'}"
-                pieces.append(name if parameter.required else f"[{name}]")
-        return pieces
-
-
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 # A longer list of requests would take hours to prepare, and gigabytes.
 _MAX_REQUESTS = 100_000_000
@@ -75,7 +61,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        _allow_broken_pipe()
+        allow_broken_pipe()
         typer.echo(f"acgsperf {version('acgsperf')}")
         raise typer.Exit
 
@@ -92,7 +78,7 @@ def options(
     """
 
 
-@app.command(cls=_Command, short_help="Replay a trace.")
+@app.command(cls=Command, short_help="Replay a trace.")
 def replay(
     trace: Annotated[str | None, typer.Argument(metavar="TRACE", hidden=True)] = None,
     trace_format: Annotated[
@@ -129,6 +115,9 @@ def replay(
     ] = False,
     ttl: Annotated[str, typer.Option(metavar="SECONDS", help="Time until a cached value expires.")] = "3600",
     tiers: Annotated[str, typer.Option(metavar="NAMES", help="l1, or l1 with l2, l3 or both.")] = "l1,l2,l3",
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Use a private Redis Cluster of three primaries as L2.")
+    ] = False,
     warm: Annotated[bool, typer.Option("--warm", help="Send all requests once before the clock starts.")] = False,
     seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of the synthetic workload. Default: 1.")] = None,
     as_json: _Json = False,
@@ -154,6 +143,10 @@ def replay(
         "writes": None if writes is None else number("--writes", writes, 0, 1),
     }
     used = subset("--tiers", tiers, "l1", ("l2", "l3"))
+    if cluster and "l2" not in used:
+        raise UsageError(f"--cluster needs --tiers with l2, got {tiers!r}")
+    if cluster and os.environ.get("REDIS_URL"):
+        raise UsageError("--cluster starts a private cluster, and cannot be used with REDIS_URL")
     if used == {"l1"} and arguments["processes"] != 1:
         raise UsageError(f"--processes {processes} needs --tiers with l2 or l3, got {tiers!r}")
     if trace is None and trace_format is not None:
@@ -165,12 +158,14 @@ def replay(
         load = _synthetic(count or _SYNTHETIC_REQUESTS, whole_number("--seed", seed or "1", -(2**63), 2**63 - 1))
     else:
         load, source = _recorded(trace, trace_format and choice("--format", trace_format, TraceFormat), count)
-    report = _replay(load, used, arguments)
-    _allow_broken_pipe()
+    report = _replay(load, used, arguments, cluster=cluster)
+    from acgsperf.workbench.replay_table import print_report
+
+    allow_broken_pipe()
     if as_json:
         typer.echo(json.dumps(report.as_dict() | ({"trace": source} if source else {}), indent=2))
     else:
-        _print_report(report, source)
+        print_report(Console(), report, source)
     raise typer.Exit(0 if report.met else 1)
 
 
@@ -196,7 +191,7 @@ def _recorded(path: str, trace_format: str | None, count: int | None) -> "tuple[
         }
 
 
-def _replay(load: "Load", tiers: frozenset[str], arguments: dict[str, Any]) -> "Report":
+def _replay(load: "Load", tiers: frozenset[str], arguments: dict[str, Any], *, cluster: bool) -> "Report":
     from acgsperf.workbench.embedded import embedded_servers
     from acgsperf.workbench.replay import replay as run_replay
 
@@ -206,7 +201,7 @@ def _replay(load: "Load", tiers: frozenset[str], arguments: dict[str, Any]) -> "
         Progress(console=console, disable=not console.is_terminal, transient=True) as progress,
     ):
         bar = progress.add_task("starting the servers", total=None)
-        with embedded_servers(redis="l2" in tiers) as servers:
+        with embedded_servers(redis="l2" in tiers, cluster=cluster) as servers:
             assert servers.database_url is not None
             passes = 2 if arguments["warm"] or arguments["processes"] > 1 else 1
             progress.update(bar, description="replaying", total=passes * len(load.requests))
@@ -216,45 +211,14 @@ def _replay(load: "Load", tiers: frozenset[str], arguments: dict[str, Any]) -> "
                     servers.database_url,
                     redis_url=servers.redis_url,
                     l3="l3" in tiers,
-                    private_redis=not os.environ.get("REDIS_URL"),
+                    private_redis=not cluster and not os.environ.get("REDIS_URL"),
                     advanced=lambda done: progress.advance(bar, done),
                     **arguments,
                 )
             )
 
 
-def _print_report(report: "Report", source: dict[str, Any] | None) -> None:
-    title = counted(report.requests, "request")
-    if report.processes > 1:
-        title += f" of {report.processes} processes"
-    if report.refused:
-        number = "all" if report.refused == report.requests else f"{report.refused:,} of them"
-        title += f", {number} refused by the compliance gate,"
-    title += f" in {report.seconds:.2f} s, {report.loads:,} read from PostgreSQL"
-    if report.writes:
-        title += f", {counted(report.writes, 'write')}"
-        if report.unacknowledged:
-            title += f" of which {report.unacknowledged:,} not acknowledged everywhere"
-    if source is not None:
-        title += f", format {source['format']}"
-        if source["skipped"]:
-            title += f", {source['skipped']:,} of {counted(source['lines'], 'line')} skipped"
-    columns = ["Achieved"] if report.processes == 1 else [f"Process {at}" for at in range(1, report.processes + 1)]
-    rows: list[list[Cell]] = []
-    for row, *others in report.by_metric():
-        met = [entry.met for entry in (row, *others)]
-        status: Cell = ("missed", "bold red") if False in met else "met" if True in met else ""
-        rows.append([row.metric, row.target, row.achieved, *(other.achieved for other in others), status])
-    caption = ""
-    if report.writes:
-        caption = (
-            "An answer is outdated if the value was changed before the request began: in the same process at any time "
-            "before, in another process more than 1 s before."
-        )
-    print_table(Console(), ("Metric", "Target", *columns, "Status"), rows, title=title, caption=caption)
-
-
-@app.command(cls=_Command, short_help="Try sizes and policies.")
+@app.command(cls=Command, short_help="Try sizes and policies.")
 def simulate(
     traces: Annotated[list[str], typer.Argument(metavar="TRACE", hidden=True)],
     trace_format: Annotated[
@@ -297,7 +261,7 @@ def simulate(
     wanted = trace_format and choice("--format", trace_format, TraceFormat)
     options = (known_policies(policies), whole_number("--seeds", seeds, 1, 1_000), prediction)
     results = [found for trace in traces for found in simulated(trace, wanted, count, sizes, *options)]
-    _allow_broken_pipe()
+    allow_broken_pipe()
     console = Console()
     if as_json:
         typer.echo(json.dumps([found.as_dict() for found in results], indent=2))
@@ -310,7 +274,7 @@ def simulate(
             print_curves(Console(stderr=as_json), results)
 
 
-@app.command(cls=_Command, short_help="Compare with other libraries.")
+@app.command(cls=Command, short_help="Compare with other libraries.")
 def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Few repetitions. Do not quote the figures.")] = False,
     as_json: _Json = False,
@@ -322,7 +286,7 @@ def bench(
     if as_json and markdown:
         raise UsageError("--json and --markdown cannot be used together")
     results = compare(quick=quick)
-    _allow_broken_pipe()
+    allow_broken_pipe()
     if as_json:
         typer.echo(json.dumps(results.as_dict(), indent=2))
     elif markdown:
@@ -331,7 +295,7 @@ def bench(
         results.print(Console())
 
 
-@app.command(cls=_Command, short_help="Check this machine.")
+@app.command(cls=Command, short_help="Check this machine.")
 def doctor(as_json: _Json = False) -> None:
     """Check that a service can run here: extension, settings, servers, versions, clocks.
 
@@ -340,7 +304,7 @@ def doctor(as_json: _Json = False) -> None:
     """
     with interrupts.Held() as signals:
         findings = signals.run(_findings())
-    _allow_broken_pipe()
+    allow_broken_pipe()
     from acgsperf.workbench.doctor import Severity, as_dicts, print_findings
 
     if as_json:
@@ -356,7 +320,7 @@ async def _findings() -> "list[Finding]":
     return [finding async for finding in examine(os.environ)]
 
 
-@app.command(cls=_Command, short_help="Check hashes.")
+@app.command(cls=Command, short_help="Check hashes.")
 def validate(
     hashes: Annotated[list[str], typer.Argument(metavar="HASH", hidden=True)],
     as_json: _Json = False,
@@ -373,7 +337,7 @@ def validate(
     gate = HashValidator(ComplianceValidator.from_environment().expected)
     verdicts = [gate.classify(found) for found in hashes]
     pairs = list(zip(hashes, verdicts, strict=True))
-    _allow_broken_pipe()
+    allow_broken_pipe()
     if as_json:
         typer.echo(json.dumps([{"hash": found, "verdict": verdict.name.lower()} for found, verdict in pairs], indent=2))
     else:
@@ -382,7 +346,7 @@ def validate(
     raise typer.Exit(not all(verdicts))
 
 
-@app.command(cls=_Command, short_help="Read a running application.")
+@app.command(cls=Command, short_help="Read a running application.")
 def stats(
     url: Annotated[str, typer.Argument(metavar="URL", hidden=True)],
     namespace: Annotated[str, typer.Option(metavar="NAME", help="Prefix of the metrics' names.")] = "acgsperf",
@@ -397,17 +361,41 @@ def stats(
 
     seconds = number("--timeout", timeout, 0.001, 3600)
     found = scrape.figures(scrape.fetch(url, seconds), namespace)
-    _allow_broken_pipe()
+    allow_broken_pipe()
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:
         print_table(Console(), ("Metric", "Value"), found.rows())
 
 
-def _allow_broken_pipe() -> None:
-    """End silently, as other commands do, when `head` has read enough. Nothing is left to clean up by now."""
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+@app.command(cls=Command, short_help="List the instances of a service.")
+def fleet(
+    url: Annotated[str, typer.Argument(metavar="URL", hidden=True)],
+    namespace: Annotated[str, typer.Option(metavar="NAME", help="Namespace of the service's cache.")] = "acgsperf",
+    timeout: Annotated[str, typer.Option(metavar="SECONDS", help="Deadline for reading the reports.")] = "5",
+    as_json: _Json = False,
+) -> None:
+    """List the instances of a service, and their requests, hits and latencies together.
+
+    URL is the Redis in which they leave their reports or, without a Redis, the PostgreSQL.
+
+    The exit status is 1 if there is no instance.
+    """
+    from acgsperf.workbench.fleet import print_fleet, summary_of
+
+    with interrupts.Held() as signals:
+        found = signals.run(summary_of(url, namespace, number("--timeout", timeout, 0.001, 3600)))
+    allow_broken_pipe()
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        print_fleet(Console(), found)
+    raise typer.Exit(not found.instances)
+
+
+app.command(cls=Command, short_help="Say what became slower, and since when.")(trends)
+app.command(cls=Command, short_help="Watch a running application in a terminal.")(top)
+app.command(cls=Command, short_help="Serve a live page about a running application.")(dashboard)
 
 
 def main() -> NoReturn:
@@ -416,7 +404,7 @@ def main() -> NoReturn:
     # The command itself prints what the package logs about a failure.
     logging.getLogger("acgsperf").addHandler(logging.NullHandler())
     if "--help" in sys.argv:
-        _allow_broken_pipe()
+        allow_broken_pipe()
     try:
         # In its standalone mode, typer prints errors as boxes of several lines.
         status = app(standalone_mode=False) or 0

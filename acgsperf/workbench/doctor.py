@@ -1,6 +1,5 @@
 """Checks that a service can run here: the extension, the settings, the servers."""
 
-import asyncio
 import os
 import platform
 import secrets
@@ -25,6 +24,8 @@ from acgsperf.errors import AcgsperfError, SettingsError
 from acgsperf.service.workers import Workers
 from acgsperf.settings import Settings
 from acgsperf.tiers.redis_keys import RedisKeys
+from acgsperf.tiers.redis_tls import hint_of
+from acgsperf.timeouts import time_limit
 from acgsperf.workbench.embedded import embedded_servers
 from acgsperf.workbench.topology import postgres_topology, redis_topology, role_of_redis
 
@@ -136,10 +137,10 @@ async def _examined(server: _Server, url: str | None, settings: Settings) -> Fin
 
 async def _reached(server: _Server, url: str, settings: Settings) -> Finding:
     try:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with time_limit(TIMEOUT_S):
             return await server.ask(url, settings)
     except TimeoutError:
-        problem = f"no answer within {TIMEOUT_S:g} s"
+        problem = f"no answer within {TIMEOUT_S:g} s{hint_of(url)}"
     except Exception as error:
         # Clients raise many types of exceptions for an address that they refuse.
         # A Redis that does not know AUTH repeats its arguments, among which is the password.

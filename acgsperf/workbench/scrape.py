@@ -18,7 +18,7 @@ try:
 except ImportError as _missing:
     raise ImportError("prometheus_client is not installed: pip install 'acgsperf[cli]'") from _missing
 
-__all__ = ["ServiceFigures", "fetch", "figures"]
+__all__ = ["ScrapeError", "ServiceFigures", "checked_url", "fetch", "figures", "samples"]
 
 _MAX_BYTES: Final = 16 << 20
 _PIECE_BYTES: Final = 1 << 16
@@ -125,16 +125,7 @@ def fetch(url: str, timeout: float = 5.0) -> str:
     Raises:
         ScrapeError: when the page cannot be fetched in time, or is larger than 16 MiB.
     """
-    try:
-        parts = urlsplit(url)
-        if "@" in parts.netloc:
-            # The message must not repeat a password.
-            raise ScrapeError("the URL must not contain a user name or a password")
-        # Reading the port checks it: the resolver takes it modulo 65,536.
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
-            raise ScrapeError(f"the URL must begin with http:// or https:// and name a host, got {url[:200]!r}")
-    except ValueError as error:
-        raise ScrapeError(f"{url}: cannot be read: {error}") from None
+    checked_url(url)
     outcome: list[tuple[str, str]] = []
 
     def work() -> None:
@@ -154,6 +145,25 @@ def fetch(url: str, timeout: float = 5.0) -> str:
     if problem:
         raise ScrapeError(problem)
     return page
+
+
+def checked_url(url: str) -> str:
+    """Return the address of a page if it can be fetched and has no password.
+
+    Raises:
+        ScrapeError: if it cannot be fetched.
+    """
+    try:
+        parts = urlsplit(url)
+        if "@" in parts.netloc:
+            # The message must not repeat a password.
+            raise ScrapeError("the URL must not contain a user name or a password")
+        # Reading the port checks it: the resolver takes it modulo 65,536.
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+            raise ScrapeError(f"the URL must begin with http:// or https:// and name a host, got {url[:200]!r}")
+    except ValueError as error:
+        raise ScrapeError(f"{url}: cannot be read: {error}") from None
+    return url
 
 
 def _problem(url: str, timeout: float, error: Exception) -> str:
@@ -189,6 +199,23 @@ def figures(page: str, namespace: str = "acgsperf") -> ServiceFigures:
     Raises:
         ScrapeError: when the text is not a page of metrics, or has no metrics of acgsperf.
     """
+    found = samples(page, namespace)
+    try:
+        return _figures(found)
+    except Exception as error:
+        raise ScrapeError(f"not a page of metrics: {error}") from None
+
+
+def samples(page: str, namespace: str = "acgsperf") -> Mapping[str, list[tuple[dict[str, str], float]]]:
+    """Read the samples of acgsperf from a page: labels and values by name, without the prefix.
+
+    Args:
+        page: the text of the page.
+        namespace: the prefix of the metrics' names.
+
+    Raises:
+        ScrapeError: when the text is not a page of metrics, or has no metrics of acgsperf.
+    """
     found: dict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
     try:
         for family in text_string_to_metric_families(page):
@@ -198,15 +225,16 @@ def figures(page: str, namespace: str = "acgsperf") -> ServiceFigures:
                     if not (math.isfinite(value) and value >= 0):
                         raise ValueError(f"{sample.name} is {value}")
                     found[sample.name.removeprefix(f"{namespace}_")].append((sample.labels, value))
-        return _figures(found, namespace)
-    except ScrapeError:
-        raise
     except Exception as error:
         # The parser raises many types of exceptions.
         raise ScrapeError(f"not a page of metrics: {error}") from None
+    durations = "request_duration_seconds" if "requests_total" in found else "http_request_duration_seconds"
+    if found.keys().isdisjoint({"processes", "requests_total", "http_refused_total", f"{durations}_bucket"}):
+        raise ScrapeError(f"the page has no metrics of acgsperf: no name begins with {namespace}_")
+    return found
 
 
-def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]], namespace: str) -> ServiceFigures:
+def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]]) -> ServiceFigures:
     def total(name: str) -> int:
         return round(sum(value for _, value in found.get(name, ())))
 
@@ -220,8 +248,6 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]], namespace:
     of_tier = ("cache", "tier") if several else ("tier",)
     own = "requests_total" in found
     durations = "request_duration_seconds" if own else "http_request_duration_seconds"
-    if found.keys().isdisjoint({"processes", "requests_total", "http_refused_total", f"{durations}_bucket"}):
-        raise ScrapeError(f"the page has no metrics of acgsperf: no name begins with {namespace}_")
     buckets: dict[float, float] = defaultdict(float)
     for labels, value in found.get(f"{durations}_bucket", ()):
         buckets[float(labels["le"])] += value

@@ -12,6 +12,7 @@ from acgsperf.tiers.redis_connections import RedisConnections
 from acgsperf.tiers.redis_replies import text
 from acgsperf.tiers.redis_role import Role
 from acgsperf.tiers.redis_sentinel import SentinelServer, redis_server
+from acgsperf.tiers.redis_slots import SLOTS, ClusterServer, RedisSlots
 
 __all__ = ["Topology", "postgres_topology", "redis_topology", "role_of_redis"]
 
@@ -42,8 +43,10 @@ class Topology:
 
 
 async def redis_topology(url: str) -> Topology:
-    """Ask the sentinels of a URL, if it names some."""
+    """Ask the sentinels or the nodes of a URL, if it names some."""
     server = redis_server(url)
+    if isinstance(server, ClusterServer):
+        return await _cluster_topology(server.slots)
     if not isinstance(server, SentinelServer):
         return Topology(url)
     host, port = await server.find()
@@ -56,6 +59,31 @@ async def redis_topology(url: str) -> Topology:
     ]
     detail = f"{host}:{port} is the primary of the service {server.service!r} of {len(answers)} sentinels"
     return Topology(server.url_of(host, port), detail, "; ".join(others))
+
+
+async def _cluster_topology(slots: RedisSlots) -> Topology:
+    """Ask each primary of a cluster for its role."""
+    found = await slots.find()
+    primaries = found.primaries
+    details, problems = [], []
+    asked = await asyncio.gather(
+        *(asyncio.wait_for(role_of_redis(slots.url_of(address)), _TIMEOUT_S) for address in primaries),
+        return_exceptions=True,
+    )
+    for address, answer in zip(primaries, asked, strict=True):
+        if isinstance(answer, BaseException):
+            problems.append(f"{address} cannot be reached ({type(answer).__name__})")
+        else:
+            details.append(f"{address}: {answer[0]}")
+            if answer[1]:
+                problems.append(f"{address} is a replica, and has slots")
+    covered = sum(shard.last - shard.first + 1 for shard in found.shards)
+    if covered < SLOTS:
+        problems.append(f"{SLOTS - covered} of {SLOTS} slots belong to no node")
+    number = "1 primary" if len(primaries) == 1 else f"{len(primaries)} primaries"
+    usable = [at for at, answer in enumerate(asked) if not isinstance(answer, BaseException)]
+    connect_to = slots.url_of(primaries[usable[0] if usable else 0])
+    return Topology(connect_to, f"cluster of {number}: {'; '.join(details)}", "; ".join(problems))
 
 
 async def role_of_redis(url: str) -> tuple[str, str]:
