@@ -160,6 +160,17 @@ class Process:
         self._say({"do": "resume"})
         answers.extend(reads.result())
 
+    @contextmanager
+    def frozen_before_load(self, keys: str | list[str], value: Any, seconds: float) -> Iterator[list[Any]]:
+        """Stop the process during a block; the list gets the answer of a load that begins before anything else."""
+        answers: list[Any] = []
+        load = self.begin("first_load_after_pause", keys, value)
+        assert load.begun()
+        with self.frozen(seconds):
+            yield answers
+        self._say({"do": "resume"})
+        answers.append(load.result(within=10))
+
     def errors(self) -> str:
         """What the process has written to its standard error."""
         # A seek would move the position of the process as well.

@@ -174,6 +174,13 @@ class Program:
         self.resumed.wait()
         return [self._cache.get_local(key) for key in keys]
 
+    async def first_load_after_pause(self, number: int, keys: str | list[str], value: Any) -> Any:
+        """Block this thread until `resume`, and load keys before the event loop does anything else."""
+        self.resumed.clear()
+        say({"id": number, "begun": True})
+        self.resumed.wait()
+        return await self.load(number, keys, value=value, gated=False, seconds=0, error="")
+
     def get_local_many(self, number: int, keys: list[str]) -> list[Any]:
         """Look for keys in L1, all at the same time."""
         return [self._cache.get_local(key) for key in keys]

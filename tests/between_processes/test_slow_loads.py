@@ -99,3 +99,30 @@ def test_a_write_during_a_load_reaches_the_process_that_loads_within_millisecond
     wait_for(lambda: a.get_local("k") != "old", within=1)
     assert a.get("k") == "new"
     assert a.get_local("k") == "new"
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["one key", "many keys"])
+def test_a_caller_after_a_pause_does_not_join_a_load_from_before_it(open_process, tiers, write, many):
+    keys = ["k", "l"] if many else "k"
+    a, b = open_process(tiers), open_process(tiers)
+    early = a.begin_load(keys, "old", tags=["t"])
+    carry_out, written = write
+    # The lease of L1 runs out in the meantime.
+    with a.frozen_before_load(keys, "loaded", seconds=1.5) as answers:
+        carry_out(b)
+    expected = written or "loaded"
+    assert answers == [{"k": expected, "l": "loaded"} if many else expected]
+    early.finish()
+    # What was loaded before the record of a removal arrived may have been removed again.
+    for process in (a, b):
+        wait_for(lambda process=process: process.get("k") in (expected, written))
+
+
+def test_callers_during_an_outage_of_the_backplane_share_a_load(open_process, private_redis):
+    a = open_process("l2", l2={"url": private_redis.url, "deadline": 0.2})
+    private_redis.freeze()
+    wait_for(lambda: a.call("stats")["backplane"]["state"] != "following")
+    first = a.begin_load("k", "value")
+    second = a.begin("load", "k", value="another", gated=False, seconds=0, error="")
+    wait_for(lambda: a.call("stats")["joined"] == 1)
+    assert first.finish() == second.result() == "value"

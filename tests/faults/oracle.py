@@ -29,12 +29,20 @@ class Oracle:
     It checks that callers were answered in time, that the event loop was never blocked, that memory stayed flat, that
     nobody reported an error to the event loop, and that tasks, threads and descriptors are those of the beginning. Time
     in which the machine kept this thread from running does not count.
+
+    Args:
+        longest_turn_s: the longest time for which one turn of the event loop may compute.
+
+    Attributes:
+        stalled_s: the sum of these times so far.
+        late_s: how late the event loop was just now.
     """
 
-    def __init__(self):
+    def __init__(self, longest_turn_s=LONGEST_TURN_S):
+        self._longest_turn_s = longest_turn_s
         self._late = []
         self._reports = []
-        self._longest_turn = self._stalled = 0.0
+        self._longest_turn = self.stalled_s = self.late_s = 0.0
         self._most = [0, 0]
 
     async def __aenter__(self):
@@ -55,7 +63,7 @@ class Oracle:
 
     async def call(self, what, call, within):
         """Await a call, which must return or raise within some seconds."""
-        began, stalled = time.perf_counter(), self._stalled
+        began, stalled = time.perf_counter(), self.stalled_s
         try:
             return await call
         finally:
@@ -67,10 +75,10 @@ class Oracle:
         late = [
             f"{what} took {took:.3f} s, at most {within:g} s"
             for what, took, within, stalled in self._late
-            if took - (self._stalled - stalled) > within + GRACE_S
+            if took - (self.stalled_s - stalled) > within + GRACE_S
         ]
         assert not late, late
-        assert self._longest_turn <= LONGEST_TURN_S, f"the loop was blocked for {self._longest_turn:.3f} s"
+        assert self._longest_turn <= self._longest_turn_s, f"the loop was blocked for {self._longest_turn:.3f} s"
         grown = [most - before for most, before in zip(self._most, self._memory, strict=True)]
         assert grown[0] <= VIRTUAL_BYTES, f"{grown[0] >> 20} MiB more virtual memory"
         assert grown[1] <= RESIDENT_BYTES, f"{grown[1] >> 20} MiB more memory"
@@ -97,7 +105,8 @@ class Oracle:
             took, computed = time.perf_counter() - began, time.thread_time() - computed
             self._longest_turn = max(self._longest_turn, computed)
             late = took - computed - _TICK_S
-            self._stalled += late if late > _STALL_S else 0.0
+            self.late_s = late if late > _STALL_S else 0.0
+            self.stalled_s += self.late_s
             ticks += 1
             if ticks % _MEMORY_EVERY_TICKS == 0:
                 self._most = list(map(max, self._most, _memory()))

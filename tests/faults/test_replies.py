@@ -62,7 +62,7 @@ async def _redis_application(url):
         async with Application(oracle, *tiers, namespace, "l2").running() as application:
             await eventually(lambda: application.works("before"))
             yield server, application
-        await eventually(lambda: _is_unused(server))
+        await eventually(lambda: _is_unused(server), within=10.0)
 
 
 @asynccontextmanager
@@ -73,7 +73,7 @@ async def _postgres_application(dsn):
         async with Application(oracle, *tiers, namespace, "l3").running() as application:
             await eventually(lambda: application.works("before"))
             yield server, application
-        await eventually(lambda: _is_unused(server))
+        await eventually(lambda: _is_unused(server), within=10.0)
 
 
 async def _is_unused(server):
@@ -272,7 +272,7 @@ async def test_a_pool_withstands_hostile_replies_of_postgres(servers, reply):
                 assert server.played > played
                 server.heal()
             await eventually(lambda: _pool_works(oracle, pool))
-        await eventually(lambda: _is_unused(server))
+        await eventually(lambda: _is_unused(server), within=10.0)
 
 
 def test_there_are_36_and_14_replies():

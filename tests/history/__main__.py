@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..conftest import Victim
+from ..topology.cluster_servers import start_shards
+from ..topology.postgres_servers import start_replicated
+from ..topology.sentinel_servers import start_watched
 from .modes import MODES
 from .run import run
-from .servers import redis_executable
+from .servers import Starters, redis_executable
 
 
 def _option(text: str) -> tuple[str, Any]:
@@ -29,6 +32,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--tiers", help="l2, l3 or l2,l3 instead of what the mode says")
     parser.add_argument("--l1-ttl", type=float, help="of L1, in seconds")
+    parser.add_argument("--tier-deadline", type=float, default=0.25, help="in seconds")
+    parser.add_argument("--keys", type=int, help="how many keys there are, instead of what the mode says")
     parser.add_argument("--policy", default="allkeys-random", help="maxmemory-policy of the mode eviction")
     parser.add_argument("--lost", type=float, default=0.0, help="share of set calls to lose on purpose")
     parser.add_argument("--option", action="append", type=_option, default=[], help="of TieredCache: NAME=JSON")
@@ -55,6 +60,7 @@ def main() -> int:
                         mode,
                         redis_executable=executable,
                         postgres=postgres,
+                        starters=Starters(start_watched, start_replicated, start_shards),
                         seconds=arguments.seconds,
                         processes=arguments.processes,
                         lag_s=arguments.lag,
@@ -66,6 +72,8 @@ def main() -> int:
                         options=dict(arguments.option),
                         l1_ttl=arguments.l1_ttl,
                         lost=arguments.lost,
+                        **({"keys": arguments.keys} if arguments.keys else {}),
+                        tier_deadline_s=arguments.tier_deadline,
                     )
                 )
                 print(report, end="\n\n", flush=True)

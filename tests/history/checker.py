@@ -10,16 +10,24 @@ All functions are pure. The rules:
 - **Race.** Two writers that write a key at the same time without a lock may end in either order. So a write supersedes
   a version that was set explicitly only if that `set` had returned before the write began. A loaded version gets no
   such excuse: its loader read the source before the newer write raised it.
-- **Disagreement.** At rest, all places that have a key have the same version of it, and none is superseded.
+- **Disagreement.** At rest, all places that have a key have the same version of it, and none is superseded. There is
+  one excuse: no lower tier carried out any of the writes between the versions, and the greater version was loaded
+  since. Nothing tells the places with the smaller version, and the writer knows that it has changed the source alone.
 - **Expired read.** A read that begins more than the allowed lag after the last copy of its version has expired.
 - **Unknown read.** A read of a version that nobody had stored.
 - **Problem.** The log is not complete, or an operation raised an error.
+- **Lost write.** If a primary is killed and a replica takes over, asynchronous replication loses acknowledged writes:
+  those that the replica had not received. They are counted apart, and no other rule treats them as acknowledged. A
+  write may be lost if it had begun when the primary was killed, and was acknowledged after the last time at which the
+  primary was not ahead of what the replica has received. In a cluster, only writes of keys that this primary had count.
 """
 
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from .history import RUNNER, History, Load, Read, Write
 
@@ -28,9 +36,12 @@ __all__ = [
     "StaleRead",
     "disagreements",
     "expired_reads",
+    "lost_writes",
     "problems",
     "stale_reads",
     "unknown_reads",
+    "unreplicated_writes",
+    "without_lost",
 ]
 
 
@@ -152,9 +163,55 @@ def stale_reads(history: History, *, own: bool = False) -> list[StaleRead]:
     return sorted(found, key=lambda stale: stale.age_s, reverse=True)
 
 
-def disagreements(history: History) -> list[Disagreement]:
-    """Return the keys of which two places at rest have different versions, or one has a superseded version."""
+def unreplicated_writes(history: History, *, lost: bool = False) -> list[Write]:
+    """Return the acknowledged writes that a replica which took over may not have received.
+
+    Args:
+        history: the history.
+        lost: only those that no other tier has.
+    """
+    failovers = [failover for failover in history.failovers if failover.loses or not lost]
+    return [
+        write
+        for write in history.writes
+        if write.acked
+        and any(
+            one.replicated <= write.end and write.start <= one.start and (one.keys is None or write.key in one.keys)
+            for one in failovers
+        )
+    ]
+
+
+def lost_writes(history: History) -> list[Write]:
+    """Return the acknowledged writes that asynchronous replication may have lost."""
+    return unreplicated_writes(history, lost=True)
+
+
+def without_lost(history: History) -> History:
+    """Return a history in which the lost writes are not acknowledged."""
+    lost = set(map(id, lost_writes(history)))
+    writes = [
+        replace(write, acked=False, detail="lost by replication") if id(write) in lost else write
+        for write in history.writes
+    ]
+    return replace(history, writes=writes)
+
+
+def disagreements(history: History, lost: Sequence[Write] = ()) -> list[Disagreement]:
+    """Return the keys of which two places at rest have different versions, or one has a superseded version.
+
+    Args:
+        history: the history.
+        lost: writes that replication has lost. If no later write of a key was acknowledged, its places may still
+            have what the lost write has left there, or what it had replaced.
+    """
     writes = _writes(history)
+    last_lost = {write.key: write.version for write in sorted(lost, key=lambda write: write.version)}
+    carried_out: dict[str, set[int]] = defaultdict(set)
+    for write in history.writes:
+        if not write.nowhere:
+            carried_out[write.key].add(write.version)
+    loaded = {(event.key, event.version) for event in history.changes if isinstance(event, Load)}
     superseded = {key: _Superseded(writes[key]) for key in {read.key for read in history.reads if read.at_rest}}
     places: dict[str, dict[str, int]] = defaultdict(dict)
     for read in history.reads:
@@ -164,8 +221,24 @@ def disagreements(history: History) -> list[Disagreement]:
     return [
         Disagreement(key, found, superseded[key].newest)
         for key, found in sorted(places.items())
-        if len(set(found.values())) > 1 or any(superseded[key].by(version) for version in found.values())
+        if (
+            len(set(found.values())) > 1
+            and last_lost.get(key, 0) <= _version(superseded[key].newest)
+            and not _of_loads_alone(key, set(found.values()), carried_out[key], loaded)
+        )
+        or any(superseded[key].by(version) for version in found.values())
     ]
+
+
+def _of_loads_alone(key: str, versions: set[int], carried_out: set[int], loaded: set[tuple[str, int]]) -> bool:
+    """Return whether the source has changed from one version to the next, and the cache could not be told."""
+    oldest = min(versions)
+    between = range(oldest + 1, max(versions) + 1)
+    return carried_out.isdisjoint(between) and all((key, version) in loaded for version in versions - {oldest})
+
+
+def _version(write: Write | None) -> int:
+    return 0 if write is None else write.version
 
 
 def _sources(history: History) -> dict[tuple[str, int], list[Write | Load]]:

@@ -13,7 +13,20 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Struct
 
-__all__ = ["RUNNER", "Event", "Fault", "Finished", "History", "Load", "Log", "Read", "Write", "now", "read_history"]
+__all__ = [
+    "RUNNER",
+    "Event",
+    "Failover",
+    "Fault",
+    "Finished",
+    "History",
+    "Load",
+    "Log",
+    "Read",
+    "Write",
+    "now",
+    "read_history",
+]
 
 # The number of the process that starts the others.
 RUNNER: Final = -1
@@ -34,6 +47,7 @@ class Write(Struct, frozen=True, tag=True):
         detail: the answer of a method that reported a failure.
         exists: whether the key has a value in the source from this version on. A removal from the cache does not mean
             that it has none: a writer may change the source, and remove what the cache had of it.
+        nowhere: whether the method reported that no lower tier carried it out.
     """
 
     process: int
@@ -46,6 +60,7 @@ class Write(Struct, frozen=True, tag=True):
     ttl: float | None = None
     detail: str = ""
     exists: bool = True
+    nowhere: bool = False
 
 
 class Load(Struct, frozen=True, tag=True):
@@ -103,6 +118,24 @@ class Fault(Struct, frozen=True, tag=True):
     end: int
 
 
+class Failover(Struct, frozen=True, tag=True):
+    """A primary that was killed, and whose replica took over.
+
+    Attributes:
+        replicated: every write that was acknowledged before this time had reached the replica.
+        start: when the primary was killed.
+        end: when the replica had become the primary.
+        loses: whether no other tier has what the replica had not received.
+        keys: the keys that were on this primary; None for all keys.
+    """
+
+    replicated: int
+    start: int
+    end: int
+    loses: bool = True
+    keys: tuple[str, ...] | None = None
+
+
 class Finished(Struct, frozen=True, tag=True):
     """The last line of a log.
 
@@ -119,8 +152,8 @@ class Finished(Struct, frozen=True, tag=True):
     stats: dict[str, int] = {}
 
 
-Event = Write | Load | Read | Fault | Finished
-_Timed = TypeVar("_Timed", Write, Load, Read, Fault)
+Event = Write | Load | Read | Fault | Failover | Finished
+_Timed = TypeVar("_Timed", Write, Load, Read, Fault, Failover)
 
 
 class Log:
@@ -154,7 +187,7 @@ class History(Struct, kw_only=True):
 
     Attributes:
         processes: the numbers of the processes that were started.
-        writes, loads, reads, faults: the events, in the order of their start.
+        writes, loads, reads, faults, failovers: the events, in the order of their start.
         finished: the last lines of the logs.
         versions: the counter of each key at the end.
         torn: log files with a line that cannot be read.
@@ -165,6 +198,7 @@ class History(Struct, kw_only=True):
     loads: list[Load] = []
     reads: list[Read] = []
     faults: list[Fault] = []
+    failovers: list[Failover] = []
     finished: list[Finished] = []
     versions: dict[str, int] = {}
     torn: list[str] = []
@@ -181,6 +215,7 @@ class History(Struct, kw_only=True):
             loads=_in_order(events, Load),
             reads=_in_order(events, Read),
             faults=_in_order(events, Fault),
+            failovers=_in_order(events, Failover),
             finished=[event for event in events if isinstance(event, Finished)],
             versions=versions or {},
         )

@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from .checker import (
@@ -10,9 +10,12 @@ from .checker import (
     StaleRead,
     disagreements,
     expired_reads,
+    lost_writes,
     problems,
     stale_reads,
     unknown_reads,
+    unreplicated_writes,
+    without_lost,
 )
 from .history import RUNNER, Fault, History, Load, Read, Write
 
@@ -37,6 +40,9 @@ class Report:
         expired: see `expired_reads`.
         unknown: see `unknown_reads`.
         problems: see `problems`.
+        unreplicated: how many acknowledged writes a replica which took over may not have received.
+        lost: see `lost_writes`; they are no reason to fail.
+        lost_reads: how many reads after the lag found what only lost writes had superseded.
         title: what was run.
     """
 
@@ -48,6 +54,9 @@ class Report:
     expired: list[Read]
     unknown: list[Read]
     problems: list[str]
+    unreplicated: int = 0
+    lost: list[Write] = field(default_factory=list)
+    lost_reads: int = 0
     title: str = ""
     stats: Counter[str] = field(default_factory=Counter)
 
@@ -100,6 +109,11 @@ class Report:
         faults = Counter(fault.name for fault in history.faults)
         if faults:
             lines.append("  faults           " + ", ".join(f"{count} x {name}" for name, count in faults.items()))
+        if history.failovers:
+            lines.append(
+                f"  replication      {self.unreplicated:,} acknowledged writes had not reached the replica in time;"
+                f" {len(self.lost):,} of them were lost, and {self.lost_reads:,} reads found what these had superseded"
+            )
         if self.stats:
             lines.append("  the caches       " + ", ".join(f"{name} {count:,}" for name, count in self.stats.items()))
         lines += [f"  problem          {problem}" for problem in self.problems[:10]]
@@ -147,18 +161,26 @@ def check(history: History, *, lag_s: float = 1.0, stale_ttl_s: float = 0.0, tit
     stats: Counter[str] = Counter()
     for last in history.finished:
         stats.update(last.stats)
-    return Report(
+    lost, superseded_or_lost = lost_writes(history), 0
+    unreplicated = len(unreplicated_writes(history))
+    if lost:
+        superseded_or_lost = sum(stale.age_s > lag_s for stale in stale_reads(history))
+        history = without_lost(history)
+    report = Report(
         history,
         lag_s,
         stale_reads(history),
         stale_reads(history, own=True),
-        disagreements(history),
+        disagreements(history, lost),
         expired_reads(history, lag_s=lag_s, stale_ttl_s=stale_ttl_s),
         unknown_reads(history),
         problems(history),
-        title,
-        stats,
+        unreplicated,
+        lost,
+        title=title,
+        stats=stats,
     )
+    return replace(report, lost_reads=max(0, superseded_or_lost - len(report.stale)))
 
 
 def _story(

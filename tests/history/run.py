@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -22,7 +22,7 @@ from acgsperf.tiers.redis import RedisTier
 from .history import RUNNER, Log, Read, now, read_history
 from .modes import MODES, Mode, Situation
 from .report import Report, check
-from .servers import Postgres, Proxy, RedisServer, proxied_dsn
+from .servers import Pair, Postgres, Proxy, RedisServer, Starters, proxied_dsn
 from .truth import Truth
 from .worker import Plan
 
@@ -37,6 +37,7 @@ async def run(
     *,
     redis_executable: str,
     postgres: Postgres,
+    starters: Starters,
     seconds: float = 10.0,
     processes: int = 4,
     lag_s: float = 1.0,
@@ -55,6 +56,7 @@ async def run(
         mode: a key of `MODES`.
         redis_executable: the server to start for L2.
         postgres: the server of L3.
+        starters: of the modes with a primary and a replica.
         seconds: how long the processes work.
         processes: how many there are.
         lag_s: how long after its acknowledgment a write may be unknown to other processes.
@@ -89,7 +91,7 @@ async def run(
                 options=dict(chosen.options),
                 clock_offset_s=chosen.clock_offsets_s[number % len(chosen.clock_offsets_s)],
                 seed=seed,
-                **plan,
+                **{**chosen.plan, **plan},
             )
             for number in range(processes)
         ]
@@ -98,7 +100,7 @@ async def run(
         keys = plans[0].key_names
         truth = Truth(logs / "truth", keys)
         try:
-            await _run(chosen, plans, redis_executable if chosen.l2 else None, postgres, seconds, eviction_policy)
+            await _run(chosen, plans, redis_executable, postgres, starters, seconds, eviction_policy)
             versions = {key: truth.current(key) for key in keys}
         finally:
             truth.close()
@@ -115,13 +117,29 @@ async def run(
 
 
 async def _run(
-    mode: Mode, plans: list[Plan], executable: str | None, postgres: Postgres, seconds: float, eviction_policy: str
+    mode: Mode,
+    plans: list[Plan],
+    executable: str,
+    postgres: Postgres,
+    starters: Starters,
+    seconds: float,
+    eviction_policy: str,
 ) -> None:
     folder = Path(plans[0].folder)
     async with AsyncExitStack() as stack:
-        redis_server = None if executable is None else stack.enter_context(RedisServer(executable))
-        redis_url = None if redis_server is None else redis_server.url
+        redis_server: RedisServer | None = None
+        redis_url: str | None = None
+        pair: Pair | None = None
         dsn = postgres.dsn if mode.l3 else None
+        if mode.l2 and mode.pair == "l2":
+            pair, redis_url = await starters.redis(_folder(stack), stack.enter_context(ExitStack()))
+        elif mode.l2 and mode.pair == "cluster":
+            pair, redis_url = await starters.cluster(_folder(stack), stack.enter_context(ExitStack()))
+        elif mode.l2:
+            redis_server = stack.enter_context(RedisServer(executable))
+            redis_url = redis_server.url
+        if mode.l3 and mode.pair == "l3":
+            pair, dsn = await starters.postgres(_folder(stack), stack.enter_context(ExitStack()))
         tiers: dict[str, Tier] = {}
         if redis_url is not None:
             tiers["l2"] = RedisTier(redis_url, deadline=5)
@@ -142,9 +160,13 @@ async def _run(
             [worker.pid for worker in workers],
             redis_server,
             postgres if mode.l3 else None,
+            pair,
+            # What L3 has acknowledged is not lost with L2.
+            not (mode.pair in ("l2", "cluster") and mode.l3),
             proxies.running,
             random.Random(plans[0].seed),
             eviction_policy,
+            plans[0],
         )
         for worker in workers:
             worker.say(f"start {until}")
@@ -157,6 +179,13 @@ async def _run(
         await _ask(workers, "rest get")
         await _ask(workers, "quit")
         log.finish()
+
+
+def _folder(stack: AsyncExitStack) -> Path:
+    """Return a new folder for servers, which may run as another user."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="acgs-", ignore_cleanup_errors=True)))
+    folder.chmod(0o755)
+    return folder
 
 
 async def _ask(workers: "list[_Worker]", line: str) -> None:

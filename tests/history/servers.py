@@ -7,16 +7,27 @@ import signal
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, suppress
 from pathlib import Path
-from typing import Final, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self, runtime_checkable
 from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 import redis
 
 from acgsperf.workbench.embedded import embedded_servers
 
-__all__ = ["Postgres", "Proxy", "RedisServer", "proxied_dsn", "redis_executable"]
+__all__ = [
+    "FreezablePair",
+    "Pair",
+    "Postgres",
+    "Proxy",
+    "RedisServer",
+    "Shards",
+    "Starters",
+    "proxied_dsn",
+    "redis_executable",
+]
 
 _START_TIMEOUT_S: Final = 30.0
 # Runs a server until its own standard input ends, so that no server survives its test, however that ends.
@@ -39,6 +50,67 @@ class Postgres(Protocol):
 
     def thaw(self) -> None:
         """Let the processes continue."""
+
+
+class Pair(Protocol):
+    """A primary and a replica that takes over: `Watched` and `Replicated` of the tests of topologies are some."""
+
+    def position(self) -> AbstractAsyncContextManager[Callable[[], Awaitable[int]]]:
+        """Return what asks the primary how far it is."""
+
+    async def cut_replication(self) -> None:
+        """Close the connection of the replica, which connects again."""
+
+    def kill_primary(self) -> None:
+        """As `kill -9` of every process of the primary does."""
+
+    async def take_over(self) -> None:
+        """Return when the replica has become the primary."""
+
+    async def received(self) -> int:
+        """Return how far the former primary was as the new one had received it."""
+
+    async def restore(self) -> None:
+        """Make the former primary a replica; return when the next failover is possible."""
+
+
+@runtime_checkable
+class FreezablePair(Pair, Protocol):
+    """A pair whose primary may also be frozen: it does not know of its replacement when it wakes up."""
+
+    def freeze_primary(self) -> None:
+        """Stop the process of the primary, until `wake`."""
+
+    async def wake(self) -> None:
+        """Let the former primary accept writes for a moment, and then make it a replica."""
+
+
+@runtime_checkable
+class Shards(FreezablePair, Protocol):
+    """A cluster: several pairs, of which one is chosen for each failover. Slots may move between them."""
+
+    def choose(self, number: int) -> None:
+        """Choose the pair that fails over next; any number will do."""
+
+    async def slots(self) -> set[int]:
+        """Return the slots of the pair that was chosen."""
+
+    async def pass_on(self, slots: Sequence[int], pause_s: float) -> None:
+        """Move slots from the pair that was chosen to the next one, with a pause after half of the keys of each."""
+
+
+class Starters(NamedTuple):
+    """Functions that start servers in a folder.
+
+    Attributes:
+        redis: starts a Redis with a replica and sentinels; returns them with the URL of the sentinels.
+        postgres: starts a PostgreSQL with a standby; returns them with the DSN of both.
+        cluster: starts a Redis Cluster; returns it with its URL.
+    """
+
+    redis: Callable[[Path, ExitStack], Awaitable[tuple[Pair, str]]]
+    postgres: Callable[[Path, ExitStack], Awaitable[tuple[Pair, str]]]
+    cluster: Callable[[Path, ExitStack], Awaitable[tuple[Shards, str]]]
 
 
 def redis_executable() -> str:

@@ -2,15 +2,15 @@
 
 import pytest
 
-from .history import RUNNER, Fault, Finished, History, Load, Log, Read, Write, read_history
+from .history import RUNNER, Failover, Fault, Finished, History, Load, Log, Read, Write, read_history
 from .report import check
 
 MS = 1_000_000
 
 
-def wrote(version, start, end, *, op="set", process=0, acked=True, ttl=None, key="k", exists=None):
+def wrote(version, start, end, *, op="set", process=0, acked=True, ttl=None, key="k", exists=None, nowhere=False):
     exists = op == "set" if exists is None else exists
-    return Write(process, op, key, version, start * MS, end * MS, acked, ttl, exists=exists)
+    return Write(process, op, key, version, start * MS, end * MS, acked, ttl, exists=exists, nowhere=nowhere)
 
 
 def loaded(version, start, end, *, process=1, ttl=None, key="k"):
@@ -147,6 +147,22 @@ def test_places_with_different_versions_disagree():
     assert (found.key, found.places) == ("k", {"l1 of 1": 1, "l2": 2})
 
 
+@pytest.mark.parametrize(
+    ("nowhere", "loads", "disagreements"),
+    [(True, [2], 0), (False, [2], 1), (True, [], 1), (True, [1], 1)],
+    ids=["carried out nowhere", "carried out by one tier", "not loaded", "an older version loaded"],
+)
+def test_places_may_differ_by_writes_that_no_tier_carried_out(nowhere, loads, disagreements):
+    history = [
+        wrote(1, 0, 1, acked=False),
+        wrote(2, 10, 11, acked=False, nowhere=nowhere),
+        *(loaded(version, 20, 21) for version in loads),
+        read(1, 500, op="rest l3", process=RUNNER),
+        read(2, 500, op="rest l2", process=RUNNER),
+    ]
+    assert len(judged(*history).disagreements) == disagreements
+
+
 def test_places_that_agree_on_a_superseded_version_disagree_with_the_source():
     report = judged(wrote(1, 0, 1), wrote(2, 10, 11, op="delete"), read(1, 20, op="rest l2", process=RUNNER))
     assert "delete 2" in str(report.disagreements[0])
@@ -171,6 +187,54 @@ def test_a_version_that_nobody_stored_is_guilty():
     assert len(judged(wrote(1, 0, 1, op="delete"), read(1, 500)).unknown) == 1
     assert len(judged(wrote(1, 0, 1), read(7, 500)).unknown) == 1
     assert len(judged(wrote(1, 900, 901), read(1, 500)).unknown) == 1
+
+
+def failed_over(replicated, start, end, *, loses=True, keys=None):
+    return Failover(replicated * MS, start * MS, end * MS, loses, keys)
+
+
+LOST = (wrote(1, 0, 1), wrote(2, 10, 11), failed_over(5, 20, 300))
+
+
+def test_a_write_that_the_replica_had_not_received_is_lost_and_supersedes_nothing():
+    report = judged(*LOST, read(1, 500))
+    assert report.ok
+    assert [write.version for write in report.lost] == [2]
+    assert report.lost_reads == 1
+    assert "1 acknowledged writes had not reached the replica in time; 1 of them were lost, and 1 reads" in str(report)
+    assert judged(*LOST, read(1, 500, process=0)).ok
+
+
+def test_a_write_that_the_replica_had_received_is_not_lost():
+    report = judged(wrote(1, 0, 1), wrote(2, 10, 11), failed_over(12, 20, 300), read(1, 500))
+    assert len(report.stale) == 1
+    assert (report.lost, report.lost_reads) == ([], 0)
+
+
+def test_a_write_to_the_new_primary_is_not_lost():
+    assert not judged(wrote(1, 0, 1), failed_over(5, 20, 300), wrote(2, 310, 311), read(1, 500)).ok
+    assert not judged(*LOST, wrote(3, 310, 311), read(1, 500)).ok
+    assert not judged(*LOST, wrote(3, 310, 311), read(2, 500)).ok
+
+
+def test_a_primary_of_a_cluster_loses_writes_of_its_own_keys_only():
+    writes = wrote(1, 0, 1), wrote(2, 10, 11)
+    assert judged(*writes, failed_over(5, 20, 300, keys=("k", "other")), read(1, 500)).ok
+    report = judged(*writes, failed_over(5, 20, 300, keys=("other",)), read(1, 500))
+    assert (report.lost, len(report.stale)) == ([], 1)
+
+
+def test_nothing_is_lost_if_another_tier_has_it():
+    report = judged(wrote(1, 0, 1), wrote(2, 10, 11), failed_over(5, 20, 300, loses=False), read(1, 500))
+    assert len(report.stale) == 1
+    assert (report.unreplicated, report.lost) == (1, [])
+
+
+def test_places_may_disagree_about_a_lost_write_until_the_next_write():
+    rest = read(2, 600, op="rest l1"), read(1, 600, op="rest l3", process=RUNNER)
+    assert judged(*LOST, *rest).ok
+    assert len(judged(*LOST, wrote(3, 310, 311), *rest).disagreements) == 1
+    assert len(judged(wrote(1, 0, 1), wrote(2, 10, 11), failed_over(12, 20, 300), *rest).disagreements) == 1
 
 
 def complete(*events, versions):

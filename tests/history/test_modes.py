@@ -19,6 +19,16 @@ SHORTEST_S = {
     "restart-empty": 4.5,
     "restart-snapshot": 4.5,
     "restart-postgres": 7.5,
+    "failover": 6.5,
+    "failover-stalls": 7.5,
+    "failover-l2": 6.5,
+    "failover-frozen": 7.5,
+    "cluster": 6.0,
+    "cluster-failover": 6.5,
+    "cluster-frozen": 7.5,
+    "cluster-reshard": 5.0,
+    "promotion": 6.5,
+    "promotion-l3": 6.5,
 }
 SOAK_S = 120.0
 

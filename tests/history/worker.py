@@ -67,6 +67,7 @@ class Plan(Struct, kw_only=True):
         tier_deadline_s: the deadline of each tier.
         clock_offset_s: how far the wall clock of the process is wrong.
         racing: the share of writes that do not wait until other writers of the key have finished.
+        weights: how often operations are chosen, instead of the usual.
         lost: the share of `set` calls that are logged as acknowledged and not carried out, to test the checker.
         seed: of all that is random.
     """
@@ -85,6 +86,7 @@ class Plan(Struct, kw_only=True):
     tier_deadline_s: float = 0.25
     clock_offset_s: float = 0.0
     racing: float = 0.1
+    weights: dict[str, float] = {}
     lost: float = 0.0
     seed: int = 0
 
@@ -153,7 +155,8 @@ class Worker:
     async def _task(self, until: int) -> None:
         from acgsperf.errors import LoadError
 
-        names, weights = list(_WEIGHTS), list(_WEIGHTS.values())
+        chosen = _WEIGHTS | self._plan.weights
+        names, weights = list(chosen), list(chosen.values())
         while now() < until:
             (name,) = self._random.choices(names, weights)
             try:
@@ -259,7 +262,8 @@ class Worker:
                 # A version of the package without a backplane knows nothing of publishing.
                 acked = written is not None and written.everywhere and getattr(written, "published", None) is not False
                 detail = "" if acked else repr(written)
-                self._log.add(Write(self._me, op, key, version, start, end, acked, ttl, detail, exists))
+                nowhere = written is not None and not acked and not (written.l2 or written.l3)
+                self._log.add(Write(self._me, op, key, version, start, end, acked, ttl, detail, exists, nowhere))
 
     async def _set(self) -> None:
         with self._writing([self._key()]) as keys:

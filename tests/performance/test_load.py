@@ -11,6 +11,8 @@ from acgsperf.compat.performance_integration_service import INTEGRATION_PERFORMA
 from acgsperf.compat.validation import CONSTITUTIONAL_HASH
 from acgsperf.workbench.traces import zipf_trace
 
+pytestmark = pytest.mark.alone
+
 TASKS = 64
 ROUNDS = 3
 # Requests per second: four times the target throughput, and less than the service can do.

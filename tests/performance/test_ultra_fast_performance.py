@@ -16,6 +16,8 @@ from acgsperf.compat.ultra_fast_cache import CACHE_PERFORMANCE_TARGETS, create_u
 from acgsperf.compat.ultra_fast_connection_pool import POOL_PERFORMANCE_TARGETS, UltraFastConnectionPool
 from acgsperf.compat.validation import CONSTITUTIONAL_HASH, PERFORMANCE_TARGETS, UltraFastConstitutionalValidator
 
+pytestmark = pytest.mark.alone
+
 ROUNDS = 3
 CALLS = 1_000
 # An access is a round trip plus decoding. If the round trip alone takes as long as the target, this is the limit.
