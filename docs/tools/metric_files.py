@@ -13,7 +13,8 @@ from typing import Any
 
 import alert_rules
 
-from acgsperf.metrics.catalogue import METRICS, Kind, Metric
+from acgsperf.metrics.catalogue import METRICS
+from acgsperf.metrics.metric import Kind, Metric
 
 ROOT = Path(__file__).parents[2]
 GUIDE = ROOT / "docs" / "metrics.md"
@@ -107,6 +108,9 @@ def _panels() -> dict[str, list[Panel]]:
                     (rate("http_refused"), "refused by the middleware"),
                 ],
             ),
+            Panel(
+                *("Timed checks of a hash, P95", "s"), [(quantile(0.95, "compliance_validation_seconds"), "duration")]
+            ),
         ],
         "HTTP": [
             Panel(
@@ -173,6 +177,29 @@ def _panels() -> dict[str, list[Panel]]:
                     (rate("cache_skipped", "cache", "tier"), "{{cache}} {{tier}} skipped"),
                     (rate("cache_deadlines", "cache"), "{{cache}} deadlines"),
                 ],
+            ),
+            Panel(
+                *("Hit rate of L1 by policy setting, estimated", "percentunit"),
+                [(gauge("cache_policy_hit_rate", "cache", "setting", function="avg"), "{{cache}} {{setting}}")],
+            ),
+            Panel(
+                *("Time since the policy setting changed", "s"),
+                [(gauge("cache_policy_age_seconds", "cache", function="min"), "{{cache}}")],
+            ),
+            Panel(
+                *("Connections of lower tiers", "short"),
+                [(gauge("cache_connections", "cache", "tier"), "{{cache}} {{tier}}")],
+            ),
+            Panel(
+                *("New connections of lower tiers", "ops"),
+                [
+                    (rate("cache_opened_connections", "cache", "tier"), "{{cache}} {{tier}} opened"),
+                    (rate("cache_connect_errors", "cache", "tier"), "{{cache}} {{tier}} failed"),
+                ],
+            ),
+            Panel(
+                *("Time to open a connection of a lower tier, P95", "s"),
+                [(quantile(0.95, "cache_connect_seconds", "cache", "tier"), "{{cache}} {{tier}}")],
             ),
             Panel(
                 *("Circuit breakers that are not closed", "short"),
