@@ -4,14 +4,31 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SOURCE := setup.py pyproject.toml $(wildcard acgsperf/*.pyx acgsperf/_native/*.pyx acgsperf/_native/*.pxd acgsperf/_native/*.h)
 
-.PHONY: run test soak test-all http-conformance lint types bench docs dist clean
+.PHONY: run run-cluster demo test test-browser soak test-all http-conformance sanitize sanitize-threads fuzz coverage mutants instructions \
+        lint types bench docs dist clean
 
 run: $(VENV)/.run
 	@echo "Replaying 100,000 requests in each of two processes that share Redis and PostgreSQL (about 20 seconds)."
 	$(BIN)/acgsperf replay --processes 2 --requests 100000 --concurrency 2
 
+run-cluster: $(VENV)/.run
+	@echo "Replaying 100,000 requests in each of two processes that share a Redis Cluster and PostgreSQL (about 25 seconds)."
+	$(BIN)/acgsperf replay --cluster --processes 2 --requests 100000 --concurrency 2
+
+demo: $(VENV)/.demo
+	@echo "Starting Redis, PostgreSQL and three instances of a service (about 10 seconds)."
+	$(BIN)/python -m acgsperf.dashboard.demo
+
+# Most tests wait for servers, so two processes share two cores well. What measures times runs by itself afterwards.
+JOBS ?= 2
+
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope -m "not soak and not alone"
+	$(BIN)/python -m pytest -m "alone and not soak"
+
+# The tests of the dashboard in Chromium, which must be installed. `make test` skips them without Playwright.
+test-browser: $(VENV)/.browser
+	$(BIN)/python -m pytest tests/dashboard/test_browser.py
 
 # The tests that take minutes. `make test` runs short versions of them.
 soak: $(VENV)/.test
@@ -20,22 +37,56 @@ soak: $(VENV)/.test
 test-all:
 	.ci/test-all
 
-# Runs the public suite for HTTP caches against the response cache of the middleware. Needs Node.js and npm.
+# Runs the public suite for HTTP caches against the response cache of the middleware. Needs Node.js and npm. Another
+# version of the suite: `make http-conformance HTTP_CACHE_TESTS=1.2.3`.
 HTTP_CACHE_TESTS ?= 0.4.5
 SUITE := $(VENV)/http-cache-tests-$(HTTP_CACHE_TESTS)
 
 http-conformance: $(VENV)/.test
 	@command -v npm >/dev/null || { echo "http-conformance needs Node.js and npm"; exit 1; }
-	test -d $(SUITE)/node_modules/http-cache-tests || npm install --silent --no-save --no-audit --no-fund --prefix $(SUITE) http-cache-tests@$(HTTP_CACHE_TESTS)
+	test -d $(SUITE)/node_modules/http-cache-tests || npm install --silent --no-save --no-audit --no-fund --ignore-scripts --prefix $(SUITE) http-cache-tests@$(HTTP_CACHE_TESTS)
 	$(BIN)/python tests/asgi/conformance/run.py $(SUITE)/node_modules/http-cache-tests
+
+# How long each fuzzer runs. `FUZZ=--keep` adds what it finds to the corpus.
+FUZZ_SECONDS ?= 60
+FUZZ ?=
+
+# Needs gcc with its sanitizers.
+sanitize: $(VENV)/.test
+	$(BIN)/python tools/sanitize.py addresses --fuzz-seconds $(if $(filter file,$(origin FUZZ_SECONDS)),20,$(FUZZ_SECONDS))
+
+# Needs an interpreter that was built under ThreadSanitizer and without the GIL:
+# `make sanitize-threads VENV=.venv-tsan PYTHON=/opt/python-tsan/bin/python3`.
+sanitize-threads:
+	@$(PYTHON) tools/sanitize.py check-threads
+	$(MAKE) $(VENV)/.sanitize-threads
+	$(BIN)/python tools/sanitize.py threads
+
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python tests/fuzz/run.py --seconds $(FUZZ_SECONDS) $(FUZZ)
+
+# Branches of Python and lines of Cython. `COVERED=tests/core` runs these tests only, and reports what they run.
+COVERED ?= tests
+coverage: $(VENV)/.coverage
+	$(BIN)/python tools/coverage_report.py $(COVERED)
+
+# `SUBJECTS="breaker ordering"` changes these modules only.
+SUBJECTS ?=
+mutants: $(VENV)/.test
+	$(BIN)/python tools/mutants.py $(SUBJECTS)
+
+# Compares the instructions of the hot calls with those of another commit. Needs valgrind.
+BASE ?= main
+instructions: $(VENV)/.test
+	$(BIN)/python tools/instructions.py $(BASE)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/zizmor --offline --quiet .
 
-# Fails if one public name has no known type. Run outside of the tree, pyright treats the package as an installed one;
-# it finds it by PYTHONPATH, because it does not follow the hooks of an editable installation.
-VERIFY_TYPES = cd $(VENV) && PATH="$(abspath $(BIN)):$$PATH" PYTHONPATH="$(CURDIR)" pyright --verifytypes acgsperf --ignoreexternal
+# Fails if one public name has no known type. Run outside of the tree, pyright treats the package as an installed one.
+VERIFY_TYPES = cd $(VENV) && PATH="$(abspath $(BIN)):$$PATH" pyright --verifytypes acgsperf --ignoreexternal
 
 types: $(VENV)/.lint
 	$(BIN)/mypy
@@ -43,8 +94,9 @@ types: $(VENV)/.lint
 	$(BIN)/python docs/tools/example_files.py build/examples
 	MYPYPATH=build/examples/tutorial $(BIN)/mypy --strict build/examples/tutorial
 	$(BIN)/mypy --config-file= --check-untyped-defs build/examples/decorated
-	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing build/examples
-	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._native.canonical acgsperf._core acgsperf._native.envelope acgsperf._native.predictor acgsperf._native.read_path acgsperf._native.weigh acgsperf._native.resp
+	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing build/examples/decorated
+	$(BIN)/pyright --pythonpath $(abspath $(BIN))/python --project build/examples/tutorial
+	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._native.canonical acgsperf._core acgsperf._native.caches acgsperf._native.envelope acgsperf._native.hits acgsperf._native.predictor acgsperf._native.read_path acgsperf._native.weigh acgsperf._native.resp
 	$(VERIFY_TYPES)
 
 bench: $(VENV)/.bench
@@ -72,9 +124,31 @@ $(VENV)/.run: $(BIN)/python $(SOURCE)
 	$(BIN)/pip install -q -e '.[cli,embedded]'
 	touch $@
 
+$(VENV)/.demo: $(BIN)/python $(SOURCE)
+	@echo "Compiling the extension, and installing the command line, the dashboard and the private servers (about half a minute)."
+	$(BIN)/pip install -q -e '.[dashboard,embedded]'
+	touch $@
+
+$(VENV)/.browser: $(BIN)/python $(SOURCE)
+	$(BIN)/pip install -q -e '.[browser]'
+	touch $@
+
 $(VENV)/.test: $(BIN)/python $(SOURCE)
 	@echo "Compiling the extension, and installing everything that the tests need (about half a minute)."
 	$(BIN)/pip install -q -e '.[test]'
+	touch $@
+
+$(VENV)/.fuzz: $(VENV)/.test pyproject.toml
+	$(BIN)/pip install -q -e '.[fuzz]'
+	touch $@
+
+$(VENV)/.coverage: $(VENV)/.test pyproject.toml
+	$(BIN)/pip install -q -e '.[coverage]'
+	touch $@
+
+# The package itself is compiled under the sanitizer, and the tests of the core need no servers.
+$(VENV)/.sanitize-threads: $(BIN)/python pyproject.toml
+	$(BIN)/pip install -q -e '.[test-core]' cython setuptools
 	touch $@
 
 $(VENV)/.lint: $(BIN)/python $(SOURCE)

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from acgsperf._native.predicting import PredictionClass, PredictionStats
+from acgsperf._native.sizing_stats import SizeEstimate, SizingStats
 from acgsperf._native.types import (
     CONSTITUTIONAL_HASH,
     CacheStats,
@@ -130,6 +131,8 @@ __all__ = [
     "ServiceHealth",
     "Settings",
     "SettingsError",
+    "SizeEstimate",
+    "SizingStats",
     "SnapshotError",
     "Targets",
     "TierError",

@@ -6,16 +6,22 @@ from urllib.parse import parse_qs, unquote, unquote_plus, urlsplit
 
 __all__ = ["checked_dsn", "checked_redis_url", "hidden", "masked", "secrets_of"]
 
-_REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel"})
-_SCHEMES_IN_WORDS: Final = "redis://, rediss://, unix://, redis+sentinel:// or rediss+sentinel://"
+_REDIS_SCHEMES: Final = frozenset(
+    {"redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"}
+)
+_SCHEMES_IN_WORDS: Final = (
+    "redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, redis+cluster:// or rediss+cluster://"
+)
 # A host name or an address in brackets, and a port.
 _HOST: Final = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^\[\]:/@]+)(:([0-9]{1,5}))?")
 _SENTINEL_FORM: Final = "redis+sentinel://[user:password@]host:port,host:port/service"
+_CLUSTER_FORM: Final = "redis+cluster://[user:password@]host:port,host:port"
+_DSN_FORM: Final = "postgresql://[user:password@]host:port,host:port/database"
 _SSL_MODES: Final = frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"})
 
 
 def checked_redis_url(name: str, url: str) -> str:
-    """Accept the URL of a Redis server, or of the sentinels that watch one.
+    """Accept the URL of a Redis server, of the sentinels that watch one, or of the nodes of a cluster.
 
     No message repeats anything but its scheme, because it may contain a password.
     """
@@ -24,8 +30,8 @@ def checked_redis_url(name: str, url: str) -> str:
     scheme, separator, _ = url.partition("://")
     if separator and re.fullmatch(r"[a-z][a-z0-9+.-]{0,30}", scheme) and scheme not in _REDIS_SCHEMES:
         raise ValueError(f"{name} must start with {_SCHEMES_IN_WORDS}, got {scheme}://")
-    if scheme.endswith("+sentinel"):
-        return _checked_sentinel_url(name, url)
+    if scheme.endswith(("+sentinel", "+cluster")):
+        return _checked_hosts_url(name, url, in_cluster=scheme.endswith("+cluster"))
     try:
         parts = urlsplit(url)
         usable = parts.scheme in _REDIS_SCHEMES and "://" in url and (parts.port is None or parts.port > 0)
@@ -45,7 +51,8 @@ def checked_redis_url(name: str, url: str) -> str:
     return url
 
 
-def _checked_sentinel_url(name: str, url: str) -> str:
+def _checked_hosts_url(name: str, url: str, *, in_cluster: bool) -> str:
+    form, member = (_CLUSTER_FORM, "node") if in_cluster else (_SENTINEL_FORM, "sentinel")
     try:
         parts = urlsplit(url)
         hosts = parts.netloc.rpartition("@")[2]
@@ -53,20 +60,23 @@ def _checked_sentinel_url(name: str, url: str) -> str:
         options = parse_qs(parts.query, keep_blank_values=True, strict_parsing=True) if parts.query else {}
         problem = "" if "#" not in url else "no #; in a password, write / as %2F and # as %23"
     except ValueError:
-        raise ValueError(f"{name} must be {_SENTINEL_FORM}") from None
-    service = unquote(parts.path.strip("/"))
+        raise ValueError(f"{name} must be {form}") from None
+    path = unquote(parts.path.strip("/"))
+    databases = options.get("db", [])
     if problem:
         pass
     elif not hosts:
-        problem = "the host of at least one sentinel"
+        problem = f"the host of at least one {member}"
     elif not all(host and (host[3] is None or 0 < int(host[3]) < 65_536) for host in found):
-        problem = "a host, and a port from 1 to 65535 if any, for each sentinel"
-    elif not service or "/" in service:
+        problem = f"a host, and a port from 1 to 65535 if any, for each {member}"
+    elif in_cluster and (path not in {"", "0"} or any(database != "0" for database in databases)):
+        problem = "no database other than 0, because a cluster has only that one"
+    elif not in_cluster and (not path or "/" in path):
         problem = "the name of the service as its path"
-    elif not all(database.isdecimal() for database in options.get("db", ())):
+    elif not all(database.isdecimal() for database in databases):
         problem = "a number as its db"
     if problem:
-        raise ValueError(f"{name} must have {problem}: {_SENTINEL_FORM}")
+        raise ValueError(f"{name} must have {problem}: {form}")
     return url
 
 
@@ -83,8 +93,7 @@ def checked_dsn(name: str, dsn: str) -> str:
         # asyncpg ends the password at the first @.
         before, at, after = parts.netloc.partition("@")
         servers = (after if at else before).split(",")
-        if len(servers) > 1 and not all(servers):
-            raise ValueError("one of several servers has no name")
+        nameless = len(servers) > 1 and not all(servers)
         ports = [unquote(server.rpartition("]")[2].partition(":")[2]) for server in servers]
         for port in [*ports, *",".join(options.get("port", ())).split(",")]:
             if port and not 0 < int(port) < 65_536:
@@ -94,6 +103,8 @@ def checked_dsn(name: str, dsn: str) -> str:
             f"{name} must be a postgresql:// URL with ports from 1 to 65535. In a password, write / as %2F, ? as %3F"
             " and # as %23"
         ) from None
+    if nameless:
+        raise ValueError(f"{name} must have a host for each of its servers: {_DSN_FORM}")
     if parts.scheme not in {"postgresql", "postgres"}:
         raise ValueError(f"{name} must start with postgresql:// or postgres://")
     if not _SSL_MODES.issuperset(mode.replace("_", "-") for mode in options.get("sslmode", ())):

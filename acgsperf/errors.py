@@ -73,6 +73,14 @@ class TierError(AcgsperfError):
     """A tier that is not open, or that belongs to another event loop or process."""
 
 
+class FleetError(AcgsperfError):
+    """The reports of the instances of a service cannot be read or written: no server, or it refuses."""
+
+
+class TrendError(AcgsperfError):
+    """The hours of a service cannot be read or written: no server, or it refuses."""
+
+
 class BackplaneError(AcgsperfError):
     """A table that cannot be watched."""
 

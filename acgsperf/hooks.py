@@ -46,8 +46,13 @@ class Spans(Protocol):
     def past(self, name: str, attributes: Mapping[str, str | int], seconds: float) -> None:
         """Make a span of the operation that took the last `seconds`."""
 
-    def tier_call(self, tier: str, keys: int, usual: "LatencyHistogram", elapsed_ns: int) -> None:
-        """Make a span of a call that has just ended, if it took longer than 95 % of the calls in `usual`."""
+    def tier_call(
+        self, name: str, tier: str, keys: int, usual: "LatencyHistogram", elapsed_ns: int, error: str, /
+    ) -> None:
+        """Make a span of a call that has just ended, if it took longer than 95 % of the calls in `usual`, or failed.
+
+        `error` is the type of its error; empty if it did not fail.
+        """
 
 
 # The names of attributes. That of a pool is from the semantic conventions.

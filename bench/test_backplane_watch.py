@@ -2,8 +2,11 @@
 
 Run `pytest -s bench/test_backplane_watch.py` with `acgsperf[bench]`. Each table has a primary key, an index, and a
 time. The tables take turns within one run. The output is the minimum and the median of the rounds: the CPU time of the
-server's process (on Linux), and the time that the client waited, over a unix socket. Another process listens to the
-notifications, and uses the same cores.
+server's process (on Linux), and the time that the client waited: asyncpg over a unix socket, a prepared statement, each
+in its own transaction. Another process listens to the notifications, and uses the same cores.
+
+The server runs with `fsync = on`. With `synchronous_commit = on`, a commit waits for the disk, as in production; with
+`off`, only the work of the processors remains, which is the worst case for the relative cost.
 """
 
 import asyncio
@@ -31,6 +34,7 @@ KINDS: dict[str, dict[str, object] | None] = {
 }
 ROWS = 100_000
 STATEMENTS_A_ROUND = 100
+WRITERS = 8
 
 _Measured = dict[str, list[tuple[float, float]]]
 
@@ -108,7 +112,7 @@ def tables() -> Iterator[Tables]:
         following, done = context.Event(), context.Event()
         reader = context.Process(target=_listen, args=(tables.dsn, following, done))
         reader.start()
-        assert following.wait(30)
+        assert following.wait(120)
         yield tables
         done.set()
         reader.join()
@@ -125,19 +129,23 @@ def _cpu_ns(pid: int) -> int:
 
 
 def _report(benchmark: BenchmarkFixture, title: str, unit: str, measured: _Measured) -> None:
-    print(f"\n\n{title}, {unit}: minimum (median); the difference to the plain table")
-    print(f"{'':21}{'in the server':>34}{'at the client':>40}")
+    print(f"\n\n{title}, {unit}: minimum (median); the difference to the plain table, of minima and of medians")
+    print(f"{'':21}{'in the server':>44}{'at the client':>47}")
     figures = {
         kind: [(min(column), statistics.median(column)) for column in zip(*values, strict=True)]
         for kind, values in measured.items()
     }
     for kind, columns in figures.items():
         texts = [
-            f"{least:9.1f} ({median:7.1f})  {least - plain:+7.1f}  {(median / usual - 1) * 100 if usual else 0:+5.0f} %"
+            f"{least:9.1f} ({median:7.1f})  {least - plain:+7.1f}  {_percent(least, plain)} ({_percent(median, usual)})"
             for (least, median), (plain, usual) in zip(columns, figures["plain"], strict=True)
         ]
         print(f"{kind:21}{texts[0]}   {texts[1]}")
     benchmark.extra_info.update(unit=unit, **figures)
+
+
+def _percent(measured: float, plain: float) -> str:
+    return f"{(measured / plain - 1) * 100 if plain else 0:+5.0f} %"
 
 
 @pytest.mark.parametrize("commit", ["off", "on"])
@@ -197,9 +205,50 @@ def test_first_statement_of_a_session(benchmark: BenchmarkFixture, tables: Table
     _report(benchmark, "first statement of a session", "us", found)
 
 
-@pytest.mark.parametrize("what", ["insert", "update", "delete"])
-def test_many_rows(benchmark: BenchmarkFixture, tables: Tables, what: str) -> None:
+@pytest.mark.parametrize("commit", ["off", "on"])
+def test_writers_together(benchmark: BenchmarkFixture, tables: Tables, commit: str) -> None:
+    """Several connections write at the same time, each in a row of its own. PostgreSQL commits transactions that
+    notify one after the other."""
+
+    async def run() -> _Measured:
+        writers = [await asyncpg.connect(tables.dsn) for _ in range(WRITERS)]
+        pids = [writer.get_server_pid() for writer in writers]
+        try:
+            for writer in writers:
+                await writer.execute(f"SET synchronous_commit = {commit}")
+
+            async def measure(name: str) -> tuple[float, float]:
+                await tables.connection.execute(f"VACUUM {name}")
+                update = f"UPDATE {name} SET note = note WHERE id = $1"
+                prepared = [await writer.prepare(update) for writer in writers]
+
+                async def write(number: int, count: int) -> None:
+                    for _ in range(count):
+                        await prepared[number].fetch(number + 1)
+
+                await asyncio.gather(*(write(number, 2) for number in range(WRITERS)))
+                before, began = sum(map(_cpu_ns, pids)), time.perf_counter_ns()
+                await asyncio.gather(*(write(number, STATEMENTS_A_ROUND // 2) for number in range(WRITERS)))
+                took, cpu_ns = time.perf_counter_ns() - began, sum(map(_cpu_ns, pids)) - before
+                # At the client: the time between two commits of any writer.
+                statements = WRITERS * (STATEMENTS_A_ROUND // 2)
+                return cpu_ns / statements / 1e3, took / statements / 1e3
+
+            return await tables.take_turns(15, measure)
+        finally:
+            for writer in writers:
+                await writer.close()
+
+    found = benchmark.pedantic(lambda: tables.loop.run_until_complete(run()), rounds=1)
+    _report(benchmark, f"{WRITERS} writers together, synchronous_commit = {commit}", "us for a statement", found)
+
+
+# If the rows of a statement need more than `work_mem`, PostgreSQL writes its copy of them into a file.
+@pytest.mark.parametrize("work_mem", ["4MB", "64MB"])
+@pytest.mark.parametrize("what", ["insert", "copy", "update", "delete"])
+def test_many_rows(benchmark: BenchmarkFixture, tables: Tables, what: str, work_mem: str) -> None:
     connection = tables.connection
+    rows = [(i, f"team {i % 100}", "x" * 100) for i in range(10_001, 10_001 + ROWS)] if what == "copy" else []
     statements = {
         "insert": f"INSERT INTO {{}} SELECT i, 'team ' || i % 100, repeat('x', 100)"
         f" FROM generate_series(10001, 10000 + {ROWS}) i",
@@ -210,13 +259,23 @@ def test_many_rows(benchmark: BenchmarkFixture, tables: Tables, what: str) -> No
     async def measure(name: str) -> tuple[float, float]:
         await connection.execute(statements["delete"].format(name))
         await connection.execute(f"VACUUM {name}")
-        if what != "insert":
+        if what in ("update", "delete"):
             await connection.execute(statements["insert"].format(name))
         await connection.execute("CHECKPOINT")
         pid = connection.get_server_pid()
         before, began = _cpu_ns(pid), time.perf_counter_ns()
-        await connection.execute(statements[what].format(name))
+        if what == "copy":
+            await connection.copy_records_to_table(name, records=rows, columns=("id", "team", "note"))
+        else:
+            await connection.execute(statements[what].format(name))
         return (_cpu_ns(pid) - before) / 1e6, (time.perf_counter_ns() - began) / 1e6
 
-    found = benchmark.pedantic(lambda: tables.loop.run_until_complete(tables.take_turns(7, measure)), rounds=1)
-    _report(benchmark, f"{what} {ROWS:,} rows", "ms", found)
+    async def run() -> _Measured:
+        await connection.execute(f"SET work_mem = '{work_mem}'")
+        try:
+            return await tables.take_turns(5, measure)
+        finally:
+            await connection.execute("RESET work_mem")
+
+    found = benchmark.pedantic(lambda: tables.loop.run_until_complete(run()), rounds=1)
+    _report(benchmark, f"{what} {ROWS:,} rows, durable commit, work_mem = {work_mem}", "ms", found)

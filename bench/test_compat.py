@@ -1,12 +1,11 @@
 """The drop-in modules, compared with the core and with plain Python that works like the replaced modules.
 
 Run `pytest -s bench/test_compat.py`. One call is 1,000 operations. For the bounds, the contestants take turns and their
-medians are compared: the clock of a shared machine drifts, but a ratio stays. Every contestant records its hits. The
-drop-in cache derives the access times when they are read, which has a benchmark of its own.
+minima are compared, because other work on the machine makes a turn longer, never shorter. Every contestant records its
+hits. The drop-in cache derives the access times when they are read, which has a benchmark of its own.
 """
 
 import asyncio
-import statistics
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,9 +21,10 @@ from acgsperf.compat.validation import UltraFastConstitutionalValidator
 KEYS = [f"key {i}" for i in range(1_000)]
 REQUESTS: list[dict[str, object]] = [{"id": f"example {i}", "type": "api_call", "user": i} for i in range(1_000)]
 ROUNDS = 50
+ROUNDS_OF_BOUNDS = 200
 VALIDATIONS_PER_CORE = 2.0
-HITS_PER_STAND_IN = 8.0
-REQUESTS_PER_STAND_IN = 3.0
+HITS_PER_STAND_IN = 8.5
+REQUESTS_PER_STAND_IN = 3.5
 
 _Contestants = dict[str, Callable[[], object]]
 
@@ -126,29 +126,32 @@ def test_cached_request(benchmark: BenchmarkFixture, runner: asyncio.Runner, con
 def test_times_of_accesses(benchmark: BenchmarkFixture) -> None:
     """The cost of `access_patterns` after as many hits as it can hold without a time."""
     cache = UltraFastMultiTierCache()
+    for key in KEYS:
+        cache._set_in_l1(key, 1)
 
     def fill() -> None:
-        cache._unstamped.extend(KEYS * 5)
+        for key in KEYS * 5:
+            cache._get_from_l1(key)
 
     benchmark.group = "derive the times of 4,096 accesses of 1,000 keys"
     benchmark.pedantic(lambda: cache.access_patterns, setup=fill, rounds=ROUNDS)
 
 
 def test_the_bounds(runner: asyncio.Runner) -> None:
-    """A validation costs at most 2 x the core; a hit is 8 x and a request 3 x as fast as in plain Python."""
-    validating, hitting, serving = _medians(validators()), _medians(caches(runner)), _medians(services(runner))
-    for name, median in (validating | hitting | serving).items():
-        print(f"{name}: {median / len(KEYS):.1f} ns")
+    """A validation costs at most 2 x the core; a hit is 8.5 x and a request 3.5 x as fast as in plain Python."""
+    validating, hitting, serving = _minima(validators()), _minima(caches(runner)), _minima(services(runner))
+    for name, least in (validating | hitting | serving).items():
+        print(f"{name}: {least / len(KEYS):.1f} ns")
     assert validating["compat validate_hash"] <= VALIDATIONS_PER_CORE * validating["HashValidator.validate"]
     assert hitting["plain get"] >= HITS_PER_STAND_IN * hitting["compat get"]
     assert serving["plain process_request"] >= REQUESTS_PER_STAND_IN * serving["compat process_request"]
 
 
-def _medians(contestants: _Contestants) -> dict[str, float]:
+def _minima(contestants: _Contestants) -> dict[str, float]:
     times: dict[str, list[int]] = {name: [] for name in contestants}
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS_OF_BOUNDS):
         for name, call in contestants.items():
             started = time.perf_counter_ns()
             call()
             times[name].append(time.perf_counter_ns() - started)
-    return {name: statistics.median(taken) for name, taken in times.items()}
+    return {name: float(min(taken)) for name, taken in times.items()}

@@ -1,7 +1,9 @@
 """What pip builds and installs from a clone of the repository, and what `python` then imports."""
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,8 +16,10 @@ ROOT = Path(__file__).parents[1]
 WHERE = "import acgsperf, json; print(json.dumps([acgsperf.IMPLEMENTATION, acgsperf.__file__]))"
 COMPILED = {
     "acgsperf/_core",
+    "acgsperf/_native/caches",
     "acgsperf/_native/canonical",
     "acgsperf/_native/envelope",
+    "acgsperf/_native/hits",
     "acgsperf/_native/predictor",
     "acgsperf/_native/read_path",
     "acgsperf/_native/resp",
@@ -55,6 +59,8 @@ def make_clone(tmp_path_factory):
             shutil.copy(ROOT / name, clone)
         generated = shutil.ignore_patterns("*.so", "*.c", "*.html", "__pycache__", "built_pure.py")
         shutil.copytree(ROOT / "acgsperf", clone / "acgsperf", ignore=generated)
+        page = Path("acgsperf", "dashboard", "static", "index.html")
+        shutil.copy(ROOT / page, clone / page)
         return clone
 
     return make
@@ -70,13 +76,23 @@ def wheel(clone, tmp_path_factory):
     return build(clone, tmp_path_factory.mktemp("compiled"))
 
 
+def test_a_wheel_has_the_files_of_the_dashboard(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    folder = ROOT / "acgsperf" / "dashboard" / "static"
+    files = {path.relative_to(ROOT).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {Path(name).suffix for name in files} == {".html", ".js", ".css", ".svg", ".LICENSE"}
+    assert files <= names
+
+
 def test_a_wheel_has_the_compiled_modules_and_no_sources_of_them(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     compiled = {name.split(".")[0] for name in names if Path(name).suffix in (".so", ".pyd")}
     assert compiled == COMPILED
     assert {f"{module}.pyi" for module in COMPILED} | {"acgsperf/py.typed"} <= set(names)
-    assert not [name for name in names if Path(name).suffix in (".c", ".pyx", ".pxd", ".h", ".html")]
+    assert not [name for name in names if Path(name).suffix in (".c", ".pyx", ".pxd", ".h")]
+    assert [name for name in names if name.endswith(".html")] == ["acgsperf/dashboard/static/index.html"]
     assert "acgsperf/_native/built_pure.py" not in names
 
 
@@ -124,6 +140,37 @@ def test_after_an_editable_install_python_runs_the_compiled_core_in_the_clone_to
         done = bare_python("-W", "error", "-c", WHERE, cwd=folder)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout) == ["c", str(clone / "acgsperf" / "__init__.py")]
+
+
+APPLICATION = """
+from acgsperf import LRUCache, TieredCache
+
+cache: TieredCache[int] = TieredCache(LRUCache(10), namespace="types")
+
+
+@cache.cached(key=str, ttl=60)
+async def double(number: int) -> int:
+    return 2 * number
+
+
+async def main() -> None:
+    reveal_type(await double(3))
+    await double("3")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="needs mypy, which the extra `lint` installs")
+def test_after_an_editable_install_a_type_checker_finds_the_types_outside_the_clone(
+    clone, wheel, bare_python, tmp_path
+):
+    installed = bare_python("-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", str(clone))
+    assert installed.returncode == 0, installed.stdout + installed.stderr
+    (tmp_path / "application.py").write_text(APPLICATION)
+    checked = bare_python("-m", "mypy", "--strict", "--no-incremental", "application.py", cwd=tmp_path)
+    assert re.findall(r"^application\.py:(\d+): (?:note|error): (.*)$", checked.stdout, re.MULTILINE) == [
+        ("13", 'Revealed type is "int"'),
+        ("14", 'Argument 1 to "__call__" of "CachedFunction" has incompatible type "str"; expected "int"  [arg-type]'),
+    ]
 
 
 def test_an_editable_install_without_extensions_replaces_one_with_them(clone, wheel, bare_python, tmp_path):
