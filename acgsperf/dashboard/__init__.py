@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from acgsperf.dashboard.app import Dashboard
+    from acgsperf.dashboard.fleet_source import FleetSource
     from acgsperf.dashboard.page_source import PageSource
     from acgsperf.dashboard.snapshot import (
         AlertState,
         BackplaneState,
         CacheState,
         HotKey,
+        InstanceState,
         Point,
         PoolState,
         PredictionState,
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         Snapshot,
         TargetState,
         TierState,
+        TrialState,
     )
     from acgsperf.dashboard.sources import SnapshotSource
 
@@ -28,7 +31,9 @@ __all__ = [
     "BackplaneState",
     "CacheState",
     "Dashboard",
+    "FleetSource",
     "HotKey",
+    "InstanceState",
     "PageSource",
     "Point",
     "PoolState",
@@ -40,9 +45,15 @@ __all__ = [
     "SnapshotSource",
     "TargetState",
     "TierState",
+    "TrialState",
 ]
 
-_MODULES = {"Dashboard": "app", "PageSource": "page_source", "SnapshotSource": "sources"}
+_MODULES = {
+    "Dashboard": "app",
+    "FleetSource": "fleet_source",
+    "PageSource": "page_source",
+    "SnapshotSource": "sources",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -12,10 +12,12 @@ from acgsperf._native.arguments import checked_bool, checked_positive
 from acgsperf.asgi.types import Message, Receive, Scope, Send
 from acgsperf.dashboard.assets import assets
 from acgsperf.dashboard.broadcast import Broadcast, Viewer
+from acgsperf.dashboard.fleet_source import FleetSource
 from acgsperf.dashboard.invalidation import Invalidation, checked_token
 from acgsperf.dashboard.service_source import ServiceSource
 from acgsperf.dashboard.shutdown import server_is_ending
 from acgsperf.dashboard.sources import SnapshotSource
+from acgsperf.fleet.store import ReportStore
 from acgsperf.metrics.source import Caches, HttpSource, MetricsSource, Pools
 from acgsperf.timeouts import time_limit
 
@@ -23,6 +25,8 @@ __all__ = ["Dashboard"]
 
 _PAGE: Final = "index.html"
 _INTERVAL_S: Final = 1.0
+# The instances leave a report every 30 s by default.
+_FLEET_INTERVAL_S: Final = 5.0
 # A viewer that has read nothing for so long is dropped.
 _SEND_TIMEOUT_S: Final = 10.0
 _MOST_VIEWERS: Final = 100
@@ -56,6 +60,9 @@ class Dashboard:
     Args:
         service: the service whose figures, caches, pools and alerts to show; or None.
         cache, pools, http: what else to show, see `PerformanceCollector`.
+        fleet: a store of reports, see `acgsperf.fleet.store_of`: shows all instances of a service together, and one by
+            one, instead of this process. The dashboard opens and closes it. It excludes the other arguments but `name`
+            and `interval`.
         source: shows something else than this process. It excludes the arguments before, and `name`, `hot_keys` and
             `show_keys`.
         name: what the page calls it; by default the namespace of the first cache.
@@ -63,7 +70,7 @@ class Dashboard:
         show_keys: whether to show these keys themselves. By default the page shows digests of them.
         token: allows the viewers that know it to remove keys and tags from the caches. At least 16 printable ASCII
             characters. None (default): nobody can.
-        interval: the seconds between two snapshots, 1 by default.
+        interval: the seconds between two snapshots: 1 by default, or 5 for a fleet.
 
     Raises:
         TypeError, ValueError: if an argument has the wrong type, or is out of bounds; or if there is nothing to show.
@@ -76,14 +83,21 @@ class Dashboard:
         cache: Caches = (),
         pools: Pools = (),
         http: HttpSource | None = None,
+        fleet: ReportStore | None = None,
         source: SnapshotSource | None = None,
         name: str | None = None,
         hot_keys: bool = True,
         show_keys: bool = False,
         token: str | None = None,
-        interval: float = _INTERVAL_S,
+        interval: float | None = None,
     ) -> None:
-        if source is None:
+        if fleet is not None:
+            if any(given for given in (service, cache, pools, http, source, token)):
+                raise TypeError("fleet excludes service, cache, pools, http, source and token")
+            if not isinstance(fleet, ReportStore):
+                raise TypeError(f"fleet must be a ReportStore or None, got {fleet!r:.100}")
+            source = FleetSource(fleet, name=name)
+        elif source is None:
             source = ServiceSource(
                 service,
                 cache=cache,
@@ -100,7 +114,7 @@ class Dashboard:
         checked = checked_token(token)
         self._source = source
         self._invalidation = None if checked is None else Invalidation(source, checked)
-        self._broadcast = Broadcast(source, checked_positive("interval", interval), server_is_ending)
+        self._broadcast = Broadcast(source, _checked_interval(interval, fleet), server_is_ending)
 
     @property
     def viewers(self) -> int:
@@ -172,6 +186,12 @@ class Dashboard:
                 leaving.cancel()
                 with suppress(asyncio.CancelledError):
                     await leaving
+
+
+def _checked_interval(interval: float | None, fleet: ReportStore | None) -> float:
+    if interval is None:
+        return _INTERVAL_S if fleet is None else _FLEET_INTERVAL_S
+    return checked_positive("interval", interval)
 
 
 async def _end_when_gone(viewer: Viewer, receive: Receive) -> None:

@@ -109,6 +109,9 @@ class Broadcast:
             self._source.stop()
             task.cancel()
             await asyncio.wait([task])
+            # A viewer that came meanwhile needs it.
+            if self._task is None:
+                await self._source.close()
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

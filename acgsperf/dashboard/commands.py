@@ -1,20 +1,25 @@
 """The commands `acgsperf dashboard` and `acgsperf top`."""
 
 import socket
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from acgsperf.workbench.usage import UsageError, number, whole_number
 
 if TYPE_CHECKING:
+    from acgsperf.dashboard.fleet_source import FleetSource
     from acgsperf.dashboard.page_source import PageSource
 
 __all__ = ["dashboard", "top"]
 
+# What the URL of a fleet's server begins with.
+_SERVERS: Final = ("redis", "unix:", "postgresql:", "postgres:")
 _Url = Annotated[str, typer.Argument(metavar="URL", hidden=True)]
-_Namespace = Annotated[str, typer.Option(metavar="NAME", help="Prefix of the metrics' names.")]
-_Timeout = Annotated[str, typer.Option(metavar="SECONDS", help="Deadline for the whole page.")]
+_Namespace = Annotated[
+    str, typer.Option(metavar="NAME", help="Prefix of the metrics' names, or namespace of the service's cache.")
+]
+_Timeout = Annotated[str, typer.Option(metavar="SECONDS", help="Deadline for the whole page, or for each query.")]
 _Interval = Annotated[str, typer.Option(metavar="SECONDS", help="Time between two snapshots.")]
 
 
@@ -26,10 +31,13 @@ def dashboard(
     timeout: _Timeout = "5",
     interval: _Interval = "1",
 ) -> None:
-    """Serve a live page with the figures of a running application.
+    """Serve a live page with the figures of a running application, or of all instances of a service.
 
-    URL is its page of metrics, for example http://localhost:8000/metrics. A page of metrics has no alerts and no hot
-    keys: for these, mount acgsperf.dashboard.Dashboard in the application.
+    URL is the application's page of metrics, for example http://localhost:8000/metrics. A page of metrics has no alerts
+    and no hot keys: for these, mount acgsperf.dashboard.Dashboard in the application.
+
+    Or URL is the Redis or the PostgreSQL in which the instances of a service leave their reports, as for acgsperf
+    fleet.
     """
     number_of_port = whole_number("--port", port, 0, 65_535)
     seconds = number("--interval", interval, 0.1, 3600)
@@ -57,11 +65,12 @@ def top(
     timeout: _Timeout = "5",
     once: Annotated[bool, typer.Option("--once", help="Print the figures of one interval, and end.")] = False,
 ) -> None:
-    """Show the figures of a running application in this terminal.
+    """Show the figures of a running application, or of all instances of a service, in this terminal.
 
-    URL is its page of metrics, for example http://localhost:8000/metrics.
+    URL is the application's page of metrics, for example http://localhost:8000/metrics. Or it is the Redis or the
+    PostgreSQL in which the instances leave their reports, as for acgsperf fleet.
 
-    Keys: q quits, arrows and 1 to 5 switch the view, s sorts by the next column, r reverses the order, p pauses.
+    Keys: q quits, arrows and 1 to 7 switch the view, s sorts by the next column, r reverses the order, p pauses.
     """
     from rich.console import Console
 
@@ -73,8 +82,19 @@ def top(
     run_top(_source(url, namespace, timeout), seconds, console=Console(), once=once)
 
 
-def _source(url: str, namespace: str, timeout: str) -> "PageSource":
+def _source(url: str, namespace: str, timeout: str) -> "PageSource | FleetSource":
+    """Return the source that a URL names.
+
+    Raises:
+        UsageError, ValueError: if the URL, the namespace or the timeout is not valid.
+    """
+    seconds = number("--timeout", timeout, 0.001, 3600)
+    if url.startswith(_SERVERS):
+        from acgsperf.dashboard.fleet_source import FleetSource
+        from acgsperf.fleet.servers import store_of
+
+        return FleetSource(store_of(url, namespace, timeout=seconds))
     from acgsperf.dashboard.page_source import PageSource
     from acgsperf.workbench.scrape import checked_url
 
-    return PageSource(checked_url(url), namespace=namespace, timeout=number("--timeout", timeout, 0.001, 3600))
+    return PageSource(checked_url(url), namespace=namespace, timeout=seconds)

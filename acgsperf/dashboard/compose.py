@@ -3,7 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Final, TypeVar
 
+from acgsperf.dashboard.bands import bands_ms, heat_of
 from acgsperf.dashboard.interval import Buckets, Interval
+from acgsperf.dashboard.rounding import clipped, four_digits, share
 from acgsperf.dashboard.snapshot import (
     BackplaneState,
     CacheState,
@@ -18,18 +20,11 @@ from acgsperf.dashboard.snapshot import (
 )
 from acgsperf.tiers.base import BreakerState
 
-__all__ = ["BOUNDS_NS", "compose"]
+__all__ = ["compose"]
 
 _T = TypeVar("_T")
 
-# From 100 ns to 10 s. With 24 buckets in a decade, an interpolated percentile is within 2 % of the true one.
-_PER_DECADE: Final = 24
-BOUNDS_NS: Final = tuple(round(1e2 * 10 ** (step / _PER_DECADE)) for step in range(8 * _PER_DECADE + 1))
-_BUCKETS_PER_BAND: Final = 4
-# A page of metrics has few buckets, so each is a band.
-_FEW_BOUNDS: Final = 40
 _MOST_PARTS: Final = 20
-_LONGEST_NAME: Final = 80
 _TIERS: Final = ("l1", "l2", "l3")
 # The states of a breaker, the worst first. The figures of several processes may have several.
 _BREAKERS: Final = tuple(state.value for state in (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED))
@@ -45,18 +40,14 @@ def compose(name: str, interval: Interval) -> Snapshot:
     has_service = interval.has("requests")
     durations = "request_duration_seconds" if has_service else "http_request_duration_seconds"
     latency = interval.buckets(durations)
-    group = 1 if len(latency.bounds_ns) <= _FEW_BOUNDS else _BUCKETS_PER_BAND
-    bands = [*range(group - 1, len(latency.bounds_ns), group)]
-    if group > 1 and bands[-1] != len(latency.bounds_ns) - 1:
-        bands.append(len(latency.bounds_ns) - 1)
     pools = _busiest((_pool(interval, pool) for pool in interval.names("pool_connections")), lambda p: p.in_use)
     return Snapshot(
-        name=_text(name),
-        point=_point(interval, latency, group, has_service),
+        name=clipped(name),
+        point=_point(interval, latency, has_service),
         seconds=round(interval.seconds, 6),
         processes=max(1, interval.count("processes")),
         requests=interval.count("requests") if has_service else round(interval.buckets(durations, total=True).total),
-        bands_ms=tuple(float(f"{latency.bounds_ns[at] / 1e6:.4g}") for at in bands),
+        bands_ms=bands_ms(latency.bounds_ns),
         caches=_busiest(
             (_cache(interval, cache) for cache in interval.names("cache_entries")),
             lambda c: c.tiers[0].lookups or 0,
@@ -69,7 +60,7 @@ def compose(name: str, interval: Interval) -> Snapshot:
     )
 
 
-def _point(interval: Interval, latency: Buckets, group: int, has_service: bool) -> Point:
+def _point(interval: Interval, latency: Buckets, has_service: bool) -> Point:
     errors = interval.per_second("request_errors")
     violations = interval.per_second("compliance_violations" if has_service else "http_refused")
     answered, failed, missed = (interval.growth(f"request{kind}") for kind in ("s", "_errors", "_misses"))
@@ -80,23 +71,23 @@ def _point(interval: Interval, latency: Buckets, group: int, has_service: bool) 
     lag = interval.buckets("backplane_lag_seconds").quantile_ms(0.99)
     return Point(
         at=round(interval.now.at, 3),
-        requests=_short(requests),
-        errors=_short(errors),
-        violations=_short(violations),
-        p50_ms=_short(latency.quantile_ms(0.5)),
-        p95_ms=_short(latency.quantile_ms(0.95)),
-        p99_ms=_short(latency.quantile_ms(0.99)),
-        heat=latency.grouped(group) if latency.total else None,
-        hit_rate=_short(max(0.0, 1 - (missed or 0) / passed)) if has_service and passed else None,
+        requests=four_digits(requests),
+        errors=four_digits(errors),
+        violations=four_digits(violations),
+        p50_ms=four_digits(latency.quantile_ms(0.5)),
+        p95_ms=four_digits(latency.quantile_ms(0.95)),
+        p99_ms=four_digits(latency.quantile_ms(0.99)),
+        heat=heat_of(latency),
+        hit_rate=four_digits(max(0.0, 1 - (missed or 0) / passed)) if has_service and passed else None,
         l1=_hit_rate_of_tier(interval, "l1"),
         l2=_hit_rate_of_tier(interval, "l2"),
         l3=_hit_rate_of_tier(interval, "l3"),
         evictions=_sum_of_rates(interval, "cache_evictions", "size"),
-        loads=_short(interval.per_second("cache_loads")),
-        stale=_short(interval.per_second("cache_stale_served")),
+        loads=four_digits(interval.per_second("cache_loads")),
+        stale=four_digits(interval.per_second("cache_stale_served")),
         in_use=interval.count("pool_used_connections") if interval.has("pool_connections") else None,
         waiting=interval.count("pool_waiting_requests") if interval.has("pool_connections") else None,
-        lag_ms=_short(lag),
+        lag_ms=four_digits(lag),
     )
 
 
@@ -104,22 +95,22 @@ def _hit_rate_of_tier(interval: Interval, tier: str) -> float | None:
     caches = interval.names("cache_hits")
     hits = sum(interval.growth("cache_hits", cache, tier) or 0 for cache in caches)
     misses = sum(interval.growth("cache_misses", cache, tier) or 0 for cache in caches)
-    return _share(hits, hits + misses)
+    return share(hits, hits + misses)
 
 
 def _sum_of_rates(interval: Interval, name: str, label: str) -> float | None:
     rates = [interval.per_second(name, cache, label) for cache in interval.names(name)]
     known = [rate for rate in rates if rate is not None]
-    return _short(sum(known)) if known else None
+    return four_digits(sum(known)) if known else None
 
 
 def _cache(interval: Interval, name: str) -> CacheState:
     def rate(metric: str, *labels: str) -> float | None:
-        return _short(interval.per_second(metric, name, *labels))
+        return four_digits(interval.per_second(metric, name, *labels))
 
     tiers = [tier for tier in _TIERS if tier == "l1" or interval.exists("cache_breaker_state", name, tier)]
     return CacheState(
-        name=_text(name),
+        name=clipped(name),
         tiers=tuple(_tier(interval, name, tier) for tier in tiers),
         entries=interval.count("cache_entries", name),
         max_entries=interval.count("cache_max_entries", name),
@@ -151,9 +142,9 @@ def _tier(interval: Interval, cache: str, tier: str) -> TierState:
     lookups = None if hits is None or misses is None else hits + misses
     state = TierState(
         name=tier,
-        lookups=None if lookups is None else _short(lookups / interval.seconds),
-        hit_rate=_share(hits or 0, lookups or 0),
-        total_hit_rate=_share(total_hits, total_hits + total_misses),
+        lookups=None if lookups is None else four_digits(lookups / interval.seconds),
+        hit_rate=share(hits or 0, lookups or 0),
+        total_hit_rate=share(total_hits, total_hits + total_misses),
     )
     if tier == "l1":
         return state
@@ -162,10 +153,10 @@ def _tier(interval: Interval, cache: str, tier: str) -> TierState:
         state.lookups,
         state.hit_rate,
         state.total_hit_rate,
-        read_p99_ms=_short(interval.buckets("cache_access_seconds", cache, tier, total=True).quantile_ms(0.99)),
+        read_p99_ms=four_digits(interval.buckets("cache_access_seconds", cache, tier, total=True).quantile_ms(0.99)),
         breaker=_state(interval, "cache_breaker_state", cache, tier),
-        errors=_short(interval.per_second("cache_errors", cache, tier)),
-        skipped=_short(interval.per_second("cache_skipped", cache, tier)),
+        errors=four_digits(interval.per_second("cache_errors", cache, tier)),
+        skipped=four_digits(interval.per_second("cache_skipped", cache, tier)),
     )
 
 
@@ -201,7 +192,8 @@ def _prediction(interval: Interval, cache: str) -> PredictionState | None:
     if not interval.exists("cache_prediction_issued", cache):
         return None
     issued, used, wasted, late = (
-        _short(interval.per_second(f"cache_prediction_{kind}", cache)) for kind in ("issued", "used", "wasted", "late")
+        four_digits(interval.per_second(f"cache_prediction_{kind}", cache))
+        for kind in ("issued", "used", "wasted", "late")
     )
     known = {kind: interval.value(f"cache_prediction_{kind}", cache) for kind in ("used", "wasted", "late")}
     return PredictionState(
@@ -209,7 +201,7 @@ def _prediction(interval: Interval, cache: str) -> PredictionState | None:
         used,
         wasted,
         late,
-        precision=_share(known["used"], sum(known.values())),
+        precision=share(known["used"], sum(known.values())),
         held=interval.count("cache_prediction_held", cache),
         classes=interval.count("cache_prediction_classes", cache),
     )
@@ -222,11 +214,11 @@ def _backplane(interval: Interval, cache: str) -> BackplaneState | None:
     lag = interval.buckets("backplane_lag_seconds", cache, total=True)
     return BackplaneState(
         state=state,
-        applied=_short(interval.per_second("backplane_applied", cache)),
+        applied=four_digits(interval.per_second("backplane_applied", cache)),
         queued=interval.count("backplane_queued", cache),
         gaps=interval.count("backplane_gaps", cache),
-        lag_p50_ms=_short(lag.quantile_ms(0.5)),
-        lag_p99_ms=_short(lag.quantile_ms(0.99)),
+        lag_p50_ms=four_digits(lag.quantile_ms(0.5)),
+        lag_p99_ms=four_digits(lag.quantile_ms(0.99)),
     )
 
 
@@ -235,10 +227,10 @@ def _pool(interval: Interval, name: str) -> PoolState:
         return interval.count(f"pool_{metric}", name)
 
     def quantile(metric: str, quantile: float) -> float | None:
-        return _short(interval.buckets(f"pool_{metric}_seconds", name, total=True).quantile_ms(quantile))
+        return four_digits(interval.buckets(f"pool_{metric}_seconds", name, total=True).quantile_ms(quantile))
 
     return PoolState(
-        name=_text(name),
+        name=clipped(name),
         healthy=count("healthy") > 0,
         connections=count("connections"),
         idle=count("idle_connections"),
@@ -246,7 +238,7 @@ def _pool(interval: Interval, name: str) -> PoolState:
         max=count("max_connections"),
         target=count("target_connections"),
         waiting=count("waiting_requests"),
-        oldest_wait_s=_short(interval.value("pool_oldest_wait_seconds", name)) or 0.0,
+        oldest_wait_s=four_digits(interval.value("pool_oldest_wait_seconds", name)) or 0.0,
         wait_p99_ms=quantile("wait", 0.99),
         use_p50_ms=quantile("use", 0.5),
         use_p99_ms=quantile("use", 0.99),
@@ -261,26 +253,13 @@ def _route(interval: Interval, name: str) -> RouteState:
     total = interval.buckets(metric, name, total=True)
     recent = interval.buckets(metric, name).total / interval.seconds if interval.seconds else None
     return RouteState(
-        _text(name),
-        _short(recent),
+        clipped(name),
+        four_digits(recent),
         round(total.total),
-        _short(total.quantile_ms(0.5)),
-        _short(total.quantile_ms(0.99)),
+        four_digits(total.quantile_ms(0.5)),
+        four_digits(total.quantile_ms(0.99)),
     )
 
 
 def _busiest(parts: Iterable[_T], traffic: Callable[[_T], float]) -> tuple[_T, ...]:
     return tuple(sorted(parts, key=traffic, reverse=True)[:_MOST_PARTS])
-
-
-def _share(some: float, of: float) -> float | None:
-    return _short(some / of) if of else None
-
-
-def _short(value: float | None) -> float | None:
-    """Return a number with four significant digits, which is enough to draw it."""
-    return None if value is None else float(f"{value:.4g}")
-
-
-def _text(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"

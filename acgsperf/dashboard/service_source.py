@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec.structs import replace
 
 from acgsperf.cache.types import Written
-from acgsperf.dashboard.compose import BOUNDS_NS, compose
+from acgsperf.dashboard.bands import BOUNDS_NS
+from acgsperf.dashboard.compose import compose
+from acgsperf.dashboard.fleet_watch import FleetWatch
 from acgsperf.dashboard.hot_keys import HotKeys
 from acgsperf.dashboard.interval import Interval, Observation
 from acgsperf.dashboard.snapshot import AlertState, HotKey, Point, Snapshot, TargetState
@@ -17,6 +19,9 @@ from acgsperf.errors import CacheError
 from acgsperf.metrics.figures import gather
 from acgsperf.metrics.source import Caches, HttpSource, MetricsSource, Pools, Sources
 from acgsperf.monitor import Alert, AlertKind, Monitor
+
+if TYPE_CHECKING:
+    from acgsperf.fleet.store import ReportStore
 
 __all__ = ["ServiceSource"]
 
@@ -60,6 +65,8 @@ class ServiceSource(SnapshotSource):
             if hot_keys
             else None
         )
+        store: ReportStore | None = getattr(service, "fleet_store", None)
+        self._fleet = None if store is None else FleetWatch(store)
         self._before: Observation | None = None
 
     def add_http(self, http: HttpSource) -> None:
@@ -72,7 +79,9 @@ class ServiceSource(SnapshotSource):
         now = Observation(time.time(), time.monotonic(), gather(self._sources.read(), BOUNDS_NS), BOUNDS_NS)
         interval, self._before = Interval(now, self._before), now
         found = compose(self._name, interval)
-        return replace(found, alerts=self._alerts(now.at), hot_keys=self._hottest(), targets=self._targets())
+        return replace(
+            found, alerts=self._alerts(now.at), hot_keys=self._hottest(), targets=self._targets(), **self._of_fleet()
+        )
 
     def history(self) -> Sequence[Point]:
         """Return the readings of the service's monitor."""
@@ -107,6 +116,11 @@ class ServiceSource(SnapshotSource):
         for sampled in (self._hot_keys or {}).values():
             sampled.stop()
 
+    async def close(self) -> None:
+        """Read the fleet no more."""
+        if self._fleet is not None:
+            await self._fleet.close()
+
     def cache_names(self) -> Sequence[str]:
         """Return the names of the caches."""
         return list(self._caches)
@@ -119,6 +133,16 @@ class ServiceSource(SnapshotSource):
         if key is not None:
             return await found.delete(key)
         return await found.invalidate_tag(tag or "")
+
+    def _of_fleet(self) -> dict[str, Any]:
+        if self._fleet is None:
+            return {}
+        self._fleet.refresh()
+        found, problem = self._fleet.latest, self._fleet.problem
+        missing = ((problem,) if problem else ()) + (() if found is None else found.missing)
+        if found is None:
+            return {"missing": missing}
+        return {"instances": found.instances, "trials": found.trials, "missing": missing}
 
     def _hottest(self) -> tuple[HotKey, ...] | None:
         if self._hot_keys is None:

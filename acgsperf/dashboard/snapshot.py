@@ -7,6 +7,7 @@ __all__ = [
     "BackplaneState",
     "CacheState",
     "HotKey",
+    "InstanceState",
     "Point",
     "PoolState",
     "PredictionState",
@@ -16,6 +17,7 @@ __all__ = [
     "Snapshot",
     "TargetState",
     "TierState",
+    "TrialState",
 ]
 
 
@@ -245,6 +247,66 @@ class HotKey(Struct, frozen=True):
     error: float
 
 
+class InstanceState(Struct, frozen=True):
+    """An instance of a service, as its last two reports say.
+
+    Attributes:
+        name: host name and process id.
+        instance: names the instance; another start of the same program is another instance.
+        version: of the package.
+        seconds: how long it has run.
+        age_s: the seconds since its last report.
+        requests, errors: per second, between its last two reports; None if only one is known.
+        hit_rate, p50_ms, p99_ms: between its last two reports; None without requests.
+        total: its requests since its start.
+        lag_ms: P99 of the backplane's lag; None if no record has arrived.
+        unhealthy: what does not work.
+        alerts: the names of its alerts.
+        revision: the revision of the tuning in force; 0 for none.
+        arm: the part of a trial in which it takes part; empty for none.
+        settings: the settings in force that may be tuned.
+    """
+
+    name: str
+    instance: str
+    version: str
+    seconds: float
+    age_s: float
+    requests: float | None
+    errors: float | None
+    hit_rate: float | None
+    p50_ms: float | None
+    p99_ms: float | None
+    total: int
+    lag_ms: float | None
+    unhealthy: tuple[str, ...]
+    alerts: tuple[str, ...]
+    revision: int
+    arm: str
+    settings: dict[str, float]
+
+
+class TrialState(Struct, frozen=True):
+    """A trial of a setting by a fleet.
+
+    Attributes:
+        setting: its name.
+        before, value: the old value and the new one.
+        outcome: how the trial ended; "running" if it has not.
+        change: the change of the mean latency by the new value, -0.1 for 10 % less; None if it is not known.
+        p: the probability of such a change if the new value had no effect; None if it is not known.
+        instances: how many take part.
+    """
+
+    setting: str
+    before: float
+    value: float
+    outcome: str
+    change: float | None
+    p: float | None
+    instances: int
+
+
 class TargetState(Struct, frozen=True):
     """The targets of the service."""
 
@@ -269,6 +331,9 @@ class Snapshot(Struct, frozen=True):
         alerts: the raised alerts; None if they are not known.
         hot_keys: the keys that are read most often; None if they are not known.
         targets: None if they are not known.
+        instances: the instances of the fleet, at most 100, those with problems first; None if there is no fleet.
+        trials: the trial that runs and those that ended, the latest first; None if there is no fleet.
+        missing: what the figures of the fleet lack, in words.
     """
 
     name: str
@@ -283,3 +348,6 @@ class Snapshot(Struct, frozen=True):
     alerts: tuple[AlertState, ...] | None = None
     hot_keys: tuple[HotKey, ...] | None = None
     targets: TargetState | None = None
+    instances: tuple[InstanceState, ...] | None = None
+    trials: tuple[TrialState, ...] | None = None
+    missing: tuple[str, ...] = ()

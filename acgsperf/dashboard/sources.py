@@ -33,6 +33,9 @@ class SnapshotSource(ABC):
     def stop(self) -> None:  # noqa: B027
         """Stop measuring: the last viewer has left."""
 
+    async def close(self) -> None:  # noqa: B027
+        """Release what `snapshot` has opened, after `stop`. `snapshot` may be called again afterwards."""
+
     def cache_names(self) -> Sequence[str]:
         """Return the names of the caches in which `invalidate` removes entries."""
         return ()

@@ -11,13 +11,14 @@ from rich.text import Text
 
 from acgsperf.dashboard.snapshot import Snapshot
 
-__all__ = ["VIEWS", "Screen"]
+__all__ = ["FLEET_VIEW", "VIEWS", "Screen"]
 
 _LINES_OF_FRAME: Final = 7
 _LINES_OF_TABLE_HEAD: Final = 3
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _HISTORY: Final = 30
-_HELP: Final = "q quit  ←/→ or 1-5 view  s sort  r reverse  p pause"
+_LONGEST_STATE: Final = 12
+_HELP: Final = "q quit  ←/→ or 1-7 view  s sort  r reverse  p pause"
 # For "not measured" a number that is sorted last.
 _LEAST: Final = -1.0
 
@@ -72,6 +73,17 @@ def _tiers(snapshot: Snapshot) -> list[tuple[str, Any]]:
 
 def _of_tier(title: str, field: str, write: Callable[[Any], str]) -> _Column:
     return _Column(title, lambda row: getattr(row[1], field), write)
+
+
+def _problems(row: Any) -> str:
+    found = (*row.unhealthy, *row.alerts)
+    if not found:
+        return "ok"
+    return (
+        str(found[0])
+        if len(found) == 1 and len(found[0]) <= _LONGEST_STATE
+        else f"{len(found)} problem{'s' if len(found) > 1 else ''}"
+    )
 
 
 VIEWS: Final = (
@@ -140,19 +152,49 @@ VIEWS: Final = (
             _of_tier("Lag99", "lag_p99_ms", _ms),
         ),
     ),
+    _View(
+        "Instances",
+        lambda snapshot: snapshot.instances or (),
+        lambda row: str(row.name),
+        (
+            _of("Req/s", "requests", _number),
+            _of("Fail/s", "errors", _number),
+            _of("Hits", "hit_rate", _percent),
+            _of("P50", "p50_ms", _ms),
+            _of("P99", "p99_ms", _ms),
+            _of("Lag99", "lag_ms", _ms),
+            _Column("State", _problems, str),
+        ),
+    ),
+    _View(
+        "Trials",
+        lambda snapshot: snapshot.trials or (),
+        lambda row: str(row.setting),
+        (
+            _of("From", "before", _number),
+            _of("To", "value", _number),
+            _of("Outcome", "outcome", _plain),
+            _of("Latency", "change", lambda change: "-" if change is None else f"{100 * change:+.1f}%"),
+            _of("p", "p", _number),
+        ),
+    ),
 )
+FLEET_VIEW: Final = next(at for at, view in enumerate(VIEWS) if view.name == "Instances")
 
 
 class Screen:
     """The state of the screen: the view, how it is sorted, and the figures.
 
+    Args:
+        view: the number of the first view, from 0.
+
     Attributes:
         paused: whether new figures are ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, view: int = 0) -> None:
         self.paused: bool = False
-        self._view = 0
+        self._view = view
         # By view: the column to sort by, None for the label; and whether the highest value is first.
         self._sorting: dict[int, tuple[int | None, bool]] = {}
         self._snapshot: Snapshot | None = None
@@ -163,7 +205,7 @@ class Screen:
         """Show new figures, unless the screen is paused."""
         if self.paused:
             return
-        self._snapshot, self._problem = snapshot, ""
+        self._snapshot, self._problem = snapshot, "; ".join(snapshot.missing)
         if snapshot.point.requests is not None:
             self._requests = [*self._requests[1 - _HISTORY :], snapshot.point.requests]
 

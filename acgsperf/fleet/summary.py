@@ -12,7 +12,7 @@ from acgsperf.dispatch import LatencyHistogram
 from acgsperf.fleet.report import Report
 from acgsperf.fleet.store import AT_ONCE, Found
 
-__all__ = ["FleetSummary", "Instance", "Sum", "summarize"]
+__all__ = ["FleetSummary", "Instance", "Sum", "missing_of", "summarize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ async def summarize(found: Found, missing: Iterable[str] = ()) -> FleetSummary:
         instances.append(_instance(report, age_s, latency_ns))
     return FleetSummary(
         instances=tuple(sorted(instances, key=lambda one: (one.name, one.instance))),
-        missing=(*missing, *_unusable(found, damaged)),
+        missing=(*missing, *missing_of(found, damaged)),
         requests=everything.requests,
         failed=everything.failed,
         violations=everything.violations,
@@ -166,6 +166,24 @@ async def summarize(found: Found, missing: Iterable[str] = ()) -> FleetSummary:
         compliance=everything.compliance,
         latency=everything.latency_ns.snapshot(),
     )
+
+
+def missing_of(found: Found, damaged: int) -> Iterable[str]:
+    """Yield what the reports lack, in words.
+
+    Args:
+        found: the reports.
+        damaged: how many cannot be used, because they are damaged or too large.
+    """
+    for count, problem in (
+        (damaged, "damaged or too large"),
+        (found.other_format, "of another version of acgsperf"),
+        (found.from_the_future, "from the future by the server's clock"),
+    ):
+        if count:
+            yield f"{count} {'report is' if count == 1 else 'reports are'} {problem}"
+    if found.more:
+        yield "there are more reports than can be read: 10,000, or 128 MiB"
 
 
 def _instance(report: Report, age_s: float, latency_ns: LatencyHistogram) -> Instance:
@@ -189,18 +207,6 @@ def _instance(report: Report, age_s: float, latency_ns: LatencyHistogram) -> Ins
         revision=report.revision,
         arm=report.arm,
     )
-
-
-def _unusable(found: Found, damaged: int) -> Iterable[str]:
-    for count, problem in (
-        (damaged, "damaged or too large"),
-        (found.other_format, "of another version of acgsperf"),
-        (found.from_the_future, "from the future by the server's clock"),
-    ):
-        if count:
-            yield f"{count} {'report is' if count == 1 else 'reports are'} {problem}"
-    if found.more:
-        yield "there are more reports than can be read: 10,000, or 128 MiB"
 
 
 def _share(some: int, of: int) -> float:

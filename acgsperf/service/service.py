@@ -363,6 +363,14 @@ class PerformanceService:
             pools={name: self.pools.get(name).stats() for name in self.pools.names()},
         )
 
+    @property
+    def fleet_store(self) -> ReportStore | None:
+        """Where the instances of the service leave their reports; None without a server, or with FLEET_ENABLED=false.
+
+        The service opens and closes it.
+        """
+        return None if self._fleet is None else self._fleet.store
+
     async def fleet_summary(self) -> FleetSummary:
         """Return the figures of all instances of the service: their sums, percentiles of all requests, and each alone.
 

@@ -7,7 +7,8 @@ from prometheus_client import CollectorRegistry
 
 from acgsperf import LatencyHistogram, PerformanceService, Reading, Settings
 from acgsperf.dashboard import PageSource
-from acgsperf.dashboard.compose import BOUNDS_NS, compose
+from acgsperf.dashboard.bands import BOUNDS_NS
+from acgsperf.dashboard.compose import compose
 from acgsperf.dashboard.interval import Buckets, Interval, Observation
 from acgsperf.dashboard.service_source import ServiceSource
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition

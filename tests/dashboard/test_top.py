@@ -17,10 +17,12 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from acgsperf.dashboard.compose import compose
 from acgsperf.dashboard.interval import Interval, Observation
+from acgsperf.dashboard.snapshot import InstanceState, TrialState
 from acgsperf.dashboard.top_view import VIEWS, Screen
 
 COMMAND = [sys.executable, "-m", "acgsperf"]
@@ -47,11 +49,46 @@ def figures(count):
     }
 
 
+def instance(number):
+    """An instance with long texts."""
+    return InstanceState(
+        name=f"instance-{number}-{'x' * 60}",
+        instance=f"{number:016x}",
+        version="1.0.0",
+        seconds=1e6,
+        age_s=30.0,
+        requests=123_456_789.0,
+        errors=123_456.0,
+        hit_rate=0.99999,
+        p50_ms=0.1234,
+        p99_ms=1234.5,
+        total=123_456_789,
+        lag_ms=123.4,
+        unhealthy=("l2", "l3", "x" * 60),
+        alerts=("P99",),
+        revision=10,
+        arm="new",
+        settings={},
+    )
+
+
+def trial(number):
+    """A trial with a long name."""
+    return TrialState(f"setting-{number}-{'x' * 60}", 100_000.0, 200_000.0, "abandoned", -0.123, 0.000123, 64)
+
+
 def screen_with(count):
     bounds_ns = (10**6, 5 * 10**6)
     before, now = Observation(1.0, 1.0, {}, bounds_ns), Observation(2.0, 2.0, figures(count), bounds_ns)
+    snapshot = compose("http://service.example:8000/metrics" * 3, Interval(now, before))
     screen = Screen()
-    screen.show(compose("http://service.example:8000/metrics" * 3, Interval(now, before)))
+    screen.show(
+        replace(
+            snapshot,
+            instances=tuple(instance(number) for number in range(count)),
+            trials=tuple(trial(number) for number in range(count)),
+        )
+    )
     return screen
 
 
@@ -96,7 +133,7 @@ def test_rows_are_sorted_by_the_column_that_keys_choose():
 def test_keys_switch_the_view_and_pause():
     screen = screen_with(1)
     assert screen.press("left")
-    assert "Lag99" in "\n".join(lines_of(screen))
+    assert "Outcome" in "\n".join(lines_of(screen))
     assert screen.press("right")
     assert "Circuit" in "\n".join(lines_of(screen))
     screen.press("p")

@@ -24,6 +24,14 @@ export function seconds(value) {
   return value == null ? DASH : milliseconds(value * 1000);
 }
 
+export function duration(value) {
+  if (value == null) return DASH;
+  for (const [length, unit] of [[86400, "d"], [3600, "h"], [60, "min"]]) {
+    if (value >= length) return `${(value / length).toFixed(1)} ${unit}`;
+  }
+  return `${value.toFixed(0)} s`;
+}
+
 export function percent(value) {
   if (value == null) return DASH;
   const digits = value > 0.99 && value < 1 ? 2 : 1;

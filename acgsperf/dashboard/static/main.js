@@ -79,7 +79,7 @@ function show(snapshot) {
   if (snapshot.seconds) points.add(snapshot.point);
   tiles.update(snapshot);
   tables.update(snapshot);
-  showAlerts(snapshot.alerts);
+  showAlerts(snapshot);
   draw();
 }
 

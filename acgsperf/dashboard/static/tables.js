@@ -1,11 +1,45 @@
 // The tables. A column has a title, a function that writes its cell, and perhaps one that tells how the cell looks.
 
 import { byId, element, setText } from "./elements.js";
-import { count, milliseconds, percent, rate, seconds } from "./format.js";
+import { count, duration, milliseconds, percent, rate, seconds } from "./format.js";
 
 const badIf = (test) => (row) => (test(row) ? "bad" : "");
 
+const problems = (row) => [...row.unhealthy, ...row.alerts].join(", ");
+const change = (value) => (value == null ? "–" : `${value > 0 ? "+" : ""}${(value * 100).toFixed(1)} %`);
+
 const TABLES = [
+  {
+    title: "Instances",
+    rows: ({ instances }) => instances ?? [],
+    columns: [
+      ["Requests", (row) => rate(row.requests)],
+      ["Failed", (row) => rate(row.errors), badIf((row) => row.errors > 0)],
+      ["Hits", (row) => percent(row.hit_rate)],
+      ["P50", (row) => milliseconds(row.p50_ms)],
+      ["P99", (row) => milliseconds(row.p99_ms)],
+      ["Lag P99", (row) => milliseconds(row.lag_ms)],
+      ["State", (row) => problems(row) || "ok", badIf(problems)],
+      ["Tuning", (row) => (row.arm ? `${row.revision}, ${row.arm}` : count(row.revision))],
+      ["Runs", (row) => duration(row.seconds)],
+      ["Last report", (row) => `${duration(row.age_s)} ago`],
+      ["Version", (row) => row.version],
+    ],
+  },
+  {
+    title: "Trials",
+    note: "Trials of settings on a part of the instances, the latest first. The latency is the mean.",
+    rows: ({ trials }) => trials ?? [],
+    head: (row) => row.setting.replaceAll("_", " "),
+    columns: [
+      ["From", (row) => count(row.before)],
+      ["To", (row) => count(row.value)],
+      ["Outcome", (row) => row.outcome],
+      ["Latency", (row) => change(row.change)],
+      ["p", (row) => (row.p == null ? "–" : row.p.toPrecision(2))],
+      ["Instances", (row) => count(row.instances)],
+    ],
+  },
   {
     title: "Tiers",
     rows: ({ caches }) => caches.flatMap((cache) => cache.tiers.map((tier) => ({ cache: cache.name, ...tier }))),

@@ -37,14 +37,16 @@ export class Tiles {
   }
 }
 
-export function showAlerts(alerts) {
+// `missing` says in words what the figures of the fleet lack.
+export function showAlerts({ alerts, missing }) {
   const list = byId("alert-list");
-  byId("alerts").hidden = !alerts?.length;
-  const texts = (alerts ?? []).map(({ text, since }) => `${text} (since ${time(since)})`);
-  while (list.children.length > texts.length) list.lastChild.remove();
-  texts.forEach((text, at) => {
+  const raised = (alerts ?? []).map(({ kind, text, since }) => ({ kind, text: `${text} (since ${time(since)})` }));
+  const shown = [...raised, ...missing.map((text) => ({ kind: "missing", text: `Fleet: ${text}` }))];
+  byId("alerts").hidden = !shown.length;
+  while (list.children.length > shown.length) list.lastChild.remove();
+  shown.forEach(({ kind, text }, at) => {
     const item = list.children[at] ?? list.appendChild(element("li"));
-    item.className = alerts[at].kind;
+    item.className = kind;
     setText(item, text);
   });
 }

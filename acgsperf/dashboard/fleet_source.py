@@ -1,0 +1,94 @@
+"""Snapshots of all instances of a service, from the reports that they leave in a server."""
+
+import time
+from typing import Final
+
+from acgsperf.dashboard.bands import BOUNDS_NS, bands_ms, heat_of
+from acgsperf.dashboard.fleet_reading import FleetReader, FleetReading
+from acgsperf.dashboard.rounding import four_digits
+from acgsperf.dashboard.snapshot import AlertState, Point, Snapshot
+from acgsperf.dashboard.sources import SnapshotSource
+from acgsperf.fleet.store import ReportStore
+
+__all__ = ["FleetSource"]
+
+_MOST_ALERTS: Final = 50
+
+
+class FleetSource(SnapshotSource):
+    """Shows the instances of a service together, and one by one.
+
+    An instance leaves a report once a monitoring round. Rates and percentiles are those between its last two reports.
+
+    Args:
+        store: where the reports are, see `acgsperf.fleet.store_of`. It is opened for the first viewer and closed after
+            the last one. Do not open it yourself.
+        name: what the page calls the fleet; by default the namespace of the store.
+    """
+
+    def __init__(self, store: ReportStore, *, name: str | None = None) -> None:
+        self._store = store
+        self._name = name if name is not None else store.namespace
+        self._reader: FleetReader | None = None
+        self._last = time.monotonic()
+        # By instance and alert: since when it is known, in seconds since the epoch.
+        self._since: dict[tuple[str, str], float] = {}
+
+    async def snapshot(self) -> Snapshot:
+        """Read the reports, and return the figures of the time between the last two of each instance.
+
+        Raises:
+            FleetError: if the server cannot be reached.
+        """
+        if self._reader is None:
+            await self._store.open()
+            self._reader = FleetReader(self._store)
+        found = await self._reader.read()
+        now, clock = time.time(), time.monotonic()
+        seconds, self._last = clock - self._last, clock
+        growth = found.growth
+        buckets = None if growth is None else growth.buckets
+        lags = [one.lag_ms for one in found.instances if one.lag_ms is not None]
+        point = Point(
+            at=round(now, 3),
+            requests=None if growth is None else four_digits(growth.requests),
+            errors=None if growth is None else four_digits(growth.errors),
+            violations=None if growth is None else four_digits(growth.violations),
+            p50_ms=None if buckets is None else four_digits(buckets.quantile_ms(0.5)),
+            p95_ms=None if buckets is None else four_digits(buckets.quantile_ms(0.95)),
+            p99_ms=None if buckets is None else four_digits(buckets.quantile_ms(0.99)),
+            heat=None if buckets is None else heat_of(buckets),
+            hit_rate=None if growth is None else growth.hit_rate,
+            lag_ms=max(lags, default=None),
+        )
+        return Snapshot(
+            self._name,
+            point,
+            # Without a new report, the charts get no new point.
+            seconds=round(seconds, 6) if found.is_new and growth is not None else 0.0,
+            processes=found.count,
+            requests=found.requests,
+            bands_ms=bands_ms(BOUNDS_NS),
+            alerts=self._alerts(found, now),
+            instances=found.instances,
+            trials=found.trials,
+            missing=found.missing,
+        )
+
+    async def close(self) -> None:
+        """Close the store: the last viewer has left."""
+        self._reader = None
+        self._since.clear()
+        await self._store.close()
+
+    def _alerts(self, found: FleetReading, now: float) -> tuple[AlertState, ...]:
+        raised = {
+            (one.name, what): ("unhealthy" if what in one.unhealthy else "alert")
+            for one in found.instances
+            for what in (*one.unhealthy, *one.alerts)
+        }
+        self._since = {key: self._since.get(key, now) for key in raised}
+        return tuple(
+            AlertState(kind, instance, f"{instance}: {what}", round(self._since[instance, what], 1))
+            for (instance, what), kind in list(raised.items())[:_MOST_ALERTS]
+        )
