@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         BackplaneState,
         CacheState,
         HotKey,
+        HourPoint,
         InstanceState,
         Point,
         PoolState,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
         Snapshot,
         TargetState,
         TierState,
+        TrendState,
         TrialState,
     )
     from acgsperf.dashboard.sources import SnapshotSource
@@ -33,6 +35,7 @@ __all__ = [
     "Dashboard",
     "FleetSource",
     "HotKey",
+    "HourPoint",
     "InstanceState",
     "PageSource",
     "Point",
@@ -45,6 +48,7 @@ __all__ = [
     "SnapshotSource",
     "TargetState",
     "TierState",
+    "TrendState",
     "TrialState",
 ]
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 import msgspec
@@ -20,6 +20,9 @@ from acgsperf.dashboard.sources import SnapshotSource
 from acgsperf.fleet.store import ReportStore
 from acgsperf.metrics.source import Caches, HttpSource, MetricsSource, Pools
 from acgsperf.timeouts import time_limit
+
+if TYPE_CHECKING:
+    from acgsperf.trends.store import TrendStore
 
 __all__ = ["Dashboard"]
 
@@ -61,8 +64,9 @@ class Dashboard:
         service: the service whose figures, caches, pools and alerts to show; or None.
         cache, pools, http: what else to show, see `PerformanceCollector`.
         fleet: a store of reports, see `acgsperf.fleet.store_of`: shows all instances of a service together, and one by
-            one, instead of this process. The dashboard opens and closes it. It excludes the other arguments but `name`
-            and `interval`.
+            one, instead of this process. The dashboard opens and closes it. It excludes the other arguments but
+            `trends`, `name` and `interval`.
+        trends: a `TrendStore`: where the hours of the fleet are. The dashboard opens and closes it.
         source: shows something else than this process. It excludes the arguments before, and `name`, `hot_keys` and
             `show_keys`.
         name: what the page calls it; by default the namespace of the first cache.
@@ -84,6 +88,7 @@ class Dashboard:
         pools: Pools = (),
         http: HttpSource | None = None,
         fleet: ReportStore | None = None,
+        trends: "TrendStore | None" = None,
         source: SnapshotSource | None = None,
         name: str | None = None,
         hot_keys: bool = True,
@@ -96,7 +101,9 @@ class Dashboard:
                 raise TypeError("fleet excludes service, cache, pools, http, source and token")
             if not isinstance(fleet, ReportStore):
                 raise TypeError(f"fleet must be a ReportStore or None, got {fleet!r:.100}")
-            source = FleetSource(fleet, name=name)
+            source = FleetSource(fleet, trends=trends, name=name)
+        elif trends is not None:
+            raise TypeError("trends needs fleet; a service shows its own hours")
         elif source is None:
             source = ServiceSource(
                 service,
@@ -154,6 +161,12 @@ class Dashboard:
                 await _respond(scope, send, 503, b"text/plain", b"too many viewers\n")
             else:
                 await self._stream(receive, send)
+        elif path == "/trends":
+            # What is opened to read them is closed after the last viewer.
+            if self.viewers == 0:
+                await _respond(scope, send, 409, b"text/plain", b"nobody views the page\n")
+            else:
+                await _respond(scope, send, 200, b"application/json", msgspec.json.encode(await self._source.trends()))
         elif path == "/about":
             about = {
                 "caches": list(self._source.cache_names()) if self._invalidation is not None else [],

@@ -1,5 +1,6 @@
 """The commands `acgsperf dashboard` and `acgsperf top`."""
 
+import os
 import socket
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -15,6 +16,8 @@ __all__ = ["dashboard", "top"]
 
 # What the URL of a fleet's server begins with.
 _SERVERS: Final = ("redis", "unix:", "postgresql:", "postgres:")
+# The hours of 90 days may be many.
+_LEAST_FOR_HOURS_S: Final = 30.0
 _Url = Annotated[str, typer.Argument(metavar="URL", hidden=True)]
 _Namespace = Annotated[
     str, typer.Option(metavar="NAME", help="Prefix of the metrics' names, or namespace of the service's cache.")
@@ -30,6 +33,10 @@ def dashboard(
     namespace: _Namespace = "acgsperf",
     timeout: _Timeout = "5",
     interval: _Interval = "1",
+    trends: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="PostgreSQL in which the service keeps its hours. Default: DATABASE_URL."),
+    ] = None,
 ) -> None:
     """Serve a live page with the figures of a running application, or of all instances of a service.
 
@@ -41,7 +48,7 @@ def dashboard(
     """
     number_of_port = whole_number("--port", port, 0, 65_535)
     seconds = number("--interval", interval, 0.1, 3600)
-    source = _source(url, namespace, timeout)
+    source = _source(url, namespace, timeout, trends or os.environ.get("DATABASE_URL", "").strip())
     try:
         import uvicorn
     except ImportError:
@@ -82,8 +89,8 @@ def top(
     run_top(_source(url, namespace, timeout), seconds, console=Console(), once=once)
 
 
-def _source(url: str, namespace: str, timeout: str) -> "PageSource | FleetSource":
-    """Return the source that a URL names.
+def _source(url: str, namespace: str, timeout: str, trends: str = "") -> "PageSource | FleetSource":
+    """Return the source that a URL names; that of a fleet with the hours in `trends`, unless it is empty.
 
     Raises:
         UsageError, ValueError: if the URL, the namespace or the timeout is not valid.
@@ -93,7 +100,12 @@ def _source(url: str, namespace: str, timeout: str) -> "PageSource | FleetSource
         from acgsperf.dashboard.fleet_source import FleetSource
         from acgsperf.fleet.servers import store_of
 
-        return FleetSource(store_of(url, namespace, timeout=seconds))
+        store, hours = store_of(url, namespace, timeout=seconds), None
+        if trends:
+            from acgsperf.trends.store import TrendStore
+
+            hours = TrendStore(trends, namespace, timeout=max(seconds, _LEAST_FOR_HOURS_S))
+        return FleetSource(store, trends=hours)
     from acgsperf.dashboard.page_source import PageSource
     from acgsperf.workbench.scrape import checked_url
 

@@ -1,14 +1,19 @@
 """Snapshots of all instances of a service, from the reports that they leave in a server."""
 
+import asyncio
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from acgsperf.dashboard.bands import BOUNDS_NS, bands_ms, heat_of
 from acgsperf.dashboard.fleet_reading import FleetReader, FleetReading
 from acgsperf.dashboard.rounding import four_digits
-from acgsperf.dashboard.snapshot import AlertState, Point, Snapshot
+from acgsperf.dashboard.snapshot import AlertState, Point, Snapshot, TrendState
 from acgsperf.dashboard.sources import SnapshotSource
+from acgsperf.dashboard.trend_watch import TrendWatch
 from acgsperf.fleet.store import ReportStore
+
+if TYPE_CHECKING:
+    from acgsperf.trends.store import TrendStore
 
 __all__ = ["FleetSource"]
 
@@ -23,12 +28,16 @@ class FleetSource(SnapshotSource):
     Args:
         store: where the reports are, see `acgsperf.fleet.store_of`. It is opened for the first viewer and closed after
             the last one. Do not open it yourself.
+        trends: where the hours of the service are; None (default) for nowhere. It is opened and closed here, too.
         name: what the page calls the fleet; by default the namespace of the store.
     """
 
-    def __init__(self, store: ReportStore, *, name: str | None = None) -> None:
+    def __init__(self, store: ReportStore, *, trends: "TrendStore | None" = None, name: str | None = None) -> None:
         self._store = store
         self._name = name if name is not None else store.namespace
+        self._hours = trends
+        self._trends: TrendWatch | None = None
+        self._opening = asyncio.Lock()
         self._reader: FleetReader | None = None
         self._last = time.monotonic()
         # By instance and alert: since when it is known, in seconds since the epoch.
@@ -75,9 +84,21 @@ class FleetSource(SnapshotSource):
             missing=found.missing,
         )
 
+    async def trends(self) -> TrendState | None:
+        """Return the last weeks, and what became slower or faster."""
+        if self._hours is None:
+            return None
+        async with self._opening:
+            if self._trends is None:
+                await self._hours.open()
+                self._trends = TrendWatch(self._hours, with_changes=True)
+        return await self._trends.latest()
+
     async def close(self) -> None:
-        """Close the store: the last viewer has left."""
-        self._reader = None
+        """Close the stores: the last viewer has left."""
+        self._reader = self._trends = None
+        if self._hours is not None:
+            await self._hours.close()
         self._since.clear()
         await self._store.close()
 

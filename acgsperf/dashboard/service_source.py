@@ -13,8 +13,9 @@ from acgsperf.dashboard.compose import compose
 from acgsperf.dashboard.fleet_watch import FleetWatch
 from acgsperf.dashboard.hot_keys import HotKeys
 from acgsperf.dashboard.interval import Interval, Observation
-from acgsperf.dashboard.snapshot import AlertState, HotKey, Point, Snapshot, TargetState
+from acgsperf.dashboard.snapshot import AlertState, HotKey, Point, Snapshot, TargetState, TrendState
 from acgsperf.dashboard.sources import SnapshotSource
+from acgsperf.dashboard.trend_watch import TrendWatch
 from acgsperf.errors import CacheError
 from acgsperf.metrics.figures import gather
 from acgsperf.metrics.source import Caches, HttpSource, MetricsSource, Pools, Sources
@@ -22,6 +23,7 @@ from acgsperf.monitor import Alert, AlertKind, Monitor
 
 if TYPE_CHECKING:
     from acgsperf.fleet.store import ReportStore
+    from acgsperf.trends.store import TrendStore
 
 __all__ = ["ServiceSource"]
 
@@ -67,6 +69,8 @@ class ServiceSource(SnapshotSource):
         )
         store: ReportStore | None = getattr(service, "fleet_store", None)
         self._fleet = None if store is None else FleetWatch(store)
+        hours: TrendStore | None = getattr(service, "trend_store", None)
+        self._trends = None if hours is None else TrendWatch(hours)
         self._before: Observation | None = None
 
     def add_http(self, http: HttpSource) -> None:
@@ -103,6 +107,10 @@ class ServiceSource(SnapshotSource):
             )
             for reading, seconds in zip(readings, lengths, strict=False)
         ]
+
+    async def trends(self) -> TrendState | None:
+        """Return the hours that the service keeps. Changes are not looked for, because that would delay requests."""
+        return None if self._trends is None else await self._trends.latest()
 
     def start(self) -> None:
         """Sample the keys that are read."""

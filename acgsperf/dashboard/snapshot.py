@@ -7,6 +7,7 @@ __all__ = [
     "BackplaneState",
     "CacheState",
     "HotKey",
+    "HourPoint",
     "InstanceState",
     "Point",
     "PoolState",
@@ -17,6 +18,7 @@ __all__ = [
     "Snapshot",
     "TargetState",
     "TierState",
+    "TrendState",
     "TrialState",
 ]
 
@@ -305,6 +307,36 @@ class TrialState(Struct, frozen=True):
     change: float | None
     p: float | None
     instances: int
+
+
+class HourPoint(Struct, frozen=True):
+    """The figures of an hour of the past.
+
+    Attributes:
+        at: its end, in seconds since the epoch.
+        requests: per second.
+        p50_ms, p95_ms, p99_ms: latency; None without answered requests.
+    """
+
+    at: float
+    requests: float
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+class TrendState(Struct, frozen=True):
+    """The last weeks of a service.
+
+    Attributes:
+        hours: the complete hours with requests of the last 28 days, in the order of time.
+        changes: what became slower or faster, in words, the latest first; None if it is not known.
+        missing: what is not known, in words.
+    """
+
+    hours: tuple[HourPoint, ...] = ()
+    changes: tuple[str, ...] | None = None
+    missing: tuple[str, ...] = ()
 
 
 class TargetState(Struct, frozen=True):

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from acgsperf.cache.types import Written
-from acgsperf.dashboard.snapshot import Point, Snapshot
+from acgsperf.dashboard.snapshot import Point, Snapshot, TrendState
 from acgsperf.errors import AcgsperfError
 
 __all__ = ["SnapshotSource"]
@@ -26,6 +26,10 @@ class SnapshotSource(ABC):
     def history(self) -> Sequence[Point]:
         """Return what is known of the time before the first snapshot, the oldest point first."""
         return ()
+
+    async def trends(self) -> TrendState | None:
+        """Return the last weeks; None if they are not kept. The page asks once in 10 minutes."""
+        return None
 
     def start(self) -> None:  # noqa: B027
         """Begin to measure what costs something: the first viewer has come."""

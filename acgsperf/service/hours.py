@@ -33,6 +33,9 @@ class HourKeeper:
         instance: returns the name of this instance.
         version: of the service; empty if it is not known.
         clock: the time in seconds since 1970.
+
+    Attributes:
+        store: where the hours are.
     """
 
     def __init__(
@@ -44,7 +47,7 @@ class HourKeeper:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._store = store
+        self.store: Final = store
         self._traffic = traffic
         self._window = traffic.window()
         self._instance = instance
@@ -60,7 +63,7 @@ class HourKeeper:
 
     async def open(self) -> None:
         """Open the store, in the running event loop. It does not connect yet."""
-        await self._store.open()
+        await self.store.open()
         self._background.open()
 
     def observe(self) -> None:
@@ -91,9 +94,9 @@ class HourKeeper:
                 async with time_limit(LAST_S):
                     await self._save_all()
         except (TrendError, TimeoutError) as error:
-            _log.warning("trends %r: the last minutes are not saved: %s", self._store.namespace, error)
+            _log.warning("trends %r: the last minutes are not saved: %s", self.store.namespace, error)
         finally:
-            await self._store.close()
+            await self.store.close()
 
     def _current_hour(self) -> int:
         return int(self._clock() // HOUR_S) * HOUR_S
@@ -121,23 +124,23 @@ class HourKeeper:
             await self._save_all()
             if self._must_tidy:
                 self._must_tidy = False
-                await self._store.tidy()
+                await self.store.tidy()
         except Exception as error:
             if not self._is_failing:
                 _log.warning(
                     "trends %r: the hours of this instance cannot be saved; it tries again every %g s: %s",
-                    *(self._store.namespace, _SAVE_EVERY_S, error),
+                    *(self.store.namespace, _SAVE_EVERY_S, error),
                     exc_info=None if isinstance(error, TrendError) else error,
                 )
             self._is_failing = True
         else:
             if self._is_failing:
-                _log.info("trends %r: the hours of this instance are saved again", self._store.namespace)
+                _log.info("trends %r: the hours of this instance are saved again", self.store.namespace)
             self._is_failing = False
 
     async def _save_all(self) -> None:
         for start, hour in sorted(self._unsaved.copy().items()):
-            saved = await self._store.save(hour)
+            saved = await self.store.save(hour)
             # Meanwhile it may have been replaced.
             if self._unsaved.get(start) is hour:
                 del self._unsaved[start]
@@ -146,5 +149,5 @@ class HourKeeper:
                 _log.warning(
                     "trends %r: an hour is not kept: its start is more than 3 hours from the time of the server; "
                     "check the clock of this machine",
-                    self._store.namespace,
+                    self.store.namespace,
                 )

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from inspect import isawaitable
 from types import TracebackType
-from typing import Any, Final, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, overload
 
 from acgsperf._native.arguments import checked_callable
 from acgsperf.cache import TieredCache
@@ -32,6 +32,9 @@ from acgsperf.service.tuning import Action
 from acgsperf.service.workers import Workers
 from acgsperf.settings import Settings
 from acgsperf.validator import HASH_FIELD, HASH_HEADER, ComplianceValidator
+
+if TYPE_CHECKING:
+    from acgsperf.trends.store import TrendStore
 
 __all__ = ["Handler", "PerformanceService", "Request"]
 
@@ -370,6 +373,14 @@ class PerformanceService:
         The service opens and closes it.
         """
         return None if self._fleet is None else self._fleet.store
+
+    @property
+    def trend_store(self) -> "TrendStore | None":
+        """Where the service keeps its hours; None without a PostgreSQL, or with TRENDS_ENABLED=false.
+
+        The service opens and closes it.
+        """
+        return None if self._hours is None else self._hours.store
 
     async def fleet_summary(self) -> FleetSummary:
         """Return the figures of all instances of the service: their sums, percentiles of all requests, and each alone.

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from statistics import median
 from typing import Any, Final
 
@@ -51,6 +52,14 @@ class Change:
     def is_slower(self) -> bool:
         """Whether the percentile rose."""
         return self.change > 0
+
+    def __str__(self) -> str:
+        """Return the change in words: `P99 10.0% slower since 2026-11-02 09:00 UTC`."""
+        verb = "slower" if self.is_slower else "faster"
+        since = datetime.fromtimestamp(self.since, UTC).strftime("%Y-%m-%d %H:%M")
+        version = f"; version {self.version} appeared then" if self.version else ""
+        ended = "" if self.lasts else "; no longer"
+        return f"{self.figure.upper()} {abs(self.change):.1%} {verb} since {since} UTC{version}{ended}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,7 @@ def print_trends(console: Console, found: "Trends", days: float) -> None:
     """Print the changes of the last days, the weeks and the versions."""
     listed = [change for change in found.changes if change.since >= found.end - days * 86_400]
     for change in listed:
-        console.print(Text(_sentence(change), _style(change)))
+        console.print(Text(str(change), _style(change)))
     if not listed and found.hours:
         console.print(f"nothing became slower or faster in the last {days:g} days", highlight=False)
     _print_periods(console, "Week of", found.weeks, "Each week, compared with the week before")
@@ -74,13 +74,6 @@ def print_trends(console: Console, found: "Trends", days: float) -> None:
     console.print(Text(f"{counted(found.hours, 'hour')} with requests{end}", "dim"))
     for problem in found.missing:
         console.print(Text(problem, "dim"))
-
-
-def _sentence(change: "Change") -> str:
-    verb = "slower" if change.is_slower else "faster"
-    version = f"; version {change.version} appeared then" if change.version else ""
-    ended = "" if change.lasts else "; no longer"
-    return f"{change.figure.upper()} {abs(change.change):.1%} {verb} since {_time(change.since)} UTC{version}{ended}"
 
 
 def _style(change: "Change") -> str:

@@ -1,14 +1,27 @@
 """The page in Chromium. Skipped if Chromium or Playwright is not installed."""
 
+import asyncio
 import re
+import secrets
+import signal
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 from serving import running
 from watched import TOKEN
+
+from acgsperf import LatencyHistogram
+from acgsperf.fleet import Report, store_of
+from acgsperf.fleet.trials import Agreement, Finished, TrialOutcome, encoded
+from acgsperf.trends.store import TrendStore
 
 # The machine may be busy: every wait is for a condition, and only a page that does not work needs so long.
 LONG_MS = 90_000
@@ -35,7 +48,7 @@ def traffic(served):
 
 
 @contextmanager
-def opened(browser, served, **options):
+def opened(browser, served, path="/dashboard/", **options):
     """The page, and a list of everything that went wrong on it, which must be empty at the end."""
     context = browser.new_context(**options)
     page = context.new_page()
@@ -45,7 +58,7 @@ def opened(browser, served, **options):
     page.on("console", lambda message: message.type == "error" and page.problems.append(message.text))
     page.on("pageerror", lambda error: page.problems.append(str(error)))
     page.on("request", lambda request: page.asked.append(request.url))
-    page.goto(f"{served.url}/dashboard/")
+    page.goto(f"{served.url}{path}")
     try:
         yield page
     finally:
@@ -190,3 +203,73 @@ def test_a_key_is_removed_with_the_token(browser, served):
         wait_for(page, "document.getElementById('invalidate-result').textContent === 'Removed: L1 done.'")
         # Chromium itself reports the first answer, which was 401.
         assert [text for text in page.problems if not re.search(r"\b401\b", text)] == []
+
+
+async def leave_reports(servers, namespace):
+    """Leave what a fleet of two instances leaves: two reports of each, a trial, and the hours of two days."""
+    latency = LatencyHistogram()
+    async with store_of(servers.redis_url, namespace, timeout=30) as store:
+        for sequence in (1, 2):
+            latency.record_many([1_000_000] * 200)
+            for number in (1, 2):
+                report = Report(
+                    instance=f"{number:016x}",
+                    name=f"host-{number}:1",
+                    sequence=sequence,
+                    seconds=10.0 * sequence,
+                    failed=0,
+                    violations=0,
+                    missed=0,
+                    latency=latency.encode(),
+                    unhealthy=("l2",) if number == 2 else (),
+                )
+                await store.publish(report)
+            yield
+        trial = Finished(
+            id="a", setting="l1_size", before=1, value=2, outcome=TrialOutcome.ADOPTED, change=-0.1, p=0.01, instances=2
+        )
+        assert await store.replace_state(0, encoded(Agreement(finished=(trial,))))
+    async with TrendStore(servers.database_url, namespace, timeout=30) as store, store._pool.acquire() as connection:
+        await store._create(connection)
+    start = int(time.time() // 3600 - 48) * 3600
+    rows = [(namespace, start + at * 3600, "1", "a", 0, 0, 10, latency.encode()) for at in range(48)]
+    writer = await asyncpg.connect(servers.database_url)
+    await writer.executemany("INSERT INTO acgsperf_trends_v1 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)", rows)
+    await writer.close()
+
+
+def test_a_fleet_is_shown_with_its_trials_and_its_last_weeks(browser, servers):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", exc_type=ImportError)
+    namespace = f"test-{secrets.token_hex(8)}"
+    command = [sys.executable, "-m", "acgsperf", "dashboard", servers.redis_url, "--port", "0", "--interval", "0.5"]
+    command += ["--namespace", namespace, "--trends", servers.database_url]
+
+    async def leave(parts):
+        async for _ in leave_reports(servers, namespace):
+            await asyncio.to_thread(parts.pop(0))
+
+    # Playwright's event loop runs in this thread.
+    with (
+        ThreadPoolExecutor(1) as elsewhere,
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process,
+    ):
+        try:
+            url = re.match(r"Dashboard: (\S+)/ ", process.stdout.readline())[1]
+            seen = threading.Event()
+            leaving = elsewhere.submit(asyncio.run, leave([lambda: seen.wait(90), lambda: None]))
+            with opened(browser, SimpleNamespace(url=url), "/") as page:
+                wait_for(page, "document.querySelectorAll('#table-parts tbody tr').length === 2")
+                seen.set()
+                leaving.result(60)
+                wait_for(page, f"{tile('Requests')} === '40/s'")
+                wait_for(page, "document.body.innerText.includes('l1 size')")
+                wait_for(page, "document.querySelector('#alert-list').innerText.includes('host-2:1: l2')")
+                page.reload()
+                wait_for(page, "document.querySelectorAll('#trend-charts figure:not([hidden]) canvas').length === 2")
+                assert "21 days" in page.inner_text("#trend-list")
+                found = axe.Axe().run(page)
+                assert found.violations_count == 0, found.generate_report()
+                assert page.problems == []
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130

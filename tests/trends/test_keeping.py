@@ -57,7 +57,7 @@ def service_of(servers, namespace, moved):
             service._hours._hour = service._hours._current_hour()
             service._hours._saved_at = moved()
             # The machine may be busy with other tests.
-            service._hours._store._timeout = 60
+            service._hours.store._timeout = 60
         return service
 
     return create
@@ -148,13 +148,13 @@ async def test_without_its_server_the_service_works_and_says_so_once(service_of,
 
 async def test_what_a_dead_server_missed_is_saved_when_it_answers(service_of, store, moved, servers, namespace, caplog):
     async with service_of() as service:
-        good, service._hours._store = service._hours._store, TrendStore("postgresql://localhost:1/nothing", namespace)
-        await service._hours._store.open()
+        good, service._hours.store = service._hours.store, TrendStore("postgresql://localhost:1/nothing", namespace)
+        await service._hours.store.open()
         await service.process_request({"id": 1})
         moved.now += HOUR
         await round_of(service)
-        await service._hours._store.close()
-        service._hours._store = good
+        await service._hours.store.close()
+        service._hours.store = good
         moved.now += 300
         with caplog.at_level(logging.INFO, "acgsperf.trends"):
             await round_of(service)

@@ -1,7 +1,7 @@
 // Charts over time. Each has a legend of buttons, and says its latest values as text for those who cannot see it.
 
 import { element, setText } from "./elements.js";
-import { time } from "./format.js";
+import { day, time } from "./format.js";
 
 const HEIGHT = 180;
 
@@ -21,6 +21,10 @@ export function axis(options) {
 
 export function timeAxis() {
   return axis({ space: 90, values: (_, values) => values.map(time) });
+}
+
+export function dayAxis() {
+  return axis({ space: 90, values: (_, values) => values.map(day) });
 }
 
 // The axis of a logarithmic scale: only powers of ten get a line and a value.
@@ -69,11 +73,12 @@ export class Card {
 
 // Lines of some fields of the points. `series` lists field, label and class (which is also the name of the color).
 export class LineChart {
-  constructor(parent, title, { series, write, min = 0, max = null, log = false }) {
+  constructor(parent, title, { series, write, min = 0, max = null, log = false, across = timeAxis }) {
     this.card = new Card(parent, title);
     this.series = series;
     this.write = write;
     this.scale = { min, max, log };
+    this.across = across;
     this.buttons = series.map(({ label, look }, at) => {
       const button = element("button", { type: "button", class: look, "aria-pressed": "true" }, label);
       button.addEventListener("click", () => this.toggle(at));
@@ -117,7 +122,7 @@ export class LineChart {
     const write = (value) => (value == null ? "" : this.write(value));
     return {
       scales: { y: log ? { distr: 3 } : { range: (_, low, high) => [min, max ?? Math.max(high * 1.1, 1e-9)] } },
-      axes: [timeAxis(), (log ? logAxis : axis)({ size: 68, values: (_, values) => values.map(write) })],
+      axes: [this.across(), (log ? logAxis : axis)({ size: 68, values: (_, values) => values.map(write) })],
       cursor: { drag: { x: false, y: false } },
       series: [{}, ...this.series.map(({ label, look }) => ({ label, stroke: () => color(look), width: 1.5 }))],
     };

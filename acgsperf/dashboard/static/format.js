@@ -52,3 +52,7 @@ export function bytes(value) {
 export function time(epochSeconds) {
   return new Date(epochSeconds * 1000).toLocaleTimeString();
 }
+
+export function day(epochSeconds) {
+  return new Date(epochSeconds * 1000).toLocaleDateString(undefined, { weekday: "short", day: "numeric", month: "short" });
+}

@@ -9,6 +9,7 @@ import { Points } from "./points.js";
 import { Sizing } from "./sizing.js";
 import { Tables } from "./tables.js";
 import { Tiles, showAlerts } from "./tiles.js";
+import { Trends } from "./trends.js";
 
 const RETRY_MS = 2000;
 const line = (field, label, look) => ({ field, label, look });
@@ -47,6 +48,7 @@ const others = [
 ];
 const sizing = new Sizing();
 const tables = new Tables();
+const trends = new Trends();
 let latest = null;
 let wanted = false;
 
@@ -80,6 +82,7 @@ function show(snapshot) {
   tiles.update(snapshot);
   tables.update(snapshot);
   showAlerts(snapshot);
+  trends.refresh().catch(() => {});
   draw();
 }
 
@@ -101,7 +104,7 @@ function connect() {
 byId("range").addEventListener("submit", (event) => event.preventDefault());
 byId("window").addEventListener("change", draw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  for (const chart of [latency, heat, sizing, ...others]) chart.redraw();
+  for (const chart of [latency, heat, sizing, trends, ...others]) chart.redraw();
 });
 prepareInvalidation().catch(() => {});
 connect();

@@ -1,0 +1,136 @@
+"""The last weeks on the dashboard, read from a real PostgreSQL."""
+
+import asyncio
+import json
+import secrets
+import time
+
+import asyncpg
+import httpx
+import pytest
+
+from acgsperf import LatencyHistogram, PerformanceService, Settings
+from acgsperf.dashboard import Dashboard, FleetSource
+from acgsperf.dashboard.service_source import ServiceSource
+from acgsperf.errors import TrendError
+from acgsperf.fleet import store_of
+from acgsperf.trends.store import TrendStore
+
+HOUR_S = 3600
+
+
+@pytest.fixture
+def namespace():
+    return f"test-{secrets.token_hex(8)}"
+
+
+@pytest.fixture
+async def save_hours(servers, namespace):
+    """Save hours until now, which a store would refuse. From some hour on, everything takes 50 % longer."""
+    async with TrendStore(servers.database_url, namespace, timeout=30) as store, store._pool.acquire() as connection:
+        await store._create(connection)
+
+    async def save(count, slower_from=None):
+        end = int(time.time() // HOUR_S) * HOUR_S
+        rows = []
+        for at in range(count):
+            factor = 1.5 if slower_from is not None and at >= slower_from else 1.0
+            latency = LatencyHistogram()
+            latency.record_many([round(1_000_000 * factor * (1 + at % 7 / 100))] * 300)
+            rows.append((namespace, end - (count - at) * HOUR_S, "1", "a", 0, 0, 10, latency.encode()))
+        writer = await asyncpg.connect(servers.database_url)
+        try:
+            await writer.executemany("INSERT INTO acgsperf_trends_v1 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)", rows)
+        finally:
+            await writer.close()
+
+    return save
+
+
+async def test_a_fleet_shows_the_hours_and_what_became_slower(save_hours, servers, namespace):
+    await save_hours(24 * 22, slower_from=24 * 18)
+    store = store_of(servers.redis_url, namespace, timeout=30)
+    source = FleetSource(store, trends=TrendStore(servers.database_url, namespace, timeout=30))
+    first, second = await asyncio.gather(source.trends(), source.trends())
+    assert first is second
+    assert len(first.hours) == 24 * 22
+    assert first.hours[0].p99_ms == pytest.approx(1, rel=0.02)
+    assert first.hours[-1].p99_ms == pytest.approx(1.5, rel=0.1)
+    assert first.hours[0].requests == pytest.approx(300 / HOUR_S, rel=0.01)
+    assert first.hours[-1].at <= time.time()
+    assert any(change.startswith("P99 50.") and " slower since " in change for change in first.changes)
+    await source.close()
+    await source.close()
+    assert (await source.trends()).hours == first.hours
+    await source.close()
+
+
+async def test_a_service_shows_its_hours_and_looks_for_no_changes(save_hours, servers, namespace):
+    await save_hours(30)
+    settings = Settings(cache_namespace=namespace, database_url=servers.database_url)
+
+    async def handler(request):
+        return {"id": request["id"]}
+
+    async with PerformanceService(settings, handler=handler) as service:
+        source = ServiceSource(service)
+        found = await source.trends()
+        assert len(found.hours) == 30
+        assert found.changes is None
+        # It is not read again for 10 minutes.
+        assert await source.trends() is found
+
+
+async def test_hours_that_cannot_be_read_are_named_without_a_password(servers, namespace):
+    broken = TrendStore("postgresql://user:secret@127.0.0.1:1/app", namespace, timeout=5)
+    source = FleetSource(store_of(servers.redis_url, namespace), trends=broken)
+    found = await source.trends()
+    assert found.hours == ()
+    assert "127.0.0.1:1" in found.missing[0]
+    assert "secret" not in str(found)
+    await source.close()
+
+
+async def test_the_page_gets_them_only_while_somebody_views_it(save_hours, servers, namespace):
+    await save_hours(3)
+    fleet = store_of(servers.redis_url, namespace, timeout=30)
+    trends = TrendStore(servers.database_url, namespace, timeout=30)
+    dashboard = Dashboard(fleet=fleet, trends=trends)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(dashboard), base_url="http://ops") as client:
+        assert (await client.get("/trends")).status_code == 409
+        leave = asyncio.Event()
+
+        async def receive():
+            await leave.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            pass
+
+        scope = {"type": "http", "method": "GET", "path": "/events", "root_path": "", "headers": []}
+        viewing = asyncio.create_task(dashboard(scope, receive, send))
+        while not dashboard.viewers:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        found = await client.get("/trends")
+        assert found.status_code == 200
+        assert len(json.loads(found.content)["hours"]) == 3
+        leave.set()
+        await viewing
+        with pytest.raises(TrendError, match="opened first"):
+            await trends.history()
+
+
+async def test_without_a_database_there_are_none():
+    assert await ServiceSource(cache=(), service=None, http=_Http()).trends() is None
+
+
+class _Http:
+    """No routes."""
+
+    def route_histograms(self):
+        return {}
+
+
+def test_trends_need_a_fleet(servers):
+    with pytest.raises(TypeError, match="trends needs fleet"):
+        Dashboard(trends=TrendStore(servers.database_url, "app"))
