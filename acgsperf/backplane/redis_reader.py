@@ -21,6 +21,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from acgsperf.backplane.backoff import Backoff
 from acgsperf.backplane.receiver import Receiver, parsed
+from acgsperf.backplane.redis_log import Stream, record_of
 from acgsperf.tiers.records import Record, RecordKind, packed
 from acgsperf.tiers.redis_connections import Command, OwnConnection, RedisConnections
 from acgsperf.tiers.redis_keys import TOKEN_TTL_MS, RedisKeys, short_run
@@ -28,7 +29,7 @@ from acgsperf.tiers.redis_replies import UnexpectedReplyError, array, each, text
 from acgsperf.tiers.server_clock import ServerClock
 from acgsperf.timeouts import time_limit
 
-__all__ = ["RedisReader", "Stream"]
+__all__ = ["RedisReader"]
 
 _log: Final = logging.getLogger("acgsperf.backplane")
 # The same limits as in the scripts of the tier.
@@ -51,56 +52,6 @@ _POSITION: Final = re.compile(rb"\d{1,20}-\d{1,20}")
 _UNUSABLE: Final = re.compile("WRONGTYPE|last possible ID|equal or smaller")
 _GREETING: Final = ("INFO", "replication"), ("INFO", "server"), ("CLIENT", "ID")
 _RIGHTS: Final = "+xadd +xread +xrevrange +unlink +pexpire +info +time +client|id +client|unblock"
-
-
-class Stream:
-    """The log of a namespace.
-
-    Attributes:
-        key: the key of the stream.
-        receivers: the caches that follow it.
-        position: the last one that was processed; empty if the log is not followed.
-        level_at: the time of `time.monotonic` up to which all records have been applied.
-        recovering: whether the next records were missed while the connection was lost.
-        retry_at: when to try to join it again.
-        joining: whether an attempt is in flight outside the reader's task.
-        settled: set when an attempt to join has ended.
-    """
-
-    def __init__(self, key: bytes) -> None:
-        self.key: Final = key
-        self.receivers: dict[Receiver, None] = {}
-        self.position: bytes = b""
-        self.level_at: float = 0.0
-        self.recovering: bool = False
-        self.refused: bool = False
-        self.retry_at: float = 0.0
-        self.joining = False
-        self.settled: Final = asyncio.Event()
-
-    @property
-    def name(self) -> str:
-        """For messages."""
-        return repr(next(iter(self.receivers)).namespace) if self.receivers else repr(self.key)
-
-    def start(self, at: float, position: bytes) -> None:
-        """Follow the log from a position on."""
-        self.position, self.level_at, self.refused, self.recovering = position, at, False, False
-        self.settled.set()
-        for receiver in self.receivers:
-            receiver.start(at, position)
-
-    def level(self, at: float) -> None:
-        """Extend the leases: all records up to a time have been applied."""
-        self.level_at, self.recovering = at, False
-        for receiver in self.receivers:
-            receiver.level(self.level_at, self.position)
-
-    def missed(self) -> None:
-        """Note a gap: records may have been missed."""
-        self.position = b""
-        for receiver in self.receivers:
-            receiver.missed()
 
 
 class RedisReader:
@@ -185,7 +136,8 @@ class RedisReader:
         return ("XADD", key, "MAXLEN", "~", most, "*", "r", record)
 
     def _hello(self, stream: Stream) -> Command:
-        return self._append(stream.key, packed(Record(RecordKind.HELLO), self._writer, self.clock.now_us()))
+        stream.hello = packed(Record(RecordKind.HELLO), self._writer, self.clock.now_us())
+        return self._append(stream.key, stream.hello)
 
     async def _join_meanwhile(self, stream: Stream) -> None:
         """Join a log over another connection, because the reader's one waits in XREAD, and end that wait."""
@@ -355,7 +307,7 @@ class RedisReader:
     ) -> None:
         """Make all entries of a namespace misses if an older log has replaced its log, before its L1 is verified."""
         for stream, found in zip(followed, checked, strict=True):
-            if isinstance(found, ResponseError) or not array(found) or _is_at(stream.position, found):
+            if isinstance(found, ResponseError) or not array(found) or stream.has_last(found):
                 continue
             if stream.receivers and not self._connections.in_cluster:
                 _log.warning(
@@ -375,7 +327,7 @@ class RedisReader:
             elif isinstance(position, ResponseError):
                 self._refuse(stream, position)
                 refused = True
-            elif not _is_at(stream.position, position):
+            elif not stream.has_last(position):
                 self._note_gap(stream)
         if isinstance(found, ResponseError):
             # Another process may have replaced an unusable log between the two replies. That is a gap.
@@ -398,8 +350,9 @@ class RedisReader:
         began = monotonic()
         for entry in entries:
             position, fields = array(entry)
-            record = parsed(fields[1]) if type(fields) is list and len(fields) == 2 and fields[0] == b"r" else None
-            stream.position = _position(position)
+            found = record_of(fields)
+            record = None if found is None else parsed(found)
+            stream.advance(_position(position), fields)
             for receiver in tuple(stream.receivers):
                 receiver.take(record, self.clock, recovering=stream.recovering)
                 receiver.position = stream.position
@@ -431,12 +384,6 @@ async def _added(ask: Callable[..., Awaitable[list[Any]]], commands: Sequence[Co
 
 def _are_added(replies: list[Any]) -> list[Any]:
     return each(replies, bytes)
-
-
-def _is_at(position: bytes, found: Any) -> bool:
-    """Return whether a log still has a position. `found` is the last entry up to there."""
-    entries = array(found)
-    return bool(entries) and array(entries[0])[:1] == [position]
 
 
 def _position(reply: Any) -> bytes:
