@@ -166,3 +166,10 @@ def test_no_module_is_too_long():
         if path.name != "core_py.py"
     }
     assert {name: lines for name, lines in lengths.items() if lines > LONGEST_MODULE} == {}
+
+
+@pytest.mark.parametrize("module", sorted(PACKAGE.rglob("*.pyx")), ids=lambda path: path.stem)
+def test_compiled_modules_have_no_list_comprehensions(module):
+    """Cython 3.3.1 releases an item twice if there is no memory for the list: see test_memory.py."""
+    found = re.search(r"\[[^\[\]]*(\[[^\[\]]*\][^\[\]]*)*\sfor\s[^\[\]]*\sin\s[^\[\]]*\]", module.read_text())
+    assert found is None, found[0]

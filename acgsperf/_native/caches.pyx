@@ -1106,6 +1106,8 @@ cdef class BoundedCache:
         cdef int64_t now
         cdef int i
         cdef Tally tallies[SIZES]
+        # Not comprehensions: in the code of Cython 3.3.1, one that has no memory for its list releases an item twice.
+        cdef list misses = [], sizes = []
         shadows.samples = shadows.missed = 0
         with cython.critical_section(self):
             if self.policy == NULL or not self.policy.adaptive:
@@ -1120,13 +1122,17 @@ cdef class BoundedCache:
             found = self.plain_stats(None)
         if not policy.timed:
             now = policy.since_ns
+        for i in range(SETTINGS):
+            misses.append(shadows.misses[i])
         found = replace(found, policy=policy_stats(
             policy.setting, (now - policy.since_ns) / 1e9, policy.switches, shadows.samples, shadows.missed,
-            [shadows.misses[i] for i in range(SETTINGS)], found.hits, found.misses))
+            misses, found.hits, found.misses))
         if policy.sizing == NULL:
             return found
+        for i in range(SIZES):
+            sizes.append((tallies[i].missed, tallies[i].misses[0], tallies[i].misses[1]))
         return replace(found, sizing=sizing_stats(
-            [(tallies[i].missed, tallies[i].misses[0], tallies[i].misses[1]) for i in range(SIZES)], policy.size,
+            sizes, policy.size,
             found.hits + found.misses - policy.earlier, found.misses - policy.earlier_misses, found.mean_weight))
 
     @cython.final

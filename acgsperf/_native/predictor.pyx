@@ -463,9 +463,7 @@ cdef class Predictor:
     @cython.critical_section
     def stats(self):
         """Return the counts so far."""
-        return predictor_stats(
-            self.issued, self.used, self.wasted, self.late, self.real.length,
-            [(self.resolved[number], self.true[number], bool(self.active[number])) for number in range(CLASSES)])
+        return predictor_stats(self.issued, self.used, self.wasted, self.late, self.real.length, self.classes())
 
     @cython.critical_section
     def _successors(self):
@@ -502,7 +500,7 @@ cdef class Predictor:
     @cython.critical_section
     def _classes(self):
         """Return the counts of each class, and whether it is active."""
-        return [(self.resolved[number], self.true[number], bool(self.active[number])) for number in range(CLASSES)]
+        return self.classes()
 
     @cython.critical_section
     def _set_classes(self, classes, /):
@@ -519,6 +517,15 @@ cdef class Predictor:
         if number and <str> self.keys_of[number] != key:
             return 0
         return number
+
+    cdef list classes(self):
+        """Return the counts of each class, and whether it is active."""
+        # Not a comprehension: in the code of Cython 3.3.1, one that has no memory for its list releases an item twice.
+        cdef list found = []
+        cdef int number
+        for number in range(CLASSES):
+            found.append((self.resolved[number], self.true[number], bool(self.active[number])))
+        return found
 
     cdef inline void resolve(self, uint32_t classes, bint true) noexcept:
         cdef int number
