@@ -182,7 +182,12 @@ class Balancer:
         Args:
             key: requests with the same key go to the same endpoint; None to choose by load.
             avoid: addresses that are chosen only if there are no others, for a retry.
+
+        Raises:
+            TypeError: if the key is neither a str nor bytes.
         """
+        if not (key is None or isinstance(key, str | bytes)):
+            raise TypeError(f"key must be a str, bytes or None, got {key!r:.100}")
         now = self._clock()
         if key is not None:
             endpoint = self._of_key(key, avoid, now)

@@ -1,15 +1,17 @@
 """The choice of an endpoint, with a clock that the test moves."""
 
 import asyncio
+import os
 import statistics
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from acgsperf import LRUCache
 from acgsperf.balance import Balancer, RetryBudget
 from acgsperf.dispatch import request_key
-from acgsperf.workbench.traces import zipf_requests
+from acgsperf.workbench.traces import Trace, zipf_requests
 
 
 def answered(balancer, clock, seconds, **options):
@@ -221,6 +223,39 @@ def test_caches_that_share_the_keys_hit_as_often_as_one_large_cache(clock):
         return sum(cache.stats().hits for cache in caches.values()) / 30_000
 
     assert abs(hits(Balancer(["a", "b", "c"], clock=clock), 200) - hits(Balancer(["a"], clock=clock), 600)) < 0.01
+
+
+def test_three_instances_hit_a_recorded_trace_as_one_with_three_times_the_size(clock):
+    folder = os.environ.get("ACGSPERF_TRACES")
+    path = Path(folder or "", "web12.trace.xz")
+    if not folder or not path.exists():
+        pytest.skip("needs the recorded trace web12.trace.xz: set ACGSPERF_TRACES to a folder that has it")
+    with Trace(path) as trace:
+        keys = [request_key(request) for request in trace]
+
+    def hit_rate(balancer, size):
+        caches = {endpoint: LRUCache(size) for endpoint in balancer.endpoints}
+        for key in keys:
+            cache = caches[answered(balancer, clock, 0.001, key=key)]
+            if cache.get(key) is None:
+                cache.set(key, True)
+        return sum(cache.stats().hits for cache in caches.values()) / len(keys)
+
+    for size in (500, 1_000):
+        shared, one = (
+            hit_rate(Balancer(["a", "b", "c"], clock=clock), size),
+            hit_rate(Balancer(["a"], clock=clock), 3 * size),
+        )
+        print(f"web12, {size} entries in each of three instances: {shared:.2%}; {3 * size} in one: {one:.2%}")
+        assert abs(shared - one) < 0.01
+
+
+@pytest.mark.parametrize("key", [1, {"id": 1}, bytearray(b"a")], ids=["int", "dict", "bytearray"])
+def test_a_key_of_another_type_is_refused(clock, key):
+    balancer = Balancer(["a", "b"], clock=clock)
+    with pytest.raises(TypeError, match="key must be a str, bytes or None, got "):
+        balancer.pick(key=key)
+    assert all(endpoint.in_flight == 0 for endpoint in balancer.stats().endpoints)
 
 
 def test_only_the_keys_of_a_removed_endpoint_move(clock):
