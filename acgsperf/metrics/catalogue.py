@@ -84,6 +84,7 @@ _NOT_SUMMED: Final[Mapping[str, Merge]] = {
     "cache_sizing_point_bytes": Merge.MAX,
     "cache_sizing_point_entries": Merge.MAX,
     "http_limit_usual_latency_seconds": Merge.MAX,
+    "pool_ejected": Merge.MAX,
     "pool_healthy": Merge.MIN,
     "pool_oldest_wait_seconds": Merge.MAX,
     "pool_replica_lag_seconds": Merge.MAX,
@@ -325,6 +326,10 @@ METRICS: Final = (
         (
             *("pool_replica_lag_seconds", _G, "s", "How far a replica lags; 0 if unknown."),
             pools(lambda p: p.stats.replica_lag_s or 0.0),
+        ),
+        (
+            *("pool_ejected", _G, "1", "1 if readers do not use a replica because its server failed them, else 0."),
+            pools(lambda p: int(p.stats.ejected)),
         ),
         ("pool_healthy", _G, "1", "1 if the server answers all processes, else 0.", pools(lambda p: int(p.healthy))),
         ("pool_timeouts", _C, "{timeout}", "Callers whose wait timed out.", pools(lambda p: p.stats.timeouts)),

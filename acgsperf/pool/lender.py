@@ -237,9 +237,14 @@ class Lender:
         if slot is not None and slot.owner is self._supply and slot.lease is lease:
             self._supply.roles.note_refused_write(slot)
 
+    @property
+    def is_ejected(self) -> bool:
+        """Whether readers do not use this replica, because its server failed them."""
+        return self.ejection is not None and self.ejection.until is not None
+
     def note_probe(self) -> None:
         """Note that a reader is about to use this replica: if it is ejected, the others wait for the next probe."""
-        if self.ejection is not None and self.ejection.until is not None:
+        if self.ejection is not None and self.is_ejected:
             self.ejection.begin(self._clock())
 
     def note_reader(self, error: BaseException | None) -> None:
@@ -249,7 +254,7 @@ class Lender:
         """
         name = self._lifecycle.name
         if error is None:
-            if self.ejection is not None and self.ejection.until is not None:
+            if self.is_ejected:
                 _log.info("pool %r: a reader has succeeded; readers use it again", name)
             self.ejection = None
         elif isinstance(error, _SERVER_FAILURES) and not isinstance(error, ConfigurationLimitExceededError):

@@ -116,6 +116,7 @@ class PoolStats:
         leaks: leases that were reported as leaks.
         failovers: how often the server turned out to be read-only although a borrower wanted to write.
         replica_lag_s: how far a replica lags behind its primary, in seconds; None if it is unknown.
+        ejected: whether readers do not use this replica, because its server failed five of them in a row.
         oldest_wait_s: how long the first of the waiting callers has waited, in seconds; 0 if none waits.
         wait: how long callers waited for a connection, in ns.
         use: how long borrowers kept it, in ns.
@@ -142,6 +143,7 @@ class PoolStats:
     create: HistogramSnapshot
     failovers: int = 0
     replica_lag_s: float | None = None
+    ejected: bool = False
 
     @property
     def utilization(self) -> float:

@@ -33,4 +33,5 @@ def collect_stats(supply: Supply, lender: Lender, waiters: WaitQueue, health: Se
         create=supply.create_time.snapshot(),
         failovers=supply.roles.failovers,
         replica_lag_s=lender.lag_s,
+        ejected=lender.is_ejected,
     )

@@ -39,6 +39,7 @@ async def test_readers_leave_a_replica_whose_server_fails_after_five_failures_in
     # It fails fast, so that it looks like the better one until it is ejected.
     assert used.count(1) == 5
     assert used.count(0) == 0
+    assert [member.stats().ejected for member in (pool, *pool.replicas)] == [False, True, False]
     [record] = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert record.message == (
         "pool 'app/replica-1': 5 leases in a row failed because of the server (PostgresIOError: could not read block "
@@ -58,6 +59,7 @@ async def test_one_reader_probes_it_and_waits_twice_as_long_each_time(pool, cloc
     clock.advance(30)
     with caplog.at_level(logging.INFO, "acgsperf.pool"):
         assert 20 < [await read(pool) for _ in range(100)].count(1) < 80
+    assert not broken.stats().ejected
     assert "pool 'app/replica-1': a reader has succeeded; readers use it again" in caplog.text
 
 
