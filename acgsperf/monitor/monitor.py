@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import logging
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Final
 
 from acgsperf._native.arguments import checked_at_least, checked_positive, checked_share
 from acgsperf.monitor.alerts import Alert, AlertKind, AlertState, Finding, Hysteresis
-from acgsperf.monitor.forecast import trend
+from acgsperf.monitor.forecast import Trend, trend
 from acgsperf.monitor.regression import Baseline
 
 __all__ = ["Monitor", "Reading", "Targets"]
@@ -26,6 +27,8 @@ HIT_RATE: Final = "hit_rate"
 _HIT_RATE_MARGIN: Final = 0.1
 # A forecast is good again if the crossing is this many times as far away as the limit that raises it.
 _FORECAST_MARGIN: Final = 1.5
+# What is usual between the middles of two hours is not known exactly, so that a small rise over it may be none.
+_LEAST_RISE: Final = 0.15
 # With fewer points no trend is significant.
 _MIN_TREND_WINDOW: Final = 8
 
@@ -100,6 +103,11 @@ class Monitor:
         forecast_intervals: a forecast is raised if a trend crosses its target within this many intervals.
         trend_window: measured intervals that a trend is taken from, at least 8.
 
+    Attributes:
+        usual_ms: returns the usual value of "p50", "p95" or "p99" at a time in seconds since 1970, or None if it is not
+            known. With it, a forecast is the trend of the deviation from what is usual, so that a daily peak raises
+            none. None (default): a forecast is the trend of the value itself.
+
     Raises:
         TypeError, ValueError: if an argument is not usable; the message names it.
     """
@@ -118,6 +126,7 @@ class Monitor:
         trend_window: int = 20,
     ) -> None:
         self.targets = targets
+        self.usual_ms: Callable[[str, float], float | None] | None = None
         self._warm_up = checked_at_least("warm_up", warm_up, 0)
         window = checked_at_least("baseline_window", baseline_window, max(1, self._warm_up))
         regression = checked_positive("regression", regression)
@@ -129,7 +138,8 @@ class Monitor:
         self._interval = 0
         self._rates = 0
         self._baselines = {subject: Baseline(window, self._warm_up, regression) for subject in PERCENTILES}
-        self._points: dict[str, deque[tuple[int, float]]] = {
+        # Interval, value, and what is usual then.
+        self._points: dict[str, deque[tuple[int, float, float | None]]] = {
             subject: deque(maxlen=self._trend_window) for subject in (*PERCENTILES, HIT_RATE)
         }
         self._hysteresis: dict[tuple[AlertKind, str], Hysteresis] = {}
@@ -218,12 +228,19 @@ class Monitor:
     def _forecast(self, subject: str, value: float, target: float, worse: int) -> Finding | None:
         """Judge whether a figure will cross its target soon; `worse` is 1 if higher is worse, else -1."""
         points = self._points[subject]
-        points.append((self._interval, value))
+        now = time.time()
+        usual = None if self.usual_ms is None or subject == HIT_RATE else self.usual_ms(subject, now)
+        points.append((self._interval, value, usual))
         if len(points) < self._trend_window:
             return None
-        line = trend(tuple(points))
-        ahead = None if line is None or line.slope * worse <= 0 else line.crossing(target)
-        level = value if line is None else line.level
+        in_season = [(interval, found / known) for interval, found, known in points if known]
+        seasonal = usual is not None and len(in_season) == len(points)
+        line = trend(in_season if seasonal else [(interval, found) for interval, found, _ in points])
+        level = value if line is None else line.level * usual if seasonal and usual else line.level
+        if line is None or line.slope * worse <= 0:
+            ahead = None
+        else:
+            ahead = self._seasonal_crossing(subject, line, target, now) if seasonal else line.crossing(target)
         missed = (value - target) * worse > 0 or (level - target) * worse > 0
         bad = ahead is not None and ahead <= self._horizon and not missed
         good = not missed and (ahead is None or ahead > _FORECAST_MARGIN * self._horizon)
@@ -252,12 +269,30 @@ class Monitor:
             del self._active[key]
         yield alert
 
-    def _crossing_time(self, intervals: float | None) -> float | None:
-        """Return the time at which this many intervals have passed since the last reading, if the times are known."""
+    def _seasonal_crossing(self, subject: str, line: Trend, target: float, now: float) -> float | None:
+        """Return how many intervals remain until the usual value, with the trend of the deviation, is at the target."""
+        length = self._interval_s()
+        rise = line.slope * self._trend_window / line.level if line.level > 0 else 0.0
+        if self.usual_ms is None or length is None or rise < _LEAST_RISE:
+            return None
+        for ahead in range(1, math.ceil(_FORECAST_MARGIN * self._horizon) + 1):
+            usual = self.usual_ms(subject, now + ahead * length)
+            # A usual value that misses the target itself is nothing new.
+            if usual is not None and usual < target <= (line.level + line.slope * ahead) * usual:
+                return float(ahead)
+        return None
+
+    def _interval_s(self) -> float | None:
+        """Return the length of an interval; None if it is not known."""
         recent = tuple(self._history)[-self._trend_window :]
         # The median, so that a clock that was set meanwhile does not matter.
         lengths = [after.at - before.at for before, after in pairwise(recent)]
-        return recent[-1].at + intervals * median(lengths) if intervals is not None and lengths else None
+        return median(lengths) if lengths else None
+
+    def _crossing_time(self, intervals: float | None) -> float | None:
+        """Return the time at which this many intervals have passed since the last reading, if the times are known."""
+        length = self._interval_s()
+        return self._history[-1].at + intervals * length if intervals is not None and length is not None else None
 
     def _notify(self, alert: Alert) -> None:
         level = logging.WARNING if alert.state is AlertState.RAISED else logging.INFO

@@ -9,7 +9,7 @@ from acgsperf.dispatch import AdaptiveCache
 from acgsperf.errors import SettingsError
 from acgsperf.fleet.publisher import Publisher
 from acgsperf.fleet.servers import store_of
-from acgsperf.monitor import Targets
+from acgsperf.monitor import Monitor, Targets
 from acgsperf.service.traffic import Traffic
 from acgsperf.settings import Settings
 from acgsperf.tiers.base import Tier
@@ -53,7 +53,9 @@ def fleet_of(settings: Settings, namespace: str) -> Publisher | None:
         raise SettingsError(variable, masked(url), f"a URL that its client accepts ({error})") from None
 
 
-def hours_of(settings: Settings, namespace: str, traffic: Traffic, instance: Callable[[], str]) -> "HourKeeper | None":
+def hours_of(
+    settings: Settings, namespace: str, traffic: Traffic, monitor: Monitor, instance: Callable[[], str]
+) -> "HourKeeper | None":
     """Return what keeps the hours of a service; None if there is no PostgreSQL, or the settings do not want it.
 
     Raises:
@@ -63,6 +65,7 @@ def hours_of(settings: Settings, namespace: str, traffic: Traffic, instance: Cal
         return None
     # Imported here, so that a service without PostgreSQL does not import its driver.
     from acgsperf.service.hours import HourKeeper
+    from acgsperf.service.season import SeasonReader
     from acgsperf.trends.store import TrendStore
 
     try:
@@ -71,7 +74,8 @@ def hours_of(settings: Settings, namespace: str, traffic: Traffic, instance: Cal
         raise SettingsError(
             "DATABASE_URL", masked(settings.database_url), f"a URL that its client accepts ({error})"
         ) from None
-    return HourKeeper(store, traffic, instance, settings.service_version or "")
+    season = SeasonReader(store, monitor)
+    return HourKeeper(store, traffic, instance, settings.service_version or "", season=season)
 
 
 def cache_of(settings: Settings) -> TieredCache[Any]:

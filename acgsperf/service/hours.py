@@ -7,6 +7,7 @@ from typing import Final
 
 from acgsperf.errors import TrendError
 from acgsperf.fleet.background import LAST_S, Background
+from acgsperf.service.season import SeasonReader
 from acgsperf.service.traffic import Traffic
 from acgsperf.timeouts import time_limit
 from acgsperf.trends.changes import HOUR_S
@@ -32,6 +33,7 @@ class HourKeeper:
         traffic: the requests.
         instance: returns the name of this instance.
         version: of the service; empty if it is not known.
+        season: is told when to read what is usual; None for nothing.
         clock: the time in seconds since 1970.
 
     Attributes:
@@ -45,11 +47,13 @@ class HourKeeper:
         instance: Callable[[], str],
         version: str = "",
         *,
+        season: SeasonReader | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.store: Final = store
         self._traffic = traffic
         self._window = traffic.window()
+        self._season = season
         self._instance = instance
         self._version = version
         self._clock = clock
@@ -65,6 +69,8 @@ class HourKeeper:
         """Open the store, in the running event loop. It does not connect yet."""
         await self.store.open()
         self._background.open()
+        if self._season is not None:
+            self._season.open()
 
     def observe(self) -> None:
         """End the hour if it is over, and save it in the background if it is due.
@@ -73,6 +79,8 @@ class HourKeeper:
         """
         if not self._background.is_open:
             return
+        if self._season is not None:
+            self._season.refresh()
         now, hour = self._clock(), self._current_hour()
         if hour == self._hour and abs(now - self._saved_at) < _SAVE_EVERY_S:
             return
@@ -86,6 +94,8 @@ class HourKeeper:
 
     async def close(self) -> None:
         """Save the hour if the server answers, and close the store. You may call it again."""
+        if self._season is not None:
+            await self._season.close()
         try:
             if not await self._background.close():
                 return

@@ -123,7 +123,9 @@ class PerformanceService:
         self._workers = Workers.from_settings(self.settings)
         self._fleet = fleet_of(self.settings, self.cache.namespace)
         self._tuning: FleetTuning | None = None
-        self._hours = hours_of(self.settings, self.cache.namespace, self.traffic, lambda: self._reporter.instance)
+        self._hours = hours_of(
+            self.settings, self.cache.namespace, self.traffic, self.monitor, lambda: self._reporter.instance
+        )
         self._exits = AsyncExitStack()
         self._on_close: list[Callable[[], object]] = []
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -5,6 +5,18 @@
 
 from acgsperf.trends.changes import Comparison
 from acgsperf.trends.history import History, Hour, InstanceHour
+from acgsperf.trends.season import Season, season_of
 from acgsperf.trends.summary import Change, Period, Trends, trends_of
 
-__all__ = ["Change", "Comparison", "History", "Hour", "InstanceHour", "Period", "Trends", "trends_of"]
+__all__ = [
+    "Change",
+    "Comparison",
+    "History",
+    "Hour",
+    "InstanceHour",
+    "Period",
+    "Season",
+    "Trends",
+    "season_of",
+    "trends_of",
+]
