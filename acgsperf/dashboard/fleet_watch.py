@@ -1,12 +1,12 @@
 """Reads the reports of a fleet in the background, so that the figures of this process never wait for a server."""
 
-import asyncio
 import logging
 import time
 from typing import Final
 
 from acgsperf.dashboard.fleet_reading import FleetReader, FleetReading
 from acgsperf.errors import FleetError
+from acgsperf.fleet.background import Background
 from acgsperf.fleet.store import ReportStore
 
 __all__ = ["FleetWatch"]
@@ -31,21 +31,20 @@ class FleetWatch:
         self.problem: str = ""
         self._store = store
         self._reader = FleetReader(store)
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background(self._read, "acgsperf dashboard: fleet")
         self._due = 0.0
 
     def refresh(self) -> None:
         """Start a reading in the background if the last one is too old."""
-        if self._task is None and time.monotonic() >= self._due:
+        if not self._background.is_open:
+            self._background.open()
+        if time.monotonic() >= self._due:
             self._due = time.monotonic() + _PERIOD_S
-            self._task = asyncio.create_task(self._read(), name="acgsperf dashboard: fleet")
+            self._background.start()
 
     async def close(self) -> None:
         """End a reading, and forget the latest. `refresh` may be called again afterwards."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        await self._background.close()
         self.latest, self.problem, self._due = None, "", 0.0
         self._reader = FleetReader(self._store)
 
@@ -57,5 +56,3 @@ class FleetWatch:
         except Exception:
             self.problem = "the reports of the fleet cannot be read; see the log of the service"
             _log.exception("dashboard: the fleet cannot be read; it is tried again in %g s", _PERIOD_S)
-        finally:
-            self._task = None
