@@ -78,7 +78,7 @@ async def test_load_at_a_pace_is_served_within_the_target_latencies(service):
     await send(service, popular(1_000, distinct=200))
     rounds = []
     for _ in range(ROUNDS):
-        # Much fewer than 1 % of the requests miss, or wait for the load of another: 50 keys are missed at first.
+        # Far fewer than 1 % of the requests miss, or wait for the load of another: 50 keys are missed at first.
         # On a shared machine a miss waits for other processes too, which says nothing about the service.
         answers, statistics, seconds = await send(service, popular(20_000, distinct=50), PACE)
         assert compliance(answers) == INTEGRATION_PERFORMANCE_TARGETS["constitutional_compliance"]
