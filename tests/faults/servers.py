@@ -248,9 +248,12 @@ class HostilePostgres(HostileServer):
             await asyncio.gather(requests, return_exceptions=True)
 
     async def _requests(self, reader, inner_writer):
-        while data := await reader.read(_READ_BYTES):
-            inner_writer.write(data)
-        inner_writer.close()
+        try:
+            while data := await reader.read(_READ_BYTES):
+                inner_writer.write(data)
+        finally:
+            # A client that resets its connection ends the session as well.
+            inner_writer.close()
 
     async def _replies(self, writer, inner_reader):
         messages = []
