@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from acgsperf.dashboard.interval import Buckets
+from acgsperf.dashboard.rounding import four_digits
 
 __all__ = ["BOUNDS_NS", "bands_ms", "heat_of"]
 
@@ -21,7 +22,7 @@ def bands_ms(bounds_ns: Sequence[int]) -> tuple[float, ...]:
     bands = [*range(group - 1, len(bounds_ns), group)]
     if group > 1 and bands[-1] != last:
         bands.append(last)
-    return tuple(float(f"{bounds_ns[at] / 1e6:.4g}") for at in bands)
+    return tuple(four_digits(bounds_ns[at] / 1e6) for at in bands)
 
 
 def heat_of(buckets: Buckets) -> tuple[int, ...] | None:

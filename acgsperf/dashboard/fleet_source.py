@@ -55,26 +55,11 @@ class FleetSource(SnapshotSource):
         found = await self._reader.read()
         now, clock = time.time(), time.monotonic()
         seconds, self._last = clock - self._last, clock
-        growth = found.growth
-        buckets = None if growth is None else growth.buckets
-        lags = [one.lag_ms for one in found.instances if one.lag_ms is not None]
-        point = Point(
-            at=round(now, 3),
-            requests=None if growth is None else four_digits(growth.requests),
-            errors=None if growth is None else four_digits(growth.errors),
-            violations=None if growth is None else four_digits(growth.violations),
-            p50_ms=None if buckets is None else four_digits(buckets.quantile_ms(0.5)),
-            p95_ms=None if buckets is None else four_digits(buckets.quantile_ms(0.95)),
-            p99_ms=None if buckets is None else four_digits(buckets.quantile_ms(0.99)),
-            heat=None if buckets is None else heat_of(buckets),
-            hit_rate=None if growth is None else growth.hit_rate,
-            lag_ms=max(lags, default=None),
-        )
         return Snapshot(
             self._name,
-            point,
+            _point(round(now, 3), found),
             # Without a new report, the charts get no new point.
-            seconds=round(seconds, 6) if found.is_new and growth is not None else 0.0,
+            seconds=round(seconds, 6) if found.is_new and found.growth is not None else 0.0,
             processes=found.count,
             requests=found.requests,
             bands_ms=bands_ms(BOUNDS_NS),
@@ -113,3 +98,23 @@ class FleetSource(SnapshotSource):
             AlertState(kind, instance, f"{instance}: {what}", round(self._since[instance, what], 1))
             for (instance, what), kind in list(raised.items())[:_MOST_ALERTS]
         )
+
+
+def _point(at: float, found: FleetReading) -> Point:
+    lag_ms = max((one.lag_ms for one in found.instances if one.lag_ms is not None), default=None)
+    growth = found.growth
+    if growth is None:
+        return Point(at, lag_ms=lag_ms)
+    buckets = growth.buckets
+    return Point(
+        at,
+        requests=four_digits(growth.requests),
+        errors=four_digits(growth.errors),
+        violations=four_digits(growth.violations),
+        p50_ms=four_digits(buckets.quantile_ms(0.5)),
+        p95_ms=four_digits(buckets.quantile_ms(0.95)),
+        p99_ms=four_digits(buckets.quantile_ms(0.99)),
+        heat=heat_of(buckets),
+        hit_rate=growth.hit_rate,
+        lag_ms=lag_ms,
+    )

@@ -13,6 +13,7 @@ from acgsperf.dashboard.compose import compose
 from acgsperf.dashboard.fleet_watch import FleetWatch
 from acgsperf.dashboard.hot_keys import HotKeys
 from acgsperf.dashboard.interval import Interval, Observation
+from acgsperf.dashboard.rounding import four_digits
 from acgsperf.dashboard.snapshot import AlertState, HotKey, Point, Snapshot, TargetState, TrendState
 from acgsperf.dashboard.sources import SnapshotSource
 from acgsperf.dashboard.trend_watch import TrendWatch
@@ -97,9 +98,9 @@ class ServiceSource(SnapshotSource):
         return [
             Point(
                 at=round(reading.at + offset, 1),
-                requests=float(f"{reading.requests / seconds:.4g}") if seconds > 0 else None,
-                errors=float(f"{reading.errors / seconds:.4g}") if seconds > 0 else None,
-                violations=float(f"{reading.violations / seconds:.4g}") if seconds > 0 else None,
+                requests=four_digits(reading.requests / seconds) if seconds > 0 else None,
+                errors=four_digits(reading.errors / seconds) if seconds > 0 else None,
+                violations=four_digits(reading.violations / seconds) if seconds > 0 else None,
                 p50_ms=reading.p50_ms,
                 p95_ms=reading.p95_ms,
                 p99_ms=reading.p99_ms,

@@ -1,26 +1,15 @@
 """Reports in PostgreSQL: a row for each instance, which expires, and a row for the shared document of a namespace."""
 
-from typing import Any, Final
+from typing import Final
 
-import asyncpg
-from xxhash import xxh3_64_intdigest
-
-from acgsperf.errors import PoolError
+from acgsperf.fleet.own_tables import OwnTables
 from acgsperf.fleet.report import LARGEST_REPORT_BYTES
 from acgsperf.fleet.store import LARGEST_DOCUMENT_BYTES, MOST_REPORTS, REPORTS_A_PAGE, Found, ReportStore, Stored
-from acgsperf.pool import ConnectionPool
-from acgsperf.pool.server_address import of_primary, parsed_address
+from acgsperf.pool.server_address import parsed_address
 
 __all__ = ["PostgresStore"]
 
-_CONNECTIONS: Final = 2
-# A connection is needed once a monitoring round. Between two rounds it does not stay open.
-_MAX_IDLE_S: Final = 5.0
-_MAX_MESSAGE_BYTES: Final = 1 << 20
-
-_FOUND: Final = """
-SELECT to_regclass('acgsperf_fleet_v1') IS NOT NULL AND to_regclass('acgsperf_fleet_documents_v1') IS NOT NULL
-"""
+_TABLES: Final = ("acgsperf_fleet_v1", "acgsperf_fleet_documents_v1")
 # The reports need not survive a crash of the server: the instances write them again.
 _CREATE: Final = """
 CREATE UNLOGGED TABLE IF NOT EXISTS acgsperf_fleet_v1 (
@@ -106,42 +95,36 @@ class PostgresStore(ReportStore):
     ) -> None:
         address = parsed_address("the DSN", dsn)
         super().__init__(address.full_name, namespace, lifetime=lifetime, timeout=timeout)
-        target: dict[str, Any] = {**of_primary(address)}
-        self._pool = ConnectionPool(
+        self._tables = OwnTables(
             dsn,
+            address,
             name=f"fleet {namespace!r}",
-            min_size=0,
-            max_size=_CONNECTIONS,
-            max_idle=_MAX_IDLE_S,
-            # Only this store uses these sessions.
-            reset=False,
-            max_message_bytes=_MAX_MESSAGE_BYTES,
+            create=_CREATE,
+            tables=_TABLES,
+            connections=2,
             statement_cache_size=statement_cache_size,
-            **target,
         )
-        self._ready = False
 
     @property
     def _errors(self) -> tuple[type[Exception], ...]:
-        return asyncpg.PostgresError, asyncpg.InterfaceError, PoolError, OSError
+        return self._tables.ERRORS
 
     async def _open(self) -> None:
-        await self._pool.open()
+        await self._tables.open()
 
     async def _close(self) -> None:
-        self._ready = False
-        await self._pool.close(0)
+        await self._tables.close()
 
     async def _publish(self, instance: str, blob: bytes) -> None:
-        await self._change(_PUBLISH, instance, self._lifetime_ms / 1000, blob)
+        await self._tables.change(_PUBLISH, self.namespace, instance, self._lifetime_ms / 1000, blob)
 
     async def _withdraw(self, instance: str) -> None:
-        await self._fetch(_WITHDRAW, instance)
+        await self._tables.fetch(_WITHDRAW, self.namespace, instance)
 
     async def _read(self, found: Found) -> None:
         count, last = 0, ""
         while True:
-            rows = await self._fetch(_READ, last, REPORTS_A_PAGE, LARGEST_REPORT_BYTES)
+            rows = await self._tables.fetch(_READ, self.namespace, last, REPORTS_A_PAGE, LARGEST_REPORT_BYTES)
             if count + len(rows) > MOST_REPORTS:
                 found.more = True
                 return
@@ -152,42 +135,10 @@ class PostgresStore(ReportStore):
             last = rows[-1][0]
 
     async def _state(self) -> tuple[int, bytes]:
-        rows = await self._fetch(_STATE, LARGEST_DOCUMENT_BYTES)
+        rows = await self._tables.fetch(_STATE, self.namespace, LARGEST_DOCUMENT_BYTES)
         return (rows[0][0], rows[0][1]) if rows else (0, b"")
 
     async def _replace_state(self, expected_revision: int, document: bytes) -> bool:
         if expected_revision == 0:
-            return bool(await self._change(_INSERT, document))
-        return bool(await self._change(_REPLACE, document, expected_revision))
-
-    async def _fetch(self, statement: str, *arguments: object) -> list[Any]:
-        """Run a statement that reads or removes. Without tables, there is nothing."""
-        try:
-            return await self._pool.fetch(statement, self.namespace, *arguments)
-        except asyncpg.UndefinedTableError:
-            self._ready = False
-            return []
-
-    async def _change(self, statement: str, *arguments: object) -> list[Any]:
-        """Run a statement that writes, and create the tables first if they are missing."""
-        async with self._pool.acquire() as connection:
-            if not self._ready:
-                await self._create(connection)
-            try:
-                rows: list[Any] = await connection.fetch(statement, self.namespace, *arguments)
-            except asyncpg.UndefinedTableError:
-                # It was dropped; the next call creates it again.
-                self._ready = False
-                raise
-            return rows
-
-    async def _create(self, connection: Any) -> None:
-        if not await connection.fetchval(_FOUND):
-            async with connection.transaction():
-                await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-                await connection.execute(_CREATE)
-        self._ready = True
-
-
-# One process creates the tables, and the others wait.
-_LOCK: Final = xxh3_64_intdigest(b"schema acgsperf_fleet") - (1 << 63)
+            return bool(await self._tables.change(_INSERT, self.namespace, document))
+        return bool(await self._tables.change(_REPLACE, self.namespace, document, expected_revision))

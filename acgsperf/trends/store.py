@@ -4,13 +4,10 @@ import asyncio
 import logging
 from typing import Any, Final
 
-import asyncpg
-from xxhash import xxh3_64_intdigest
-
-from acgsperf.errors import AcgsperfError, PoolError, TrendError
+from acgsperf.errors import AcgsperfError, TrendError
+from acgsperf.fleet.own_tables import OwnTables
 from acgsperf.fleet.server_store import ServerStore
-from acgsperf.pool import ConnectionPool
-from acgsperf.pool.server_address import of_primary, parsed_address
+from acgsperf.pool.server_address import parsed_address
 from acgsperf.trends.changes import HOUR_S
 from acgsperf.trends.history import LARGEST_LATENCY_BYTES, History, HourSum, InstanceHour
 
@@ -19,9 +16,6 @@ __all__ = ["DAYS_KEPT", "TrendStore"]
 _log: Final = logging.getLogger("acgsperf.trends")
 
 DAYS_KEPT: Final = 90
-# A connection is needed once in 5 minutes. In between it does not stay open.
-_MAX_IDLE_S: Final = 5.0
-_MAX_MESSAGE_BYTES: Final = 1 << 20
 _ROWS_A_PAGE: Final = 200
 # Rows merged in one transaction.
 _ROWS_TO_MERGE: Final = 100
@@ -35,7 +29,6 @@ _LONGEST_TEXT: Final = 200
 # Of one hour. The others count as unknown.
 _MOST_VERSIONS: Final = 20
 
-_FOUND: Final = "SELECT to_regclass('acgsperf_trends_v1') IS NOT NULL"
 _CREATE: Final = """
 CREATE TABLE IF NOT EXISTS acgsperf_trends_v1 (
     namespace text NOT NULL,
@@ -121,20 +114,15 @@ class TrendStore(ServerStore):
     def __init__(self, dsn: str, namespace: str, *, timeout: float = 5.0, statement_cache_size: int = 100) -> None:
         address = parsed_address("the DSN", dsn)
         super().__init__(address.full_name, namespace, timeout)
-        target: dict[str, Any] = {**of_primary(address)}
-        self._pool = ConnectionPool(
+        self._table = OwnTables(
             dsn,
+            address,
             name=f"trends {namespace!r}",
-            min_size=0,
-            max_size=1,
-            max_idle=_MAX_IDLE_S,
-            # Only this store uses these sessions.
-            reset=False,
-            max_message_bytes=_MAX_MESSAGE_BYTES,
+            create=_CREATE,
+            tables=("acgsperf_trends_v1",),
+            connections=1,
             statement_cache_size=statement_cache_size,
-            **target,
         )
-        self._ready = False
 
     async def save(self, hour: InstanceHour) -> bool:
         """Replace the row of an instance and an hour. To repeat it does no harm.
@@ -175,44 +163,28 @@ class TrendStore(ServerStore):
 
     @property
     def _errors(self) -> tuple[type[Exception], ...]:
-        return asyncpg.PostgresError, asyncpg.InterfaceError, PoolError, OSError
+        return self._table.ERRORS
 
     async def _open(self) -> None:
-        await self._pool.open()
+        await self._table.open()
 
     async def _close(self) -> None:
-        self._ready = False
-        await self._pool.close(0)
+        await self._table.close()
 
     async def _save(self, hour: InstanceHour) -> bool:
-        async with self._pool.acquire() as connection:
-            if not self._ready:
-                await self._create(connection)
-            try:
-                return bool(
-                    await connection.fetch(
-                        *(_SAVE, self.namespace, hour.start, hour.version, hour.instance),
-                        *(hour.failed, hour.violations, hour.missed, hour.latency),
-                    )
-                )
-            except asyncpg.UndefinedTableError:
-                # It was dropped; the next call creates it again.
-                self._ready = False
-                raise
-
-    async def _create(self, connection: Any) -> None:
-        if not await connection.fetchval(_FOUND):
-            async with connection.transaction():
-                await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
-                await connection.execute(_CREATE)
-        self._ready = True
+        return bool(
+            await self._table.change(
+                *(_SAVE, self.namespace, hour.start, hour.version, hour.instance),
+                *(hour.failed, hour.violations, hour.missed, hour.latency),
+            )
+        )
 
     async def _tidy(self) -> None:
-        async with self._pool.acquire() as connection:
+        async with self._table.connection() as connection:
             await connection.execute(_EXPIRE)
             for _ in range(_MOST_MERGES):
                 async with connection.transaction():
-                    if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", _LOCK):
+                    if not await connection.fetchval("SELECT pg_try_advisory_xact_lock($1)", self._table.lock):
                         return
                     if (found := await connection.fetchrow(_UNMERGED, self.namespace)) is None:
                         return
@@ -236,10 +208,7 @@ class TrendStore(ServerStore):
         last: tuple[int, str, str] = (0, "", "")
         of_hour: dict[str, HourSum] = {}
         while True:
-            try:
-                rows = await self._pool.fetch(_READ, self.namespace, *last)
-            except asyncpg.UndefinedTableError:
-                return found
+            rows = await self._table.fetch(_READ, self.namespace, *last)
             for number, row in enumerate(rows, 1):
                 hour, version, instance, *counts = row
                 if hour != last[0]:
@@ -265,7 +234,3 @@ def _end_hour(found: History, start: int, of_hour: dict[str, HourSum]) -> None:
         found.versions.append(part.figures(start, version))
         total.merge(part)
     found.hours.append(total.figures(start, None))
-
-
-# One process creates the table or merges rows.
-_LOCK: Final = xxh3_64_intdigest(b"schema acgsperf_trends") - (1 << 63)

@@ -229,8 +229,9 @@ async def leave_reports(servers, namespace):
             id="a", setting="l1_size", before=1, value=2, outcome=TrialOutcome.ADOPTED, change=-0.1, p=0.01, instances=2
         )
         assert await store.replace_state(0, encoded(Agreement(finished=(trial,))))
-    async with TrendStore(servers.database_url, namespace, timeout=30) as store, store._pool.acquire() as connection:
-        await store._create(connection)
+    async with TrendStore(servers.database_url, namespace, timeout=30) as store:
+        # The first write creates the table.
+        await store.tidy()
     start = int(time.time() // 3600 - 48) * 3600
     rows = [(namespace, start + at * 3600, "1", "a", 0, 0, 10, latency.encode()) for at in range(48)]
     writer = await asyncpg.connect(servers.database_url)

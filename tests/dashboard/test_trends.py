@@ -27,8 +27,9 @@ def namespace():
 @pytest.fixture
 async def save_hours(servers, namespace):
     """Save hours until now, which a store would refuse. From some hour on, everything takes 50 % longer."""
-    async with TrendStore(servers.database_url, namespace, timeout=30) as store, store._pool.acquire() as connection:
-        await store._create(connection)
+    async with TrendStore(servers.database_url, namespace, timeout=30) as store:
+        # The first write creates the table.
+        await store.tidy()
 
     async def save(count, slower_from=None):
         end = int(time.time() // HOUR_S) * HOUR_S

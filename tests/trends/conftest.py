@@ -53,8 +53,8 @@ class Writer:
 async def writer(servers, namespace, store):
     await store.history()
     connection = await asyncpg.connect(servers.database_url)
-    async with store._pool.acquire() as own:
-        await store._create(own)
+    # The first write creates the table.
+    await store.tidy()
     yield Writer(connection, namespace)
     await connection.close()
 
