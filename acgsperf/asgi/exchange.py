@@ -1,11 +1,13 @@
 """One call of the application that does not use the response cache."""
 
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Final
 
 from acgsperf.asgi.fields import Headers
 from acgsperf.asgi.routes import Routes, route_of
 from acgsperf.asgi.types import App, Message, RawHeaders, Receive, Scope, Send
+from acgsperf.errors import CacheError
 
 __all__ = ["AddedHeaders", "Exchange", "first_part", "replayed"]
 
@@ -52,10 +54,11 @@ class Exchange:
         added: is added to the headers.
         routes: gets the latency.
         started_ns: when the request began, by `time.perf_counter_ns`.
-        invalidate: called with the headers of a successful response before the client gets them; None: not called.
+        invalidate: called with the headers of a successful response before the client gets them, and again when the
+            application has returned, because it may commit its changes at the end; None: not called.
     """
 
-    __slots__ = ("_added", "_invalidate", "_routes", "_scope", "_send", "_started_ns", "status")
+    __slots__ = ("_added", "_changed", "_invalidate", "_routes", "_scope", "_send", "_started_ns", "status")
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class Exchange:
         self._routes: Routes | None = routes
         self._started_ns = started_ns
         self._invalidate = invalidate
+        self._changed: Headers | None = None
         self.status: int = 0
 
     async def run(self, app: App, receive: Receive) -> None:
@@ -83,6 +87,10 @@ class Exchange:
                 await app(self._scope, receive, self.send)
             finally:
                 self.end()
+                if self._invalidate is not None and self._changed is not None:
+                    # Closed: the server is shutting down, and the client has its response.
+                    with suppress(CacheError):
+                        await self._invalidate(self._changed)
 
     async def send(self, message: Message) -> None:
         """Pass a message of the application to the client at once."""
@@ -92,6 +100,7 @@ class Exchange:
             headers = list(message.get("headers", ()))
             if self._invalidate is not None and 200 <= self.status < 400:
                 # Before the client gets the response, because its next request must not get the old state.
+                self._changed = headers
                 await self._invalidate(headers)
             message = {**message, "headers": self._added.to(headers)}
         elif message["type"] == "http.response.body":

@@ -1,8 +1,10 @@
 """One call of the application whose response the cache may store, or that validates a stored one."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
+from acgsperf.asgi.client import Client
 from acgsperf.asgi.exchange import AddedHeaders
 from acgsperf.asgi.fields import Headers
 from acgsperf.asgi.flights import Flight
@@ -10,11 +12,12 @@ from acgsperf.asgi.request import CacheableRequest
 from acgsperf.asgi.response_cache import ResponseCache
 from acgsperf.asgi.routes import route_of
 from acgsperf.asgi.stored import Stored
-from acgsperf.asgi.types import App, Message, Receive, Scope, Send
+from acgsperf.asgi.types import App, Message, Scope, Send
 from acgsperf.asgi.validators import (
     CONDITIONS,
     condition_headers,
     is_not_modified,
+    is_validated,
     not_modified_headers,
     validators_of,
 )
@@ -23,13 +26,16 @@ from acgsperf.cache.pending import PendingLoad
 if TYPE_CHECKING:
     from acgsperf.asgi.recording import Recording
 
-__all__ = ["NOT_FORWARDED", "Fetch"]
+__all__ = ["NOT_FORWARDED", "Fetch", "Serve"]
 
+Serve = Callable[[Stored], Awaitable[None]]
 _log: Final = logging.getLogger("acgsperf.asgi")
 # RFC 5861, 4.
 _ERRORS: Final = frozenset({500, 502, 503, 504})
 # The statuses of a response that the client may have already (RFC 9110, 13.2.2).
 _CONDITIONAL: Final = frozenset({200, 206})
+# With this status the application does not say what the URI is: it refuses to say it now.
+_TOO_MANY_REQUESTS: Final = 429
 NOT_FORWARDED: Final = CONDITIONS | {b"range", b"if-range"}
 
 
@@ -38,14 +44,15 @@ class Fetch:
 
     The application does not get the conditions of the client, so that its response can be stored. The cache evaluates
     them, and answers the client with 304 if they say so. If a stale response has validators, the application gets
-    conditions with those.
+    conditions with those. If it validates the stale response, or fails, the client gets that one.
 
     Args:
         cache: gets the response.
         request: the request to answer.
         scope: of the request.
-        receive: returns a message of the client.
+        client: of the request.
         send: sends a message to the client.
+        serve: answers the client with a stored response.
         added: is added to the headers.
         stale: what is stored for the request; None if there is nothing.
         load: stores the response; None if it is not stored.
@@ -53,7 +60,6 @@ class Fetch:
 
     Attributes:
         status: of the application's response.
-        served: the stored response to answer the client with, because the application has validated it or failed.
     """
 
     def __init__(
@@ -61,8 +67,9 @@ class Fetch:
         cache: ResponseCache,
         request: CacheableRequest,
         scope: Scope,
-        receive: Receive,
+        client: Client,
         send: Send,
+        serve: Serve,
         added: AddedHeaders,
         *,
         stale: Stored | None,
@@ -71,8 +78,9 @@ class Fetch:
     ) -> None:
         self._cache = cache
         self._request = request
-        self._receive = receive
+        self._client = client
         self._send = send
+        self._serve = serve
         self._added = added
         self._stale = stale
         self._load = load
@@ -89,13 +97,15 @@ class Fetch:
             self._scope = {**scope, "headers": headers + conditions}
         self._requested_at = cache.now()
         self._recording: Recording | None = None
+        self._response: Stored | None = None
         self._validated: Headers | None = None
+        self._is_of_another = False
         self._failed = False
+        self._is_served = False
         self._body_dropped = False
         self._disconnected = False
         self._is_shared = False
         self.status: int = 0
-        self.served: Stored | None = None
 
     @property
     def route(self) -> str:
@@ -103,7 +113,25 @@ class Fetch:
         return route_of(self._scope, self.status)
 
     async def run(self, app: App) -> None:
-        """Call the application. If `served` is set afterwards, the caller answers the client with it."""
+        """Call the application, and answer the client."""
+        await self._call(app)
+        if self._is_of_another:
+            # The stale response is not the one that the application has validated.
+            self._is_of_another = self._validates = False
+            headers = [pair for pair in self._scope["headers"] if pair[0] not in CONDITIONS]
+            self._scope = {**self._scope, "headers": headers}
+            self._client.repeat()
+            await self._call(app)
+        await self._serve_stored()
+        recording = self._recording
+        if recording is None or self._load is None:
+            return
+        if self._response is not None and not self._disconnected:
+            await self._cache.keep(self._request, self._load, self._response)
+        elif self._stale is not None and recording.freshness is None and self._replaces_stale:
+            await self._cache.remove(self._request, self._load, self._stale)
+
+    async def _call(self, app: App) -> None:
         try:
             await app(self._scope, self._receive_message, self._send_message)
         except Exception:
@@ -116,22 +144,26 @@ class Fetch:
                 "response cache: the application failed for %.200s; serving the stale response",
                 self._request.target.uri,
             )
-        if self._failed:
-            self.served = self._stale
-        elif self._validated is not None:
-            assert self._stale is not None
-            self.served = await self._cache.freshen(
-                self._request, self._load, self._stale, self._validated, self._requested_at
-            )
-        elif self._recording is not None and self._load is not None and not self._disconnected:
-            await self._cache.store(self._request, self._load, self._recording, self.route)
 
     @property
     def _can_serve_stale(self) -> bool:
-        return self._stale is not None and self._cache.answers_after_error(self._stale, self._cache.now())
+        stale, load = self._stale, self._load
+        return (
+            stale is not None
+            and self._cache.answers_after_error(stale, self._cache.now())
+            # It may have been removed meanwhile.
+            and (load is None or load.is_current(self._cache.response_key(self._request, stale)))
+        )
+
+    @property
+    def _replaces_stale(self) -> bool:
+        """Whether the response, which is not stored, says that the stale one does not hold any more."""
+        return (
+            self.status < 500 and self.status != _TOO_MANY_REQUESTS and (self._validates or self._request.range is None)
+        )
 
     async def _receive_message(self) -> Message:
-        message = await self._receive()
+        message = await self._client.receive()
         # A server also sends `http.disconnect` after the last part of the response.
         if message["type"] == "http.disconnect" and (self._recording is None or not self._recording.has_ended):
             self._disconnected = True
@@ -142,7 +174,11 @@ class Fetch:
         if kind == "http.response.start":
             await self._start(message)
             return
-        if self._failed or self._validated is not None:
+        if self._failed or self._is_of_another:
+            return
+        if self._validated is not None:
+            if not message.get("more_body", False):
+                await self._serve_stored()
             return
         if self._recording is not None:
             if kind == "http.response.body":
@@ -150,6 +186,8 @@ class Fetch:
             elif kind != "http.response.debug":
                 # A body sent by an extension, for example from a file, is not visible here.
                 self._recording.give_up()
+            if self._recording.has_ended:
+                self._complete(self._recording)
             if self._is_shared and self._recording.freshness is None:
                 self._decide(False)
         if not self._body_dropped:
@@ -159,8 +197,12 @@ class Fetch:
         self.status = status = message["status"]
         headers = list(message.get("headers", ()))
         if status == 304 and self._validates:
-            self._validated = headers
-            self._decide(True)
+            assert self._stale is not None
+            if is_validated(self._stale.etag, validators_of(headers)[0]):
+                self._validated = headers
+                self._decide(True)
+            else:
+                self._is_of_another = True
             return
         if status in _ERRORS and self._can_serve_stale:
             self._fail()
@@ -169,6 +211,7 @@ class Fetch:
                 status,
                 self._request.target.uri,
             )
+            await self._serve_stored()
             return
         recording = self._recording = self._cache.record(self._request, status, headers, self._requested_at)
         # Trailers are not stored.
@@ -188,6 +231,31 @@ class Fetch:
             return
         await self._send({**message, "headers": self._added.to(headers)})
 
+    async def _serve_stored(self) -> None:
+        """Answer the client with the stale response if the application has validated it or failed."""
+        if self._is_served or not (self._failed or self._validated is not None):
+            return
+        self._is_served = True
+        assert self._stale is not None
+        served = self._stale
+        if not self._failed:
+            assert self._validated is not None
+            served = await self._cache.freshen(
+                self._request, self._load, self._stale, self._validated, self._requested_at
+            )
+            self._share(served)
+        await self._serve(served)
+
+    def _complete(self, recording: "Recording") -> None:
+        """Make the response that will be stored, which other requests may have already."""
+        self._response = self._cache.response_of(recording, self.route)
+        if self._response is not None and self._is_shared:
+            self._share(self._response)
+
+    def _share(self, response: Stored) -> None:
+        if self._flight is not None:
+            self._flight.complete(response, self._cache.response_key(self._request, response))
+
     def _fail(self) -> None:
         self._failed = True
         if self._flight is not None:
@@ -197,8 +265,9 @@ class Fetch:
         self._is_shared = shareable
         if self._flight is not None:
             self._flight.decide(shareable)
-        # An error does not show whether the next response can be shared.
-        if shareable or self.status < 500:
+        # Neither an error nor the response to a HEAD or to a range shows whether the next response can be shared.
+        tells = self.status < 500 and self._load is not None and self._request.range is None
+        if shareable or tells:
             self._cache.flights.remember(self._request.flight, shareable)
 
     def _is_not_modified(self, headers: Headers) -> bool:

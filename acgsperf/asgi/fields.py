@@ -48,20 +48,25 @@ def joined(headers: Iterable[tuple[bytes, bytes]], wanted: bytes) -> bytes | Non
     return found[0] if len(found) == 1 else b", ".join(found)
 
 
-def members(text: str) -> list[str]:
-    """Return the members of a list, without the white space around them. A comma in quotes does not separate."""
+def members(text: str, *, empty: bool = False) -> list[str]:
+    """Return the members of a list, without the white space around them. A comma in quotes does not separate.
+
+    Args:
+        text: the list.
+        empty: whether empty members count.
+    """
     if '"' not in text:
-        return [member for part in text.split(",") if (member := part.strip(" \t"))]
-    found: list[str] = []
-    pieces: list[str] = []
-    for piece in [*_PIECES.findall(text), ","]:
-        if piece != ",":
-            pieces.append(piece)
-        elif pieces:
-            if member := "".join(pieces).strip(" \t"):
-                found.append(member)
-            pieces.clear()
-    return found
+        found = [part.strip(" \t") for part in text.split(",")]
+    else:
+        found = []
+        pieces: list[str] = []
+        for piece in [*_PIECES.findall(text), ","]:
+            if piece != ",":
+                pieces.append(piece)
+            else:
+                found.append("".join(pieces).strip(" \t"))
+                pieces.clear()
+    return found if empty else [member for member in found if member]
 
 
 def directives(value: bytes | None) -> Mapping[str, str | None]:

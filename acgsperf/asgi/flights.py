@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Final
 from acgsperf.dispatch import LRUCache
 
 if TYPE_CHECKING:
+    from acgsperf.asgi.client import Client
+    from acgsperf.asgi.stored import Stored
     from acgsperf.cache.pending import PendingLoad
 
 __all__ = ["Flight", "Flights"]
 
-# How long other requests wait for the body after the headers of a response. Then they call the application themselves,
-# because the response may be endless, or its client slow.
-_BODY_WAIT_S: Final = 5.0
+# How long other requests wait for the body after the headers of a response, or for the headers in a call that has no
+# client. Then they call the application themselves, because the response may be endless, or its client slow.
+_WAIT_S: Final = 5.0
 # How long requests for a key do not wait for each other after a response that could not be shared.
 _UNSHARED_S: Final = 600.0
 _MAX_UNSHARED: Final = 10_000
@@ -21,25 +23,35 @@ _MAX_UNSHARED: Final = 10_000
 class Flight:
     """One call of the application, for which other requests may wait.
 
+    Args:
+        root: the key of the URI in the cache.
+        client: the client of the call; None if it has none.
+
     Attributes:
         failed: whether the application has failed, and the stale response answers instead.
         load: stores the response; None until the lower tiers were observed. Tells whether a write has superseded it.
+        response: the complete response; None until its last byte. It is stored when the application has returned.
+        key: the key of the response, which depends on the request.
     """
 
-    __slots__ = ("_decided", "_done", "_root", "failed", "load")
+    __slots__ = ("_client", "_decided", "_done", "_is_left", "_root", "failed", "key", "load", "response")
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, client: "Client | None") -> None:
         loop = asyncio.get_running_loop()
         self._root = root
+        self._client = client
+        self._is_left = False
         self._decided: asyncio.Future[bool] = loop.create_future()
         self._done: asyncio.Future[bool] = loop.create_future()
         self.failed: bool = False
         self.load: PendingLoad | None = None
+        self.response: Stored | None = None
+        self.key: str = ""
 
     @property
     def is_current(self) -> bool:
-        """Whether no write has superseded its response."""
-        return self.load is None or self.load.is_current(self._root)
+        """Whether its response may answer others: no write has superseded it, and its client waits for it."""
+        return not self._is_left and (self.load is None or self.load.is_current(self._root))
 
     def decide(self, shareable: bool) -> None:
         """Announce to the waiting requests whether the response will be stored. False may follow True."""
@@ -47,6 +59,13 @@ class Flight:
             self._decided.set_result(shareable)
         elif not shareable and not self._done.done():
             self._done.set_result(False)
+
+    def complete(self, response: "Stored", key: str) -> None:
+        """Give the waiting requests the response: its last byte was sent. Nothing if a write has superseded it."""
+        if self.is_current:
+            self.response, self.key = response, key
+        if not self._done.done():
+            self._done.set_result(True)
 
     def fail(self) -> None:
         """Announce that the application has failed. The waiting requests may use the stale response, too."""
@@ -61,14 +80,22 @@ class Flight:
             self._done.set_result(True)
 
     async def wait(self) -> bool:
-        """Wait for the response, and return True if the cache may have it.
+        """Wait for the response, and return True if it is there or if the cache may have it.
 
-        Returns False as soon as it is known that the response will not be stored, or if its body takes too long.
+        Returns False as soon as it is known that the response will not be stored, or if its body takes too long. If
+        the client leaves before the application has answered, one of the waiting requests calls again.
         """
-        await asyncio.wait((self._decided,))
+        if not self._decided.done():
+            if self._client is None:
+                await asyncio.wait((self._decided,), timeout=_WAIT_S)
+            else:
+                await asyncio.wait((self._decided, self._client.leaving()), return_when=asyncio.FIRST_COMPLETED)
+            if not self._decided.done():
+                self._is_left = True
+                return True
         if not self._decided.result():
             return False
-        await asyncio.wait((self._done,), timeout=_BODY_WAIT_S)
+        await asyncio.wait((self._done,), timeout=_WAIT_S)
         return self._done.done() and self._done.result()
 
 
@@ -85,16 +112,17 @@ class Flights:
         flight = self._flights.get(key)
         return flight if flight is not None and flight.is_current else None
 
-    def start(self, key: str, root: str) -> Flight | None:
+    def start(self, key: str, root: str, client: "Client | None") -> Flight | None:
         """Start a flight; None if the responses for the key cannot be shared.
 
         Args:
             key: which requests share the response.
             root: the key of their URI in the cache.
+            client: the client of the call; None if it has none.
         """
         if self._unshared.get(key) is not None:
             return None
-        flight = self._flights[key] = Flight(root)
+        flight = self._flights[key] = Flight(root, client)
         return flight
 
     def remember(self, key: str, shareable: bool) -> None:

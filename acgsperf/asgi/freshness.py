@@ -95,15 +95,18 @@ def freshness_of(status: int, headers: Headers, timing: Timing, options: Freshne
     no_cache = "no-cache" in cache_control
     public = "public" in cache_control
     lifetime = _lifetime(cache_control, headers, timing, targeted)
-    reach = Reach.SHARED
+    states_use = no_cache or lifetime is not None
     if lifetime is None:
         by_default = _default_lifetime(status, public, headers, timing, options)
         if by_default is None and not no_cache:
             return None
         lifetime = by_default or 0
-        reach = Reach.SHARED if no_cache else Reach.ANONYMOUS
-    if public or "s-maxage" in cache_control or "must-revalidate" in cache_control:
+    if not states_use:
+        reach = Reach.ANONYMOUS
+    elif public or "s-maxage" in cache_control or "must-revalidate" in cache_control:
         reach = Reach.PUBLIC
+    else:
+        reach = Reach.SHARED
     # RFC 9111, 5.2.2.10: `s-maxage` implies `proxy-revalidate`. A directive that permits stale use is more specific.
     strict = no_cache or "must-revalidate" in cache_control or "proxy-revalidate" in cache_control
     strict_by_default = strict or "s-maxage" in cache_control

@@ -142,7 +142,7 @@ class ResponseCache:
         request = CacheableRequest(target, root, headers, scope["method"] == "HEAD")
         if special:
             request.read(special)
-        if target.too_long:
+        if target.bypasses:
             request.bypasses = True
         return request
 
@@ -152,7 +152,7 @@ class ResponseCache:
         if target is None:
             target = target_with_host(scope, host)
             # Without `raw_path`, the path is not in this key. With `vary`, the URI is not the key of a response.
-            if raw[0] and not target.too_long and not self._vary:
+            if raw[0] and not target.bypasses and not self._vary:
                 if len(self.targets) >= _MAX_TARGETS:
                     self.targets.clear()
                 self.targets[raw] = target
@@ -216,8 +216,8 @@ class ResponseCache:
         return Use.ANSWER if stale_for < request.max_stale and not stored.must_revalidate else Use.NONE
 
     def answers_after_error(self, stored: Stored, now: float) -> bool:
-        """Return whether a stale response may be used because the application failed."""
-        return now - stored.born_at - stored.lifetime < stored.if_error
+        """Return whether a response may be used without validation because the application failed (RFC 5861, 4)."""
+        return 0 < stored.if_error > now - stored.born_at - stored.lifetime
 
     async def begin(self, request: CacheableRequest) -> PendingLoad:
         """Prepare to store the response to a GET. Call it before the application computes the response.
@@ -247,17 +247,39 @@ class ResponseCache:
             return Recording(status, headers, None, varying, 0)
         return Recording(status, headers, freshness, varying, self.max_body_bytes, part)
 
-    async def store(self, request: CacheableRequest, load: PendingLoad, recording: Recording, route: str) -> None:
-        """Store a response that is complete, unless something has superseded it since `begin`."""
+    def response_of(self, recording: Recording, route: str) -> Stored | None:
+        """Return a response that was recorded; None if it is not complete, or if it must not be stored."""
         if recording.freshness is None or not recording.is_complete:
-            return
+            return None
         status, headers, body = recording.status, recording.headers, recording.body()
         if status != 204 and joined(headers, b"content-length") is None:
             # The length of a stream is known now. With it, a client can show progress and detect a truncated body.
             headers = [*headers, (b"content-length", b"%d" % len(body))]
         response = self._stored(status, headers, body, recording.freshness, recording.varying, route)
         response.part = recording.part
-        await self._keep(request, load, response, headers)
+        return response
+
+    def response_key(self, request: CacheableRequest, response: Stored) -> str:
+        """Return the key of the response to a request."""
+        if response.part is not None:
+            return request.root + _PART
+        if response.varying or request.sets:
+            return key_of(request.root, response.varying, request.headers, self._exact)
+        return request.root
+
+    def answers(self, request: CacheableRequest, response: Stored, key: str) -> bool:
+        """Return whether the response to another request answers this one.
+
+        Args:
+            request: this request.
+            response: the response, which may not be stored yet.
+            key: its key.
+        """
+        return (
+            self._if_allowed(request, response) is not None
+            and self.response_key(request, response) == key
+            and self.use_of(response, request, self.now()) is Use.ANSWER
+        )
 
     async def freshen(
         self,
@@ -274,18 +296,29 @@ class ResponseCache:
         freshness = freshness_of(stored.status, [*headers, *age], timing, self._freshness)
         varying = varying_on(headers)
         if freshness is None or varying is None:
+            if load is not None:
+                await self.remove(request, load, stored)
             unusable = stored.freshness._replace(born_at=timing.received_at, lifetime=0)
             return self._stored(stored.status, headers, stored.body, unusable, stored.varying, stored.route)
         response = self._stored(stored.status, headers, stored.body, freshness, varying, stored.route)
         if load is not None and request.reach(self._vary + varying) <= freshness.reach:
-            await self._keep(request, load, response, headers)
+            await self.keep(request, load, response)
         return response
+
+    async def remove(self, request: CacheableRequest, load: PendingLoad, replaced: Stored) -> None:
+        """Remove a response that another one has replaced, which itself must not be stored (RFC 9111, 4.3.3)."""
+        key = self.response_key(request, replaced)
+        if load.is_current(key):
+            try:
+                await self.cache.delete(key)
+            except CacheError:
+                _log.info("response cache: closed before the response of %.200s was removed", request.target.uri)
 
     async def invalidate(self, scope: Mapping[str, Any], headers: Headers) -> None:
         """Remove what an unsafe request that succeeded has changed (RFC 9111, 4.4)."""
         if scope["method"] not in _SAFE:
             target = target_of(scope)
-            if not target.too_long:
+            if not target.bypasses:
                 await self.cache.invalidate_tag(target.uri)
             for uri in related(scope, headers):
                 if uri != target.uri:
@@ -296,7 +329,7 @@ class ResponseCache:
         if path is not None:
             return await self.cache.invalidate_tag(path_tag(path))
         assert tag is not None
-        return await self.cache.invalidate_tag(_own_tag(tag.encode()))
+        return await self.cache.invalidate_tag(_own_tag(_as_sent(tag)))
 
     def _listed_keys(self, request: CacheableRequest, cell: object) -> list[str]:
         """Return the keys of a request in the variants that a value of the cache lists; empty if it lists none."""
@@ -362,21 +395,19 @@ class ResponseCache:
             route=route,
         )
 
-    async def _keep(self, request: CacheableRequest, load: PendingLoad, response: Stored, headers: Headers) -> None:
+    async def keep(self, request: CacheableRequest, load: PendingLoad, response: Stored) -> None:
+        """Store a response, unless something has superseded it since `begin`."""
         until = response.born_at + response.lifetime + response.kept_for
         ttl = until - response.stored_at
         if ttl <= 0:
             return
-        key, values, ttls = request.root, dict[str, Any](), dict[str, float | None]()
-        if response.part is not None:
-            key = request.root + _PART
-        elif response.varying or request.sets:
-            key = key_of(request.root, response.varying, request.headers, self._exact)
+        key, values, ttls = self.response_key(request, response), dict[str, Any](), dict[str, float | None]()
+        if response.part is None and key != request.root:
             until = max(until, request.sets_until)
             values[request.root] = index_of(request.sets, response.varying, until)
             ttls[request.root] = until - response.stored_at
         values[key], ttls[key] = cell_of(response), ttl
-        tags = _tags_in(headers)
+        tags = _tags_in(response.headers)
         try:
             kept = await load.store(values, ttls, late_tags={key: tags} if tags else {}, codec=UNCHECKED)
         except (CacheError, TierError):
@@ -399,4 +430,15 @@ def _tags_in(headers: Headers) -> tuple[str, ...]:
 
 def _own_tag(tag: bytes) -> str:
     # The prefix keeps these tags apart from those of URIs and of other users of the cache.
-    return "http-tag:" + tag.strip().decode("latin-1")
+    try:
+        return "http-tag:" + tag.strip().decode()
+    except UnicodeDecodeError:
+        return "http-tag:" + tag.strip().decode("latin-1")
+
+
+def _as_sent(tag: str) -> bytes:
+    """Return a tag as frameworks send it: in Latin-1; in UTF-8 if that has not all of its characters."""
+    try:
+        return tag.encode("latin-1")
+    except UnicodeEncodeError:
+        return tag.encode()

@@ -1,5 +1,6 @@
 """Selects the answer to a request from a stored response: the whole, a part (206), or no body (304, 416)."""
 
+from acgsperf.asgi.fields import http_date, joined
 from acgsperf.asgi.ranges import UNSATISFIABLE, part_of
 from acgsperf.asgi.request import CacheableRequest
 from acgsperf.asgi.stored import Stored
@@ -22,7 +23,8 @@ def selected(request: CacheableRequest, stored: Stored) -> tuple[int, RawHeaders
     ):
         return 304, not_modified_headers(stored.headers), b""
     if request.range is not None and (
-        request.if_range is None or is_same_representation(request.if_range, stored.etag, stored.last_modified)
+        request.if_range is None
+        or is_same_representation(request.if_range, stored.etag, stored.last_modified, _dated_at(stored))
     ):
         length = len(stored.body)
         part = part_of(request.range, length)
@@ -31,6 +33,11 @@ def selected(request: CacheableRequest, stored: Stored) -> tuple[int, RawHeaders
         if part is not None:
             return _partial(stored, part, 0, length)
     return 200, stored.headers, stored.body
+
+
+def _dated_at(stored: Stored) -> float:
+    date = http_date(joined(stored.headers, b"date"))
+    return stored.stored_at if date is None else date
 
 
 def _partial(stored: Stored, part: slice, offset: int, length: int) -> tuple[int, RawHeaders, bytes]:

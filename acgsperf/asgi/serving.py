@@ -5,6 +5,7 @@ import logging
 from functools import partial
 from typing import Final
 
+from acgsperf.asgi.client import Client
 from acgsperf.asgi.exchange import AddedHeaders, Exchange, first_part, replayed
 from acgsperf.asgi.fetch import NOT_FORWARDED, Fetch
 from acgsperf.asgi.flights import Flight
@@ -23,6 +24,8 @@ _READS: Final = frozenset({"GET", "HEAD"})
 # A request waits for at most this many calls that other requests have started. Then it calls the application itself.
 _MAX_FLIGHTS: Final = 2
 _SHUTDOWN_S: Final = 5.0
+# The request of a revalidation in the background.
+_NO_BODY: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
 
 
 class Serving:
@@ -73,7 +76,11 @@ class Serving:
         if stored is not None and cache.use_of(stored, request, cache.now()) is Use.ANSWER:
             await self._hit(request, stored, send, started_ns)
             return
-        await self._beyond_local(scope, replayed(message, receive), send, started_ns, request)
+        client = Client(message, receive)
+        try:
+            await self._beyond_local(scope, client, send, started_ns, request)
+        finally:
+            client.close()
 
     async def end_revalidations(self) -> None:
         """Wait for the revalidations in the background, and cancel those that take too long."""
@@ -84,7 +91,7 @@ class Serving:
             await asyncio.gather(*pending, return_exceptions=True)
 
     async def _beyond_local(
-        self, scope: Scope, receive: Receive, send: Send, started_ns: int, request: CacheableRequest
+        self, scope: Scope, client: Client, send: Send, started_ns: int, request: CacheableRequest
     ) -> None:
         """Answer a request for which L1 has no fresh response."""
         cache = self._cache
@@ -97,6 +104,9 @@ class Serving:
                     self._revalidate(scope, request, stored)
                 await self._hit(request, stored, send, started_ns)
                 return
+            if stored is not None and stored.part is not None:
+                # It has become stale meanwhile. A part is not validated.
+                stored = None
             if request.only_if_cached:
                 cache.misses += 1
                 await send({"type": "http.response.start", "status": 504, "headers": self._added.to([])})
@@ -107,24 +117,37 @@ class Serving:
             name = request.flight
             other = cache.flights.get(name)
             if other is None:
-                flight = cache.flights.start(name, request.root)
+                flight = cache.flights.start(name, request.root, client)
                 break
-            if not await other.wait():
-                if other.failed and stored is not None and cache.answers_after_error(stored, cache.now()):
-                    await self._hit(request, stored, send, started_ns)
-                    return
+            shares = await other.wait()
+            answer = self._answer_of(other, request) if shares else self._answer_after_error(other, stored)
+            if answer is not None:
+                await self._hit(request, answer, send, started_ns)
+                return
+            if not shares:
                 break
         cache.misses += 1
         try:
-            await self._fetch(scope, receive, send, started_ns, request, stored, flight)
+            await self._fetch(scope, client, send, started_ns, request, stored, flight)
         finally:
             if flight is not None:
                 cache.flights.end(name, flight)
 
+    def _answer_of(self, other: Flight, request: CacheableRequest) -> Stored | None:
+        """Return the response of another call if it is complete and answers this request."""
+        response = other.response
+        return response if response is not None and self._cache.answers(request, response, other.key) else None
+
+    def _answer_after_error(self, other: Flight, stale: Stored | None) -> Stored | None:
+        """Return the stale response if another call has failed and it may be used then."""
+        if stale is None or not (other.failed and other.is_current):
+            return None
+        return stale if self._cache.answers_after_error(stale, self._cache.now()) else None
+
     async def _fetch(
         self,
         scope: Scope,
-        receive: Receive,
+        client: Client,
         send: Send,
         started_ns: int,
         request: CacheableRequest,
@@ -137,13 +160,14 @@ class Serving:
         if flight is not None:
             flight.load = load
         timed = _Timed(send, self._routes, started_ns)
-        fetch = Fetch(cache, request, scope, receive, timed.send, self._added, stale=stale, load=load, flight=flight)
+        serve = partial(self._send_stored, request, send=timed.send)
+        fetch = Fetch(
+            cache, request, scope, client, timed.send, serve, self._added, stale=stale, load=load, flight=flight
+        )
         timed.fetch = fetch
         with self._routes.counting_connections(lambda: fetch.route):
             try:
                 await fetch.run(self._app)
-                if fetch.served is not None:
-                    await self._send_stored(request, fetch.served, timed.send)
             finally:
                 timed.end()
 
@@ -154,7 +178,7 @@ class Serving:
         if cache.flights.get(name) is not None or (running is not None and running.is_current):
             return
         # Its key has no flight if the last response could not be shared.
-        flight = self._revalidated[name] = cache.flights.start(name, request.root) or Flight(request.root)
+        flight = self._revalidated[name] = cache.flights.start(name, request.root, None) or Flight(request.root, None)
         # It validates the whole response, without extensions: a body that is sent by one could not be stored.
         headers = [pair for pair in request.headers if pair[0] not in NOT_FORWARDED]
         scope = {**scope, "headers": headers, "extensions": {}}
@@ -167,13 +191,15 @@ class Serving:
     async def _run_revalidation(
         self, scope: Scope, request: CacheableRequest, stale: Stored, flight: Flight, name: str
     ) -> None:
+        client = Client(_NO_BODY, _never)
         try:
             load = flight.load = await self._cache.begin(request)
             fetch = Fetch(
                 self._cache,
                 request,
                 scope,
-                _NoClient().receive,
+                client,
+                _discard,
                 _discard,
                 self._added,
                 stale=stale,
@@ -189,6 +215,7 @@ class Serving:
                 "response cache: the revalidation of %.200s failed; keeping the stale response", request.target.uri
             )
         finally:
+            client.close()
             if self._revalidated.get(name) is flight:
                 del self._revalidated[name]
             self._cache.flights.end(name, flight)
@@ -229,20 +256,13 @@ class _Timed:
             routes.record(self.fetch.route, self._started_ns)
 
 
-class _NoClient:
-    """Stands in for the client of a revalidation: sends a request without a body, and never disconnects."""
-
-    def __init__(self) -> None:
-        self._requested = False
-
-    async def receive(self) -> Message:
-        if self._requested:
-            await asyncio.Event().wait()
-        self._requested = True
-        return {"type": "http.request", "body": b"", "more_body": False}
+async def _never() -> Message:
+    """Wait for a client that does not exist, and so does not disconnect."""
+    await asyncio.Event().wait()
+    raise AssertionError
 
 
-async def _discard(message: Message) -> None:
+async def _discard(_: object) -> None:
     pass
 
 

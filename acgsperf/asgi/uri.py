@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urljoin, urlsplit
 
 from acgsperf.asgi.fields import Headers, joined
 
@@ -12,7 +12,9 @@ __all__ = ["Target", "path_tag", "related", "target_of", "target_with_host"]
 # Longer URIs are not stored.
 _MAX_URI: Final = 2_048
 _DEFAULT_PORTS: Final = {"http": b":80", "https": b":443"}
-_ENCODED: Final = re.compile(rb"%[0-9A-Fa-f]{2}|[\x00-\x20\x7f-\xff]")
+# What a URI may contain (RFC 3986, 3.3 and 3.4), besides letters and digits. All else is encoded.
+_LEGAL: Final = "-._~!$&'()*+,;=:@/"
+_ENCODED: Final = re.compile(rb"%[0-9A-Fa-f]{2}|[^-._~!$&'()*+,;=:@/?%A-Za-z0-9]")
 # Servers do not check the host. These characters are encoded, so that no part of it can be read as a path or a query.
 _NOT_IN_HOST: Final = re.compile(rb"[/?#\x00-\x20\x7f-\xff]")
 _UNRESERVED: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
@@ -26,13 +28,14 @@ class Target(NamedTuple):
         path: the tag of all responses of the path, whatever their host and query are.
         storable: whether a response may be stored. False for a path with dot segments: an application that does not
             remove them answers for another path than the normalised one.
-        too_long: whether the URI is too long to be stored.
+        bypasses: whether the cache neither answers the request nor stores its response. True if the URI is too long, or
+            has no path: "GET .org/" of the host "example" would otherwise be "/" of "example.org".
     """
 
     uri: str
     path: str
     storable: bool
-    too_long: bool
+    bypasses: bool
 
 
 def target_of(scope: Mapping[str, Any]) -> Target:
@@ -46,15 +49,19 @@ def target_with_host(scope: Mapping[str, Any], host: bytes) -> Target:
 
 
 def path_tag(path: str) -> str:
-    """Return the tag of all responses of a path.
+    """Return the tag of all responses of a path, which may be encoded or decoded.
 
     Raises:
         ValueError: if it is not a path.
     """
     if not path.startswith("/") or "?" in path or "#" in path:
         raise ValueError(f"path must begin with / and have no query, got {path!r:.100}")
-    encoded = _normalised(_quoted(path, "/%!$&'()*+,;=:@~"))
-    return "http-path:" + _without_dot_segments(encoded).decode("latin-1")
+    return _path_tag(_without_dot_segments(_normalised(_quoted(path, _LEGAL + "%"))))
+
+
+def _path_tag(path: bytes) -> str:
+    """Return the tag of a path without dot segments. It is that of the decoded path, which the application sees."""
+    return "http-path:" + quote(unquote_to_bytes(path))
 
 
 def related(scope: Mapping[str, Any], headers: Headers) -> Iterable[str]:
@@ -78,7 +85,7 @@ def related(scope: Mapping[str, Any], headers: Headers) -> Iterable[str]:
 
 def _raw_path(scope: Mapping[str, Any]) -> bytes:
     # Without `raw_path`, the decoded path is quoted again, so that no part of it can be read as a query.
-    return scope.get("raw_path") or _quoted(scope["path"], "/")
+    return scope.get("raw_path") or _quoted(scope["path"], _LEGAL)
 
 
 def _quoted(path: str, safe: str) -> bytes:
@@ -90,16 +97,15 @@ def _quoted(path: str, safe: str) -> bytes:
 
 
 def _target(scheme: str, host: bytes, path: bytes, query: bytes) -> Target:
-    if len(path) + len(query) + len(host) > 3 * _MAX_URI:
-        # Even when it is normalised, it is too long.
+    # A path as long as that is too long even when it is normalised.
+    if len(path) + len(query) + len(host) > 3 * _MAX_URI or (path and not path.startswith(b"/")):
         return Target("", "", False, True)
     encoded = _normalised(path).replace(b"?", b"%3F") or b"/"
     clean = _without_dot_segments(encoded)
-    text = clean.decode("latin-1")
-    uri = f"http:{scheme}://{_normalised_host(scheme, host).decode('latin-1')}{text}"
+    uri = f"http:{scheme}://{_normalised_host(scheme, host).decode('latin-1')}{clean.decode('latin-1')}"
     if query:
         uri = f"{uri}?{_normalised(query).decode('latin-1')}"
-    return Target(uri, "http-path:" + text, clean == encoded, len(uri) > _MAX_URI)
+    return Target(uri, _path_tag(clean), clean == encoded, len(uri) > _MAX_URI)
 
 
 def _normalised_host(scheme: str, host: bytes) -> bytes:

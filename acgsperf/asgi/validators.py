@@ -11,15 +11,32 @@ __all__ = [
     "freshened",
     "is_not_modified",
     "is_same_representation",
+    "is_validated",
     "not_modified_headers",
     "validators_of",
 ]
 
 # The conditions of a client that has a response already. The cache evaluates them.
 CONDITIONS: Final = frozenset({b"if-none-match", b"if-modified-since"})
-# RFC 9110, 15.4.5.
-_IN_NOT_MODIFIED: Final = frozenset(
-    {b"cache-control", b"cdn-cache-control", b"content-location", b"date", b"etag", b"expires", b"vary"}
+# What describes a body, which a 304 does not have (RFC 9110, 15.4.5). All else is about the response, like cookies and
+# the headers of CORS.
+_NOT_IN_NOT_MODIFIED: Final = frozenset(
+    {
+        b"accept-ranges",
+        b"content-digest",
+        b"content-disposition",
+        b"content-encoding",
+        b"content-language",
+        b"content-length",
+        b"content-md5",
+        b"content-range",
+        b"content-type",
+        b"digest",
+        b"last-modified",
+        b"repr-digest",
+        b"trailer",
+        b"transfer-encoding",
+    }
 )
 # These describe the stored body, which a 304 does not replace.
 _NOT_UPDATED: Final = frozenset(
@@ -57,12 +74,25 @@ def is_not_modified(
     return (received_at if modified is None else modified) <= since
 
 
-def is_same_representation(if_range: bytes, etag: bytes | None, last_modified: bytes | None) -> bool:
-    """Return whether `If-Range` is the strong validator of a representation."""
+def is_same_representation(if_range: bytes, etag: bytes | None, last_modified: bytes | None, dated_at: float) -> bool:
+    """Return whether `If-Range` is the strong validator of a representation.
+
+    Args:
+        if_range: an entity tag or a date.
+        etag, last_modified: those of the representation.
+        dated_at: its `Date`, in seconds since the epoch.
+    """
     if_range = if_range.strip()
     if if_range.startswith(b'"'):
         return if_range == etag
-    return last_modified is not None and if_range == last_modified and http_date(if_range) is not None
+    modified = http_date(if_range)
+    # RFC 9110, 8.8.2.2: what was modified in the second of its `Date` may have been modified again in that second.
+    return modified is not None and if_range == last_modified and dated_at - modified >= 1
+
+
+def is_validated(stored: bytes | None, received: bytes | None) -> bool:
+    """Return whether a 304 is about the stored response: it has no entity tag, or the same (RFC 9111, 4.3.4)."""
+    return received is None or (stored is not None and _opaque(received) == _opaque(stored))
 
 
 def condition_headers(etag: bytes | None, last_modified: bytes | None) -> list[tuple[bytes, bytes]]:
@@ -83,7 +113,7 @@ def freshened(stored: Headers, received: Headers) -> list[tuple[bytes, bytes]]:
 
 def not_modified_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     """Return those headers of a response that a 304 contains."""
-    return [(name, value) for name, value in headers if name.lower() in _IN_NOT_MODIFIED]
+    return [(name, value) for name, value in headers if name.lower() not in _NOT_IN_NOT_MODIFIED]
 
 
 def _opaque(etag: bytes) -> bytes:

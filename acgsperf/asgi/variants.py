@@ -99,7 +99,10 @@ def _is_index(sets: object, until: object) -> bool:
 
 def _normalised(name: bytes, value: bytes) -> bytes:
     """Return a value in a form that is the same for all equal values."""
-    found = members(value.decode("latin-1"))
+    text = value.decode("latin-1")
     if name in _UNORDERED:
-        found = sorted("".join(member.lower().split()) for member in found)
+        found = sorted("".join(member.lower().split()) for member in members(text))
+    else:
+        # What an empty member means is not known.
+        found = members(text, empty=True)
     return ",".join(found).encode("latin-1")

@@ -318,6 +318,28 @@ async def test_an_answer_from_before_a_change_is_not_kept(connect, cache):
     assert client.middleware.counts().hits == 1
 
 
+async def test_a_change_that_is_committed_after_the_response_invalidates_what_was_read_in_between(connect, cache):
+    """The dependencies of FastAPI commit so late."""
+
+    async def app(scope, receive, send):
+        nonlocal price
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": price.encode()})
+        if scope["method"] == "POST":
+            answered.set()
+            await may_commit.wait()
+            price = "new"
+
+    price, answered, may_commit = "old", asyncio.Event(), asyncio.Event()
+    client = connect(app, cache=cache, ttl=60)
+    posting = asyncio.create_task(client.post("/a"))
+    await answered.wait()
+    assert (await client.get("/a")).text == "old"
+    may_commit.set()
+    await posting
+    assert (await client.get("/a")).text == "new"
+
+
 async def test_a_body_of_another_length_than_was_said_is_not_kept(client, origin):
     origin.headers.append(("content-length", "100"))
     for _ in range(2):
@@ -516,9 +538,9 @@ async def test_a_cache_that_closes_before_a_response_is_stored_does_not_fail_its
     async with TieredCache(LRUCache(100, clock=clock), namespace="http", clock=clock) as cache:
 
         async def app(scope, receive, send):
-            await origin(scope, receive, send)
-            if origin.calls > validated:
+            if origin.calls == validated:
                 await cache.close()
+            await origin(scope, receive, send)
 
         origin.headers, origin.validates = [*FRESH, ("etag", '"v1"')], True
         client = connect(app, cache=cache)

@@ -62,3 +62,12 @@ async def test_the_default_lifetime_is_for_each_cookie_if_the_response_varies_on
     first = await answers(client, {"cookie": "a"}, {"cookie": "b"})
     assert len(set(first)) == 2
     assert await answers(client, {"cookie": "a"}, {"cookie": "b"}) == first
+
+
+@pytest.mark.parametrize("cache_control", ["public", "must-revalidate", "public, must-revalidate", ""])
+@pytest.mark.parametrize("options", [{"ttl": 60}, {"heuristic": 0.1}])
+@pytest.mark.parametrize("header", ["cookie", "authorization", "x-api-key"])
+async def test_a_lifetime_by_default_is_for_strangers_only(connect, origin, cache, cache_control, options, header):
+    origin.headers = [("last-modified", "Thu, 01 Jan 1970 00:00:00 GMT"), ("cache-control", cache_control)]
+    client = connect(origin, cache=cache, **options)
+    assert len(set(await answers(client, {header: "alice"}, {header: "bob"}, {}))) == 3

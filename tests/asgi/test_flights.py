@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from acgsperf import LRUCache, TieredCache, weigh_bytes
+
 SHARED = [("cache-control", "max-age=60")]
 
 
@@ -216,3 +218,81 @@ async def test_requests_go_on_as_soon_as_a_body_turns_out_to_be_too_large(connec
     # Less than requests wait for a body that will be stored.
     async with asyncio.timeout(4):
         await asyncio.gather(*(client.get("/a") for _ in range(3)))
+
+
+async def test_requests_get_a_complete_response_before_the_background_task_ends(connect, origin, cache):
+    async def app(scope, receive, send):
+        await origin(scope, receive, send)
+        await task_may_end.wait()
+
+    task_may_end = asyncio.Event()
+    origin.headers = [("cache-control", "max-age=60"), ("vary", "accept")]
+    client = connect(app, cache=cache)
+    first = asyncio.create_task(client.get("/a"))
+    await called(origin, 1)
+    async with asyncio.timeout(10):
+        assert (await client.get("/a")).text == "answer 1"
+    # It is not stored yet, and does not answer a request for another variant.
+    assert client.middleware.counts().stored == 0
+    other = asyncio.create_task(client.get("/a", headers={"accept": "text/plain"}))
+    await called(origin, 2)
+    task_may_end.set()
+    assert [(await task).text for task in (first, other)] == ["answer 1", "answer 2"]
+
+
+async def test_a_call_whose_client_has_left_keeps_nobody_waiting(connect, origin, gate, cache):
+    """A server that does not cancel the application has only a message for it, which the application does not read."""
+
+    async def receive():
+        if messages:
+            return messages.pop()
+        await leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    origin.headers, leaves, sent = list(SHARED), asyncio.Event(), []
+    messages = [{"type": "http.request", "body": b"", "more_body": False}]
+    client = connect(origin, cache=cache)
+    scope = {"type": "http", "method": "GET", "scheme": "http", "path": "/a", "raw_path": b"/a", "query_string": b""}
+    first = asyncio.create_task(client.middleware({**scope, "headers": [(b"host", b"test")]}, receive, send))
+    await called(origin, 1)
+    others = [asyncio.create_task(client.get("/a")) for _ in range(5)]
+    await called(origin, 1)
+    leaves.set()
+    await called(origin, 2)
+    gate.set()
+    assert {answer.text for answer in await asyncio.gather(*others)} == {"answer 2"}
+    await first
+    assert origin.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "headers", "status"),
+    [("HEAD", {}, 200), ("GET", {"range": "bytes=9-"}, 416), ("GET", {"range": "bytes=0-1"}, 206)],
+)
+async def test_a_head_or_a_range_does_not_end_the_sharing(client, origin, gate, method, headers, status):
+    gate.set()
+    origin.status = status
+    await client.request(method, "/a", headers=headers)
+    origin.status, origin.calls = 200, 0
+    gate.clear()
+    tasks = [asyncio.create_task(client.get("/a")) for _ in range(5)]
+    await called(origin, 1)
+    gate.set()
+    await asyncio.gather(*tasks)
+    assert origin.calls == 1
+
+
+async def test_a_response_that_no_tier_can_keep_is_shared_all_the_same(connect, origin, gate, clock):
+    async with TieredCache(
+        LRUCache(100, maxweight=2_000, weigher=weigh_bytes, clock=clock), namespace="http", clock=clock
+    ) as cache:
+        origin.headers, origin.body = list(SHARED), [b"x" * 10_000]
+        client = connect(origin, cache=cache)
+        tasks = [asyncio.create_task(client.get("/a")) for _ in range(5)]
+        await called(origin, 1)
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert origin.calls == 1

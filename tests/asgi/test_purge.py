@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import secrets
 
+import httpx
 import pytest
 
 from acgsperf import CacheError, LRUCache, RedisTier, TieredCache
@@ -39,7 +40,7 @@ async def test_a_path_is_purged_with_all_its_queries_hosts_and_variants(client, 
     [
         ("cache-tag", "a, b c,d", ["a", "b c", "d"]),
         ("surrogate-key", "a b  c", ["a", "b", "c"]),
-        ("cache-tag", "ä", ["ä"]),
+        ("cache-tag", "ä, 日本", ["ä", "日本"]),
     ],
 )
 async def test_responses_are_purged_by_their_tags(client, origin, header, value, tags):
@@ -164,3 +165,49 @@ async def test_a_purge_needs_a_cache_and_either_a_path_or_a_tag(connect, origin,
     for arguments in ({}, {"path": "/a", "tag": "a"}):
         with pytest.raises(TypeError, match="purge needs either a path or a tag"):
             await client.middleware.purge(**arguments)
+
+
+@pytest.mark.parametrize("raw", [b"caf\xe9", "café".encode()])
+async def test_a_tag_is_purged_in_both_encodings_of_a_header(connect, cache, raw):
+    """Starlette sends headers in Latin-1, others send UTF-8."""
+
+    async def app(scope, receive, send):
+        calls.append(scope)
+        headers = [(b"cache-control", b"max-age=60"), (b"cache-tag", raw)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    calls = []
+    client = connect(app, cache=cache)
+    await client.get("/a")
+    await client.middleware.purge(tag="café")
+    await client.get("/a")
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("raw", "decoded"),
+    [
+        (b"/me%40x.org", "/me@x.org"),
+        (b"/a%2Cb%3Ac%2Bd", "/a,b:c+d"),
+        (b"/a%2Fb", "/a/b"),
+        (b"/a|b{c}[d]^", "/a|b{c}[d]^"),
+        (b"/100%25", "/100%"),
+        (b"/%FF", "/\udcff"),
+    ],
+)
+@pytest.mark.parametrize("has_raw", [True, False])
+async def test_a_path_is_purged_encoded_and_decoded(connect, origin, cache, raw, decoded, has_raw):
+    async def app(scope, receive, send):
+        await middleware({**scope, "path": decoded, "raw_path": raw if has_raw else None}, receive, send)
+
+    origin.headers = [FRESH]
+    middleware = connect(origin, cache=cache).middleware
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+    async with client:
+        for calls, path in enumerate((decoded, raw.decode()), 1):
+            await client.get("/")
+            assert origin.calls == calls
+            await middleware.purge(path=path)
+        await client.get("/")
+    assert origin.calls == 3

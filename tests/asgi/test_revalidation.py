@@ -68,9 +68,8 @@ async def test_a_304_that_forbids_to_store_is_served_once(client, origin, clock)
     await client.get("/a")
     clock.advance(10)
     origin.headers[0] = ("cache-control", "no-store")
-    for _ in range(2):
-        assert (await client.get("/a")).text == "answer 1"
-    assert origin.calls == 3
+    assert (await client.get("/a")).text == "answer 1"
+    assert (await client.get("/a")).text == "answer 3"
 
 
 @pytest.mark.parametrize("cache_control", ["no-cache", "no-cache, max-age=60", 'no-cache="x-a"', "max-age=0"])
@@ -168,20 +167,148 @@ async def test_one_revalidation_of_a_response_runs_at_a_time(client, origin, clo
         clock.advance(10)
 
 
-async def test_a_revalidation_that_forbids_to_store_runs_once_at_a_time(client, origin, clock):
+async def test_a_revalidation_that_forbids_to_store_runs_once_and_removes_the_stale_response(client, origin, clock):
     origin.headers[0] = ("cache-control", "max-age=10, stale-while-revalidate=60")
     await client.get("/a")
     clock.advance(10)
     origin.validates, origin.headers[0] = False, ("cache-control", "no-store")
-    for calls in (2, 3):
-        go_on = asyncio.Event()
-        origin.wait = go_on.wait
-        for _ in range(5):
-            assert (await client.get("/a")).text == "answer 1"
-            await asyncio.sleep(0)
-        assert origin.calls == calls
-        go_on.set()
+    go_on = asyncio.Event()
+    origin.wait = go_on.wait
+    for _ in range(5):
+        assert (await client.get("/a")).text == "answer 1"
+        await asyncio.sleep(0)
+    assert origin.calls == 2
+    go_on.set()
+    await settled(client)
+    assert (await client.get("/a")).text == "answer 3"
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (410, []),
+        (404, [("cache-control", "no-store")]),
+        (301, [("location", "/b"), ("cache-control", "no-store")]),
+        (200, [("cache-control", "private")]),
+        (200, [("cache-control", "max-age=60"), ("set-cookie", "a=1")]),
+    ],
+)
+@pytest.mark.parametrize("validator", [[], [("etag", '"v1"')]])
+async def test_an_answer_that_is_not_stored_replaces_the_stale_response(
+    connect, origin, cache, clock, status, headers, validator
+):
+    client = connect(origin, cache=cache, stale_while_revalidate=600, stale_if_error=600)
+    origin.headers = [("cache-control", "max-age=10"), *validator]
+    await client.get("/a")
+    clock.advance(10)
+    origin.status, origin.headers = status, headers
+    assert (await client.get("/a")).text == "answer 1"
+    await settled(client)
+    answer = await client.get("/a")
+    assert (answer.status_code, answer.text) == (status, "answer 3")
+    origin.status = 500
+    assert (await client.get("/a")).status_code == 500
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_an_answer_that_does_not_say_what_the_uri_is_replaces_nothing(connect, origin, cache, clock, status):
+    client = connect(origin, cache=cache, stale_while_revalidate=600)
+    origin.headers = [("cache-control", "max-age=10"), ("etag", '"v1"')]
+    await client.get("/a")
+    clock.advance(10)
+    origin.status, origin.headers = status, []
+    for _ in range(2):
+        assert (await client.get("/a")).text == "answer 1"
         await settled(client)
+
+
+@pytest.mark.parametrize(
+    ("cache_control", "asked", "status"),
+    [
+        ("no-cache, max-age=60", "", 500),
+        ("no-cache", "", 500),
+        ("max-age=60", "no-cache", 500),
+        ("max-age=60", "max-age=0", 500),
+        ("max-age=60", "max-age=2", 500),
+        ("max-age=60, must-revalidate", "no-cache", 500),
+        ("max-age=60, stale-if-error=60", "no-cache", 200),
+    ],
+)
+async def test_a_response_that_needs_validation_is_not_used_after_an_error(
+    client, origin, clock, cache_control, asked, status
+):
+    origin.headers[0] = ("cache-control", cache_control)
+    await client.get("/a")
+    clock.advance(5)
+    origin.status, origin.validates = 500, False
+    answer = await client.get("/a", headers={"cache-control": asked} if asked else {})
+    assert answer.status_code == status
+
+
+async def test_a_response_that_was_purged_during_its_validation_is_not_used_after_an_error(
+    connect, origin, cache, clock
+):
+    client = connect(origin, cache=cache, stale_if_error=60)
+    origin.headers = [("cache-control", "max-age=10"), ("etag", '"v1"')]
+    await client.get("/a")
+    clock.advance(10)
+    go_on = asyncio.Event()
+    origin.wait, origin.status = go_on.wait, 503
+    origin.called.clear()
+    asking = asyncio.create_task(client.get("/a"))
+    await origin.called.wait()
+    await client.middleware.purge(path="/a")
+    go_on.set()
+    assert (await asking).status_code == 503
+
+
+async def test_a_304_for_another_entity_tag_does_not_validate_the_stale_response(connect, cache, clock):
+    async def app(scope, receive, send):
+        assert (await receive())["type"] == "http.request"
+        asked = dict(scope["headers"]).get(b"if-none-match")
+        calls.append(asked)
+        etag = b'"v1"' if len(calls) == 1 else b'"v2"'
+        headers = [(b"etag", etag), (b"cache-control", b"max-age=10")]
+        await send({"type": "http.response.start", "status": 304 if asked else 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if asked else b"body of " + etag})
+
+    calls = []
+    client = connect(app, cache=cache)
+    await client.get("/a")
+    clock.advance(10)
+    for _ in range(2):
+        answer = await client.get("/a")
+        assert (answer.status_code, answer.text, answer.headers["etag"]) == (200, 'body of "v2"', '"v2"')
+    assert calls == [None, b'"v1"', None]
+
+
+async def test_a_validated_response_does_not_wait_for_a_background_task(connect, origin, cache, clock):
+    async def app(scope, receive, send):
+        await origin(scope, receive, send)
+        await task_may_end.wait()
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        if message["type"] == "http.response.body":
+            bodies.append(message["body"])
+            sent.set()
+
+    task_may_end, sent, bodies = asyncio.Event(), asyncio.Event(), []
+    task_may_end.set()
+    origin.headers, origin.validates = [("cache-control", "max-age=10"), ETAG], True
+    client = connect(app, cache=cache)
+    await client.get("/a")
+    clock.advance(10)
+    task_may_end.clear()
+    scope = {"type": "http", "method": "GET", "scheme": "http", "path": "/a", "raw_path": b"/a", "query_string": b""}
+    task = asyncio.create_task(client.middleware({**scope, "headers": [(b"host", b"test")]}, receive, send))
+    async with asyncio.timeout(10):
+        await sent.wait()
+    assert (bodies, task.done()) == ([b"answer 1"], False)
+    task_may_end.set()
+    await task
 
 
 async def test_a_revalidation_stores_a_new_response(client, origin, clock):

@@ -27,6 +27,8 @@ def uri_of(*arguments, **options):
         ((b"",), (b"/",)),
         ((b"/", b"a=%7e"), (b"/", b"a=~")),
         ((b"/", b"", b"TEST:80"), (b"/", b"", b"test")),
+        ((b"/a|b{c}",), (b"/a%7Cb%7Bc%7D",)),
+        ((b"/", b"a[]=1"), (b"/", b"a%5B%5D=1")),
         ((b"/", b"", b"test:"), (b"/", b"", b"test")),
         ((b"/", b"", b"test:443", "https"), (b"/", b"", b"test", "https")),
     ],
@@ -54,6 +56,7 @@ def test_equal_uris_have_one_key(one, other):
         ((b"/b", b"", b"test%2fa"), (b"/b", b"", b"test/a")),
         ((b"/", b"", b"test::80"), (b"/",)),
         ((b"/", b"", b"user@test"), (b"/",)),
+        ((b"/a@b",), (b"/a%40b",)),
         ((b"/a?b",), (b"/a", b"b")),
     ],
 )
@@ -151,3 +154,19 @@ def test_a_path_has_the_same_tag_however_it_is_written():
     for path in ("a", "", "/a?b", "/a#b"):
         with pytest.raises(ValueError, match="path must begin with / and have no query"):
             path_tag(path)
+
+
+@pytest.mark.parametrize("path", [b".com/x", b"*", b"http://example.com/x", b":80/x", b"@example.com/x"])
+def test_a_target_without_a_path_is_not_joined_to_the_host(path):
+    target = target_of(scope_of(path, host=b"example"))
+    assert target.bypasses
+    assert not target.storable
+    assert target.uri == ""
+
+
+def test_a_path_has_the_same_uri_with_and_without_its_raw_form():
+    for text in ("/users/@me", "/a:b", "/a,b", "/a!b", "/a(b)", "/a;v=1", "/ä|ö"):
+        decoded = {**scope_of(None), "path": text}
+        assert target_of(decoded).uri == target_of(scope_of(text.encode())).uri
+        location = [(b"location", text.encode())]
+        assert list(related(scope_of(b"/"), location)) == [target_of(decoded).uri]

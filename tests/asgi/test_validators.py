@@ -182,7 +182,35 @@ async def test_the_last_bytes_are_found_in_a_part(connect, origin, cache):
 
 def test_if_range_needs_a_strong_validator():
     date = b"Thu, 01 Jan 1970 00:16:40 GMT"
-    assert is_same_representation(b'"a"', b'"a"', None)
-    assert not is_same_representation(b'W/"a"', b'W/"a"', None)
-    assert is_same_representation(date, None, date)
-    assert not is_same_representation(b"Thu, 01 Jan 1970 00:16:41 GMT", None, date)
+    assert is_same_representation(b'"a"', b'"a"', None, 0)
+    assert not is_same_representation(b'W/"a"', b'W/"a"', None, 0)
+    assert is_same_representation(date, None, date, 1_001)
+    # It may have been modified again in the same second.
+    assert not is_same_representation(date, None, date, 1_000)
+    assert not is_same_representation(b"Thu, 01 Jan 1970 00:16:41 GMT", None, date, 2_000)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_304_of_the_cache_keeps_the_headers_that_do_not_describe_the_body(connect, origin, cache, kept):
+    own = [("access-control-allow-origin", "*"), ("content-security-policy", "default-src 'self'"), ("x-a", "b")]
+    described = [
+        ("content-type", "text/plain"),
+        ("content-language", "de"),
+        ("last-modified", "Thu, 01 Jan 1970 00:00:00 GMT"),
+    ]
+    cookie = [] if kept else [("set-cookie", "a=1")]
+    origin.headers = [
+        ("cache-control", "max-age=60" if kept else "no-store"),
+        ("etag", '"1"'),
+        *own,
+        *described,
+        *cookie,
+    ]
+    client = connect(origin, cache=cache)
+    for _ in range(2):
+        answer = await client.get("/a", headers={"if-none-match": '"1"'})
+        assert answer.status_code == 304
+        assert [
+            pair for pair in answer.headers.items() if pair[0] not in {"age", "cache-control", "etag"}
+        ] == own + cookie
+    assert origin.calls == 2 - kept

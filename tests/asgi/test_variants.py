@@ -138,3 +138,11 @@ def test_the_names_are_read_whatever_surrounds_them():
     assert varying_on([]) == ()
     for value in (b"*", b"a, *", b", ".join(b"h%d" % i for i in range(17)), b"x" * 10_000):
         assert varying_on([(b"vary", value)]) is None
+
+
+@pytest.mark.parametrize(("one", "other"), [("1,,2", "1,2"), (",1", "1"), (",", ""), ("a,", "a")])
+async def test_empty_members_of_an_unknown_field_count(connect, origin, cache, one, other):
+    origin.headers = [("cache-control", "max-age=60"), ("vary", "x-ids")]
+    client = connect(origin, cache=cache)
+    found = [(await client.get("/a", headers={"x-ids": ids})).text for ids in (one, other)]
+    assert found == ["answer 1", "answer 2"]
