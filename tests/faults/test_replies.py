@@ -17,6 +17,8 @@ from faults.replies import POSTGRES_REPLIES, REDIS_REPLIES
 from faults.servers import HostilePostgres, HostileRedis
 
 CALLERS = 50
+# The hostile server computes in the same event loop.
+LONGEST_TURN_S = 0.2
 KEYS = [f"key-{number}" for number in range(4)]
 # The commands that each call sends.
 REDIS_CALLS = {
@@ -56,7 +58,7 @@ def _replies(replies):
 
 @asynccontextmanager
 async def _redis_application(url):
-    async with Oracle() as oracle, HostileRedis(url) as server:
+    async with Oracle(LONGEST_TURN_S) as oracle, HostileRedis(url) as server:
         namespace = "faults-" + secrets.token_hex(4)
         tiers = RedisTier(server.url, deadline=DEADLINE_S), RedisTier(url, deadline=5)
         async with Application(oracle, *tiers, namespace, "l2").running() as application:
@@ -67,7 +69,7 @@ async def _redis_application(url):
 
 @asynccontextmanager
 async def _postgres_application(dsn):
-    async with Oracle() as oracle, HostilePostgres(dsn) as server:
+    async with Oracle(LONGEST_TURN_S) as oracle, HostilePostgres(dsn) as server:
         namespace = "faults-" + secrets.token_hex(4)
         tiers = PostgresTier(server.dsn, deadline=DEADLINE_S), PostgresTier(dsn, deadline=5)
         async with Application(oracle, *tiers, namespace, "l3").running() as application:
@@ -257,7 +259,7 @@ async def _pool_works(oracle, pool):
 @_replies(POSTGRES_REPLIES)
 async def test_a_pool_withstands_hostile_replies_of_postgres(servers, reply):
     numbers = iter(range(1_000_000))
-    async with Oracle() as oracle, HostilePostgres(servers.database_url) as server:
+    async with Oracle(LONGEST_TURN_S) as oracle, HostilePostgres(servers.database_url) as server:
         async with ConnectionPool(server.dsn, min_size=2, max_size=5, **POOL_OPTIONS) as pool:
             for script, times in itertools.product(reply.scripts, (1, float("inf"))):
                 await eventually(lambda: _pool_works(oracle, pool))
