@@ -92,7 +92,10 @@ def is_same_representation(if_range: bytes, etag: bytes | None, last_modified: b
 
 def is_validated(stored: bytes | None, received: bytes | None) -> bool:
     """Return whether a 304 is about the stored response: it has no entity tag, or the same (RFC 9111, 4.3.4)."""
-    return received is None or (stored is not None and _opaque(received) == _opaque(stored))
+    if received is None or received == stored:
+        return True
+    tags = _TAG.findall(received)
+    return not tags or (stored is not None and _opaque(stored) in tags)
 
 
 def condition_headers(etag: bytes | None, last_modified: bytes | None) -> list[tuple[bytes, bytes]]:

@@ -3,7 +3,7 @@
 import pytest
 
 from acgsperf.asgi.ranges import UNSATISFIABLE, part_of
-from acgsperf.asgi.validators import is_not_modified, is_same_representation
+from acgsperf.asgi.validators import is_not_modified, is_same_representation, is_validated
 
 FRESH = ("cache-control", "max-age=60")
 
@@ -214,3 +214,22 @@ async def test_a_304_of_the_cache_keeps_the_headers_that_do_not_describe_the_bod
             pair for pair in answer.headers.items() if pair[0] not in {"age", "cache-control", "etag"}
         ] == own + cookie
     assert origin.calls == 2 - kept
+
+
+@pytest.mark.parametrize(
+    ("stored", "received", "expected"),
+    [
+        (b'"a"', None, True),
+        (b'"a"', b'"a"', True),
+        (b'"a"', b'W/"a"', True),
+        (b'"a"', b'"a", "b"', True),
+        (b'"a"', b"no tag", True),
+        (b'"a"', b'"b"', False),
+        (b'"a"', b'"b", "c"', False),
+        (b"a", b"a", True),
+        (None, b'"b"', False),
+        (None, None, True),
+    ],
+)
+def test_a_304_is_about_the_response_with_its_entity_tag(stored, received, expected):
+    assert is_validated(stored, received) is expected
