@@ -8,7 +8,10 @@ CLOSED = (
 BODY = "the suite's server sends a body that is shorter than its `Content-Range` says"
 COOKIE = "a response with `Set-Cookie` is not stored: the cookie of one client would reach all others"
 
-ANOTHER = "a 304 with another strong `ETag` must not update the stored response (RFC 9111, 4.3.4); the suite expects an update"
+ANOTHER = (
+    "a 304 with another strong `ETag` must not update the stored response (RFC 9111, 4.3.4); "
+    "the suite expects an update"
+)
 
 GAPS = {
     "304-etag-update-response-ETag": ANOTHER,
