@@ -17,26 +17,26 @@ class Client:
     Args:
         first: a message that was received already.
         receive: returns the following ones. It is never called twice at the same time.
+
+    Attributes:
+        has_left: whether the client is known to have left.
     """
 
     def __init__(self, first: Message, receive: Receive) -> None:
         self._messages: Final = deque((first,))
         self._receive = receive
-        self._has_left = first["type"] == "http.disconnect"
-        self._reading: asyncio.Task[None] | None = None
+        self._reading: Final = asyncio.Lock()
         self._watching: asyncio.Task[None] | None = None
+        self.has_left: bool = first["type"] == "http.disconnect"
 
     async def receive(self) -> Message:
         """Return the next message."""
-        while not self._messages:
-            reading = self._read()
-            await asyncio.wait((reading,))
-            reading.result()
+        if not self._messages:
+            async with self._reading:
+                # The watching task may have read it meanwhile.
+                if not self._messages:
+                    await self._read()
         return self._messages.popleft()
-
-    def repeat(self) -> None:
-        """Return the request without a body again, because the application is called again."""
-        self._messages.appendleft({"type": "http.request", "body": b"", "more_body": False})
 
     def leaving(self) -> asyncio.Task[None]:
         """Return a task that ends when the client has left."""
@@ -45,24 +45,19 @@ class Client:
         return self._watching
 
     def close(self) -> None:
-        """Read no more messages. Call it when the request was answered."""
-        for task in (self._reading, self._watching):
-            if task is not None and not task.cancel() and not task.cancelled():
-                # Nobody else may have asked for the error of the server.
-                task.exception()
+        """Watch no longer. Call it when the request was answered."""
+        watching = self._watching
+        if watching is not None and not watching.cancel() and not watching.cancelled():
+            # Nobody else may have asked for the error of the server.
+            watching.exception()
 
-    def _read(self) -> asyncio.Task[None]:
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read_one())
-        return self._reading
-
-    async def _read_one(self) -> None:
+    async def _read(self) -> None:
         message = await self._receive()
-        self._has_left = message["type"] == "http.disconnect"
+        self.has_left = message["type"] == "http.disconnect"
         self._messages.append(message)
 
     async def _watch(self) -> None:
-        while not self._has_left:
-            reading = self._read()
-            await asyncio.wait((reading,))
-            reading.result()
+        while not self.has_left:
+            async with self._reading:
+                if not self.has_left:
+                    await self._read()

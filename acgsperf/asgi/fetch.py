@@ -12,12 +12,12 @@ from acgsperf.asgi.request import CacheableRequest
 from acgsperf.asgi.response_cache import ResponseCache
 from acgsperf.asgi.routes import route_of
 from acgsperf.asgi.stored import Stored
+from acgsperf.asgi.tags import tags_in
 from acgsperf.asgi.types import App, Message, Scope, Send
 from acgsperf.asgi.validators import (
     CONDITIONS,
     condition_headers,
     is_not_modified,
-    is_validated,
     not_modified_headers,
     validators_of,
 )
@@ -99,7 +99,6 @@ class Fetch:
         self._recording: Recording | None = None
         self._response: Stored | None = None
         self._validated: Headers | None = None
-        self._is_of_another = False
         self._failed = False
         self._is_served = False
         self._body_dropped = False
@@ -115,21 +114,14 @@ class Fetch:
     async def run(self, app: App) -> None:
         """Call the application, and answer the client."""
         await self._call(app)
-        if self._is_of_another:
-            # The stale response is not the one that the application has validated.
-            self._is_of_another = self._validates = False
-            headers = [pair for pair in self._scope["headers"] if pair[0] not in CONDITIONS]
-            self._scope = {**self._scope, "headers": headers}
-            self._client.repeat()
-            await self._call(app)
         await self._serve_stored()
         recording = self._recording
-        if recording is None or self._load is None:
+        if recording is None:
             return
-        if self._response is not None and not self._disconnected:
-            await self._cache.keep(self._request, self._load, self._response)
-        elif self._stale is not None and recording.freshness is None and self._replaces_stale:
-            await self._cache.remove(self._request, self._load, self._stale)
+        if self._response is not None:
+            await self._cache.replace(self._request, self._load, self._stale, self._response)
+        elif recording.freshness is None and self._replaces_stale:
+            await self._cache.replace(self._request, self._load, self._stale, None)
 
     async def _call(self, app: App) -> None:
         try:
@@ -147,12 +139,12 @@ class Fetch:
 
     @property
     def _can_serve_stale(self) -> bool:
-        stale, load = self._stale, self._load
+        stale = self._stale
         return (
             stale is not None
             and self._cache.answers_after_error(stale, self._cache.now())
             # It may have been removed meanwhile.
-            and (load is None or load.is_current(self._cache.response_key(self._request, stale)))
+            and self._cache.is_current(self._request, self._load, stale)
         )
 
     @property
@@ -174,7 +166,7 @@ class Fetch:
         if kind == "http.response.start":
             await self._start(message)
             return
-        if self._failed or self._is_of_another:
+        if self._failed:
             return
         if self._validated is not None:
             if not message.get("more_body", False):
@@ -197,12 +189,7 @@ class Fetch:
         self.status = status = message["status"]
         headers = list(message.get("headers", ()))
         if status == 304 and self._validates:
-            assert self._stale is not None
-            if is_validated(self._stale.etag, validators_of(headers)[0]):
-                self._validated = headers
-                self._decide(True)
-            else:
-                self._is_of_another = True
+            self._validated = headers
             return
         if status in _ERRORS and self._can_serve_stale:
             self._fail()
@@ -217,6 +204,8 @@ class Fetch:
         # Trailers are not stored.
         if self._load is None or message.get("trailers"):
             recording.give_up()
+        if self._flight is not None:
+            self._flight.tags = tags_in(headers)
         fresh = recording.freshness
         self._decide(
             fresh is not None
@@ -240,20 +229,26 @@ class Fetch:
         served = self._stale
         if not self._failed:
             assert self._validated is not None
-            served = await self._cache.freshen(
+            served, may_answer_others = await self._cache.freshen(
                 self._request, self._load, self._stale, self._validated, self._requested_at
             )
-            self._share(served)
+            self._decide(may_answer_others)
+            if may_answer_others:
+                self._share(served)
         await self._serve(served)
 
     def _complete(self, recording: "Recording") -> None:
         """Make the response that will be stored, which other requests may have already."""
+        if self._disconnected:
+            # The application may have stopped early.
+            return
         self._response = self._cache.response_of(recording, self.route)
         if self._response is not None and self._is_shared:
             self._share(self._response)
 
     def _share(self, response: Stored) -> None:
         if self._flight is not None:
+            self._flight.tags = tags_in(response.headers)
             self._flight.complete(response, self._cache.response_key(self._request, response))
 
     def _fail(self) -> None:

@@ -1,7 +1,7 @@
 """Single flight for responses: simultaneous misses of one key call the application once."""
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from acgsperf.dispatch import LRUCache
 
@@ -32,26 +32,29 @@ class Flight:
         load: stores the response; None until the lower tiers were observed. Tells whether a write has superseded it.
         response: the complete response; None until its last byte. It is stored when the application has returned.
         key: the key of the response, which depends on the request.
+        tags: those of the response, when they are known.
+        is_left: whether nobody waits for it any more, because its client has left, or because it has none and is slow.
     """
 
-    __slots__ = ("_client", "_decided", "_done", "_is_left", "_root", "failed", "key", "load", "response")
+    __slots__ = ("_client", "_decided", "_done", "_root", "failed", "is_left", "key", "load", "response", "tags")
 
     def __init__(self, root: str, client: "Client | None") -> None:
         loop = asyncio.get_running_loop()
         self._root = root
         self._client = client
-        self._is_left = False
         self._decided: asyncio.Future[bool] = loop.create_future()
         self._done: asyncio.Future[bool] = loop.create_future()
         self.failed: bool = False
         self.load: PendingLoad | None = None
         self.response: Stored | None = None
         self.key: str = ""
+        self.tags: tuple[str, ...] = ()
+        self.is_left: bool = False
 
     @property
     def is_current(self) -> bool:
         """Whether its response may answer others: no write has superseded it, and its client waits for it."""
-        return not self._is_left and (self.load is None or self.load.is_current(self._root))
+        return not self.is_left and (self.load is None or self.load.is_current(self._root, self.tags))
 
     def decide(self, shareable: bool) -> None:
         """Announce to the waiting requests whether the response will be stored. False may follow True."""
@@ -79,19 +82,24 @@ class Flight:
         if not self._done.done():
             self._done.set_result(True)
 
-    async def wait(self) -> bool:
+    async def wait(self, client: "Client") -> bool:
         """Wait for the response, and return True if it is there or if the cache may have it.
 
         Returns False as soon as it is known that the response will not be stored, or if its body takes too long. If
-        the client leaves before the application has answered, one of the waiting requests calls again.
+        the client of the call leaves before the application has answered, one of the waiting requests calls again.
+
+        Args:
+            client: the client of the waiting request. The wait ends when it leaves.
         """
         if not self._decided.done():
-            if self._client is None:
-                await asyncio.wait((self._decided,), timeout=_WAIT_S)
-            else:
-                await asyncio.wait((self._decided, self._client.leaving()), return_when=asyncio.FIRST_COMPLETED)
+            waits: list[asyncio.Future[Any]] = [self._decided, client.leaving()]
+            if self._client is not None:
+                waits.append(self._client.leaving())
+            timeout = _WAIT_S if self._client is None else None
+            await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if not self._decided.done():
-                self._is_left = True
+                # The others go on waiting if only this client has left.
+                self.is_left = not client.has_left or (self._client is not None and self._client.has_left)
                 return True
         if not self._decided.result():
             return False

@@ -8,6 +8,8 @@ __all__ = ["UNSATISFIABLE", "Part", "part_in", "part_of"]
 UNSATISFIABLE: Final = slice(0, 0)
 # Longer numbers are beyond the end of every stored body.
 _ONE_RANGE: Final = re.compile(rb"bytes=[ \t]*(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))[ \t]*", re.IGNORECASE)
+# A longer `Range` is not remembered.
+_MAX_ASKED: Final = 100
 _CONTENT_RANGE: Final = re.compile(rb"bytes[ \t]+(\d{1,15})-(\d{1,15})/(\d{1,15})", re.IGNORECASE)
 
 
@@ -17,7 +19,7 @@ class Part(NamedTuple):
     Attributes:
         first: the position of its first byte.
         length: the length of the whole.
-        asked: the `Range` of its request.
+        asked: the `Range` of its request; empty if it is long.
     """
 
     first: int
@@ -44,7 +46,7 @@ def part_in(content_range: bytes | None, asked: bytes) -> Part | None:
     found = None if content_range is None else _CONTENT_RANGE.fullmatch(content_range.strip())
     if found is None or int(found[1]) > int(found[2]) or int(found[2]) >= int(found[3]):
         return None
-    return Part(int(found[1]), int(found[3]), asked)
+    return Part(int(found[1]), int(found[3]), asked if len(asked) <= _MAX_ASKED else b"")
 
 
 def part_of(wanted: bytes, length: int) -> slice | None:

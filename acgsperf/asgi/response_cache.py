@@ -1,7 +1,6 @@
 """A shared HTTP cache in a `TieredCache`: finds, stores, freshens and removes responses (RFC 9111)."""
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
@@ -15,8 +14,9 @@ from acgsperf.asgi.ranges import part_in
 from acgsperf.asgi.recording import Recording
 from acgsperf.asgi.request import READ_HEADERS, CacheableRequest
 from acgsperf.asgi.stored import Stored, cell_of, headers_to_store, opened
+from acgsperf.asgi.tags import tag_named, tags_in
 from acgsperf.asgi.uri import Target, path_tag, related, target_of, target_with_host
-from acgsperf.asgi.validators import freshened, validators_of
+from acgsperf.asgi.validators import freshened, is_validated, validators_of
 from acgsperf.asgi.variants import index_of, key_of, sets_in, varying_on
 from acgsperf.cache import TieredCache, Written
 from acgsperf.cache.pending import PendingLoad
@@ -34,11 +34,6 @@ _MAX_TARGETS: Final = 4_096
 _PART: Final = " part"
 # How often the steady clock reads the wall clock.
 _COMPARED_EVERY_S: Final = 0.1
-# Headers with the tags of a response: separated by commas, or by white space.
-_TAG_HEADERS: Final = ((b"cache-tag", re.compile(rb"[^,]+")), (b"surrogate-key", re.compile(rb"\S+")))
-_MAX_TAGS: Final = 256
-_MAX_TAG_BYTES: Final = 1_024
-_MAX_TAGS_BYTES: Final = 16_384
 
 
 class Use(IntEnum):
@@ -126,22 +121,17 @@ class ResponseCache:
     def request(self, scope: Mapping[str, Any]) -> CacheableRequest:
         """Return the request of a scope; its method is GET or HEAD."""
         headers: Headers = scope["headers"]
-        host, special, read = b"", None, self.read_headers
+        read = self.read_headers
+        found: dict[bytes, list[bytes]] = {}
         for name, value in headers:
             if name in read:
-                if name == b"host" and not host:
-                    host = value
-                elif special is None:
-                    special = {name: value}
-                else:
-                    special[name] = special[name] + b", " + value if name in special else value
-        if special is not None and b"host" in special:
-            host += b", " + special.pop(b"host")
+                found.setdefault(name, []).append(value)
+        host = b", ".join(found.pop(b"host", ()))
         target = self._target(scope, host)
         root = key_of(target.uri, self._vary, headers, self._exact) if self._vary else target.uri
         request = CacheableRequest(target, root, headers, scope["method"] == "HEAD")
-        if special:
-            request.read(special)
+        if found:
+            request.read({name: b", ".join(values) for name, values in found.items()})
         if target.bypasses:
             request.bypasses = True
         return request
@@ -288,31 +278,57 @@ class ResponseCache:
         stored: Stored,
         received: Headers,
         requested_at: float,
-    ) -> Stored:
-        """Return a stored response that a 304 of the application has updated. Store it again if it may be stored."""
+    ) -> tuple[Stored, bool]:
+        """Update a stored response by a 304 of the application, and store it again if it may be stored.
+
+        Returns:
+            The response for the client, and whether it may answer other requests, too.
+        """
+        if not is_validated(stored.etag, validators_of(received)[0]):
+            # The application means another response. Its answer is used once, and nothing is updated.
+            await self.replace(request, load, stored, None)
+            return stored, False
         headers = freshened(stored.headers, received)
         timing = Timing(requested_at, self.now(), self.wall())
         age = [(name, value) for name, value in received if name.lower() == b"age"]
         freshness = freshness_of(stored.status, [*headers, *age], timing, self._freshness)
         varying = varying_on(headers)
         if freshness is None or varying is None:
-            if load is not None:
-                await self.remove(request, load, stored)
+            await self.replace(request, load, stored, None)
             unusable = stored.freshness._replace(born_at=timing.received_at, lifetime=0)
-            return self._stored(stored.status, headers, stored.body, unusable, stored.varying, stored.route)
+            return self._stored(stored.status, headers, stored.body, unusable, stored.varying, stored.route), False
         response = self._stored(stored.status, headers, stored.body, freshness, varying, stored.route)
-        if load is not None and request.reach(self._vary + varying) <= freshness.reach:
-            await self.keep(request, load, response)
-        return response
+        may_answer = request.reach(self._vary + varying) <= freshness.reach
+        await self.replace(request, load, stored, response if may_answer else None)
+        return response, may_answer
 
-    async def remove(self, request: CacheableRequest, load: PendingLoad, replaced: Stored) -> None:
-        """Remove a response that another one has replaced, which itself must not be stored (RFC 9111, 4.3.3)."""
-        key = self.response_key(request, replaced)
-        if load.is_current(key):
+    async def replace(
+        self, request: CacheableRequest, load: PendingLoad | None, stale: Stored | None, response: Stored | None
+    ) -> None:
+        """Store the response to a request, and remove the stale one that it replaces (RFC 9111, 4.3.3).
+
+        Args:
+            request: the request.
+            load: nothing is stored or removed if a write has superseded it; or without it.
+            stale: what was stored; None if nothing was.
+            response: what to store; None if it must not be stored.
+        """
+        if load is None:
+            return
+        if response is not None:
+            await self._keep(request, load, response)
+        if stale is None:
+            return
+        key = self.response_key(request, stale)
+        if (response is None or self.response_key(request, response) != key) and load.is_current(key):
             try:
                 await self.cache.delete(key)
             except CacheError:
                 _log.info("response cache: closed before the response of %.200s was removed", request.target.uri)
+
+    def is_current(self, request: CacheableRequest, load: PendingLoad | None, stored: Stored) -> bool:
+        """Return whether no write since the beginning of a call has superseded what was stored then."""
+        return load is None or load.is_current(self.response_key(request, stored), tags_in(stored.headers))
 
     async def invalidate(self, scope: Mapping[str, Any], headers: Headers) -> None:
         """Remove what an unsafe request that succeeded has changed (RFC 9111, 4.4)."""
@@ -329,7 +345,7 @@ class ResponseCache:
         if path is not None:
             return await self.cache.invalidate_tag(path_tag(path))
         assert tag is not None
-        return await self.cache.invalidate_tag(_own_tag(_as_sent(tag)))
+        return await self.cache.invalidate_tag(tag_named(tag))
 
     def _listed_keys(self, request: CacheableRequest, cell: object) -> list[str]:
         """Return the keys of a request in the variants that a value of the cache lists; empty if it lists none."""
@@ -395,7 +411,7 @@ class ResponseCache:
             route=route,
         )
 
-    async def keep(self, request: CacheableRequest, load: PendingLoad, response: Stored) -> None:
+    async def _keep(self, request: CacheableRequest, load: PendingLoad, response: Stored) -> None:
         """Store a response, unless something has superseded it since `begin`."""
         until = response.born_at + response.lifetime + response.kept_for
         ttl = until - response.stored_at
@@ -407,7 +423,7 @@ class ResponseCache:
             values[request.root] = index_of(request.sets, response.varying, until)
             ttls[request.root] = until - response.stored_at
         values[key], ttls[key] = cell_of(response), ttl
-        tags = _tags_in(response.headers)
+        tags = tags_in(response.headers)
         try:
             kept = await load.store(values, ttls, late_tags={key: tags} if tags else {}, codec=UNCHECKED)
         except (CacheError, TierError):
@@ -415,30 +431,3 @@ class ResponseCache:
             _log.info("response cache: closed before the response of %.200s was stored", request.target.uri)
         else:
             self.stored += key in kept
-
-
-def _tags_in(headers: Headers) -> tuple[str, ...]:
-    """Return the tags of a response in `Cache-Tag` and `Surrogate-Key`."""
-    found: dict[str, None] = {}
-    for name, pattern in _TAG_HEADERS:
-        value = joined(headers, name)
-        if value is not None:
-            tags = (tag.strip() for tag in pattern.findall(value[:_MAX_TAGS_BYTES]))
-            found |= dict.fromkeys(_own_tag(tag) for tag in tags if tag and len(tag) <= _MAX_TAG_BYTES)
-    return tuple(found)[:_MAX_TAGS]
-
-
-def _own_tag(tag: bytes) -> str:
-    # The prefix keeps these tags apart from those of URIs and of other users of the cache.
-    try:
-        return "http-tag:" + tag.strip().decode()
-    except UnicodeDecodeError:
-        return "http-tag:" + tag.strip().decode("latin-1")
-
-
-def _as_sent(tag: str) -> bytes:
-    """Return a tag as frameworks send it: in Latin-1; in UTF-8 if that has not all of its characters."""
-    try:
-        return tag.encode("latin-1")
-    except UnicodeEncodeError:
-        return tag.encode()

@@ -95,8 +95,8 @@ class Serving:
     ) -> None:
         """Answer a request for which L1 has no fresh response."""
         cache = self._cache
-        stored, flight, name = None, None, ""
-        for attempt in range(_MAX_FLIGHTS + 1):
+        stored, flight, name, waited = None, None, "", 0
+        while True:
             stored = await cache.find(request)
             use = Use.NONE if stored is None else cache.use_of(stored, request, cache.now())
             if stored is not None and use is not Use.NONE:
@@ -112,15 +112,19 @@ class Serving:
                 await send({"type": "http.response.start", "status": 504, "headers": self._added.to([])})
                 await send({"type": "http.response.body", "body": b""})
                 return
-            if attempt == _MAX_FLIGHTS or not _may_share(request, stored):
+            if waited == _MAX_FLIGHTS or not _may_share(request, stored):
                 break
             name = request.flight
             other = cache.flights.get(name)
             if other is None:
                 flight = cache.flights.start(name, request.root, client)
                 break
-            shares = await other.wait()
-            answer = self._answer_of(other, request) if shares else self._answer_after_error(other, stored)
+            shares = await other.wait(client)
+            if client.has_left:
+                return
+            # A call that was given up says nothing about the next one.
+            waited += not other.is_left
+            answer = self._answer_of(other, request) if shares else self._answer_after_error(other, request, stored)
             if answer is not None:
                 await self._hit(request, answer, send, started_ns)
                 return
@@ -138,11 +142,12 @@ class Serving:
         response = other.response
         return response if response is not None and self._cache.answers(request, response, other.key) else None
 
-    def _answer_after_error(self, other: Flight, stale: Stored | None) -> Stored | None:
+    def _answer_after_error(self, other: Flight, request: CacheableRequest, stale: Stored | None) -> Stored | None:
         """Return the stale response if another call has failed and it may be used then."""
-        if stale is None or not (other.failed and other.is_current):
+        cache = self._cache
+        if stale is None or not other.failed or not cache.answers_after_error(stale, cache.now()):
             return None
-        return stale if self._cache.answers_after_error(stale, self._cache.now()) else None
+        return stale if cache.is_current(request, other.load, stale) else None
 
     async def _fetch(
         self,

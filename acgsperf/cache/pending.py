@@ -69,9 +69,14 @@ class PendingLoad:
         began_at = parts.lower_tiers.ordering.latest
         return cls(cache, tags, began_at, await parts.lookup.observe(keys, tags))
 
-    def is_current(self, key: str) -> bool:
-        """Return whether a value may still be stored: this process knows of no later write that supersedes it."""
-        return self._cache._parts.lower_tiers.ordering.is_current(self._began_at, key, self._tags)
+    def is_current(self, key: str, late_tags: tuple[str, ...] = ()) -> bool:
+        """Return whether a value may still be stored: this process knows of no later write that supersedes it.
+
+        Args:
+            key: the key of the value.
+            late_tags: tags of the value that were not known before the load.
+        """
+        return self._cache._parts.lower_tiers.ordering.is_current(self._began_at, key, self._tags + late_tags)
 
     async def store(
         self,

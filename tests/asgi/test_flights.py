@@ -240,34 +240,6 @@ async def test_requests_get_a_complete_response_before_the_background_task_ends(
     assert [(await task).text for task in (first, other)] == ["answer 1", "answer 2"]
 
 
-async def test_a_call_whose_client_has_left_keeps_nobody_waiting(connect, origin, gate, cache):
-    """A server that does not cancel the application has only a message for it, which the application does not read."""
-
-    async def receive():
-        if messages:
-            return messages.pop()
-        await leaves.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message):
-        sent.append(message)
-
-    origin.headers, leaves, sent = list(SHARED), asyncio.Event(), []
-    messages = [{"type": "http.request", "body": b"", "more_body": False}]
-    client = connect(origin, cache=cache)
-    scope = {"type": "http", "method": "GET", "scheme": "http", "path": "/a", "raw_path": b"/a", "query_string": b""}
-    first = asyncio.create_task(client.middleware({**scope, "headers": [(b"host", b"test")]}, receive, send))
-    await called(origin, 1)
-    others = [asyncio.create_task(client.get("/a")) for _ in range(5)]
-    await called(origin, 1)
-    leaves.set()
-    await called(origin, 2)
-    gate.set()
-    assert {answer.text for answer in await asyncio.gather(*others)} == {"answer 2"}
-    await first
-    assert origin.calls == 2
-
-
 @pytest.mark.parametrize(
     ("method", "headers", "status"),
     [("HEAD", {}, 200), ("GET", {"range": "bytes=9-"}, 416), ("GET", {"range": "bytes=0-1"}, 206)],
@@ -296,3 +268,132 @@ async def test_a_response_that_no_tier_can_keep_is_shared_all_the_same(connect, 
         gate.set()
         await asyncio.gather(*tasks)
         assert origin.calls == 1
+
+
+def scope_of(path):
+    raw = path.encode()
+    scope = {"type": "http", "method": "GET", "scheme": "http", "path": path, "raw_path": raw, "query_string": b""}
+    return {**scope, "headers": [(b"host", b"test")]}
+
+
+class LeavingClient:
+    """A client that leaves when a test says so. A server has a message for that, and does not cancel."""
+
+    def __init__(self, middleware, path="/a"):
+        self.leaves = asyncio.Event()
+        self.sent = []
+        self.has_two = asyncio.Event()
+        self._messages = [{"type": "http.request", "body": b"", "more_body": False}]
+        self.task = asyncio.create_task(middleware(scope_of(path), self.receive, self.send))
+
+    async def receive(self):
+        if self._messages:
+            return self._messages.pop()
+        await self.leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message):
+        self.sent.append(message)
+        if len(self.sent) == 2:
+            self.has_two.set()
+
+
+async def test_a_call_whose_client_has_left_keeps_nobody_waiting(client, origin, gate):
+    first = LeavingClient(client.middleware)
+    await called(origin, 1)
+    others = [asyncio.create_task(client.get("/a")) for _ in range(5)]
+    await called(origin, 1)
+    first.leaves.set()
+    await called(origin, 2)
+    gate.set()
+    assert {answer.text for answer in await asyncio.gather(*others)} == {"answer 2"}
+    await first.task
+    assert origin.calls == 2
+
+
+async def test_clients_that_leave_cause_no_stampede(client, origin, gate):
+    middleware = client.middleware
+    leaving = [LeavingClient(middleware)]
+    await called(origin, 1)
+    leaving += [LeavingClient(middleware) for _ in range(3)]
+    await called(origin, 1)
+    others = [asyncio.create_task(client.get("/a")) for _ in range(20)]
+    await called(origin, 1)
+    for one in reversed(leaving):
+        one.leaves.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+    await called(origin, 2)
+    gate.set()
+    assert {answer.text for answer in await asyncio.gather(*others)} == {"answer 2"}
+    await asyncio.gather(*(one.task for one in leaving))
+    assert [one.sent for one in leaving[1:]] == [[], [], []]
+
+
+async def test_nobody_gets_what_an_application_sends_after_its_client_has_left(connect, cache):
+    async def app(scope, receive, send):
+        calls.append(scope)
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"max-age=60")]})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        if len(calls) == 1:
+            assert (await receive())["type"] == "http.disconnect"
+            await send({"type": "http.response.body", "body": b""})
+            return
+        await send({"type": "http.response.body", "body": b" and half"})
+
+    calls = []
+    client = connect(app, cache=cache)
+    first = LeavingClient(client.middleware)
+    async with asyncio.timeout(10):
+        await first.has_two.wait()
+    other = asyncio.create_task(client.get("/a"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    first.leaves.set()
+    assert (await other).text == "half and half"
+    await first.task
+
+
+@pytest.mark.parametrize("extra", [("set-cookie", "a=1"), ("cache-control", "private"), ("cache-control", "no-store")])
+async def test_a_304_for_one_client_does_not_answer_others(client, origin, gate, clock, extra):
+    gate.set()
+    origin.validates = True
+    origin.headers = [("cache-control", "max-age=10"), ("etag", '"v1"'), ("vary", "accept")]
+    await client.get("/a")
+    clock.advance(10)
+    gate.clear()
+    first = asyncio.create_task(client.get("/a"))
+    await called(origin, 2)
+    other = asyncio.create_task(client.get("/a", headers={"cache-control": "max-stale=1"}))
+    clock.advance(5)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    origin.headers.append(extra)
+    gate.set()
+    await first
+    assert "set-cookie" not in (await other).headers
+
+
+@pytest.mark.parametrize("when", ["in flight", "before storage"])
+@pytest.mark.parametrize("how", ["path", "tag"])
+async def test_a_request_after_a_purge_does_not_get_what_was_computed_before(connect, origin, cache, when, how):
+    async def app(scope, receive, send):
+        await origin(scope, receive, send)
+        await task_may_end.wait()
+
+    task_may_end, go_on = asyncio.Event(), asyncio.Event()
+    if when == "in flight":
+        origin.wait = go_on.wait
+    origin.headers = [*SHARED, ("cache-tag", "a")]
+    client = connect(app, cache=cache)
+    first = asyncio.create_task(client.get("/a"))
+    await called(origin, 1)
+    await client.middleware.purge(**{how: "/a" if how == "path" else "a"})
+    second = asyncio.create_task(client.get("/a"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    go_on.set()
+    task_may_end.set()
+    await asyncio.gather(first, second)
+    assert origin.calls == 2

@@ -199,3 +199,29 @@ def test_what_is_remembered_is_bounded():
 def test_a_tag_of_64_kb_is_compared():
     tag = b'"' + b"x" * 65_536 + b'"'
     assert is_not_modified(b'"a", ' + tag, None, tag, None, 0)
+
+
+async def test_a_header_that_comes_100_000_times_takes_linear_time(connect, origin, cache):
+    """Joined one by one, the values would take 5,000 times as long."""
+    origin.headers = [("cache-control", "max-age=60")]
+    client = connect(origin, cache=cache)
+    middleware = client.middleware
+
+    def seconds(times):
+        scope = {"type": "http", "method": "GET", "scheme": "http", "path": "/a", "raw_path": b"/a"}
+        scope |= {"query_string": b"", "headers": [(b"host", b"test")] + [(b"cookie", b"abcdefgh")] * times}
+        began = time.thread_time()
+        middleware._responses.request(scope)
+        return time.thread_time() - began
+
+    assert min(seconds(100_000) for _ in range(3)) < 0.5
+
+
+async def test_a_long_range_is_not_stored_with_its_part(connect, origin, cache):
+    origin.status = 206
+    origin.headers = [("cache-control", "max-age=60"), ("content-range", "bytes 0-0/10")]
+    origin.body = [b"0"]
+    client = connect(origin, cache=cache)
+    await client.get("/a", headers={"range": f"bytes={' ' * 10_000}0-0"})
+    cell = await cache.get("http:http://test/a part")
+    assert cell[0].part.asked == b""

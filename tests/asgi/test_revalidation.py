@@ -245,11 +245,52 @@ async def test_a_response_that_needs_validation_is_not_used_after_an_error(
     assert answer.status_code == status
 
 
+async def test_a_304_for_another_entity_tag_updates_nothing(client, origin, clock):
+    await client.get("/a")
+    clock.advance(10)
+    origin.status, origin.headers, origin.validates = 304, [("etag", '"v2"'), ("cache-control", "max-age=60")], False
+    answer = await client.get("/a")
+    assert (answer.status_code, answer.text, answer.headers["etag"]) == (200, "answer 1", '"v1"')
+    origin.status, origin.headers = 200, [("etag", '"v2"'), ("cache-control", "max-age=60")]
+    answer = await client.get("/a")
+    assert (answer.text, answer.headers["etag"]) == ("answer 3", '"v2"')
+
+
+async def test_an_answer_without_vary_replaces_the_stale_variant(client, origin, clock):
+    origin.headers.append(("vary", "accept"))
+    await client.get("/a", headers={"accept": "a"})
+    clock.advance(10)
+    origin.headers, origin.validates = [("cache-control", "max-age=60")], False
+    for _ in range(2):
+        assert (await client.get("/a", headers={"accept": "a"})).text == "answer 2"
+
+
+async def test_a_304_that_adds_vary_selects_by_it(client, origin, clock):
+    await client.get("/a", headers={"accept": "a"})
+    clock.advance(10)
+    origin.headers.append(("vary", "accept"))
+    assert (await client.get("/a", headers={"accept": "a"})).text == "answer 1"
+    origin.validates = False
+    assert (await client.get("/a", headers={"accept": "b"})).text == "answer 3"
+    assert (await client.get("/a", headers={"accept": "a"})).text == "answer 1"
+
+
+async def test_a_304_that_withdraws_public_removes_the_response_of_others(client, origin):
+    origin.headers[0] = ("cache-control", "public, max-age=60")
+    await client.get("/a")
+    origin.headers[0] = ("cache-control", "max-age=60")
+    one = {"authorization": "one", "cache-control": "no-cache"}
+    assert (await client.get("/a", headers=one)).text == "answer 1"
+    origin.validates = False
+    assert (await client.get("/a", headers={"authorization": "two"})).text == "answer 3"
+
+
+@pytest.mark.parametrize("how", ["path", "tag"])
 async def test_a_response_that_was_purged_during_its_validation_is_not_used_after_an_error(
-    connect, origin, cache, clock
+    connect, origin, cache, clock, how
 ):
     client = connect(origin, cache=cache, stale_if_error=60)
-    origin.headers = [("cache-control", "max-age=10"), ("etag", '"v1"')]
+    origin.headers = [("cache-control", "max-age=10"), ("etag", '"v1"'), ("cache-tag", "a")]
     await client.get("/a")
     clock.advance(10)
     go_on = asyncio.Event()
@@ -257,29 +298,9 @@ async def test_a_response_that_was_purged_during_its_validation_is_not_used_afte
     origin.called.clear()
     asking = asyncio.create_task(client.get("/a"))
     await origin.called.wait()
-    await client.middleware.purge(path="/a")
+    await client.middleware.purge(**{how: "/a" if how == "path" else "a"})
     go_on.set()
     assert (await asking).status_code == 503
-
-
-async def test_a_304_for_another_entity_tag_does_not_validate_the_stale_response(connect, cache, clock):
-    async def app(scope, receive, send):
-        assert (await receive())["type"] == "http.request"
-        asked = dict(scope["headers"]).get(b"if-none-match")
-        calls.append(asked)
-        etag = b'"v1"' if len(calls) == 1 else b'"v2"'
-        headers = [(b"etag", etag), (b"cache-control", b"max-age=10")]
-        await send({"type": "http.response.start", "status": 304 if asked else 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if asked else b"body of " + etag})
-
-    calls = []
-    client = connect(app, cache=cache)
-    await client.get("/a")
-    clock.advance(10)
-    for _ in range(2):
-        answer = await client.get("/a")
-        assert (answer.status_code, answer.text, answer.headers["etag"]) == (200, 'body of "v2"', '"v2"')
-    assert calls == [None, b'"v1"', None]
 
 
 async def test_a_validated_response_does_not_wait_for_a_background_task(connect, origin, cache, clock):
