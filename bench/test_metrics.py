@@ -17,7 +17,10 @@ from acgsperf import ConnectionPool, LatencyHistogram, LRUCache, PostgresTier, R
 from acgsperf.asgi import PerformanceMiddleware
 from acgsperf.asgi.routes import _LAYOUT
 from acgsperf.cache.histograms import histograms_of
-from acgsperf.metrics.prometheus import PerformanceCollector, exposition
+from acgsperf.metrics.figures import gather
+from acgsperf.metrics.prometheus import BUCKETS_S, PerformanceCollector, exposition
+from acgsperf.metrics.source import Sources
+from acgsperf.metrics.workers import WorkerFigures
 
 ROUTES, CACHES, POOLS = 100, 5, 5
 
@@ -51,16 +54,19 @@ class Application:
     def collector(self, directory: Path | str) -> PerformanceCollector:
         return PerformanceCollector(cache=self.caches, pools=self.pools, http=self.http, workers_directory=directory)
 
+    def publish_as(self, worker: WorkerFigures, bounds_ns: list[int]) -> None:
+        """Publish the figures as another process does."""
+        sources = Sources(cache=self.caches, pools=self.pools, http=self.http)
+        worker.publish(gather(sources.read(), bounds_ns))
+
 
 @contextmanager
-def page(directory: Path | str, workers: int) -> Iterator[tuple[CollectorRegistry, list[PerformanceCollector]]]:
-    application = Application()
+def page(application: Application, directory: Path | str) -> Iterator[CollectorRegistry]:
     registry = CollectorRegistry()
-    collectors = [application.collector(directory) for _ in range(workers)]
-    registry.register(collectors[0])
-    yield registry, collectors[1:]
-    for collector in collectors:
-        collector.close()
+    collector = application.collector(directory)
+    registry.register(collector)
+    yield registry
+    collector.close()
 
 
 RENDERERS: dict[str, Callable[[CollectorRegistry], Callable[[], object]]] = {
@@ -71,18 +77,23 @@ RENDERERS: dict[str, Callable[[CollectorRegistry], Callable[[], object]]] = {
 
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_page_of_one_worker(benchmark: BenchmarkFixture, renderer: str) -> None:
-    with page("", 1) as (registry, _):
+    with page(Application(), "") as registry:
         render = RENDERERS[renderer](registry)
         benchmark.pedantic(render, rounds=50, warmup_rounds=2)
 
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_page_of_workers(benchmark: BenchmarkFixture, tmp_path: Path, workers: int) -> None:
-    with page(tmp_path, workers) as (registry, others):
+    application, bounds_ns = Application(), [round(bound * 1e9) for bound in BUCKETS_S]
+    # Two collectors of one process would be one worker.
+    others = [WorkerFigures(tmp_path, "acgsperf", bounds_ns) for _ in range(workers - 1)]
+    with page(application, tmp_path) as registry:
         render = exposition(registry)
 
         def publish() -> None:
-            for collector in others:
-                collector.publish()
+            for worker in others:
+                application.publish_as(worker, bounds_ns)
 
         benchmark.pedantic(render, setup=publish, rounds=50, warmup_rounds=2)
+    for worker in others:
+        worker.close()

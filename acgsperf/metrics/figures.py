@@ -1,14 +1,26 @@
 """The values of all metrics at one moment, as plain numbers that can be added up and written to a file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.metrics.catalogue import METRICS
-from acgsperf.metrics.metric import Merge
+from acgsperf.metrics.metric import Kind, Merge, Metric
 from acgsperf.metrics.source import Reading
 
-__all__ = ["Figures", "Number", "Series", "gather", "merge", "put", "valid_text"]
+__all__ = [
+    "COUNTED",
+    "GAUGES",
+    "Figures",
+    "Number",
+    "Series",
+    "add",
+    "gather",
+    "merge",
+    "negative",
+    "put",
+    "valid_text",
+]
 
 # A number; or for a histogram: how many latencies are within each bound, how many there are, and their sum in ns.
 Number = int | float | Sequence[float]
@@ -16,18 +28,22 @@ Series = dict[tuple[str, ...], Number]
 # By the name of the metric, then by the values of its labels.
 Figures = dict[str, Series]
 
+# The counters and histograms: a process adds them up for each part that it has had.
+COUNTED: Final = tuple(metric for metric in METRICS if metric.kind is not Kind.GAUGE)
+GAUGES: Final = tuple(metric for metric in METRICS if metric.kind is Kind.GAUGE)
 _MERGE: Final[Mapping[str, Merge]] = {metric.name: metric.merge for metric in METRICS}
 
 
-def gather(reading: Reading, bounds_ns: Sequence[int]) -> Figures:
+def gather(reading: Reading, bounds_ns: Sequence[int], metrics: Iterable[Metric] = METRICS) -> Figures:
     """Return the values of all metrics that have any.
 
     Args:
         reading: the figures of the service, the caches, the pools and the middleware.
         bounds_ns: the bounds of the buckets of histograms, ascending.
+        metrics: the metrics to return.
     """
     figures: Figures = {}
-    for metric in METRICS:
+    for metric in metrics:
         series: Series = {}
         for labels, value in metric.read(reading):
             number: Number
@@ -72,9 +88,25 @@ def _sum(one: Number, other: Number) -> Number:
 def merge(into: Figures, figures: Figures) -> None:
     """Merge the values of another process."""
     for name, series in figures.items():
-        rule = _MERGE.get(name)
-        # A process of another version may have other metrics.
-        if rule is not None:
-            known = into.setdefault(name, {})
-            for labels, number in series.items():
-                put(known, labels, number, rule)
+        known = into.setdefault(name, {})
+        for labels, number in series.items():
+            put(known, labels, number, _MERGE[name])
+
+
+def add(into: Figures, counts: Figures) -> None:
+    """Add counts. Unlike `merge`, it also takes metrics that are not in the catalogue of this version."""
+    for name, series in counts.items():
+        known = into.setdefault(name, {})
+        for labels, number in series.items():
+            put(known, labels, number, Merge.SUM)
+
+
+def negative(counts: Figures) -> Figures:
+    """Return counts to add in order to subtract."""
+    return {
+        name: {
+            labels: -number if isinstance(number, int | float) else [-part for part in number]
+            for labels, number in series.items()
+        }
+        for name, series in counts.items()
+    }

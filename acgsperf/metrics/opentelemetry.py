@@ -5,7 +5,6 @@ import inspect
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary, finalize
@@ -17,7 +16,18 @@ from acgsperf.metrics.catalogue import ATTRIBUTES, METRICS
 from acgsperf.metrics.figures import valid_text
 from acgsperf.metrics.metric import Kind, Merge, Metric
 from acgsperf.metrics.readers import Value
-from acgsperf.metrics.source import Balancers, Caches, HttpSource, LimitSource, MetricsSource, Pools, Reading, Sources
+from acgsperf.metrics.source import (
+    Balancers,
+    Caches,
+    HttpSource,
+    LimitSource,
+    MetricsSource,
+    Pools,
+    Reading,
+    Sources,
+    combined,
+    parts_of,
+)
 
 try:
     from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation, get_meter_provider
@@ -51,7 +61,7 @@ class Instrumentation:
         self._instruments = instruments
         self._sources: Sources | None = sources
         self._spans = spans
-        if sources.service is not None and any(other.service is sources.service for other in instruments.sources):
+        if sources.service is not None and any(other.service is sources.service for other in _reported_by(instruments)):
             raise ValueError("the meter provider already reports this service; close that instrumentation first")
         instruments.sources.append(sources)
         _running.append(self)
@@ -60,7 +70,9 @@ class Instrumentation:
     def close(self) -> None:
         """Stop reporting and release the sources. You may call it again."""
         if self._sources is not None:
-            self._instruments.forget(self._sources)
+            self._instruments.sources.remove(self._sources)
+            for instruments in [*_global, *_instruments_of.values()]:
+                instruments.forget_reading()
             self._sources = None
             _running.remove(self)
             _install_hooks()
@@ -81,12 +93,12 @@ def _install_hooks() -> None:
     hooks.connection_times = _running[-1]._record_time if _running else None
 
 
-def _install_spans(latest: Instrumentation, watched: asyncio.AbstractEventLoop | None = None) -> None:
+def _install_spans(latest: Instrumentation, watch: "_Watch | None" = None) -> None:
     """Set the hook of the spans. Until the SDK is set up, an event loop checks for it: an unset hook costs nothing.
 
     Args:
         latest: does nothing if there is a later instrumentation.
-        watched: the event loop that has checked so far.
+        watch: what the event loop holds that has checked so far.
     """
     if not _running or _running[-1] is not latest:
         return
@@ -99,11 +111,15 @@ def _install_spans(latest: Instrumentation, watched: asyncio.AbstractEventLoop |
         hooks.spans = _UntilALoopRuns(latest)
         return
     hooks.spans = None
-    if loop is not watched:
+    if watch is None:
+        watch = _Watch()
         # If this event loop ends before the SDK is set up, the next one has to check.
-        with suppress(TypeError):  # An event loop of another package may not support weak references.
-            finalize(loop, _install_spans, latest).atexit = False
-    loop.call_later(CHECK_EVERY_S, _install_spans, latest, loop)
+        finalize(watch, _install_spans, latest).atexit = False
+    loop.call_later(CHECK_EVERY_S, _install_spans, latest, watch)
+
+
+class _Watch:
+    """Referenced by nothing but the calls that an event loop has scheduled, which it releases when it is closed."""
 
 
 class _UntilALoopRuns:
@@ -128,7 +144,7 @@ class _Instruments:
 
     def __init__(self, provider: MeterProvider) -> None:
         self.sources: list[Sources] = []
-        self._readings: list[Reading] = []
+        self._reading = Reading()
         self._read_at = 0.0
         self._served: set[str] = set()
         self._lock = threading.Lock()
@@ -144,30 +160,31 @@ class _Instruments:
             make = create[first.kind] if first.merge is Merge.SUM else meter.create_observable_gauge
             make(name, [self._observing(name, metrics)], first.unit, first.help)
 
-    def forget(self, sources: Sources) -> None:
-        """Stop reporting these sources."""
+    def forget_reading(self) -> None:
+        """Release what the last collection has read."""
         with self._lock:
-            self.sources = [other for other in self.sources if other is not sources]
-            self._readings = []
+            self._reading = Reading()
             self._served.clear()
             self._read_at = 0.0
 
     def _observing(self, name: str, metrics: Sequence[Metric]) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(options: CallbackOptions) -> Iterable[Observation]:
-            readings = self._readings_for(name)
-            return [observation for metric in metrics for observation in _observations(metric, readings)]
+            if not _reported_by(self):
+                return []
+            reading = self._reading_for(name)
+            return [observation for metric in metrics for observation in _observations(metric, reading)]
 
         return observe
 
-    def _readings_for(self, instrument: str) -> list[Reading]:
-        """Return the readings of this collection. If the instrument already got them, a new collection has begun."""
+    def _reading_for(self, instrument: str) -> Reading:
+        """Return the reading of this collection. If the instrument already got them, a new collection has begun."""
         with self._lock:
             now = time.monotonic()
             if instrument in self._served or now - self._read_at > _LONGEST_COLLECTION_S:
-                self._readings, self._read_at = [sources.read() for sources in self.sources], now
+                self._reading, self._read_at = combined(parts_of(_reported_by(self))), now
                 self._served.clear()
             self._served.add(instrument)
-            return self._readings
+            return self._reading
 
 
 def _instruments() -> dict[str, list[Metric]]:
@@ -192,12 +209,11 @@ def _histogram(meter: Meter, metric: Metric) -> Histogram:
     return meter.create_histogram(metric.instrument, metric.unit, metric.help, **options)
 
 
-def _observations(metric: Metric, readings: Sequence[Reading]) -> Iterable[Observation]:
+def _observations(metric: Metric, reading: Reading) -> Iterable[Observation]:
     values: dict[tuple[str, ...], Value] = {}
-    for reading in readings:
-        for labels, value in metric.read(reading):
-            key = tuple(map(valid_text, labels))
-            values[key] = _merged(values[key], value, metric.merge) if key in values else value
+    for labels, value in metric.read(reading):
+        key = tuple(map(valid_text, labels))
+        values[key] = _merged(values[key], value, metric.merge) if key in values else value
     for labels, value in values.items():
         attributes = dict(metric.otel_attributes)
         attributes |= {ATTRIBUTES[name]: text for name, text in zip(metric.labels, labels, strict=True)}
@@ -220,21 +236,33 @@ def _merged(one: Value, other: Value, rule: Merge) -> Value:
 
 
 _instruments_of: Final[WeakKeyDictionary[MeterProvider, _Instruments]] = WeakKeyDictionary()
-# The instruments of the global provider. If they are made before the SDK is set up, they belong to the API's proxy. It
-# passes them to the SDK's provider later, which would ignore a second set.
+# The instruments that were made for the provider that was the global one then. Before the SDK is set up, that is the
+# proxy of the API. It passes its instruments to the SDK's provider later.
 _global: list[_Instruments] = []
 
 
 def _of(provider: MeterProvider | None) -> _Instruments:
     current = get_meter_provider()
-    if provider is None or provider is current:
-        if not _global:
-            _global.append(_Instruments(current))
-        return _global[0]
+    if provider is None:
+        provider = current
     found = _instruments_of.get(provider)
+    if found is None and provider is current and _global:
+        found = _global[0]
     if found is None:
         found = _instruments_of[provider] = _Instruments(provider)
+        if provider is current:
+            _global.append(found)
     return found
+
+
+def _reported_by(instruments: _Instruments) -> list[Sources]:
+    """Return the sources that some instruments report.
+
+    The proxy may pass its instruments to a provider that has such instruments already. The SDK ignores the second ones,
+    so the first ones report the sources of both.
+    """
+    together = {*_global, *filter(None, [_instruments_of.get(get_meter_provider())])}
+    return [sources for each in (together if instruments in together else [instruments]) for sources in each.sources]
 
 
 def instrument(

@@ -16,8 +16,16 @@ from acgsperf.metrics.catalogue import METRICS
 from acgsperf.metrics.figures import Number, Series, gather, valid_text
 from acgsperf.metrics.metric import Kind
 from acgsperf.metrics.metric import Metric as Listed
-from acgsperf.metrics.source import Balancers, Caches, HttpSource, LimitSource, MetricsSource, Pools, Sources
-from acgsperf.metrics.workers import WorkerFigures
+from acgsperf.metrics.process import figures_of_process
+from acgsperf.metrics.source import (
+    Balancers,
+    Caches,
+    HttpSource,
+    LimitSource,
+    MetricsSource,
+    Pools,
+    Sources,
+)
 
 try:
     from prometheus_client import CollectorRegistry, generate_latest
@@ -66,9 +74,11 @@ class PerformanceCollector(Collector):
         labels: constant labels of every metric.
         buckets_s: bounds of the histograms, in seconds, ascending.
         workers_directory: a directory that the processes of an application share. Each page then has the figures of all
-            of them; those of other processes are at most 5 s old. None: the `workers_directory` of the service, or
-            without a service the environment variable `WORKERS_DIRECTORY`. An empty string: the figures of this process
-            only.
+            of them; those of other processes are at most 5 s old. Collectors of one process with the same directory,
+            `namespace` and `labels` have the same page, on which each cache, pool and so on counts once; their
+            histograms are as fine as the `buckets_s` of the first of them. None: the `workers_directory` of the
+            service, or without a service the environment variable `WORKERS_DIRECTORY`. An empty string: the figures of
+            this collector only.
 
     Raises:
         SettingsError: if the directory cannot be created or written.
@@ -105,19 +115,21 @@ class PerformanceCollector(Collector):
         self._layout = _Layout(namespace, constants, [_written(bound) for bound in buckets_s])
         directory = self._sources.directory if workers_directory is None else workers_directory
         name = _name_of_files(namespace, constants)
-        self._workers = WorkerFigures(directory, name, self._bounds_ns) if directory else None
+        self._process = figures_of_process(directory, name, self._bounds_ns) if directory else None
         self._loop: asyncio.AbstractEventLoop | None = None
-        if self._workers is not None:
+        if self._process is not None:
+            self._process.begin(self._sources)
             _shared.add(self)
             self._sources.on_close(partial(_publish_last, ref(self)))
             self._publish_regularly()
 
     def collect(self) -> Iterator[Metric]:
         """Yield every metric that has a value, with its current values."""
-        figures = gather(self._sources.read(), self._bounds_ns)
-        if self._workers is not None:
+        if self._process is None:
+            figures = gather(self._sources.read(), self._bounds_ns)
+        else:
             self._publish_regularly()
-            figures = self._workers.add_others(self._workers.publish(figures))
+            figures = self._process.page(self._bounds_ns)
         self._layout.keep(sum(map(len, figures.values())))
         for metric in METRICS:
             if metric.name in figures:
@@ -135,15 +147,18 @@ class PerformanceCollector(Collector):
         every 5 s, when its service closes, and when the interpreter exits. Some servers end their workers by a signal,
         so the interpreter does not exit normally: without a service, call `close` when the application shuts down.
         """
-        if self._workers is not None:
-            self._workers.publish(gather(self._sources.read(), self._bounds_ns))
+        if self._process is not None:
+            self._process.publish()
 
     def close(self) -> None:
-        """Publish for the last time. The other workers then count this process as ended. You may call it again."""
-        if self._workers is not None:
-            self.publish()
-            self._workers.close()
-            self._workers = None
+        """Publish for the last time. You may call it again.
+
+        If the process has no other collector with the same directory, namespace and labels, the other workers then
+        count it as ended.
+        """
+        if self._process is not None:
+            self._process.end(self._sources)
+            self._process = None
 
     def _publish_regularly(self) -> None:
         try:
@@ -162,7 +177,7 @@ _shared: Final[WeakSet[PerformanceCollector]] = WeakSet()
 def _publish(reference: "ref[PerformanceCollector]", loop: asyncio.AbstractEventLoop) -> None:
     """Publish every 5 s, until the collector is closed, is no longer referenced, or uses another event loop."""
     collector = reference()
-    if collector is not None and collector._workers is not None and collector._loop is loop:
+    if collector is not None and collector._process is not None and collector._loop is loop:
         try:
             collector.publish()
         finally:

@@ -57,12 +57,12 @@ Read = Callable[[Reading], Values]
 
 
 def service(read: Callable[[ServiceReading], Value]) -> Read:
-    return lambda reading: [] if reading.service is None else [((), read(reading.service))]
+    return lambda reading: [((), read(figures)) for figures in reading.services]
 
 
 def verdicts(reading: Reading) -> Values:
-    if reading.service is not None:
-        verdicts = reading.service.validator.verdicts
+    for figures in reading.services:
+        verdicts = figures.validator.verdicts
         yield ("valid",), verdicts.valid
         yield ("mismatch",), verdicts.mismatched
         yield ("malformed",), verdicts.malformed
@@ -226,32 +226,31 @@ def closed(reading: Reading) -> Values:
 
 
 def http(read: Callable[[HttpCounts], Value]) -> Read:
-    return lambda reading: [] if reading.http is None else [((), read(reading.http.counts))]
+    return lambda reading: [((), read(figures.counts)) for figures in reading.https]
 
 
 def responses(reading: Reading) -> Values:
-    if reading.http is not None:
-        counts = reading.http.counts
-        yield ("hit",), counts.hits
-        yield ("miss",), counts.misses
-        yield ("bypass",), counts.bypassed
+    for figures in reading.https:
+        yield ("hit",), figures.counts.hits
+        yield ("miss",), figures.counts.misses
+        yield ("bypass",), figures.counts.bypassed
 
 
 def routes(reading: Reading) -> Values:
-    return [] if reading.http is None else [((route,), latency) for route, latency in reading.http.routes.items()]
+    return [((route,), latency) for figures in reading.https for route, latency in figures.routes.items()]
 
 
 def uses(position: int) -> Read:
     def read(reading: Reading) -> Values:
-        if reading.http is not None:
-            for key, figures in reading.http.connection_uses.items():
-                yield key, figures[position]
+        for figures in reading.https:
+            for key, used in figures.connection_uses.items():
+                yield key, used[position]
 
     return read
 
 
 def limits(read: Callable[[LimitCounts], int | float | None]) -> Read:
-    return lambda reading: [] if reading.limit is None or (value := read(reading.limit)) is None else [((), value)]
+    return lambda reading: [((), value) for counts in reading.limits if (value := read(counts)) is not None]
 
 
 def balancers(read: Callable[[BalancerStats], Value]) -> Read:

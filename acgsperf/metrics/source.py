@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any, Final, Protocol, runtime_checkable
 
 from acgsperf.balance import Balancer
@@ -25,12 +25,16 @@ __all__ = [
     "LimitCounts",
     "LimitSource",
     "MetricsSource",
+    "Part",
+    "Parts",
     "PoolReading",
     "Pools",
     "Reading",
     "RequestCounts",
     "ServiceReading",
     "Sources",
+    "combined",
+    "parts_of",
 ]
 
 Caches = TieredCache[Any] | Iterable[TieredCache[Any]] | Mapping[str, TieredCache[Any]]
@@ -185,12 +189,29 @@ class HttpReading:
 class Reading:
     """All figures that the exporters read at one moment."""
 
-    service: ServiceReading | None
-    caches: list[CacheReading]
-    pools: list[PoolReading]
-    http: HttpReading | None
-    limit: LimitCounts | None = None
-    balancers: tuple[BalancerStats, ...] = ()
+    services: list[ServiceReading] = field(default_factory=list)
+    caches: list[CacheReading] = field(default_factory=list)
+    pools: list[PoolReading] = field(default_factory=list)
+    https: list[HttpReading] = field(default_factory=list)
+    limits: list[LimitCounts] = field(default_factory=list)
+    balancers: list[BalancerStats] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Something that counts for itself: a service, a cache, a pool, a middleware, a limit or a balancer.
+
+    Attributes:
+        source: the object that counts.
+        reading: its figures, and nothing else.
+    """
+
+    source: object
+    reading: Reading
+
+
+# The name of a part and the id of its object. One object with two names is two parts.
+Parts = dict[tuple[str, int], Part]
 
 
 class Sources:
@@ -267,18 +288,32 @@ class Sources:
         return getattr(getattr(self.service, "settings", None), "workers_directory", None)
 
     def read(self) -> Reading:
-        """Return the current figures."""
-        service = http = None
+        """Return the current figures of all parts."""
+        return combined(self.parts())
+
+    def parts(self) -> Parts:
+        """Return the current figures of each part."""
+        parts: Parts = {}
+
+        def add(source: object, reading: Reading, name: str = "") -> None:
+            parts[name, id(source)] = Part(source, reading)
+
         if self.service is not None:
             source, validator = self.service, self.service.validator
-            service = ServiceReading(source.counts(), source.latency(), validator.metrics(), validator.validation_time)
+            figures = ServiceReading(source.counts(), source.latency(), validator.metrics(), validator.validation_time)
+            add(source, Reading(services=[figures]))
+        for name, cache in self.caches.items():
+            add(cache, Reading(caches=[CacheReading(name, cache.stats(), histograms_of(cache))]), name)
+        for pool in self._open_pools():
+            add(pool, Reading(pools=[_read(pool)]))
         if self.http is not None:
             uses: Mapping[tuple[str, str], tuple[int, int]] = getattr(self.http, "connection_uses", dict)()
-            http = HttpReading(self.http.counts(), self.http.routes(), uses)
-        caches = [CacheReading(name, cache.stats(), histograms_of(cache)) for name, cache in self.caches.items()]
-        limit = None if self._limit is None else self._limit.stats()
-        balancers = tuple(balancer.stats() for balancer in self._balancers)
-        return Reading(service, caches, [_read(pool) for pool in self._open_pools()], http, limit, balancers)
+            add(self.http, Reading(https=[HttpReading(self.http.counts(), self.http.routes(), uses)]))
+        if self._limit is not None:
+            add(self._limit, Reading(limits=[self._limit.stats()]))
+        for balancer in self._balancers:
+            add(balancer, Reading(balancers=[balancer.stats()]))
+        return parts
 
     def _open_pools(self) -> list[ConnectionPool]:
         pools: list[ConnectionPool] = []
@@ -286,6 +321,26 @@ class Sources:
             own = [source] if isinstance(source, ConnectionPool) else [source.get(name) for name in source.names()]
             pools += [member for pool in own for member in (pool, *pool.replicas)]
         return list(dict.fromkeys(pools))
+
+
+def parts_of(sources: Iterable[Sources]) -> Parts:
+    """Return the current figures of each part. A part of several sources is there once."""
+    parts: Parts = {}
+    for each in sources:
+        parts |= each.parts()
+    return parts
+
+
+def combined(parts: Parts) -> Reading:
+    """Return the figures of all parts in one reading."""
+    total = Reading()
+    for part in parts.values():
+        for name in _FIELDS:
+            getattr(total, name).extend(getattr(part.reading, name))
+    return total
+
+
+_FIELDS: Final = tuple(known.name for known in fields(Reading))
 
 
 def _named(caches: Caches) -> Iterable[tuple[str, TieredCache[Any]]]:

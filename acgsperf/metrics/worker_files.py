@@ -20,7 +20,11 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["WorkerFiles", "replace"]
+__all__ = ["LocksMissingError", "WorkerFiles", "replace"]
+
+
+class LocksMissingError(OSError):
+    """The file system has no locks, so no process can publish."""
 
 
 class WorkerFiles:
@@ -33,7 +37,7 @@ class WorkerFiles:
 
     Attributes:
         directory: the directory.
-        token: names this process; empty until it publishes. A forked child gets another token.
+        token: names this process; empty until it publishes, and after `close`. A forked child gets another token.
 
     Raises:
         SettingsError: if the directory cannot be created or written.
@@ -54,16 +58,16 @@ class WorkerFiles:
     @property
     def is_lost(self) -> bool:
         """Whether the files of this process were removed, so that other processes consider it ended."""
-        return self._lock is not None and not self._path("alive", self.token).exists()
+        return bool(self.token) and not self._path("alive", self.token).exists()
 
     def publish(self, content: bytes) -> None:
         """Replace the content of this process atomically.
 
         Raises:
-            OSError: if the directory cannot be written.
+            OSError: if the directory cannot be written, or the files are lost. See `is_lost`.
         """
-        if self._lock is None or self.is_lost:
-            self._begin()
+        if not self.token:
+            self._hold(secrets.token_hex(8))
         # A program that removes old files must not remove this one.
         os.utime(self._path("alive", self.token))
         replace(self._path(self._kind, self.token), content)
@@ -100,24 +104,37 @@ class WorkerFiles:
 
     def close(self) -> None:
         """Release the lock, so that this process counts as ended. `publish` starts again under a new token."""
+        self._release()
+        self.token = ""
+
+    def revive(self) -> None:
+        """Count as alive again after `is_lost`, under the same token.
+
+        Raises:
+            OSError: if the directory cannot be written.
+        """
+        self._release()
+        self._hold(self.token)
+
+    def _hold(self, token: str) -> None:
+        # It may have been removed, to let all counts start from 0.
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        alive = self._path("alive", token)
+        descriptor = os.open(alive, os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            # It may wait for another process that has just looked whether this one is alive.
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            # Without its lock, others would take this process for ended.
+            os.close(descriptor)
+            alive.unlink(missing_ok=True)
+            raise LocksMissingError(error.errno, error.strerror) from None
+        self.token, self._lock = token, finalize(self, os.close, descriptor)
+
+    def _release(self) -> None:
         lock, self._lock = self._lock, None
         if lock is not None:
             lock()
-
-    def _begin(self) -> None:
-        self.close()
-        # It may have been removed, to let all counts start from 0.
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        token = secrets.token_hex(8)
-        descriptor = os.open(self._path("alive", token), os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            # A file system without locks. Without its lock, others would take this process for ended.
-            os.close(descriptor)
-            self.remove(token)
-            raise
-        self.token, self._lock = token, finalize(self, os.close, descriptor)
 
     def _path(self, kind: str, token: str) -> Path:
         return self.directory / f"{self._name}.{token}.{kind}"
@@ -147,7 +164,6 @@ def _close_copies() -> None:
     """Close the copies of the parent's locks in a child process: a lock is held until its last copy is closed."""
     for files in list(_all):
         files.close()
-        files.token = ""
 
 
 if hasattr(os, "register_at_fork"):

@@ -12,16 +12,15 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from operator import lt
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from acgsperf.metrics.catalogue import METRICS
-from acgsperf.metrics.figures import Figures, Number, merge, put
-from acgsperf.metrics.metric import Kind, Merge, Metric
-from acgsperf.metrics.worker_files import WorkerFiles, replace
+from acgsperf.metrics.figures import Figures, Number, add, merge, negative
+from acgsperf.metrics.metric import Kind
+from acgsperf.metrics.worker_files import LocksMissingError, WorkerFiles, replace
 
 try:
     import fcntl
@@ -33,30 +32,48 @@ __all__ = ["WorkerFigures"]
 _log: Final = logging.getLogger("acgsperf.metrics")
 
 _METRICS: Final = {metric.name: metric for metric in METRICS}
-_ACCUMULATED: Final = frozenset(metric.name for metric in METRICS if metric.kind is not Kind.GAUGE)
 # The common file keeps the latest names: a reader may have read the figures of a process from the file of that process,
 # just before they were added to the common file. From the name it knows that.
 _MOST_NAMES: Final = 1_000
 # A file that was not changed for this long is not read again.
 _OLD_NS: Final = 1_000_000_000
 
+_Numbers = dict[str, list[tuple[tuple[str, ...], int | float]]]
+_Histograms = dict[str, list[tuple[tuple[str, ...], list[int | float]]]]
+
 
 class _Page(msgspec.Struct, frozen=True):
-    """The content of a file: the figures of a process, or in the common file those of all processes that have ended.
+    """Figures as they are in a file: for each metric, pairs of the values of its labels and its value.
+
+    Each kind is apart, because a process of another version must keep the counts of metrics that it does not know.
 
     Attributes:
-        bounds_ns: the bounds of the buckets of histograms.
-        figures: for each metric, pairs of the values of its labels and its value.
-        added: in the common file, the names of the processes whose figures it contains, the latest last.
+        bounds_ns: the bounds of the buckets of `histograms`.
+        counters: see above.
+        histograms: for each bound the latencies within it; then their number, and their sum in ns.
+        gauges: see above.
     """
 
     bounds_ns: list[int]
-    figures: dict[str, list[tuple[tuple[str, ...], int | float | list[int | float]]]]
+    counters: _Numbers
+    histograms: _Histograms
+    gauges: _Numbers
+
+
+class _File(msgspec.Struct, frozen=True):
+    """The content of a file: the figures of a process, or in the common file those of all processes that have ended.
+
+    Attributes:
+        pages: one page for each list of bounds.
+        added: in the common file, the names of the processes whose figures it contains, the latest last.
+    """
+
+    pages: list[_Page]
     added: list[str] = []
 
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(_Page).decode
+_decode: Final = msgspec.msgpack.Decoder(_File).decode
 
 
 class WorkerFigures:
@@ -65,7 +82,7 @@ class WorkerFigures:
     Args:
         directory: shared by all processes; created if it is missing.
         name: the figures of all processes with the same name are added up.
-        bounds_ns: the bounds of the buckets of histograms.
+        bounds_ns: the bounds of the buckets of the histograms that this process publishes.
 
     Raises:
         SettingsError: if the directory cannot be created or written.
@@ -76,69 +93,81 @@ class WorkerFigures:
         self._common: Final = self._files.directory / f"{name}.ended"
         self._common_lock: Final = self._files.directory / f"{name}.lock"
         self._bounds_ns = list(bounds_ns)
-        self._steady = _Steady()
-        self._pid = 0
-        # The process that has published, its counts as the others know them, and whether they can be written now.
-        self._published: Figures = {}
+        # The counts that this process has written last, and those of them that it has written under former tokens.
+        self._written: Figures = {}
+        self._former: Figures = {}
         self._can_write = True
         # For each file that was read: what tells its versions apart, and its content.
-        self._known: dict[Path, tuple[object, _Page]] = {}
+        self._known: dict[Path, tuple[object, _File]] = {}
         # An application may scrape in a thread, although it should not.
         self._one_at_a_time = threading.Lock()
 
     def publish(self, figures: Figures) -> Figures:
-        """Write the figures of this process, and return them with the counts of the parts that it has closed.
+        """Write the figures of this process, and return them without the counts that other files contain.
 
         If they cannot be written, return the counts that were written last: the pages of the other workers show these,
-        and a count must not be lower on the next page. The first failure is logged.
+        and a count must not be lower on the next page. The first failure is logged. In a directory without file locks
+        no process can publish, so then all figures are returned.
+
+        Args:
+            figures: the current gauges, and the counts since this process was started. Counts must not decrease.
         """
-        if self._pid not in (0, os.getpid()):
-            self._after_fork()
+        counts = {name: dict(series) for name, series in figures.items() if _METRICS[name].kind is not Kind.GAUGE}
+        gauges = {name: series for name, series in figures.items() if name not in counts}
         with self._one_at_a_time:
-            figures = self._steady.continued(figures)
             try:
                 if self._files.is_lost:
-                    self._after_loss(figures)
-                self._files.publish(_encode(_Page(self._bounds_ns, _listed(figures))))
+                    self._after_loss()
+                if not self._files.token:
+                    self._former = self._written
+                page = self._page(gauges, _without(counts, self._former))
+                self._files.publish(_encode(_File([page])))
             except OSError as error:
+                unshared = isinstance(error, LocksMissingError) and not self._written
                 if self._can_write:
                     self._can_write = False
                     _log.warning(
-                        "metrics: cannot write the figures of this process; its counts stay the same until it can: %s",
+                        "metrics: cannot write the figures of this process; %s: %s",
+                        "its page shows no other process" if unshared else "its counts stay the same until it can",
                         error,
                     )
-                return {**figures, **self._published}
+                return figures if unshared else gauges | _without(self._written, self._former)
             if not self._can_write:
                 self._can_write = True
                 _log.info("metrics: the figures of this process can be written again")
-            self._pid = os.getpid()
-            self._published = {name: series for name, series in figures.items() if name in _ACCUMULATED}
-            return figures
+            self._written = counts
+            return gauges | _without(counts, self._former)
 
-    def add_others(self, figures: Figures) -> Figures:
+    def add_others(self, figures: Figures, bounds_ns: Sequence[int] | None = None) -> Figures:
         """Return the figures of this process and of all others, added up.
 
         Args:
             figures: those of this process, as `publish` has returned them.
+            bounds_ns: the bounds of the returned histograms; by default those that this process publishes. If a page
+                lacks a bound, the next lower one counts.
         """
-        total: Figures = {name: dict(series) for name, series in figures.items()}
+        bounds = self._bounds_ns if bounds_ns is None else list(bounds_ns)
+        total: Figures = {
+            name: {labels: _fitted(number, self._bounds_ns, bounds) for labels, number in series.items()}
+            for name, series in figures.items()
+        }
         # The common file last: figures that another process moves to it meanwhile are then read at least once.
-        pages = {token: page for token in self._files.others() if (page := self._read(self._files.path(token)))}
+        files = {token: file for token in self._files.others() if (file := self._read(self._files.path(token)))}
         ended = self._ended()
         leftover = []
-        for token, page in pages.items():
+        for token, file in files.items():
             alive = token not in ended.added and self._files.is_alive(token)
             if not alive:
                 leftover.append(token)
             if token not in ended.added:
-                merge(total, self._figures(page, alive))
-        merge(total, self._figures(ended, False))
+                _merge_known(total, file, bounds, alive)
+        _merge_known(total, ended, bounds, False)
         if leftover:
             # Another process may do the same now. Until it has written the common file, the other files remain.
             with suppress(OSError), self._exclusively() as locked:
                 if locked:
                     self._move_to_common(leftover)
-        for path in self._known.keys() - {self._common, *map(self._files.path, pages)}:
+        for path in self._known.keys() - {self._common, *map(self._files.path, files)}:
             del self._known[path]
         return total
 
@@ -146,27 +175,36 @@ class WorkerFigures:
         """Count as ended from now on. `publish` starts again under a new name."""
         self._files.close()
 
-    def _after_fork(self) -> None:
-        """Begin with 0 in a forked child: the parent has published the counts so far."""
+    def after_fork(self, counts: Figures) -> None:
+        """Begin with 0 in a forked child: its parent publishes the counts so far.
+
+        Args:
+            counts: those of the parent at the moment of the fork.
+        """
         # Another thread of the parent may have held the lock.
         self._one_at_a_time = threading.Lock()
-        self._pid = 0
-        self._steady.subtract(self._published)
-        self._published = {}
+        self._written = counts
 
-    def _after_loss(self, figures: Figures) -> None:
-        """Prepare to publish under a new name, because something has removed files of this process.
+    def _page(self, gauges: Figures, counts: Figures) -> _Page:
+        of_kind: dict[Kind, Figures] = {kind: {} for kind in Kind}
+        for name, series in (gauges | counts).items():
+            of_kind[_METRICS[name].kind][name] = series
+        sections = (_listed(of_kind[kind]) for kind in (Kind.COUNTER, Kind.HISTOGRAM, Kind.GAUGE))
+        return _Page(self._bounds_ns, *sections)
 
-        Another process may have taken this one for ended, and may have added its counts to the common file. They are
-        subtracted then.
+    def _after_loss(self) -> None:
+        """Prepare to publish again, because something has removed files of this process.
+
+        Another process may have taken this one for ended, and may have added its counts to the common file. Then this
+        one begins again under a new name.
         """
         self._files.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._exclusively(wait=True):
-            token = self._files.token
-            self._files.remove(token)
-            if token in self._ended().added:
-                self._steady.subtract(self._published)
-                merge(figures, _negative(self._published))
+            if self._files.token in self._ended().added:
+                self._files.remove(self._files.token)
+                self._files.close()
+            else:
+                self._files.revive()
 
     @contextmanager
     def _exclusively(self, *, wait: bool = False) -> Iterator[bool]:
@@ -183,25 +221,25 @@ class WorkerFigures:
 
     def _move_to_common(self, tokens: Iterable[str]) -> None:
         ended = self._ended()
-        figures = self._figures(ended, False)
         added = list(ended.added)
+        files = [ended]
         finished = []
         for token in tokens:
-            page = self._read(self._files.path(token))
-            if page is not None and token not in added and not self._files.is_alive(token):
-                merge(figures, self._figures(page, False))
+            file = self._read(self._files.path(token))
+            if file is not None and token not in added and not self._files.is_alive(token):
+                files.append(file)
                 added.append(token)
             if token in added:
                 finished.append(token)
         # If this process ends before it has removed the files, another one knows from the names that they were added.
-        replace(self._common, _encode(_Page(self._bounds_ns, _listed(figures), added[-_MOST_NAMES:])))
+        replace(self._common, _encode(_File(_sums(files), added[-_MOST_NAMES:])))
         for token in finished:
             self._files.remove(token)
 
-    def _ended(self) -> _Page:
-        return self._read(self._common) or _Page(self._bounds_ns, {})
+    def _ended(self) -> _File:
+        return self._read(self._common) or _File([])
 
-    def _read(self, path: Path) -> _Page | None:
+    def _read(self, path: Path) -> _File | None:
         """Return the content of a file; its last readable content if it is damaged, None if there is none."""
         seen, known = self._known.get(path, (None, None))
         try:
@@ -220,86 +258,70 @@ class WorkerFigures:
             pass
         return known
 
-    def _figures(self, page: _Page, gauges: bool) -> Figures:
-        """Return the figures of a page that this process knows, with or without gauges."""
-        return {
-            name: {
-                labels: self._fitted(number, page.bounds_ns)
-                for labels, number in series
-                if _fits(_METRICS[name], labels, number, len(page.bounds_ns))
-            }
-            for name, series in page.figures.items()
-            if name in _METRICS and (gauges or name in _ACCUMULATED)
-        }
 
-    def _fitted(self, number: Number, bounds_ns: Sequence[int]) -> Number:
-        """Convert a histogram to the bounds of this process. If the page lacks a bound, the next lower one counts."""
-        if isinstance(number, int | float) or bounds_ns == self._bounds_ns:
-            return number
-        *within, total, total_ns = number
-        counts = [0, *within]
-        return [*(counts[bisect_right(bounds_ns, bound)] for bound in self._bounds_ns), total, total_ns]
+def _without(counts: Figures, former: Figures) -> Figures:
+    rest = {name: dict(series) for name, series in counts.items()}
+    add(rest, negative(former))
+    return rest
 
 
-class _Steady:
-    """Keeps counts from decreasing. Without it, the counts of a pool would be lost when the pool is closed."""
+def _sums(files: Iterable[_File]) -> list[_Page]:
+    """Return the counts of all files.
 
-    def __init__(self) -> None:
-        self._last: Figures = {}
-        self._earlier: Figures = {}
-
-    def continued(self, figures: Figures) -> Figures:
-        """Return the figures, with the counts of closed parts added."""
-        found = {name: dict(series) for name, series in figures.items()}
-        for name, known in self._last.items():
-            earlier = self._earlier.setdefault(name, {})
-            series = found.setdefault(name, {})
-            for labels, last in known.items():
-                if _is_less(series.get(labels), last):
-                    put(earlier, labels, last, Merge.SUM)
-        self._last = {name: dict(figures[name]) for name in figures.keys() & _ACCUMULATED}
-        merge(found, self._earlier)
-        return {name: series for name, series in found.items() if series}
-
-    def subtract(self, counts: Figures) -> None:
-        """Subtract counts from all that follow."""
-        merge(self._earlier, _negative(counts))
+    Their bounds and names remain as they are, because each reader has its own bounds, and knows its own metrics.
+    """
+    counters: dict[tuple[int, ...], Figures] = {}
+    histograms: dict[tuple[int, ...], Figures] = {}
+    for page in (page for file in files for page in file.pages):
+        bounds = tuple(page.bounds_ns)
+        add(counters.setdefault(bounds, {}), {name: dict(series) for name, series in page.counters.items()})
+        add(
+            histograms.setdefault(bounds, {}),
+            {
+                name: {labels: number for labels, number in series if len(number) == len(bounds) + 2}
+                for name, series in page.histograms.items()
+            },
+        )
+    return [_Page(list(bounds), _listed(counters[bounds]), _listed(histograms[bounds]), {}) for bounds in counters]
 
 
-def _negative(counts: Figures) -> Figures:
+def _listed(figures: Figures) -> Any:
+    return {name: list(series.items()) for name, series in figures.items()}
+
+
+def _merge_known(total: Figures, file: _File, bounds_ns: Sequence[int], gauges: bool) -> None:
+    """Merge the figures that this version knows, with or without gauges."""
+    for page in file.pages:
+        merge(total, _known(page.counters, Kind.COUNTER))
+        if gauges:
+            merge(total, _known(page.gauges, Kind.GAUGE))
+        latencies = _known(page.histograms, Kind.HISTOGRAM)
+        merge(
+            total,
+            {
+                name: {
+                    labels: _fitted(number, page.bounds_ns, bounds_ns)
+                    for labels, number in series.items()
+                    if len(number) == len(page.bounds_ns) + 2
+                }
+                for name, series in latencies.items()
+            },
+        )
+
+
+def _known(section: _Numbers | _Histograms, kind: Kind) -> Any:
+    """Return the figures of metrics that this version knows. Another version may use a name for another metric."""
     return {
-        name: {
-            labels: -number if isinstance(number, int | float) else [-part for part in number]
-            for labels, number in series.items()
-        }
-        for name, series in counts.items()
+        name: {labels: number for labels, number in series if len(labels) == len(_METRICS[name].labels)}
+        for name, series in section.items()
+        if name in _METRICS and _METRICS[name].kind is kind
     }
 
 
-def _fits(metric: Metric, labels: Sequence[str], number: Number, bounds: int) -> bool:
-    """Return whether a value fits a metric. A process of another version may use the name for another metric."""
-    if len(labels) != len(metric.labels):
-        return False
-    if metric.kind is not Kind.HISTOGRAM:
-        return isinstance(number, int | float)
-    return not isinstance(number, int | float) and len(number) == bounds + 2
-
-
-def _is_less(now: Number | None, before: Number) -> bool:
-    """Return whether a count is missing or lower than before, because its part was closed or opened again."""
-    if now is None:
-        return True
-    if isinstance(now, int | float):
-        assert isinstance(before, int | float)
-        return now < before
-    assert not isinstance(before, int | float)
-    return any(map(lt, now, before))
-
-
-def _listed(figures: Figures) -> dict[str, list[tuple[tuple[str, ...], int | float | list[int | float]]]]:
-    return {
-        name: [
-            (labels, number if isinstance(number, int | float) else list(number)) for labels, number in series.items()
-        ]
-        for name, series in figures.items()
-    }
+def _fitted(number: Number, present: Sequence[int], wanted: Sequence[int]) -> Number:
+    """Convert a histogram to other bounds. If a bound is missing, the next lower one counts."""
+    if isinstance(number, int | float) or present == wanted:
+        return number
+    *within, total, total_ns = number
+    counts = [0, *within]
+    return [*(counts[bisect_right(present, bound)] for bound in wanted), total, total_ns]

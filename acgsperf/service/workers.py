@@ -41,6 +41,8 @@ class Workers:
             ValueError: if the report has more than 128 KiB.
         """
         if not self._closed:
+            if self._files.is_lost:
+                self._files.revive()
             self._files.publish(encode_report(report))
 
     def others(self) -> Iterator[Report]:
@@ -64,6 +66,7 @@ class Workers:
             OSError: if it cannot be removed. The other processes remove it.
         """
         self._closed = True
+        token = self._files.token
         self._files.close()
-        if self._files.token:
-            self._files.remove(self._files.token)
+        if token:
+            self._files.remove(token)

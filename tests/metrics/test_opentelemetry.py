@@ -178,6 +178,60 @@ def test_instruments_made_before_the_sdk_is_set_up_do_not_silence_later_ones():
     assert (done.stdout, done.stderr) == ("1\n1\n", "")
 
 
+PASSED_BEFORE_SET = """
+import asyncio
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from acgsperf import LRUCache, TieredCache
+from acgsperf.metrics.opentelemetry import instrument
+
+reader = InMemoryMetricReader()
+provider = MeterProvider([reader])
+
+def reported():
+    data = reader.get_metrics_data()
+    found = [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics] if data else []
+    points = [p for m in found if m.name == "acgsperf.cache.max_entries" for p in m.data.data_points]
+    return sorted(p.attributes["acgsperf.cache.name"] for p in points)
+
+async def main(with_proxy):
+    caches = [TieredCache(LRUCache(5), namespace=name) for name in "abcd"]
+    created = [instrument(cache=caches[0])] if with_proxy else []
+    created.append(instrument(cache=caches[1], meter_provider=provider))
+    metrics.set_meter_provider(provider)
+    created.append(instrument(cache=caches[2]))
+    created.append(instrument(cache=caches[3], meter_provider=provider))
+    print(*reported())
+    created[-2].close()
+    print(*reported())
+    for each in created:
+        each.close()
+    print(*reported())
+
+asyncio.run(main(WITH_PROXY))
+"""
+
+
+@pytest.mark.parametrize("with_proxy", [False, True])
+def test_a_provider_may_be_passed_before_it_becomes_the_global_one(with_proxy):
+    program = PASSED_BEFORE_SET.replace("WITH_PROXY", str(with_proxy))
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("a b c d\na b d\n\n" if with_proxy else "b c d\nb d\n\n", "")
+
+
+async def test_a_cache_that_is_instrumented_twice_is_reported_once(reader, provider):
+    cache = TieredCache(LRUCache(5), namespace="sessions")
+    one, other = (instrument(cache=cache, meter_provider=provider) for _ in range(2))
+    for _ in range(2):
+        found = values(reader)
+        assert found["acgsperf.cache.max_entries", "sessions"] == 5
+        assert found["acgsperf.processes",] == 1
+        one.close()
+    other.close()
+    assert values(reader) == {}
+
+
 async def test_a_reader_may_collect_in_a_thread(source, reader, provider):
     created = instrument(source, provider)
     pool, stopped = source.pools.get("main"), threading.Event()

@@ -21,7 +21,9 @@ from acgsperf.asgi.routes import _LAYOUT
 from acgsperf.cache.histograms import histograms_of
 from acgsperf.metrics import prometheus
 from acgsperf.metrics.catalogue import METRICS
+from acgsperf.metrics.figures import gather
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition
+from acgsperf.metrics.workers import WorkerFigures
 
 
 def samples(collector):
@@ -288,9 +290,10 @@ async def test_promtool_accepts_any_text_in_a_label(source_without_backplane, tm
         "labels": {"service": text},
     }
     # With a directory, each label was also written to a file and read from it.
-    other = PerformanceCollector(**parts, workers_directory=tmp_path)
-    other.publish()
     collector = PerformanceCollector(**parts, workers_directory=tmp_path)
+    name, bounds = prometheus._name_of_files("acgsperf", {"service": text}), collector._bounds_ns
+    other = WorkerFigures(tmp_path, name, bounds)
+    other.publish(gather(collector._sources.read(), bounds))
     registry = CollectorRegistry()
     registry.register(collector)
     _, page = exposition(registry)()

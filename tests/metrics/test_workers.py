@@ -1,9 +1,11 @@
 """One page for all workers, with real processes that start and end."""
 
 import asyncio
+import dataclasses
 import errno
 import gc
 import os
+import re
 import resource
 import shutil
 import signal
@@ -21,7 +23,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from acgsperf import LatencyHistogram, LRUCache, SettingsError, TieredCache
 from acgsperf.asgi import PerformanceMiddleware
 from acgsperf.metrics import worker_files, workers
+from acgsperf.metrics.ledger import Ledger
+from acgsperf.metrics.metric import Kind
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition
+from acgsperf.metrics.source import HttpCounts, Sources, parts_of
 from acgsperf.metrics.workers import WorkerFigures
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -158,44 +163,75 @@ def page_of(created, own):
     return created.add_others(created.publish(own))
 
 
-def test_what_a_process_closes_keeps_its_counts(tmp_path):
-    with opened(tmp_path, "a", BOUNDS) as worker:
-        pools = {"pool_timeouts": {("main",): 5}, "pool_connections": {("main",): 2}}
-        assert worker.publish(pools) == pools
-        # The pool is closed, and later opened again: its counts begin with 0.
-        assert worker.publish({}) == {"pool_timeouts": {("main",): 5}}
-        assert worker.publish({"pool_timeouts": {("main",): 1}}) == {"pool_timeouts": {("main",): 6}}
-        assert worker.publish({"pool_timeouts": {("main",): 2}}) == {"pool_timeouts": {("main",): 7}}
-        assert worker.publish(figures(1, 1_000_000))["requests"] == {(): 1}
-        again = worker.publish(figures(0, 2_000_000) | {"requests": {(): 0}})
-        assert again["request_duration_seconds"][()][:3] == [1, 2, 2]
-        assert worker.publish(figures(0))["request_duration_seconds"][()][:3] == [1, 2, 2]
-
-
 def test_gauges_are_merged_as_their_metric_says(tmp_path):
     with opened(tmp_path, "a", BOUNDS) as one, opened(tmp_path, "a", BOUNDS) as other:
         one.publish({"pool_healthy": {("p",): 0}, "pool_oldest_wait_seconds": {("p",): 3.5}, "processes": {(): 1}})
         found = page_of(
             other, {"pool_healthy": {("p",): 1}, "pool_oldest_wait_seconds": {("p",): 1.5}, "processes": {(): 1}}
         )
-    assert found == {"pool_healthy": {("p",): 0}, "pool_oldest_wait_seconds": {("p",): 3.5}, "processes": {(): 2}}
+        assert found == {"pool_healthy": {("p",): 0}, "pool_oldest_wait_seconds": {("p",): 3.5}, "processes": {(): 2}}
+        ejected = {"pool_ejected": {("p",): 1}, "balancer_ejected": {("e",): 1}}
+        one.publish(ejected)
+        assert page_of(other, ejected) == ejected
 
 
-def test_a_process_with_other_buckets_or_metrics_does_not_break_the_page(tmp_path):
+def test_a_process_with_other_buckets_does_not_break_the_page(tmp_path):
     with opened(tmp_path, "a", [1_000_000, 2_000_000, 9_000_000]) as old, opened(tmp_path, "a", BOUNDS) as new:
-        old.publish(
-            {
-                "request_duration_seconds": {(): [1, 2, 3, 4, 5]},
-                "requests": {("unknown label",): 1},
-                "request_errors": {(): [1, 2, 3, 4, 5]},
-                "former": {(): 1},
-            }
-        )
+        old.publish({"request_duration_seconds": {(): [1, 2, 3, 4, 5]}})
         found = page_of(new, figures(1, 2_000_000))
     assert found["request_duration_seconds"][()][:3] == [1, 3, 5]
     assert found["requests"] == {(): 1}
-    assert "former" not in found
-    assert not found.get("request_errors")
+
+
+def test_a_process_with_fewer_buckets_loses_no_counts_of_ended_processes(tmp_path):
+    fine, coarse = [1_000_000, 2_000_000, 9_000_000], [9_000_000]
+    with opened(tmp_path, "a", fine) as reader:
+        with opened(tmp_path, "a", fine) as ending:
+            ending.publish({"request_duration_seconds": {(): [1, 2, 3, 4, 5]}})
+        with opened(tmp_path, "a", coarse) as other:
+            # This process adds the counts to the common file.
+            assert other.add_others({})["request_duration_seconds"][()] == [3, 4, 5]
+            assert (tmp_path / "a.ended").exists()
+            other.publish({"request_duration_seconds": {(): [10, 10, 10]}})
+            assert reader.add_others({})["request_duration_seconds"][()] == [1, 2, 13, 14, 15]
+        for _ in range(2):
+            assert reader.add_others({})["request_duration_seconds"][()] == [1, 2, 13, 14, 15]
+
+
+def another_version(**changes):
+    """Return the metrics of another version, which has others or none under some names."""
+    metrics = {name: metric for name, metric in workers._METRICS.items() if name not in changes}
+    return metrics | {name: metric for name, metric in changes.items() if metric is not None}
+
+
+def test_a_process_of_another_version_loses_no_counts_of_metrics_that_it_does_not_know(tmp_path, monkeypatch):
+    with opened(tmp_path, "a", BOUNDS) as ending:
+        ending.publish(figures(5, 1_000_000) | {"processes": {(): 1}})
+    with monkeypatch.context() as patched, opened(tmp_path, "a", BOUNDS) as old:
+        patched.setattr(workers, "_METRICS", another_version(requests=None, request_duration_seconds=None))
+        assert old.add_others({}) == {}
+        assert len(list(tmp_path.glob("*.figures"))) == 0
+    with opened(tmp_path, "a", BOUNDS) as new:
+        assert new.add_others({}) == figures(5, 1_000_000)
+
+
+def test_a_process_of_another_version_may_use_a_name_for_another_metric(tmp_path, monkeypatch):
+    known = workers._METRICS
+    with opened(tmp_path, "a", BOUNDS) as other, opened(tmp_path, "a", BOUNDS) as reader:
+        with monkeypatch.context() as patched:
+            changed = another_version(
+                requests=dataclasses.replace(known["requests"], labels=("tenant",)),
+                request_errors=dataclasses.replace(known["request_errors"], kind=Kind.HISTOGRAM),
+                cache_entries=dataclasses.replace(known["cache_entries"], kind=Kind.COUNTER),
+            )
+            patched.setattr(workers, "_METRICS", changed)
+            other.publish(
+                {"requests": {("x",): 1}, "request_errors": {(): [1, 2, 3, 4]}, "cache_entries": {("app",): 3}}
+            )
+        own = counts(2, entries=1) | {"request_errors": {(): 1}}
+        for _ in range(2):
+            assert page_of(reader, own) == own
+            other.close()
 
 
 @pytest.mark.parametrize("garbage", [b"", b"garbage", b"\x80"])
@@ -341,20 +377,51 @@ def test_no_count_goes_back_while_the_disk_is_full(tmp_path, caplog):
         one.publish(counts(5, timeouts=1))
         with full_disk():
             for requests in (8, 9):
-                shown = page_of(one, counts(requests, entries=2))
+                shown = page_of(one, counts(requests, entries=2, timeouts=2))
                 assert (shown["requests"], shown["pool_timeouts"]) == ({(): 5}, {("main",): 1})
                 assert shown["cache_entries"] == {("app",): 2}
                 assert other.add_others({})["requests"] == {(): 5}
-        assert page_of(one, counts(9))["requests"] == {(): 9}
+        assert page_of(one, counts(9, timeouts=2))["requests"] == {(): 9}
         assert other.add_others({})["requests"] == {(): 9}
-        assert other.add_others({})["pool_timeouts"] == {("main",): 1}
+        assert other.add_others({})["pool_timeouts"] == {("main",): 2}
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert not list(tmp_path.glob("*.new"))
 
 
+def test_all_pages_agree_if_a_worker_starts_while_the_disk_is_full(tmp_path):
+    with opened(tmp_path, "a", BOUNDS) as one, opened(tmp_path, "a", BOUNDS) as late:
+        one.publish(counts(7))
+        with full_disk():
+            for requests in (4, 8):
+                assert page_of(one, counts(7 + requests))["requests"] == {(): 7}
+                shown = page_of(late, {**counts(requests, entries=2), "request_errors": {(): 1}})
+                assert shown == counts(7, entries=2)
+        assert page_of(late, counts(9))["requests"] == {(): 16}
+
+
 def test_a_disk_that_is_full_from_the_beginning_does_not_break_the_page(tmp_path):
-    with opened(tmp_path, "a", BOUNDS) as one, full_disk():
+    with opened(tmp_path, "a", BOUNDS) as one:
+        with full_disk():
+            # No other page can show the counts, so this one does not either.
+            assert page_of(one, counts(5, entries=2)) == {"cache_entries": {("app",): 2}}
         assert page_of(one, counts(5))["requests"] == {(): 5}
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_worker_that_was_taken_for_ended_while_the_disk_is_full_is_counted_once(tmp_path, moved):
+    with opened(tmp_path, "a", BOUNDS) as one, opened(tmp_path, "a", BOUNDS) as other:
+        one.publish(counts(5))
+        (path,) = tmp_path.glob("*.alive")
+        path.unlink()
+        if moved:
+            assert other.add_others({})["requests"] == {(): 5}
+        with full_disk():
+            for requests in (6, 7):
+                assert page_of(one, counts(requests))["requests"] == {(): 5}
+                assert other.add_others({})["requests"] == {(): 5}
+        for requests in (8, 9):
+            assert page_of(one, counts(requests))["requests"] == {(): requests}
+            assert other.add_others({})["requests"] == {(): requests}
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", b"\x80"])
@@ -455,32 +522,118 @@ def test_where_locks_do_not_work_each_worker_shows_its_own_figures(tmp_path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_forked_child_does_not_count_what_its_parent_has_counted(tmp_path):
-    with opened(tmp_path, "a", BOUNDS) as worker:
-        worker.publish(counts(5, timeouts=3))
-        # The pool is closed: its counts continue in the parent only.
-        worker.publish(counts(5))
-        ready, told = os.pipe()
-        if (child := os.fork()) == 0:
-            worker.publish(counts(5, timeouts=1))
-            worker.publish(counts(7, timeouts=2))
-            os.write(told, b"x")
+def in_a_child(work):
+    """Call `work` in a forked child, which then ends like a worker that is killed."""
+    if (child := os.fork()) == 0:
+        try:
+            work()
             os._exit(0)
-        os.read(ready, 1)
-        os.waitpid(child, 0)
-        os.close(ready)
-        os.close(told)
-        for _ in range(2):
-            shown = page_of(worker, counts(6))
-            assert (shown["requests"], shown["pool_timeouts"]) == ({(): 8}, {("main",): 5})
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+class Routes:
+    """A source of one route. Its requests can be counted without an application."""
+
+    def __init__(self, requests=0):
+        self.latencies = {"/": LatencyHistogram()}
+        self.count(requests)
+
+    def count(self, requests):
+        self.latencies["/"].record_many([1_000_000] * requests)
+
+    def routes(self):
+        return self.latencies
+
+    def counts(self):
+        return HttpCounts(0, 0, 0, 0, 0)
+
+
+def requests_on(collector):
+    registry = CollectorRegistry()
+    registry.register(collector)
+    page = generate_latest(registry).decode()
+    (count,) = re.findall(r"acgsperf_http_request_duration_seconds_count\{.*\} (.*)", page)
+    (processes,) = re.findall(r"^acgsperf_processes (.*)", page, re.MULTILINE)
+    return int(float(count)), int(float(processes))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("published", [True, False])
+def test_a_forked_child_does_not_count_what_its_parent_counts(tmp_path, published):
+    source = Routes(10)
+    collector = PerformanceCollector(http=source, workers_directory=tmp_path)
+    if published:
+        collector.publish()
+        source.count(2)
+
+    def work():
+        collector.publish()
+        source.count(1)
+        collector.publish()
+
+    for _ in range(3):
+        in_a_child(work)
+    for _ in range(2):
+        assert requests_on(collector) == (15 if published else 13, 1)
+    collector.close()
+
+
+def test_a_source_that_is_exported_again_is_not_counted_again(tmp_path):
+    source = Routes(10)
+    for number in range(10, 13):
+        collector = PerformanceCollector(http=source, workers_directory=tmp_path)
+        assert requests_on(collector) == (number, 1)
+        source.count(1)
+        collector.close()
+    # Another source with the same labels continues the counts, even if it has counted more.
+    collector = PerformanceCollector(http=Routes(20), workers_directory=tmp_path)
+    assert requests_on(collector) == (33, 1)
+    collector.close()
+
+
+def test_two_collectors_of_a_process_are_one_process_and_count_each_source_once(tmp_path):
+    source = Routes(10)
+    one = PerformanceCollector(http=source, workers_directory=tmp_path)
+    two = PerformanceCollector(http=source, workers_directory=tmp_path, buckets_s=[0.5, 2])
+    three = PerformanceCollector(http=Routes(5), workers_directory=tmp_path)
+    two.publish()
+    for collector in (one, two, three):
+        assert requests_on(collector) == (15, 1)
+    three.close()
+    one.close()
+    for _ in range(2):
+        assert requests_on(two) == (15, 1)
+    two.close()
+    with opened(tmp_path, "acgsperf", BOUNDS) as reader:
+        assert "processes" not in reader.add_others({})
+
+
+def test_parts_with_the_same_labels_keep_their_counts_when_one_is_closed():
+    ledger, one, other = Ledger(), Routes(10), Routes(3)
+
+    def total(*sources):
+        return ledger.total(parts_of(Sources(http=source) for source in sources), BOUNDS)
+
+    for open_ in ([one, other], [other], [other], [one, other]):
+        assert total(*open_)["http_request_duration_seconds"]["/",][2] == 13
+    one.count(1)
+    assert total(one)["http_request_duration_seconds"]["/",][:3] == [14, 14, 14]
+    del one, open_
+    other.latencies = {"/": LatencyHistogram()}
+    # It has begun again with 0.
+    assert total(other)["http_request_duration_seconds"]["/",][2] == 14
+    other.count(2)
+    assert total(other)["http_request_duration_seconds"]["/",][2] == 16
+    other.latencies = {}
+    assert total(other)["http_request_duration_seconds"]["/",][2] == 16
 
 
 def test_scrapes_in_threads_do_not_count_twice(tmp_path):
     with opened(tmp_path, "a", BOUNDS) as worker, ThreadPoolExecutor(4) as threads:
         for number in range(50):
-            closed = [counts(number, timeouts=1), counts(number)] * 2
-            list(threads.map(worker.publish, closed))
+            list(threads.map(worker.publish, [counts(number)] * 4))
         assert not list(tmp_path.glob("*.new"))
         assert worker.publish(counts(50))["requests"] == {(): 50}
 
