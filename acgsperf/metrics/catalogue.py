@@ -74,6 +74,7 @@ _CONVENTIONS: Final[Mapping[str, tuple[str, tuple[tuple[str, str], ...]]]] = {
     "pool_create_seconds": ("db.client.connection.create_time", ()),
 }
 _NOT_SUMMED: Final[Mapping[str, Merge]] = {
+    "balancer_ejected": Merge.MAX,
     "balancer_latency_seconds": Merge.MAX,
     "cache_entry_bytes": Merge.MAX,
     "cache_policy_age_seconds": Merge.MIN,

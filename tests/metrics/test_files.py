@@ -34,6 +34,7 @@ from acgsperf import (
 )
 from acgsperf.asgi import PerformanceMiddleware
 from acgsperf.metrics.catalogue import METRICS
+from acgsperf.metrics.metric import Merge
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition
 from acgsperf.testing.server_processes import PrivateRedis
 
@@ -69,6 +70,13 @@ def test_the_files_are_those_that_the_list_makes(made):
 def test_the_guide_lists_every_metric(made):
     listed = re.findall(r"^\| `(\w+)` \| (?:counter|gauge|histogram) \|", made.GUIDE.read_text(), re.MULTILINE)
     assert listed == [metric.exported_name for metric in METRICS]
+
+
+def test_the_guide_says_which_gauges_are_not_added_up(made):
+    (paragraph,) = re.findall(r"^- \*\*Gauges\*\*.*?(?=^- )", made.GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    _, exceptions = paragraph.split("There are exceptions")
+    not_added = {metric.name for metric in METRICS if metric.merge is not Merge.SUM}
+    assert not_added <= set(re.findall(r"`(\w+)`", exceptions))
 
 
 def test_the_dashboard_shows_every_metric(made):
