@@ -4,7 +4,7 @@ Every hook is None until `acgsperf.metrics` or `acgsperf.asgi` sets it. A caller
 unset hook costs almost nothing.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -18,6 +18,7 @@ __all__ = [
     "TIER",
     "TIER_LABEL",
     "Spans",
+    "about_cache",
     "connection_times",
     "connection_uses",
     "note_connection_use",
@@ -70,6 +71,11 @@ spans: Spans | None = None
 connection_times: Callable[[str, str, float], object] | None = None
 # The connections that the current request has used and returned: for each pool their number and the ns of their use.
 connection_uses: ContextVar[dict[str, tuple[int, int]] | None] = ContextVar("connection_uses", default=None)
+
+
+def about_cache(namespace: str, keys: Collection[str]) -> dict[str, str | int]:
+    """Return the attributes of a span of a cache."""
+    return {CACHE: namespace, KEYS: len(keys)}
 
 
 def note_connection_use(pool: str, used_ns: int) -> None:

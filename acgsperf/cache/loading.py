@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from acgsperf import hooks
@@ -127,7 +128,8 @@ class Loading:
         if waits:
             waiting: Awaitable[None] = self._wait(waits, found, source.options.soft_timeout)
             if hooks.spans is not None and self.joined > joined:
-                waiting = hooks.spans.during("cache.wait_for_load", self._about(keys), waiting, waits=waits)
+                about = hooks.about_cache(self._namespace, keys)
+                waiting = hooks.spans.during("cache.wait_for_load", about, waiting, waits=waits)
             await waiting
         for key, entry in found.stale.items():
             if key not in found.values:
@@ -138,8 +140,12 @@ class Loading:
     async def bypass(self, keys: Sequence[str], source: Source) -> dict[str, Any]:
         """Return the values of keys from the loader alone, and store nothing."""
         self.loads += 1
-        loaded = await source.load(list(keys), {})
-        entries, _ = entries_of(keys, loaded, source, self._staleness)
+        try:
+            loaded = await source.load(list(keys), {}, self._namespace, SimpleNamespace())
+            entries, _ = entries_of(keys, loaded, source, self._staleness)
+        except Exception:
+            self.load_errors += 1
+            raise
         return {key: entries[key].value if key in entries else None for key in keys}
 
     async def _look_in_tiers(self, keys: Sequence[str], found: _Answers, source: Source) -> None:
@@ -300,12 +306,8 @@ class Loading:
                     give_up_at = 0
                 waited_s += time.monotonic() - began if waiting else 0.0
         if waited_s and hooks.spans is not None:
-            hooks.spans.past("cache.wait_for_process", self._about(keys), waited_s)
+            hooks.spans.past("cache.wait_for_process", hooks.about_cache(self._namespace, keys), waited_s)
         return values
-
-    def _about(self, keys: Sequence[str]) -> dict[str, str | int]:
-        """Return the attributes of a span."""
-        return {hooks.CACHE: self._namespace, hooks.KEYS: len(keys)}
 
     async def _load_own(
         self,
@@ -374,10 +376,8 @@ class Loading:
         """Return an entry for each loaded value and each key without one, and the keys that must not be stored."""
         self.loads += 1
         flight.loader_keys.update(keys)
-        loading = source.load(keys, previous_of(source.replaced, self._staleness) if source.takes_previous else {})
-        if hooks.spans is not None:
-            loading = hooks.spans.during("cache.load", self._about(keys), loading, load=flight)
-        loaded = await loading
+        previous = previous_of(source.replaced, self._staleness) if source.takes_previous else {}
+        loaded = await source.load(keys, previous, self._namespace, flight)
         return entries_of(keys, loaded, source, self._staleness)
 
     def _store(self, key: str, entry: Entry, options: EntryOptions, seen: Seen) -> None:

@@ -328,6 +328,9 @@ async def test_bypass_neither_reads_nor_stores(clock):
         assert cache.stats().loads == 3
         with pytest.raises(OSError, match="down"):
             await cache.get_or_load("a", returns(OSError("down")), bypass=True)
+        with pytest.raises(TypeError, match="must be a coroutine function"):
+            await cache.get_or_load("a", lambda key: 1, bypass=True)
+        assert (cache.stats().loads, cache.stats().load_errors) == (5, 2)
 
 
 async def test_the_callers_of_a_bypass_do_not_share_a_load(clock):
