@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.trace import (
-    INVALID_SPAN,
     Link,
     ProxyTracerProvider,
     Span,
@@ -21,6 +20,7 @@ from opentelemetry.trace import (
     StatusCode,
     Tracer,
     TracerProvider,
+    get_current_span,
     get_tracer_provider,
     set_span_in_context,
 )
@@ -46,7 +46,7 @@ _ERROR: Final = "error.type"
 class _Deferred(Span):
     """The span of an operation. It makes the span of the SDK when that is needed."""
 
-    __slots__ = ("_attributes", "_began_ns", "_context", "_made", "_name", "_tracer", "_waits")
+    __slots__ = ("_attributes", "_began_ns", "_context", "_is_dropped", "_made", "_name", "_tracer", "_waits")
 
     def __init__(
         self,
@@ -63,10 +63,12 @@ class _Deferred(Span):
         self._began_ns = time.time_ns()
         self._waits = waits
         self._made: Span | None = None
+        self._is_dropped = False
 
     def _span(self) -> Span:
         if self._made is None:
-            contexts = [flight.span.get_span_context() for flight in self._waits if flight.span is not None]
+            spans = [flight.span for flight in self._waits if flight.span is not None]
+            contexts = [span.get_span_context() for span in spans if not span._is_dropped]
             self._made = self._tracer.start_span(
                 f"acgsperf.{self._name}",
                 context=self._context,
@@ -88,8 +90,9 @@ class _Deferred(Span):
         if self._made is not None or ended_ns - self._began_ns >= min_ns:
             self._span().end(ended_ns)
         else:
-            # From now on, a caller that asks for the context gets an invalid one.
-            self._made = INVALID_SPAN
+            # A task that the loader has started still has this span as its current one: its spans become children of
+            # the span around the load, as without this package.
+            self._is_dropped, self._made = True, get_current_span(self._context)
 
     def end(self, end_time: int | None = None) -> None:
         self._span().end(end_time)

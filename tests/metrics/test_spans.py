@@ -10,6 +10,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode, get_current_span
 
 from acgsperf import ConnectionPool, LatencyHistogram, LRUCache, PoolTimeout, RedisTier, TieredCache, hooks
@@ -118,6 +119,57 @@ async def test_what_takes_less_than_1_ms_makes_no_span_unless_someone_needs_it(c
     created.close()
     meters.shutdown()
     traces.provider.shutdown()
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+async def test_a_task_that_a_short_loader_starts_stays_in_the_trace_of_the_request(cache, sampled):
+    traces, meters = Traces(), MeterProvider()
+    # No load takes that long, so no load makes a span.
+    created = instrument(meter_provider=meters, tracer_provider=traces.provider, min_span_s=3600)
+    unsampled = TracerProvider(sampler=ALWAYS_OFF)
+    tracer = traces.tracer if sampled else unsampled.get_tracer("test")
+    loaded, tasks = asyncio.Event(), []
+
+    async def audit():
+        await loaded.wait()
+        get_current_span().set_attribute("audited", True)
+        with traces.tracer.start_as_current_span("audit"):
+            pass
+
+    async def start(key):
+        tasks.append(asyncio.create_task(audit()))
+        return 1
+
+    with tracer.start_as_current_span("request") as request:
+        await cache.get_or_load("a", start)
+        loaded.set()
+        await asyncio.gather(*tasks)
+    if sampled:
+        audit_span, request_span = traces.take()
+        assert audit_span.parent == request.get_span_context() == request_span.context
+        assert request_span.attributes == {"audited": True}
+    else:
+        assert traces.take() == []
+    created.close()
+    for each in (meters, traces.provider, unsampled):
+        each.shutdown()
+
+
+@pytest.mark.parametrize("bypass", [False, True])
+async def test_a_load_that_stores_nothing_is_a_span_too(traces, cache, bypass):
+    async def query(key):
+        with traces.tracer.start_as_current_span("query"):
+            return 1
+
+    async def query_many(keys):
+        return {key: await query(key) for key in keys}
+
+    assert await cache.get_or_load("a", query, bypass=bypass) == 1
+    query_span, load_span = traces.take()
+    assert (load_span.name, query_span.parent.span_id) == ("acgsperf.cache.load", load_span.context.span_id)
+    assert dict(load_span.attributes) == {"acgsperf.cache.name": "app", "acgsperf.cache.keys": 1}
+    await cache.get_or_load_many(["b", "c"], query_many, bypass=bypass)
+    assert dict(traces.take()[-1].attributes) == {"acgsperf.cache.name": "app", "acgsperf.cache.keys": 2}
 
 
 async def test_a_load_is_a_current_span_as_others_are(traces, cache):
@@ -310,9 +362,14 @@ async def after():
             await asyncio.sleep(0.01)
         await cache.get_or_load("b", load)
 
+loops = []
 for _ in range(2):
-    asyncio.run(before())
-    gc.collect()
+    loops.append(asyncio.new_event_loop())
+    loops[-1].run_until_complete(before())
+    loops[-1].close()
+    if not KEEP_LOOPS:
+        loops.clear()
+        gc.collect()
 exporter = InMemorySpanExporter()
 provider = TracerProvider()
 provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -324,7 +381,9 @@ assert hooks.spans is None
 """
 
 
-@pytest.mark.parametrize("program", [SET_UP_LATER, WITHOUT_A_LOOP])
+@pytest.mark.parametrize(
+    "program", [SET_UP_LATER, *(WITHOUT_A_LOOP.replace("KEEP_LOOPS", keep) for keep in ("True", "False"))]
+)
 def test_spans_begin_when_the_sdk_is_set_up(program):
     command = [sys.executable, "-W", "error", "-c", program]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
