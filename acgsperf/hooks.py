@@ -17,6 +17,7 @@ __all__ = [
     "POOL",
     "TIER",
     "TIER_LABEL",
+    "ConnectionUses",
     "Spans",
     "about_cache",
     "connection_times",
@@ -56,6 +57,13 @@ class Spans(Protocol):
         """
 
 
+class ConnectionUses(Protocol):
+    """Counts the connections that a request uses."""
+
+    def note(self, pool: str, used_ns: int, /) -> None:
+        """Count a connection of a pool that was returned after a use of `used_ns`."""
+
+
 # The names of attributes. That of a pool is from the semantic conventions.
 POOL: Final = "db.client.connection.pool.name"
 CACHE: Final = "acgsperf.cache.name"
@@ -69,8 +77,8 @@ KEYS: Final = "acgsperf.cache.keys"
 spans: Spans | None = None
 # Called with "wait", "use" or "create", the name of the pool, and the seconds.
 connection_times: Callable[[str, str, float], object] | None = None
-# The connections that the current request has used and returned: for each pool their number and the ns of their use.
-connection_uses: ContextVar[dict[str, tuple[int, int]] | None] = ContextVar("connection_uses", default=None)
+# That of the current request. Tasks that it has started may outlive it, for example a load.
+connection_uses: ContextVar[ConnectionUses | None] = ContextVar("connection_uses", default=None)
 
 
 def about_cache(namespace: str, keys: Collection[str]) -> dict[str, str | int]:
@@ -83,5 +91,4 @@ def note_connection_use(pool: str, used_ns: int) -> None:
     if connection_times is not None:
         connection_times("use", pool, used_ns / 1e9)
     if (uses := connection_uses.get()) is not None:
-        number, total_ns = uses.get(pool, (0, 0))
-        uses[pool] = (number + 1, total_ns + used_ns)
+        uses.note(pool, used_ns)

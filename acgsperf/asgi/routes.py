@@ -36,17 +36,16 @@ class Routes:
         """Return a context for a call of the application, in which the connections that it uses are counted.
 
         Args:
-            route: called at the end, when the route is known and its latency is recorded.
+            route: called at the end or later, when the route is known and its latency is recorded.
         """
-        uses: dict[str, tuple[int, int]] = {}
+        uses = _Uses(self, route)
         token = hooks.connection_uses.set(uses)
         try:
             yield
         finally:
             hooks.connection_uses.reset(token)
             # Not earlier, because a framework may return connections after the response has ended.
-            if uses:
-                self.note_connections(route(), uses)
+            uses.end()
 
     def note_connections(self, route: str, uses: Mapping[str, tuple[int, int]]) -> None:
         """Count the connections that a request has used. Call it after the latency of the request is recorded."""
@@ -75,6 +74,34 @@ class Routes:
         latency = self._latencies.setdefault(route, LatencyHistogram(**_LAYOUT))
         self._records[route] = latency.record
         return latency.record
+
+
+class _Uses:
+    """The connections that a request uses: for each pool their number and the ns of their use.
+
+    After the request has ended, each one is counted at once. A task of the request may still use some, for example a
+    load whose caller has got a stale value.
+    """
+
+    __slots__ = ("_ended", "_route", "_routes", "_uses")
+
+    def __init__(self, routes: Routes, route: Callable[[], str]) -> None:
+        self._routes = routes
+        self._route = route
+        self._uses: dict[str, tuple[int, int]] = {}
+        self._ended = False
+
+    def note(self, pool: str, used_ns: int) -> None:
+        if self._ended:
+            self._routes.note_connections(self._route(), {pool: (1, used_ns)})
+        else:
+            number, total_ns = self._uses.get(pool, (0, 0))
+            self._uses[pool] = (number + 1, total_ns + used_ns)
+
+    def end(self) -> None:
+        self._ended = True
+        if self._uses:
+            self._routes.note_connections(self._route(), self._uses)
 
 
 def route_of(scope: Scope, status: int) -> str:

@@ -218,6 +218,33 @@ async def test_connections_are_counted_by_the_route_that_used_them(source):
     assert found["acgsperf_http_connection_use_seconds_total", "/items/{id}", "main"] > 0
 
 
+async def test_connections_of_a_load_that_outlives_its_request_are_counted_by_its_route(source):
+    pool = source.pools.get("main")
+    requested = asyncio.Event()
+
+    async def load(key):
+        await requested.wait()
+        return await pool.fetchval("SELECT 1")
+
+    async def route(scope, receive, send):
+        scope["route"] = SimpleNamespace(path="/items/{id}")
+        loading.append(asyncio.create_task(load("a")))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    loading = []
+    middleware = PerformanceMiddleware(route)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(middleware), base_url="http://a") as client:
+        await client.get("/items/1")
+        await client.get("/items/2")
+    assert middleware.connection_uses() == {}
+    requested.set()
+    await asyncio.gather(*loading)
+    ((key, (number, used_ns)),) = middleware.connection_uses().items()
+    assert (key, number) == (("/items/{id}", "main"), 2)
+    assert used_ns > 0
+
+
 async def test_what_a_limit_and_balancers_know_is_exported(limit, balancer):
     found = samples(PerformanceCollector(limit=limit, balancers=[balancer]))
     assert found["acgsperf_http_limit",] == limit.stats().limit
