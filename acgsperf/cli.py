@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args
 
@@ -30,6 +31,7 @@ except ImportError as _missing:
 
 from acgsperf.dashboard.commands import dashboard, top
 from acgsperf.workbench.command import Command, allow_broken_pipe
+from acgsperf.workbench.printable import printable
 from acgsperf.workbench.tables import print_table
 from acgsperf.workbench.trace_formats import TraceFormat
 from acgsperf.workbench.trends import trends
@@ -360,7 +362,9 @@ def stats(
     from acgsperf.workbench import scrape
 
     seconds = number("--timeout", timeout, 0.001, 3600)
-    found = scrape.figures(scrape.fetch(url, seconds), namespace)
+    began = time.monotonic()
+    page = scrape.fetch(url, seconds)
+    found = scrape.figures(page, namespace, timeout=seconds - (time.monotonic() - began))
     allow_broken_pipe()
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
@@ -423,5 +427,5 @@ def main() -> NoReturn:
 
 
 def _complain(what: object, status: int) -> int:
-    print("acgsperf:", " ".join(str(what).split()), file=sys.stderr)
+    print("acgsperf:", printable(" ".join(str(what).split())), file=sys.stderr)
     return status

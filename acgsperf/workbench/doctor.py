@@ -27,6 +27,7 @@ from acgsperf.tiers.redis_keys import RedisKeys
 from acgsperf.tiers.redis_tls import hint_of
 from acgsperf.timeouts import time_limit
 from acgsperf.workbench.embedded import embedded_servers
+from acgsperf.workbench.printable import printable
 from acgsperf.workbench.topology import postgres_topology, redis_topology, role_of_redis
 
 __all__ = ["Finding", "Severity", "as_dicts", "examine", "print_findings"]
@@ -107,7 +108,8 @@ def print_findings(findings: Iterable[Finding]) -> None:
     for finding in findings:
         head = f"{finding.severity:7} {finding.subject:10} "
         indent = len(head) if console.width >= WIDE else 8
-        lines = [head + finding.detail] if one_line else _wrapped(head + finding.detail, console.width, indent)
+        line = head + printable(finding.detail)
+        lines = [line] if one_line else _wrapped(line, console.width, indent)
         text = Text("\n".join(lines))
         text.stylize(colours[finding.severity], 0, len(finding.severity))
         console.print(text, soft_wrap=True)

@@ -1,5 +1,6 @@
 """Reads the page of metrics of a running application."""
 
+import io
 import math
 import threading
 import time
@@ -12,15 +13,18 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from acgsperf.errors import AcgsperfError
+from acgsperf.workbench.printable import printable
 
 try:
-    from prometheus_client.parser import text_string_to_metric_families
+    from prometheus_client.parser import text_fd_to_metric_families
 except ImportError as _missing:
     raise ImportError("prometheus_client is not installed: pip install 'acgsperf[cli]'") from _missing
 
 __all__ = ["ScrapeError", "ServiceFigures", "checked_url", "fetch", "figures", "samples"]
 
 _MAX_BYTES: Final = 16 << 20
+# The parser takes quadratic time for the labels of a line.
+_LONGEST_LINE: Final = 1 << 16
 _PIECE_BYTES: Final = 1 << 16
 _MOST_ROUTES: Final = 10
 _QUANTILES: Final = (0.5, 0.95, 0.99)
@@ -108,7 +112,8 @@ class ServiceFigures:
             rows.append(
                 (f"Pool {name}", "{in_use} of {connections} in use, limit {max}, {waiting} waiting".format(**pool))
             )
-        return rows
+        # Clients choose the names of routes.
+        return [(printable(name), text) for name, text in rows]
 
 
 def _shown(value: float | None, form: str, unit: str = "") -> str:
@@ -189,42 +194,48 @@ def _page(url: str, deadline: float) -> str:
     return page.decode()
 
 
-def figures(page: str, namespace: str = "acgsperf") -> ServiceFigures:
+def figures(page: str, namespace: str = "acgsperf", *, timeout: float = 5.0) -> ServiceFigures:
     """Read the figures from a page. Without metrics of a service, it uses those of the middleware.
 
     Args:
         page: the text of the page.
         namespace: the prefix of the metrics' names.
+        timeout: seconds for reading the text.
 
     Raises:
-        ScrapeError: when the text is not a page of metrics, or has no metrics of acgsperf.
+        ScrapeError: when the text is not a page of metrics, has no metrics of acgsperf, or cannot be read in time.
     """
-    found = samples(page, namespace)
+    found = samples(page, namespace, timeout=timeout)
     try:
         return _figures(found)
     except Exception as error:
         raise ScrapeError(f"not a page of metrics: {error}") from None
 
 
-def samples(page: str, namespace: str = "acgsperf") -> Mapping[str, list[tuple[dict[str, str], float]]]:
+def samples(
+    page: str, namespace: str = "acgsperf", *, timeout: float = 5.0
+) -> Mapping[str, list[tuple[dict[str, str], float]]]:
     """Read the samples of acgsperf from a page: labels and values by name, without the prefix.
 
     Args:
         page: the text of the page.
         namespace: the prefix of the metrics' names.
+        timeout: seconds for reading the text.
 
     Raises:
-        ScrapeError: when the text is not a page of metrics, or has no metrics of acgsperf.
+        ScrapeError: when the text is not a page of metrics, has no metrics of acgsperf, or cannot be read in time.
     """
     found: dict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
     try:
-        for family in text_string_to_metric_families(page):
+        for family in text_fd_to_metric_families(_Lines(page, timeout)):
             for sample in family.samples:
                 if sample.name.startswith(f"{namespace}_"):
                     value = float(sample.value)
                     if not (math.isfinite(value) and value >= 0):
                         raise ValueError(f"{sample.name} is {value}")
                     found[sample.name.removeprefix(f"{namespace}_")].append((sample.labels, value))
+    except TimeoutError:
+        raise ScrapeError("the page cannot be read before the deadline") from None
     except Exception as error:
         # The parser raises many types of exceptions.
         raise ScrapeError(f"not a page of metrics: {error}") from None
@@ -232,6 +243,30 @@ def samples(page: str, namespace: str = "acgsperf") -> Mapping[str, list[tuple[d
     if found.keys().isdisjoint({"processes", "requests_total", "http_refused_total", f"{durations}_bucket"}):
         raise ScrapeError(f"the page has no metrics of acgsperf: no name begins with {namespace}_")
     return found
+
+
+class _Lines(io.StringIO):
+    """The lines of a page, for as long as there is time to read them."""
+
+    def __init__(self, page: str, timeout: float) -> None:
+        super().__init__(page)
+        self._deadline = time.monotonic() + timeout
+
+    def __next__(self) -> str:  # type: ignore[override]
+        line = super().__next__()
+        if len(line) > _LONGEST_LINE:
+            raise ValueError(f"a line must have at most {_LONGEST_LINE:,} characters")
+        if time.monotonic() > self._deadline:
+            raise TimeoutError
+        return line
+
+
+def _bound(labels: Mapping[str, str]) -> float:
+    """Return the bound of a bucket of latencies."""
+    bound = float(labels["le"])
+    if not bound >= 0:
+        raise ValueError(f"le is {labels['le']}")
+    return bound
 
 
 def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]]) -> ServiceFigures:
@@ -250,7 +285,7 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]]) -> Service
     durations = "request_duration_seconds" if own else "http_request_duration_seconds"
     buckets: dict[float, float] = defaultdict(float)
     for labels, value in found.get(f"{durations}_bucket", ()):
-        buckets[float(labels["le"])] += value
+        buckets[_bound(labels)] += value
     requests = total("requests_total") if own else total(f"{durations}_count")
     errors = total("request_errors_total") if own else None
     violations = total("compliance_violations_total") if own else total("http_refused_total")
@@ -295,7 +330,7 @@ def _figures(found: Mapping[str, list[tuple[dict[str, str], float]]]) -> Service
 def _routes(samples: Iterable[tuple[dict[str, str], float]]) -> dict[str, RouteFigures]:
     buckets: dict[str, dict[float, float]] = defaultdict(lambda: defaultdict(float))
     for labels, value in samples:
-        buckets[labels["route"]][float(labels["le"])] += value
+        buckets[labels["route"]][_bound(labels)] += value
     routes = {
         route: RouteFigures(round(max(within.values())), *(_quantile(within, quantile) for quantile in _QUANTILES))
         for route, within in buckets.items()

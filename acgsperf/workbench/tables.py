@@ -9,9 +9,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from acgsperf.workbench.printable import printable
+
 __all__ = ["Cell", "print_table"]
 
-# Text, or text and a style. Rich's markup is not interpreted, because cells may hold anything.
+# Text, or text and a style. Cells may hold anything: of Rich's markup and control characters, only line breaks have an
+# effect.
 Cell = str | tuple[str, str]
 
 
@@ -35,17 +38,18 @@ def print_table(
         right: headings of the columns that are aligned on the right.
     """
     if title:
-        console.print(Text(title, "bold"))
+        console.print(_text((title, "bold")))
     if _narrowest(columns, rows) <= console.width:
         _print_wide(console, columns, rows, right)
     else:
         _print_narrow(console, columns, rows)
     if caption:
-        console.print(Text(caption, "dim"))
+        console.print(_text((caption, "dim")))
 
 
 def _text(cell: Cell) -> Text:
-    return Text(cell) if isinstance(cell, str) else Text(*cell)
+    text, style = (cell, "") if isinstance(cell, str) else cell
+    return Text("\n".join(map(printable, text.split("\n"))), style)
 
 
 def _narrowest(columns: Sequence[str], rows: Sequence[Sequence[Cell] | str]) -> int:
@@ -70,7 +74,7 @@ def _print_wide(
     for row in rows:
         if isinstance(row, str):
             table.add_section()
-            table.add_row(Text(row, "bold"))
+            table.add_row(_text((row, "bold")))
         else:
             table.add_row(*map(_text, row))
     console.print(table)
@@ -79,7 +83,7 @@ def _print_wide(
 def _print_narrow(console: Console, columns: Sequence[str], rows: Sequence[Sequence[Cell] | str]) -> None:
     for row in rows:
         if isinstance(row, str):
-            console.print(Text(row, "bold"))
+            console.print(_text((row, "bold")))
             continue
         console.print(_text(row[0]))
         for column, cell in zip(columns[1:], row[1:], strict=True):

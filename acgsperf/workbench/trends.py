@@ -12,6 +12,7 @@ from rich.text import Text
 
 from acgsperf import interrupts
 from acgsperf.workbench.command import allow_broken_pipe
+from acgsperf.workbench.printable import printable
 from acgsperf.workbench.tables import Cell, print_table
 from acgsperf.workbench.usage import UsageError, counted, number
 
@@ -64,7 +65,7 @@ def print_trends(console: Console, found: "Trends", days: float) -> None:
     """Print the changes of the last days, the weeks and the versions."""
     listed = [change for change in found.changes if change.since >= found.end - days * 86_400]
     for change in listed:
-        console.print(Text(str(change), _style(change)))
+        console.print(Text(printable(str(change)), _style(change)))
     if not listed and found.hours:
         console.print(f"nothing became slower or faster in the last {days:g} days", highlight=False)
     _print_periods(console, "Week of", found.weeks, "Each week, compared with the week before")
@@ -73,7 +74,7 @@ def print_trends(console: Console, found: "Trends", days: float) -> None:
     end = f", until {_time(found.end)} UTC" if found.hours else ""
     console.print(Text(f"{counted(found.hours, 'hour')} with requests{end}", "dim"))
     for problem in found.missing:
-        console.print(Text(problem, "dim"))
+        console.print(Text(printable(problem), "dim"))
 
 
 def _style(change: "Change") -> str:

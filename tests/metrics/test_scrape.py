@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -139,7 +140,17 @@ def test_an_address_that_leads_nowhere_is_one_line_and_status_2(url, message):
 
 @pytest.mark.parametrize(
     "page",
-    [b"", b"<html>", b"\xff\xfe", b"a 1\n", b"acgsperf_requests_total NaN\n", b"acgsperf_requests_total{ 1\n"],
+    [
+        b"",
+        b"<html>",
+        b"\xff\xfe",
+        b"a 1\n",
+        b"acgsperf_requests_total NaN\n",
+        b"acgsperf_requests_total{ 1\n",
+        b'acgsperf_request_duration_seconds_bucket{le="NaN"} 1\n',
+        b'acgsperf_http_request_duration_seconds_bucket{route="/",le="nan"} 1\n',
+        b'acgsperf_http_request_duration_seconds_bucket{route="/",le="-1"} 1\n',
+    ],
     ids=repr,
 )
 def test_what_is_no_page_of_ours_is_an_error(page):
@@ -169,6 +180,34 @@ def test_the_look_up_of_the_name_has_the_same_deadline(monkeypatch):
             fetch("http://a-name-that-takes-long/", 0.05)
     finally:
         released.set()
+
+
+def test_a_page_that_takes_long_to_read_is_left_in_time():
+    labels = ",".join(f'a{number}="{number}"' for number in range(20_000))
+    with pytest.raises(ScrapeError, match="a line must have at most 65,536 characters"):
+        figures(f"acgsperf_processes 1\nacgsperf_x{{{labels}}} 1\n")
+    page = "".join(f'acgsperf_x{{a="{number}"}} 1\n' for number in range(500_000))
+    began = time.process_time()
+    with pytest.raises(ScrapeError, match="the page cannot be read before the deadline"):
+        figures(page, timeout=0.01)
+    # All of it takes several seconds.
+    assert time.process_time() - began < 1
+    assert figures("acgsperf_processes 1\n", timeout=60).processes == 1
+
+
+def test_names_that_clients_choose_do_not_control_the_terminal():
+    nasty = "\x1b]0;owned\x07\x1b[2J\n\u202e\x9b"
+    routes = middleware_with(**{nasty: [1_000_000]})
+    with held(page_of(http=routes)) as url:
+        done = stats(url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"Route /\x1b]0;owned\x07\x1b[2J\n\u202e\x9b" in done.stdout
+    assert all(line.isprintable() for line in done.stdout.split("\n"))
+    with held(b"acgsperf_processes \x1b[2J 1\n") as url:
+        done = stats(url)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"acgsperf: [^\n]+\n", done.stderr)
+    assert done.stderr[:-1].isprintable()
 
 
 def test_a_page_without_our_metrics_says_which_name_was_expected():

@@ -34,6 +34,15 @@ def test_no_word_is_cut_and_no_line_is_too_long(width):
     assert {"title", "caption", "heading", "markup[/]"} <= set(found.split())
 
 
+@pytest.mark.parametrize("width", [20, 100])
+def test_control_characters_are_escaped(width):
+    nasty = "\x1b[2J"
+    found = printed(width, [(nasty, nasty, (nasty, "red"), "two\nlines"), nasty], title=nasty, caption=nasty)
+    assert found.count(r"\x1b[2J") == 6
+    assert "\x1b" not in found
+    assert {"two", "lines"} <= set(found.split())
+
+
 def test_a_narrow_terminal_gets_a_paragraph_for_each_row():
     assert printed(30, ROWS[:1]).splitlines() == [
         "Throughput",
