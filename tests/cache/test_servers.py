@@ -243,6 +243,7 @@ async def test_frozen_servers_delay_no_caller_by_more_than_the_deadline_and_50_m
         await cache.set("here", 1)
         for server in servers:
             server.freeze()
+        slowest_hit = 0.0
         try:
             for i in range(100):
                 stopwatch.start(cache.get(f"k{i}", "missed"))
@@ -253,7 +254,7 @@ async def test_frozen_servers_delay_no_caller_by_more_than_the_deadline_and_50_m
                 await asyncio.sleep(0.002)
                 began = time.perf_counter()
                 assert await cache.get("here") == 1
-                assert time.perf_counter() - began < 0.05 + stopwatch.stalled
+                slowest_hit = max(slowest_hit, time.perf_counter() - began)
             answers = await stopwatch.finish()
         finally:
             for server in servers:
@@ -261,6 +262,8 @@ async def test_frozen_servers_delay_no_caller_by_more_than_the_deadline_and_50_m
         assert answers[0::5] == ["missed"] * 100
         assert answers[2::5] == ["loaded"] * 100
         assert not any(written.everywhere for written in answers[3:50:5])
+        # The time in which the process had to wait for a processor is known only now.
+        assert slowest_hit < 0.05 + stopwatch.stalled
         assert stopwatch.slowest < 0.25 + 0.05 + stopwatch.stalled
         await cache.clear()
 
