@@ -110,7 +110,7 @@ class Stopwatch:
 
     TICK_S: Final = 0.001
     # Timers and schedulers need that much anyway.
-    STALL_S: Final = 0.005
+    STALL_S: Final = 0.002
 
     def __init__(self) -> None:
         self.slowest = self.stalled = 0.0

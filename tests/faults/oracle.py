@@ -20,7 +20,7 @@ RECOVERY_S = 2.0
 
 _TICK_S = 0.002
 # What timers and schedulers need anyway is no stall.
-_STALL_S = 0.005
+_STALL_S = 0.002
 _MEMORY_EVERY_TICKS = 5
 # A late call was held up by one of this many turns.
 _RECENT_TICKS = 20
