@@ -10,11 +10,61 @@ __all__ = ["ReadSample"]
 _READERS: Final = ("get_local", "_get_local")
 
 
+class _Tap:
+    """Stands in for a function that looks in L1, as long as a sample is taken of its keys.
+
+    All samples of a function share one tap. If each of them replaced the function, the one that ends first would put
+    back what the other one has replaced.
+
+    The calls may come from any thread. If two threads change the samples at the same time, a sample may get no keys.
+
+    Args:
+        attributes: the attributes of the object that has the function.
+        name: the attribute of the function.
+        original: the function.
+    """
+
+    def __init__(self, attributes: dict[str, Any], name: str, original: Callable[..., Any]) -> None:
+        self._attributes = attributes
+        self._name = name
+        self._original = original
+        self._samples: tuple[ReadSample, ...] = ()
+
+    def __call__(self, key: str, default: Any = None, /) -> Any:
+        for sample in self._samples:
+            sample.note(key)
+        return self._original(key, default)
+
+    @staticmethod
+    def of(attributes: dict[str, Any], name: str) -> "_Tap":
+        """Return the tap in place of a function, which is put there if necessary."""
+        found = attributes[name]
+        if isinstance(found, _Tap):
+            if found._attributes is attributes and found._name == name:
+                return found
+            # It was copied from another object while a sample was taken there.
+            found = found._original
+        tap = attributes[name] = _Tap(attributes, name, found)
+        return tap
+
+    def add(self, sample: "ReadSample") -> None:
+        """Note the next keys in a sample."""
+        self._samples = (*self._samples, sample)
+
+    def discard(self, sample: "ReadSample") -> None:
+        """Note no more keys in a sample. The last one puts the function back."""
+        self._samples = tuple(other for other in self._samples if other is not sample)
+        # Something else may have replaced it meanwhile.
+        if not self._samples and self._attributes[self._name] is self:
+            self._attributes[self._name] = self._original
+
+
 class ReadSample:
     """Takes short samples of the keys that callers read through a `TieredCache`.
 
     While a sample is taken, the functions that look in L1 are replaced in the attributes of the cache by ones that also
-    note the key. The last key of a sample puts the originals back. So a hit has no further step without a sample.
+    note the key. The last key of a sample puts the originals back. So a hit has no further step without a sample. Any
+    number of samples of a cache may be taken at the same time.
 
     Some callers keep the function instead of looking it up, for example the response cache of the middleware. Their
     reads are not sampled, and neither are those of `get_many`.
@@ -27,8 +77,9 @@ class ReadSample:
     def __init__(self, cache: TieredCache[Any], *others: object) -> None:
         self._readers = [(vars(cache), name) for name in _READERS]
         self._readers += [(vars(other), "_get_local") for other in others if "_get_local" in vars(other)]
-        self._replaced: list[tuple[dict[str, Any], str, Any, Any]] = []
+        self._taps: list[_Tap] = []
         self._keys: list[str] = []
+        self._count = 0
 
     def take(self, count: int) -> list[str]:
         """Return the keys of the last sample, which may have fewer keys than were asked for, and begin a new one.
@@ -37,34 +88,27 @@ class ReadSample:
             count: the number of keys that the new sample gets.
         """
         keys = self.end()
+        self._count = count
         for attributes, name in self._readers:
-            original = attributes[name]
-            noting = self._noting(original, count)
-            self._replaced.append((attributes, name, original, noting))
-            attributes[name] = noting
+            tap = _Tap.of(attributes, name)
+            tap.add(self)
+            self._taps.append(tap)
         return keys
+
+    def note(self, key: str) -> None:
+        """Add a key to the sample. The functions that look in L1 call it."""
+        if len(self._keys) < self._count:
+            self._keys.append(key)
+        else:
+            self._leave()
 
     def end(self) -> list[str]:
         """Return the keys of the last sample, and end it."""
-        self._restore()
+        self._leave()
         keys, self._keys = self._keys, []
         return keys
 
-    def _noting(self, original: Callable[..., Any], count: int) -> Callable[..., Any]:
-        keys = self._keys
-
-        def get_local(key: str, default: Any = None, /) -> Any:
-            if len(keys) < count:
-                keys.append(key)
-            else:
-                self._restore()
-            return original(key, default)
-
-        return get_local
-
-    def _restore(self) -> None:
-        replaced, self._replaced = self._replaced, []
-        for attributes, name, original, noting in replaced:
-            # Something else may have replaced it meanwhile.
-            if attributes[name] is noting:
-                attributes[name] = original
+    def _leave(self) -> None:
+        taps, self._taps = self._taps, []
+        for tap in taps:
+            tap.discard(self)

@@ -45,6 +45,38 @@ async def test_without_a_sample_the_cache_has_its_own_functions(cache):
     assert cache.get_local is original
 
 
+@pytest.mark.parametrize("first_ends_first", [True, False])
+async def test_several_samples_of_a_cache_get_all_keys_and_leave_its_own_functions(cache, first_ends_first):
+    original = cache.get_local
+    samples = [ReadSample(cache), ReadSample(cache)]
+    for number in range(2000):
+        for sample in samples if number % 2 else reversed(samples):
+            sample.take(4)
+    await cache.set("a", 1)
+    assert await cache.get("a") == 1
+    found = [sample.end() for sample in (samples if first_ends_first else reversed(samples))]
+    assert found == [["a"], ["a"]]
+    assert cache.get_local is original
+    assert cache._get_local == original
+
+
+async def test_a_reader_copied_during_a_sample_works_after_it(cache):
+    class Reader:
+        def __init__(self):
+            self._get_local = cache.get_local
+
+    original, first = cache.get_local, ReadSample(cache)
+    first.take(4)
+    reader = Reader()
+    second = ReadSample(cache, reader)
+    second.take(4)
+    assert reader._get_local("a", 1) == 1
+    assert first.end() == []
+    assert second.end() == ["a"]
+    assert reader._get_local is original
+    assert cache.get_local is original
+
+
 async def test_a_loader_and_a_decorated_function_are_sampled(cache):
     sample = ReadSample(cache)
     sample.take(10)
