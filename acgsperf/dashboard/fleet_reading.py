@@ -9,7 +9,7 @@ from acgsperf.dashboard.bands import BOUNDS_NS
 from acgsperf.dashboard.interval import Buckets
 from acgsperf.dashboard.rounding import clipped, four_digits, share
 from acgsperf.dashboard.snapshot import InstanceState, TrialState
-from acgsperf.fleet.report import Report
+from acgsperf.fleet.report import MOST_PER_S, Report
 from acgsperf.fleet.store import AT_ONCE, ReportStore
 from acgsperf.fleet.summary import missing_of
 from acgsperf.fleet.trials import Agreement, decode_agreement
@@ -118,14 +118,17 @@ class FleetReader:
                 await asyncio.sleep(0)
             name, before = report.instance, counts.get(report.instance)
             now, growth = before, growths.get(name)
-            if before is None or before.sequence != report.sequence:
+            if now is None or now.sequence != report.sequence:
                 try:
                     now = _counts_of(report)
+                    growth = _growth(before, now)
                 except ValueError:
                     damaged += 1
+                    # The next report is compared with the last good one.
+                    if before is not None:
+                        self._counts[name] = before
                     continue
-                is_new, growth = True, _growth(before, now)
-            assert now is not None
+                is_new = True
             self._counts[name] = now
             if growth is not None:
                 self._growths[name] = growth
@@ -158,6 +161,11 @@ def _counts_of(report: Report) -> _Counts:
 
 
 def _growth(before: _Counts | None, now: _Counts) -> Growth | None:
+    """Return the growth between two reports; None if they cannot be compared.
+
+    Raises:
+        ValueError: if no instance can have answered so many requests in that time.
+    """
     if before is None or now.seconds <= before.seconds:
         return None
     seconds = now.seconds - before.seconds
@@ -168,6 +176,8 @@ def _growth(before: _Counts | None, now: _Counts) -> Growth | None:
     # The counters of an instance never go back, but anybody may write a report.
     if min(failed, violations, missed, *latencies) < 0:
         return None
+    if max(within[-1] + failed, violations, missed) > MOST_PER_S * seconds:
+        raise ValueError(f"a report says that the counters grew beyond {MOST_PER_S:g} per second")
     return Growth(
         requests=(within[-1] + failed) / seconds,
         errors=failed / seconds,

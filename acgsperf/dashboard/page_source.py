@@ -18,6 +18,8 @@ from acgsperf.metrics.metric import Kind, Metric
 __all__ = ["PageSource"]
 
 _METRICS: Final[Mapping[str, Metric]] = {metric.name: metric for metric in METRICS}
+# No count, number of bytes or time of a real process is greater.
+_MOST: Final = 2.0**63
 _SUFFIXES: Final = ("_total", "_bucket", "_count", "_sum")
 
 
@@ -44,14 +46,20 @@ class PageSource(SnapshotSource):
         self._url, self._namespace, self._timeout = url, namespace, timeout
         self._before: Observation | None = None
 
+    def start(self) -> None:
+        """Forget the last observation: the first rates must not be those of the time without viewers."""
+        self._before = None
+
     async def snapshot(self) -> Snapshot:
         """Fetch the page, and return the figures of the time since the last call.
 
         Raises:
             ScrapeError: if the page cannot be fetched or read.
         """
-        # All of it in a thread, because a large page takes long to read.
-        return await asyncio.to_thread(lambda: self.compare(self.observe()))
+        # In threads, because a large page takes long to read. They may outlast the last viewer, and keep nothing.
+        now = await asyncio.to_thread(self.observe)
+        before, self._before = self._before, now
+        return await asyncio.to_thread(self._compose, now, before)
 
     def observe(self) -> Observation:
         """Fetch the page, and return its values. It blocks, and may run in a thread.
@@ -74,9 +82,12 @@ class PageSource(SnapshotSource):
         Raises:
             ScrapeError: if they cannot be those of acgsperf.
         """
-        interval, self._before = Interval(now, self._before), now
+        before, self._before = self._before, now
+        return self._compose(now, before)
+
+    def _compose(self, now: Observation, before: Observation | None) -> Snapshot:
         try:
-            return compose(self._url, interval)
+            return compose(self._url, Interval(now, before))
         except (ArithmeticError, LookupError, ValueError) as error:
             raise self._error(f"not a page of acgsperf's metrics: {error!r:.100}") from None
 
@@ -92,6 +103,9 @@ def _figures(samples: Mapping[str, list[tuple[dict[str, str], float]]]) -> tuple
         if metric is None:
             continue
         for labels, value in found:
+            # The rate could be infinite.
+            if value > _MOST:
+                raise ValueError(f"{name} is {value:g}")
             own = tuple(labels.get(label, "") for label in metric.labels)
             if metric.kind is not Kind.HISTOGRAM:
                 put(figures.setdefault(metric.name, {}), own, value, metric.merge)

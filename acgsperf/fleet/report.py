@@ -10,12 +10,22 @@ import msgspec
 from acgsperf._native.hdr_codec import layout_of
 from acgsperf.dispatch import LatencyHistogram
 
-__all__ = ["FORMAT", "LARGEST_REPORT_BYTES", "OtherFormatError", "Report", "decode_report", "encode_report"]
+__all__ = [
+    "FORMAT",
+    "LARGEST_REPORT_BYTES",
+    "MOST_PER_S",
+    "OtherFormatError",
+    "Report",
+    "decode_report",
+    "encode_report",
+]
 
 # It changes when older readers would misunderstand a report. New fields with defaults do not change it.
 FORMAT: Final = 1
 # A report has about 5 KiB. Larger ones are neither written nor read.
 LARGEST_REPORT_BYTES: Final = 128 << 10
+# Requests per second. No process can answer so many, so a report of more is false.
+MOST_PER_S: Final = 1e8
 
 # The largest integer that every JSON reader and a float can hold.
 _MOST: Final = 2**53
@@ -79,14 +89,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
         The counts of `latency` are not looked at.
         """
-        numbers = self.failed, self.violations, self.missed, self.revision
+        counts = self.failed, self.violations, self.missed
         lag_ms = self.backplane_lag_ms
         return (
             self.format == FORMAT
             and _INSTANCE.fullmatch(self.instance) is not None
             and 1 <= self.sequence <= _MOST
-            and all(0 <= number <= _MOST for number in numbers)
+            and 0 <= self.revision <= _MOST
             and 0 <= self.seconds <= _LONGEST_S
+            and all(0 <= count <= self._most for count in counts)
             and (lag_ms is None or 0 <= lag_ms <= _LONGEST_S)
             and max(len(self.unhealthy), len(self.alerts), len(self.settings)) <= _MOST_ITEMS
             and _are_texts((self.name, self.version, self.arm, *self.unhealthy, *self.alerts, *self.settings))
@@ -102,9 +113,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             ValueError: if it cannot be decoded, or has an impossible number of latencies.
         """
         latency_ns = LatencyHistogram.decode(self.latency)
-        if latency_ns.count > _MOST:
-            raise ValueError(f"a report must have at most 2**53 latencies, got {latency_ns.count}")
+        if latency_ns.count > self._most:
+            raise ValueError(f"a report of {self.seconds:g} s cannot have {latency_ns.count} latencies")
         return latency_ns
+
+    @property
+    def _most(self) -> float:
+        """The highest count that the instance can have reached. A second more, because it has just started perhaps."""
+        return min(MOST_PER_S * (self.seconds + 1), _MOST)
 
 
 class _Format(msgspec.Struct):

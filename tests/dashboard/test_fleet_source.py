@@ -92,6 +92,37 @@ async def test_an_instance_that_was_restarted_or_lies_has_no_rates(store, source
     assert found.seconds == 0
 
 
+@pytest.mark.parametrize("seconds", [5e-324, 5e-307, 1e-9])
+async def test_a_report_that_grew_too_fast_is_refused_until_the_next_good_one(store, source, seconds):
+    await store.publish(report(1, 1, [1_000_000] * 50, seconds=0.0))
+    await store.publish(report(2, 1, [1_000_000] * 50))
+    await source.snapshot()
+    await store.publish(report(1, 2, [1_000_000] * 100, seconds=seconds))
+    await store.publish(report(2, 2, [1_000_000] * 150))
+    for _ in range(2):
+        found = await source.snapshot()
+        assert found.missing == ("1 report is damaged or too large",)
+        assert [one.name for one in found.instances] == ["host-2:1"]
+        assert found.point.requests == 10
+    await store.publish(report(1, 3, [1_000_000] * 150, seconds=10.0))
+    found = await source.snapshot()
+    assert found.missing == ()
+    assert found.point.requests == 20
+
+
+async def test_a_report_of_more_requests_than_a_process_can_answer_is_refused(store, source):
+    await store.publish(report(1, 1, [1_000_000]))
+    await store.publish(report(2, 1, failed=2**50))
+    crowd = LatencyHistogram()
+    crowd.record(1_000_000)
+    for _ in range(50):
+        crowd.merge(LatencyHistogram.decode(crowd.encode()))
+    await store.publish(report(3, 1, latency=crowd.encode()))
+    found = await source.snapshot()
+    assert found.missing == ("2 reports are damaged or too large",)
+    assert found.requests == 1
+
+
 async def test_instances_with_problems_come_first_and_are_alerts(store, source):
     for number in range(1, 121):
         await store.publish(report(number, 1))

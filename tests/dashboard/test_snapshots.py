@@ -1,5 +1,7 @@
 """Rates and percentiles of an interval, the snapshot of a service, and the same from its page of metrics."""
 
+import asyncio
+import threading
 import time
 
 import pytest
@@ -195,3 +197,43 @@ def test_a_page_that_is_not_one_of_metrics_is_refused(page, monkeypatch):
     monkeypatch.setattr(source, "_fetch", lambda url, timeout: page)
     with pytest.raises(ScrapeError):
         source.compare(source.observe())
+
+
+async def test_a_page_with_an_impossible_value_is_refused(monkeypatch):
+    source = PageSource("http://localhost/metrics")
+    page = "acgsperf_requests_total 5.0\nacgsperf_request_errors_total 1e308\n"
+    monkeypatch.setattr(source, "_fetch", lambda url, timeout: page)
+    with pytest.raises(ScrapeError, match="request_errors"):
+        await source.snapshot()
+
+
+async def test_the_first_figures_of_a_page_are_not_those_of_the_time_without_viewers(monkeypatch):
+    source = PageSource("http://localhost/metrics")
+    monkeypatch.setattr(source, "_fetch", lambda url, timeout: "acgsperf_requests_total 5.0\n")
+    source.start()
+    seconds = [(await source.snapshot()).seconds for _ in range(2)]
+    assert seconds[0] == 0 < seconds[1]
+    source.stop()
+    source.start()
+    assert (await source.snapshot()).seconds == 0
+
+
+async def test_a_page_that_arrives_after_the_last_viewer_is_not_kept(monkeypatch):
+    source = PageSource("http://localhost/metrics")
+    asked, answered = threading.Event(), threading.Event()
+
+    def fetch(url, timeout):
+        asked.set()
+        assert answered.wait(60)
+        return "acgsperf_requests_total 5.0\n"
+
+    monkeypatch.setattr(source, "_fetch", fetch)
+    source.start()
+    taking = asyncio.create_task(source.snapshot())
+    await asyncio.to_thread(asked.wait, 60)
+    taking.cancel()
+    await asyncio.wait([taking])
+    source.stop()
+    source.start()
+    answered.set()
+    assert (await source.snapshot()).seconds == 0
