@@ -132,7 +132,7 @@ def _cache(interval: Interval, name: str) -> CacheState:
 
 def _state(interval: Interval, metric: str, *labels: str) -> str | None:
     """Return the state of the series with these labels, that of the least healthy process if there are several."""
-    found = interval.states(metric, *labels)
+    found = map(clipped, interval.states(metric, *labels))
     return min(found, key=lambda state: _BREAKERS.index(state) if state in _BREAKERS else -1, default=None)
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from acgsperf.cache.read_sample import ReadSample
 from acgsperf.cache.tiered import TieredCache
+from acgsperf.dashboard.rounding import printable
 from acgsperf.dashboard.snapshot import HotKey
 
 __all__ = ["HotKeys", "SpaceSaving"]
@@ -126,7 +127,7 @@ class HotKeys:
 
 def _clear(key: str) -> str:
     shown = key if len(key) <= _LONGEST_KEY else f"{key[: _LONGEST_KEY - 1]}…"
-    return shown if shown.isprintable() else shown.encode("unicode_escape").decode()
+    return printable(shown)
 
 
 def _digests(secret: bytes) -> Callable[[str], str]:

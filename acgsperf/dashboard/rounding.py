@@ -1,8 +1,8 @@
-"""Numbers and names as short as a page needs them."""
+"""Numbers and names as short as a page needs them, and as a terminal can show them."""
 
 from typing import Final, overload
 
-__all__ = ["clipped", "four_digits", "share"]
+__all__ = ["clipped", "four_digits", "printable", "share"]
 
 _LONGEST_NAME: Final = 80
 
@@ -21,6 +21,19 @@ def share(some: float, of: float) -> float | None:
     return four_digits(some / of) if of else None
 
 
+def printable(text: str) -> str:
+    """Return a text in which every character that is not printable is escaped.
+
+    Such a character could control a terminal, or reverse the text after it. A lone surrogate cannot be encoded.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+
+
 def clipped(name: str) -> str:
-    """Return at most 80 characters of a name."""
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    """Return at most 80 characters of a name, all of them printable."""
+    shown = printable(name[: _LONGEST_NAME + 1])
+    return shown if len(shown) <= _LONGEST_NAME else f"{shown[: _LONGEST_NAME - 1]}…"

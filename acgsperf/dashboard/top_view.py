@@ -9,6 +9,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from acgsperf.dashboard.rounding import printable
 from acgsperf.dashboard.snapshot import Snapshot
 
 __all__ = ["FLEET_VIEW", "VIEWS", "Screen"]
@@ -205,13 +206,14 @@ class Screen:
         """Show new figures, unless the screen is paused."""
         if self.paused:
             return
-        self._snapshot, self._problem = snapshot, "; ".join(snapshot.missing)
+        self._snapshot, self._problem = snapshot, printable("; ".join(snapshot.missing))
         if snapshot.point.requests is not None:
             self._requests = [*self._requests[1 - _HISTORY :], snapshot.point.requests]
 
     def fail(self, problem: str) -> None:
         """Show why there are no new figures."""
-        self._problem = problem
+        # It may repeat what a hostile page or server has answered.
+        self._problem = printable(problem)
 
     def press(self, key: str) -> bool:
         """Do what a key stands for, and return whether to go on."""

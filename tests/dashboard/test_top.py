@@ -142,6 +142,32 @@ def test_keys_switch_the_view_and_pause():
     assert not screen.press("q")
 
 
+HOSTILE = "\x1b]0;title\x07\x1b[2J\u202e\udcff\n\x9b2J"
+
+
+@pytest.mark.parametrize("view", range(1, len(VIEWS) + 1))
+def test_no_control_character_of_a_page_reaches_the_terminal(view):
+    def hostile(value):
+        if isinstance(value, dict):
+            return {hostile(name): hostile(inner) for name, inner in value.items()}
+        if isinstance(value, tuple):
+            return tuple(part if part in ("l1", "l2", "l3") else HOSTILE + part[:9] for part in value)
+        return value
+
+    bounds_ns = (10**6, 5 * 10**6)
+    found = {name: hostile(series) for name, series in figures(2).items()}
+    found["http_request_duration_seconds"] = {(HOSTILE,): [1, 2, 3, 4]}
+    before, now = Observation(1.0, 1.0, {}, bounds_ns), Observation(2.0, 2.0, found, bounds_ns)
+    screen = Screen()
+    screen.press(str(view))
+    screen.show(replace(compose(HOSTILE, Interval(now, before)), missing=(HOSTILE,)))
+    lines = lines_of(screen, 300)
+    assert all(line.isprintable() for line in lines)
+    assert r"\x1b]0;title\x07" in lines[0]
+    screen.fail(HOSTILE)
+    assert all(line.isprintable() for line in lines_of(screen))
+
+
 def test_a_page_that_does_not_answer_is_named_on_the_screen():
     screen = Screen()
     assert "waiting for the first figures" in lines_of(screen)[0]
