@@ -1,7 +1,7 @@
 """What is kept of a service: the counts and the latencies of each hour."""
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeGuard
 
 from acgsperf._native.hdr_codec import layout_of
 from acgsperf.dispatch import LatencyHistogram
@@ -85,9 +85,10 @@ class HourSum:
         self.missed: int = 0
         self.latency_ns: Final = LatencyHistogram()
 
-    def add(self, failed: int, violations: int, missed: int, latency: bytes | None) -> bool:
+    def add(self, failed: object, violations: object, missed: object, latency: object) -> bool:
         """Add a row, and return whether it could be read. Time and memory are bounded, whatever the row contains."""
-        if latency is None or not all(0 <= number <= _MOST for number in (failed, violations, missed)):
+        # Somebody may have created the table with columns of other types.
+        if not (_is_count(failed) and _is_count(violations) and _is_count(missed) and isinstance(latency, bytes)):
             return False
         try:
             # A few bytes can ask for a histogram of 50 MB.
@@ -126,3 +127,7 @@ class HourSum:
             p95_ms=p95_ms,
             p99_ms=p99_ms,
         )
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and 0 <= value <= _MOST

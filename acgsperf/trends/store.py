@@ -211,6 +211,9 @@ class TrendStore(ServerStore):
             rows = await self._table.fetch(_READ, self.namespace, *last)
             for number, row in enumerate(rows, 1):
                 hour, version, instance, *counts = row
+                if not (isinstance(hour, int) and isinstance(version, str) and isinstance(instance, str)):
+                    problem = "the columns of acgsperf_trends_v1 have other types"
+                    raise TrendError(f"cannot use the trends at {self.where}: {problem}")
                 if hour != last[0]:
                     _end_hour(found, last[0], of_hour)
                     of_hour = {}

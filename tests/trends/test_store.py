@@ -1,6 +1,8 @@
 """Hours in a real PostgreSQL: saved, merged, read and removed."""
 
 import asyncio
+import secrets
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -134,6 +136,56 @@ async def test_a_damaged_row_is_counted_and_harms_no_other(store, writer, caplog
     assert "1 damaged rows of an hour were removed" in caplog.text
     history = await store.history()
     assert (history.damaged, history.hours[0].requests) == (0, 2)
+
+
+@pytest.fixture
+async def other_database(servers):
+    """The DSN of a database without tables."""
+    name = f"test_{secrets.token_hex(8)}"
+    connection = await asyncpg.connect(servers.database_url)
+    await connection.execute(f"CREATE DATABASE {name}")
+    parts = urlsplit(servers.database_url)
+    yield urlunsplit(parts._replace(path=f"/{name}"))
+    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await connection.close()
+
+
+@pytest.mark.parametrize("changes", [{"latency": "text"}, {"failed": "double precision"}, {"missed": "numeric"}])
+async def test_rows_of_a_table_with_other_types_are_damaged(other_database, changes):
+    await create_table(other_database, changes)
+    async with TrendStore(other_database, "app", timeout=60) as store:
+        history = await store.history()
+        assert history.damaged == 1
+        assert history.hours[0].requests == 0
+
+
+async def test_a_missing_number_is_damaged(other_database):
+    await create_table(other_database, {}, failed="NULL")
+    async with TrendStore(other_database, "app", timeout=60) as store:
+        assert (await store.history()).damaged == 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{"hour": "numeric"}, {"hour": "text"}, {"hour": "double precision"}, {"version": "bytea"}]
+)
+async def test_a_table_whose_hours_have_another_type_is_an_error(other_database, changes):
+    await create_table(other_database, changes)
+    async with TrendStore(other_database, "app", timeout=60) as store:
+        with pytest.raises(TrendError, match="cannot use the trends at "):
+            await store.history()
+
+
+async def create_table(dsn, changes, **values):
+    """Create the table with other types of columns, and one row."""
+    types = {"namespace": "text", "hour": "bigint", "version": "text", "instance": "text"}
+    types |= {"failed": "bigint", "violations": "bigint", "missed": "bigint", "latency": "bytea"}
+    columns = ", ".join(f"{name} {type_}" for name, type_ in (types | changes).items())
+    row = {"namespace": "'app'", "hour": f"'{LAST - HOUR}'", "version": "'1'", "instance": "'a'"}
+    row |= {"failed": "0", "violations": "0", "missed": "0", "latency": "'x'"}
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(f"CREATE TABLE acgsperf_trends_v1 ({columns})")
+    await connection.execute(f"INSERT INTO acgsperf_trends_v1 VALUES ({', '.join((row | values).values())})")
+    await connection.close()
 
 
 async def test_many_versions_in_an_hour_take_bounded_memory(store, writer):
