@@ -332,11 +332,13 @@ class TrendState(Struct, frozen=True):
         hours: the complete hours with requests of the last 28 days, in the order of time.
         changes: what became slower or faster, in words, the latest first; None if it is not known.
         missing: what is not known, in words.
+        next_s: in how many seconds the page asks again.
     """
 
     hours: tuple[HourPoint, ...] = ()
     changes: tuple[str, ...] | None = None
     missing: tuple[str, ...] = ()
+    next_s: float = 600.0
 
 
 class TargetState(Struct, frozen=True):

@@ -28,7 +28,7 @@ class SnapshotSource(ABC):
         return ()
 
     async def trends(self) -> TrendState | None:
-        """Return the last weeks; None if they are not kept. The page asks once in 10 minutes."""
+        """Return the last weeks; None if they are not kept. The page asks again after their `next_s`."""
         return None
 
     def start(self) -> None:  # noqa: B027

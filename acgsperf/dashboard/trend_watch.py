@@ -1,10 +1,13 @@
 """Reads the hours of a service again and again, but rarely."""
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING, Final
 
-from acgsperf.dashboard.rounding import four_digits
+from msgspec.structs import replace
+
+from acgsperf.dashboard.rounding import four_digits, printable
 from acgsperf.dashboard.snapshot import HourPoint, TrendState
 from acgsperf.errors import TrendError
 from acgsperf.trends import History, Hour, trends_of
@@ -20,6 +23,7 @@ _RETRY_S: Final = 60.0
 _HOUR_S: Final = 3600
 _MOST_HOURS: Final = 28 * 24
 _MOST_CHANGES: Final = 20
+_log: Final = logging.getLogger("acgsperf.dashboard")
 
 
 class TrendWatch:
@@ -46,17 +50,23 @@ class TrendWatch:
                     self._latest = await self._read()
                     self._due = time.monotonic() + _PERIOD_S
                 except TrendError as error:
-                    self._latest = TrendState(self._latest.hours, self._latest.changes, (str(error),))
-                    self._due = time.monotonic() + _RETRY_S
+                    self._fail(printable(str(error)))
+                except Exception:
+                    self._fail("the last weeks cannot be read; see the log of the service")
+                    _log.exception("dashboard: the last weeks cannot be read; they are tried again in %g s", _RETRY_S)
         return self._latest
+
+    def _fail(self, problem: str) -> None:
+        self._latest = replace(self._latest, missing=(problem,), next_s=_RETRY_S)
+        self._due = time.monotonic() + _RETRY_S
 
     async def _read(self) -> TrendState:
         found = await self._store.history()
         hours = tuple(map(_point, found.hours[-_MOST_HOURS:]))
         if not self._with_changes:
-            return TrendState(hours)
+            return TrendState(hours, next_s=_PERIOD_S)
         changes, missing = await asyncio.to_thread(_changes, found)
-        return TrendState(hours, changes, missing)
+        return TrendState(hours, changes, missing, next_s=_PERIOD_S)
 
 
 def _point(hour: Hour) -> HourPoint:

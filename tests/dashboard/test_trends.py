@@ -12,6 +12,7 @@ import pytest
 from acgsperf import LatencyHistogram, PerformanceService, Settings
 from acgsperf.dashboard import Dashboard, FleetSource
 from acgsperf.dashboard.service_source import ServiceSource
+from acgsperf.dashboard.trend_watch import TrendWatch
 from acgsperf.errors import TrendError
 from acgsperf.fleet import store_of
 from acgsperf.trends.store import TrendStore
@@ -90,6 +91,26 @@ async def test_hours_that_cannot_be_read_are_named_without_a_password(servers, n
     assert "127.0.0.1:1" in found.missing[0]
     assert "secret" not in str(found)
     await source.close()
+
+
+async def test_the_page_asks_again_soon_after_a_failure(servers, namespace):
+    """As soon as they are read again: in 10 minutes as usual, in one minute after a failure."""
+    async with TrendStore(servers.database_url, namespace, timeout=60) as working:
+        assert (await TrendWatch(working).latest()).next_s == 600
+    closed = await TrendWatch(working).latest()
+    assert "opened first" in closed.missing[0]
+    assert closed.next_s == 60
+
+
+async def test_hours_that_fail_unexpectedly_are_named_and_logged(servers, namespace, caplog):
+    class Broken(TrendStore):
+        async def history(self):
+            raise RuntimeError("secret")
+
+    found = await TrendWatch(Broken(servers.database_url, namespace)).latest()
+    assert found.missing == ("the last weeks cannot be read; see the log of the service",)
+    assert found.next_s == 60
+    assert "the last weeks cannot be read" in caplog.text
 
 
 async def test_the_page_gets_them_only_while_somebody_views_it(save_hours, servers, namespace):

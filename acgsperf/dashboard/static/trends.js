@@ -4,7 +4,10 @@ import { LineChart, dayAxis } from "./charts.js";
 import { byId, element } from "./elements.js";
 import { milliseconds, rate } from "./format.js";
 
-const EVERY_MS = 600000;
+// After a failed request.
+const RETRY_MS = 60000;
+// The source keeps none.
+const NONE_MS = 600000;
 const GAP_S = 5400;
 const line = (field, label, look) => ({ field, label, look });
 
@@ -27,13 +30,19 @@ export class Trends {
     ];
   }
 
-  // Asks the server if the last answer is old.
+  // Asks the server if the last answer is old. The answer says when to ask again.
   async refresh() {
     if (Date.now() < this.due) return;
-    this.due = Date.now() + EVERY_MS;
-    const response = await fetch("trends");
-    const trends = response.ok ? await response.json() : null;
-    if (trends) this.show(trends);
+    this.due = Infinity;
+    let wait = RETRY_MS;
+    try {
+      const response = await fetch("trends");
+      const trends = response.ok ? await response.json() : null;
+      if (response.ok) wait = trends ? trends.next_s * 1000 : NONE_MS;
+      if (trends) this.show(trends);
+    } finally {
+      this.due = Date.now() + wait;
+    }
   }
 
   show({ hours, changes, missing }) {
