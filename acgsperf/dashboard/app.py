@@ -11,12 +11,13 @@ import msgspec
 from acgsperf._native.arguments import checked_bool, checked_positive
 from acgsperf.asgi.types import Message, Receive, Scope, Send
 from acgsperf.dashboard.assets import assets
-from acgsperf.dashboard.broadcast import Broadcast, Viewer
+from acgsperf.dashboard.broadcast import Broadcast
 from acgsperf.dashboard.fleet_source import FleetSource
 from acgsperf.dashboard.invalidation import Invalidation, checked_token
 from acgsperf.dashboard.service_source import ServiceSource
 from acgsperf.dashboard.shutdown import server_is_ending
 from acgsperf.dashboard.sources import SnapshotSource
+from acgsperf.dashboard.viewers import Viewer
 from acgsperf.fleet.store import ReportStore
 from acgsperf.metrics.source import Caches, HttpSource, MetricsSource, Pools
 from acgsperf.timeouts import time_limit
@@ -30,9 +31,8 @@ _PAGE: Final = "index.html"
 _INTERVAL_S: Final = 1.0
 # The instances leave a report every 30 s by default.
 _FLEET_INTERVAL_S: Final = 5.0
-# A viewer that has read nothing for so long is dropped.
+# A viewer to which nothing can be sent for so long is dropped.
 _SEND_TIMEOUT_S: Final = 10.0
-_MOST_VIEWERS: Final = 100
 _HEADERS: Final = [
     (
         b"content-security-policy",
@@ -157,10 +157,7 @@ class Dashboard:
             location = quote(scope["path"].rpartition("/")[2]).encode() + b"/"
             await _respond(scope, send, 307, b"text/plain", b"", [(b"location", location)])
         elif path == "/events" and method == "GET":
-            if self.viewers >= _MOST_VIEWERS:
-                await _respond(scope, send, 503, b"text/plain", b"too many viewers\n")
-            else:
-                await self._stream(receive, send)
+            await self._stream(scope, receive, send)
         elif path == "/trends":
             # What is opened to read them is closed after the last viewer.
             if self.viewers == 0:
@@ -176,11 +173,12 @@ class Dashboard:
         else:
             await _serve_file(scope, send, path.removeprefix("/") or _PAGE)
 
-    async def _stream(self, receive: Receive, send: Send) -> None:
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
         # nginx would keep the events until its buffer is full.
         headers += [(b"x-accel-buffering", b"no"), *_HEADERS]
-        async with self._broadcast.viewer() as viewer:
+        client = scope.get("client")
+        async with self._broadcast.viewer(client[0] if client else None) as viewer:
             leaving = asyncio.create_task(_end_when_gone(viewer, receive), name="acgsperf dashboard: a viewer")
             try:
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -189,9 +187,10 @@ class Dashboard:
                     async with time_limit(_SEND_TIMEOUT_S):
                         await send({"type": "http.response.body", "body": event, "more_body": True})
                     event = await viewer.next()
-                await send({"type": "http.response.body", "body": b""})
+                async with time_limit(_SEND_TIMEOUT_S):
+                    await send({"type": "http.response.body", "body": b""})
             except TimeoutError:
-                _log.info("dashboard: a viewer has read nothing for %g s; it is dropped", _SEND_TIMEOUT_S)
+                _log.info("dashboard: nothing could be sent to a viewer for %g s; it is dropped", _SEND_TIMEOUT_S)
             except OSError:
                 # What some servers raise if the viewer has left.
                 pass

@@ -5,51 +5,22 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 
+from acgsperf.dashboard.rounding import printable
+from acgsperf.dashboard.snapshot import Point
 from acgsperf.dashboard.sources import SnapshotSource
+from acgsperf.dashboard.viewers import MOST_VIEWERS, Viewer, Viewers
 from acgsperf.errors import AcgsperfError
 
-if TYPE_CHECKING:
-    from acgsperf.dashboard.snapshot import Point
-
-__all__ = ["Broadcast", "Viewer"]
+__all__ = ["Broadcast"]
 
 # Five minutes.
 _MOST_POINTS: Final = 300
 _encoder: Final = msgspec.json.Encoder()
 _log: Final = logging.getLogger("acgsperf.dashboard")
-
-
-class Viewer:
-    """What one viewer has not got yet: at most the latest event, so that a slow viewer costs no memory.
-
-    Attributes:
-        ended: whether the viewer gets no more events.
-    """
-
-    def __init__(self) -> None:
-        self.ended: bool = False
-        self._event: bytes | None = None
-        self._changed = asyncio.Event()
-
-    def put(self, event: bytes) -> None:
-        """Replace the event that waits to be sent."""
-        self._event = event
-        self._changed.set()
-
-    def end(self) -> None:
-        """Let `next` return None."""
-        self.ended = True
-        self._changed.set()
-
-    async def next(self) -> bytes | None:
-        """Wait for the next event, and return it; None if there will be no more."""
-        await self._changed.wait()
-        self._changed.clear()
-        return None if self.ended else self._event
 
 
 class Broadcast:
@@ -68,7 +39,7 @@ class Broadcast:
         self._source = source
         self._interval = interval
         self._is_ending = is_ending
-        self._viewers: set[Viewer] = set()
+        self._viewers = Viewers(MOST_VIEWERS)
         self._points: deque[Point] = deque(maxlen=_MOST_POINTS)
         self._latest: bytes | None = None
         self._task: asyncio.Task[None] | None = None
@@ -79,19 +50,25 @@ class Broadcast:
         return len(self._viewers)
 
     @asynccontextmanager
-    async def viewer(self) -> AsyncIterator[Viewer]:
-        """Add a viewer for as long as the context lasts."""
-        viewer = Viewer()
-        self._viewers.add(viewer)
-        if self._is_ending():
-            viewer.end()
-        elif self._task is None:
-            self._latest = None
-            self._source.start()
-            self._task = asyncio.create_task(self._run(), name="acgsperf dashboard: snapshots")
-        elif self._latest is not None:
-            viewer.put(self._latest)
+    async def viewer(self, address: str | None) -> AsyncIterator[Viewer]:
+        """Add a viewer for as long as the context lasts.
+
+        Args:
+            address: the network address of the viewer; None if it is not known.
+        """
+        viewer = Viewer(address)
+        leaving = self._viewers.add(viewer)
+        if leaving is not None:
+            leaving.end(_event("ended", f"more than {MOST_VIEWERS} pages are open; reload this one to continue"))
         try:
+            if self._is_ending():
+                viewer.end()
+            elif self._task is None:
+                self._latest = None
+                self._source.start()
+                self._task = asyncio.create_task(self._run(), name="acgsperf dashboard: snapshots")
+            elif self._latest is not None:
+                viewer.put(self._latest)
             yield viewer
         finally:
             self._viewers.discard(viewer)
@@ -100,8 +77,12 @@ class Broadcast:
 
     def history(self) -> bytes:
         """Return the event with the points before the next snapshot."""
-        points = [*self._source.history(), *self._points]
-        return _event("history", sorted(points, key=lambda point: point.at))
+        try:
+            points = [*self._source.history(), *self._points]
+            return _event("history", sorted(points, key=lambda point: point.at))
+        except Exception:
+            _log.exception("dashboard: the history cannot be read; the charts begin now")
+            return _event("history", [])
 
     async def _stop(self) -> None:
         task, self._task = self._task, None
@@ -132,14 +113,15 @@ class Broadcast:
     async def _next_event(self) -> bytes:
         try:
             found = await self._source.snapshot()
+            event = _event("snapshot", found)
+            if found.seconds:
+                self._points.append(found.point)
         except AcgsperfError as error:
-            return _event("problem", str(error))
+            return _event("problem", printable(str(error)))
         except Exception:
             _log.exception("dashboard: a snapshot failed; the next one is taken in %g s", self._interval)
             return _event("problem", "the figures cannot be read; see the log of the service")
-        if found.seconds:
-            self._points.append(found.point)
-        return _event("snapshot", found)
+        return event
 
 
 def _event(name: str, data: object) -> bytes:

@@ -13,7 +13,7 @@ from acgsperf.dashboard.compose import compose
 from acgsperf.dashboard.fleet_watch import FleetWatch
 from acgsperf.dashboard.hot_keys import HotKeys
 from acgsperf.dashboard.interval import Interval, Observation
-from acgsperf.dashboard.rounding import four_digits
+from acgsperf.dashboard.rounding import four_digits, printable
 from acgsperf.dashboard.snapshot import AlertState, HotKey, Point, Snapshot, TargetState, TrendState
 from acgsperf.dashboard.sources import SnapshotSource
 from acgsperf.dashboard.trend_watch import TrendWatch
@@ -164,7 +164,12 @@ class ServiceSource(SnapshotSource):
             return None
         offset = now - self._clock()
         return tuple(
-            AlertState(alert.kind.value, alert.subject, _text_of(alert, now - offset), round(alert.at + offset, 1))
+            AlertState(
+                alert.kind.value,
+                printable(alert.subject),
+                printable(_text_of(alert, now - offset)),
+                round(alert.at + offset, 1),
+            )
             for alert in self._monitor.active[:_MOST_ALERTS]
         )
 

@@ -9,13 +9,15 @@ from urllib.parse import urljoin
 import httpx
 import pytest
 import uvicorn
+from msgspec.structs import replace
 from serving import running
 from watched import TOKEN, Application, make_app
 
 from acgsperf import LRUCache, PerformanceService, Settings, TieredCache
 from acgsperf.asgi import PerformanceMiddleware
-from acgsperf.dashboard import Dashboard, Snapshot, SnapshotSource
+from acgsperf.dashboard import Dashboard, Point, Snapshot, SnapshotSource
 from acgsperf.dashboard.assets import assets
+from acgsperf.dashboard.viewers import Viewer, Viewers
 from acgsperf.errors import CacheError
 
 KILOBYTE = 1000
@@ -87,8 +89,6 @@ class Numbered(SnapshotSource):
         self.taken += 1
         if self.problem is not None:
             raise self.problem
-        from acgsperf.dashboard import Point
-
         return Snapshot("numbered", Point(at=float(self.taken)), 1.0, 1, self.taken, ())
 
     def start(self):
@@ -247,17 +247,87 @@ async def test_a_viewer_that_never_reads_is_dropped(monkeypatch):
     assert (dashboard.viewers, source.stopped) == (0, 1)
 
 
-async def test_too_many_viewers_are_refused(monkeypatch):
-    monkeypatch.setattr("acgsperf.dashboard.app._MOST_VIEWERS", 1)
+async def test_one_viewer_more_takes_the_place_of_the_oldest(monkeypatch):
+    monkeypatch.setattr("acgsperf.dashboard.broadcast.MOST_VIEWERS", 2)
     dashboard = Dashboard(source=Numbered(), interval=0.01)
-    first = Stream(dashboard)
-    await first.event()
-    second = Stream(dashboard)
-    assert (await second.sent.get())["status"] == 503
-    await first.leave()
+    viewers = [Stream(dashboard) for _ in range(2)]
+    for viewer in viewers:
+        await viewer.event()
+    # It reads nothing.
+    viewers[0].reads.clear()
     third = Stream(dashboard)
     assert (await third.event())[0] == "history"
-    await third.leave()
+    assert dashboard.viewers == 2
+    viewers[0].reads.set()
+    while (event := await viewers[0].event())[0] != "ended":
+        pass
+    assert event[1] == "more than 2 pages are open; reload this one to continue"
+    await asyncio.wait_for(viewers[0].task, 30)
+    assert (await viewers[1].event())[0] == "snapshot"
+    for viewer in (viewers[1], third):
+        await viewer.leave()
+    assert dashboard.viewers == 0
+
+
+async def test_viewers_of_one_address_do_not_drive_out_those_of_others():
+    viewers, people = Viewers(10), [Viewer("10.0.0.1"), Viewer(None)]
+    for viewer in people:
+        assert viewers.add(viewer) is None
+    crowd = [Viewer("10.0.0.9") for _ in range(50)]
+    left = [viewers.add(viewer) for viewer in crowd]
+    assert left == [None] * 8 + crowd[:42]
+    assert viewers.add(Viewer("10.0.0.2")) is crowd[42]
+    assert len(viewers) == 10
+    assert set(people) < set(viewers)
+
+
+async def test_a_snapshot_that_cannot_be_encoded_is_shown_and_asked_again(caplog):
+    source = Numbered()
+    take = source.snapshot
+
+    async def strange():
+        found = await take()
+        if found.requests == 2:
+            return replace(found, name="host-\udcff")
+        if found.requests == 3:
+            return None
+        if found.requests == 4:
+            raise CacheError("host-\udcff")
+        return found
+
+    source.snapshot = strange
+    stream = Stream(Dashboard(source=source, interval=0.05))
+    names = [(await stream.event())[0] for _ in range(2)]
+    while names[-1] == "problem" or len(names) < 3:
+        event = await stream.event()
+        names.append(event[0])
+    await stream.leave()
+    assert "problem" in names
+    assert event[1]["requests"] >= 5
+    assert caplog.text.count("a snapshot failed") == 2
+
+
+async def test_a_history_that_cannot_be_read_does_not_hide_the_figures(caplog):
+    source = Numbered()
+    source.history = lambda: [None]
+    stream = Stream(Dashboard(source=source, interval=0.01))
+    assert await stream.event() == ("history", [])
+    assert (await stream.event())[0] == "snapshot"
+    await stream.leave()
+    assert "the history cannot be read" in caplog.text
+
+
+async def test_what_cannot_start_leaves_no_viewer():
+    source = Numbered()
+
+    def start():
+        raise RuntimeError("no")
+
+    source.start = start
+    dashboard = Dashboard(source=source, interval=0.01)
+    with pytest.raises(RuntimeError, match="no"):
+        await Stream(dashboard).task
+    assert dashboard.viewers == 0
 
 
 async def test_a_viewer_whose_request_is_cancelled_leaves_nothing():
@@ -384,8 +454,6 @@ def test_a_viewer_over_a_socket_that_never_reads_is_dropped(monkeypatch):
     take = source.snapshot
 
     async def large():
-        from msgspec.structs import replace
-
         return replace(await take(), name="x" * 100_000)
 
     source.snapshot = large
