@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -10,15 +9,13 @@ from typing import Final
 import msgspec
 
 from acgsperf.dashboard.rounding import printable
-from acgsperf.dashboard.snapshot import Point
 from acgsperf.dashboard.sources import SnapshotSource
+from acgsperf.dashboard.timeline import Timeline
 from acgsperf.dashboard.viewers import MOST_VIEWERS, Viewer, Viewers
 from acgsperf.errors import AcgsperfError
 
 __all__ = ["Broadcast"]
 
-# Five minutes.
-_MOST_POINTS: Final = 300
 _encoder: Final = msgspec.json.Encoder()
 _log: Final = logging.getLogger("acgsperf.dashboard")
 
@@ -40,7 +37,7 @@ class Broadcast:
         self._interval = interval
         self._is_ending = is_ending
         self._viewers = Viewers(MOST_VIEWERS)
-        self._points: deque[Point] = deque(maxlen=_MOST_POINTS)
+        self._timeline = Timeline()
         self._latest: bytes | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -78,8 +75,7 @@ class Broadcast:
     def history(self) -> bytes:
         """Return the event with the points before the next snapshot."""
         try:
-            points = [*self._source.history(), *self._points]
-            return _event("history", sorted(points, key=lambda point: point.at))
+            return _event("history", self._timeline.history(self._source.history()))
         except Exception:
             _log.exception("dashboard: the history cannot be read; the charts begin now")
             return _event("history", [])
@@ -115,7 +111,7 @@ class Broadcast:
             found = await self._source.snapshot()
             event = _event("snapshot", found)
             if found.seconds:
-                self._points.append(found.point)
+                self._timeline.add(found.point, found.seconds)
         except AcgsperfError as error:
             return _event("problem", printable(str(error)))
         except Exception:

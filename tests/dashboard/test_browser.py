@@ -4,6 +4,7 @@ import asyncio
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,10 +16,12 @@ from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+import uvicorn
 from serving import running
 from watched import TOKEN
 
 from acgsperf import LatencyHistogram
+from acgsperf.dashboard import Dashboard, HourPoint, Point, Snapshot, SnapshotSource, TrendState
 from acgsperf.fleet import Report, store_of
 from acgsperf.fleet.trials import Agreement, Finished, TrialOutcome, encoded
 from acgsperf.trends.store import TrendStore
@@ -159,6 +162,193 @@ def test_it_goes_on_after_a_restart_of_the_service(browser):
         wait_for(page, f"Number({tile('Requests since start')}) >= 50")
         unexpected = [text for text in page.problems if "ERR_CONNECTION_REFUSED" not in text]
         assert [text for text in unexpected if "net::" not in text] == []
+
+
+class Figures(SnapshotSource):
+    """One request per second more each time. The hours cannot be read at first."""
+
+    def __init__(self):
+        self.taken = self.asked = 0
+
+    async def snapshot(self):
+        self.taken += 1
+        return Snapshot("figures", Point(time.time(), requests=float(self.taken)), 0.1, 1, self.taken, ())
+
+    async def trends(self):
+        self.asked += 1
+        if self.asked == 1:
+            return TrendState(missing=("the database is down",), next_s=0.2)
+        return TrendState((HourPoint(3600.0, 5.0, 1.0, 2.0, 3.0), HourPoint(7200.0, 5.0, 1.0, 2.0, 3.0)))
+
+
+class Replaceable:
+    """Serves a dashboard in a thread. Another one can take its place, as after a restart, on the same address."""
+
+    def __init__(self, make):
+        self._make = make
+        self.dashboard = make()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._server = uvicorn.Server(uvicorn.Config(self, log_level="critical", ws="none", lifespan="off"))
+        self._thread = threading.Thread(target=asyncio.run, args=(self._serve(),))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    async def __call__(self, scope, receive, send):
+        await self.dashboard(scope, receive, send)
+
+    async def _serve(self):
+        self._loop = asyncio.get_running_loop()
+        await self._server.serve(sockets=[self._listener])
+
+    def replace(self):
+        before, self.dashboard = self.dashboard, self._make()
+        for viewer in list(before._broadcast._viewers):
+            self._loop.call_soon_threadsafe(viewer.end)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._server.should_exit = True
+        self._thread.join(60)
+
+
+@contextmanager
+def drawn_points(browser, url):
+    """A page whose points are `window.points`."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(LONG_MS)
+
+    def publish(route):
+        answer = route.fetch()
+        route.fulfill(response=answer, body=f"{answer.text()}\nwindow.points = points;\n")
+
+    page.route("**/main.js", publish)
+    page.goto(f"{url}/")
+    try:
+        yield page
+    finally:
+        context.close()
+
+
+def test_what_was_drawn_stays_after_a_restart(browser):
+    with (
+        Replaceable(lambda: Dashboard(source=Figures(), interval=0.1)) as served,
+        drawn_points(browser, served.url) as page,
+    ):
+        wait_for(page, "window.points && points.all.length >= 5")
+        first, fifth = page.evaluate("[points.all[0].at, points.all[4].at]")
+        served.replace()
+        # The figures of the new process begin at 1 again.
+        wait_for(page, f"points.all.some((point) => point.at > {fifth} && point.requests === 1)")
+        wait_for(page, "points.all.at(-1).requests > 5")
+        assert page.evaluate("points.all[0].at") == first
+        assert page.evaluate("points.all.filter((point) => point.requests === 2).length") == 2
+
+
+def test_the_last_weeks_are_drawn_soon_after_a_failure(browser):
+    with Replaceable(lambda: Dashboard(source=Figures(), interval=0.1)) as served:
+        with opened(browser, served, "/") as page:
+            wait_for(page, "document.querySelectorAll('#trend-charts figure:not([hidden]) canvas').length === 2")
+            assert not page.is_visible("#trend-list")
+            assert page.problems == []
+        assert served.dashboard._source.asked == 2
+
+
+def test_a_viewer_that_has_to_leave_sees_why_and_does_not_come_back(browser, monkeypatch):
+    monkeypatch.setattr("acgsperf.dashboard.broadcast.MOST_VIEWERS", 1)
+    with (
+        Replaceable(lambda: Dashboard(source=Figures(), interval=0.1)) as served,
+        opened(browser, served, "/") as page,
+    ):
+        wait_for(page, LIVE)
+        with opened(browser, served, "/") as other:
+            wait_for(other, LIVE)
+            wait_for(
+                page, "document.getElementById('status').textContent.startsWith('Ended: more than 1 pages are open')"
+            )
+            number = f"Number({tile('Requests since start')})"
+            wait_for(other, f"{number} > {other.evaluate(number) + 30}")
+            assert other.evaluate(LIVE)
+            assert page.problems == other.problems == []
+
+
+def evaluated(page, script):
+    """The result of a script that has the points of a chart."""
+    return page.evaluate(
+        f"import(new URL('points.js', location)).then(({{ Points }}) => {{ const points = new Points(); {script} }})"
+    )
+
+
+@pytest.fixture(scope="module")
+def scripts(browser, served):
+    with opened(browser, served) as page:
+        yield page
+
+
+@pytest.mark.parametrize("interval", [1, 60, 120, 3600])
+def test_a_line_is_drawn_through_the_points_of_any_interval(scripts, interval):
+    shown = evaluated(
+        scripts,
+        f"for (let at = 0; at < 7; at += 1) points.add({{ at: at * {interval} }}, {interval});"
+        "return points.within(28800);",
+    )
+    assert [point["at"] for point in shown] == [at * interval for at in range(7)]
+
+
+@pytest.mark.parametrize(("interval", "gap"), [(1, 101), (30, 150), (120, 600)])
+def test_a_gap_is_drawn_after_a_long_time_without_points(scripts, interval, gap):
+    shown = evaluated(
+        scripts,
+        f"""for (let at = 0; at < 7; at += 1) points.add({{ at: at * {interval} }}, {interval});
+            points.add({{ at: {6 * interval + gap} }}, {interval});
+            return points.within(28800);""",
+    )
+    assert [point["at"] for point in shown if point.get("gap")] == [6 * interval + gap / 2]
+
+
+def test_the_history_of_a_slow_monitor_and_new_points_are_one_line(scripts):
+    shown = evaluated(
+        scripts,
+        """points.restore([1, 2, 3, 4, 5].map((at) => ({ at: at * 120 })));
+           for (let at = 630; at < 640; at += 1) points.add({ at }, 1);
+           return points.within(28800);""",
+    )
+    assert len(shown) == 15
+
+
+def test_charts_go_on_when_the_clock_of_the_service_is_set_back(scripts):
+    times = evaluated(
+        scripts,
+        """for (const at of [5000, 5001, 5002, 1400, 1401]) points.add({ at }, 1);
+           points.add({ at: 1400.9 }, 1);
+           return points.all.map(({ at }) => at);""",
+    )
+    assert times == [1397, 1398, 1399, 1400, 1401]
+
+
+def test_a_value_without_neighbours_is_drawn(scripts):
+    found = scripts.evaluate(
+        """import(new URL('charts.js', location)).then(({ isolated }) =>
+           [isolated([1, null, 2, 3, null, 4]), isolated([1, 2, null])])"""
+    )
+    assert found == [[0, 5], None]
+
+
+def test_eight_hours_of_points_are_few(scripts):
+    script = """for (let at = 0; at <= 30000; at += 1) {
+             points.add({ at, requests: 2, p99_ms: at === 2000 ? 9 : 1, heat: [1, 0] }, 1);
+           }
+           return points.all;"""
+    found = evaluated(scripts, script)
+    assert len(found) <= 3000
+    assert (found[0]["at"], found[-1]["at"]) == (pytest.approx(1260, abs=60), 30000)
+    assert {point["requests"] for point in found} == {2}
+    # A second for each point.
+    assert sum(point["heat"][0] for point in found) == pytest.approx(30000 - found[0]["at"], abs=60)
+    # The worst of a time is still seen.
+    assert max(point["p99_ms"] for point in found) == 9
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

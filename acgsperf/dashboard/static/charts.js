@@ -71,6 +71,15 @@ export class Card {
   }
 }
 
+// The values without a neighbour, to which no line can be drawn; null without any.
+export function isolated(values) {
+  const found = [];
+  values.forEach((value, at) => {
+    if (value != null && values[at - 1] == null && values[at + 1] == null) found.push(at);
+  });
+  return found.length ? found : null;
+}
+
 // Lines of some fields of the points. `series` lists field, label and class (which is also the name of the color).
 export class LineChart {
   constructor(parent, title, { series, write, min = 0, max = null, log = false, across = timeAxis }) {
@@ -124,7 +133,15 @@ export class LineChart {
       scales: { y: log ? { distr: 3 } : { range: (_, low, high) => [min, max ?? Math.max(high * 1.1, 1e-9)] } },
       axes: [this.across(), (log ? logAxis : axis)({ size: 68, values: (_, values) => values.map(write) })],
       cursor: { drag: { x: false, y: false } },
-      series: [{}, ...this.series.map(({ label, look }) => ({ label, stroke: () => color(look), width: 1.5 }))],
+      series: [
+        {},
+        ...this.series.map(({ label, look }) => ({
+          label,
+          stroke: () => color(look),
+          width: 1.5,
+          points: { filter: (plot, at, all) => (all ? null : isolated(plot.data[at])) },
+        })),
+      ],
     };
   }
 

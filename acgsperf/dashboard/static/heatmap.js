@@ -11,7 +11,10 @@ export class HeatMap {
   }
 
   update(points, bands) {
-    this.points = points.filter((point) => point.heat);
+    // Each with the time at which it begins: at the point before, or as usual after a gap.
+    const usual = points.length > 1 ? points.at(-1).at - points.at(-2).at : 1;
+    const begin = (point, before) => (before && !before.gap ? before.at : point.at - usual);
+    this.points = points.map((point, at) => ({ ...point, from: begin(point, points[at - 1]) })).filter(({ heat }) => heat);
     this.bands = bands;
     this.card.root.hidden = !this.points.length;
     if (!this.points.length) return;
@@ -59,14 +62,13 @@ export class HeatMap {
     const { ctx, bbox } = plot;
     const tone = color("heat");
     const most = Math.log1p(Math.max(...this.points.flatMap(({ heat }) => heat)));
-    const usual = this.points.length > 1 ? this.points.at(-1).at - this.points.at(-2).at : 1;
     ctx.save();
     ctx.beginPath();
     ctx.rect(bbox.left, bbox.top, bbox.width, bbox.height);
     ctx.clip();
-    for (const { at, heat } of this.points) {
+    for (const { at, from, heat } of this.points) {
       const right = plot.valToPos(at, "x", true);
-      const left = plot.valToPos(at - usual, "x", true);
+      const left = plot.valToPos(from, "x", true);
       heat.forEach((count, row) => {
         if (!count) return;
         const top = plot.valToPos(this.upper(row), "y", true);

@@ -78,7 +78,7 @@ function show(snapshot) {
   setText(byId("name"), snapshot.name);
   document.title = `${snapshot.name} - acgsperf`;
   // The first snapshot has no interval yet.
-  if (snapshot.seconds) points.add(snapshot.point);
+  if (snapshot.seconds) points.add(snapshot.point, snapshot.seconds);
   tiles.update(snapshot);
   tables.update(snapshot);
   showAlerts(snapshot);
@@ -88,12 +88,17 @@ function show(snapshot) {
 
 function connect() {
   const events = new EventSource("events");
-  events.addEventListener("history", (event) => points.replace(JSON.parse(event.data)));
+  events.addEventListener("history", (event) => points.restore(JSON.parse(event.data)));
   events.addEventListener("snapshot", (event) => {
     status("Live", "live");
     show(JSON.parse(event.data));
   });
   events.addEventListener("problem", (event) => status(`No figures: ${JSON.parse(event.data)}`, "lost"));
+  // Another viewer has taken the place of this one. If all came back at once, nobody could view anything.
+  events.addEventListener("ended", (event) => {
+    events.close();
+    status(`Ended: ${JSON.parse(event.data)}`, "lost");
+  });
   events.addEventListener("error", () => {
     status("No connection; trying again", "lost");
     // The browser itself tries again after a lost connection, but not after an error of a proxy.
