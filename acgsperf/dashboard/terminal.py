@@ -1,6 +1,7 @@
 """Reads single keys from a terminal."""
 
 import os
+import re
 import select
 import sys
 import termios
@@ -10,8 +11,13 @@ from typing import Final, Self
 
 __all__ = ["Keys"]
 
-# What terminals send for keys without a character.
-_SEQUENCES: Final = {b"\x1b[C": "right", b"\x1b[D": "left", b"\x1b[A": "up", b"\x1b[B": "down", b"\t": "right"}
+# What terminals send for keys without a character. After ESC comes "[" or, in application mode, "O".
+_SEQUENCES: Final = {b"C": "right", b"D": "left", b"A": "up", b"B": "down"}
+_KEY: Final = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1bO[@-~]|[\xc0-\xff][\x80-\xbf]*|.", re.DOTALL)
+_INCOMPLETE: Final = re.compile(rb"\x1b(\[[0-?]*[ -/]*|O)?")
+# The rest of a sequence comes at once, but perhaps in another packet.
+_REST_S: Final = 0.05
+_AT_ONCE: Final = 1024
 
 
 class Keys:
@@ -23,6 +29,8 @@ class Keys:
     def __init__(self) -> None:
         self._input = sys.stdin.fileno()
         self._former: list[object] | None = None
+        # Keys that have been read and not returned yet.
+        self._pending = b""
 
     def __enter__(self) -> Self:
         if os.isatty(self._input):
@@ -38,9 +46,24 @@ class Keys:
             termios.tcsetattr(self._input, termios.TCSANOW, self._former)  # type: ignore[arg-type]
 
     def wait(self, seconds: float) -> str:
-        """Return the name of the next key; an empty string if none is pressed in time."""
-        readable, _, _ = select.select([self._input] if self._former is not None else [], [], [], max(0.0, seconds))
-        if not readable:
+        """Return the name of the next key; an empty string if none is pressed in time, or if it has no name."""
+        if not self._pending:
+            self._read(max(0.0, seconds))
+        if _INCOMPLETE.fullmatch(self._pending):
+            self._read(_REST_S)
+        found = _KEY.match(self._pending)
+        if found is None:
             return ""
-        pressed = os.read(self._input, 8)
-        return _SEQUENCES.get(pressed, pressed[:1].decode(errors="ignore"))
+        self._pending = self._pending[found.end() :]
+        pressed = found[0]
+        if pressed == b"\t":
+            return "right"
+        if pressed.startswith(b"\x1b"):
+            return _SEQUENCES.get(pressed[2:], "")
+        # No other character has a meaning.
+        return pressed.decode("ascii", errors="ignore")
+
+    def _read(self, seconds: float) -> None:
+        readable, _, _ = select.select([self._input] if self._former is not None else [], [], [], seconds)
+        if readable:
+            self._pending += os.read(self._input, _AT_ONCE)

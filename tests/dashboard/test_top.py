@@ -23,6 +23,7 @@ from rich.console import Console
 from acgsperf.dashboard.compose import compose
 from acgsperf.dashboard.interval import Interval, Observation
 from acgsperf.dashboard.snapshot import InstanceState, TrialState
+from acgsperf.dashboard.terminal import Keys
 from acgsperf.dashboard.top_view import VIEWS, Screen
 
 COMMAND = [sys.executable, "-m", "acgsperf"]
@@ -219,6 +220,37 @@ def end_of(process, ours):
         if select.select([ours], [], [], 0.1)[0]:
             os.read(ours, 65_536)
     return process.returncode
+
+
+@pytest.fixture
+def keyboard(monkeypatch):
+    """A function that types bytes in the terminal of this process."""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "rb", buffering=0) as terminal:
+        monkeypatch.setattr(sys, "stdin", terminal)
+        yield lambda typed: os.write(ours, typed)
+    os.close(ours)
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (b"2s", ["2", "s"]),
+        (b"\x1b[C\x1b[C\x1b[D", ["right", "right", "left"]),
+        (b"\x1bOCq", ["right", "q"]),
+        (b"s" * 50 + b"\x1b[A", ["s"] * 50 + ["up"]),
+        (b"\x1b[15~\x1b[1;5Cq", ["", "", "q"]),
+        ("é²q".encode(), ["", "", "q"]),
+        (b"\tr", ["right", "r"]),
+        (b"\x1b", [""]),
+        (b"\xffq", ["", "q"]),
+    ],
+)
+def test_every_key_counts_also_if_many_come_at_once(keyboard, typed, expected):
+    with Keys() as keys:
+        keyboard(typed)
+        assert [keys.wait(10) for _ in expected] == expected
+        assert keys.wait(0) == ""
 
 
 def test_top_in_a_terminal(served):
