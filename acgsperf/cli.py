@@ -30,8 +30,8 @@ except ImportError as _missing:
     raise SystemExit(2) from None
 
 from acgsperf.dashboard.commands import dashboard, top
+from acgsperf.printable import printable
 from acgsperf.workbench.command import Command, allow_broken_pipe
-from acgsperf.workbench.printable import printable
 from acgsperf.workbench.tables import print_table
 from acgsperf.workbench.trace_formats import TraceFormat
 from acgsperf.workbench.trends import trends

@@ -8,11 +8,11 @@ from typing import Final
 
 import msgspec
 
-from acgsperf.dashboard.rounding import printable
 from acgsperf.dashboard.sources import SnapshotSource
 from acgsperf.dashboard.timeline import Timeline
 from acgsperf.dashboard.viewers import MOST_VIEWERS, Viewer, Viewers
 from acgsperf.errors import AcgsperfError
+from acgsperf.printable import printable
 
 __all__ = ["Broadcast"]
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from acgsperf.cache.read_sample import ReadSample
 from acgsperf.cache.tiered import TieredCache
-from acgsperf.dashboard.rounding import printable
 from acgsperf.dashboard.snapshot import HotKey
+from acgsperf.printable import printable
 
 __all__ = ["HotKeys", "SpaceSaving"]
 

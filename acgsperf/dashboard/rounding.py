@@ -2,7 +2,9 @@
 
 from typing import Final, overload
 
-__all__ = ["clipped", "four_digits", "printable", "share"]
+from acgsperf.printable import printable
+
+__all__ = ["clipped", "four_digits", "share"]
 
 _LONGEST_NAME: Final = 80
 
@@ -19,18 +21,6 @@ def four_digits(value: float | None) -> float | None:
 def share(some: float, of: float) -> float | None:
     """Return a share with four significant digits; None of nothing."""
     return four_digits(some / of) if of else None
-
-
-def printable(text: str) -> str:
-    """Return a text in which every character that is not printable is escaped.
-
-    Such a character could control a terminal, or reverse the text after it. A lone surrogate cannot be encoded.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
-    )
 
 
 def clipped(name: str) -> str:

@@ -13,7 +13,7 @@ from acgsperf.dashboard.compose import compose
 from acgsperf.dashboard.fleet_watch import FleetWatch
 from acgsperf.dashboard.hot_keys import HotKeys
 from acgsperf.dashboard.interval import Interval, Observation
-from acgsperf.dashboard.rounding import four_digits, printable
+from acgsperf.dashboard.rounding import four_digits
 from acgsperf.dashboard.snapshot import AlertState, HotKey, Point, Snapshot, TargetState, TrendState
 from acgsperf.dashboard.sources import SnapshotSource
 from acgsperf.dashboard.trend_watch import TrendWatch
@@ -21,6 +21,7 @@ from acgsperf.errors import CacheError
 from acgsperf.metrics.figures import gather
 from acgsperf.metrics.source import Caches, HttpSource, MetricsSource, Pools, Sources
 from acgsperf.monitor import Alert, AlertKind, Monitor
+from acgsperf.printable import printable
 
 if TYPE_CHECKING:
     from acgsperf.fleet.store import ReportStore

@@ -9,8 +9,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from acgsperf.dashboard.rounding import printable
 from acgsperf.dashboard.snapshot import Snapshot
+from acgsperf.printable import printable
 
 __all__ = ["FLEET_VIEW", "VIEWS", "Screen"]
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
 
-from acgsperf.dashboard.rounding import four_digits, printable
+from acgsperf.dashboard.rounding import four_digits
 from acgsperf.dashboard.snapshot import HourPoint, TrendState
 from acgsperf.errors import TrendError
+from acgsperf.printable import printable
 from acgsperf.trends import History, Hour, trends_of
 
 if TYPE_CHECKING:

@@ -21,13 +21,13 @@ from rich.text import Text
 
 from acgsperf.dispatch import IMPLEMENTATION
 from acgsperf.errors import AcgsperfError, SettingsError
+from acgsperf.printable import printable
 from acgsperf.service.workers import Workers
 from acgsperf.settings import Settings
 from acgsperf.tiers.redis_keys import RedisKeys
 from acgsperf.tiers.redis_tls import hint_of
 from acgsperf.timeouts import time_limit
 from acgsperf.workbench.embedded import embedded_servers
-from acgsperf.workbench.printable import printable
 from acgsperf.workbench.topology import postgres_topology, redis_topology, role_of_redis
 
 __all__ = ["Finding", "Severity", "as_dicts", "examine", "print_findings"]

@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from acgsperf.errors import AcgsperfError
-from acgsperf.workbench.printable import printable
+from acgsperf.printable import printable
 
 try:
     from prometheus_client.parser import text_fd_to_metric_families

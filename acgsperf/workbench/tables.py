@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from acgsperf.workbench.printable import printable
+from acgsperf.printable import printable
 
 __all__ = ["Cell", "print_table"]
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from acgsperf import interrupts
+from acgsperf.printable import printable
 from acgsperf.workbench.command import allow_broken_pipe
-from acgsperf.workbench.printable import printable
 from acgsperf.workbench.tables import Cell, print_table
 from acgsperf.workbench.usage import UsageError, counted, number
 

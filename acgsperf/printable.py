@@ -6,7 +6,8 @@ __all__ = ["printable"]
 def printable(text: str) -> str:
     """Return a text in which characters that are not printable are escaped as in Python, for example ESC as `\\x1b`.
 
-    A client chooses the names of routes. A terminal would obey its control sequences.
+    A client chooses the names of routes. A terminal would obey its control sequences, and a lone surrogate cannot be
+    encoded.
     """
     if text.isprintable():
         return text
