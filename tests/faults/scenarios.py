@@ -236,6 +236,9 @@ def statements(*before, after=()):
     async def fault(lab, long):
         async with _connection(lab) as connection:
             for _ in range(5 if long else 1):
+                while await connection.fetchval("SELECT to_regclass($1)", _TABLE) is None:
+                    # The tier creates it again.
+                    await asyncio.sleep(0.05)
                 for statement in before:
                     await connection.execute(statement.format(table=_TABLE))
                 await asyncio.sleep(_SHORT_S)
