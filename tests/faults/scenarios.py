@@ -16,6 +16,7 @@ import asyncpg
 import redis.asyncio
 
 from faults.laboratory import CALLERS, Laboratory
+from faults.oracle import eventually
 
 _TABLE = "acgsperf_cache_v2"
 _SHORT_S = 0.8
@@ -230,15 +231,18 @@ async def no_more_connections(lab, long):
         await client.config_set("maxclients", former)
 
 
+async def _has_table(connection):
+    assert await connection.fetchval("SELECT to_regclass($1)", _TABLE) is not None
+
+
 def statements(*before, after=()):
     """Change the table, and after a moment change it back."""
 
     async def fault(lab, long):
         async with _connection(lab) as connection:
             for _ in range(5 if long else 1):
-                while await connection.fetchval("SELECT to_regclass($1)", _TABLE) is None:
-                    # The tier creates it again.
-                    await asyncio.sleep(0.05)
+                # The tier creates it again.
+                await eventually(lambda: _has_table(connection), within=10.0)
                 for statement in before:
                     await connection.execute(statement.format(table=_TABLE))
                 await asyncio.sleep(_SHORT_S)
