@@ -9,8 +9,10 @@ from acgsperf.asgi.routes import Routes, route_of
 from acgsperf.asgi.types import App, Message, RawHeaders, Receive, Scope, Send
 from acgsperf.errors import CacheError
 
-__all__ = ["AddedHeaders", "Exchange", "first_part", "replayed"]
+__all__ = ["NO_BODY", "AddedHeaders", "Exchange", "first_part", "replayed"]
 
+# The message of a request without a body, as most servers write it.
+NO_BODY: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
 Invalidate = Callable[[Headers], Awaitable[None]]
 
 

@@ -34,7 +34,7 @@ _log: Final = logging.getLogger("acgsperf.asgi")
 _ERRORS: Final = frozenset({500, 502, 503, 504})
 # The statuses of a response that the client may have already (RFC 9110, 13.2.2).
 _CONDITIONAL: Final = frozenset({200, 206})
-# With this status the application does not say what the URI is: it refuses to say it now.
+# With this status the application says nothing about the resource, only about the rate of the client.
 _TOO_MANY_REQUESTS: Final = 429
 NOT_FORWARDED: Final = CONDITIONS | {b"range", b"if-range"}
 
@@ -149,7 +149,7 @@ class Fetch:
 
     @property
     def _replaces_stale(self) -> bool:
-        """Whether the response, which is not stored, says that the stale one does not hold any more."""
+        """Whether the stale response is out of date now, although the new one is not stored."""
         return (
             self.status < 500 and self.status != _TOO_MANY_REQUESTS and (self._validates or self._request.range is None)
         )

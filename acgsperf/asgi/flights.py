@@ -33,10 +33,10 @@ class Flight:
         response: the complete response; None until its last byte. It is stored when the application has returned.
         key: the key of the response, which depends on the request.
         tags: those of the response, when they are known.
-        is_left: whether nobody waits for it any more, because its client has left, or because it has none and is slow.
+        is_abandoned: whether other requests wait for it no longer: its client has left, or it has none and is slow.
     """
 
-    __slots__ = ("_client", "_decided", "_done", "_root", "failed", "is_left", "key", "load", "response", "tags")
+    __slots__ = ("_client", "_decided", "_done", "_root", "failed", "is_abandoned", "key", "load", "response", "tags")
 
     def __init__(self, root: str, client: "Client | None") -> None:
         loop = asyncio.get_running_loop()
@@ -49,12 +49,12 @@ class Flight:
         self.response: Stored | None = None
         self.key: str = ""
         self.tags: tuple[str, ...] = ()
-        self.is_left: bool = False
+        self.is_abandoned: bool = False
 
     @property
     def is_current(self) -> bool:
         """Whether its response may answer others: no write has superseded it, and its client waits for it."""
-        return not self.is_left and (self.load is None or self.load.is_current(self._root, self.tags))
+        return not self.is_abandoned and (self.load is None or self.load.is_current(self._root, self.tags))
 
     def decide(self, shareable: bool) -> None:
         """Announce to the waiting requests whether the response will be stored. False may follow True."""
@@ -99,7 +99,7 @@ class Flight:
             await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if not self._decided.done():
                 # The others go on waiting if only this client has left.
-                self.is_left = not client.has_left or (self._client is not None and self._client.has_left)
+                self.is_abandoned = not client.has_left or (self._client is not None and self._client.has_left)
                 return True
         if not self._decided.result():
             return False

@@ -4,11 +4,11 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from acgsperf._native.arguments import checked_callable, checked_int, checked_positive
 from acgsperf.asgi.credentials import DEFAULT_CREDENTIALS
-from acgsperf.asgi.exchange import AddedHeaders, Exchange, first_part
+from acgsperf.asgi.exchange import NO_BODY, AddedHeaders, Exchange, first_part
 from acgsperf.asgi.freshness import FreshnessOptions
 from acgsperf.asgi.gate import Gate
 from acgsperf.asgi.hits import Hit, Hits
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from acgsperf.cache import TieredCache, Written
 
 __all__ = ["PerformanceMiddleware"]
-
-# The message of a request without a body, as most servers write it. The general path recognizes other forms.
-_NO_BODY: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
 
 
 class PerformanceMiddleware:
@@ -206,9 +203,9 @@ class PerformanceMiddleware:
         # A hit is answered here and not by `_serving`, because another coroutine would cost a tenth of it.
         if find_hit is not None and scope["method"] == "GET":
             message = await receive()
-            if message != _NO_BODY:
+            if message != NO_BODY:
                 message = await first_part(message, receive)
-            hit = find_hit(scope) if message == _NO_BODY else None
+            hit = find_hit(scope) if message == NO_BODY else None
             if hit is not None:
                 _, _, status, headers, body, record = hit
                 # The server, or an outer middleware, may change the list.

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Final
 
 from acgsperf.asgi.client import Client
-from acgsperf.asgi.exchange import AddedHeaders, Exchange, first_part, replayed
+from acgsperf.asgi.exchange import NO_BODY, AddedHeaders, Exchange, first_part, replayed
 from acgsperf.asgi.fetch import NOT_FORWARDED, Fetch
 from acgsperf.asgi.flights import Flight
 from acgsperf.asgi.request import CacheableRequest
@@ -24,8 +24,6 @@ _READS: Final = frozenset({"GET", "HEAD"})
 # A request waits for at most this many calls that other requests have started. Then it calls the application itself.
 _MAX_FLIGHTS: Final = 2
 _SHUTDOWN_S: Final = 5.0
-# The request of a revalidation in the background.
-_NO_BODY: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
 
 
 class Serving:
@@ -123,7 +121,7 @@ class Serving:
             if client.has_left:
                 return
             # A call that was given up says nothing about the next one.
-            waited += not other.is_left
+            waited += not other.is_abandoned
             answer = self._answer_of(other, request) if shares else self._answer_after_error(other, request, stored)
             if answer is not None:
                 await self._hit(request, answer, send, started_ns)
@@ -196,7 +194,7 @@ class Serving:
     async def _run_revalidation(
         self, scope: Scope, request: CacheableRequest, stale: Stored, flight: Flight, name: str
     ) -> None:
-        client = Client(_NO_BODY, _never)
+        client = Client(NO_BODY, _never)
         try:
             load = flight.load = await self._cache.begin(request)
             fetch = Fetch(

@@ -20,13 +20,7 @@ class ProcessFigures:
 
     A process counts once, and each of its parts counts once, however many collectors it has and has had.
 
-    Args:
-        directory: shared by all processes; created if it is missing.
-        name: the figures of all processes with the same name are added up.
-        bounds_ns: the bounds of the buckets of the histograms that this process publishes.
-
-    Raises:
-        SettingsError: if the directory cannot be created or written.
+    Arguments and errors are those of `WorkerFigures`.
     """
 
     def __init__(self, directory: str | os.PathLike[str], name: str, bounds_ns: Sequence[int]) -> None:
