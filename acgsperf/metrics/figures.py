@@ -1,6 +1,7 @@
 """The values of all metrics at one moment, as plain numbers that can be added up and written to a file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from acgsperf.dispatch import LatencyHistogram
@@ -16,7 +17,6 @@ __all__ = [
     "Series",
     "add",
     "gather",
-    "merge",
     "negative",
     "put",
     "valid_text",
@@ -31,7 +31,6 @@ Figures = dict[str, Series]
 # The counters and histograms: a process adds them up for each part that it has had.
 COUNTED: Final = tuple(metric for metric in METRICS if metric.kind is not Kind.GAUGE)
 GAUGES: Final = tuple(metric for metric in METRICS if metric.kind is Kind.GAUGE)
-_MERGE: Final[Mapping[str, Merge]] = {metric.name: metric.merge for metric in METRICS}
 
 
 def gather(reading: Reading, bounds_ns: Sequence[int], metrics: Iterable[Metric] = METRICS) -> Figures:
@@ -82,19 +81,11 @@ def _sum(one: Number, other: Number) -> Number:
         assert isinstance(other, int | float)
         return one + other
     assert not isinstance(other, int | float)
-    return [a + b for a, b in zip(one, other, strict=True)]
-
-
-def merge(into: Figures, figures: Figures) -> None:
-    """Merge the values of another process."""
-    for name, series in figures.items():
-        known = into.setdefault(name, {})
-        for labels, number in series.items():
-            put(known, labels, number, _MERGE[name])
+    return list(map(operator.add, one, other))
 
 
 def add(into: Figures, counts: Figures) -> None:
-    """Add counts. Unlike `merge`, it also takes metrics that are not in the catalogue of this version."""
+    """Add counts, also of metrics that are not in the catalogue of this version."""
     for name, series in counts.items():
         known = into.setdefault(name, {})
         for labels, number in series.items():

@@ -5,7 +5,7 @@ import atexit
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
 from weakref import WeakSet, ref
@@ -247,7 +247,7 @@ class _Layout:
         buckets = [(f"{name}_bucket", {**named, "le": bound}) for bound in self._bounds]
         return [*buckets, (f"{name}_count", named), (f"{name}_sum", named)]
 
-    def lines(self, metric: Listed, labels: tuple[str, ...], number: Number) -> Iterator[str]:
+    def lines(self, metric: Listed, labels: tuple[str, ...], number: Number) -> list[str]:
         """Return the lines of a page for a metric with some labels."""
         key = (metric.name, labels)
         beginnings = self._beginnings.get(key)
@@ -255,11 +255,12 @@ class _Layout:
             beginnings = self._beginnings[key] = tuple(
                 _beginning(name, named) for name, named in self.samples(metric, labels)
             )
-        for beginning, value in zip(beginnings, _values(metric, number), strict=True):
-            if type(value) is int and -_PLAIN < value < _PLAIN:
-                yield f"{beginning} {value}.0\n"
-            else:
-                yield f"{beginning} {_written(value)}\n"
+        return [
+            f"{beginning} {value}.0\n"
+            if type(value) is int and -_PLAIN < value < _PLAIN
+            else f"{beginning} {_written(value)}\n"
+            for beginning, value in zip(beginnings, _values(metric, number), strict=True)
+        ]
 
 
 def _beginning(name: str, labels: Mapping[str, str]) -> str:
@@ -303,12 +304,13 @@ class _Family(Metric):
         if samples:
             self._samples = samples
 
-    def page(self) -> Iterable[str]:
+    def page(self) -> list[str]:
         """Return the lines that `generate_latest` would write."""
         name = self._layout.exported_name(self._metric)
-        yield f"# HELP {name} {self.documentation}\n# TYPE {name} {self.type}\n"
+        lines = [f"# HELP {name} {self.documentation}\n# TYPE {name} {self.type}\n"]
         for labels, number in self._series.items():
-            yield from self._layout.lines(self._metric, labels, number)
+            lines += self._layout.lines(self._metric, labels, number)
+        return lines
 
 
 class _Others(Collector):

@@ -18,8 +18,8 @@ from typing import Any, Final
 import msgspec
 
 from acgsperf.metrics.catalogue import METRICS
-from acgsperf.metrics.figures import Figures, Number, add, merge, negative
-from acgsperf.metrics.metric import Kind
+from acgsperf.metrics.figures import Figures, Number, Series, add, negative, put
+from acgsperf.metrics.metric import Kind, Merge
 from acgsperf.metrics.worker_files import LocksMissingError, WorkerFiles, replace
 
 try:
@@ -260,6 +260,8 @@ class WorkerFigures:
 
 
 def _without(counts: Figures, former: Figures) -> Figures:
+    if not former:
+        return counts
     rest = {name: dict(series) for name, series in counts.items()}
     add(rest, negative(former))
     return rest
@@ -292,30 +294,29 @@ def _listed(figures: Figures) -> Any:
 def _merge_known(total: Figures, file: _File, bounds_ns: Sequence[int], gauges: bool) -> None:
     """Merge the figures that this version knows, with or without gauges."""
     for page in file.pages:
-        merge(total, _known(page.counters, Kind.COUNTER))
+        length = len(page.bounds_ns) + 2
+        for into, rule, labels, number in _known(total, page.counters, Kind.COUNTER):
+            put(into, labels, number, rule)
+        for into, rule, labels, number in _known(total, page.histograms, Kind.HISTOGRAM):
+            if len(number) == length:
+                put(into, labels, _fitted(number, page.bounds_ns, bounds_ns), rule)
         if gauges:
-            merge(total, _known(page.gauges, Kind.GAUGE))
-        latencies = _known(page.histograms, Kind.HISTOGRAM)
-        merge(
-            total,
-            {
-                name: {
-                    labels: _fitted(number, page.bounds_ns, bounds_ns)
-                    for labels, number in series.items()
-                    if len(number) == len(page.bounds_ns) + 2
-                }
-                for name, series in latencies.items()
-            },
-        )
+            for into, rule, labels, number in _known(total, page.gauges, Kind.GAUGE):
+                put(into, labels, number, rule)
 
 
-def _known(section: _Numbers | _Histograms, kind: Kind) -> Any:
-    """Return the figures of metrics that this version knows. Another version may use a name for another metric."""
-    return {
-        name: {labels: number for labels, number in series if len(labels) == len(_METRICS[name].labels)}
-        for name, series in section.items()
-        if name in _METRICS and _METRICS[name].kind is kind
-    }
+def _known(total: Figures, section: _Numbers | _Histograms, kind: Kind) -> Iterator[tuple[Series, Merge, Any, Any]]:
+    """Yield the figures of metrics that this version knows, and where to put them.
+
+    Another version may use a name for another metric.
+    """
+    for name, series in section.items():
+        metric = _METRICS.get(name)
+        if metric is not None and metric.kind is kind:
+            into = total.setdefault(name, {})
+            for labels, number in series:
+                if len(labels) == len(metric.labels):
+                    yield into, metric.merge, labels, number
 
 
 def _fitted(number: Number, present: Sequence[int], wanted: Sequence[int]) -> Number:
