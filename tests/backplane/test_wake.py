@@ -77,5 +77,6 @@ async def test_a_process_does_not_read_after_each_of_many_commits(
     began = time.monotonic()
     while time.monotonic() - began < 0.5:
         await connection.execute("SELECT pg_notify($1, '')", channel)
-    # After the first five, they are 10 ms apart, and there is one every 250 ms in any case.
-    assert len(readings) <= (time.monotonic() - began) / 0.01 + 10
+    # After the first five, they are 10 ms apart, and there is one every 250 ms in any case. Each moment without a
+    # notification, of which a busy machine has many, lets five be closer to each other again.
+    assert len(readings) <= 2 * (time.monotonic() - began) / 0.01 + 10

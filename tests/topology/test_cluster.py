@@ -155,6 +155,7 @@ async def test_locks(tier):
     assert not await tier.unlock(KEYS[0], tokens[0])
 
 
+@pytest.mark.alone
 async def test_two_caches(cluster, namespace, until):
     loads = Counter()
 
@@ -195,6 +196,7 @@ async def test_two_caches(cluster, namespace, until):
         assert two.stats().backplane.state is BackplaneState.FOLLOWING
 
 
+@pytest.mark.alone
 async def test_a_backplane_alone(cluster, servers, namespace, until):
     tiers = [PostgresTier(servers.database_url, deadline=5) for _ in range(2)]
     async with (

@@ -275,6 +275,7 @@ async def test_a_tier_opens_while_a_node_is_down(cluster, namespace, entry, capl
     await tier.close()
 
 
+@pytest.mark.alone
 async def test_two_caches_through_a_failover(cluster, namespace, until):
     async with (
         TieredCache(LRUCache(2_000), RedisTier(cluster.url), namespace=namespace) as one,

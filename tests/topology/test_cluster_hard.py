@@ -134,6 +134,7 @@ async def test_slots_without_a_node_cost_their_own_keys_only(make_cluster, names
     await tier.close()
 
 
+@pytest.mark.alone
 async def test_a_cluster_that_is_down_is_left_alone_until_it_is_up(make_cluster, namespace, entry, until, caplog):
     cluster = make_cluster()
     tier = await opened(cluster, namespace, deadline=0.5)
@@ -201,6 +202,7 @@ async def _knows_replicas(cluster):
     return True
 
 
+@pytest.mark.alone
 async def test_a_replica_that_is_promoted_by_hand(make_cluster, namespace, entry, until, monkeypatch):
     cluster = make_cluster("--cluster-node-timeout", "3000")
     tier = await opened(cluster, namespace)

@@ -153,6 +153,7 @@ def test_an_unknown_kind_of_server_is_refused():
         ConnectionPool("postgresql://u:secret@h/d", max_replica_lag=-1)
 
 
+@pytest.mark.alone
 async def test_a_promotion_under_load(promotable):
     """The primary dies, and its standby is promoted: writes go on within 2 s, reads throughout."""
     figures = await pool_promotion(promotable)
@@ -161,6 +162,7 @@ async def test_a_promotion_under_load(promotable):
     assert figures.errors == []
 
 
+@pytest.mark.alone
 async def test_a_promotion_under_callers_of_a_cache(promotable, namespace):
     figures = await cache_promotion(promotable, namespace, deadline=1)
     print(figures)
@@ -169,6 +171,7 @@ async def test_a_promotion_under_callers_of_a_cache(promotable, namespace):
     assert figures.errors == []
 
 
+@pytest.mark.alone
 async def test_a_replica_that_lags_is_not_used(replicated, table, until):
     options = {"min_size": 1, "max_size": 5, "housekeeping_interval": 0.05}
     async with ConnectionPool(
@@ -226,6 +229,7 @@ async def test_a_replica_that_is_a_primary_of_its_own_is_not_used(promotable, un
     assert "this is a separate primary, not a replica of the pool's primary; readers use other" in message
 
 
+@pytest.mark.alone
 async def test_l3_follows_a_failover(promotable, namespace, entry, until):
     tier = PostgresTier(dsn_of(*promotable.folders), deadline=1)
     await tier.open(namespace)

@@ -166,6 +166,7 @@ async def test_a_lock_that_the_replica_has_is_not_held_by_another(failover, tier
     assert not await tier.unlock("k", token)
 
 
+@pytest.mark.alone
 async def test_a_tier_that_only_reads_leaves_a_replica(failover, tier, entry, until):
     assert await tier.set("k", entry("old"))
     await failover.happen()
@@ -177,6 +178,7 @@ async def test_a_tier_that_only_reads_leaves_a_replica(failover, tier, entry, un
     assert tier.stats().failovers == 1
 
 
+@pytest.mark.alone
 async def test_a_replica_without_a_primary_is_not_used_until_there_is_one(failover, tier, entry, until):
     assert await tier.set("k", entry("old"))
     await failover.demote()
@@ -233,6 +235,7 @@ class Listener:
         pass
 
 
+@pytest.mark.alone
 async def test_a_backplane_follows_its_name_to_the_new_primary(failover, servers, namespace, until):
     caches = [
         await TieredCache(

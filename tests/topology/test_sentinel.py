@@ -43,6 +43,7 @@ async def test_a_tier_finds_its_primary(watched, namespace, entry):
     await tier.close()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("failure", ["kill", "freeze"])
 async def test_a_failover_under_load(watched, namespace, failure):
     """The primary is lost under 50 callers: no wrong value, no error, writes within 2 s of the election."""
@@ -118,6 +119,7 @@ async def test_what_the_new_primary_has_of_a_lost_write_is_not_served(watched, s
             assert [await it.get("k") for it in (one, two, three)] == ["acknowledged"] * 3
 
 
+@pytest.mark.alone
 async def test_a_backplane_alone_follows_the_sentinels(watched, servers, namespace, until):
     tiers = [PostgresTier(servers.database_url, deadline=5) for _ in range(2)]
     async with (
@@ -140,6 +142,7 @@ async def test_a_backplane_alone_follows_the_sentinels(watched, servers, namespa
         assert await until(is_heard) < 2
 
 
+@pytest.mark.alone
 async def test_a_sentinel_that_hangs_costs_nothing(watched, namespace, entry):
     watched.freeze_sentinel(0)
     tier = RedisTier(watched.url, deadline=1)
