@@ -131,7 +131,7 @@ METRICS: Final = (
             service(lambda s: s.validator.context_misses),
         ),
         (
-            *("compliance_context_entries", _G, "{entry}", "Known results of checks in a context."),
+            *("compliance_context_entries", _G, "{entry}", "Stored results of checks in a context."),
             service(lambda s: s.validator.context_size),
         ),
         (
@@ -149,13 +149,16 @@ METRICS: Final = (
             tiers(lambda s: s.refused),
         ),
         ("cache_deletes", _C, "{entry}", "Entries deleted from a lower tier.", tiers(lambda s: s.deletes)),
-        ("cache_failovers", _C, "{event}", "Read-only servers that were left.", tiers(lambda s: s.failovers)),
+        (
+            *("cache_failovers", _C, "{event}", "Reconnects because a server was read-only."),
+            tiers(lambda s: s.failovers),
+        ),
         ("cache_corrupt", _C, "{entry}", "Stored values that could not be used.", tiers(lambda s: s.corrupt)),
         (
             *("cache_skipped", _C, "{key}", "Keys not sent to a tier, because its circuit breaker was open."),
             tiers(lambda s: s.skipped),
         ),
-        ("cache_timeouts", _C, "{call}", "Calls of a lower tier ended by the deadline.", tiers(lambda s: s.timeouts)),
+        ("cache_timeouts", _C, "{call}", "Calls to a lower tier that the deadline ended.", tiers(lambda s: s.timeouts)),
         ("cache_access_seconds", _H, "s", "Duration of reads from a lower tier, for each key.", accesses),
         (
             *("cache_connections", _G, "{connection}", "Open connections of a tier to its server."),
@@ -173,7 +176,7 @@ METRICS: Final = (
     ),
     *_metrics(
         ("cache", "tier", "error"),
-        ("cache_errors", _C, "{call}", "Failed calls of a lower tier, timeouts included.", errors),
+        ("cache_errors", _C, "{call}", "Failed calls to a lower tier, timeouts included.", errors),
     ),
     *_metrics(
         ("cache", "tier", "state"),
@@ -181,23 +184,23 @@ METRICS: Final = (
     ),
     *_metrics(
         ("cache", "reason"),
-        ("cache_evictions", _C, "{entry}", "Entries that L1 evicted or expired.", evictions),
+        ("cache_evictions", _C, "{entry}", "Entries removed from L1, by reason: size or expired.", evictions),
     ),
     *_metrics(
         ("cache", "setting"),
-        ("cache_policy", _G, "{policy}", "Settings of L1's eviction policy in use, 0 or 1 in a process.", settings),
+        ("cache_policy", _G, "{policy}", "Processes whose L1 uses this setting of its eviction policy.", settings),
         (
-            *("cache_policy_hit_rate", _G, "1", "Estimated hit rate of L1 if a setting had always been in use."),
+            *("cache_policy_hit_rate", _G, "1", "Estimated hit rate of L1 if it had always used this setting."),
             setting_hit_rates,
         ),
     ),
     *_metrics(
         ("cache", "factor"),
-        ("cache_sizing_entries", _G, "{entry}", "Size of L1, times a factor, that an estimate is for.", sizes),
+        ("cache_sizing_entries", _G, "{entry}", "Size of L1 times the factor; the estimate is for this size.", sizes),
     ),
     *_metrics(
         ("cache", "factor", "policy"),
-        ("cache_sizing_hit_rate", _G, "1", "Expected hit rate of L1 with another size.", size_hit_rates),
+        ("cache_sizing_hit_rate", _G, "1", "Estimated hit rate of L1 with its size times the factor.", size_hit_rates),
     ),
     *_metrics(
         ("cache",),
@@ -214,23 +217,26 @@ METRICS: Final = (
             policies(lambda p: p.samples),
         ),
         (
-            *("cache_sizing_requests", _G, "{request}", "Requests that the estimates for other sizes of L1 are for."),
+            *("cache_sizing_requests", _G, "{request}", "Requests that the estimates for other sizes of L1 use."),
             sizings(lambda s: s.requests),
         ),
         (
-            *("cache_sizing_point_entries", _G, "{entry}", "How many more entries L1 needs for one point of hit rate."),
+            *("cache_sizing_point_entries", _G, "{entry}", "Entries to add to L1 to raise its hit rate by 0.01."),
             points(lambda s: s.point_entries),
         ),
         (
-            *("cache_sizing_point_bytes", _G, "By", "How many more bytes L1 needs for one point of hit rate."),
+            *("cache_sizing_point_bytes", _G, "By", "Bytes to add to L1 to raise its hit rate by 0.01."),
             points(lambda s: s.point_bytes),
         ),
-        ("cache_entry_bytes", _G, "By", "Mean weight of an entry of L1.", points(lambda s: s.entry_bytes)),
+        ("cache_entry_bytes", _G, "By", "Mean weight of an entry in L1.", points(lambda s: s.entry_bytes)),
         ("cache_entries", _G, "{entry}", "Entries in L1.", caches(lambda s: s.l1.size)),
         ("cache_max_entries", _G, "{entry}", "Maximum entries in L1.", caches(lambda s: s.l1.maxsize)),
-        ("cache_weight", _G, "1", "Weight of the entries in L1, with a weigher.", weights(lambda s: s.weight)),
-        ("cache_max_weight", _G, "1", "Maximum weight of the entries in L1.", weights(lambda s: s.maxweight)),
-        ("cache_rejections", _C, "{value}", "Values too heavy for L1.", caches(lambda s: s.l1.rejections)),
+        ("cache_weight", _G, "1", "Weight of the entries in L1, if it has a weigher.", weights(lambda s: s.weight)),
+        (
+            *("cache_max_weight", _G, "1", "Maximum weight of the entries in L1, if it has a weigher."),
+            weights(lambda s: s.maxweight),
+        ),
+        ("cache_rejections", _C, "{value}", "Values that were too heavy for L1.", caches(lambda s: s.l1.rejections)),
         ("cache_insertions", _C, "{entry}", "New keys stored in L1.", caches(lambda s: s.l1.insertions)),
         ("cache_updates", _C, "{entry}", "Values replaced in L1.", caches(lambda s: s.l1.updates)),
         (
@@ -266,26 +272,32 @@ METRICS: Final = (
         ("cache_load_joins", _C, "{call}", "Calls that joined a load in flight.", caches(lambda s: s.joined)),
         ("cache_load_waits", _C, "{key}", "Keys whose caller waited for a loader.", caches(lambda s: s.missed)),
         ("cache_loading", _G, "{key}", "Keys whose load is in flight.", caches(lambda s: s.loading)),
-        ("cache_refreshes", _C, "{load}", "Loads in the background.", caches(lambda s: s.refreshes)),
+        ("cache_refreshes", _C, "{load}", "Loads that ran in the background.", caches(lambda s: s.refreshes)),
         ("cache_stale_served", _C, "{key}", "Stale values served.", caches(lambda s: s.stale_served)),
         ("cache_stale_entries", _G, "{entry}", "Entries in the stale store.", caches(lambda s: s.stale_entries)),
         ("cache_negative_hits", _C, "{key}", "Calls answered by a negative entry.", caches(lambda s: s.negative_hits)),
         ("cache_negative_entries", _G, "{entry}", "Negative entries.", caches(lambda s: s.negative_entries)),
         (
-            *("cache_deadlines", _C, "{read}", "Reads of lower tiers ended by the deadline."),
+            *("cache_deadlines", _C, "{read}", "Reads of lower tiers that the deadline ended."),
             caches(lambda s: s.deadlines),
         ),
         ("cache_prediction_issued", _C, "{key}", "Keys fetched by prediction.", predictions(lambda s: s.issued)),
         ("cache_prediction_used", _C, "{key}", "Predicted values that were requested.", predictions(lambda s: s.used)),
-        ("cache_prediction_wasted", _C, "{key}", "Useless fetches by prediction.", predictions(lambda s: s.wasted)),
-        ("cache_prediction_late", _C, "{key}", "Predicted values that arrived late.", predictions(lambda s: s.late)),
-        ("cache_prediction_loaded", _C, "{key}", "Predicted keys loaded.", predictions(lambda s: s.loaded)),
+        (
+            *("cache_prediction_wasted", _C, "{key}", "Predicted fetches whose value was not used."),
+            predictions(lambda s: s.wasted),
+        ),
+        (
+            *("cache_prediction_late", _C, "{key}", "Predicted keys requested before their value arrived."),
+            predictions(lambda s: s.late),
+        ),
+        (
+            *("cache_prediction_loaded", _C, "{key}", "Predicted keys that a loader was called for."),
+            predictions(lambda s: s.loaded),
+        ),
         ("cache_prediction_held", _G, "{entry}", "Predicted values not requested yet.", predictions(lambda s: s.held)),
         (
-            "cache_prediction_classes",
-            _G,
-            "{class}",
-            "Active classes of predictions.",
+            *("cache_prediction_classes", _G, "{class}", "Classes of predictions for which keys are fetched now."),
             predictions(lambda s: s.active_classes),
         ),
         ("backplane_sent", _C, "{record}", "Records of this cache written to the log.", backplanes(lambda s: s.sent)),
@@ -309,14 +321,14 @@ METRICS: Final = (
         ("pool_connections", _G, "{connection}", "Open connections.", pools(lambda p: p.stats.size)),
         ("pool_idle_connections", _G, "{connection}", "Idle connections.", pools(lambda p: p.stats.idle)),
         (
-            *("pool_used_connections", _G, "{connection}", "Connections in use, in a check or in a reset."),
+            *("pool_used_connections", _G, "{connection}", "Connections in use, being checked or being reset."),
             pools(lambda p: p.stats.in_use),
         ),
         ("pool_connecting", _G, "{attempt}", "Connection attempts in flight.", pools(lambda p: p.stats.connecting)),
         ("pool_min_connections", _G, "{connection}", "Minimum connections kept.", pools(lambda p: p.stats.min_size)),
         ("pool_max_connections", _G, "{connection}", "Maximum connections open.", pools(lambda p: p.stats.max_size)),
         (
-            *("pool_target_connections", _G, "{connection}", "Connections that the pool keeps now."),
+            *("pool_target_connections", _G, "{connection}", "Connections that the pool tries to keep open now."),
             pools(lambda p: p.stats.target_size),
         ),
         ("pool_waiting_requests", _G, "{request}", "Waiting callers.", pools(lambda p: p.stats.waiting)),
@@ -325,20 +337,23 @@ METRICS: Final = (
             pools(lambda p: p.stats.oldest_wait_s),
         ),
         (
-            *("pool_replica_lag_seconds", _G, "s", "How far a replica lags; 0 if unknown."),
+            *("pool_replica_lag_seconds", _G, "s", "Time that a replica lags behind its primary; 0 if unknown."),
             pools(lambda p: p.stats.replica_lag_s or 0.0),
         ),
         (
-            *("pool_ejected", _G, "1", "1 if readers do not use a replica because its server failed them, else 0."),
+            *("pool_ejected", _G, "1", "1 if readers do not use a replica because its server fails, else 0."),
             pools(lambda p: int(p.stats.ejected)),
         ),
         ("pool_healthy", _G, "1", "1 if the server answers all processes, else 0.", pools(lambda p: int(p.healthy))),
         ("pool_timeouts", _C, "{timeout}", "Callers whose wait timed out.", pools(lambda p: p.stats.timeouts)),
         (
-            *("pool_saturations", _C, "{request}", "Callers refused: too many were waiting."),
+            *("pool_saturations", _C, "{request}", "Callers refused because too many were waiting."),
             pools(lambda p: p.stats.saturations),
         ),
-        ("pool_failovers", _C, "{event}", "Read-only servers that were left.", pools(lambda p: p.stats.failovers)),
+        (
+            *("pool_failovers", _C, "{event}", "Reconnects because a server was read-only."),
+            pools(lambda p: p.stats.failovers),
+        ),
         (
             *("pool_leaks", _C, "{connection}", "Connections in use for longer than leak_threshold."),
             pools(lambda p: p.stats.leaks),
@@ -363,13 +378,16 @@ METRICS: Final = (
             http(lambda c: c.refused),
         ),
         ("http_cache_stores", _C, "{response}", "Responses stored in the response cache.", http(lambda c: c.stored)),
-        ("http_limit", _G, "{request}", "Limit of the requests in flight.", limits(lambda s: s.limit)),
+        ("http_limit", _G, "{request}", "Requests that may be in flight at once.", limits(lambda s: s.limit)),
         (
-            *("http_limit_in_flight", _G, "{request}", "Requests in flight behind the limit."),
+            *("http_limit_in_flight", _G, "{request}", "Requests in flight that the limit counts."),
             limits(lambda s: s.in_flight),
         ),
-        ("http_limit_accepted", _C, "{request}", "Requests below the limit.", limits(lambda s: s.accepted)),
-        ("http_limit_refused", _C, "{request}", "Requests refused with 503.", limits(lambda s: s.refused)),
+        ("http_limit_accepted", _C, "{request}", "Requests that the limit accepted.", limits(lambda s: s.accepted)),
+        (
+            *("http_limit_refused", _C, "{request}", "Requests that the limit refused with 503."),
+            limits(lambda s: s.refused),
+        ),
         (
             *("http_limit_usual_latency_seconds", _G, "s", "Mean latency while no request is refused."),
             limits(lambda s: s.usual_latency_s),
@@ -391,10 +409,13 @@ METRICS: Final = (
     *_metrics(
         ("endpoint",),
         ("balancer_picks", _C, "{request}", "Requests sent to an endpoint.", endpoints(lambda e: e.picks)),
-        ("balancer_failures", _C, "{request}", "Requests that failed there.", endpoints(lambda e: e.failures)),
-        ("balancer_in_flight", _G, "{request}", "Requests in flight there.", endpoints(lambda e: e.in_flight)),
+        ("balancer_failures", _C, "{request}", "Requests to an endpoint that failed.", endpoints(lambda e: e.failures)),
+        ("balancer_in_flight", _G, "{request}", "Requests in flight to an endpoint.", endpoints(lambda e: e.in_flight)),
         ("balancer_latency_seconds", _G, "s", "Recent latency of an endpoint.", endpoints(lambda e: e.latency_s)),
-        ("balancer_ejected", _G, "1", "1 while an endpoint gets probes only.", endpoints(lambda e: int(e.ejected))),
+        (
+            *("balancer_ejected", _G, "1", "1 if an endpoint is ejected and gets only probes, else 0."),
+            endpoints(lambda e: int(e.ejected)),
+        ),
         ("balancer_ejections", _C, "{event}", "Ejections of an endpoint.", endpoints(lambda e: e.ejections)),
     ),
     *_metrics(
