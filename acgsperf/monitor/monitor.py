@@ -40,7 +40,7 @@ class Reading:
     A latency or hit rate that is None, NaN, infinite or negative counts as not measured; so does a hit rate above 1.
 
     Attributes:
-        at: the time in seconds, on any clock. Alerts repeat it; no alert depends on it.
+        at: the time in seconds, on any clock. Alerts repeat it, and forecasts take the length of an interval from it.
         requests: requests in the interval that passed the compliance gate.
         errors: those of them that failed.
         violations: requests without an accepted hash.
@@ -88,8 +88,8 @@ class Targets:
 class Monitor:
     """Takes one reading per interval, and raises and clears alerts.
 
-    It starts no task and reads no clock: call `observe` once per interval. Use it from one thread at a time. `observe`
-    takes well under a millisecond. The memory is bounded by `history`, the windows and the number of pools.
+    It starts no task: call `observe` once per interval. Use it from one thread at a time. `observe` takes well under a
+    millisecond. The memory is bounded by `history`, the windows and the number of pools.
 
     Args:
         targets: the values to compare readings with.
