@@ -143,6 +143,7 @@ async def test_entries_evicted_from_l1_are_written_to_a_redis_that_lost_them(ope
     assert (await cache._lower_tiers.l2.get("0")).value == 0
 
 
+@pytest.mark.alone
 async def test_ten_thousand_concurrent_callers_share_one_load_on_real_servers(open_on):
     cache = await open_on()
     loader = Loader([1, 2])

@@ -36,9 +36,9 @@ SOAK_S = 120.0
 async def check(mode, seconds, servers_of_a_run):
     report = await run(mode, seconds=seconds, **servers_of_a_run)
     assert report.ok, str(report)
-    # A cache that never answers is never wrong.
+    # A cache that never answers is never wrong. While PostgreSQL stalls, few writes are acknowledged everywhere.
     assert report.found > report.reads / 4, str(report)
-    assert report.acknowledged > report.reads / 300, str(report)
+    assert report.acknowledged > report.reads / 1_000, str(report)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -46,6 +46,7 @@ async def test_large_values_arrive_whole(private_tier, entry):
     assert private_tier.stats().errors == {}
 
 
+@pytest.mark.alone
 async def test_later_calls_for_a_key_of_a_large_call_are_carried_out_later(private_tier, many, entry):
     writing = asyncio.ensure_future(private_tier.set_many(many))
     await asyncio.sleep(0)

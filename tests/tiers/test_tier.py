@@ -502,6 +502,7 @@ async def test_what_was_removed_is_not_corrupt(tier, entry):
     assert tier.stats().corrupt == 0
 
 
+@pytest.mark.alone
 async def test_a_pause_of_the_process_is_no_failure_of_the_server(make, namespace, entry):
     tier = make(deadline=0.3)
     await tier.open(namespace)
