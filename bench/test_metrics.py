@@ -46,7 +46,7 @@ class Application:
             for number in range(CACHES)
         ]
         self.pools = [ConnectionPool("postgresql://a/b", name=f"p{number}") for number in range(POOLS)]
-        times = [histogram for cache in self.caches for histogram in histograms_of(cache).values()]
+        times = [histogram for cache in self.caches for histogram in histograms_of(cache)]
         times += [time for pool in self.pools for time in (pool.wait_time, pool.use_time, pool.create_time)]
         for histogram in times:
             histogram.merge(latencies({}))

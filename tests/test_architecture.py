@@ -36,7 +36,7 @@ FLOORS = [
     {"dispatch"},
     {"_core"},
     {"_native"},
-    {"addresses", "errors", "interrupts", "names", "printable", "timeouts"},
+    {"addresses", "counting", "errors", "interrupts", "names", "printable", "timeouts"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

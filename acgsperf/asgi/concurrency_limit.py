@@ -8,6 +8,7 @@ from typing import Final
 
 from acgsperf._native.arguments import checked_int
 from acgsperf.asgi.types import App, Message, Receive, Scope, Send
+from acgsperf.counting import note
 
 __all__ = ["ConcurrencyLimit", "ConcurrencyLimitStats"]
 
@@ -103,6 +104,7 @@ class ConcurrencyLimit:
         self._took_s = 0.0
         self._most_in_flight = 0
         self._refused_before = 0
+        note(self)
 
     def stats(self) -> ConcurrencyLimitStats:
         """Return the limit and the counts."""

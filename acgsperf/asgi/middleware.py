@@ -17,6 +17,7 @@ from acgsperf.asgi.routes import HIGHEST_NS, Routes
 from acgsperf.asgi.serving import Serving
 from acgsperf.asgi.types import App, Message, Receive, Scope, Send
 from acgsperf.cache.arguments import checked_number
+from acgsperf.counting import note
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.errors import CacheError
 from acgsperf.metrics.source import HttpCounts
@@ -140,6 +141,7 @@ class PerformanceMiddleware:
             self._hits = Hits(self._responses, self._added, self._routes)
             self._find_hit = self._hits.find
         self._screens = any(part is not None for part in (self._gate, self._metrics, self._dashboard))
+        note(self)
 
     def routes(self) -> dict[str, LatencyHistogram]:
         """Return the latencies of responses by route, in ns, until their last byte was sent.

@@ -14,6 +14,7 @@ from xxhash import xxh3_64_intdigest
 
 from acgsperf.balance.endpoint import Endpoint, EndpointStats
 from acgsperf.balance.two_choices import two_of
+from acgsperf.counting import note
 
 __all__ = ["Balancer", "BalancerStats", "Choice"]
 
@@ -149,6 +150,7 @@ class Balancer:
         self._active: list[Endpoint] = []
         self._probes = 0
         self.replace(endpoints)
+        note(self)
 
     @property
     def endpoints(self) -> tuple[str, ...]:

@@ -2,28 +2,34 @@
 
 from typing import Any
 
+from acgsperf.backplane import Backplane
 from acgsperf.backplane.server import ServerBackplane
 from acgsperf.cache.tiered import TieredCache
 from acgsperf.dispatch import LatencyHistogram
+from acgsperf.tiers.base import Tier
 from acgsperf.tiers.server import ServerTier
 
-__all__ = ["histograms_of"]
+__all__ = ["connect_time_of", "histograms_of", "lag_of", "read_time_of"]
 
 
-def histograms_of(cache: TieredCache[Any]) -> dict[str, LatencyHistogram]:
-    """Return the histograms of a cache by name, in ns.
+def read_time_of(tier: Tier) -> LatencyHistogram | None:
+    """Return the duration of reads from a tier, in ns. A tier of your own has none."""
+    return tier._reads.latency if isinstance(tier, ServerTier) else None
 
-    `l2` and `l3` have the duration of reads, `l2 connect` and `l3 connect` that of opening a connection, and
-    `backplane` the lag of the backplane.
 
-    A tier or backplane of your own has none.
-    """
+def connect_time_of(tier: Tier) -> LatencyHistogram | None:
+    """Return how long it took to open each connection of a tier, in ns. A tier of your own has none."""
+    return tier.counted_connections.connect_time if isinstance(tier, ServerTier) else None
+
+
+def lag_of(backplane: Backplane) -> LatencyHistogram | None:
+    """Return the lag of a backplane, in ns. A backplane of your own has none."""
+    return backplane._counts.lag if isinstance(backplane, ServerBackplane) else None
+
+
+def histograms_of(cache: TieredCache[Any]) -> list[LatencyHistogram]:
+    """Return all histograms of a cache."""
     parts = cache._parts
-    found = {}
-    for name, tier in (("l2", parts.lower_tiers.l2), ("l3", parts.lower_tiers.l3)):
-        if isinstance(tier, ServerTier):
-            found[name] = tier._reads.latency
-            found[f"{name} connect"] = tier.counted_connections.connect_time
-    if isinstance(parts.backplane, ServerBackplane):
-        found["backplane"] = parts.backplane._counts.lag
-    return found
+    found = [read(tier) for tier in parts.lower_tiers.tiers for read in (read_time_of, connect_time_of)]
+    found += [] if parts.backplane is None else [lag_of(parts.backplane)]
+    return [histogram for histogram in found if histogram is not None]

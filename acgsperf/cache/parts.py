@@ -20,6 +20,7 @@ from acgsperf.cache.promotion import Promotion
 from acgsperf.cache.repairs import Repairs
 from acgsperf.cache.staleness import Staleness
 from acgsperf.cache.writes import Writes
+from acgsperf.counting import note
 from acgsperf.dispatch import BoundedCache, ReadPath
 from acgsperf.errors import CacheError
 from acgsperf.tiers.base import Tier
@@ -111,6 +112,7 @@ class Parts:
         )
         self._writer = new_id()
         self.backplane: Final = self._connected(backplane, backplane_timeout, lock)
+        note(self, lru, l2, l3, self.backplane)
 
     def switch_prediction(self, wanted: bool) -> None:
         """Turn prediction on or off.

@@ -7,15 +7,19 @@ from typing import Final
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.metrics.catalogue import METRICS
 from acgsperf.metrics.metric import Kind, Merge, Metric
+from acgsperf.metrics.readers import Value, Values
 from acgsperf.metrics.source import Reading
 
 __all__ = [
     "COUNTED",
     "GAUGES",
+    "Counts",
     "Figures",
     "Number",
     "Series",
     "add",
+    "counts_of",
+    "figures_of",
     "gather",
     "negative",
     "put",
@@ -27,6 +31,8 @@ Number = int | float | Sequence[float]
 Series = dict[tuple[str, ...], Number]
 # By the name of the metric, then by the values of its labels.
 Figures = dict[str, Series]
+# Values at a former moment, see `counts_of`.
+Counts = list[tuple[Metric, Values]]
 
 # The counters and histograms: a process adds them up for each part that it has had.
 COUNTED: Final = tuple(metric for metric in METRICS if metric.kind is not Kind.GAUGE)
@@ -41,10 +47,29 @@ def gather(reading: Reading, bounds_ns: Sequence[int], metrics: Iterable[Metric]
         bounds_ns: the bounds of the buckets of histograms, ascending.
         metrics: the metrics to return.
     """
+    return figures_of(((metric, metric.read(reading)) for metric in metrics), bounds_ns)
+
+
+def counts_of(reading: Reading) -> Counts:
+    """Return the counters, and copies of the histograms: they do not change when the sources count on."""
+    return [
+        (metric, [(labels, _copied(value)) for labels, value in values])
+        for metric in COUNTED
+        if (values := list(metric.read(reading)))
+    ]
+
+
+def _copied(value: Value) -> Value:
+    # Exact, with the layout of the histogram: `merge` into another layout moves latencies to other buckets.
+    return LatencyHistogram.decode(value.encode()) if isinstance(value, LatencyHistogram) else value
+
+
+def figures_of(values: Iterable[tuple[Metric, Values]], bounds_ns: Sequence[int]) -> Figures:
+    """Return the values of metrics as numbers."""
     figures: Figures = {}
-    for metric in metrics:
+    for metric, found in values:
         series: Series = {}
-        for labels, value in metric.read(reading):
+        for labels, value in found:
             number: Number
             if isinstance(value, LatencyHistogram):
                 within, total, sum_ns = value.cumulative(bounds_ns)

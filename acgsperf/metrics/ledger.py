@@ -1,15 +1,29 @@
-"""What the parts of this process have counted, for each part by its own, also after it was closed."""
+"""What an exporter has counted: sums that do not decrease when a part is closed, and contain no count twice."""
 
-from collections.abc import Callable, Sequence
+import operator
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from operator import lt
-from weakref import ref
+from typing import Final
+from weakref import WeakSet, ref
 
-from acgsperf.metrics.figures import COUNTED, Figures, Number, add, gather, put
-from acgsperf.metrics.metric import Merge
-from acgsperf.metrics.source import Parts
+from acgsperf import counting
+from acgsperf._native.unraisable import report_unraisable
+from acgsperf.metrics.figures import (
+    COUNTED,
+    Counts,
+    Figures,
+    Number,
+    counts_of,
+    figures_of,
+    gather,
+    put,
+)
+from acgsperf.metrics.metric import Merge, Metric
+from acgsperf.metrics.source import Part, Parts, Sources, parts_of, reading_of
+from acgsperf.pool import ConnectionPool
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "before_fork", "begin_in_child", "end_fork"]
 
 
 @dataclass(slots=True)
@@ -21,50 +35,134 @@ class _Account:
 
 
 class Ledger:
-    """Adds up the counts of all parts that this process has had.
+    """Adds up what the parts of an exporter count.
 
-    The sums do not decrease when a part is closed, and a part that is exported again is not counted again. Two parts
-    may have the same labels, for example two pools called "main", so sums of both would not tell that.
+    Each part has an account with the counts that are in the sums already. An object that is exported under another name
+    takes its account along. Several parts may have the same labels, for example two pools called "main".
+
+    Args:
+        exported: returns the sources that are exported now.
+        bounds_ns: the bounds of the buckets of histograms.
+        metrics: the counters and histograms to add up.
+        begins_at_fork: whether a forked child begins with 0.
     """
 
-    def __init__(self) -> None:
-        self._accounts: dict[tuple[str, int], _Account] = {}
-        # The counts of parts that do not exist any more, or have begun again with 0.
-        self._earlier: Figures = {}
+    def __init__(
+        self,
+        exported: Callable[[], Iterable[Sources]],
+        bounds_ns: Sequence[int],
+        metrics: Sequence[Metric] = COUNTED,
+        *,
+        begins_at_fork: bool = True,
+    ) -> None:
+        self._exported = exported
+        self._bounds_ns = bounds_ns
+        self._metrics = metrics
+        self._begins_at_fork = begins_at_fork
+        self._accounts: dict[tuple[int, tuple[str, ...]], _Account] = {}
+        self._sums: Figures = {}
+        # An application may scrape in a thread.
+        self._one_at_a_time = threading.Lock()
+        _all.add(self)
 
-    def total(self, parts: Parts, bounds_ns: Sequence[int]) -> Figures:
-        """Return the counts of these parts and of all former ones.
+    def total(self, parts: Parts | None = None) -> Figures:
+        """Read the exported parts, and return the counts of these and of all former parts.
 
         Args:
-            parts: the parts that are exported now.
-            bounds_ns: the bounds of the buckets of histograms, the same in each call.
+            parts: the exported parts, if they were read just now.
         """
-        for key, account in list(self._accounts.items()):
-            source = account.source()
-            # The id of an object that does not exist any more may be that of another one now.
-            if source is None or (key in parts and parts[key].source is not source):
-                add(self._earlier, self._accounts.pop(key).counts)
-        for key, part in parts.items():
-            counts = gather(part.reading, bounds_ns, COUNTED)
-            known = self._accounts.get(key)
-            if known is None:
-                self._accounts[key] = _Account(_reference(part.source), counts)
-            else:
-                self._keep_lost(known.counts, counts)
-                known.counts = counts
-        total: Figures = {}
-        for account in self._accounts.values():
-            add(total, account.counts)
-        add(total, self._earlier)
-        return total
+        with self._one_at_a_time:
+            if parts is None:
+                parts = parts_of(self._exported())
+            for key, account in list(self._accounts.items()):
+                if account.source() is None:
+                    del self._accounts[key]
+            for part in parts.values():
+                self._read(part, parts)
+            return {name: dict(series) for name, series in self._sums.items()}
 
-    def _keep_lost(self, before: Figures, now: Figures) -> None:
-        """Keep the counts that a part has lost, for example because one of its tiers was closed."""
-        for name, known in before.items():
-            series = now.get(name, {})
-            for labels, number in known.items():
-                if _is_less(series.get(labels), number):
-                    put(self._earlier.setdefault(name, {}), labels, number, Merge.SUM)
+    def read_last(self, pool: ConnectionPool) -> None:
+        """Read a pool that was just closed, if it is exported."""
+        with self._one_at_a_time:
+            for sources in self._exported():
+                if (part := sources.closed_pool(pool)) is not None:
+                    self._read(part, {})
+                    return
+
+    def after_fork(self) -> None:
+        """Prepare for the use in a forked child."""
+        # Another thread of the parent may have held the lock.
+        self._one_at_a_time = threading.Lock()
+        if self._begins_at_fork:
+            self._accounts.clear()
+            self._sums.clear()
+
+    def _read(self, part: Part, exported: Parts) -> None:
+        key = id(part.source), part.labels
+        account = self._accounts.get(key)
+        # The id of an object that does not exist any more may be that of another one now.
+        if account is None or account.source() is not part.source:
+            account = self._accounts[key] = _Account(_reference(part.source), self._before(part, exported))
+        counts = gather(part.reading, self._bounds_ns, self._metrics)
+        for name, series in counts.items():
+            before = account.counts.get(name, {})
+            sums = self._sums.setdefault(name, {})
+            for labels, number in series.items():
+                known = before.get(labels)
+                if known != number or labels not in sums:
+                    put(sums, labels, _growth(known, number), Merge.SUM)
+        account.counts = counts
+
+    def _before(self, part: Part, exported: Parts) -> Figures:
+        """Return the counts of a part that does not have an account yet that must not be added to the sums."""
+        for key, account in self._accounts.items():
+            if key[0] == id(part.source) and key not in exported and account.source() is part.source:
+                del self._accounts[key]
+                return _relabelled(account.counts, part.labels)
+        source, counts = _at_fork.get(id(part.source), (None, None))
+        if source is None or counts is None or source() is not part.source:
+            return {}
+        return _relabelled(figures_of(counts, self._bounds_ns), part.labels)
+
+
+_all: Final[WeakSet[Ledger]] = WeakSet()
+
+_Baselines = dict[int, tuple[Callable[[], object], Counts]]
+# By the ids of objects: what they had counted when this process was forked, and in the parent during a fork.
+_at_fork: _Baselines = {}
+_now: _Baselines = {}
+
+
+def _read_last(pool: ConnectionPool) -> None:
+    for ledger in list(_all):
+        ledger.read_last(pool)
+
+
+counting.read_last = _read_last
+
+
+def before_fork() -> None:
+    """Read all objects, because the parent exports what they have counted until now."""
+    for source in list(counting.objects.values()):
+        try:
+            _now[id(source)] = ref(source), counts_of(reading_of(source))
+        except Exception as error:
+            # A source of the user may raise. The others must still be read.
+            report_unraisable(error, source)
+
+
+def end_fork() -> None:
+    """Forget what `before_fork` has read. The parent does not need it."""
+    _now.clear()
+
+
+def begin_in_child() -> None:
+    """Let all ledgers of a forked child begin with 0."""
+    _at_fork.clear()
+    _at_fork.update(_now)
+    _now.clear()
+    for ledger in list(_all):
+        ledger.after_fork()
 
 
 def _reference(source: object) -> Callable[[], object]:
@@ -75,12 +173,22 @@ def _reference(source: object) -> Callable[[], object]:
         return lambda: source
 
 
-def _is_less(now: Number | None, before: Number) -> bool:
-    """Return whether a count is missing or lower than before."""
-    if now is None:
-        return True
+def _relabelled(counts: Figures, labels: tuple[str, ...]) -> Figures:
+    """Return counts with other first labels."""
+    if not labels:
+        return counts
+    return {
+        name: {labels + own[len(labels) :]: number for own, number in series.items()} for name, series in counts.items()
+    }
+
+
+def _growth(before: Number | None, now: Number) -> Number:
+    """Return what was counted since. If a count is lower than before, it has begun again with 0."""
+    if before is None:
+        return now
     if isinstance(now, int | float):
         assert isinstance(before, int | float)
-        return now < before
+        return now - before if now >= before else now
     assert not isinstance(before, int | float)
-    return any(map(lt, now, before))
+    growth = list(map(operator.sub, now, before))
+    return growth if min(growth) >= 0 else now

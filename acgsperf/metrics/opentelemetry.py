@@ -13,7 +13,8 @@ from acgsperf import hooks
 from acgsperf._native.arguments import checked_seconds
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.metrics.catalogue import ATTRIBUTES, METRICS
-from acgsperf.metrics.figures import valid_text
+from acgsperf.metrics.figures import Figures, valid_text
+from acgsperf.metrics.ledger import Ledger
 from acgsperf.metrics.metric import Kind, Merge, Metric
 from acgsperf.metrics.readers import Value
 from acgsperf.metrics.source import (
@@ -54,6 +55,9 @@ _TIMES: Final = {
 }
 
 
+_COUNTERS: Final = tuple(metric for metric in METRICS if metric.kind is Kind.COUNTER)
+
+
 class Instrumentation:
     """The object that `instrument` returns. After `close` it reports nothing and holds no reference to the sources."""
 
@@ -70,9 +74,9 @@ class Instrumentation:
     def close(self) -> None:
         """Stop reporting and release the sources. You may call it again."""
         if self._sources is not None:
-            self._instruments.sources.remove(self._sources)
             for instruments in [*_global, *_instruments_of.values()]:
-                instruments.forget_reading()
+                instruments.read_last()
+            self._instruments.sources.remove(self._sources)
             self._sources = None
             _running.remove(self)
             _install_hooks()
@@ -144,7 +148,10 @@ class _Instruments:
 
     def __init__(self, provider: MeterProvider) -> None:
         self.sources: list[Sources] = []
+        # The SDK continues in a forked child with the sums of the parent, so they must not go back to 0.
+        self._ledger = Ledger(lambda: _reported_by(self), (), _COUNTERS, begins_at_fork=False)
         self._reading = Reading()
+        self._counts: Figures = {}
         self._read_at = 0.0
         self._served: set[str] = set()
         self._lock = threading.Lock()
@@ -160,9 +167,10 @@ class _Instruments:
             make = create[first.kind] if first.merge is Merge.SUM else meter.create_observable_gauge
             make(name, [self._observing(name, metrics)], first.unit, first.help)
 
-    def forget_reading(self) -> None:
-        """Release what the last collection has read."""
+    def read_last(self) -> None:
+        """Read the counts before some sources are removed, and release what the last collection has read."""
         with self._lock:
+            self._ledger.total()
             self._reading = Reading()
             self._served.clear()
             self._read_at = 0.0
@@ -171,20 +179,27 @@ class _Instruments:
         def observe(options: CallbackOptions) -> Iterable[Observation]:
             if not _reported_by(self):
                 return []
-            reading = self._reading_for(name)
-            return [observation for metric in metrics for observation in _observations(metric, reading)]
+            reading, counts = self._read_for(name)
+            return [
+                observation
+                for metric in metrics
+                for observation in (
+                    _of_counter(metric, counts) if metric.kind is Kind.COUNTER else _observations(metric, reading)
+                )
+            ]
 
         return observe
 
-    def _reading_for(self, instrument: str) -> Reading:
-        """Return the reading of this collection. If the instrument already got them, a new collection has begun."""
+    def _read_for(self, instrument: str) -> tuple[Reading, Figures]:
+        """Return the figures of this collection. If the instrument already got them, a new collection has begun."""
         with self._lock:
             now = time.monotonic()
             if instrument in self._served or now - self._read_at > _LONGEST_COLLECTION_S:
-                self._reading, self._read_at = combined(parts_of(_reported_by(self))), now
+                parts = parts_of(_reported_by(self))
+                self._reading, self._counts, self._read_at = combined(parts), self._ledger.total(parts), now
                 self._served.clear()
             self._served.add(instrument)
-            return self._reading
+            return self._reading, self._counts
 
 
 def _instruments() -> dict[str, list[Metric]]:
@@ -209,19 +224,29 @@ def _histogram(meter: Meter, metric: Metric) -> Histogram:
     return meter.create_histogram(metric.instrument, metric.unit, metric.help, **options)
 
 
+def _of_counter(metric: Metric, counts: Figures) -> Iterable[Observation]:
+    for labels, number in counts.get(metric.name, {}).items():
+        assert isinstance(number, int | float)
+        yield Observation(number / 1e9 if metric.in_ns else number, _attributes(metric, labels))
+
+
+def _attributes(metric: Metric, labels: tuple[str, ...]) -> dict[str, str]:
+    own = {ATTRIBUTES[name]: text for name, text in zip(metric.labels, labels, strict=True)}
+    return dict(metric.otel_attributes) | own
+
+
 def _observations(metric: Metric, reading: Reading) -> Iterable[Observation]:
     values: dict[tuple[str, ...], Value] = {}
     for labels, value in metric.read(reading):
         key = tuple(map(valid_text, labels))
         values[key] = _merged(values[key], value, metric.merge) if key in values else value
     for labels, value in values.items():
-        attributes = dict(metric.otel_attributes)
-        attributes |= {ATTRIBUTES[name]: text for name, text in zip(metric.labels, labels, strict=True)}
+        attributes = _attributes(metric, labels)
         if isinstance(value, LatencyHistogram):
             for percent, quantile in _QUANTILES:
                 yield Observation(value.percentile(percent) / 1e9, {**attributes, _QUANTILE: quantile})
         else:
-            yield Observation(value / 1e9 if metric.in_ns else value, attributes)
+            yield Observation(value, attributes)
 
 
 def _merged(one: Value, other: Value, rule: Merge) -> Value:

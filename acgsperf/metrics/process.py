@@ -1,18 +1,18 @@
-"""The figures that a process shares with the other workers: those of all its collectors with the same files."""
+"""The figures that a process exports for Prometheus: with a directory, those of all its collectors and all workers."""
 
 import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
-from weakref import finalize, ref
+from weakref import WeakSet, finalize, ref
 
 from acgsperf.metrics.figures import GAUGES, Figures, gather
-from acgsperf.metrics.ledger import Ledger
+from acgsperf.metrics.ledger import Ledger, before_fork, begin_in_child, end_fork
 from acgsperf.metrics.source import Sources, combined, parts_of
 from acgsperf.metrics.workers import WorkerFigures
 
-__all__ = ["ProcessFigures", "figures_of_process"]
+__all__ = ["ProcessFigures", "after_in_child", "after_in_parent", "before", "figures_of_process"]
 
 
 class ProcessFigures:
@@ -20,17 +20,19 @@ class ProcessFigures:
 
     A process counts once, and each of its parts counts once, however many collectors it has and has had.
 
-    Arguments and errors are those of `WorkerFigures`.
+    Args:
+        workers: writes the figures for the other workers; None if there is no directory.
+        bounds_ns: the bounds of the buckets of histograms.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], name: str, bounds_ns: Sequence[int]) -> None:
-        self._workers: Final = WorkerFigures(directory, name, bounds_ns)
+    def __init__(self, workers: WorkerFigures | None, bounds_ns: Sequence[int]) -> None:
+        self._workers: Final = workers
         self._bounds_ns: Final = tuple(bounds_ns)
-        self._ledger: Final = Ledger()
         # Not those of collectors that were closed, or are no longer referenced.
         self._sources: list[ref[Sources]] = []
+        self._ledger: Final = Ledger(self._exported, self._bounds_ns)
         self._one_at_a_time = threading.Lock()
-        self._at_fork: Figures = {}
+        _all.add(self)
 
     def begin(self, sources: Sources) -> None:
         """Include the figures of a collector, until `end` is called or its sources are no longer referenced."""
@@ -45,14 +47,14 @@ class ProcessFigures:
             # Now without its gauges.
             self.publish()
         else:
-            self._workers.close()
+            self._count_as_ended()
 
     def publish(self) -> Figures:
         """Write the figures of this process, and return them."""
         with self._one_at_a_time:
             parts = parts_of(self._exported())
-            gauges = gather(combined(parts), self._bounds_ns, GAUGES)
-            return self._workers.publish(gauges | self._ledger.total(parts, self._bounds_ns))
+            figures = gather(combined(parts), self._bounds_ns, GAUGES) | self._ledger.total(parts)
+            return figures if self._workers is None else self._workers.publish(figures)
 
     def page(self, bounds_ns: Sequence[int]) -> Figures:
         """Publish, and return the figures of all processes.
@@ -60,53 +62,69 @@ class ProcessFigures:
         Args:
             bounds_ns: the bounds of the returned histograms.
         """
-        return self._workers.add_others(self.publish(), bounds_ns)
+        figures = self.publish()
+        return figures if self._workers is None else self._workers.add_others(figures, bounds_ns)
 
     def _exported(self) -> list[Sources]:
         return [sources for reference in self._sources if (sources := reference()) is not None]
 
     def _count_as_ended(self) -> None:
-        if not self._exported():
+        if self._workers is not None and not self._exported():
             self._workers.close()
 
     def before_fork(self) -> None:
-        """Keep the counts: a forked child begins with 0, because this process publishes them."""
-        with self._one_at_a_time:
-            self._at_fork = self._ledger.total(parts_of(self._exported()), self._bounds_ns)
+        """Publish, because a forked child does not export what this process has counted until then."""
+        if self._workers is not None and self._exported():
+            self.publish()
 
     def after_fork(self) -> None:
         """Begin with 0 in a forked child."""
         # Another thread of the parent may have held the lock.
         self._one_at_a_time = threading.Lock()
-        self._workers.after_fork(self._at_fork)
+        if self._workers is not None:
+            self._workers.after_fork()
 
 
+_all: Final[WeakSet[ProcessFigures]] = WeakSet()
 # They are kept after the last collector was closed: a later one must not count the same again.
-_all: Final[dict[tuple[Path, str], ProcessFigures]] = {}
+_of_directories: Final[dict[tuple[Path, str], ProcessFigures]] = {}
 
 
 def figures_of_process(directory: str | os.PathLike[str], name: str, bounds_ns: Sequence[int]) -> ProcessFigures:
     """Return the figures of this process in a directory. They are made once, with the bounds of the first call.
 
+    Args:
+        directory: shared by all workers. If it is empty, the figures are those of one collector only.
+        name: see `WorkerFigures`.
+        bounds_ns: the bounds of the buckets of histograms.
+
     Raises:
         SettingsError: if the directory cannot be created or written.
     """
-    key = Path(directory).absolute(), name
-    found = _all.get(key)
-    if found is None:
-        found = _all[key] = ProcessFigures(directory, name, bounds_ns)
-    return found
+    if not directory:
+        return ProcessFigures(None, bounds_ns)
+    workers = WorkerFigures(directory, name, bounds_ns)
+    # The same directory may have several paths.
+    key = Path(directory).resolve(), name
+    if key not in _of_directories:
+        _of_directories[key] = ProcessFigures(workers, bounds_ns)
+    return _of_directories[key]
 
 
-def _before_fork() -> None:
-    for figures in list(_all.values()):
+def before() -> None:
+    """Prepare for a fork."""
+    for figures in list(_all):
         figures.before_fork()
+    before_fork()
 
 
-def _after_fork() -> None:
-    for figures in list(_all.values()):
+def after_in_parent() -> None:
+    """Release what only a forked child needs."""
+    end_fork()
+
+
+def after_in_child() -> None:
+    """Begin with 0 in a forked child."""
+    begin_in_child()
+    for figures in list(_all):
         figures.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)

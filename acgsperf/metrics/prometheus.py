@@ -1,4 +1,4 @@
-"""Metrics for Prometheus. They are read at each scrape, so nothing is counted twice."""
+"""Metrics for Prometheus. They are read at each scrape."""
 
 import asyncio
 import atexit
@@ -13,10 +13,10 @@ from weakref import WeakSet, ref
 from xxhash import xxh3_64_hexdigest
 
 from acgsperf.metrics.catalogue import METRICS
-from acgsperf.metrics.figures import Number, Series, gather, valid_text
+from acgsperf.metrics.figures import Number, Series, valid_text
 from acgsperf.metrics.metric import Kind
 from acgsperf.metrics.metric import Metric as Listed
-from acgsperf.metrics.process import figures_of_process
+from acgsperf.metrics.process import ProcessFigures, figures_of_process
 from acgsperf.metrics.source import (
     Balancers,
     Caches,
@@ -51,7 +51,6 @@ _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 # `floatToGoString` writes an integer below this limit with `.0`, and a greater one with an exponent.
 _PLAIN: Final = 1_000_000
 _PUBLISH_EVERY_S: Final = 5.0
-_MOST_UNUSED: Final = 20_000
 
 
 class PerformanceCollector(Collector):
@@ -115,22 +114,20 @@ class PerformanceCollector(Collector):
         self._layout = _Layout(namespace, constants, [_written(bound) for bound in buckets_s])
         directory = self._sources.directory if workers_directory is None else workers_directory
         name = _name_of_files(namespace, constants)
-        self._process = figures_of_process(directory, name, self._bounds_ns) if directory else None
+        self._process: ProcessFigures | None = figures_of_process(directory or "", name, self._bounds_ns)
+        self._process.begin(self._sources)
         self._loop: asyncio.AbstractEventLoop | None = None
-        if self._process is not None:
-            self._process.begin(self._sources)
+        if directory:
             _shared.add(self)
             self._sources.on_close(partial(_publish_last, ref(self)))
             self._publish_regularly()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield every metric that has a value, with its current values."""
+        """Yield every metric that has a value, with its current values; nothing after `close`."""
         if self._process is None:
-            figures = gather(self._sources.read(), self._bounds_ns)
-        else:
-            self._publish_regularly()
-            figures = self._process.page(self._bounds_ns)
-        self._layout.keep(sum(map(len, figures.values())))
+            return
+        self._publish_regularly()
+        figures = self._process.page(self._bounds_ns)
         for metric in METRICS:
             if metric.name in figures:
                 yield _Family(self._layout, metric, figures[metric.name])
@@ -144,14 +141,17 @@ class PerformanceCollector(Collector):
         """Write the figures of this process for the pages of the other workers.
 
         Does nothing without a `workers_directory`. A collector that was created or scraped in an event loop publishes
-        every 5 s, when its service closes, and when the interpreter exits. Some servers end their workers by a signal,
-        so the interpreter does not exit normally: without a service, call `close` when the application shuts down.
+        every 5 s, when its service has closed, when the process forks, and when the interpreter exits. Some servers end
+        their workers by a signal, so the interpreter does not exit normally: without a service, call `close` when the
+        application has closed its caches and pools.
         """
         if self._process is not None:
             self._process.publish()
 
     def close(self) -> None:
-        """Publish for the last time. You may call it again.
+        """Publish for the last time, and export nothing from now on. You may call it again.
+
+        Call it after you have closed the caches and pools: they count until then.
 
         If the process has no other collector with the same directory, namespace and labels, the other workers then
         count it as ended.
@@ -161,6 +161,8 @@ class PerformanceCollector(Collector):
             self._process = None
 
     def _publish_regularly(self) -> None:
+        if self not in _shared:
+            return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -224,11 +226,6 @@ class _Layout:
         self._bounds = (*bounds, "+Inf")
         # The lines of a metric with some labels, without their values. Making them takes most of the time of a page.
         self._beginnings: dict[tuple[str, tuple[str, ...]], tuple[str, ...]] = {}
-
-    def keep(self, used: int) -> None:
-        """Prepare for a page of so many metrics with their labels. Parts that were closed must not fill the memory."""
-        if len(self._beginnings) > 2 * used + _MOST_UNUSED:
-            self._beginnings.clear()
 
     def name(self, metric: Listed) -> str:
         """Return the name of a metric without `_total`, which `prometheus_client` adds to counters itself."""

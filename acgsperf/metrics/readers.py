@@ -1,16 +1,17 @@
 """Reads the values of metrics out of the figures of a process; the catalogue says which metric has which."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any
 
+from acgsperf._native.predicting import PredictionStats
 from acgsperf._native.sizing_stats import SizingStats
 from acgsperf._native.types import CacheStats, PolicyStats
-from acgsperf.backplane import BackplaneState
+from acgsperf.backplane import BackplaneState, BackplaneStats
 from acgsperf.balance.balancer import BalancerStats
 from acgsperf.balance.endpoint import EndpointStats
 from acgsperf.cache.types import TieredStats
 from acgsperf.dispatch import LatencyHistogram
-from acgsperf.metrics.source import CacheReading, HttpCounts, LimitCounts, PoolReading, Reading, ServiceReading
+from acgsperf.metrics.source import HttpCounts, LimitCounts, PoolReading, Reading, ServiceReading
 from acgsperf.tiers.base import BreakerState, ConnectionStats, TierStats
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "errors",
     "evictions",
     "http",
+    "l1s",
     "lags",
     "limits",
     "points",
@@ -72,40 +74,42 @@ def caches(read: Callable[[TieredStats], Value]) -> Read:
     return lambda reading: [((cache.name,), read(cache.stats)) for cache in reading.caches]
 
 
+def l1s(read: Callable[[CacheStats], Value]) -> Read:
+    return lambda reading: [((l1.cache,), read(l1.stats)) for l1 in reading.l1s]
+
+
 def evictions(reading: Reading) -> Values:
-    for cache in reading.caches:
-        yield (cache.name, "size"), cache.stats.l1.evictions
-        yield (cache.name, "expired"), cache.stats.l1.expirations
+    for l1 in reading.l1s:
+        yield (l1.cache, "size"), l1.stats.evictions
+        yield (l1.cache, "expired"), l1.stats.expirations
 
 
 def weights(read: Callable[[CacheStats], int | None]) -> Read:
-    return lambda reading: [
-        ((cache.name,), weight) for cache in reading.caches if (weight := read(cache.stats.l1)) is not None
-    ]
+    return lambda reading: [((l1.cache,), weight) for l1 in reading.l1s if (weight := read(l1.stats)) is not None]
+
+
+def _policies(reading: Reading) -> Iterable[tuple[str, PolicyStats]]:
+    return [(l1.cache, policy) for l1 in reading.l1s if (policy := l1.stats.policy) is not None]
 
 
 def policies(read: Callable[[PolicyStats], Value]) -> Read:
-    return lambda reading: [
-        ((cache.name,), read(policy)) for cache in reading.caches if (policy := cache.stats.l1.policy) is not None
-    ]
+    return lambda reading: [((name,), read(policy)) for name, policy in _policies(reading)]
 
 
 def settings(reading: Reading) -> Values:
-    for cache in reading.caches:
-        if (policy := cache.stats.l1.policy) is not None:
-            for setting in {policy.setting: 0, **policy.hit_rates}:
-                yield (cache.name, setting), int(setting == policy.setting)
+    for name, policy in _policies(reading):
+        for setting in {policy.setting: 0, **policy.hit_rates}:
+            yield (name, setting), int(setting == policy.setting)
 
 
 def setting_hit_rates(reading: Reading) -> Values:
-    for cache in reading.caches:
-        if (policy := cache.stats.l1.policy) is not None:
-            for setting, rate in policy.hit_rates.items():
-                yield (cache.name, setting), rate
+    for name, policy in _policies(reading):
+        for setting, rate in policy.hit_rates.items():
+            yield (name, setting), rate
 
 
 def _sizings(reading: Reading) -> Iterable[tuple[str, SizingStats]]:
-    return [(cache.name, sizing) for cache in reading.caches if (sizing := cache.stats.sizing) is not None]
+    return [(l1.cache, sizing) for l1 in reading.l1s if (sizing := l1.stats.sizing) is not None]
 
 
 def sizings(read: Callable[[SizingStats], Value]) -> Read:
@@ -131,88 +135,64 @@ def size_hit_rates(reading: Reading) -> Values:
             yield (name, f"{size.factor:g}", "adaptive"), size.adaptive
 
 
-def _lower_tiers(cache: CacheReading) -> list[tuple[str, TierStats]]:
-    tiers = (("l2", cache.stats.l2), ("l3", cache.stats.l3))
-    return [(name, stats) for name, stats in tiers if stats is not None]
-
-
 def all_tiers(read: Callable[[Any], Value]) -> Read:
     return lambda reading: [
-        ((cache.name, name), read(stats))
-        for cache in reading.caches
-        for name, stats in (("l1", cache.stats.l1), *_lower_tiers(cache))
+        *(((l1.cache, "l1"), read(l1.stats)) for l1 in reading.l1s),
+        *(((tier.cache, tier.tier), read(tier.stats)) for tier in reading.tiers),
     ]
 
 
 def tiers(read: Callable[[TierStats], Value]) -> Read:
-    return lambda reading: [
-        ((cache.name, name), read(stats)) for cache in reading.caches for name, stats in _lower_tiers(cache)
-    ]
+    return lambda reading: [((tier.cache, tier.tier), read(tier.stats)) for tier in reading.tiers]
 
 
 def connections(read: Callable[[ConnectionStats], Value]) -> Read:
     return lambda reading: [
-        ((cache.name, name), read(stats.connections))
-        for cache in reading.caches
-        for name, stats in _lower_tiers(cache)
-        if stats.connections is not None
+        ((tier.cache, tier.tier), read(tier.stats.connections))
+        for tier in reading.tiers
+        if tier.stats.connections is not None
     ]
 
 
 def errors(reading: Reading) -> Values:
-    for cache in reading.caches:
-        for name, stats in _lower_tiers(cache):
-            # Timeouts are always exported, at first with 0: otherwise `rate` would not count the first one.
-            for error, count in {"TimeoutError": 0, **stats.errors}.items():
-                yield (cache.name, name, error), count
+    for tier in reading.tiers:
+        # Timeouts are always exported, at first with 0: otherwise `rate` would not count the first one.
+        for error, count in {"TimeoutError": 0, **tier.stats.errors}.items():
+            yield (tier.cache, tier.tier, error), count
 
 
 def breakers(reading: Reading) -> Values:
-    for cache in reading.caches:
-        for name, stats in _lower_tiers(cache):
-            for state in BreakerState:
-                yield (cache.name, name, state.value), int(stats.breaker is state)
+    for tier in reading.tiers:
+        for state in BreakerState:
+            yield (tier.cache, tier.tier, state.value), int(tier.stats.breaker is state)
 
 
-def _of_tiers(suffix: str) -> Read:
+def accesses(reading: Reading) -> Values:
+    return [((tier.cache, tier.tier), tier.access) for tier in reading.tiers if tier.access is not None]
+
+
+def connect_times(reading: Reading) -> Values:
+    return [((tier.cache, tier.tier), tier.connect) for tier in reading.tiers if tier.connect is not None]
+
+
+def predictions(read: Callable[[PredictionStats], Value]) -> Read:
     return lambda reading: [
-        ((cache.name, tier), histogram)
-        for cache in reading.caches
-        for tier in ("l2", "l3")
-        if (histogram := cache.histograms.get(f"{tier}{suffix}")) is not None
+        ((cache.name,), read(stats)) for cache in reading.caches if (stats := cache.stats.prediction) is not None
     ]
 
 
-accesses: Final = _of_tiers("")
-connect_times: Final = _of_tiers(" connect")
-
-
-def _optional(part: str) -> Callable[[Callable[[Any], Value]], Read]:
-    """Return what reads a part of the statistics that not every cache has."""
-    return lambda read: (
-        lambda reading: [
-            ((cache.name,), read(stats))
-            for cache in reading.caches
-            if (stats := getattr(cache.stats, part)) is not None
-        ]
-    )
-
-
-predictions: Final = _optional("prediction")
-backplanes: Final = _optional("backplane")
+def backplanes(read: Callable[[BackplaneStats], Value]) -> Read:
+    return lambda reading: [((backplane.cache,), read(backplane.stats)) for backplane in reading.backplanes]
 
 
 def backplane_states(reading: Reading) -> Values:
-    for cache in reading.caches:
-        if cache.stats.backplane is not None:
-            for state in BackplaneState:
-                yield (cache.name, state.value), int(cache.stats.backplane.state is state)
+    for backplane in reading.backplanes:
+        for state in BackplaneState:
+            yield (backplane.cache, state.value), int(backplane.stats.state is state)
 
 
 def lags(reading: Reading) -> Values:
-    for cache in reading.caches:
-        if "backplane" in cache.histograms:
-            yield (cache.name,), cache.histograms["backplane"]
+    return [((backplane.cache,), backplane.lag) for backplane in reading.backplanes if backplane.lag is not None]
 
 
 def pools(read: Callable[[PoolReading], Value]) -> Read:

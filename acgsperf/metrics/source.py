@@ -5,23 +5,31 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Protocol, runtime_checkable
 
+from acgsperf import counting
+from acgsperf._native.types import CacheStats
+from acgsperf.backplane import Backplane, BackplaneStats
 from acgsperf.balance import Balancer
 from acgsperf.balance.balancer import BalancerStats
 from acgsperf.cache import TieredCache
-from acgsperf.cache.histograms import histograms_of
+from acgsperf.cache.histograms import connect_time_of, lag_of, read_time_of
+from acgsperf.cache.parts import Parts as CacheParts
+from acgsperf.cache.stats import collect_stats
 from acgsperf.cache.types import TieredStats
-from acgsperf.dispatch import LatencyHistogram
+from acgsperf.dispatch import BoundedCache, LatencyHistogram
 from acgsperf.pool import ConnectionPool, PoolManager
 from acgsperf.pool.options import PoolStats
+from acgsperf.tiers.base import Tier, TierStats
 from acgsperf.validator import ComplianceValidator, ValidatorMetrics
 
 __all__ = [
+    "BackplaneReading",
     "Balancers",
     "CacheReading",
     "Caches",
     "HttpCounts",
     "HttpReading",
     "HttpSource",
+    "L1Reading",
     "LimitCounts",
     "LimitSource",
     "MetricsSource",
@@ -33,8 +41,10 @@ __all__ = [
     "RequestCounts",
     "ServiceReading",
     "Sources",
+    "TierReading",
     "combined",
     "parts_of",
+    "reading_of",
 ]
 
 Caches = TieredCache[Any] | Iterable[TieredCache[Any]] | Mapping[str, TieredCache[Any]]
@@ -100,6 +110,7 @@ class HttpCounts:
     stored: int
 
 
+@runtime_checkable
 class HttpSource(Protocol):
     """A middleware whose metrics can be exported; `PerformanceMiddleware` is one.
 
@@ -147,11 +158,38 @@ class LimitSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CacheReading:
-    """The figures of a cache at one moment; `histograms` are live."""
+    """The figures of a cache at one moment, without those of its tiers and its backplane."""
 
     name: str
     stats: TieredStats
-    histograms: Mapping[str, LatencyHistogram]
+
+
+@dataclass(frozen=True, slots=True)
+class L1Reading:
+    """The figures of the L1 of a cache at one moment."""
+
+    cache: str
+    stats: CacheStats
+
+
+@dataclass(frozen=True, slots=True)
+class TierReading:
+    """The figures of a lower tier of a cache at one moment; the histograms are live."""
+
+    cache: str
+    tier: str
+    stats: TierStats
+    access: LatencyHistogram | None
+    connect: LatencyHistogram | None
+
+
+@dataclass(frozen=True, slots=True)
+class BackplaneReading:
+    """The figures of the backplane of a cache at one moment; `lag` is live."""
+
+    cache: str
+    stats: BackplaneStats
+    lag: LatencyHistogram | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +229,9 @@ class Reading:
 
     services: list[ServiceReading] = field(default_factory=list)
     caches: list[CacheReading] = field(default_factory=list)
+    l1s: list[L1Reading] = field(default_factory=list)
+    tiers: list[TierReading] = field(default_factory=list)
+    backplanes: list[BackplaneReading] = field(default_factory=list)
     pools: list[PoolReading] = field(default_factory=list)
     https: list[HttpReading] = field(default_factory=list)
     limits: list[LimitCounts] = field(default_factory=list)
@@ -199,19 +240,21 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Something that counts for itself: a service, a cache, a pool, a middleware, a limit or a balancer.
+    """Something that counts for itself: a service, a cache, an L1, a tier, a pool, a middleware and so on.
 
     Attributes:
         source: the object that counts.
+        labels: the first labels of its figures, if they depend on the cache to which it belongs.
         reading: its figures, and nothing else.
     """
 
     source: object
+    labels: tuple[str, ...]
     reading: Reading
 
 
-# The name of a part and the id of its object. One object with two names is two parts.
-Parts = dict[tuple[str, int], Part]
+# By the id of the object and the labels. An object with two names is two parts.
+Parts = dict[tuple[int, tuple[str, ...]], Part]
 
 
 class Sources:
@@ -273,9 +316,11 @@ class Sources:
         for balancer in self._balancers:
             if not isinstance(balancer, Balancer):
                 raise TypeError(f"balancers must be a Balancer, or several, got {balancer!r:.100}")
+        # Those of the user are not noted yet.
+        counting.note(source, http, limit)
 
     def on_close(self, callback: Callable[[], object]) -> None:
-        """Call `callback` when the service closes, if the service has a method `on_close`."""
+        """Call `callback` when the service has closed, if the service has a method `on_close`."""
         register = getattr(self.service, "on_close", None)
         if register is not None:
             register(callback)
@@ -293,34 +338,71 @@ class Sources:
 
     def parts(self) -> Parts:
         """Return the current figures of each part."""
-        parts: Parts = {}
-
-        def add(source: object, reading: Reading, name: str = "") -> None:
-            parts[name, id(source)] = Part(source, reading)
-
-        if self.service is not None:
-            source, validator = self.service, self.service.validator
-            figures = ServiceReading(source.counts(), source.latency(), validator.metrics(), validator.validation_time)
-            add(source, Reading(services=[figures]))
+        found: list[Part] = []
         for name, cache in self.caches.items():
-            add(cache, Reading(caches=[CacheReading(name, cache.stats(), histograms_of(cache))]), name)
-        for pool in self._open_pools():
-            add(pool, Reading(pools=[_read(pool)]))
-        if self.http is not None:
-            uses: Mapping[tuple[str, str], tuple[int, int]] = getattr(self.http, "connection_uses", dict)()
-            add(self.http, Reading(https=[HttpReading(self.http.counts(), self.http.routes(), uses)]))
-        if self._limit is not None:
-            add(self._limit, Reading(limits=[self._limit.stats()]))
-        for balancer in self._balancers:
-            add(balancer, Reading(balancers=[balancer.stats()]))
-        return parts
+            found += _parts_of_cache(name, cache._parts)
+        others = [self.service, *self._open_pools(), self.http, self._limit, *self._balancers]
+        found += [Part(source, (), reading_of(source)) for source in others if source is not None]
+        return {(id(part.source), part.labels): part for part in found}
+
+    def closed_pool(self, pool: ConnectionPool) -> Part | None:
+        """Return the figures of a pool that was just closed; None if it is not one of these sources."""
+        for source in self._pools:
+            if pool in _members(source.created if isinstance(source, PoolManager) else (source,)):
+                return Part(pool, (), reading_of(pool))
+        return None
 
     def _open_pools(self) -> list[ConnectionPool]:
         pools: list[ConnectionPool] = []
         for source in self._pools:
             own = [source] if isinstance(source, ConnectionPool) else [source.get(name) for name in source.names()]
-            pools += [member for pool in own for member in (pool, *pool.replicas)]
+            pools += _members(own)
         return list(dict.fromkeys(pools))
+
+
+def _members(pools: Iterable[ConnectionPool]) -> list[ConnectionPool]:
+    return [member for pool in pools for member in (pool, *pool.replicas)]
+
+
+def _parts_of_cache(name: str, cache: CacheParts) -> list[Part]:
+    """Return the parts of a cache. Its L1, its tiers and its backplane may belong to another cache later."""
+    stats = collect_stats(cache)
+    found = [
+        Part(cache, (name,), Reading(caches=[CacheReading(name, stats)])),
+        Part(cache.l1.lru, (name,), Reading(l1s=[L1Reading(name, stats.l1)])),
+    ]
+    for label, tier, figures in (("l2", cache.lower_tiers.l2, stats.l2), ("l3", cache.lower_tiers.l3, stats.l3)):
+        if tier is not None and figures is not None:
+            found.append(Part(tier, (name, label), _read_tier(tier, name, label, figures)))
+    if cache.backplane is not None and stats.backplane is not None:
+        found.append(Part(cache.backplane, (name,), _read_backplane(cache.backplane, name, stats.backplane)))
+    return found
+
+
+def reading_of(source: Any) -> Reading:
+    """Return the figures of an object that counts. The names of a cache and a tier are empty: they may have several."""
+    match source:
+        case CacheParts():
+            return Reading(caches=[CacheReading("", collect_stats(source))])
+        case BoundedCache():
+            return Reading(l1s=[L1Reading("", source.stats())])
+        case Tier():
+            return _read_tier(source, "", "", source.stats())
+        case Backplane():
+            return _read_backplane(source, "", source.stats())
+        case ConnectionPool():
+            return Reading(pools=[_read_pool(source)])
+        case Balancer():
+            return Reading(balancers=[source.stats()])
+        case MetricsSource():
+            validator = source.validator
+            figures = ServiceReading(source.counts(), source.latency(), validator.metrics(), validator.validation_time)
+            return Reading(services=[figures])
+        case HttpSource():
+            uses: Mapping[tuple[str, str], tuple[int, int]] = getattr(source, "connection_uses", dict)()
+            return Reading(https=[HttpReading(source.counts(), source.routes(), uses)])
+        case _:
+            return Reading(limits=[source.stats()])
 
 
 def parts_of(sources: Iterable[Sources]) -> Parts:
@@ -351,5 +433,13 @@ def _named(caches: Caches) -> Iterable[tuple[str, TieredCache[Any]]]:
     return [(getattr(cache, "namespace", ""), cache) for cache in caches]
 
 
-def _read(pool: ConnectionPool) -> PoolReading:
+def _read_tier(tier: Tier, cache: str, label: str, stats: TierStats) -> Reading:
+    return Reading(tiers=[TierReading(cache, label, stats, read_time_of(tier), connect_time_of(tier))])
+
+
+def _read_backplane(backplane: Backplane, cache: str, stats: BackplaneStats) -> Reading:
+    return Reading(backplanes=[BackplaneReading(cache, stats, lag_of(backplane))])
+
+
+def _read_pool(pool: ConnectionPool) -> PoolReading:
     return PoolReading(pool.name, pool.healthy, pool.stats(), pool.wait_time, pool.use_time, pool.create_time)

@@ -175,15 +175,11 @@ class WorkerFigures:
         """Count as ended from now on. `publish` starts again under a new name."""
         self._files.close()
 
-    def after_fork(self, counts: Figures) -> None:
-        """Begin with 0 in a forked child: its parent publishes the counts so far.
-
-        Args:
-            counts: those of the parent at the moment of the fork.
-        """
+    def after_fork(self) -> None:
+        """Begin with 0 in a forked child."""
         # Another thread of the parent may have held the lock.
         self._one_at_a_time = threading.Lock()
-        self._written = counts
+        self._written = self._former = {}
 
     def _page(self, gauges: Figures, counts: Figures) -> _Page:
         of_kind: dict[Kind, Figures] = {kind: {} for kind in Kind}

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from acgsperf._native.arguments import checked_bool, checked_int, checked_seconds, checked_share, checked_str
+from acgsperf.counting import note, read_at_end
 from acgsperf.errors import PoolClosed, PoolError, PoolTimeout
 from acgsperf.pool.acquire import Acquire
 from acgsperf.pool.closing import close_connections
@@ -174,6 +175,7 @@ class ConnectionPool(Queries):
         self.wait_time: Final = self._lender.wait_time
         self.use_time: Final = self._lender.use_time
         self.create_time: Final = supply.create_time
+        note(self)
 
     def __repr__(self) -> str:
         """Return the name, the state and the numbers of connections; nothing of the address."""
@@ -432,7 +434,7 @@ class ConnectionPool(Queries):
         timeout = checked_seconds("timeout", timeout, zero=True)
         self._lifecycle.refuse_elsewhere()
         self._lifecycle.stop()
-        with self._lifecycle.changing():
+        with read_at_end(self), self._lifecycle.changing():
             self._supply.refuse_all(lambda: PoolClosed(f"pool {self.name!r} is closed"))
             self._health.cancel_retry()
             if self._housekeeper is not None:

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Final, Self
+from weakref import WeakSet
 
 from acgsperf._native.arguments import checked_seconds, checked_str
 from acgsperf.errors import PoolClosed, PoolExists, PoolNotFound
@@ -30,6 +31,8 @@ class PoolManager:
         self._pools: dict[str, ConnectionPool] = {}
         self._opening: dict[str, ConnectionPool] = {}
         self._closing: set[ConnectionPool] = set()
+        # For exporters: those that still exist, also while they are opened or after they were closed.
+        self.created: Final[WeakSet[ConnectionPool]] = WeakSet()
         self._monitor: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -63,6 +66,7 @@ class PoolManager:
             if member.name in names:
                 raise PoolExists(f"a pool named {member.name!r} exists already")
         self._opening[name] = pool
+        self.created.add(pool)
         try:
             await pool.open()
         finally:

@@ -6,13 +6,13 @@ import sys
 import threading
 
 import pytest
-from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics import Counter, MeterProvider, ObservableCounter
+from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
 from opentelemetry.semconv._incubating.attributes import db_attributes
 from opentelemetry.semconv._incubating.metrics import db_metrics
 from opentelemetry.semconv.attributes import error_attributes, http_attributes
 
-from acgsperf import LRUCache, TieredCache, hooks
+from acgsperf import LRUCache, PoolManager, TieredCache, hooks
 from acgsperf.metrics import opentelemetry
 from acgsperf.metrics.catalogue import ATTRIBUTES, METRICS
 from acgsperf.metrics.opentelemetry import INSTRUMENTS, instrument
@@ -175,7 +175,8 @@ asyncio.run(main())
 def test_instruments_made_before_the_sdk_is_set_up_do_not_silence_later_ones():
     command = [sys.executable, "-W", "error", "-c", OTEL_PROXY]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert (done.stdout, done.stderr) == ("1\n1\n", "")
+    # The count of the first service is not lost.
+    assert (done.stdout, done.stderr) == ("1\n2\n", "")
 
 
 PASSED_BEFORE_SET = """
@@ -230,6 +231,48 @@ async def test_a_cache_that_is_instrumented_twice_is_reported_once(reader, provi
         one.close()
     other.close()
     assert values(reader) == {}
+
+
+DELTA = dict.fromkeys((Counter, ObservableCounter), AggregationTemporality.DELTA)
+
+
+async def test_no_counter_goes_back_when_an_instrumentation_of_the_same_name_is_closed():
+    readers = InMemoryMetricReader(), InMemoryMetricReader(preferred_temporality=DELTA)
+    provider = MeterProvider(readers)
+
+    def hits():
+        return [values(reader)["acgsperf.cache.hits", "app", "l1"] for reader in readers]
+
+    caches = [TieredCache(LRUCache(5), namespace="app") for _ in range(2)]
+    created = [instrument(cache=cache, meter_provider=provider) for cache in caches]
+    for cache in caches:
+        async with cache:
+            await cache.set("a", 1)
+            for _ in range(10):
+                assert cache.get_local("a") == 1
+    assert hits() == [20, 20]
+    async with caches[0] as cache:
+        await cache.set("a", 1)
+        assert cache.get_local("a") == 1
+        created[0].close()
+        assert hits() == [21, 1]
+    created[1].close()
+    assert [values(reader) for reader in readers] == [{}, {}]
+    another = instrument(cache=TieredCache(LRUCache(5), namespace="app"), meter_provider=provider)
+    assert hits() == [21, 0]
+    another.close()
+    provider.shutdown()
+
+
+async def test_no_counter_goes_back_when_a_pool_is_closed_and_created_again(reader, provider, servers):
+    async with PoolManager() as pools:
+        created = instrument(pools=pools, meter_provider=provider)
+        for opened in (1, 2):
+            pool = await pools.create("main", servers.database_url, min_size=1, max_size=1)
+            assert values(reader)["acgsperf.pool.opened_connections", "main"] == opened
+            await pool.close()
+            assert values(reader)["acgsperf.pool.closed_connections", "closed", "main"] == opened
+        created.close()
 
 
 async def test_a_reader_may_collect_in_a_thread(source, reader, provider):

@@ -20,14 +20,15 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from acgsperf import LatencyHistogram, LRUCache, SettingsError, TieredCache
+from acgsperf import LatencyHistogram, LRUCache, PoolManager, SettingsError, TieredCache
 from acgsperf.asgi import PerformanceMiddleware
 from acgsperf.metrics import worker_files, workers
 from acgsperf.metrics.ledger import Ledger
 from acgsperf.metrics.metric import Kind
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition
-from acgsperf.metrics.source import HttpCounts, Sources, parts_of
+from acgsperf.metrics.source import HttpCounts, Sources
 from acgsperf.metrics.workers import WorkerFigures
+from acgsperf.testing import MemoryServer, MemoryTier
 
 WORKER = Path(__file__).with_name("worker.py")
 BOUNDS = [1_000_000, 5_000_000]
@@ -580,6 +581,188 @@ def test_a_forked_child_does_not_count_what_its_parent_counts(tmp_path, publishe
     collector.close()
 
 
+def used(cache, hits):
+    """Let a cache have so many hits in L1."""
+
+    async def use():
+        async with cache:
+            await cache.set("a", 1)
+            for _ in range(hits):
+                assert cache.get_local("a") == 1
+
+    asyncio.run(use())
+
+
+def hits_on(collector):
+    registry = CollectorRegistry()
+    registry.register(collector)
+    (hits,) = re.findall(r"acgsperf_cache_hits_total\{.*\} (.*)", generate_latest(registry).decode())
+    return int(float(hits))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("exported_before", [True, False])
+def test_a_forked_child_does_not_count_what_was_counted_before_without_an_exporter(tmp_path, exported_before):
+    cache = TieredCache(LRUCache(5), namespace="app")
+    if exported_before:
+        used(cache, 5)
+        PerformanceCollector(cache=cache, workers_directory=tmp_path).close()
+    used(cache, 10)
+
+    def work():
+        used(cache, 1)
+        collector = PerformanceCollector(cache=cache, workers_directory=tmp_path)
+        collector.publish()
+
+    for _ in range(3):
+        in_a_child(work)
+    collector = PerformanceCollector(cache=cache, workers_directory=tmp_path)
+    assert hits_on(collector) == 13 + (5 if exported_before else 0)
+    collector.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_of_a_child_does_not_count_what_both_parents_count(tmp_path):
+    cache = TieredCache(LRUCache(5), namespace="app")
+    used(cache, 10)
+
+    def work():
+        used(cache, 1)
+        in_a_child(lambda: PerformanceCollector(cache=cache, workers_directory=tmp_path).publish())
+        PerformanceCollector(cache=cache, workers_directory=tmp_path).publish()
+
+    in_a_child(work)
+    collector = PerformanceCollector(cache=cache, workers_directory=tmp_path)
+    assert hits_on(collector) == 11
+    collector.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_parent_without_an_event_loop_publishes_when_it_forks(tmp_path):
+    cache = TieredCache(LRUCache(5), namespace="app")
+    used(cache, 10)
+    kept = PerformanceCollector(cache=cache, workers_directory=tmp_path)
+
+    def work():
+        collector = PerformanceCollector(cache=cache, workers_directory=tmp_path)
+        assert hits_on(collector) == 10
+
+    in_a_child(work)
+    kept.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_histograms_begin_at_0_in_a_forked_child_whatever_its_buckets_are(tmp_path):
+    source = Routes(10)
+    PerformanceCollector(http=source, workers_directory=tmp_path).close()
+
+    def work():
+        source.count(2)
+        collector = PerformanceCollector(http=source, buckets_s=[0.0005, 2], workers_directory="")
+        buckets = re.findall(r"duration_seconds_bucket\{.*\} (.*)", page_without_files(collector))
+        assert list(map(float, buckets)) == [0, 2, 2]
+
+    in_a_child(work)
+
+
+def page_without_files(collector):
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return generate_latest(registry).decode()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_source_that_raises_does_not_hide_the_counts_of_others_at_a_fork(tmp_path, monkeypatch):
+    class Broken(Routes):
+        def counts(self):
+            raise RuntimeError("torn")
+
+    broken, cache = Broken(), TieredCache(LRUCache(5), namespace="app")
+    used(cache, 10)
+    Sources(http=broken)
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    in_a_child(lambda: PerformanceCollector(cache=cache, workers_directory=tmp_path).publish())
+    assert [str(each.exc_value) for each in reported] == ["torn"]
+    collector = PerformanceCollector(cache=cache, workers_directory=tmp_path)
+    assert hits_on(collector) == 10
+    collector.close()
+
+
+def test_two_paths_of_one_directory_are_one_directory(tmp_path):
+    directory, link = tmp_path / "real", tmp_path / "link"
+    directory.mkdir()
+    link.symlink_to(directory)
+    source = Routes(10)
+    collectors = [PerformanceCollector(http=source, workers_directory=path) for path in (directory, link)]
+    for collector in (*collectors, *collectors):
+        assert requests_on(collector) == (10, 1)
+    for collector in collectors:
+        collector.close()
+
+
+def test_a_cache_that_gets_another_name_is_counted_under_each_name_only_for_its_time(tmp_path):
+    cache = TieredCache(LRUCache(5), namespace="app")
+    registry = CollectorRegistry()
+    for name, hits in (("a", 10), ("b", 1), ("a", 5)):
+        used(cache, hits)
+        collector = PerformanceCollector(cache={name: cache}, workers_directory=tmp_path)
+        registry.register(collector)
+        page = generate_latest(registry).decode()
+        registry.unregister(collector)
+        collector.close()
+    found = dict(re.findall(r'acgsperf_cache_hits_total\{cache="(.*)",tier="l1"\} (.*)', page))
+    assert found == {"a": "15.0", "b": "1.0"}
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_closed_collector_exports_nothing(tmp_path, shared):
+    collector = PerformanceCollector(http=Routes(1), workers_directory=tmp_path if shared else "")
+    assert list(collector.collect())
+    collector.close()
+    assert list(collector.collect()) == []
+
+
+async def test_a_tier_that_is_given_to_another_cache_is_not_counted_again(tmp_path):
+    tier = MemoryTier(MemoryServer())
+    for number in range(3):
+        async with TieredCache(LRUCache(5), tier, namespace="app") as cache:
+            collector = PerformanceCollector(cache=cache, workers_directory=tmp_path)
+            if number == 0:
+                await cache.set("a", 1)
+                await cache.set("b", 1)
+            page = page_without_files(collector)
+            collector.close()
+        assert 'acgsperf_cache_stores_total{cache="app",tier="l2"} 2.0' in page
+
+
+@pytest.mark.parametrize("shared", [True, False])
+async def test_pools_that_are_closed_between_scrapes_are_counted(tmp_path, servers, shared):
+    async with PoolManager() as pools:
+        collector = PerformanceCollector(pools=pools, workers_directory=tmp_path if shared else "")
+        for _ in range(2):
+            pool = await pools.create("main", servers.database_url, min_size=1, max_size=1)
+            await pool.fetchval("SELECT 1")
+            await pool.close()
+            del pool
+        await pools.create("main", servers.database_url, min_size=1, max_size=1)
+    page = page_without_files(collector)
+    assert 'acgsperf_pool_opened_connections_total{pool="main"} 3.0' in page
+    assert 'acgsperf_pool_closed_connections_total{pool="main",reason="closed"} 3.0' in page
+    assert 'acgsperf_pool_use_seconds_count{pool="main"} 2.0' in page
+    assert "acgsperf_pool_connections{" not in page
+    collector.close()
+
+
+async def test_the_counts_of_two_pools_with_one_name_do_not_go_back_when_one_is_closed(servers):
+    async with PoolManager() as one, PoolManager() as other:
+        collector = PerformanceCollector(pools=[one, other], workers_directory="")
+        for pools in (one, other):
+            await pools.create("main", servers.database_url, min_size=1, max_size=1)
+        await one.close()
+        assert 'acgsperf_pool_opened_connections_total{pool="main"} 2.0' in page_without_files(collector)
+
+
 def test_a_source_that_is_exported_again_is_not_counted_again(tmp_path):
     source = Routes(10)
     for number in range(10, 13):
@@ -611,10 +794,12 @@ def test_two_collectors_of_a_process_are_one_process_and_count_each_source_once(
 
 
 def test_parts_with_the_same_labels_keep_their_counts_when_one_is_closed():
-    ledger, one, other = Ledger(), Routes(10), Routes(3)
+    exported = []
+    ledger, one, other = Ledger(lambda: exported, BOUNDS), Routes(10), Routes(3)
 
     def total(*sources):
-        return ledger.total(parts_of(Sources(http=source) for source in sources), BOUNDS)
+        exported[:] = [Sources(http=source) for source in sources]
+        return ledger.total()
 
     for open_ in ([one, other], [other], [other], [one, other]):
         assert total(*open_)["http_request_duration_seconds"]["/",][2] == 13
