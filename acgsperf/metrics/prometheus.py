@@ -116,7 +116,7 @@ class PerformanceCollector(Collector):
         name = _name_of_files(namespace, constants)
         self._process: ProcessFigures | None = figures_of_process(directory or "", name, self._bounds_ns)
         self._process.begin(self._sources)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._publishing: _Publishing | None = None
         if directory:
             _shared.add(self)
             self._sources.on_close(partial(_publish_last, ref(self)))
@@ -161,29 +161,44 @@ class PerformanceCollector(Collector):
             self._process = None
 
     def _publish_regularly(self) -> None:
-        if self not in _shared:
+        if self not in _shared or (self._publishing is not None and self._publishing.loop.is_running()):
             return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return
-        if loop is not self._loop:
-            self._loop = loop
-            # Soon, so that the pages of the other workers include this one.
-            loop.call_soon(_publish, ref(self), loop)
+        self._publishing = _Publishing(self, loop)
 
 
 _shared: Final[WeakSet[PerformanceCollector]] = WeakSet()
 
 
-def _publish(reference: "ref[PerformanceCollector]", loop: asyncio.AbstractEventLoop) -> None:
-    """Publish every 5 s, until the collector is closed, is no longer referenced, or uses another event loop."""
-    collector = reference()
-    if collector is not None and collector._process is not None and collector._loop is loop:
-        try:
-            collector.publish()
-        finally:
-            loop.call_later(_PUBLISH_EVERY_S, _publish, reference, loop)
+class _Publishing:
+    """Publishes every 5 s in an event loop, until the collector is closed, is no longer referenced, or has another."""
+
+    def __init__(self, collector: PerformanceCollector, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop: Final = loop
+        self._collector: Final = ref(collector)
+        # Soon, so that the pages of the other workers include this one.
+        loop.call_soon(self._publish)
+
+    def _publish(self) -> None:
+        collector = self._collector()
+        if collector is not None and collector._process is not None and collector._publishing is self:
+            try:
+                collector.publish()
+            finally:
+                self.loop.call_later(_PUBLISH_EVERY_S, self._publish)
+
+
+def _stop_in_child() -> None:
+    # The event loop of the parent seems to run in a forked child.
+    for collector in list(_shared):
+        collector._publishing = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_stop_in_child)
 
 
 def _publish_last(reference: "ref[PerformanceCollector]") -> None:

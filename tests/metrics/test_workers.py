@@ -701,6 +701,46 @@ def test_two_paths_of_one_directory_are_one_directory(tmp_path):
         collector.close()
 
 
+async def test_a_scrape_in_another_event_loop_does_not_stop_or_multiply_the_publishing(tmp_path, monkeypatch):
+    collector = PerformanceCollector(http=Routes(1), workers_directory=tmp_path)
+    published, enough = [], asyncio.Event()
+    publish, loop = collector.publish, asyncio.get_running_loop()
+
+    def counted():
+        published.append(asyncio.get_running_loop())
+        publish()
+        if len(published) == 3:
+            enough.set()
+
+    async def scrape():
+        requests_on(collector)
+        # The other loop has had its turn to publish.
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr("acgsperf.metrics.prometheus._PUBLISH_EVERY_S", 0)
+    monkeypatch.setattr(collector, "publish", counted)
+    for _ in range(3):
+        await asyncio.to_thread(asyncio.run, scrape())
+        requests_on(collector)
+    async with asyncio.timeout(30):
+        await enough.wait()
+    assert set(published) == {loop}
+    collector.close()
+
+
+def test_another_event_loop_publishes_when_the_first_one_has_ended(tmp_path):
+    collector = PerformanceCollector(http=Routes(1), workers_directory=tmp_path)
+
+    async def scrape():
+        requests_on(collector)
+        await asyncio.sleep(0)
+        return collector._publishing
+
+    first, second = asyncio.run(scrape()), asyncio.run(scrape())
+    assert second is not first
+    collector.close()
+
+
 def test_a_cache_that_gets_another_name_is_counted_under_each_name_only_for_its_time(tmp_path):
     cache = TieredCache(LRUCache(5), namespace="app")
     registry = CollectorRegistry()
