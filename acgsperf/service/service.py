@@ -13,6 +13,7 @@ from acgsperf._native.arguments import checked_callable
 from acgsperf.cache import TieredCache
 from acgsperf.cache.l1 import MISSING
 from acgsperf.cache.missed import load_missed
+from acgsperf.counting import note
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.errors import ComplianceError, FleetError, ServiceError
 from acgsperf.fingerprint import request_key
@@ -132,6 +133,7 @@ class PerformanceService:
         self._tasks: list[asyncio.Task[None]] = []
         self._get_local = self.cache.get_local
         self._record = self.traffic.latency_ns.record
+        note(self)
 
     async def open(self) -> Self:
         """Open the parts that the service created, and start monitoring and optimization.
@@ -178,7 +180,7 @@ class PerformanceService:
         return self
 
     def on_close(self, callback: Callable[[], object]) -> None:
-        """Call `callback` when the service closes, before it closes its pools and its cache."""
+        """Call `callback` when the service has closed its pools and its cache, if it has created them."""
         self._on_close.append(callback)
 
     async def close(self) -> None:
@@ -193,14 +195,16 @@ class PerformanceService:
             task.cancel()
         try:
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            while self._on_close:
-                self._on_close.pop()()
             if self._workers is not None:
                 self._workers.close()
         except OSError as error:
             _log.warning("service: cannot remove this worker's report; another worker removes it: %s", error)
         finally:
-            await self._exits.aclose()
+            try:
+                await self._exits.aclose()
+            finally:
+                while self._on_close:
+                    self._on_close.pop()()
 
     async def __aenter__(self) -> Self:
         return await self.open()

@@ -20,7 +20,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from acgsperf import LatencyHistogram, LRUCache, PoolManager, SettingsError, TieredCache
+from acgsperf import LatencyHistogram, LRUCache, PerformanceService, PoolManager, Settings, SettingsError, TieredCache
 from acgsperf.asgi import PerformanceMiddleware
 from acgsperf.metrics import worker_files, workers
 from acgsperf.metrics.ledger import Ledger
@@ -801,6 +801,15 @@ async def test_the_counts_of_two_pools_with_one_name_do_not_go_back_when_one_is_
             await pools.create("main", servers.database_url, min_size=1, max_size=1)
         await one.close()
         assert 'acgsperf_pool_opened_connections_total{pool="main"} 2.0' in page_without_files(collector)
+
+
+async def test_a_service_that_has_closed_has_published_what_closing_counts(tmp_path, servers):
+    settings = Settings(database_url=servers.database_url, db_pool_min_size=1, workers_directory=str(tmp_path))
+    async with PerformanceService(settings, handler=None) as service:
+        kept = PerformanceCollector(service)
+    with opened(tmp_path, "acgsperf", BOUNDS) as reader:
+        assert reader.add_others({})["pool_closed_connections"]["default", "closed"] == 1
+    kept.close()
 
 
 def test_a_source_that_is_exported_again_is_not_counted_again(tmp_path):
