@@ -348,7 +348,7 @@ class Sources:
     def closed_pool(self, pool: ConnectionPool) -> Part | None:
         """Return the figures of a pool that was just closed; None if it is not one of these sources."""
         for source in self._pools:
-            if pool in _members(source.created if isinstance(source, PoolManager) else (source,)):
+            if pool in _members(source._created if isinstance(source, PoolManager) else (source,)):
                 return Part(pool, (), reading_of(pool))
         return None
 

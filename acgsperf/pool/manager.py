@@ -32,7 +32,7 @@ class PoolManager:
         self._opening: dict[str, ConnectionPool] = {}
         self._closing: set[ConnectionPool] = set()
         # For exporters: those that still exist, also while they are opened or after they were closed.
-        self.created: Final[WeakSet[ConnectionPool]] = WeakSet()
+        self._created: Final[WeakSet[ConnectionPool]] = WeakSet()
         self._monitor: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -66,7 +66,7 @@ class PoolManager:
             if member.name in names:
                 raise PoolExists(f"a pool named {member.name!r} exists already")
         self._opening[name] = pool
-        self.created.add(pool)
+        self._created.add(pool)
         try:
             await pool.open()
         finally:

@@ -1,6 +1,7 @@
 """The instruments, read through the SDK."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -262,6 +263,36 @@ async def test_no_counter_goes_back_when_an_instrumentation_of_the_same_name_is_
     assert hits() == [21, 0]
     another.close()
     provider.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.parametrize("again", [True, False], ids=["own provider", "provider of the parent"])
+def test_no_counter_of_a_forked_child_is_negative_or_contains_the_counts_of_its_parent(again):
+    def started():
+        reader = InMemoryMetricReader(preferred_temporality=DELTA)
+        return reader, instrument(cache=cache, meter_provider=MeterProvider([reader]))
+
+    def hits(number):
+        for _ in range(number):
+            assert l1.get("a") == 1
+        return values(reader)["acgsperf.cache.hits", "app", "l1"]
+
+    l1 = LRUCache(5)
+    l1.set("a", 1)
+    cache = TieredCache(l1, namespace="app")
+    reader, created = started()
+    assert hits(10) == 10
+    if (child := os.fork()) == 0:
+        try:
+            if again:
+                created.close()
+                reader, created = started()
+            os._exit(0 if hits(3) == 3 else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert hits(2) == 2
+    created.close()
 
 
 async def test_no_counter_goes_back_when_a_pool_is_closed_and_created_again(reader, provider, servers):
