@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.metrics.catalogue import METRICS
@@ -18,6 +18,7 @@ __all__ = [
     "Number",
     "Series",
     "add",
+    "by_field",
     "counts_of",
     "figures_of",
     "gather",
@@ -57,6 +58,28 @@ def counts_of(reading: Reading) -> Counts:
         for metric in COUNTED
         if (values := list(metric.read(reading)))
     ]
+
+
+class _Fields:
+    """Stands for an empty reading, and remembers which of its fields were read."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def __getattr__(self, name: str) -> tuple[()]:
+        self.names.add(name)
+        return ()
+
+
+def by_field(metrics: Iterable[Metric]) -> dict[str, list[Metric]]:
+    """Return for each field of `Reading` the metrics that it has values of: a part has values of few metrics."""
+    found: dict[str, list[Metric]] = {}
+    for metric in metrics:
+        fields: Any = _Fields()
+        list(metric.read(fields))
+        for name in fields.names:
+            found.setdefault(name, []).append(metric)
+    return found
 
 
 def _copied(value: Value) -> Value:

@@ -14,6 +14,7 @@ from acgsperf.metrics.figures import (
     Counts,
     Figures,
     Number,
+    by_field,
     counts_of,
     figures_of,
     gather,
@@ -57,7 +58,7 @@ class Ledger:
     ) -> None:
         self._exported = exported
         self._bounds_ns = bounds_ns
-        self._metrics = metrics
+        self._metrics = by_field(metrics)
         self._begins_at_fork = begins_at_fork
         self._accounts: dict[tuple[int, tuple[str, ...]], _Account] = {}
         self._sums: Figures = {}
@@ -103,7 +104,8 @@ class Ledger:
         # The id of an object that does not exist any more may be that of another one now.
         if account is None or account.source() is not part.source:
             account = self._accounts[key] = _Account(_reference(part.source), self._before(part, exported))
-        counts = gather(part.reading, self._bounds_ns, self._metrics)
+        metrics = [metric for name, own in self._metrics.items() if getattr(part.reading, name) for metric in own]
+        counts = gather(part.reading, self._bounds_ns, metrics)
         for name, series in counts.items():
             before = account.counts.get(name, {})
             sums = self._sums.setdefault(name, {})
@@ -114,7 +116,7 @@ class Ledger:
         account.counts = counts
 
     def _before(self, part: Part, exported: Parts) -> Figures:
-        """Return the counts of a part that does not have an account yet that must not be added to the sums."""
+        """Return what a part without an account has counted under a former name, or before the fork."""
         for key, account in self._accounts.items():
             if key[0] == id(part.source) and key not in exported and account.source() is part.source:
                 del self._accounts[key]
