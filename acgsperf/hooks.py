@@ -6,10 +6,7 @@ unset hook costs almost nothing.
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
-
-if TYPE_CHECKING:
-    from acgsperf.dispatch import LatencyHistogram
+from typing import Any, Final, Protocol, TypeVar
 
 __all__ = [
     "CACHE",
@@ -48,12 +45,16 @@ class Spans(Protocol):
     def past(self, name: str, attributes: Mapping[str, str | int], seconds: float) -> None:
         """Make a span of the operation that took the last `seconds`."""
 
-    def tier_call(
-        self, name: str, tier: str, keys: int, usual: "LatencyHistogram", elapsed_ns: int, error: str, /
-    ) -> None:
-        """Make a span of a call that has just ended, if it took longer than 95 % of the calls in `usual`, or failed.
+    def batch(self, name: str, of: object, tier: str, keys: int, elapsed_ns: int, error: str, /) -> None:
+        """Make a span of a batch that has just ended, if it failed, or took longer than 95 % of the others.
 
-        `error` is the type of its error; empty if it did not fail.
+        Args:
+            name: the name of the span, without the prefix of the package.
+            of: the batches with this name and of this object are compared. It can be referenced weakly.
+            tier: names the tier.
+            keys: the number of keys.
+            elapsed_ns: how long it took.
+            error: the type of its error; empty if it did not fail.
         """
 
 

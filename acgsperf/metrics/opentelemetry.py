@@ -139,7 +139,7 @@ class _UntilALoopRuns:
     def past(self, *arguments: object) -> None:
         _install_spans(self._latest)
 
-    def tier_call(self, *arguments: object) -> None:
+    def batch(self, *arguments: object) -> None:
         _install_spans(self._latest)
 
 

@@ -6,9 +6,11 @@ makes spans itself, or another caller whose span has a link to it.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Mapping
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.trace import (
@@ -26,9 +28,7 @@ from opentelemetry.trace import (
 )
 
 from acgsperf import hooks
-
-if TYPE_CHECKING:
-    from acgsperf.dispatch import LatencyHistogram
+from acgsperf.dispatch import LatencyHistogram
 
 __all__ = ["CHECK_EVERY_S", "MIN_SPAN_S", "OpenTelemetrySpans"]
 
@@ -36,9 +36,9 @@ _T = TypeVar("_T")
 MIN_SPAN_S: Final = 0.001
 # While the SDK is not set up: the time between two checks for it.
 CHECK_EVERY_S: Final = 1.0
-# With fewer calls, the percentile says too little.
-_ENOUGH_CALLS: Final = 100
-# The number of calls that use a percentile before it is computed again.
+# With fewer batches, the percentile says too little.
+_ENOUGH_BATCHES: Final = 100
+# The number of batches after which the percentile is computed again.
 _REFRESH_AFTER: Final = 50
 _ERROR: Final = "error.type"
 
@@ -124,6 +124,30 @@ class _Deferred(Span):
         self._span().record_exception(exception, attributes, timestamp, escaped)
 
 
+class _UsualTime:
+    """The time that 95 % of some batches took at most."""
+
+    __slots__ = ("_durations", "_limit_ns", "_outdated_at")
+
+    def __init__(self) -> None:
+        # With 3 figures, it would need eight times the memory.
+        self._durations: Final = LatencyHistogram(significant_figures=2)
+        self._limit_ns = 0
+        self._outdated_at = _ENOUGH_BATCHES
+
+    def add(self, elapsed_ns: int) -> None:
+        self._durations.record(elapsed_ns)
+
+    def is_exceeded_by(self, elapsed_ns: int) -> bool:
+        """Return whether a batch took longer. It is False as long as there are too few batches to compare it with."""
+        count = self._durations.count
+        if count < _ENOUGH_BATCHES:
+            return False
+        if count >= self._outdated_at:
+            self._outdated_at, self._limit_ns = count + _REFRESH_AFTER, self._durations.percentile(95)
+        return elapsed_ns > self._limit_ns
+
+
 class OpenTelemetrySpans:
     """Makes spans with the tracer of a provider.
 
@@ -136,8 +160,8 @@ class OpenTelemetrySpans:
         self._tracer = (provider or get_tracer_provider()).get_tracer("acgsperf", version("acgsperf"))
         self._min_ns = round(min_span_s * 1e9)
         self._is_set_up = provider is not None
-        # For the id of each histogram: the calls until the percentile is computed again, and the percentile in ns.
-        self._usual: dict[int, tuple[int, int]] = {}
+        # For each object whose batches are compared, by name.
+        self._usual: WeakKeyDictionary[object, defaultdict[str, _UsualTime]] = WeakKeyDictionary()
 
     def is_set_up(self) -> bool:
         """Return whether the SDK is set up."""
@@ -188,19 +212,12 @@ class OpenTelemetrySpans:
                 span.set_status(Status(StatusCode.ERROR))
             span.end(now_ns)
 
-    def tier_call(
-        self, name: str, tier: str, keys: int, usual: "LatencyHistogram", elapsed_ns: int, error: str = ""
-    ) -> None:
-        """Make a span of a call that has just ended, if it failed, or took longer than 95 % of the calls in `usual`."""
-        if not error and not self._is_slow(usual, elapsed_ns):
-            return
-        self.past(name, {hooks.TIER_LABEL: tier, hooks.KEYS: keys}, elapsed_ns / 1e9, error)
-
-    def _is_slow(self, usual: "LatencyHistogram", elapsed_ns: int) -> bool:
-        if elapsed_ns < self._min_ns or usual.count < _ENOUGH_CALLS:
-            return False
-        remaining, limit_ns = self._usual.get(id(usual), (0, 0))
-        if not remaining:
-            remaining, limit_ns = _REFRESH_AFTER, usual.percentile(95)
-        self._usual[id(usual)] = (remaining - 1, limit_ns)
-        return elapsed_ns > limit_ns
+    def batch(self, name: str, of: object, tier: str, keys: int, elapsed_ns: int, error: str) -> None:
+        """Make a span of a batch that has just ended, if it failed, or took longer than 95 % of the others."""
+        of_object = self._usual.get(of)
+        if of_object is None:
+            of_object = self._usual[of] = defaultdict(_UsualTime)
+        usual = of_object[name]
+        if error or (elapsed_ns >= self._min_ns and usual.is_exceeded_by(elapsed_ns)):
+            self.past(name, {hooks.TIER_LABEL: tier, hooks.KEYS: keys}, elapsed_ns / 1e9, error)
+        usual.add(elapsed_ns)

@@ -139,15 +139,16 @@ class ReadBatches(Generic[_K, _V]):
         started = self._started_at
         started_ns = time.perf_counter_ns()
         values: list[_V | None] | None = None
+        failed = False
         self._in_flight += 1
         try:
             values = await self._calls.run(lambda: self._fetch(keys), self._deadline.wait(started))
+            failed = values is None
         finally:
             self._in_flight -= 1
             elapsed_ns = time.perf_counter_ns() - started_ns
             if hooks.spans is not None:
-                error = self._calls.last_error if values is None else ""
-                hooks.spans.tier_call("tier.read", self._calls.label, len(keys), self.latency, elapsed_ns, error)
+                self._calls.batch_ended("tier.read", len(keys), started_ns, failed)
             self.latency.record_many([elapsed_ns] * len(keys))
             self._answer(futures, reads, values or [])
             if (self.queue.keys or self._waiting_many) and not self.queue.scheduled:

@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from math import inf
 from typing import Any, Final, TypeVar
 
+from acgsperf import hooks
 from acgsperf.tiers.breaker import CircuitBreaker
 from acgsperf.tiers.deadline import Deadline, Wait
 
@@ -73,6 +75,7 @@ class ServerCalls:
         last_error: the kind of the last error.
         skipped: keys and entries that were not sent because the breaker was open.
         tasks: tasks in flight; `ServerTier.close` ends them.
+        of_tier: the calls of all servers of the tier.
     """
 
     def __init__(
@@ -88,7 +91,7 @@ class ServerCalls:
         self.last_error: str = ""
         self.skipped: int = 0
         self.tasks: Final[set[asyncio.Task[None]]] = set() if owner is None else owner.tasks
-        self._counted = self if owner is None else owner
+        self.of_tier: Final = self if owner is None else owner
         self._skipping = "this tier" if owner is None else "this node"
         self._tier = tier
         self.label: str = f"{tier} tier"
@@ -117,7 +120,7 @@ class ServerCalls:
         """Return whether a call for some keys may go to the server. If not, count them as skipped."""
         if self.breaker.allow():
             return True
-        self._counted.skipped += keys
+        self.of_tier.skipped += keys
         return False
 
     async def run(
@@ -158,6 +161,21 @@ class ServerCalls:
         if self.breaker.succeeded():
             self._log_closed()
         return result
+
+    def batch_ended(self, name: str, keys: int, started_ns: int, failed: bool) -> None:
+        """Pass a batch that has just ended to the hook of the spans, if there is one.
+
+        Args:
+            name: the name of its span.
+            keys: the number of its keys.
+            started_ns: when it began, by `time.perf_counter_ns`.
+            failed: whether the last call was that of the batch, and failed.
+        """
+        if hooks.spans is not None:
+            elapsed_ns = time.perf_counter_ns() - started_ns
+            error = self.last_error if failed else ""
+            # The nodes of a cluster are compared with each other, so a slow one makes spans.
+            hooks.spans.batch(name, self.of_tier, self.label, keys, elapsed_ns, error)
 
     def without_errors(self, replies: Iterable[Any]) -> list[Any]:
         """Return replies of single commands with None in place of errors, which are counted."""

@@ -11,7 +11,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from acgsperf import hooks
-from acgsperf.dispatch import LatencyHistogram
 from acgsperf.tiers.base import Entry, Outcome, Store, WriteResult
 from acgsperf.tiers.deadline import Deadline
 from acgsperf.tiers.ids import new_id
@@ -146,8 +145,6 @@ class WriteBatches:
         self.deletes: int = 0
         self.refused: int = 0
         self.pending: Final[dict[str, WriteBatch]] = {} if pending is None else pending
-        # How long batches took, recorded only if there is a hook for spans.
-        self._latency = LatencyHistogram()
         self._queue: deque[WriteBatch] = deque()
         self._calls = calls
         self._write = write
@@ -248,11 +245,7 @@ class WriteBatches:
                     await self._calls.run(lambda batch=batch: self._write(batch), wait)  # type: ignore[misc]
                     answered = batch.is_answered
                     if started_ns and hooks.spans is not None:
-                        elapsed_ns = time.perf_counter_ns() - started_ns
-                        error = "" if answered else self._calls.last_error
-                        written = self._calls.label, len(batch.operations)
-                        hooks.spans.tier_call("tier.write", *written, self._latency, elapsed_ns, error)
-                        self._latency.record(elapsed_ns)
+                        self._calls.batch_ended("tier.write", len(batch.operations), started_ns, not answered)
                     if batch.sent and not answered and batch.is_explicit:
                         await batch.wait_for_deadline()
                 self._finish(self._queue.popleft())

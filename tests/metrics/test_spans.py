@@ -1,6 +1,7 @@
 """The spans of slow operations, read through the SDK."""
 
 import asyncio
+import gc
 import secrets
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode, get_current_span
 
-from acgsperf import ConnectionPool, LatencyHistogram, LRUCache, PoolTimeout, RedisTier, TieredCache, hooks
+from acgsperf import ConnectionPool, LRUCache, PoolTimeout, RedisTier, TieredCache, hooks
 from acgsperf.metrics.opentelemetry import instrument
 
 
@@ -31,6 +32,10 @@ class Traces:
 
     def names(self):
         return [span.name for span in self.take()]
+
+
+class Tier:
+    """What batches are compared by."""
 
 
 @pytest.fixture
@@ -107,7 +112,9 @@ async def test_what_takes_less_than_1_ms_makes_no_span_unless_someone_needs_it(c
     for number in range(20):
         await cache.get_or_load(f"{number}", load)
     assert len(traces.take()) < 20
-    hooks.spans.tier_call("tier.read", "a", 1, LatencyHistogram(), 999_999)
+    tier = Tier()
+    for elapsed_ns in [1] * 100 + [999_999] * 3:
+        hooks.spans.batch("tier.read", tier, "a", 1, elapsed_ns, "")
     assert await cache.get_or_load("a", slow) == 1
     assert traces.names() == ["acgsperf.cache.load"]
     assert await cache.get_or_load("b", query) == 1
@@ -239,20 +246,60 @@ async def test_a_wait_for_the_load_of_another_process_is_a_span(traces, servers)
     assert span.attributes["acgsperf.cache.name"] == namespace
 
 
-def test_a_call_to_a_tier_is_a_span_if_it_takes_longer_than_95_percent_of_the_others(traces):
-    usual = LatencyHistogram()
-    usual.record_many([1_000_000] * 95)
-    hooks.spans.tier_call("tier.read", "redis tier 'app'", 3, usual, 10_000_000)
-    # With fewer than 100 calls there is no span.
-    assert traces.take() == []
-    usual.record_many([1_000_000] * 5)
-    hooks.spans.tier_call("tier.read", "redis tier 'app'", 3, usual, 1_000_000)
-    assert traces.take() == []
-    hooks.spans.tier_call("tier.read", "redis tier 'app'", 3, usual, 10_000_000)
-    (span,) = traces.take()
+def test_a_batch_is_a_span_if_it_takes_longer_than_95_percent_of_the_others(traces):
+    tier = Tier()
+
+    def end_batch(elapsed_ns, name="tier.read", tier=tier):
+        hooks.spans.batch(name, tier, "redis tier 'app'", 3, elapsed_ns, "")
+        return traces.take()
+
+    # The first 100 batches make no span.
+    assert not any(end_batch(1_000_000) for _ in range(98))
+    assert end_batch(10_000_000) == end_batch(1_000_000) == []
+    assert end_batch(1_000_000) == []
+    (span,) = end_batch(10_000_000)
     assert span.name == "acgsperf.tier.read"
     assert dict(span.attributes) == {"acgsperf.tier": "redis tier 'app'", "acgsperf.cache.keys": 3}
     assert span.end_time - span.start_time == 10_000_000
+    # Writes, and the batches of another tier, are compared with each other only.
+    assert end_batch(10_000_000, "tier.write") == end_batch(10_000_000, tier=Tier()) == []
+
+
+def test_the_times_of_batches_are_released_with_their_tier(traces):
+    tier = Tier()
+    hooks.spans.batch("tier.read", tier, "redis tier 'app'", 3, 1_000_000, "")
+    assert len(hooks.spans._usual) == 1
+    del tier
+    gc.collect()
+    assert len(hooks.spans._usual) == 0
+
+
+async def test_batches_are_counted_and_not_their_keys(traces, servers):
+    tier = RedisTier(servers.redis_url, deadline=30)
+    async with TieredCache(LRUCache(10), tier, namespace="many", deadline=30) as cache:
+        real, slow = tier._reads._fetch, asyncio.Event()
+
+        async def fetch(keys):
+            if slow.is_set():
+                await asyncio.sleep(0.05)
+            return await real(keys)
+
+        tier._reads._fetch = fetch
+        await cache.get_many([f"{number}" for number in range(120)])
+        slow.set()
+        await cache.get("a")
+        # This is the second batch.
+        assert traces.take() == []
+        slow.clear()
+        for number in range(120):
+            await cache.get(f"{number}")
+        traces.take()
+        slow.set()
+        # These make most of the keys, and few of the batches.
+        for _ in range(3):
+            await cache.get_many([f"{number}" for number in range(500)])
+            slow_spans = [span for span in traces.take() if span.end_time - span.start_time >= 50_000_000]
+            assert [span.name for span in slow_spans] == ["acgsperf.tier.read"]
 
 
 async def test_a_failed_call_to_a_tier_is_an_error_however_long_it_took(traces):
@@ -266,29 +313,21 @@ async def test_a_failed_call_to_a_tier_is_an_error_however_long_it_took(traces):
             assert (span.attributes["error.type"], span.status.status_code) == ("ConnectionError", StatusCode.ERROR)
 
 
-async def test_a_slow_write_to_a_server_is_a_span(traces, servers):
-    async with TieredCache(LRUCache(10), RedisTier(servers.redis_url, deadline=5), namespace="slow") as cache:
+@pytest.mark.parametrize("name", ["read", "write"])
+async def test_a_slow_batch_is_a_child_of_the_request(traces, servers, name):
+    async with TieredCache(LRUCache(10), RedisTier(servers.redis_url, deadline=30), namespace="slow") as cache:
         (tier,) = cache._parts.lower_tiers.tiers
-        tier._writes._latency.record_many([60_000_000_000] * 1_000)
-        await cache.set("a", 1)
-        assert traces.take() == []
-        tier._writes._latency.reset()
-        tier._writes._latency.record_many([1] * 1_000)
-        hooks.spans._usual.clear()
-        await cache.set("a", 1)
-        (span,) = traces.take()
-    assert (span.name, span.attributes["acgsperf.cache.keys"]) == ("acgsperf.tier.write", 1)
-
-
-async def test_a_slow_call_to_a_server_is_a_child_of_the_request(traces, servers):
-    async with TieredCache(LRUCache(10), RedisTier(servers.redis_url, deadline=5), namespace="slow") as cache:
-        (tier,) = cache._parts.lower_tiers.tiers
-        tier._reads.latency.record_many([1] * 1_000)
-        with traces.tracer.start_as_current_span("request"):
-            await cache.get("a")
-    span, request = traces.take()
-    assert (span.name, span.attributes["acgsperf.tier"]) == ("acgsperf.tier.read", "redis tier 'slow'")
-    assert span.parent.span_id == request.context.span_id
+        for usual_ns, expected in ((1, [f"acgsperf.tier.{name}"]), (60_000_000_000, [])):
+            for _ in range(2_000):
+                hooks.spans.batch(f"tier.{name}", tier._calls.of_tier, "", 1, usual_ns, "")
+            traces.take()
+            with traces.tracer.start_as_current_span("request"):
+                await (cache.get("a") if name == "read" else cache.set("a", 1))
+            *spans, request = traces.take()
+            assert [span.name for span in spans] == expected
+            for span in spans:
+                assert dict(span.attributes) == {"acgsperf.tier": "redis tier 'slow'", "acgsperf.cache.keys": 1}
+                assert span.parent.span_id == request.context.span_id
 
 
 async def test_an_acquire_is_a_span_if_it_waits(traces, servers):
