@@ -4,7 +4,7 @@ Every hook is None until `acgsperf.metrics` or `acgsperf.asgi` sets it. A caller
 unset hook costs almost nothing.
 """
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, TypeVar
 
@@ -30,7 +30,7 @@ class Spans(Protocol):
     """Makes spans of operations that take time."""
 
     def during(
-        self, name: str, attributes: Mapping[str, str | int], work: Awaitable[_T], *, load: Any = None, waits: Any = ()
+        self, name: str, attributes: Mapping[str, str | int], work: Awaitable[_T], *, load: Any = None
     ) -> Awaitable[_T]:
         """Return an awaitable that awaits `work` within a span, and returns its result.
 
@@ -38,14 +38,31 @@ class Spans(Protocol):
             name: the name of the span, without the prefix of the package.
             attributes: the attributes of the span.
             work: the operation.
-            load: an object whose attribute `span` is set to the span.
-            waits: such objects; the span gets links to their spans.
+            load: an object whose attribute `span` is set to the span. Its method `failure_of` is called with the type
+                of the error that has ended `work`, or None. It returns the type of the error of the span, or None.
         """
 
-    def past(self, name: str, attributes: Mapping[str, str | int], seconds: float) -> None:
-        """Make a span of the operation that took the last `seconds`."""
+    def past(
+        self,
+        name: str,
+        attributes: Mapping[str, str | int],
+        seconds: float,
+        error: type[BaseException] | None = None,
+        loads: Iterable[Any] = (),
+    ) -> None:
+        """Make a span of the operation that took the last `seconds`.
 
-    def batch(self, name: str, of: object, tier: str, keys: int, elapsed_ns: int, error: str, /) -> None:
+        Args:
+            name: the name of the span, without the prefix of the package.
+            attributes: the attributes of the span.
+            seconds: how long it took.
+            error: the type of its error.
+            loads: objects like the `load` of `during`; the span gets links to their spans.
+        """
+
+    def batch(
+        self, name: str, of: object, tier: str, keys: int, elapsed_ns: int, error: type[BaseException] | None, /
+    ) -> None:
         """Make a span of a batch that has just ended, if it failed, or took longer than 95 % of the others.
 
         Args:
@@ -54,7 +71,7 @@ class Spans(Protocol):
             tier: names the tier.
             keys: the number of keys.
             elapsed_ns: how long it took.
-            error: the type of its error; empty if it did not fail.
+            error: the type of its error; None if it did not fail.
         """
 
 

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 from acgsperf import hooks
@@ -14,10 +13,11 @@ from acgsperf.cache.lower_tiers import LowerTiers, Seen
 from acgsperf.cache.options import EntryOptions
 from acgsperf.cache.process_lock import HeldLocks, ProcessLock
 from acgsperf.cache.recent_loads import RecentLoads
-from acgsperf.cache.results import entries_of, previous_of
-from acgsperf.cache.single_flight import Flight, Flights
+from acgsperf.cache.results import LoadedEntries, load_entries
+from acgsperf.cache.single_flight import BypassingLoad, Flight, Flights
 from acgsperf.cache.source import Source
 from acgsperf.cache.staleness import Staleness
+from acgsperf.cache.waits import WaitForProcesses, in_span
 from acgsperf.dispatch import LRUCache
 from acgsperf.errors import LoadTimeoutError
 from acgsperf.tiers.base import Entry
@@ -123,14 +123,10 @@ class Loading:
             finally:
                 self._recent.end(unknown)
         # From here there is no await until the new load is registered: no other caller can start the same one.
-        joined = self.joined
-        waits = self._join_or_start(keys, found, source)
+        waits, own = self._join_or_start(keys, found, source)
         if waits:
             waiting: Awaitable[None] = self._wait(waits, found, source.options.soft_timeout)
-            if hooks.spans is not None and self.joined > joined:
-                about = hooks.about_cache(self._namespace, keys)
-                waiting = hooks.spans.during("cache.wait_for_load", about, waiting, waits=waits)
-            await waiting
+            await (waiting if hooks.spans is None else in_span(waiting, self._namespace, waits, own, found.stale))
         for key, entry in found.stale.items():
             if key not in found.values:
                 self.stale_served += 1
@@ -141,8 +137,7 @@ class Loading:
         """Return the values of keys from the loader alone, and store nothing."""
         self.loads += 1
         try:
-            loaded = await source.load(list(keys), {}, self._namespace, SimpleNamespace())
-            entries, _ = entries_of(keys, loaded, source, self._staleness)
+            entries, _ = await load_entries(list(keys), source, self._staleness, self._namespace, BypassingLoad())
         except Exception:
             self.load_errors += 1
             raise
@@ -196,8 +191,13 @@ class Loading:
         if self._staleness.seconds_until_refresh(entry, options.refresh_ahead) <= 0:
             found.due_for_refresh[key] = entry
 
-    def _join_or_start(self, keys: Sequence[str], found: _Answers, source: Source) -> dict[Flight, list[str]]:
-        """Find or start a load for every key that needs one, and return the loads to wait for, with their keys."""
+    def _join_or_start(
+        self, keys: Sequence[str], found: _Answers, source: Source
+    ) -> tuple[dict[Flight, list[str]], Flight | None]:
+        """Find or start a load for every key that needs one.
+
+        Return the loads to wait for, with their keys, and the one that was started.
+        """
         missing = [key for key in keys if key not in found.values and not self._retries_later(key, found.stale)]
         refreshed = [
             key for key in found.due_for_refresh if self.flights.get(key) is None and key not in self._failures
@@ -218,7 +218,7 @@ class Loading:
             else:
                 waits.setdefault(flight, []).append(key)
                 self.joined += flight is not own
-        return waits
+        return waits, own
 
     def _retries_later(self, key: str, stale: Mapping[str, Entry]) -> bool:
         return key in stale and key in self._failures and self.flights.get(key) is None
@@ -277,9 +277,10 @@ class Loading:
         values: dict[str, Any] = {}
         waiting = list(keys)
         l3_answers = any(seen[key].l3 is not None for key in keys)
-        give_up_at, waited_s = asyncio.get_running_loop().time() + lock.ttl, 0.0
+        give_up_at = asyncio.get_running_loop().time() + lock.ttl
+        wait = WaitForProcesses(self._namespace, flight)
         while waiting:
-            with lock.waiting(waiting) as released:
+            with wait, lock.waiting(waiting) as released:
                 locks = await lock.acquire(waiting, give_up_at)
                 unshared: set[str] = set()
                 try:
@@ -292,6 +293,7 @@ class Loading:
                     }
                     own = [key for key in locks.tokens if key not in entries]
                     if own:
+                        wait.end()
                         loaded, stored = await self._load_own(lock, flight, own, source, seen, locks)
                         values |= loaded
                         unshared = {key for key in own if key not in stored}
@@ -300,13 +302,12 @@ class Loading:
                     raise
                 await lock.release(locks, unshared)
                 waiting = [key for key in waiting if key not in entries and key not in own]
-                began = time.monotonic()
-                if waiting and await released.wait(waiting, give_up_at):
-                    # The other process has stored no value. It is faster then if each process loads for itself.
-                    give_up_at = 0
-                waited_s += time.monotonic() - began if waiting else 0.0
-        if waited_s and hooks.spans is not None:
-            hooks.spans.past("cache.wait_for_process", hooks.about_cache(self._namespace, keys), waited_s)
+                if waiting:
+                    wait.begin(waiting)
+                    if await released.wait(waiting, give_up_at):
+                        # The other process has stored no value. It is faster then if each process loads for itself.
+                        give_up_at = 0
+        wait.end()
         return values
 
     async def _load_own(
@@ -372,13 +373,11 @@ class Loading:
             seen |= await self._lookup.observe(due, source.tags)
         return entries, seen
 
-    async def _call_loader(self, flight: Flight, keys: list[str], source: Source) -> tuple[dict[str, Entry], set[str]]:
-        """Return an entry for each loaded value and each key without one, and the keys that must not be stored."""
+    def _call_loader(self, flight: Flight, keys: list[str], source: Source) -> Awaitable[LoadedEntries]:
+        """See `load_entries`."""
         self.loads += 1
         flight.loader_keys.update(keys)
-        previous = previous_of(source.replaced, self._staleness) if source.takes_previous else {}
-        loaded = await source.load(keys, previous, self._namespace, flight)
-        return entries_of(keys, loaded, source, self._staleness)
+        return load_entries(keys, source, self._staleness, self._namespace, flight)
 
     def _store(self, key: str, entry: Entry, options: EntryOptions, seen: Seen) -> None:
         """Store a loaded entry in every tier."""

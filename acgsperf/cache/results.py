@@ -6,6 +6,7 @@ from typing import Any, Final, Generic, Never, TypeVar, cast
 
 from msgspec.structs import replace
 
+from acgsperf import hooks
 from acgsperf._native.arguments import checked_bool
 from acgsperf.cache.arguments import checked_tags, checked_ttl
 from acgsperf.cache.options import DEFAULT_TTL, with_ttl
@@ -14,7 +15,7 @@ from acgsperf.cache.staleness import Staleness
 from acgsperf.errors import LoadError
 from acgsperf.tiers.base import ONLY_L1, Entry
 
-__all__ = ["UNCHANGED", "Loaded", "Loader", "LoaderOfMany", "Previous", "entries_of", "previous_of"]
+__all__ = ["UNCHANGED", "Loaded", "LoadedEntries", "Loader", "LoaderOfMany", "Previous", "load_entries"]
 
 _V = TypeVar("_V")
 _V_co = TypeVar("_V_co", covariant=True)
@@ -76,6 +77,8 @@ class _Unchanged:
         return "UNCHANGED"
 
 
+# What a load stores, and the keys of it that must not be stored.
+LoadedEntries = tuple[dict[str, Entry], set[str]]
 Loader = Callable[[str], Awaitable[_V | Loaded[_V]]] | Callable[[str, Previous[_V] | None], Awaitable[_V | Loaded[_V]]]
 LoaderOfMany = (
     Callable[[list[str]], Awaitable[Mapping[str, _V | Loaded[_V]]]]
@@ -86,7 +89,7 @@ UNCHANGED: Final[Loaded[Never]] = cast("Any", _Unchanged())
 """A loader returns it to keep the previous value, with a new ttl. It counts as a `Loaded` to type checkers."""
 
 
-def previous_of(entries: Mapping[str, Entry], staleness: Staleness) -> dict[str, Previous[Any]]:
+def _previous_of(entries: Mapping[str, Entry], staleness: Staleness) -> dict[str, Previous[Any]]:
     """Return what a loader gets of the entries that it replaces."""
     now, clone = staleness.clock(), staleness.clone
     return {
@@ -98,24 +101,7 @@ def previous_of(entries: Mapping[str, Entry], staleness: Staleness) -> dict[str,
     }
 
 
-def entries_of(
-    keys: Sequence[str], results: Mapping[str, Any], source: Source, staleness: Staleness
-) -> tuple[dict[str, Entry], set[str]]:
-    """Return an entry for each result and, with a `negative_ttl`, for each key without a value.
-
-    Args:
-        keys: those that the loader was called with.
-        results: what it has returned.
-        source: how its values are stored, and what they replace.
-        staleness: makes the entries.
-
-    Returns:
-        The entries, and the keys whose entry must not be stored.
-
-    Raises:
-        TypeError: if the results are not a mapping.
-        LoadError: if a value is unchanged, but there is no previous one.
-    """
+def _entries_of(keys: Sequence[str], results: Mapping[str, Any], source: Source, staleness: Staleness) -> LoadedEntries:
     if not isinstance(results, Mapping):
         raise TypeError(f"loader must return a mapping of keys to values, got {type(results).__name__}")
     entries: dict[str, Entry] = {}
@@ -143,6 +129,41 @@ def entries_of(
             continue
         entries[key] = replace(entry, id=ONLY_L1) if source.local else entry
     return entries, unkept
+
+
+def load_entries(
+    keys: list[str], source: Source, staleness: Staleness, namespace: str, holder: Any
+) -> Awaitable[LoadedEntries]:
+    """Call the loader, within a span if there are spans. Return an entry for each of its results.
+
+    With a `negative_ttl`, each key without a value gets an entry, too.
+
+    Args:
+        keys: what to load.
+        source: the loader, how its values are stored, and what they replace.
+        staleness: makes the entries.
+        namespace: names the cache in the span.
+        holder: the load of the span; see `hooks.Spans.during`.
+
+    Returns:
+        The entries, and the keys whose entry must not be stored.
+
+    Raises:
+        TypeError: if the results are not a mapping.
+        LoadError: if a value is unchanged, but there is no previous one.
+    """
+    loading = _load(keys, source, staleness)
+    if hooks.spans is not None:
+        return hooks.spans.during("cache.load", hooks.about_cache(namespace, keys), loading, load=holder)
+    return loading
+
+
+async def _load(keys: list[str], source: Source, staleness: Staleness) -> LoadedEntries:
+    if source.takes_previous:
+        results = await source.loader(keys, _previous_of(source.replaced, staleness))
+    else:
+        results = await source.loader(keys)
+    return _entries_of(keys, results, source, staleness)
 
 
 def _joined(tags: tuple[str, ...], more: Sequence[str]) -> tuple[str, ...]:

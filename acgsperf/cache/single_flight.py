@@ -10,7 +10,7 @@ from typing import Any, Final
 from acgsperf.errors import CacheError, LoadCancelledError, LoadError, LoadTimeoutError
 from acgsperf.tiers.base import Entry
 
-__all__ = ["Flight", "Flights"]
+__all__ = ["BypassingLoad", "Flight", "Flights"]
 
 _log: Final = logging.getLogger("acgsperf.cache")
 
@@ -28,6 +28,8 @@ class Flight:
         done: resolved when the load has ended, with or without success.
         detached: whether the load continues when no caller waits for it.
         span: its span, if an exporter makes spans.
+        failure: the type of the error with which it has failed; None if it was cancelled because no caller waits for
+            it, or because the cache is closed. Unlike the error, it is kept.
     """
 
     __slots__ = (
@@ -40,6 +42,7 @@ class Flight:
         "began_at",
         "detached",
         "done",
+        "failure",
         "keys",
         "loader_keys",
         "span",
@@ -62,6 +65,7 @@ class Flight:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.detached: bool = False
         self.span: Any = None
+        self.failure: type[BaseException] | None = None
         self.waiters: int = 0
         # The loads, of this cache or of others, that the loader waits for; one entry for each of its waits.
         self._dependencies: list[Flight] = []
@@ -78,6 +82,15 @@ class Flight:
     def failed(self) -> bool:
         """Whether the load has ended without a value. Ask while waiting for it; see `Flights.waiting`."""
         return self._error is not None
+
+    def failure_of(self, error: type[BaseException] | None) -> type[BaseException] | None:
+        """Return the error with which the load fails if a part of it ends with an error, or with None.
+
+        A load that has taken too long has failed before its loader is cancelled.
+        """
+        if self.failure is not None:
+            return self.failure
+        return LoadCancelledError if error is asyncio.CancelledError and not self.done.done() else error
 
     def forget_error(self) -> None:
         """Drop the error, because no caller waits for it any more.
@@ -127,6 +140,16 @@ class Flight:
         if self._error is not None:
             raise _copy_of(self._error)
         return self._values.get(key)
+
+
+class BypassingLoad:
+    """A load that stores nothing and that no other caller joins; for its span."""
+
+    __slots__ = ("span",)
+
+    def failure_of(self, error: type[BaseException] | None) -> type[BaseException] | None:
+        """Return the error with which the load fails, as for a `Flight`."""
+        return error
 
 
 # The load that the current code belongs to, of any cache. Tasks that a loader starts belong to its load as well: the
@@ -298,7 +321,7 @@ class Flights:
     def _fail(self, flight: Flight, error: BaseException) -> None:
         if not flight.done.done():
             self._on_failure(flight, error)
-            flight._error = error
+            flight._error, flight.failure = error, type(error)
             self._finish(flight)
 
     def cancel(self, flight: Flight, error: BaseException | None) -> None:

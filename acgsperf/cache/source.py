@@ -5,7 +5,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import FunctionType
 from typing import Any, Final
 
-from acgsperf import hooks
 from acgsperf._native.entry import Codec, Entry
 from acgsperf.cache.options import EntryOptions
 
@@ -89,22 +88,6 @@ class Source:
         source.for_many = False
         source.takes_previous = _takes_previous(loader)
         return source
-
-    def load(
-        self, keys: list[str], previous: Mapping[str, Any], namespace: str, holder: Any
-    ) -> Awaitable[Mapping[str, Any]]:
-        """Call the loader, within a span if there are spans.
-
-        Args:
-            keys: what to load.
-            previous: what the values replace, by key.
-            namespace: names the cache in the span.
-            holder: its attribute `span` is set to the span.
-        """
-        loading = self.loader(keys, previous) if self.takes_previous else self.loader(keys)
-        if hooks.spans is not None:
-            loading = hooks.spans.during("cache.load", hooks.about_cache(namespace, keys), loading, load=holder)
-        return loading
 
 
 def _takes_previous(loader: Callable[..., Any]) -> bool:

@@ -6,6 +6,7 @@ makes spans itself, or another caller whose span has a link to it.
 """
 
 import time
+from asyncio import CancelledError
 from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Mapping
 from importlib.metadata import version
@@ -43,46 +44,45 @@ _REFRESH_AFTER: Final = 50
 _ERROR: Final = "error.type"
 
 
+def _set_error(span: Span, error: type[BaseException]) -> None:
+    span.set_attribute(_ERROR, error.__qualname__)
+    # An operation that nobody waits for any more has not failed.
+    if not issubclass(error, (CancelledError, GeneratorExit)):
+        span.set_status(Status(StatusCode.ERROR))
+
+
 class _Deferred(Span):
     """The span of an operation. It makes the span of the SDK when that is needed."""
 
-    __slots__ = ("_attributes", "_began_ns", "_context", "_is_dropped", "_made", "_name", "_tracer", "_waits")
+    __slots__ = ("_attributes", "_began_ns", "_context", "_is_dropped", "_made", "_name", "_tracer")
 
-    def __init__(
-        self,
-        tracer: Tracer,
-        name: str,
-        attributes: Mapping[str, str | int],
-        context: Context | None,
-        waits: Iterable[Any],
-    ) -> None:
+    def __init__(self, tracer: Tracer, name: str, attributes: Mapping[str, str | int], context: Context | None) -> None:
         self._tracer = tracer
         self._name = name
         self._attributes = attributes
         self._context = context
         self._began_ns = time.time_ns()
-        self._waits = waits
         self._made: Span | None = None
         self._is_dropped = False
 
     def _span(self) -> Span:
         if self._made is None:
-            spans = [flight.span for flight in self._waits if flight.span is not None]
-            contexts = [span.get_span_context() for span in spans if not span._is_dropped]
             self._made = self._tracer.start_span(
                 f"acgsperf.{self._name}",
                 context=self._context,
                 attributes=self._attributes,
-                links=[Link(context) for context in contexts if context.is_valid],
                 start_time=self._began_ns,
             )
         return self._made
 
-    def fail(self, error: BaseException) -> None:
-        """Record that the operation failed."""
-        self._span().set_attribute(_ERROR, type(error).__qualname__)
-        if isinstance(error, Exception):
-            self._span().set_status(Status(StatusCode.ERROR))
+    @property
+    def is_dropped(self) -> bool:
+        """Whether the operation has ended, and no span was made of it."""
+        return self._is_dropped
+
+    def fail(self, error: type[BaseException]) -> None:
+        """Record that the operation failed, or was cancelled."""
+        _set_error(self._span(), error)
 
     def finish(self, min_ns: int) -> None:
         """End the span. If the operation took less than `min_ns`, and nothing needed the span, no span is made."""
@@ -175,49 +175,65 @@ class OpenTelemetrySpans:
         work: Awaitable[_T],
         *,
         load: Any = None,
-        waits: Iterable[Any] = (),
     ) -> Awaitable[_T]:
         """Return an awaitable that awaits `work` within a span, and returns its result."""
-        return self._during(name, attributes, work, load, waits)
+        return self._during(name, attributes, work, load)
 
-    async def _during(
-        self, name: str, attributes: Mapping[str, str | int], work: Awaitable[_T], load: Any, waits: Iterable[Any]
-    ) -> _T:
+    async def _during(self, name: str, attributes: Mapping[str, str | int], work: Awaitable[_T], load: Any) -> _T:
         context = None if load is None else get_current()
-        span = _Deferred(self._tracer, name, attributes, context, waits)
+        span = _Deferred(self._tracer, name, attributes, context)
         token = None
         if load is not None:
             load.span = span
             # Spans that the loader makes are children of this one.
             token = attach(set_span_in_context(span, context))
+        failure: type[BaseException] | None = None
         try:
             return await work
         except BaseException as error:
-            span.fail(error)
+            failure = type(error)
             raise
         finally:
             if token is not None:
                 detach(token)
+            if load is not None:
+                failure = load.failure_of(failure)
+            if failure is not None:
+                span.fail(failure)
             span.finish(self._min_ns)
 
-    def past(self, name: str, attributes: Mapping[str, str | int], seconds: float, error: str = "") -> None:
-        """Make a span of the operation that took the last `seconds`; `error` is the type of its error."""
+    def past(
+        self,
+        name: str,
+        attributes: Mapping[str, str | int],
+        seconds: float,
+        error: type[BaseException] | None = None,
+        loads: Iterable[Any] = (),
+    ) -> None:
+        """Make a span of the operation that took the last `seconds`, with links to the spans of loads."""
         duration_ns = round(seconds * 1e9)
-        if error or duration_ns >= self._min_ns:
+        if error is not None or duration_ns >= self._min_ns:
             now_ns = time.time_ns()
-            began_ns = now_ns - duration_ns
-            span = self._tracer.start_span(f"acgsperf.{name}", attributes=attributes, start_time=began_ns)
-            if error:
-                span.set_attribute(_ERROR, error)
-                span.set_status(Status(StatusCode.ERROR))
+            spans = [load.span for load in loads if load.span is not None and not load.span.is_dropped]
+            contexts = [span.get_span_context() for span in spans]
+            span = self._tracer.start_span(
+                f"acgsperf.{name}",
+                attributes=attributes,
+                links=[Link(context) for context in contexts if context.is_valid],
+                start_time=now_ns - duration_ns,
+            )
+            if error is not None:
+                _set_error(span, error)
             span.end(now_ns)
 
-    def batch(self, name: str, of: object, tier: str, keys: int, elapsed_ns: int, error: str) -> None:
+    def batch(
+        self, name: str, of: object, tier: str, keys: int, elapsed_ns: int, error: type[BaseException] | None
+    ) -> None:
         """Make a span of a batch that has just ended, if it failed, or took longer than 95 % of the others."""
         of_object = self._usual.get(of)
         if of_object is None:
             of_object = self._usual[of] = defaultdict(_UsualTime)
         usual = of_object[name]
-        if error or (elapsed_ns >= self._min_ns and usual.is_exceeded_by(elapsed_ns)):
+        if error is not None or (elapsed_ns >= self._min_ns and usual.is_exceeded_by(elapsed_ns)):
             self.past(name, {hooks.TIER_LABEL: tier, hooks.KEYS: keys}, elapsed_ns / 1e9, error)
         usual.add(elapsed_ns)

@@ -72,7 +72,7 @@ class ServerCalls:
         hint: what to add to the message that says that the server did not answer.
         breaker: decides whether calls go to the server.
         errors: failed calls, by kind.
-        last_error: the kind of the last error.
+        last_error: the type of the last error.
         skipped: keys and entries that were not sent because the breaker was open.
         tasks: tasks in flight; `ServerTier.close` ends them.
         of_tier: the calls of all servers of the tier.
@@ -88,7 +88,7 @@ class ServerCalls:
     ) -> None:
         self.breaker: Final = CircuitBreaker()
         self.errors: Final[Counter[str]] = Counter() if owner is None else owner.errors
-        self.last_error: str = ""
+        self.last_error: type[Exception] | None = None
         self.skipped: int = 0
         self.tasks: Final[set[asyncio.Task[None]]] = set() if owner is None else owner.tasks
         self.of_tier: Final = self if owner is None else owner
@@ -144,7 +144,7 @@ class ServerCalls:
         except Exception as error:
             kind = type(error).__name__
             self.errors[kind] += 1
-            self.last_error = kind
+            self.last_error = type(error)
             problem = f"{kind}: {error}" if str(error) else kind
             if problems is not None:
                 problems.append(problem)
@@ -173,7 +173,7 @@ class ServerCalls:
         """
         if hooks.spans is not None:
             elapsed_ns = time.perf_counter_ns() - started_ns
-            error = self.last_error if failed else ""
+            error = self.last_error if failed else None
             # The nodes of a cluster are compared with each other, so a slow one makes spans.
             hooks.spans.batch(name, self.of_tier, self.label, keys, elapsed_ns, error)
 

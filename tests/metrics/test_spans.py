@@ -5,6 +5,7 @@ import gc
 import secrets
 import subprocess
 import sys
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
@@ -14,7 +15,18 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import StatusCode, get_current_span
 
-from acgsperf import ConnectionPool, LRUCache, PoolTimeout, RedisTier, TieredCache, hooks
+from acgsperf import (
+    ConnectionPool,
+    EntryOptions,
+    LoadCancelledError,
+    LoadError,
+    LoadTimeoutError,
+    LRUCache,
+    PoolTimeout,
+    RedisTier,
+    TieredCache,
+    hooks,
+)
 from acgsperf.metrics.opentelemetry import instrument
 
 
@@ -59,6 +71,10 @@ async def load(key):
     return 1
 
 
+async def loads_ended(cache):
+    await asyncio.gather(*cache._parts.loading.flights._running)
+
+
 async def test_a_load_is_a_span_and_a_hit_is_none(traces, cache):
     await cache.get_or_load("a", load)
     (span,) = traces.take()
@@ -93,6 +109,68 @@ async def test_a_failed_load_is_an_error(traces, cache):
     assert "'a'" not in span.to_json()
 
 
+async def test_a_load_that_takes_too_long_is_an_error_for_all_that_wait_for_it(traces):
+    async def hang(key):
+        await asyncio.Event().wait()
+
+    async def finish_anyway(key):
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    options = EntryOptions(hard_timeout=0.05)
+    async with TieredCache(LRUCache(10), namespace="slow", options=options) as cache:
+        for loader in (hang, finish_anyway):
+            calls = (cache.get_or_load("a", loader) for _ in range(2))
+            raised = await asyncio.gather(*calls, return_exceptions=True)
+            assert [type(error) for error in raised] == [LoadTimeoutError] * 2
+            await loads_ended(cache)
+            spans = traces.take()
+            assert {span.name for span in spans} == {"acgsperf.cache.load", "acgsperf.cache.wait_for_load"}
+            for span in spans:
+                assert span.attributes["error.type"] == "LoadTimeoutError"
+                assert span.status.status_code is StatusCode.ERROR
+        assert cache.stats().load_errors == 2
+
+
+async def cancel_itself(keys):
+    raise asyncio.CancelledError
+
+
+async def return_a_list(keys):
+    return list(keys)
+
+
+@pytest.mark.parametrize(
+    ("loader", "error"), [(cancel_itself, "LoadCancelledError"), (return_a_list, "TypeError"), (list, "TypeError")]
+)
+async def test_each_load_that_counts_as_failed_is_an_error(traces, cache, loader, error):
+    with pytest.raises((TypeError, LoadCancelledError)):
+        await cache.get_or_load_many(["a"], loader)
+    (span,) = traces.take()
+    assert (span.attributes["error.type"], span.status.status_code) == (error, StatusCode.ERROR)
+    assert cache.stats().load_errors == 1
+
+
+async def test_a_load_that_no_caller_waits_for_is_cancelled_and_no_error(traces, cache):
+    started = asyncio.Event()
+
+    async def hang(key):
+        started.set()
+        await asyncio.Event().wait()
+
+    calls = [asyncio.create_task(cache.get_or_load("a", hang)) for _ in range(2)]
+    await started.wait()
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    await loads_ended(cache)
+    assert cache.stats().load_errors == 0
+    spans = traces.take()
+    assert sorted(span.name for span in spans) == ["acgsperf.cache.load", "acgsperf.cache.wait_for_load"]
+    for span in spans:
+        assert (span.attributes["error.type"], span.status.status_code) == ("CancelledError", StatusCode.UNSET)
+
+
 async def test_what_takes_less_than_1_ms_makes_no_span_unless_someone_needs_it(cache):
     traces, meters = Traces(), MeterProvider()
     created = instrument(meter_provider=meters, tracer_provider=traces.provider)
@@ -114,7 +192,7 @@ async def test_what_takes_less_than_1_ms_makes_no_span_unless_someone_needs_it(c
     assert len(traces.take()) < 20
     tier = Tier()
     for elapsed_ns in [1] * 100 + [999_999] * 3:
-        hooks.spans.batch("tier.read", tier, "a", 1, elapsed_ns, "")
+        hooks.spans.batch("tier.read", tier, "a", 1, elapsed_ns, None)
     assert await cache.get_or_load("a", slow) == 1
     assert traces.names() == ["acgsperf.cache.load"]
     assert await cache.get_or_load("b", query) == 1
@@ -217,40 +295,138 @@ async def test_a_wait_for_the_load_of_another_caller_is_a_span_with_a_link_to_it
     assert [link.context.span_id for link in wait.links] == [load_span.context.span_id]
 
 
-async def test_a_wait_for_the_load_of_another_process_is_a_span(traces, servers):
-    namespace = secrets.token_hex(4)
-    started, go_on = asyncio.Event(), asyncio.Event()
+async def test_a_wait_for_the_loads_of_others_ends_before_the_load_of_the_caller(traces, cache):
+    started, go_on, continued, finish = (asyncio.Event() for _ in range(4))
 
-    async def slow(key):
+    async def others(key):
         started.set()
         await go_on.wait()
         return 1
 
-    def opened():
-        return TieredCache(LRUCache(10), RedisTier(servers.redis_url, deadline=5), namespace=namespace, lock_ttl=30)
+    async def own(keys):
+        await go_on.wait()
+        continued.set()
+        await finish.wait()
+        raise KeyError(keys)
 
-    async with opened() as one, opened() as other:
-        first = asyncio.create_task(one.get_or_load("a", slow))
-        await started.wait()
-        second = asyncio.create_task(other.get_or_load("a", load))
+    first = asyncio.create_task(cache.get_or_load("a", others))
+    await started.wait()
+    second = asyncio.create_task(cache.get_or_load_many(["a", "b", "c"], own))
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await first == 1
+    await continued.wait()
+    wait, load_span = sorted(traces.take(), key=lambda span: span.name, reverse=True)
+    finish.set()
+    with pytest.raises(KeyError):
+        await second
+    (own_span,) = traces.take()
+    assert [span.name for span in (wait, load_span, own_span)] == [
+        "acgsperf.cache.wait_for_load",
+        *["acgsperf.cache.load"] * 2,
+    ]
+    assert [link.context.span_id for link in wait.links] == [load_span.context.span_id]
+    assert (wait.attributes["acgsperf.cache.keys"], wait.status.status_code) == (1, StatusCode.UNSET)
+
+
+class TwoProcesses:
+    """Two caches that share locks: the first loads a key, and the second waits for it."""
+
+    def __init__(self, servers, namespace):
+        self.go_on = asyncio.Event()
+        self.namespace = namespace
+        self._url = servers.redis_url
+        self._started = asyncio.Event()
+
+    async def __aenter__(self):
+        self._opened = AsyncExitStack()
+        self.one, self.other = [
+            await self._opened.enter_async_context(
+                TieredCache(
+                    LRUCache(10),
+                    RedisTier(self._url, deadline=30),
+                    namespace=self.namespace,
+                    lock_ttl=30,
+                    deadline=30,
+                )
+            )
+            for _ in range(2)
+        ]
+        return self
+
+    async def __aexit__(self, *error):
+        await self.one.clear()
+        await self._opened.aclose()
+
+    async def begin(self, first, second):
+        """Return the tasks of both loads when the second one waits."""
+
+        async def start(key):
+            self._started.set()
+            await self.go_on.wait()
+            return await first(key)
+
+        loading = asyncio.create_task(self.one.get_or_load("a", start))
+        await self._started.wait()
+        waiting = asyncio.create_task(self.other.get_or_load("a", second))
         async with asyncio.timeout(20):
-            while not other._parts.loading._lock._waiters:  # noqa: ASYNC110
+            while not self.other._parts.loading._lock._waiters:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             # It registers before it asks for the lock, which the first one must still have then.
             await asyncio.sleep(0.2)
-            go_on.set()
-            assert await asyncio.gather(first, second) == [1, 1]
-        await one.clear()
+        return loading, waiting
+
+
+async def fail(key):
+    raise KeyError(key)
+
+
+@pytest.fixture
+async def processes(servers):
+    async with TwoProcesses(servers, secrets.token_hex(4)) as opened:
+        yield opened
+
+
+async def test_a_wait_for_the_load_of_another_process_is_a_span(traces, processes):
+    tasks = await processes.begin(load, load)
+    processes.go_on.set()
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*tasks) == [1, 1]
     (span,) = [span for span in traces.take() if span.name == "acgsperf.cache.wait_for_process"]
     assert 0 < span.end_time - span.start_time < 20e9
-    assert span.attributes["acgsperf.cache.name"] == namespace
+    assert span.status.status_code is StatusCode.UNSET
+    assert dict(span.attributes) == {"acgsperf.cache.name": processes.namespace, "acgsperf.cache.keys": 1}
+
+
+async def test_a_wait_for_a_load_that_fails_in_another_process_is_an_error(traces, processes):
+    tasks = await processes.begin(fail, load)
+    processes.go_on.set()
+    async with asyncio.timeout(20):
+        raised = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(error) for error in raised] == [KeyError, LoadError]
+    (span,) = [span for span in traces.take() if span.name == "acgsperf.cache.wait_for_process"]
+    assert (span.attributes["error.type"], span.status.status_code) == ("LoadError", StatusCode.ERROR)
+
+
+@pytest.mark.parametrize("own", [load, fail])
+async def test_a_wait_for_another_process_ends_before_the_load_that_follows(traces, processes, own):
+    first, second = await processes.begin(load, own)
+    first.cancel()
+    async with asyncio.timeout(60):
+        await asyncio.gather(second, return_exceptions=True)
+    spans = {span.name: span for span in traces.take()}
+    wait = spans["acgsperf.cache.wait_for_process"]
+    # The second of them: the first one was cancelled.
+    own_load = spans["acgsperf.cache.load"]
+    assert wait.end_time <= own_load.start_time
+    assert wait.status.status_code is StatusCode.UNSET
 
 
 def test_a_batch_is_a_span_if_it_takes_longer_than_95_percent_of_the_others(traces):
     tier = Tier()
 
     def end_batch(elapsed_ns, name="tier.read", tier=tier):
-        hooks.spans.batch(name, tier, "redis tier 'app'", 3, elapsed_ns, "")
+        hooks.spans.batch(name, tier, "redis tier 'app'", 3, elapsed_ns, None)
         return traces.take()
 
     # The first 100 batches make no span.
@@ -267,7 +443,7 @@ def test_a_batch_is_a_span_if_it_takes_longer_than_95_percent_of_the_others(trac
 
 def test_the_times_of_batches_are_released_with_their_tier(traces):
     tier = Tier()
-    hooks.spans.batch("tier.read", tier, "redis tier 'app'", 3, 1_000_000, "")
+    hooks.spans.batch("tier.read", tier, "redis tier 'app'", 3, 1_000_000, None)
     assert len(hooks.spans._usual) == 1
     del tier
     gc.collect()
@@ -319,7 +495,7 @@ async def test_a_slow_batch_is_a_child_of_the_request(traces, servers, name):
         (tier,) = cache._parts.lower_tiers.tiers
         for usual_ns, expected in ((1, [f"acgsperf.tier.{name}"]), (60_000_000_000, [])):
             for _ in range(2_000):
-                hooks.spans.batch(f"tier.{name}", tier._calls.of_tier, "", 1, usual_ns, "")
+                hooks.spans.batch(f"tier.{name}", tier._calls.of_tier, "", 1, usual_ns, None)
             traces.take()
             with traces.tracer.start_as_current_span("request"):
                 await (cache.get("a") if name == "read" else cache.set("a", 1))
