@@ -113,9 +113,9 @@ def alert_rules(windows: Windows) -> list[Rule]:
         Rule(
             *("AcgsperfBackplaneLag", "warning"),
             f"{_percentile(0.99, 'backplane_lag_seconds', now, 'job, instance, cache')} > 1\n"
-            f'or sum by (job, instance, cache) ({_named("backplane_state")}{{state=~"connecting|recovering"}}) > 0',
+            f'or sum by (job, instance, cache) ({_named("backplane_state")}{{state!="following"}}) > 0',
             *(hold, "Cache {{ $labels.cache }} of {{ $labels.instance }} gets records of writes late"),
-            "Records arrive more than 1 s after the write, or not at all.",
+            "Records arrive more than 1 s after the write, or not at all. The log of the process says why.",
         ),
     ]
 

@@ -33,6 +33,7 @@ from acgsperf import (
     TieredCache,
 )
 from acgsperf.asgi import PerformanceMiddleware
+from acgsperf.backplane.base import BackplaneState
 from acgsperf.metrics.catalogue import METRICS
 from acgsperf.metrics.metric import Merge
 from acgsperf.metrics.prometheus import PerformanceCollector, exposition
@@ -104,6 +105,14 @@ def test_promtool_accepts_the_rules(made):
     done = subprocess.run(["promtool", "check", "rules", made.RULES], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert "SUCCESS: 8 rules found" in done.stdout
+
+
+def test_an_alert_fires_in_each_state_of_a_backplane_without_records(made):
+    (rule,) = [rule for rule in made.alert_rules.alert_rules(made.alert_rules.Windows()) if "Backplane" in rule.name]
+    (operator, text) = re.search(r'_backplane_state\{state(=~|!=)"([^"]+)"\}', rule.expression).groups()
+    fires = {state for state in BackplaneState if (re.fullmatch(text, state.value) is None) == (operator == "!=")}
+    # It is OFF, for example, if the server refuses it.
+    assert fires == set(BackplaneState) - {BackplaneState.FOLLOWING}
 
 
 class Prometheus:
