@@ -30,7 +30,7 @@ class _Tap:
         self._original = original
         self._samples: tuple[ReadSample, ...] = ()
 
-    def __call__(self, key: str, default: Any = None, /) -> Any:
+    def __call__(self, key: object, default: Any = None, /) -> Any:
         for sample in self._samples:
             sample.note(key)
         return self._original(key, default)
@@ -67,7 +67,8 @@ class ReadSample:
     number of samples of a cache may be taken at the same time.
 
     Some callers keep the function instead of looking it up, for example the response cache of the middleware. Their
-    reads are not sampled, and neither are those of `get_many`.
+    reads are not sampled, and neither are those of `get_many`. Reads with a key that is not a `str` are not sampled
+    either.
 
     Args:
         cache: the cache.
@@ -95,10 +96,13 @@ class ReadSample:
             self._taps.append(tap)
         return keys
 
-    def note(self, key: str) -> None:
-        """Add a key to the sample. The functions that look in L1 call it."""
+    def note(self, key: object) -> None:
+        """Add a key to the sample, if it is a str. The functions that look in L1 call it before they check the key."""
+        if not isinstance(key, str):
+            return
         if len(self._keys) < self._count:
-            self._keys.append(key)
+            # Without the methods of a subclass.
+            self._keys.append(str.__str__(key))
         else:
             self._leave()
 

@@ -77,6 +77,33 @@ async def test_a_reader_copied_during_a_sample_works_after_it(cache):
     assert cache.get_local is original
 
 
+class Unusual(str):
+    """A valid key with a method that fails."""
+
+    def encode(self, *arguments, **options):
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("show_keys", [True, False])
+async def test_reads_with_keys_of_a_wrong_type_are_not_sampled_and_disturb_nothing(cache, show_keys):
+    hot = HotKeys("keys", cache, show_keys=show_keys, uniform=lambda low, high: 0)
+    hot.start()
+    for _ in range(10):
+        for key in (None, 5, b"x", ["x"], {}):
+            with pytest.raises(TypeError):
+                await cache.get(key)
+        await asyncio.sleep(0)
+    async with asyncio.timeout(60):
+        while len(found := hot.top(5)) < 2:
+            for key in (Unusual("unusual"), "\udcff"):
+                cache.get_local(key)
+            await asyncio.sleep(0)
+    hot.stop()
+    assert len(found) == 2
+    if show_keys:
+        assert {key.key for key in found} == {"unusual", "\\udcff"}
+
+
 async def test_a_loader_and_a_decorated_function_are_sampled(cache):
     sample = ReadSample(cache)
     sample.take(10)
