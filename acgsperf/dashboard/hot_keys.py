@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from secrets import token_bytes
@@ -17,8 +18,10 @@ __all__ = ["HotKeys", "SpaceSaving"]
 _COUNTERS: Final = 128
 _SAMPLE: Final = 32
 _PAUSE_S: Final = (0.05, 0.15)
-# When so many keys have been counted, all counts are halved: the sketch forgets what was hot a minute ago.
-_FORGET_AFTER: Final = 10_000
+# A read of a minute ago counts an eighth.
+_HALF_LIFE_S: Final = 20.0
+# How often the counts are reduced accordingly.
+_FADE_S: Final = 1.0
 # A key counted less often may be there by chance.
 _LEAST: Final = 3
 _LONGEST_KEY: Final = 120
@@ -34,7 +37,7 @@ class SpaceSaving:
         size: the number of counters.
 
     Attributes:
-        total: the number of keys added.
+        total: the sum of all counts.
     """
 
     def __init__(self, size: int) -> None:
@@ -58,12 +61,12 @@ class SpaceSaving:
                 del self._errors[rarest]
                 counts[key], self._errors[key] = inherited + 1, inherited
 
-    def halve(self) -> None:
-        """Halve all counts, so that keys that were frequent long ago are forgotten."""
-        self.total /= 2
+    def fade(self, factor: float) -> None:
+        """Multiply all counts by a factor below 1, so that keys that were frequent long ago are forgotten."""
+        self.total *= factor
         for counts in (self._counts, self._errors):
             for key in counts:
-                counts[key] /= 2
+                counts[key] *= factor
 
     def top(self, most: int) -> list[tuple[str, float, float]]:
         """Return the most frequent keys, each with its count and by how much that may be too high."""
@@ -74,12 +77,15 @@ class SpaceSaving:
 class HotKeys:
     """Takes some 300 samples of the keys of a cache in each second, in bursts at random times.
 
+    A read counts less and less from then on, and an eighth after one minute.
+
     Args:
         name: the name of the cache.
         cache: the cache.
         others: see `ReadSample`.
         show_keys: whether to return the keys themselves and not digests.
         uniform: returns a random number between two others.
+        clock: returns the time, in seconds; it must not go back.
     """
 
     def __init__(
@@ -89,17 +95,22 @@ class HotKeys:
         *others: object,
         show_keys: bool,
         uniform: Callable[[float, float], float] = random.uniform,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
         self._sample = ReadSample(cache, *others)
         self._sketch = SpaceSaving(_COUNTERS)
         self._shown = _clear if show_keys else _digests(token_bytes(16))
         self._uniform = uniform
+        self._clock = clock
+        self._faded_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Take samples from now on, in the running event loop."""
+        """Take samples from now on, in the running event loop. Those before the last `stop` are forgotten."""
         if self._timer is None:
+            self._sketch = SpaceSaving(_COUNTERS)
+            self._faded_at = self._clock()
             self._turn()
 
     def stop(self) -> None:
@@ -119,9 +130,11 @@ class HotKeys:
         ]
 
     def _turn(self) -> None:
+        passed = self._clock() - self._faded_at
+        if passed >= _FADE_S:
+            self._faded_at += passed
+            self._sketch.fade(0.5 ** (passed / _HALF_LIFE_S))
         self._sketch.add(self._sample.take(_SAMPLE))
-        if self._sketch.total > _FORGET_AFTER:
-            self._sketch.halve()
         self._timer = asyncio.get_running_loop().call_later(self._uniform(*_PAUSE_S), self._turn)
 
 

@@ -155,9 +155,39 @@ def test_what_was_hot_long_ago_is_forgotten():
     sketch = SpaceSaving(4)
     sketch.add(["old"] * 100)
     for _ in range(6):
-        sketch.halve()
+        sketch.fade(0.5)
         sketch.add(["new"] * 10)
     assert sketch.top(1)[0][0] == "new"
+
+
+async def hottest(cache, hot, key):
+    """Read a key until it is among the hot ones, and return the share of each of them."""
+    async with asyncio.timeout(60):
+        while key not in (found := {one.key: one.share for one in hot.top(5)}):
+            cache.get_local(key)
+            await asyncio.sleep(0)
+    return found
+
+
+async def test_few_reads_are_forgotten_after_a_minute_as_well(cache):
+    now = 0.0
+    hot = HotKeys("keys", cache, show_keys=True, uniform=lambda low, high: 0, clock=lambda: now)
+    hot.start()
+    await hottest(cache, hot, "old")
+    # The loop may have been busy for so long.
+    now = 120.0
+    assert list(await hottest(cache, hot, "new")) == ["new"]
+    hot.stop()
+
+
+async def test_a_new_viewer_sees_no_keys_of_the_time_of_the_last_one(cache):
+    hot = HotKeys("keys", cache, show_keys=True, uniform=lambda low, high: 0, clock=lambda: 0.0)
+    hot.start()
+    await hottest(cache, hot, "old")
+    hot.stop()
+    hot.start()
+    assert await hottest(cache, hot, "new") == {"new": 1.0}
+    hot.stop()
 
 
 async def test_keys_are_digests_unless_asked_for(cache):
