@@ -16,6 +16,8 @@ from acgsperf.printable import printable
 
 __all__ = ["Broadcast"]
 
+# A server that shuts down waits so much longer for the viewers.
+_WATCH_S: Final = 0.25
 _encoder: Final = msgspec.json.Encoder()
 _log: Final = logging.getLogger("acgsperf.dashboard")
 
@@ -40,6 +42,7 @@ class Broadcast:
         self._timeline = Timeline()
         self._latest: bytes | None = None
         self._task: asyncio.Task[None] | None = None
+        self._watcher: asyncio.TimerHandle | None = None
 
     @property
     def viewers(self) -> int:
@@ -64,6 +67,7 @@ class Broadcast:
                 self._latest = None
                 self._source.start()
                 self._task = asyncio.create_task(self._run(), name="acgsperf dashboard: snapshots")
+                self._watch()
             elif self._latest is not None:
                 viewer.put(self._latest)
             yield viewer
@@ -83,6 +87,8 @@ class Broadcast:
     async def _stop(self) -> None:
         task, self._task = self._task, None
         if task is not None:
+            if self._watcher is not None:
+                self._watcher.cancel()
             self._source.stop()
             task.cancel()
             await asyncio.wait([task])
@@ -90,16 +96,19 @@ class Broadcast:
             if self._task is None:
                 await self._source.close()
 
+    def _watch(self) -> None:
+        """End all viewers if the server shuts down, also while a snapshot is taken or the next one is far away."""
+        if self._is_ending():
+            for viewer in self._viewers:
+                viewer.end()
+        else:
+            self._watcher = asyncio.get_running_loop().call_later(_WATCH_S, self._watch)
+
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
-            event = await self._next_event()
-            if self._is_ending():
-                for viewer in self._viewers:
-                    viewer.end()
-                return
-            self._latest = event
+            event = self._latest = await self._next_event()
             for viewer in self._viewers:
                 viewer.put(event)
             # Never twice at once after the event loop was busy.

@@ -368,6 +368,43 @@ def test_a_server_with_viewers_shuts_down_at_once():
         assert len(list(lines)) >= 0
 
 
+@pytest.mark.parametrize("snapshot_hangs", [True, False])
+def test_a_server_shuts_down_long_before_the_next_snapshot(snapshot_hangs):
+    source = Numbered()
+    take = source.snapshot
+
+    async def slow():
+        found = await take()
+        if snapshot_hangs:
+            await asyncio.sleep(1000)
+        return found
+
+    source.snapshot = slow
+    dashboard = Dashboard(source=source, interval=1000)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def view(server):
+        with (
+            client(f"http://127.0.0.1:{listener.getsockname()[1]}") as http,
+            http.stream("GET", "/events") as answer,
+        ):
+            lines = answer.iter_lines()
+            read_events(lines, 1 if snapshot_hangs else 2)
+            # As a signal does.
+            server.should_exit = True
+            return read_events(lines, 1)
+
+    async def main():
+        server = uvicorn.Server(uvicorn.Config(dashboard, log_level="critical", ws="none", lifespan="off"))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        await until(lambda: server.started)
+        assert await asyncio.to_thread(view, server) == []
+        await serving
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    assert source.stopped == 1
+
+
 async def test_ten_viewers_cost_less_than_10_ms_of_cpu_a_second():
     """The work of ten snapshots, sent to ten viewers, in the time that this thread computes."""
     service = PerformanceService(Settings(l1_cache_size=300), handler=Application)
