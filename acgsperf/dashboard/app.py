@@ -159,11 +159,11 @@ class Dashboard:
         elif path == "/events" and method == "GET":
             await self._stream(scope, receive, send)
         elif path == "/trends":
-            # What is opened to read them is closed after the last viewer.
-            if self.viewers == 0:
+            found = await self._broadcast.trends()
+            if found is None:
                 await _respond(scope, send, 409, b"text/plain", b"nobody views the page\n")
             else:
-                await _respond(scope, send, 200, b"application/json", msgspec.json.encode(await self._source.trends()))
+                await _respond(scope, send, 200, b"application/json", found)
         elif path == "/about":
             about = {
                 "caches": list(self._source.cache_names()) if self._invalidation is not None else [],

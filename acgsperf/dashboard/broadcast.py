@@ -4,10 +4,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from acgsperf.dashboard.snapshot import TrendState
 from acgsperf.dashboard.sources import SnapshotSource
 from acgsperf.dashboard.timeline import Timeline
 from acgsperf.dashboard.viewers import MOST_VIEWERS, Viewer, Viewers
@@ -18,14 +19,16 @@ __all__ = ["Broadcast"]
 
 # A server that shuts down waits so much longer for the viewers.
 _WATCH_S: Final = 0.25
+_TRENDS_RETRY_S: Final = 60.0
 _encoder: Final = msgspec.json.Encoder()
 _log: Final = logging.getLogger("acgsperf.dashboard")
 
 
 class Broadcast:
-    """Sends the snapshots of a source to all viewers.
+    """Sends the snapshots of a source to all viewers, and calls the source only while there are viewers.
 
     One task takes a snapshot every `interval` seconds. It starts with the first viewer and stops with the last one.
+    Then the source is closed. A viewer that comes meanwhile waits for the end of that.
 
     Args:
         source: has the snapshots.
@@ -43,6 +46,9 @@ class Broadcast:
         self._latest: bytes | None = None
         self._task: asyncio.Task[None] | None = None
         self._watcher: asyncio.TimerHandle | None = None
+        # The calls of `trends` in progress.
+        self._calls: set[asyncio.Task[bytes]] = set()
+        self._closing: asyncio.Task[None] | None = None
 
     @property
     def viewers(self) -> int:
@@ -84,17 +90,57 @@ class Broadcast:
             _log.exception("dashboard: the history cannot be read; the charts begin now")
             return _event("history", [])
 
+    async def trends(self) -> bytes | None:
+        """Return the last weeks as JSON; None if nobody views the page: then nobody would close what is opened."""
+        await self._closed()
+        if self._task is None:
+            return None
+        call = asyncio.create_task(self._read_trends(), name="acgsperf dashboard: last weeks")
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        try:
+            await asyncio.wait([call])
+        finally:
+            call.cancel()
+        return None if call.cancelled() else call.result()
+
+    async def _read_trends(self) -> bytes:
+        try:
+            return _encoder.encode(await self._source.trends())
+        except AcgsperfError as error:
+            problem = printable(str(error))
+        except Exception:
+            problem = "the last weeks cannot be read; see the log of the service"
+            _log.exception("dashboard: the last weeks cannot be read; they are tried again in %g s", _TRENDS_RETRY_S)
+        return _encoder.encode(TrendState(missing=(problem,), next_s=_TRENDS_RETRY_S))
+
     async def _stop(self) -> None:
         task, self._task = self._task, None
-        if task is not None:
-            if self._watcher is not None:
-                self._watcher.cancel()
-            self._source.stop()
-            task.cancel()
-            await asyncio.wait([task])
-            # A viewer that came meanwhile needs it.
-            if self._task is None:
-                await self._source.close()
+        if task is None:
+            return
+        if self._watcher is not None:
+            self._watcher.cancel()
+        self._source.stop()
+        calls = (task, *self._calls)
+        for call in calls:
+            call.cancel()
+        self._closing = asyncio.create_task(self._close(self._closing, calls), name="acgsperf dashboard: closing")
+        # The source is closed to the end, even if the request of the last viewer is cancelled.
+        await asyncio.shield(self._closing)
+
+    async def _close(self, earlier: asyncio.Task[None] | None, calls: tuple[asyncio.Task[Any], ...]) -> None:
+        """Close the source after the earlier time and after the calls that use it."""
+        if earlier is not None and not earlier.done():
+            await asyncio.wait([earlier])
+        await asyncio.wait(calls)
+        # A viewer that came meanwhile needs it.
+        if self._task is None:
+            await self._source.close()
+
+    async def _closed(self) -> None:
+        """Wait while the source is being closed."""
+        while self._closing is not None and not self._closing.done():
+            await asyncio.wait([self._closing])
 
     def _watch(self) -> None:
         """End all viewers if the server shuts down, also while a snapshot is taken or the next one is far away."""
@@ -105,6 +151,7 @@ class Broadcast:
             self._watcher = asyncio.get_running_loop().call_later(_WATCH_S, self._watch)
 
     async def _run(self) -> None:
+        await self._closed()
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:

@@ -82,10 +82,12 @@ class FleetSource(SnapshotSource):
     async def close(self) -> None:
         """Close the stores: the last viewer has left."""
         self._reader = self._trends = None
-        if self._hours is not None:
-            await self._hours.close()
         self._since.clear()
-        await self._store.close()
+        try:
+            if self._hours is not None:
+                await self._hours.close()
+        finally:
+            await self._store.close()
 
     def _alerts(self, found: FleetReading, now: float) -> tuple[AlertState, ...]:
         raised = {

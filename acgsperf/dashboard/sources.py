@@ -13,7 +13,8 @@ __all__ = ["SnapshotSource"]
 class SnapshotSource(ABC):
     """What a dashboard shows: a service, a page of metrics, or something of your own.
 
-    The dashboard calls every method in its event loop.
+    The dashboard calls every method in its event loop. It calls `snapshot` and `trends` only while there are viewers.
+    When the last one leaves, it cancels these calls, and then calls `close`.
     """
 
     @abstractmethod
@@ -38,7 +39,11 @@ class SnapshotSource(ABC):
         """Stop measuring: the last viewer has left."""
 
     async def close(self) -> None:  # noqa: B027
-        """Release what `snapshot` has opened, after `stop`. `snapshot` may be called again afterwards."""
+        """Release what `snapshot` and `trends` have opened, after `stop`.
+
+        `snapshot` and `trends` may be called again when this has returned. If a viewer comes before that, `start` and
+        `history` are called at once.
+        """
 
     def cache_names(self) -> Sequence[str]:
         """Return the names of the caches in which `invalidate` removes entries."""

@@ -15,7 +15,7 @@ from watched import TOKEN, Application, make_app
 
 from acgsperf import LRUCache, PerformanceService, Settings, TieredCache
 from acgsperf.asgi import PerformanceMiddleware
-from acgsperf.dashboard import Dashboard, Point, Snapshot, SnapshotSource
+from acgsperf.dashboard import Dashboard, Point, Snapshot, SnapshotSource, TrendState
 from acgsperf.dashboard.assets import assets
 from acgsperf.dashboard.viewers import Viewer, Viewers
 from acgsperf.errors import CacheError
@@ -339,6 +339,116 @@ async def test_a_viewer_whose_request_is_cancelled_leaves_nothing():
     await asyncio.wait([stream.task])
     assert (dashboard.viewers, source.stopped) == (0, 1)
     assert {task.get_name() for task in asyncio.all_tasks()} == {asyncio.current_task().get_name()}
+
+
+class Closing(Numbered):
+    """Takes its time to close, and notes what it is asked meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+        self.began, self.may_end = asyncio.Event(), asyncio.Event()
+        self.trends_may_end = asyncio.Event()
+        self.trends_may_end.set()
+
+    async def snapshot(self):
+        self.calls.append("snapshot")
+        return await super().snapshot()
+
+    async def trends(self):
+        self.calls.append("trends")
+        try:
+            await self.trends_may_end.wait()
+        except asyncio.CancelledError:
+            self.calls.append("no trends")
+            raise
+        return TrendState()
+
+    async def close(self):
+        self.calls.append("close")
+        self.began.set()
+        await self.may_end.wait()
+        self.calls.append("closed")
+
+
+def http_of(dashboard):
+    return httpx.AsyncClient(transport=httpx.ASGITransport(dashboard), base_url="http://test", timeout=60)
+
+
+async def test_a_viewer_that_comes_while_the_source_is_closed_waits_for_the_end_of_that():
+    source = Closing()
+    dashboard = Dashboard(source=source, interval=0.01)
+    first = Stream(dashboard)
+    await first.event()
+    await first.event()
+    leaving = asyncio.create_task(first.leave())
+    await source.began.wait()
+    second = Stream(dashboard)
+    assert (await second.event())[0] == "history"
+    async with http_of(dashboard) as http, asyncio.TaskGroup() as group:
+        trends = group.create_task(http.get("/trends"))
+        # Everything that could run has run.
+        for _ in range(100):
+            await asyncio.sleep(0)
+        source.may_end.set()
+    assert trends.result().status_code == 200
+    assert (await second.event())[0] == "snapshot"
+    await leaving
+    await second.leave()
+    calls = source.calls
+    assert calls[calls.index("close") + 1] == "closed"
+    assert calls[-2:] == ["close", "closed"]
+
+
+async def test_the_last_weeks_are_not_read_any_more_when_the_source_is_closed():
+    source = Closing()
+    source.trends_may_end.clear()
+    source.may_end.set()
+    dashboard = Dashboard(source=source, interval=0.01)
+    viewer = Stream(dashboard)
+    await viewer.event()
+    async with http_of(dashboard) as http, asyncio.TaskGroup() as group:
+        trends = group.create_task(http.get("/trends"))
+        await until(lambda: "trends" in source.calls)
+        await viewer.leave()
+    assert trends.result().status_code == 409
+    assert source.calls[-3:] == ["no trends", "close", "closed"]
+
+
+async def test_a_source_is_closed_to_the_end_if_the_request_of_the_last_viewer_is_cancelled():
+    source = Closing()
+    viewer = Stream(Dashboard(source=source, interval=0.01))
+    await viewer.event()
+    viewer.left.set()
+    await source.began.wait()
+    viewer.task.cancel()
+    await asyncio.wait([viewer.task])
+    assert viewer.task.cancelled()
+    source.may_end.set()
+    await until(lambda: source.calls[-1] == "closed")
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (CacheError("the cache is closed"), "the cache is closed"),
+        (RuntimeError("secret"), "the last weeks cannot be read; see the log of the service"),
+    ],
+)
+async def test_last_weeks_that_cannot_be_read_are_shown_and_asked_again(error, shown):
+    source = Numbered()
+
+    async def trends():
+        raise error
+
+    source.trends = trends
+    dashboard = Dashboard(source=source, interval=0.01)
+    viewer = Stream(dashboard)
+    await viewer.event()
+    async with http_of(dashboard) as http:
+        found = (await http.get("/trends")).json()
+    await viewer.leave()
+    assert (found["missing"], found["next_s"]) == ([shown], 60)
 
 
 async def test_a_source_that_fails_is_shown_and_asked_again(caplog):

@@ -142,6 +142,46 @@ async def test_the_page_gets_them_only_while_somebody_views_it(save_hours, serve
             await trends.history()
 
 
+async def test_a_viewer_that_comes_while_the_last_one_leaves_sees_no_problem(save_hours, servers, namespace):
+    """As when the only viewer reloads the page."""
+    await save_hours(3)
+    fleet = store_of(servers.database_url, namespace, timeout=60)
+    dashboard = Dashboard(fleet=fleet, trends=TrendStore(servers.database_url, namespace, timeout=60))
+
+    async def view(events, leave):
+        async def send(message):
+            if (body := message.get("body", b"")).startswith(b"event: "):
+                events.put_nowait(body)
+
+        async def receive():
+            await leave.wait()
+            return {"type": "http.disconnect"}
+
+        scope = {"type": "http", "method": "GET", "path": "/events", "root_path": "", "headers": []}
+        await dashboard(scope, receive, send)
+
+    transport = httpx.ASGITransport(dashboard)
+    async with (
+        httpx.AsyncClient(transport=transport, base_url="http://ops", timeout=120) as client,
+        asyncio.TaskGroup() as group,
+    ):
+        leave = None
+        for turns in range(20):
+            events, leave_earlier, leave = asyncio.Queue(), leave, asyncio.Event()
+            if leave_earlier is not None:
+                leave_earlier.set()
+            # At different moments of the end of the other viewer.
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            group.create_task(view(events, leave))
+            event = await asyncio.wait_for(events.get(), 60)
+            assert event.startswith(b"event: snapshot"), event
+            found = await client.get("/trends")
+            assert found.status_code == 200
+            assert len(found.json()["hours"]) == 3
+        leave.set()
+
+
 async def test_without_a_database_there_are_none():
     assert await ServiceSource(cache=(), service=None, http=_Http()).trends() is None
 
