@@ -33,6 +33,8 @@ _INTERVAL_S: Final = 1.0
 _FLEET_INTERVAL_S: Final = 5.0
 # A viewer to which nothing can be sent for so long is dropped.
 _SEND_TIMEOUT_S: Final = 10.0
+# The history may have 400 kB, which take a slow viewer longer than that. So it is sent in parts.
+_PART_BYTES: Final = 16 << 10
 _HEADERS: Final = [
     (
         b"content-security-policy",
@@ -184,8 +186,7 @@ class Dashboard:
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
                 event: bytes | None = b"retry: 1000\n\n" + self._broadcast.history()
                 while event is not None:
-                    async with time_limit(_SEND_TIMEOUT_S):
-                        await send({"type": "http.response.body", "body": event, "more_body": True})
+                    await _send_in_parts(event, viewer, send)
                     event = await viewer.next()
                 async with time_limit(_SEND_TIMEOUT_S):
                     await send({"type": "http.response.body", "body": b""})
@@ -198,6 +199,19 @@ class Dashboard:
                 leaving.cancel()
                 with suppress(asyncio.CancelledError):
                     await leaving
+
+
+async def _send_in_parts(event: bytes, viewer: Viewer, send: Send) -> None:
+    """Send an event, or the beginning of it if the viewer is finished meanwhile. A browser ignores half an event.
+
+    Raises:
+        TimeoutError: if a part cannot be sent in time.
+    """
+    for start in range(0, len(event), _PART_BYTES):
+        if viewer.finished:
+            return
+        async with time_limit(_SEND_TIMEOUT_S):
+            await send({"type": "http.response.body", "body": event[start : start + _PART_BYTES], "more_body": True})
 
 
 def _checked_interval(interval: float | None, fleet: ReportStore | None) -> float:

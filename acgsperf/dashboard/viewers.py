@@ -19,11 +19,13 @@ class Viewer:
     Attributes:
         address: the same.
         ended: whether the viewer gets no more events but the last one.
+        finished: whether it gets no last one either, so that an event need not be sent to the end.
     """
 
     def __init__(self, address: str | None = None) -> None:
         self.address: Final = address
         self.ended: bool = False
+        self.finished: bool = False
         self._event: bytes | None = None
         self._changed = asyncio.Event()
 
@@ -37,6 +39,7 @@ class Viewer:
     def end(self, last: bytes | None = None) -> None:
         """Let `next` return a last event, and then None."""
         self.ended = True
+        self.finished = last is None
         self._event = last
         self._changed.set()
 

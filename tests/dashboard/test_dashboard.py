@@ -49,11 +49,12 @@ async def until(condition):
 class Stream:
     """A viewer that is part of this event loop."""
 
-    def __init__(self, dashboard):
+    def __init__(self, dashboard, bytes_per_s=None):
         self.sent = asyncio.Queue()
         self.left = asyncio.Event()
         self.reads = asyncio.Event()
         self.reads.set()
+        self._bytes_per_s = bytes_per_s
         scope = {"type": "http", "method": "GET", "path": "/events", "root_path": "", "headers": []}
         self.task = asyncio.create_task(dashboard(scope, self._receive, self._send))
 
@@ -63,15 +64,17 @@ class Stream:
 
     async def _send(self, message):
         await self.reads.wait()
+        if self._bytes_per_s is not None:
+            await asyncio.sleep(len(message.get("body", b"")) / self._bytes_per_s)
         self.sent.put_nowait(message)
 
     async def event(self):
         """The next event, without the header of the response."""
-        while True:
-            message = await asyncio.wait_for(self.sent.get(), 30)
-            if message.get("body"):
-                (found,) = read_events(message["body"].decode().splitlines(), 1)
-                return found
+        body = b""
+        while not body.endswith(b"\n\n"):
+            body += (await asyncio.wait_for(self.sent.get(), 30)).get("body", b"")
+        (found,) = read_events(body.decode().splitlines(), 1)
+        return found
 
     async def leave(self):
         self.left.set()
@@ -245,6 +248,36 @@ async def test_a_viewer_that_never_reads_is_dropped(monkeypatch):
     stuck.reads.clear()
     await asyncio.wait_for(stuck.task, 30)
     assert (dashboard.viewers, source.stopped) == (0, 1)
+
+
+class Long(Numbered):
+    """Has a history of about 400 kB."""
+
+    def history(self):
+        return [Point(at=float(at), heat=(at,) * 80) for at in range(-900, 0)]
+
+
+async def test_a_viewer_that_reads_slowly_gets_the_whole_history(monkeypatch):
+    monkeypatch.setattr("acgsperf.dashboard.app._SEND_TIMEOUT_S", 3)
+    viewer = Stream(Dashboard(source=Long(), interval=0.01), bytes_per_s=80_000)
+    name, history = await viewer.event()
+    assert name == "history"
+    assert len(history) >= 900
+    assert (await viewer.event())[0] == "snapshot"
+    await viewer.leave()
+
+
+async def test_a_history_is_not_sent_to_the_end_if_the_viewer_leaves():
+    dashboard = Dashboard(source=Long(), interval=0.01)
+    viewer = Stream(dashboard)
+    viewer.reads.clear()
+    await until(lambda: dashboard.viewers == 1)
+    (one,) = dashboard._broadcast._viewers
+    viewer.left.set()
+    await until(lambda: one.finished)
+    viewer.reads.set()
+    await asyncio.wait_for(viewer.task, 30)
+    assert sum(len(viewer.sent.get_nowait().get("body", b"")) for _ in range(viewer.sent.qsize())) < 100 * KILOBYTE
 
 
 async def test_one_viewer_more_takes_the_place_of_the_oldest(monkeypatch):
