@@ -22,7 +22,7 @@ _PERIOD_S: Final = 600.0
 # After a failure.
 _RETRY_S: Final = 60.0
 _HOUR_S: Final = 3600
-_MOST_HOURS: Final = 28 * 24
+_SHOWN_S: Final = 28 * 24 * _HOUR_S
 _MOST_CHANGES: Final = 20
 _log: Final = logging.getLogger("acgsperf.dashboard")
 
@@ -63,7 +63,9 @@ class TrendWatch:
 
     async def _read(self) -> TrendState:
         found = await self._store.history()
-        hours = tuple(map(_point, found.hours[-_MOST_HOURS:]))
+        # By time and not by number, because an hour without requests has no row.
+        earliest = time.time() - _SHOWN_S
+        hours = tuple(point for point in map(_point, found.hours) if point.at > earliest)
         if not self._with_changes:
             return TrendState(hours, next_s=_PERIOD_S)
         changes, missing = await asyncio.to_thread(_changes, found)

@@ -15,6 +15,7 @@ from acgsperf.dashboard.service_source import ServiceSource
 from acgsperf.dashboard.trend_watch import TrendWatch
 from acgsperf.errors import TrendError
 from acgsperf.fleet import store_of
+from acgsperf.trends import History, Hour
 from acgsperf.trends.store import TrendStore
 
 HOUR_S = 3600
@@ -91,6 +92,22 @@ async def test_hours_that_cannot_be_read_are_named_without_a_password(servers, n
     assert "127.0.0.1:1" in found.missing[0]
     assert "secret" not in str(found)
     await source.close()
+
+
+async def test_the_hours_of_28_days_are_shown_however_many_have_requests(servers, namespace):
+    end = int(time.time() // HOUR_S) * HOUR_S
+    figures = {"failed": 0, "violations": 0, "missed": 0, "p50_ms": 1.0, "p95_ms": 2.0, "p99_ms": 3.0}
+    starts = [end - day * 24 * HOUR_S + hour * HOUR_S for day in range(90, 0, -1) for hour in range(8)]
+
+    class Known(TrendStore):
+        async def history(self):
+            return History(hours=[Hour(start=start, version=None, requests=1000, **figures) for start in starts])
+
+    earliest = time.time() - 28 * 24 * HOUR_S
+    found = await TrendWatch(Known(servers.database_url, namespace)).latest()
+    assert len(found.hours) == pytest.approx(28 * 8, abs=8)
+    assert found.hours[0].at > earliest
+    assert found.hours[-1].at == starts[-1] + HOUR_S
 
 
 async def test_the_page_asks_again_soon_after_a_failure(servers, namespace):
