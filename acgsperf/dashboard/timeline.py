@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, Final
 
 from msgspec.structs import asdict, replace
@@ -33,7 +34,8 @@ class Timeline:
     def add(self, point: Point, seconds: float) -> None:
         """Add the latest point.
 
-        If the clock was set back, the earlier points move with it.
+        If the clock was set back, the earlier points move with it. If it was ahead for a while only, there is a gap
+        before that, and the points before the gap stay where they are.
 
         Args:
             point: the point.
@@ -41,7 +43,7 @@ class Timeline:
         """
         latest = self._levels[0]
         if latest and point.at <= latest[-1][0].at:
-            self._move(point.at - seconds - latest[-1][0].at)
+            self._set_back(latest[-1][0].at - point.at + seconds)
         self._put(0, point, 1)
 
     def history(self, readings: Iterable[Point]) -> list[Point]:
@@ -66,9 +68,15 @@ class Timeline:
             if level + 1 < len(_LEVELS):
                 self._put(level + 1, *oldest)
 
-    def _move(self, seconds: float) -> None:
+    def _set_back(self, seconds: float) -> None:
+        times = [point.at for level in reversed(self._levels) for point, _ in level]
+        gap_s = max(seconds, _COVERED_S)
+        first = next((later for later, earlier in pairwise(reversed(times)) if later - earlier > gap_s), times[0])
         for level in self._levels:
-            moved = [(replace(point, at=round(point.at + seconds, 3)), count) for point, count in level]
+            moved = [
+                (replace(point, at=round(point.at - seconds, 3)) if point.at >= first else point, count)
+                for point, count in level
+            ]
             level.clear()
             level.extend(moved)
 

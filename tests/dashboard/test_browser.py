@@ -311,7 +311,7 @@ def test_a_gap_is_drawn_after_a_long_time_without_points(scripts, interval, gap)
 def test_the_history_of_a_slow_monitor_and_new_points_are_one_line(scripts):
     shown = evaluated(
         scripts,
-        """points.restore([1, 2, 3, 4, 5].map((at) => ({ at: at * 120 })));
+        """points.restore([1, 2, 3, 4, 5].map((at) => ({ at: at * 120 })), 629);
            for (let at = 630; at < 640; at += 1) points.add({ at }, 1);
            return points.within(28800);""",
     )
@@ -326,6 +326,47 @@ def test_charts_go_on_when_the_clock_of_the_service_is_set_back(scripts):
            return points.all.map(({ at }) => at);""",
     )
     assert times == [1397, 1398, 1399, 1400, 1401]
+
+
+def test_what_was_drawn_moves_when_the_clock_is_set_back_by_a_restart(scripts):
+    """The service keeps nothing of that time but one reading since its start."""
+    times = evaluated(
+        scripts,
+        """for (let at = 10001; at <= 17200; at += 1) points.add({ at }, 1);
+           points.restore([{ at: 13630 }], 13640);
+           points.add({ at: 13641 }, 1);
+           return points.all.map(({ at }) => at);""",
+    )
+    # The reading takes the place of the last 10 s.
+    assert times[-3:] == [13629, 13630, 13641]
+    assert times[0] == pytest.approx(13640 - 7200, abs=60)
+    assert times == sorted(times)
+
+
+def test_what_was_drawn_moves_with_the_points_of_a_service_that_has_not_noticed_that_its_clock_was_set_back(scripts):
+    times = evaluated(
+        scripts,
+        """for (let at = 5000; at <= 5010; at += 1) points.add({ at }, 1);
+           points.restore([5008, 5009, 5010, 5011].map((at) => ({ at })), 1412);
+           points.add({ at: 1412 }, 1);
+           return points.all.map(({ at }) => at);""",
+    )
+    assert times == list(range(1400, 1413))
+
+
+def test_what_was_drawn_before_the_clock_was_ahead_for_a_while_stays(scripts):
+    found = evaluated(
+        scripts,
+        """for (let at = 1; at <= 7200; at += 1) points.add({ at }, 1);
+           for (let at = 7201; at <= 7210; at += 1) points.add({ at: at + 86400 }, 1);
+           const ahead = points.within(28800).map(({ at }) => at);
+           points.add({ at: 7211 }, 1);
+           return { ahead, times: points.all.map(({ at }) => at) };""",
+    )
+    assert found["ahead"] == list(range(93601, 93611))
+    assert found["times"][-11:] == list(range(7201, 7212))
+    assert found["times"][0] == pytest.approx(1, abs=60)
+    assert found["times"] == sorted(found["times"])
 
 
 def test_a_value_without_neighbours_is_drawn(scripts):

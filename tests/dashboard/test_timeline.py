@@ -69,6 +69,28 @@ def test_points_move_with_a_clock_that_is_set_back():
     assert (points[0], points[-1]) == (pytest.approx(1000, abs=15), 3000.0)
 
 
+def test_points_from_before_a_clock_was_ahead_for_a_while_stay():
+    timeline = timeline_of(2000)
+    earlier = times(timeline.history(()))
+    for number in range(2001, 2011):
+        timeline.add(Point(86_400.0 + number), 1.0)
+    timeline.add(Point(2011.0), 1.0)
+    found = times(timeline.history(()))
+    assert found[-11:] == [float(at) for at in range(2001, 2012)]
+    # The oldest ones may have been merged meanwhile.
+    assert found[0] == pytest.approx(earlier[0], abs=15)
+    assert found == sorted(found)
+
+
+def test_a_clock_that_is_set_back_moves_everything_in_spite_of_a_short_gap():
+    timeline = timeline_of(5, start=1000.0)
+    for number in range(1, 6):
+        timeline.add(Point(2000.0 + number), 1.0)
+    timeline.add(Point(2001.0 - 3600), 1.0)
+    found = times(timeline.history(()))
+    assert found == [*(1001.0 - 3605 + number for number in range(5)), *(2001.0 - 3605 + number for number in range(6))]
+
+
 def test_readings_fill_the_times_without_points_only():
     timeline = timeline_of(5, start=1000.0)
     for number in range(5):

@@ -49,6 +49,8 @@ const others = [
 const sizing = new Sizing();
 const tables = new Tables();
 const trends = new Trends();
+// What the server knew when it was connected. The first snapshot says what time that was.
+let known = null;
 let latest = null;
 let wanted = false;
 
@@ -77,6 +79,8 @@ function show(snapshot) {
   latest = snapshot;
   setText(byId("name"), snapshot.name);
   document.title = `${snapshot.name} - acgsperf`;
+  if (known) points.restore(known, snapshot.point.at);
+  known = null;
   // The first snapshot has no interval yet.
   if (snapshot.seconds) points.add(snapshot.point, snapshot.seconds);
   tiles.update(snapshot);
@@ -88,7 +92,7 @@ function show(snapshot) {
 
 function connect() {
   const events = new EventSource("events");
-  events.addEventListener("history", (event) => points.restore(JSON.parse(event.data)));
+  events.addEventListener("history", (event) => (known = JSON.parse(event.data)));
   events.addEventListener("snapshot", (event) => {
     status("Live", "live");
     show(JSON.parse(event.data));

@@ -33,8 +33,12 @@ export class Points {
     this.all = [];
   }
 
-  // Takes what the server knows, and keeps what was drawn before that: a server that has started again knows little.
-  restore(points) {
+  // Takes what the server knows at the time `now` of its clock, and keeps what was drawn before that: a server that has
+  // started again knows little.
+  restore(points, now) {
+    const moved = this.all.at(-1)?.at - now;
+    // If the server has not noticed yet that its clock was set back, `add` moves its points, too.
+    if (moved >= JITTER_S && !(points.at(-1)?.at > now)) this.setBack(moved);
     const first = points.length ? points[0].at : Infinity;
     this.all = [...this.all.filter(({ at }) => at < first), ...points];
     this.shorten();
@@ -45,17 +49,31 @@ export class Points {
     const last = this.all.at(-1);
     if (last && point.at <= last.at) {
       if (last.at - point.at < JITTER_S) return;
-      // The clock of the service was set back. What was drawn moves with it.
-      const moved = last.at - point.at + seconds;
-      this.all = this.all.map((earlier) => ({ ...earlier, at: earlier.at - moved }));
+      this.setBack(last.at - point.at + seconds);
     }
     this.all.push(point);
     this.shorten();
   }
 
+  // Moves what was drawn with a clock that was set back. If the clock was ahead for a while only, there is a gap before
+  // that, and the points before the gap were right.
+  setBack(moved) {
+    let first = this.all.length - 1;
+    while (first > 0 && this.all[first].at - this.all[first - 1].at <= Math.max(moved, GAP_S)) first -= 1;
+    this.all = this.all.map((point, number) => (number < first ? point : { ...point, at: point.at - moved }));
+  }
+
   shorten() {
     const now = this.all.at(-1)?.at;
-    while (this.all.length && this.all[0].at < now - LONGEST_S) this.all.shift();
+    let first = this.all.length - 1;
+    let covered = 0;
+    while (first > 0) {
+      // Not the whole gap: while a clock is ahead, all points before that look old.
+      covered += Math.min(this.all[first].at - this.all[first - 1].at, GAP_S);
+      if (covered > LONGEST_S) break;
+      first -= 1;
+    }
+    if (first > 0) this.all.splice(0, first);
     if (this.all.length <= MOST) return;
     const kept = [];
     let slot = null;
