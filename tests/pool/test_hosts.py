@@ -206,6 +206,7 @@ async def test_the_kind_of_server_may_be_given_as_asyncpg_documents_it(proxies):
         assert await pool.fetchval("SELECT 1") == 1
 
 
+@pytest.mark.alone
 async def test_a_silent_server_comes_last_in_a_random_order_until_some_time_has_passed(proxies, clock):
     silent, good, _ = proxies
     silent.silent = True
