@@ -26,7 +26,8 @@ _MOST_UNSAVED: Final = 4
 class HourKeeper:
     """Saves the figures of this instance, hour by hour. No call waits for the server, except `close`, for 1 s at most.
 
-    An hour ends with the first `observe` after it. Hours without requests are not saved.
+    An hour ends with the first `observe` after it. Hours without requests are not saved. If the clock is set back to an
+    earlier hour, the requests from then on are saved in rows of their own, so that no saved row is replaced.
 
     Args:
         store: is opened and closed here.
@@ -59,7 +60,10 @@ class HourKeeper:
         self._clock = clock
         self._hour = self._current_hour()
         self._saved_at = clock()
-        self._unsaved: dict[int, InstanceHour] = {}
+        # How often the clock was set back to an earlier hour.
+        self._steps_back = 0
+        # By the start of the hour and the steps back before it, the oldest first.
+        self._unsaved: dict[tuple[int, int], InstanceHour] = {}
         self._must_tidy = False
         self._background = Background(self._save, "acgsperf trends")
         self._is_failing = False
@@ -87,6 +91,7 @@ class HourKeeper:
         self._note()
         self._saved_at = now
         if hour != self._hour:
+            self._steps_back += hour < self._hour
             self._hour = hour
             self._window.restart()
             self._must_tidy = True
@@ -117,11 +122,13 @@ class HourKeeper:
         window, counts = self._window, self._window.counts
         if not window.requests and not counts.violations:
             return
-        while len(self._unsaved) >= _MOST_UNSAVED and self._hour not in self._unsaved:
-            self._unsaved.pop(min(self._unsaved))
-        self._unsaved[self._hour] = InstanceHour(
+        key = self._hour, self._steps_back
+        while len(self._unsaved) >= _MOST_UNSAVED and key not in self._unsaved:
+            del self._unsaved[next(iter(self._unsaved))]
+        instance = self._instance()
+        self._unsaved[key] = InstanceHour(
             start=self._hour,
-            instance=self._instance(),
+            instance=f"{instance}.{self._steps_back}" if self._steps_back else instance,
             version=self._version,
             failed=counts.failed,
             violations=counts.violations,
@@ -149,11 +156,11 @@ class HourKeeper:
             self._is_failing = False
 
     async def _save_all(self) -> None:
-        for start, hour in sorted(self._unsaved.copy().items()):
+        for key, hour in self._unsaved.copy().items():
             saved = await self.store.save(hour)
             # Meanwhile it may have been replaced.
-            if self._unsaved.get(start) is hour:
-                del self._unsaved[start]
+            if self._unsaved.get(key) is hour:
+                del self._unsaved[key]
             if not saved and not self._is_refused:
                 self._is_refused = True
                 _log.warning(

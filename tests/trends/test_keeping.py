@@ -114,6 +114,20 @@ async def test_an_idle_service_saves_nothing(service_of, store, moved, patient_c
     assert (await store.history()).hours == []
 
 
+async def test_a_clock_that_is_set_back_to_an_earlier_hour_loses_nothing(service_of, store, moved, patient_close):
+    start = moved.now
+    async with service_of() as service:
+        for requests, seconds in ((40, 3500), (30, 120), (5, -90), (2, 100), (4, -110), (3, 110)):
+            for number in range(requests):
+                await service.process_request({"id": number})
+            moved.now += seconds
+            await round_of(service)
+        await service.process_request({"id": 1})
+    hours = {(hour.start - start) // HOUR: hour.requests for hour in (await store.history()).hours}
+    # Requests count in the hour that the clock showed at the observation before them.
+    assert hours == {0: 40 + 30 + 2 + 3, 1: 5 + 4 + 1}
+
+
 async def test_a_switch_and_a_missing_database_turn_it_off(service_of):
     assert service_of(trends_enabled=False)._hours is None
     assert service_of(database_url=None)._hours is None
