@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
-from statistics import median
+from statistics import fmean, median
 from typing import Final, NamedTuple
 
 # Two-sided: 1 window of pure noise in 1,000 is significant. Every interval tests a window, so this must be rare.
@@ -30,7 +30,7 @@ class Trend(NamedTuple):
         return distance / self.slope if distance * self.slope > 0 else None
 
 
-def trend(points: Sequence[tuple[int, float]]) -> Trend | None:
+def trend(points: Sequence[tuple[float, float]]) -> Trend | None:
     """Return the trend of points with ascending x; None if noise or a single step can explain the points.
 
     A step has its slope in one half of the points. A trend has at least half of its slope in each half.
@@ -45,7 +45,18 @@ def trend(points: Sequence[tuple[int, float]]) -> Trend | None:
     return Trend(median(y - slope * (x - last) for x, y in points), slope)
 
 
-def _slope(points: Sequence[tuple[int, float]]) -> float:
+def smoothed_trend(points: Sequence[tuple[float, float]], size: int) -> Trend | None:
+    """Return the trend of the medians of `size` points each. It finds slower trends in the same noise.
+
+    Args:
+        points: with ascending x; a multiple of `size`.
+        size: how many points are taken together.
+    """
+    groups = [points[at : at + size] for at in range(0, len(points), size)]
+    return trend([(fmean(x for x, _ in group), median(y for _, y in group)) for group in groups])
+
+
+def _slope(points: Sequence[tuple[float, float]]) -> float:
     return median((y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in combinations(points, 2))
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from acgsperf._native.arguments import checked_at_least, checked_positive, checked_share
 from acgsperf.monitor.alerts import Alert, AlertKind, AlertState, Finding, Hysteresis
-from acgsperf.monitor.forecast import Trend, trend
+from acgsperf.monitor.forecast import smoothed_trend, trend
 from acgsperf.monitor.regression import Baseline
 
 __all__ = ["Monitor", "Reading", "Targets"]
@@ -27,8 +27,12 @@ HIT_RATE: Final = "hit_rate"
 _HIT_RATE_MARGIN: Final = 0.1
 # A forecast is good again if the crossing is this many times as far away as the limit that raises it.
 _FORECAST_MARGIN: Final = 1.5
-# What is usual between the middles of two hours is not known exactly, so that a small rise over it may be none.
-_LEAST_RISE: Final = 0.15
+# For a slow trend, so many points are taken together.
+_SMOOTHED: Final = 6
+# A peak may come an hour early or late, for example when the clocks change, and what is usual is known by the hour. So
+# a deviation counts only if it is this factor above everything that is usual within 90 minutes before and after it.
+_SEASON_MINUTES: Final = range(-90, 91, 10)
+_LEAST_DEVIATION: Final = 1.1
 # With fewer points no trend is significant.
 _MIN_TREND_WINDOW: Final = 8
 
@@ -101,7 +105,8 @@ class Monitor:
         min_requests: in an interval with fewer requests, percentiles and hit rate are not judged.
         clear_after: good intervals in a row that clear an alert.
         forecast_intervals: a forecast is raised if a trend crosses its target within this many intervals.
-        trend_window: measured intervals that a trend is taken from, at least 8.
+        trend_window: measured intervals that a trend is taken from, at least 8. With `usual_ms`, a slow trend is taken
+            from six times as many.
 
     Attributes:
         usual_ms: returns the usual value of "p50", "p95" or "p99" at a time in seconds since 1970, or None if it is not
@@ -140,7 +145,7 @@ class Monitor:
         self._baselines = {subject: Baseline(window, self._warm_up, regression) for subject in PERCENTILES}
         # Interval, value, and what is usual then.
         self._points: dict[str, deque[tuple[int, float, float | None]]] = {
-            subject: deque(maxlen=self._trend_window) for subject in (*PERCENTILES, HIT_RATE)
+            subject: deque(maxlen=_SMOOTHED * self._trend_window) for subject in (*PERCENTILES, HIT_RATE)
         }
         self._hysteresis: dict[tuple[AlertKind, str], Hysteresis] = {}
         self._active: dict[tuple[AlertKind, str], Alert] = {}
@@ -229,18 +234,16 @@ class Monitor:
         """Judge whether a figure will cross its target soon; `worse` is 1 if higher is worse, else -1."""
         points = self._points[subject]
         now = time.time()
-        usual = None if self.usual_ms is None or subject == HIT_RATE else self.usual_ms(subject, now)
-        points.append((self._interval, value, usual))
-        if len(points) < self._trend_window:
+        points.append((self._interval, value, None if subject == HIT_RATE else self._usual(subject, now)))
+        recent = list(points)[-self._trend_window :]
+        if len(recent) < self._trend_window:
             return None
-        in_season = [(interval, found / known) for interval, found, known in points if known]
-        seasonal = usual is not None and len(in_season) == len(points)
-        line = trend(in_season if seasonal else [(interval, found) for interval, found, _ in points])
-        level = value if line is None else line.level * usual if seasonal and usual else line.level
-        if line is None or line.slope * worse <= 0:
-            ahead = None
+        if all(known is not None and found > 0 for _, found, known in recent):
+            level, ahead = value, self._seasonal_crossing(subject, target, now)
         else:
-            ahead = self._seasonal_crossing(subject, line, target, now) if seasonal else line.crossing(target)
+            line = trend([(interval, found) for interval, found, _ in recent])
+            level = value if line is None else line.level
+            ahead = None if line is None or line.slope * worse <= 0 else line.crossing(target)
         missed = (value - target) * worse > 0 or (level - target) * worse > 0
         bad = ahead is not None and ahead <= self._horizon and not missed
         good = not missed and (ahead is None or ahead > _FORECAST_MARGIN * self._horizon)
@@ -269,16 +272,39 @@ class Monitor:
             del self._active[key]
         yield alert
 
-    def _seasonal_crossing(self, subject: str, line: Trend, target: float, now: float) -> float | None:
+    def _usual(self, subject: str, at: float) -> float | None:
+        """Return the usual value of a percentile at a time, greater than 0; None if it is not known."""
+        value = None if self.usual_ms is None else self.usual_ms(subject, at)
+        return value if value is not None and 0 < value < math.inf else None
+
+    def _seasonal_crossing(self, subject: str, target: float, now: float) -> float | None:
         """Return how many intervals remain until the usual value, with the trend of the deviation, is at the target."""
+        # Logarithms, because the deviation is a factor, and a leak often grows by a factor.
+        deviations = [
+            (interval, math.log(found) - math.log(known))
+            for interval, found, known in self._points[subject]
+            if known is not None and found > 0
+        ]
+        lines = [trend(deviations[-self._trend_window :])]
+        if len(deviations) == _SMOOTHED * self._trend_window:
+            lines.append(smoothed_trend(deviations, _SMOOTHED))
+        slope = max((line.slope for line in lines if line is not None), default=0.0)
         length = self._interval_s()
-        rise = line.slope * self._trend_window / line.level if line.level > 0 else 0.0
-        if self.usual_ms is None or length is None or rise < _LEAST_RISE:
+        usual = self._usual(subject, now)
+        if slope <= 0 or length is None or usual is None:
+            return None
+        # Not the level of the line: it is too high for a while after a rise has ended.
+        level = median(deviation for _, deviation in deviations[-_SMOOTHED:])
+        near = (self._usual(subject, now + minutes * 60) for minutes in _SEASON_MINUTES)
+        highest = max((known for known in near if known is not None), default=usual)
+        if level < math.log(_LEAST_DEVIATION * highest / usual):
             return None
         for ahead in range(1, math.ceil(_FORECAST_MARGIN * self._horizon) + 1):
-            usual = self.usual_ms(subject, now + ahead * length)
+            usual = self._usual(subject, now + ahead * length)
             # A usual value that misses the target itself is nothing new.
-            if usual is not None and usual < target <= (line.level + line.slope * ahead) * usual:
+            if usual is None or usual >= target:
+                continue
+            if level + slope * (ahead + (_SMOOTHED - 1) / 2) >= math.log(target / usual):
                 return float(ahead)
         return None
 

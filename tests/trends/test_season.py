@@ -23,7 +23,21 @@ def usual_p99(at):
     return 2 + 3.5 * math.exp(-(((hours - 12) / 1.5) ** 2))
 
 
-def weeks(count, noise=lambda number: 0.0):
+def steep_p99(at):
+    """1 ms, and 4.5 ms from 10 to 12 on Mondays, with an hour of rise and an hour of fall."""
+    hours = (at - MONDAY) / HOUR % 168
+    return 1 + 3.5 * max(0, min(1, hours - 9, 13 - hours))
+
+
+def flat_p99(at):
+    return 1.0
+
+
+def mean_of_hour(p99, at):
+    return sum(p99(MONDAY + at * HOUR + minute * 60) for minute in range(60)) / 60
+
+
+def weeks(count, noise=lambda number: 0.0, p99=None):
     return [
         Hour(
             start=MONDAY + at * HOUR,
@@ -34,7 +48,7 @@ def weeks(count, noise=lambda number: 0.0):
             missed=0,
             p50_ms=0.1,
             p95_ms=0.5,
-            p99_ms=usual_p99(MONDAY + (at + 0.5) * HOUR) * math.exp(noise(at)),
+            p99_ms=(mean_of_hour(p99, at) if p99 else usual_p99(MONDAY + (at + 0.5) * HOUR)) * math.exp(noise(at)),
         )
         for at in range(168 * count)
     ]
@@ -65,16 +79,16 @@ def test_hours_that_are_not_known_have_no_usual_value():
     assert season_of(idle) is None
 
 
-def forecasts(monkeypatch, season, factor, hours, seed=0):
-    """The forecasts of P99 in readings each 5 minutes from Monday, 8 o'clock, of a later week."""
+def forecasts(monkeypatch, season, factor, hours, seed=0, *, interval_s=300, p99=usual_p99, shift_s=0):
+    """The forecasts of P99 in readings from Monday, 8 o'clock, of a later week, with 2 % noise."""
     monitor = Monitor(TARGETS)
     monitor.usual_ms = None if season is None else season.usual_ms
     found = []
     noise = random.Random(seed)
-    for number in range(round(hours * 12)):
-        now = MONDAY + 5 * 168 * HOUR + 8 * HOUR + number * 300
+    for number in range(round(hours * HOUR / interval_s)):
+        now = MONDAY + 5 * 168 * HOUR + 8 * HOUR + number * interval_s
         monkeypatch.setattr(time, "time", lambda now=now: now)
-        p99_ms = usual_p99(now) * factor(number) * math.exp(noise.gauss(0, 0.02))
+        p99_ms = p99(now + shift_s) * factor(number) * math.exp(noise.gauss(0, 0.02))
         reading = Reading(at=now, requests=1000, p50_ms=0.1, p95_ms=0.5, p99_ms=p99_ms, hit_rate=1.0)
         found += [alert for alert in monitor.observe(reading) if alert.kind is AlertKind.FORECAST]
     return found
@@ -84,6 +98,30 @@ def forecasts(monkeypatch, season, factor, hours, seed=0):
 def test_the_peak_of_each_monday_raises_no_forecast(monkeypatch, seed):
     season = season_of(weeks(4))
     assert forecasts(monkeypatch, season, lambda number: 1.0, 8, seed) == []
+
+
+@pytest.mark.parametrize("interval_s", [30, 300])
+@pytest.mark.parametrize("shift_s", [-HOUR, 0, HOUR])
+@pytest.mark.parametrize("p99", [usual_p99, steep_p99])
+def test_a_peak_an_hour_early_or_late_raises_no_forecast(monkeypatch, p99, shift_s, interval_s):
+    season = season_of(weeks(2, p99=p99))
+    assert forecasts(monkeypatch, season, lambda number: 1.0, 7, interval_s=interval_s, p99=p99, shift_s=shift_s) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("an_hour", [1.2, 1.5, 1.8, 2.3, 3, 10])
+def test_slow_and_fast_leaks_raise_a_forecast_before_they_miss_the_target(monkeypatch, an_hour, seed):
+    """In readings each 30 s, the target of 5 ms is missed after 1.5 hours."""
+    season = season_of(weeks(2, p99=flat_p99))
+
+    def leaking(number):
+        return 5 * an_hour ** (number / 120 - 1.5)
+
+    found = forecasts(monkeypatch, season, leaking, 1.5, seed, interval_s=30, p99=flat_p99)
+    assert [alert.subject for alert in found][:1] == ["p99"]
+    missed = MONDAY + 5 * 168 * HOUR + 9.5 * HOUR
+    # Not much earlier than the 10 intervals that a forecast covers.
+    assert missed - 0.5 * HOUR < found[0].at < missed
 
 
 def test_without_the_season_the_peak_raises_one(monkeypatch):
