@@ -5,12 +5,17 @@ from typing import Final, TypeGuard
 
 from acgsperf._native.hdr_codec import layout_of
 from acgsperf.dispatch import LatencyHistogram
+from acgsperf.fleet.report import MOST_PER_S
+from acgsperf.trends.changes import HOUR_S
 
 __all__ = ["LARGEST_LATENCY_BYTES", "History", "Hour", "HourSum", "InstanceHour"]
 
 # A histogram of an hour has about 3 KiB.
 LARGEST_LATENCY_BYTES: Final = 128 << 10
-_MOST: Final = 2**53
+# A row of an instance with more is false.
+_MOST_A_ROW: Final = int(MOST_PER_S) * HOUR_S
+# Of many instances. A row that would exceed it is not added, so that a merged row can always be read again.
+_MOST_A_SUM: Final = 1000 * _MOST_A_ROW
 _EMPTY: Final = LatencyHistogram()
 _LAYOUT: Final = _EMPTY.lowest_ns, _EMPTY.highest_ns, _EMPTY.significant_figures
 
@@ -68,7 +73,7 @@ class History:
     Attributes:
         hours: all versions together.
         versions: each version apart.
-        damaged: rows that cannot be read. They are not in the figures.
+        damaged: rows that cannot be read, or that claim more requests than possible. They are not in the figures.
     """
 
     hours: list[Hour] = field(default_factory=list)
@@ -85,8 +90,13 @@ class HourSum:
         self.missed: int = 0
         self.latency_ns: Final = LatencyHistogram()
 
-    def add(self, failed: object, violations: object, missed: object, latency: object) -> bool:
-        """Add a row, and return whether it could be read. Time and memory are bounded, whatever the row contains."""
+    def add(self, failed: object, violations: object, missed: object, latency: object, *, is_merged: bool) -> bool:
+        """Add a row, and return whether it could be read. Time and memory are bounded, whatever the row contains.
+
+        Args:
+            failed, violations, missed, latency: the columns.
+            is_merged: whether the row is a sum of the rows of several instances.
+        """
         # Somebody may have created the table with columns of other types.
         if not (_is_count(failed) and _is_count(violations) and _is_count(missed) and isinstance(latency, bytes)):
             return False
@@ -97,11 +107,12 @@ class HourSum:
             latency_ns = LatencyHistogram.decode(latency)
         except ValueError:
             return False
-        if latency_ns.count + self.latency_ns.count > _MOST:
+        if max(latency_ns.count + failed, violations, missed) > (_MOST_A_SUM if is_merged else _MOST_A_ROW):
             return False
-        self.failed += failed
-        self.violations += violations
-        self.missed += missed
+        sums = self.failed + failed, self.violations + violations, self.missed + missed
+        if max(self.latency_ns.count + latency_ns.count + sums[0], *sums[1:]) > _MOST_A_SUM:
+            return False
+        self.failed, self.violations, self.missed = sums
         self.latency_ns.merge(latency_ns)
         return True
 
@@ -130,4 +141,4 @@ class HourSum:
 
 
 def _is_count(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and 0 <= value <= _MOST
+    return isinstance(value, int) and value >= 0

@@ -69,7 +69,7 @@ _TAKE: Final = f"""
 DELETE FROM acgsperf_trends_v1 WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM acgsperf_trends_v1 WHERE namespace = $1 AND hour = $2 AND version = $3
     ORDER BY instance LIMIT {_ROWS_TO_MERGE} FOR UPDATE
-)) RETURNING failed, violations, missed, {_BLOB} AS latency
+)) RETURNING instance, failed, violations, missed, {_BLOB} AS latency
 """
 _PUT: Final = """
 INSERT INTO acgsperf_trends_v1 (namespace, hour, version, instance, failed, violations, missed, latency)
@@ -192,14 +192,16 @@ class TrendStore(ServerStore):
 
     async def _merge(self, connection: Any, hour: int, version: str) -> None:
         total, damaged = HourSum(), 0
-        for number, row in enumerate(await connection.fetch(_TAKE, self.namespace, hour, version), 1):
-            damaged += not total.add(*row)
+        rows = await connection.fetch(_TAKE, self.namespace, hour, version)
+        for number, (instance, *counts) in enumerate(rows, 1):
+            damaged += not total.add(*counts, is_merged=not instance)
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
-        await connection.execute(
-            *(_PUT, self.namespace, hour, version),
-            *(total.failed, total.violations, total.missed, total.latency_ns.encode()),
-        )
+        if damaged < len(rows):
+            await connection.execute(
+                *(_PUT, self.namespace, hour, version),
+                *(total.failed, total.violations, total.missed, total.latency_ns.encode()),
+            )
         if damaged:
             _log.warning("trends %r: %d damaged rows of an hour were removed", self.namespace, damaged)
 
@@ -220,7 +222,11 @@ class TrendStore(ServerStore):
                 last = hour, version, instance
                 if version not in of_hour and len(of_hour) >= _MOST_VERSIONS:
                     version = ""
-                found.damaged += not of_hour.setdefault(version, HourSum()).add(*counts)
+                part = of_hour.get(version) or HourSum()
+                if part.add(*counts, is_merged=not instance):
+                    of_hour[version] = part
+                else:
+                    found.damaged += 1
                 if number % _AT_ONCE == 0:
                     await asyncio.sleep(0)
             if len(rows) < _ROWS_A_PAGE:

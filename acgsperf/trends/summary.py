@@ -155,7 +155,7 @@ def trends_of(history: History) -> Trends:
     return Trends(
         start=hours[0].start,
         end=end,
-        hours=len(hours),
+        hours=sum(hour.requests > 0 for hour in hours),
         changes=tuple(
             sorted(
                 (change for figure in PERCENTILES for change in _changes(figure, shifts_of(points[figure]), appeared)),
@@ -258,7 +258,7 @@ def _period(hours: Sequence[Hour], version: str | None, comparisons: dict[str, C
         start=hours[0].start,
         end=hours[-1].start + HOUR_S,
         version=version,
-        hours=len(hours),
+        hours=sum(hour.requests > 0 for hour in hours),
         requests=sum(hour.requests for hour in hours),
         failed=sum(hour.failed for hour in hours),
         violations=sum(hour.violations for hour in hours),

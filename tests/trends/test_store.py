@@ -9,7 +9,7 @@ import pytest
 
 from acgsperf import LatencyHistogram
 from acgsperf.errors import TrendError
-from acgsperf.trends import InstanceHour
+from acgsperf.trends import History, InstanceHour
 from acgsperf.trends.store import TrendStore
 from trends.conftest import HOUR, encoded, this_hour
 
@@ -27,7 +27,8 @@ def hour_of(instance="a", start=None, version="1", latencies_ns=(1_000_000,), **
 
 
 def row(start, version="1", instance="a", latency=None, failed=0, violations=0, missed=0):
-    return start, version, instance, failed, violations, missed, latency or encoded([1_000_000] * 2)
+    latency = encoded([1_000_000] * 2) if latency is None else latency
+    return start, version, instance, failed, violations, missed, latency
 
 
 async def test_an_hour_has_the_sums_and_true_percentiles_of_its_instances(store):
@@ -121,21 +122,41 @@ for _ in range(60):
         {"latency": LatencyHistogram(1, 2**62, 5).encode()},
         {"latency": POISON.encode()},
         {"failed": -1},
+        {"failed": 2**53},
+        {"violations": 2**53},
         {"missed": 2**62},
+        {"missed": 4 * 10**11},
+        {"instance": "", "failed": 2**53},
     ],
-    ids=range(7),
+    ids=range(11),
 )
 async def test_a_damaged_row_is_counted_and_harms_no_other(store, writer, caplog, changes):
     old = this_hour() - 6 * HOUR
-    start, version, instance, *counts, latency = row(old, instance="bad")
-    counts = [changes.get(name, 0) for name in ("failed", "violations", "missed")]
-    await writer.write(row(old), (start, version, instance, *counts, changes.get("latency", latency)))
+    await writer.write(row(old), row(old, **{"instance": "bad"} | changes))
     history = await store.history()
     assert (history.damaged, history.hours[0].requests) == (1, 2)
     await store.tidy()
     assert "1 damaged rows of an hour were removed" in caplog.text
     history = await store.history()
     assert (history.damaged, history.hours[0].requests) == (0, 2)
+
+
+async def test_an_hour_with_damaged_rows_only_is_no_hour(store, writer):
+    old = this_hour() - 6 * HOUR
+    await writer.write(row(old, latency=b"x"))
+    assert await store.history() == History(damaged=1)
+    await store.tidy()
+    assert await store.history() == History()
+    assert await writer.rows() == []
+
+
+async def test_large_sums_of_many_instances_are_merged_and_read(store, writer):
+    old = this_hour() - 6 * HOUR
+    await writer.write(*(row(old, instance=f"i{number}", failed=3 * 10**11) for number in range(250)))
+    before = await store.history()
+    assert (before.damaged, before.hours[0].failed) == (0, 250 * 3 * 10**11)
+    await store.tidy()
+    assert await store.history() == before
 
 
 @pytest.fixture
@@ -155,8 +176,7 @@ async def test_rows_of_a_table_with_other_types_are_damaged(other_database, chan
     await create_table(other_database, changes)
     async with TrendStore(other_database, "app", timeout=60) as store:
         history = await store.history()
-        assert history.damaged == 1
-        assert history.hours[0].requests == 0
+        assert (history.damaged, history.hours) == (1, [])
 
 
 async def test_a_missing_number_is_damaged(other_database):

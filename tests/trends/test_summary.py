@@ -113,6 +113,13 @@ def test_hours_with_few_requests_are_counted_and_not_compared():
     assert trends.missing == ("no hour has the 200 requests that a comparison needs",)
 
 
+def test_hours_without_requests_are_not_counted():
+    history = history_of(list(levels(7))[:10])
+    history.hours.append(hour_of(START + 10 * HOUR, None, 0.0, requests=0, missed=0, violations=3))
+    trends = trends_of(history)
+    assert (trends.hours, trends.weeks[0].hours, trends.weeks[0].violations) == (10, 10, 3)
+
+
 def test_a_short_history_says_what_is_missing():
     trends = trends_of(history_of(list(levels(8))[: 9 * 24]))
     assert trends.missing == ("changes are found when there are 21 days; 12.0 days to go",)
