@@ -67,6 +67,7 @@ class HourKeeper:
         self._must_tidy = False
         self._background = Background(self._save, "acgsperf trends")
         self._is_failing = False
+        self._is_untidy = False
         self._is_refused = False
 
     async def open(self) -> None:
@@ -139,9 +140,6 @@ class HourKeeper:
     async def _save(self) -> None:
         try:
             await self._save_all()
-            if self._must_tidy:
-                self._must_tidy = False
-                await self.store.tidy()
         except Exception as error:
             if not self._is_failing:
                 _log.warning(
@@ -150,10 +148,27 @@ class HourKeeper:
                     exc_info=None if isinstance(error, TrendError) else error,
                 )
             self._is_failing = True
+            return
+        if self._is_failing:
+            _log.info("trends %r: the hours of this instance are saved again", self.store.namespace)
+        self._is_failing = False
+        if self._must_tidy:
+            self._must_tidy = False
+            await self._tidy()
+
+    async def _tidy(self) -> None:
+        try:
+            await self.store.tidy()
+        except Exception as error:
+            if not self._is_untidy:
+                _log.warning(
+                    "trends %r: old hours cannot be merged and removed; it tries again every hour: %s",
+                    *(self.store.namespace, error),
+                    exc_info=None if isinstance(error, TrendError) else error,
+                )
+            self._is_untidy = True
         else:
-            if self._is_failing:
-                _log.info("trends %r: the hours of this instance are saved again", self.store.namespace)
-            self._is_failing = False
+            self._is_untidy = False
 
     async def _save_all(self) -> None:
         for key, hour in self._unsaved.copy().items():

@@ -2,10 +2,12 @@
 
 import asyncio
 import logging
+from urllib.parse import urlsplit
 
 import pytest
 from fleet.instance import patient
 
+from acgsperf import LatencyHistogram
 from acgsperf.errors import SettingsError
 from acgsperf.service import PerformanceService
 from acgsperf.service.hours import HourKeeper
@@ -174,6 +176,31 @@ async def test_what_a_dead_server_missed_is_saved_when_it_answers(service_of, st
             await round_of(service)
         assert "are saved again" in caplog.text
     assert (await store.history()).hours[0].requests == 1
+
+
+async def test_without_the_right_to_delete_the_hours_are_saved(
+    service_of, store, moved, servers, writer, namespace, caplog, patient_close
+):
+    role = f"keeper_{namespace[5:]}"
+    await writer.execute(f"CREATE ROLE {role} LOGIN")
+    try:
+        await writer.execute(f"GRANT SELECT, INSERT, UPDATE ON acgsperf_trends_v1 TO {role}")
+        parts = urlsplit(servers.database_url)
+        url = parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}").geturl()
+        async with service_of(database_url=url, fleet_enabled=False) as service:
+            for number in range(3):
+                await service.process_request({"id": number})
+                moved.now += HOUR if number < 2 else 300
+                await round_of(service)
+            await service.process_request({"id": 0})
+    finally:
+        await writer.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+    rows = [LatencyHistogram.decode(row["latency"]).count for row in await writer.rows()]
+    assert rows == [1, 1, 2]
+    found = [record.message for record in caplog.records if record.name == "acgsperf.trends"]
+    assert len(found) == 1
+    assert "old hours cannot be merged and removed; it tries again every hour: " in found[0]
+    assert "permission denied for table acgsperf_trends_v1" in found[0]
 
 
 async def test_a_server_that_does_not_answer_delays_close_by_a_second_at_most(service_of, caplog):
