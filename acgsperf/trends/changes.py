@@ -99,6 +99,15 @@ def shifts_of(points: Sequence[Point]) -> list[Shift]:
         z = difference * math.sqrt(weight) / _noise([_lowered(point, hour, difference) for point in rest])
         if abs(z) < _SIGNIFICANT_Z or any(shift.hour == hour for shift in found):
             break
+        before = [point for point in rest if point.hour < hour]
+        after = [point for point in rest if point.hour >= hour]
+        # A disturbance of the first or last hours. Without them, another change is found.
+        if _changed_hours(before, after, difference) < _LEAST_HOURS:
+            points = [point for point in points if point.hour < hour]
+            continue
+        if _changed_hours(after, before, -difference) < _LEAST_HOURS:
+            points = [point for point in points if point.hour >= hour]
+            continue
         found.append(Shift(hour, difference, z))
         # Each size depends on the others.
         for _ in range(2):
@@ -192,6 +201,16 @@ def _best_split(points: Sequence[Point]) -> tuple[int, float, float] | None:
         if (found := abs(total) / math.sqrt(weight)) > best_score:
             best, best_score = (following.hour, total / weight, weight), found
     return best
+
+
+def _changed_hours(usual: Iterable[Point], points: Iterable[Point], difference: float) -> int:
+    """Return how many points have at least three quarters of a difference from the means of the usual ones.
+
+    A split has at least 6 hours on both sides, so it may lie some hours away from a shorter disturbance. Outliers are
+    clipped, so a normal hour has half of the difference too often by chance.
+    """
+    means = {slot: fmean(values) for slot, values in _by_slot(usual).items()}
+    return sum((value - means[hour % WEEK]) / difference >= 0.75 for hour, value in points if hour % WEEK in means)
 
 
 def _slot_score(earlier: tuple[int, float], later: tuple[int, float]) -> tuple[float, float]:

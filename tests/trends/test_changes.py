@@ -54,6 +54,33 @@ def test_an_incident_that_ended_is_no_change():
     assert large(points) == []
 
 
+# With these seeds, the noise of the hour next to the bad ones looks like a part of them.
+@pytest.mark.parametrize("seed", [312, 313, 319])
+@pytest.mark.parametrize("factor", [1.5, 3, 30])
+@pytest.mark.parametrize("hours", [3, 5])
+def test_less_than_6_bad_hours_at_the_start_or_the_end_are_no_change(hours, factor, seed):
+    quiet = weeks_of(seed, weeks=6)
+    assert large([*quiet[:-hours], *(raised(point, factor) for point in quiet[-hours:])]) == []
+    assert large([*(raised(point, factor) for point in quiet[:hours]), *quiet[hours:]]) == []
+
+
+def raised(point, factor):
+    return Point(point.hour, point.value + math.log(factor))
+
+
+def test_a_change_before_bad_hours_at_the_end_is_found():
+    points = weeks_of(5, weeks=6, slower=0.1, slower_hours=48)
+    (shift,) = large([*points[:-4], *(raised(point, 3) for point in points[-4:])])
+    assert shift.size == pytest.approx(math.log(1.1), abs=0.045)
+    assert shift.hour == pytest.approx(FIRST + 6 * 168 - 48, abs=24)
+
+
+def test_8_bad_hours_at_the_end_are_a_change():
+    points = weeks_of(6, weeks=6)
+    (shift,) = large([*points[:-8], *(raised(point, 1.5) for point in points[-8:])])
+    assert shift.hour == FIRST + 6 * 168 - 8
+
+
 def test_missing_hours_harm_nothing():
     source = random.Random(4)
     points = [point for point in weeks_of(4, slower=0.15) if source.random() < 0.7]
