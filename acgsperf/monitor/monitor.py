@@ -93,7 +93,8 @@ class Monitor:
     """Takes one reading per interval, and raises and clears alerts.
 
     It starts no task: call `observe` once per interval. Use it from one thread at a time. `observe` takes well under a
-    millisecond. The memory is bounded by `history`, the windows and the number of pools.
+    millisecond; with `usual_ms`, it takes up to two while values are higher than usual. The memory is bounded by
+    `history`, the windows and the number of pools.
 
     Args:
         targets: the values to compare readings with.
@@ -285,19 +286,21 @@ class Monitor:
             for interval, found, known in self._points[subject]
             if known is not None and found > 0
         ]
-        lines = [trend(deviations[-self._trend_window :])]
-        if len(deviations) == _SMOOTHED * self._trend_window:
-            lines.append(smoothed_trend(deviations, _SMOOTHED))
-        slope = max((line.slope for line in lines if line is not None), default=0.0)
         length = self._interval_s()
         usual = self._usual(subject, now)
-        if slope <= 0 or length is None or usual is None:
+        if length is None or usual is None:
             return None
-        # Not the level of the line: it is too high for a while after a rise has ended.
+        # Not the level of a trend: it is too high for a while after a rise has ended.
         level = median(deviation for _, deviation in deviations[-_SMOOTHED:])
         near = (self._usual(subject, now + minutes * 60) for minutes in _SEASON_MINUTES)
         highest = max((known for known in near if known is not None), default=usual)
         if level < math.log(_LEAST_DEVIATION * highest / usual):
+            return None
+        lines = [trend(deviations[-self._trend_window :])]
+        if len(deviations) == _SMOOTHED * self._trend_window:
+            lines.append(smoothed_trend(deviations, _SMOOTHED))
+        slope = max((line.slope for line in lines if line is not None), default=0.0)
+        if slope <= 0:
             return None
         for ahead in range(1, math.ceil(_FORECAST_MARGIN * self._horizon) + 1):
             usual = self._usual(subject, now + ahead * length)
