@@ -4,14 +4,17 @@ Caches, tiers, pools and so on know this module, and not `acgsperf.metrics`, whi
 """
 
 import os
+import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
 __all__ = ["note", "objects", "read_at_end"]
 
+_EXPORTERS: Final = "acgsperf.metrics.process"
 # By their ids, because an object of the user may not be hashable.
 objects: Final[WeakValueDictionary[int, object]] = WeakValueDictionary()
 # `acgsperf.metrics` sets it. Called with an object that has ended, such as a closed pool.
@@ -40,25 +43,15 @@ def read_at_end(counting: object) -> Generator[None]:
             read_last(counting)
 
 
-def _forks() -> Any:
+def _call_at_fork(name: str) -> None:
     # Imported late: an object may exist before, and an exporter may be created in the child only.
-    return import_module("acgsperf.metrics.process")
-
-
-def _before() -> None:
-    if objects:
-        _forks().before()
-
-
-def _after_in_parent() -> None:
-    if objects:
-        _forks().after_in_parent()
-
-
-def _after_in_child() -> None:
-    if objects:
-        _forks().after_in_child()
+    if objects or _EXPORTERS in sys.modules:
+        getattr(import_module(_EXPORTERS), name)()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)
+    os.register_at_fork(
+        before=partial(_call_at_fork, "before"),
+        after_in_parent=partial(_call_at_fork, "after_in_parent"),
+        after_in_child=partial(_call_at_fork, "after_in_child"),
+    )

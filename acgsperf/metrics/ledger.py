@@ -4,6 +4,7 @@ import operator
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from weakref import WeakSet, ref
 
@@ -66,21 +67,17 @@ class Ledger:
         self._one_at_a_time = threading.Lock()
         _all.add(self)
 
-    def total(self, parts: Parts | None = None) -> Figures:
-        """Read the exported parts, and return the counts of these and of all former parts.
-
-        Args:
-            parts: the exported parts, if they were read just now.
-        """
+    def read(self) -> tuple[Parts, Figures]:
+        """Read the exported parts. Return them, and the counts of these and of all former parts."""
         with self._one_at_a_time:
-            if parts is None:
-                parts = parts_of(self._exported())
+            # Not earlier: a pool that is closed meanwhile in another thread would have counted more already.
+            parts = parts_of(self._exported())
             for key, account in list(self._accounts.items()):
                 if account.source() is None:
                     del self._accounts[key]
             for part in parts.values():
                 self._read(part, parts)
-            return {name: dict(series) for name, series in self._sums.items()}
+            return parts, {name: dict(series) for name, series in self._sums.items()}
 
     def read_last(self, pool: ConnectionPool) -> None:
         """Read a pool that was just closed, if it is exported."""
@@ -145,12 +142,19 @@ counting.read_last = _read_last
 
 def before_fork() -> None:
     """Read all objects, because the parent exports what they have counted until now."""
-    for source in list(counting.objects.values()):
+    for reference in counting.objects.valuerefs():
+        source = reference()
+        if source is None:
+            continue
         try:
-            _now[id(source)] = ref(source), counts_of(reading_of(source))
+            _now[id(source)] = ref(source, partial(_forget, id(source))), counts_of(reading_of(source))
         except Exception as error:
             # A source of the user may raise. The others must still be read.
             report_unraisable(error, source)
+
+
+def _forget(identity: int, _: object) -> None:
+    _at_fork.pop(identity, None)
 
 
 def end_fork() -> None:

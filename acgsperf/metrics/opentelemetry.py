@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ from weakref import WeakKeyDictionary, finalize
 
 from acgsperf import hooks
 from acgsperf._native.arguments import checked_seconds
+from acgsperf._native.unraisable import report_unraisable
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.metrics.catalogue import ATTRIBUTES, METRICS
 from acgsperf.metrics.figures import Figures, valid_text
@@ -27,7 +29,6 @@ from acgsperf.metrics.source import (
     Reading,
     Sources,
     combined,
-    parts_of,
 )
 
 try:
@@ -167,10 +168,18 @@ class _Instruments:
             make = create[first.kind] if first.merge is Merge.SUM else meter.create_observable_gauge
             make(name, [self._observing(name, metrics)], first.unit, first.help)
 
+    def after_fork(self) -> None:
+        """Prepare for the use in a forked child. Another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
+
     def read_last(self) -> None:
         """Read the counts before some sources are removed, and release what the last collection has read."""
         with self._lock:
-            self._ledger.total()
+            try:
+                self._ledger.read()
+            except Exception as error:
+                # A source of the user may raise, and must not keep its instrumentation open.
+                report_unraisable(error, self)
             self._reading = Reading()
             self._served.clear()
             self._read_at = 0.0
@@ -195,8 +204,8 @@ class _Instruments:
         with self._lock:
             now = time.monotonic()
             if instrument in self._served or now - self._read_at > _LONGEST_COLLECTION_S:
-                parts = parts_of(_reported_by(self))
-                self._reading, self._counts, self._read_at = combined(parts), self._ledger.total(parts), now
+                parts, self._counts = self._ledger.read()
+                self._reading, self._read_at = combined(parts), now
                 self._served.clear()
             self._served.add(instrument)
             return self._reading, self._counts
@@ -278,6 +287,15 @@ def _of(provider: MeterProvider | None) -> _Instruments:
         if provider is current:
             _global.append(found)
     return found
+
+
+def _after_fork_in_child() -> None:
+    for instruments in [*_global, *_instruments_of.values()]:
+        instruments.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _reported_by(instruments: _Instruments) -> list[Sources]:

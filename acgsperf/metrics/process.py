@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Final
 from weakref import WeakSet, finalize, ref
 
+from acgsperf._native.unraisable import report_unraisable
 from acgsperf.metrics.figures import GAUGES, Figures, gather
 from acgsperf.metrics.ledger import Ledger, before_fork, begin_in_child, end_fork
-from acgsperf.metrics.source import Sources, combined, parts_of
+from acgsperf.metrics.source import Sources, combined
 from acgsperf.metrics.workers import WorkerFigures
 
 __all__ = ["ProcessFigures", "after_in_child", "after_in_parent", "before", "figures_of_process"]
@@ -41,7 +42,11 @@ class ProcessFigures:
 
     def end(self, sources: Sources) -> None:
         """Publish for the last time with the figures of a collector."""
-        self.publish()
+        try:
+            self.publish()
+        except Exception as error:
+            # A source of the user may raise, and must not keep its collector open.
+            report_unraisable(error, sources)
         self._sources = [reference for reference in self._sources if reference() not in (sources, None)]
         if self._sources:
             # Now without its gauges.
@@ -52,8 +57,8 @@ class ProcessFigures:
     def publish(self) -> Figures:
         """Write the figures of this process, and return them."""
         with self._one_at_a_time:
-            parts = parts_of(self._exported())
-            figures = gather(combined(parts), self._bounds_ns, GAUGES) | self._ledger.total(parts)
+            parts, counts = self._ledger.read()
+            figures = gather(combined(parts), self._bounds_ns, GAUGES) | counts
             return figures if self._workers is None else self._workers.publish(figures)
 
     def page(self, bounds_ns: Sequence[int]) -> Figures:
@@ -114,7 +119,11 @@ def figures_of_process(directory: str | os.PathLike[str], name: str, bounds_ns: 
 def before() -> None:
     """Prepare for a fork."""
     for figures in list(_all):
-        figures.before_fork()
+        try:
+            figures.before_fork()
+        except Exception as error:
+            # A source of the user may raise. The others must still publish.
+            report_unraisable(error, figures)
     before_fork()
 
 

@@ -61,7 +61,8 @@ class PoolManager:
         if self._closed:
             raise PoolClosed("the pool manager is closed")
         pool = ConnectionPool(dsn, name=name, **options)
-        names = {member.name for member in _members((*self._open_pools().values(), *self._opening.values()))}
+        self._pools = self._open_pools()
+        names = {member.name for member in _members((*self._pools.values(), *self._opening.values()))}
         for member in _members((pool,)):
             if member.name in names:
                 raise PoolExists(f"a pool named {member.name!r} exists already")
@@ -95,9 +96,8 @@ class PoolManager:
         return list(self._open_pools())
 
     def _open_pools(self) -> dict[str, ConnectionPool]:
-        # The application may have closed some of them.
-        self._pools = {name: pool for name, pool in self._pools.items() if not pool.closed}
-        return self._pools
+        # The application may have closed some of them. An exporter may call this in another thread: change nothing.
+        return {name: pool for name, pool in self._pools.copy().items() if not pool.closed}
 
     async def health(self) -> dict[str, PoolHealth]:
         """Check all pools and replicas concurrently; return the results by name."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,7 +14,8 @@ from opentelemetry.semconv._incubating.attributes import db_attributes
 from opentelemetry.semconv._incubating.metrics import db_metrics
 from opentelemetry.semconv.attributes import error_attributes, http_attributes
 
-from acgsperf import LRUCache, PoolManager, TieredCache, hooks
+from acgsperf import ConnectionPool, LRUCache, PoolManager, TieredCache, hooks
+from acgsperf.asgi.concurrency_limit import ConcurrencyLimitStats
 from acgsperf.metrics import opentelemetry
 from acgsperf.metrics.catalogue import ATTRIBUTES, METRICS
 from acgsperf.metrics.opentelemetry import INSTRUMENTS, instrument
@@ -304,6 +306,71 @@ async def test_no_counter_goes_back_when_a_pool_is_closed_and_created_again(read
             await pool.close()
             assert values(reader)["acgsperf.pool.closed_connections", "closed", "main"] == opened
         created.close()
+
+
+async def test_what_a_pool_counts_while_it_is_read_in_a_thread_is_counted_once(reader, provider, servers):
+    """It is closed, and so read for the last time, between the two halves of a collection."""
+    pool = ConnectionPool(servers.database_url, name="main", min_size=1, max_size=2)
+    reading, closed = threading.Event(), threading.Event()
+
+    class Slow:
+        def stats(self):
+            reading.set()
+            closed.wait(0.5)
+            return ConcurrencyLimitStats(1, 0, 0, 0, None)
+
+    await pool.open()
+    created = instrument(pools=pool, limit=Slow(), meter_provider=provider)
+    collecting = asyncio.create_task(asyncio.to_thread(values, reader))
+    await asyncio.to_thread(reading.wait)
+    async with pool.acquire(), pool.acquire():
+        pass
+    await pool.close()
+    closed.set()
+    await collecting
+    assert values(reader)["acgsperf.pool.opened_connections", "main"] == 2
+    created.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_an_instrumentation_can_be_closed_after_a_fork_during_a_collection(reader, provider):
+    begun, forked = threading.Event(), threading.Event()
+
+    class Slow:
+        def stats(self):
+            if threading.current_thread() is not threading.main_thread():
+                begun.set()
+                forked.wait(30)
+            return ConcurrencyLimitStats(1, 0, 0, 0, None)
+
+    created = instrument(limit=Slow(), meter_provider=provider)
+    collecting = threading.Thread(target=collected, args=[reader])
+    collecting.start()
+    begun.wait(30)
+    if (child := os.fork()) == 0:
+        signal.alarm(20)
+        try:
+            created.close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    forked.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    collecting.join(30)
+    created.close()
+
+
+def test_an_instrumentation_whose_source_raises_can_be_closed(reader, provider, monkeypatch):
+    class Broken:
+        def stats(self):
+            raise RuntimeError("torn")
+
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+    created = instrument(limit=Broken(), meter_provider=provider)
+    created.close()
+    assert [str(each.exc_value) for each in reported] == ["torn"]
+    assert values(reader) == {}
 
 
 async def test_a_reader_may_collect_in_a_thread(source, reader, provider):

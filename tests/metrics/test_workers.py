@@ -14,13 +14,23 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from acgsperf import LatencyHistogram, LRUCache, PerformanceService, PoolManager, Settings, SettingsError, TieredCache
+from acgsperf import (
+    LatencyHistogram,
+    LRUCache,
+    PerformanceService,
+    PoolManager,
+    Settings,
+    SettingsError,
+    TieredCache,
+    counting,
+)
 from acgsperf.asgi import PerformanceMiddleware
 from acgsperf.metrics import worker_files, workers
 from acgsperf.metrics.ledger import Ledger
@@ -689,6 +699,64 @@ def test_a_source_that_raises_does_not_hide_the_counts_of_others_at_a_fork(tmp_p
     collector.close()
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_collector_whose_source_raises_does_not_spoil_a_fork_and_can_be_closed(tmp_path, monkeypatch):
+    class Broken(Routes):
+        def counts(self):
+            raise RuntimeError("torn")
+
+    cache = TieredCache(LRUCache(5), namespace="app")
+    collector = PerformanceCollector(cache=cache, workers_directory=tmp_path / "good")
+    broken = PerformanceCollector(http=Broken(), workers_directory=tmp_path / "broken")
+    used(cache, 10)
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+
+    def work():
+        used(cache, 1)
+        collector.publish()
+
+    in_a_child(work)
+    assert hits_on(collector) == 11
+    broken.close()
+    assert {str(each.exc_value) for each in reported} == {"torn"}
+    collector.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_begins_at_0_also_if_all_sources_of_its_parent_are_gone(servers, monkeypatch):
+    pools = PoolManager()
+    collector = PerformanceCollector(pools=pools, workers_directory="")
+    # Without those of other tests.
+    monkeypatch.setattr(counting, "objects", WeakValueDictionary())
+
+    async def use():
+        pool = await pools.create("main", servers.database_url, min_size=1, max_size=1)
+        await pool.close()
+        await pools.close()
+
+    registry = CollectorRegistry()
+    registry.register(collector)
+
+    def page():
+        return generate_latest(registry).decode()
+
+    def opened_connections():
+        (line,) = re.findall(r'^acgsperf_pool_opened_connections_total\{pool="main"\} (.*)', page(), re.MULTILINE)
+        return float(line)
+
+    def work():
+        assert "acgsperf_pool_opened_connections_total{" not in page()
+
+    asyncio.run(use())
+    assert opened_connections() == 1
+    gc.collect()
+    assert not counting.objects
+    in_a_child(work)
+    assert opened_connections() == 1
+    collector.close()
+
+
 def test_two_paths_of_one_directory_are_one_directory(tmp_path):
     directory, link = tmp_path / "real", tmp_path / "link"
     directory.mkdir()
@@ -848,7 +916,7 @@ def test_parts_with_the_same_labels_keep_their_counts_when_one_is_closed():
 
     def total(*sources):
         exported[:] = [Sources(http=source) for source in sources]
-        return ledger.total()
+        return ledger.read()[1]
 
     for open_ in ([one, other], [other], [other], [one, other]):
         assert total(*open_)["http_request_duration_seconds"]["/",][2] == 13
