@@ -204,13 +204,16 @@ class Dashboard:
 async def _send_in_parts(event: bytes, viewer: Viewer, send: Send) -> None:
     """Send an event, or the beginning of it if the viewer is finished meanwhile. A browser ignores half an event.
 
+    A viewer that has to leave gets all other parts within one time limit.
+
     Raises:
         TimeoutError: if a part cannot be sent in time.
     """
+    loop = asyncio.get_running_loop()
     for start in range(0, len(event), _PART_BYTES):
         if viewer.finished:
             return
-        async with time_limit(_SEND_TIMEOUT_S):
+        async with time_limit(min(loop.time(), viewer.ended_at) + _SEND_TIMEOUT_S - loop.time()):
             await send({"type": "http.response.body", "body": event[start : start + _PART_BYTES], "more_body": True})
 
 

@@ -42,6 +42,8 @@ class Broadcast:
         self._interval = interval
         self._is_ending = is_ending
         self._viewers = Viewers(MOST_VIEWERS)
+        # Also those that had to leave, until they have got their last event.
+        self._connected: set[Viewer] = set()
         self._timeline = Timeline()
         self._latest: bytes | None = None
         self._task: asyncio.Task[None] | None = None
@@ -63,6 +65,7 @@ class Broadcast:
             address: the network address of the viewer; None if it is not known.
         """
         viewer = Viewer(address)
+        self._connected.add(viewer)
         leaving = self._viewers.add(viewer)
         if leaving is not None:
             leaving.end(_event("ended", f"more than {MOST_VIEWERS} pages are open; reload this one to continue"))
@@ -78,6 +81,7 @@ class Broadcast:
                 viewer.put(self._latest)
             yield viewer
         finally:
+            self._connected.discard(viewer)
             self._viewers.discard(viewer)
             if not self._viewers:
                 await self._stop()
@@ -120,7 +124,10 @@ class Broadcast:
             return
         if self._watcher is not None:
             self._watcher.cancel()
-        self._source.stop()
+        try:
+            self._source.stop()
+        except Exception:
+            _log.exception("dashboard: the source cannot be stopped; it is closed")
         calls = (task, *self._calls)
         for call in calls:
             call.cancel()
@@ -145,7 +152,7 @@ class Broadcast:
     def _watch(self) -> None:
         """End all viewers if the server shuts down, also while a snapshot is taken or the next one is far away."""
         if self._is_ending():
-            for viewer in self._viewers:
+            for viewer in self._connected:
                 viewer.end()
         else:
             self._watcher = asyncio.get_running_loop().call_later(_WATCH_S, self._watch)
@@ -170,7 +177,11 @@ class Broadcast:
                 self._timeline.add(found.point, found.seconds)
         except AcgsperfError as error:
             return _event("problem", printable(str(error)))
-        except Exception:
+        except (Exception, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # The cancellation of something that the source awaits is a failure of the source.
             _log.exception("dashboard: a snapshot failed; the next one is taken in %g s", self._interval)
             return _event("problem", "the figures cannot be read; see the log of the service")
         return event

@@ -1,6 +1,7 @@
 """The viewers of a dashboard. There is room for 100."""
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final
@@ -19,12 +20,14 @@ class Viewer:
     Attributes:
         address: the same.
         ended: whether the viewer gets no more events but the last one.
+        ended_at: when that was, in the time of the event loop; infinity before.
         finished: whether it gets no last one either, so that an event need not be sent to the end.
     """
 
     def __init__(self, address: str | None = None) -> None:
         self.address: Final = address
         self.ended: bool = False
+        self.ended_at: float = math.inf
         self.finished: bool = False
         self._event: bytes | None = None
         self._changed = asyncio.Event()
@@ -38,7 +41,8 @@ class Viewer:
 
     def end(self, last: bytes | None = None) -> None:
         """Let `next` return a last event, and then None."""
-        self.ended = True
+        if not self.ended:
+            self.ended, self.ended_at = True, asyncio.get_running_loop().time()
         self.finished = last is None
         self._event = last
         self._changed.set()

@@ -302,6 +302,49 @@ async def test_one_viewer_more_takes_the_place_of_the_oldest(monkeypatch):
     assert dashboard.viewers == 0
 
 
+@pytest.mark.parametrize("ends", [True, False], ids=["the server shuts down", "it is slow"])
+async def test_a_viewer_that_has_to_leave_does_not_get_its_history_for_long(monkeypatch, ends):
+    monkeypatch.setattr("acgsperf.dashboard.broadcast.MOST_VIEWERS", 1)
+    monkeypatch.setattr("acgsperf.dashboard.app._SEND_TIMEOUT_S", 1000 if ends else 1.5)
+    dashboard = Dashboard(source=Long(), interval=0.01)
+    # A part of 16 KiB each second, of about 270 kB.
+    slow = Stream(dashboard, bytes_per_s=16_000)
+    await until(lambda: dashboard.viewers == 1)
+    other = Stream(dashboard)
+    await other.event()
+    if ends:
+        monkeypatch.setattr(dashboard._broadcast, "_is_ending", lambda: True)
+    await asyncio.wait_for(slow.task, 8)
+    await other.leave()
+
+
+@pytest.mark.parametrize("name", ["snapshot", "stop"])
+async def test_a_source_that_fails_in_other_ways_is_asked_again_and_closed(name, caplog):
+    source, closed = Numbered(), asyncio.Event()
+
+    async def close():
+        closed.set()
+
+    async def cancelled():
+        source.taken += 1
+        if source.taken == 2:
+            raise asyncio.CancelledError
+        return Snapshot("numbered", Point(at=float(source.taken)), 1.0, 1, source.taken, ())
+
+    def fails():
+        raise RuntimeError("stop")
+
+    source.close = close
+    setattr(source, name, cancelled if name == "snapshot" else fails)
+    dashboard = Dashboard(source=source, interval=0.01)
+    stream = Stream(dashboard)
+    await until(lambda: source.taken >= 5)
+    await stream.leave()
+    await asyncio.wait_for(closed.wait(), 30)
+    assert [task for task in asyncio.all_tasks() if task.get_name() == "acgsperf dashboard: snapshots"] == []
+    assert ("a snapshot failed" if name == "snapshot" else "cannot be stopped") in caplog.text
+
+
 async def test_viewers_of_one_address_do_not_drive_out_those_of_others():
     viewers, people = Viewers(10), [Viewer("10.0.0.1"), Viewer(None)]
     for viewer in people:
