@@ -31,7 +31,8 @@ class Season:
     def usual_ms(self, figure: str, at: float) -> float | None:
         """Return the usual value of a percentile at a time; None if it is not known.
 
-        Between the middles of two hours it changes steadily, so that a new hour makes no step.
+        Between the middles of two hours it changes steadily, so that a new hour makes no step. Beside an hour that is
+        not known, for example before the first requests of the day, it is that of the hour itself.
 
         Args:
             figure: "p50", "p95" or "p99".
@@ -41,8 +42,11 @@ class Season:
         before = math.floor(hours)
         levels = self._levels[figure]
         earlier, later = levels.get(before % WEEK), levels.get((before + 1) % WEEK)
-        if earlier is None or later is None:
+        own = earlier if hours - before < 0.5 else later
+        if own is None:
             return None
+        if earlier is None or later is None:
+            return math.exp(own)
         return math.exp(earlier + (later - earlier) * (hours - before))
 
 

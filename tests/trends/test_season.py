@@ -79,6 +79,14 @@ def test_hours_that_are_not_known_have_no_usual_value():
     assert season_of(idle) is None
 
 
+def test_the_first_and_the_last_half_hour_of_a_day_with_a_silent_night_are_known():
+    season = season_of([hour for hour in weeks(3) if 8 <= (hour.start - MONDAY) // HOUR % 24 < 18])
+    assert season.usual_ms("p99", MONDAY + 8 * HOUR) == season.usual_ms("p99", MONDAY + 8.4 * HOUR)
+    assert season.usual_ms("p99", MONDAY + 17.9 * HOUR) is not None
+    assert season.usual_ms("p99", MONDAY + 7.9 * HOUR) is None
+    assert season.usual_ms("p99", MONDAY + 18 * HOUR) is None
+
+
 def forecasts(monkeypatch, season, factor, hours, seed=0, *, interval_s=300, p99=usual_p99, shift_s=0):
     """The forecasts of P99 in readings from Monday, 8 o'clock, of a later week, with 2 % noise."""
     monitor = Monitor(TARGETS)
