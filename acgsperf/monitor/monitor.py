@@ -29,8 +29,8 @@ _HIT_RATE_MARGIN: Final = 0.1
 _FORECAST_MARGIN: Final = 1.5
 # For a slow trend, so many points are taken together.
 _SMOOTHED: Final = 6
-# A peak may come an hour early or late, for example when the clocks change, and what is usual is known by the hour. So
-# a deviation counts only if it is this factor above everything that is usual within 90 minutes before and after it.
+# A peak may come an hour early or late, for example when the clocks change. So a value counts as higher than usual only
+# if it is this factor above the highest usual value of the 90 minutes before and after it.
 _SEASON_MINUTES: Final = range(-90, 91, 10)
 _LEAST_DEVIATION: Final = 1.1
 # With fewer points no trend is significant.
@@ -93,7 +93,7 @@ class Monitor:
     """Takes one reading per interval, and raises and clears alerts.
 
     It starts no task: call `observe` once per interval. Use it from one thread at a time. `observe` takes well under a
-    millisecond; with `usual_ms`, it takes up to two while values are higher than usual. The memory is bounded by
+    millisecond; with `usual_ms`, up to 2 ms while values are higher than usual. The memory is bounded by
     `history`, the windows and the number of pools.
 
     Args:

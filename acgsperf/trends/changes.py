@@ -204,10 +204,15 @@ def _best_split(points: Sequence[Point]) -> tuple[int, float, float] | None:
 
 
 def _changed_hours(usual: Iterable[Point], points: Iterable[Point], difference: float) -> int:
-    """Return how many points have at least three quarters of a difference from the means of the usual ones.
+    """Return in how many hours the change is visible: the value differs from the usual mean by 75 % of the change.
 
-    A split has at least 6 hours on both sides, so it may lie some hours away from a shorter disturbance. Outliers are
-    clipped, so a normal hour has half of the difference too often by chance.
+    A part has at least 6 hours. So a disturbance that is shorter shares its part with normal hours, which must not
+    count. A normal hour often differs by 50 % of the change by chance, but rarely by 75 %.
+
+    Args:
+        usual: the points on the other side of the change.
+        points: those to count.
+        difference: the change.
     """
     means = {slot: fmean(values) for slot, values in _by_slot(usual).items()}
     return sum((value - means[hour % WEEK]) / difference >= 0.75 for hour, value in points if hour % WEEK in means)
