@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable
 from typing import Final, Self, final
 
+from typing_extensions import disjoint_base
+
 from acgsperf._native.caches import AdaptiveCache as AdaptiveCache
 from acgsperf._native.caches import BoundedCache as BoundedCache
 from acgsperf._native.caches import LRUCache as LRUCache
@@ -69,3 +71,15 @@ class Timer:
     def __new__(cls, histogram: LatencyHistogram) -> Self: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
+
+@disjoint_base
+class RequestCounters:
+    total_requests: int
+    successful_requests: int
+    failed_requests: int
+    total_response_time: float
+    min_response_time: float
+    max_response_time: float
+    @property
+    def latency_ns(self) -> LatencyHistogram: ...
+    def add_request(self, response_time: float, success: bool = True) -> None: ...

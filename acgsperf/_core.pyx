@@ -1,6 +1,6 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
-"""The compiled hot path: HashValidator, LatencyHistogram, and the caches of `_native.caches`.
+"""The compiled hot path: HashValidator, LatencyHistogram, RequestCounters, and the caches of `_native.caches`.
 
 Re-entrancy.  What a user passes (an iterable, `on_reject`) may call back into the object that called it, or let another
 thread do so.  Therefore user code that an operation needs runs before the operation reads any state.  Without the GIL, a
@@ -12,6 +12,7 @@ cimport cython
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.math cimport INFINITY
 from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.string cimport memcpy
 
@@ -518,3 +519,123 @@ cdef class Timer:
 
     def __reduce__(self):
         raise TypeError("cannot pickle 'Timer' object")
+
+
+cdef class RequestCounters:
+    """RequestCounters()
+--
+
+    Counts requests and their response times. All attributes but `latency_ns` can be set.
+
+    Attributes:
+        total_requests, successful_requests, failed_requests: the numbers of requests.
+        total_response_time: the sum of the response times, in seconds.
+        min_response_time: the shortest response time, in seconds; inf at first.
+        max_response_time: the longest response time, in seconds.
+        latency_ns: the response times, a `LatencyHistogram`.
+    """
+
+    cdef long long successes, failures, requests
+    cdef double total_s, shortest_s, longest_s
+    cdef readonly LatencyHistogram latency_ns
+    cdef dict __dict__
+    cdef object __weakref__
+
+    def __cinit__(self):
+        self.shortest_s = INFINITY
+        self.latency_ns = LatencyHistogram()
+
+    def add_request(self, response_time, success=True):
+        """Count a request that took `response_time` seconds.
+
+        A time that the histogram cannot hold, because a clock went back or stood still, is 0 or the longest there.
+
+        Raises:
+            TypeError: if the time is not a real number.
+        """
+        cdef double seconds = response_time if type(response_time) is float else checked_latency_s(response_time)
+        cdef bint succeeded = success
+        cdef double ns = seconds * 1e9
+        cdef LatencyHistogram latency = self.latency_ns
+        if not 0 <= ns <= <double> latency.highest_ns:
+            ns = <double> latency.highest_ns if ns > 0 else 0
+        with cython.critical_section(self):
+            self.requests += 1
+            self.successes += succeeded
+            self.failures += not succeeded
+            self.total_s += seconds
+            if seconds < self.shortest_s:
+                self.shortest_s = seconds
+            if seconds > self.longest_s:
+                self.longest_s = seconds
+        with cython.critical_section(latency):
+            hdr_add(&latency.counts, <int64_t> ns, 1)
+
+    @property
+    def total_requests(self):
+        with cython.critical_section(self):
+            return self.requests
+
+    @total_requests.setter
+    def total_requests(self, value):
+        cdef long long checked = index(value)
+        with cython.critical_section(self):
+            self.requests = checked
+
+    @property
+    def successful_requests(self):
+        with cython.critical_section(self):
+            return self.successes
+
+    @successful_requests.setter
+    def successful_requests(self, value):
+        cdef long long checked = index(value)
+        with cython.critical_section(self):
+            self.successes = checked
+
+    @property
+    def failed_requests(self):
+        with cython.critical_section(self):
+            return self.failures
+
+    @failed_requests.setter
+    def failed_requests(self, value):
+        cdef long long checked = index(value)
+        with cython.critical_section(self):
+            self.failures = checked
+
+    @property
+    def total_response_time(self):
+        with cython.critical_section(self):
+            return self.total_s
+
+    @total_response_time.setter
+    def total_response_time(self, value):
+        cdef double checked = checked_latency_s(value)
+        with cython.critical_section(self):
+            self.total_s = checked
+
+    @property
+    def min_response_time(self):
+        with cython.critical_section(self):
+            return self.shortest_s
+
+    @min_response_time.setter
+    def min_response_time(self, value):
+        cdef double checked = checked_latency_s(value)
+        with cython.critical_section(self):
+            self.shortest_s = checked
+
+    @property
+    def max_response_time(self):
+        with cython.critical_section(self):
+            return self.longest_s
+
+    @max_response_time.setter
+    def max_response_time(self, value):
+        cdef double checked = checked_latency_s(value)
+        with cython.critical_section(self):
+            self.longest_s = checked
+
+    def __reduce__(self):
+        raise TypeError(f"cannot pickle {type(self).__name__!r} object")

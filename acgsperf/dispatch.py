@@ -19,6 +19,7 @@ __all__ = [
     "ReadPath",
     "ReadQueue",
     "RecordingCache",
+    "RequestCounters",
     "Timer",
     "answer",
     "canonical",
@@ -68,6 +69,7 @@ if not _pure:
             LatencyHistogram,
             LRUCache,
             RecordingCache,
+            RequestCounters,
             Timer,
         )
         from acgsperf._native.canonical import canonical, fingerprint, request_key
@@ -97,6 +99,7 @@ else:
             LatencyHistogram,
             LRUCache,
             RecordingCache,
+            RequestCounters,
             Timer,
         )
         from acgsperf._native.hits_py import HitFinder

@@ -20,6 +20,7 @@ NAMES = [
     "ReadPath",
     "ReadQueue",
     "RecordingCache",
+    "RequestCounters",
     "Timer",
     "answer",
     "canonical",
@@ -136,7 +137,7 @@ def test_all_is_sorted_complete_and_there():
     own = {"TYPE_CHECKING", "import_module"}
     public = {name for name, value in vars(acgsperf).items() if not name.startswith("_") and not _is_module(value)}
     assert public - own == set(values)
-    internal = {"HitFinder", "Predictor", "ReadPath", "ReadQueue", "RecordingCache", "answer"}
+    internal = {"HitFinder", "Predictor", "ReadPath", "ReadQueue", "RecordingCache", "RequestCounters", "answer"}
     internal |= {"changed_type", "has_long_array", "mget", "unseal_many"}
     assert set(dispatch.__all__) - internal <= public
 

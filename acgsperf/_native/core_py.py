@@ -9,6 +9,7 @@ from acgsperf._native.histogram_py import LatencyHistogram, Timer
 from acgsperf._native.lru_py import LRUCache
 from acgsperf._native.placing_py import Placing
 from acgsperf._native.recording_py import RecordingCache
+from acgsperf._native.requests_py import RequestCounters
 from acgsperf._native.saving_py import Saving
 from acgsperf._native.validator_py import HashValidator
 
@@ -20,6 +21,7 @@ __all__ = [
     "LRUCache",
     "LatencyHistogram",
     "RecordingCache",
+    "RequestCounters",
     "Timer",
 ]
 
@@ -27,5 +29,5 @@ IMPLEMENTATION: Final = "python"
 
 # The twin of `_core` is this module, in however many files.
 _CACHES: Final = (Placing, Saving, BoundedCache, LRUCache, RecordingCache, AdaptiveCache)
-for _class in (HashValidator, *_CACHES, LatencyHistogram, Timer):
+for _class in (HashValidator, *_CACHES, LatencyHistogram, Timer, RequestCounters):
     finish(_class, __name__)

@@ -9,18 +9,17 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any, Final
 
 from acgsperf._native.types import CONSTITUTIONAL_HASH
 from acgsperf.compat._counters import percentiles_ms
 from acgsperf.compat._maybe_await import maybe_await
+from acgsperf.compat._request_metrics import PerformanceMetrics
 from acgsperf.compat._singleton import ProcessSingleton
 from acgsperf.compat.ultra_fast_cache import UltraFastMultiTierCache as _Cache
 from acgsperf.compat.ultra_fast_cache import get_ultra_fast_cache
 from acgsperf.compat.ultra_fast_connection_pool import get_pool_manager
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
-from acgsperf.dispatch import LatencyHistogram
 from acgsperf.fingerprint import request_key
 from acgsperf.validator import HASH_FIELD
 
@@ -48,7 +47,6 @@ _RESPONSE_TTL_S: Final = 300
 _DEFAULT_POOL: Final = "default"
 _BASELINE_RECORDS: Final = 10
 _REGRESSION: Final = 1.5
-_LONGEST_NS: Final = LatencyHistogram().highest_ns
 
 # Copying a dict is faster than building one.
 _PERFORMANCE_OF_HIT: Final = {"response_time_ms": 0.0, "cached": True, "constitutional_validated": True}
@@ -57,72 +55,6 @@ _METHODS_OF_CACHE: Final = vars(_Cache)
 _GET: Final = _Cache.get
 _clock = time.perf_counter
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class PerformanceMetrics:
-    """The counters of a service; times are in seconds."""
-
-    # A slot keeps the histogram out of `vars`, comparisons and copies, which have the former figures only.
-    __slots__ = ("__dict__", "__weakref__", "latency_ns")
-
-    total_requests: int = 0
-    successful_requests: int = 0
-    failed_requests: int = 0
-    total_response_time: float = 0.0
-    min_response_time: float = float("inf")
-    max_response_time: float = 0.0
-    constitutional_validations: int = 0
-    cache_hits: int = 0
-    cache_misses: int = 0
-    db_connections_acquired: int = 0
-    optimization_runs: int = 0
-    last_optimization: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.latency_ns: LatencyHistogram = LatencyHistogram()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self.latency_ns = LatencyHistogram()
-
-    def add_request(self, response_time: float, success: bool = True) -> None:
-        """Count a request that took `response_time` seconds."""
-        self.total_requests += 1
-        if success:
-            self.successful_requests += 1
-        else:
-            self.failed_requests += 1
-        self.total_response_time += response_time
-        if not self.min_response_time <= response_time <= self.max_response_time:
-            self._extend_range(response_time)
-        try:
-            self.latency_ns.record_seconds(response_time)
-        except ValueError:
-            # The clock went back, or the request took longer than the histogram can record.
-            self.latency_ns.record(_LONGEST_NS if response_time > 0 else 0)
-
-    def _extend_range(self, response_time: float) -> None:
-        if response_time < self.min_response_time:
-            self.min_response_time = response_time
-        if response_time > self.max_response_time:
-            self.max_response_time = response_time
-
-    def get_avg_response_time_ms(self) -> float:
-        """Return the average response time in milliseconds; 0.0 without requests."""
-        return self.total_response_time / self.total_requests * 1e3 if self.total_requests else 0.0
-
-    def get_success_rate(self) -> float:
-        """Return successful requests / all requests, between 0 and 1; 1.0 without requests."""
-        return self.successful_requests / self.total_requests if self.total_requests else 1.0
-
-    def get_cache_hit_rate(self) -> float:
-        """Return hits / (hits + misses), between 0 and 1; 0.0 without lookups."""
-        asked = self.cache_hits + self.cache_misses
-        return self.cache_hits / asked if asked else 0.0
 
 
 class PerformanceIntegrationService:

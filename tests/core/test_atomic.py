@@ -14,6 +14,7 @@ from acgsperf._native import (
     lru_py,
     lru_table_py,
     placing_py,
+    requests_py,
     saving_py,
     validator_py,
 )
@@ -60,8 +61,21 @@ HARMLESS = {
 PREFIXES = ("LOAD_FAST", "STORE_FAST", "POP_JUMP_IF", "POP_JUMP_FORWARD")
 
 
+MODULES = (
+    adaptive_py,
+    bounded_py,
+    histogram_py,
+    lru_py,
+    lru_table_py,
+    placing_py,
+    requests_py,
+    saving_py,
+    validator_py,
+)
+
+
 def atomic_functions():
-    for module in (adaptive_py, bounded_py, histogram_py, lru_py, lru_table_py, placing_py, saving_py, validator_py):
+    for module in MODULES:
         owners = [module, *(item for item in vars(module).values() if inspect.isclass(item))]
         for owner in owners:
             for item in vars(owner).values():

@@ -1,0 +1,128 @@
+"""`RequestCounters`, the counters of the drop-in's service."""
+
+import gc
+import inspect
+import math
+import pickle
+import threading
+import weakref
+
+import pytest
+
+COUNTS = ("total_requests", "successful_requests", "failed_requests")
+TIMES = ("total_response_time", "min_response_time", "max_response_time")
+
+
+def figures(counters):
+    return tuple(getattr(counters, name) for name in COUNTS + TIMES)
+
+
+def test_new_counters_are_zero(core):
+    counters = core.RequestCounters()
+    assert figures(counters) == (0, 0, 0, 0.0, math.inf, 0.0)
+    assert counters.latency_ns == core.LatencyHistogram()
+
+
+def test_requests_and_times_are_counted(core):
+    counters = core.RequestCounters()
+    counters.add_request(0.25)
+    counters.add_request(0.125, success=True)
+    counters.add_request(2, False)
+    assert figures(counters) == (3, 2, 1, 2.375, 0.125, 2.0)
+    latency = counters.latency_ns
+    assert (latency.count, latency.min, latency.max) == (3, 125_000_000, 2_000_000_000)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "recorded_ns"),
+    [(-0.5, 0), (math.nan, 0), (math.inf, 3_600_000_000_000), (1e30, 3_600_000_000_000), (3_601, 3_600_000_000_000)],
+)
+def test_a_time_that_no_clock_shows_is_counted(core, seconds, recorded_ns):
+    counters = core.RequestCounters()
+    counters.add_request(seconds)
+    assert counters.total_requests == counters.successful_requests == 1
+    assert (counters.latency_ns.count, counters.latency_ns.max) == (1, recorded_ns)
+
+
+def test_every_figure_can_be_set_and_counts_on_from_there(core):
+    counters = core.RequestCounters()
+    for value, name in enumerate(COUNTS + TIMES, 10):
+        setattr(counters, name, value)
+    assert figures(counters) == (10, 11, 12, 13.0, 14.0, 15.0)
+    counters.add_request(1)
+    assert figures(counters) == (11, 12, 12, 14.0, 1.0, 15.0)
+    counters.max_response_time = 0
+    counters.add_request(2, success=False)
+    assert figures(counters) == (12, 12, 13, 16.0, 1.0, 2.0)
+    with pytest.raises(AttributeError):
+        counters.latency_ns = core.LatencyHistogram()
+
+
+class Unreadable:
+    def __bool__(self):
+        raise RuntimeError("no truth")
+
+    def __float__(self):
+        raise RuntimeError("no number")
+
+
+def test_bad_input_counts_nothing(core):
+    counters = core.RequestCounters()
+    for bad in ("1", None, [], 1j):
+        with pytest.raises(TypeError):
+            counters.add_request(bad)
+    for arguments in ((Unreadable(),), (1, Unreadable())):
+        with pytest.raises(RuntimeError, match=r"^no "):
+            counters.add_request(*arguments)
+    for name in COUNTS:
+        for bad in ("1", None, 1.5):
+            with pytest.raises(TypeError):
+                setattr(counters, name, bad)
+    for name in TIMES:
+        with pytest.raises(TypeError):
+            setattr(counters, name, None)
+        with pytest.raises(RuntimeError, match="no number"):
+            setattr(counters, name, Unreadable())
+    assert figures(counters) == figures(core.RequestCounters())
+    assert counters.latency_ns.count == 0
+
+
+def test_a_subclass_has_arguments_and_attributes_of_its_own(core):
+    class Metrics(core.RequestCounters):
+        def __init__(self, total_requests, name):
+            self.total_requests, self.name = total_requests, name
+
+    metrics = Metrics(7, name="requests")
+    metrics.add_request(1)
+    assert (metrics.total_requests, metrics.name) == (8, "requests")
+    metrics.add_request = lambda *_: None
+    metrics.add_request(1)
+    assert metrics.total_requests == 8
+    assert list(inspect.signature(core.RequestCounters.add_request).parameters) == ["self", "response_time", "success"]
+
+
+def test_counters_in_a_cycle_are_collected_and_never_pickled(core):
+    counters = core.RequestCounters()
+    with pytest.raises(TypeError, match="cannot pickle 'RequestCounters' object"):
+        pickle.dumps(counters)
+    counters.itself, reference = counters, weakref.ref(counters)
+    del counters
+    gc.collect()
+    assert reference() is None
+
+
+def test_threads_lose_no_request(core):
+    counters = core.RequestCounters()
+
+    def count():
+        for _ in range(2_000):
+            counters.add_request(0.5)
+            assert counters.min_response_time == counters.max_response_time == 0.5
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert figures(counters) == (8_000, 8_000, 0, 4_000.0, 0.5, 0.5)
+    assert counters.latency_ns.count == 8_000
