@@ -220,7 +220,7 @@ class Laboratory:
 
     def _busy_s(self):
         """Return the seconds so far in which the machine kept this process, or any other one, waiting."""
-        return max(self.oracle.stalled_s, _pressure_s())
+        return max(self.oracle.stalled_s, pressure_s())
 
     async def _writes(self):
         """Write and remove a key; return what did not work, or None."""
@@ -374,7 +374,7 @@ def _is_whole(value):
         return False
 
 
-def _pressure_s():
+def pressure_s():
     """Return the seconds in which processes of this machine waited for a processor or a disk; 0 if it is not known."""
     with suppress(OSError):
         lines = [(Path("/proc/pressure") / name).read_text().split("\n")[0] for name in ("cpu", "io")]
