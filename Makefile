@@ -23,7 +23,7 @@ demo: $(VENV)/.demo
 JOBS ?= 2
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope -m "not soak and not alone"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m "not soak and not alone"
 	$(BIN)/python -m pytest -m "alone and not soak"
 
 # The tests of the dashboard in Chromium, which must be installed. `make test` skips them without Playwright.

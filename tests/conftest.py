@@ -32,6 +32,36 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     gc.freeze()
 
 
+# The modules that take the longest, in that order.
+LONGEST = [
+    "history/test_modes.py",
+    "test_installing.py",
+    "test_cli.py",
+    "workbench/test_replay_processes.py",
+    "faults/test_replies.py",
+    "test_docs.py",
+    "core/test_leaks.py",
+    "testing/test_embedded.py",
+    "pool/test_full_pools.py",
+    "core/test_interruptions.py",
+    "cache/test_servers.py",
+    "between_processes/test_slow_loads.py",
+    "faults/test_week.py",
+    "core/test_memory.py",
+    "model/test_model.py",
+    "core/test_lru_model.py",
+    "tiers/test_sizes.py",
+    "between_processes/test_backplane.py",
+    "topology/test_cluster_hard.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes the longest, so that no parallel process is left with it at the end."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 class Clock:
     """A clock that moves only when a test advances it."""
 
