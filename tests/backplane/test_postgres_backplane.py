@@ -228,7 +228,9 @@ async def test_missing_rights_are_named_once_and_the_cache_joins_later(
         await tier.close()
         await connection.execute(f"GRANT SELECT, INSERT, DELETE ON {table}_v2_log TO {role}")
         await until(lambda: listener.leased)
-        assert len([it for it in caplog.records if it.levelno == logging.WARNING]) == 1
+        # On a busy machine, the tier may warn as well.
+        warnings = [it for it in caplog.records if it.levelno == logging.WARNING and it.name == "acgsperf.backplane"]
+        assert len(warnings) == 1
         await backplane.close()
     finally:
         await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
