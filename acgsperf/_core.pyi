@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable
 from typing import Final, Self, final
 
-from typing_extensions import disjoint_base
-
 from acgsperf._native.caches import AdaptiveCache as AdaptiveCache
 from acgsperf._native.caches import BoundedCache as BoundedCache
 from acgsperf._native.caches import LRUCache as LRUCache
@@ -72,7 +70,7 @@ class Timer:
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
 
-@disjoint_base
+@final
 class RequestCounters:
     total_requests: int
     successful_requests: int

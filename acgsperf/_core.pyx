@@ -521,6 +521,7 @@ cdef class Timer:
         raise TypeError("cannot pickle 'Timer' object")
 
 
+@cython.final
 cdef class RequestCounters:
     """RequestCounters()
 --
@@ -538,7 +539,6 @@ cdef class RequestCounters:
     cdef long long successes, failures, requests
     cdef double total_s, shortest_s, longest_s
     cdef readonly LatencyHistogram latency_ns
-    cdef dict __dict__
     cdef object __weakref__
 
     def __cinit__(self):
@@ -638,4 +638,4 @@ cdef class RequestCounters:
             self.longest_s = checked
 
     def __reduce__(self):
-        raise TypeError(f"cannot pickle {type(self).__name__!r} object")
+        raise TypeError("cannot pickle 'RequestCounters' object")

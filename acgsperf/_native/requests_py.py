@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from operator import attrgetter, index
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, Self
 
 from acgsperf._native.arguments import checked_latency_s
-from acgsperf._native.atomic import Immutable, atomic
+from acgsperf._native.atomic import FinalType, atomic
 from acgsperf._native.histogram_py import LatencyHistogram
 
 _INFINITY: Final = float("inf")
@@ -18,11 +18,10 @@ def _counter(slot: str, convert: Callable[[Any], float]) -> property:
     return property(attrgetter(slot), set_converted)
 
 
-class RequestCounters(metaclass=Immutable):
+class RequestCounters(FinalType):
     """Counts requests and their response times. All attributes but `latency_ns` can be set."""
 
     __slots__ = (
-        "__dict__",
         "__weakref__",
         "_failures",
         "_latency_ns",
@@ -48,7 +47,7 @@ class RequestCounters(metaclass=Immutable):
     min_response_time = _counter("_shortest_s", checked_latency_s)
     max_response_time = _counter("_longest_s", checked_latency_s)
 
-    def __new__(cls, *_args: object, **_figures: object) -> Self:
+    def __new__(cls) -> Self:
         self = super().__new__(cls)
         self._requests = self._successes = self._failures = 0
         self._total_s = self._longest_s = 0.0
@@ -80,6 +79,3 @@ class RequestCounters(metaclass=Immutable):
             self._shortest_s = seconds
         if seconds > self._longest_s:
             self._longest_s = seconds
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(f"cannot pickle {type(self).__name__!r} object")

@@ -14,7 +14,7 @@ from typing import Any, Final
 from acgsperf._native.types import CONSTITUTIONAL_HASH
 from acgsperf.compat._counters import percentiles_ms
 from acgsperf.compat._maybe_await import maybe_await
-from acgsperf.compat._request_metrics import PerformanceMetrics
+from acgsperf.compat._request_metrics import LivePerformanceMetrics, PerformanceMetrics
 from acgsperf.compat._singleton import ProcessSingleton
 from acgsperf.compat.ultra_fast_cache import UltraFastMultiTierCache as _Cache
 from acgsperf.compat.ultra_fast_cache import get_ultra_fast_cache
@@ -70,7 +70,7 @@ class PerformanceIntegrationService:
         self.constitutional_validator: Any = UltraFastConstitutionalValidator()
         self.pool_manager: Any = None
         self.cache: Any = None
-        self.metrics: PerformanceMetrics = PerformanceMetrics()
+        self.metrics: PerformanceMetrics = LivePerformanceMetrics()
         self.performance_history: list[dict[str, Any]] = []
         self.max_history_size = 1000
         self.constitutional_hash = CONSTITUTIONAL_HASH

@@ -208,6 +208,45 @@ def test_a_response_time_that_no_clock_shows_is_counted(seconds):
     assert metrics.total_requests == metrics.latency_ns.count == 1
 
 
+def test_the_metrics_of_a_service_count_on_from_what_a_caller_sets():
+    metrics, plain = PerformanceIntegrationService().metrics, PerformanceMetrics()
+    for each in (metrics, plain):
+        each.add_request(0.5)
+        each.total_requests, each.failed_requests = 7, 1.5
+        each.successful_requests -= 1
+        each.total_response_time += 1
+        each.min_response_time, each.max_response_time = float("inf"), 0.0
+        each.cache_hits += 2
+        each.add_request(0.25, success=False)
+    assert metrics == plain
+    assert plain == metrics
+    assert asdict(metrics) == asdict(plain)
+    assert repr(metrics).replace("Live", "") == repr(plain)
+    assert metrics.latency_ns.count == 2
+
+
+def test_the_metrics_of_a_service_are_copied_as_plain_ones():
+    metrics = PerformanceIntegrationService().metrics
+    metrics.add_request(0.5)
+    for other in (copy.copy(metrics), copy.deepcopy(metrics), pickle.loads(pickle.dumps(metrics))):
+        assert other == metrics
+        assert type(other) is PerformanceMetrics
+        other.add_request(0.5)
+        assert (other.total_requests, metrics.total_requests) == (2, 1)
+    assert metrics != 7
+
+
+async def test_replaced_counters_are_called(fresh_process):
+    service = PerformanceIntegrationService()
+    with patch.object(service.metrics, "add_request") as added:
+        await service.process_request({"id": 1})
+    (took,) = added.call_args.args
+    assert 0 < took < 60
+    assert service.metrics.total_requests == 0
+    await service.process_request({"id": 1})
+    assert service.metrics.total_requests == 1
+
+
 async def test_initialize_uses_the_parts_of_this_process(fresh_process):
     service = PerformanceIntegrationService()
     await service.initialize()
