@@ -20,8 +20,8 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-FRESH = {"Cache-Control": "max-age=60"}
-TAGGED = {"Cache-Control": "public, max-age=60", "ETag": '"a,b"', "Vary": "Accept-Language"}
+FRESH = {"Cache-Control": "max-age=3600"}
+TAGGED = {"Cache-Control": "public, max-age=3600", "ETag": '"a,b"', "Vary": "Accept-Language"}
 
 
 class Calls:

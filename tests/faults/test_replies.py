@@ -168,8 +168,9 @@ async def test_nothing_but_hostile_replies_of_redis(servers, reply):
             server.hang_up()
         await asyncio.gather(*(_use_all(application, number) for number in range(CALLERS)))
         for call in REDIS_CALLS:
-            done = await _use(application, call, 0)
-            assert done or not reply.harmless
+            # On a busy machine, a reply may take longer than the deadline.
+            tries = [await _use(application, call, 0) for _ in range(3)]
+            assert any(tries) or not reply.harmless
         assert server.played >= 3
         server.heal()
         await _works_again(application, "all")
