@@ -34,7 +34,7 @@ test-browser: $(VENV)/.browser
 soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m soak
 
-# Three instances for eight days, a hundred times faster: not quite two hours. `DAYS=2` takes half an hour.
+# Three instances for eight days, a hundred times faster: almost two hours. `DAYS=2` takes half an hour.
 DAYS ?= 8
 week: $(VENV)/.test
 	cd tests && ../$(BIN)/python -m faults.week --days $(DAYS)

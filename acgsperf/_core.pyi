@@ -72,12 +72,16 @@ class Timer:
 
 @final
 class RequestCounters:
-    total_requests: int
-    successful_requests: int
-    failed_requests: int
-    total_response_time: float
     min_response_time: float
     max_response_time: float
+    @property
+    def total_requests(self) -> int: ...
+    @property
+    def successful_requests(self) -> int: ...
+    @property
+    def failed_requests(self) -> int: ...
+    @property
+    def total_response_time(self) -> float: ...
     @property
     def latency_ns(self) -> LatencyHistogram: ...
     def add_request(self, response_time: float, success: bool = True) -> None: ...

@@ -526,7 +526,7 @@ cdef class RequestCounters:
     """RequestCounters()
 --
 
-    Counts requests and their response times. All attributes but `latency_ns` can be set.
+    Counts requests and their response times. The shortest and the longest time can be set.
 
     Attributes:
         total_requests, successful_requests, failed_requests: the numbers of requests.
@@ -548,7 +548,7 @@ cdef class RequestCounters:
     def add_request(self, response_time, success=True):
         """Count a request that took `response_time` seconds.
 
-        A time that the histogram cannot hold, because a clock went back or stood still, is 0 or the longest there.
+        A time that is too long for the histogram counts there as the longest one, and a negative one or NaN as 0.
 
         Raises:
             TypeError: if the time is not a real number.
@@ -576,44 +576,20 @@ cdef class RequestCounters:
         with cython.critical_section(self):
             return self.requests
 
-    @total_requests.setter
-    def total_requests(self, value):
-        cdef long long checked = index(value)
-        with cython.critical_section(self):
-            self.requests = checked
-
     @property
     def successful_requests(self):
         with cython.critical_section(self):
             return self.successes
-
-    @successful_requests.setter
-    def successful_requests(self, value):
-        cdef long long checked = index(value)
-        with cython.critical_section(self):
-            self.successes = checked
 
     @property
     def failed_requests(self):
         with cython.critical_section(self):
             return self.failures
 
-    @failed_requests.setter
-    def failed_requests(self, value):
-        cdef long long checked = index(value)
-        with cython.critical_section(self):
-            self.failures = checked
-
     @property
     def total_response_time(self):
         with cython.critical_section(self):
             return self.total_s
-
-    @total_response_time.setter
-    def total_response_time(self, value):
-        cdef double checked = checked_latency_s(value)
-        with cython.critical_section(self):
-            self.total_s = checked
 
     @property
     def min_response_time(self):

@@ -1,8 +1,7 @@
 """`RequestCounters` in pure Python. It behaves as the class of `_core`, which documents it; the two change together."""
 
-from collections.abc import Callable
-from operator import attrgetter, index
-from typing import Any, Final, Self
+from operator import attrgetter
+from typing import Final, Self
 
 from acgsperf._native.arguments import checked_latency_s
 from acgsperf._native.atomic import FinalType, atomic
@@ -11,15 +10,15 @@ from acgsperf._native.histogram_py import LatencyHistogram
 _INFINITY: Final = float("inf")
 
 
-def _counter(slot: str, convert: Callable[[Any], float]) -> property:
-    def set_converted(counters: object, value: object) -> None:
-        setattr(counters, slot, convert(value))
+def _settable(slot: str) -> property:
+    def set_checked(counters: object, value: float) -> None:
+        setattr(counters, slot, checked_latency_s(value))
 
-    return property(attrgetter(slot), set_converted)
+    return property(attrgetter(slot), set_checked)
 
 
 class RequestCounters(FinalType):
-    """Counts requests and their response times. All attributes but `latency_ns` can be set."""
+    """Counts requests and their response times. The shortest and the longest time can be set."""
 
     __slots__ = (
         "__weakref__",
@@ -40,12 +39,13 @@ class RequestCounters(FinalType):
     _longest_s: float
     _latency_ns: LatencyHistogram
 
-    total_requests = _counter("_requests", index)
-    successful_requests = _counter("_successes", index)
-    failed_requests = _counter("_failures", index)
-    total_response_time = _counter("_total_s", checked_latency_s)
-    min_response_time = _counter("_shortest_s", checked_latency_s)
-    max_response_time = _counter("_longest_s", checked_latency_s)
+    total_requests = property(attrgetter("_requests"))
+    successful_requests = property(attrgetter("_successes"))
+    failed_requests = property(attrgetter("_failures"))
+    total_response_time = property(attrgetter("_total_s"))
+    latency_ns = property(attrgetter("_latency_ns"))
+    min_response_time = _settable("_shortest_s")
+    max_response_time = _settable("_longest_s")
 
     def __new__(cls) -> Self:
         self = super().__new__(cls)
@@ -54,11 +54,6 @@ class RequestCounters(FinalType):
         self._shortest_s = _INFINITY
         self._latency_ns = LatencyHistogram()
         return self
-
-    @property
-    def latency_ns(self) -> LatencyHistogram:
-        """The response times."""
-        return self._latency_ns
 
     def add_request(self, response_time: float, success: bool = True) -> None:
         """Count a request that took `response_time` seconds."""

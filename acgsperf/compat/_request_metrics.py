@@ -80,9 +80,9 @@ class PerformanceMetrics:
 
 
 class LivePerformanceMetrics(PerformanceMetrics):
-    """The counters of a service in use: what `add_request` counts is read from where compiled code counts it."""
+    """The counters of a service in use. Its `add_request` is compiled; what that counts is read from there."""
 
-    # The method is one of the counters: calling it through one of this class would take as long as the counting.
+    # `add_request` is that of `_requests`: a call of a method in Python would take as long as the counting.
     __slots__ = ("_requests", "add_request")
 
     add_request: Callable[..., None]
@@ -96,15 +96,14 @@ class LivePerformanceMetrics(PerformanceMetrics):
         self._requests = RequestCounters()
         self.add_request = self._requests.add_request
         self.latency_ns = self._requests.latency_ns
-        # Not by `super().__init__`, which would set what is derived, and so create the dict of the instance. Attributes
-        # without that dict are twice as fast.
+        # Not by `super().__init__`: setting a derived counter uses `vars`, and that makes all attributes slower.
         self.constitutional_validations = self.cache_hits = self.cache_misses = 0
         self.db_connections_acquired = self.optimization_runs = 0
         self.last_optimization = 0.0
 
     @property
     def min_response_time(self) -> float:
-        """Of the requests since it was set, and of what it was set to."""
+        """The shortest response time in seconds; inf at first. Later requests are compared with a value that is set."""
         return self._requests.min_response_time
 
     @min_response_time.setter
@@ -113,7 +112,7 @@ class LivePerformanceMetrics(PerformanceMetrics):
 
     @property
     def max_response_time(self) -> float:
-        """Of the requests since it was set, and of what it was set to."""
+        """The longest response time in seconds. Later requests are compared with a value that is set."""
         return self._requests.max_response_time
 
     @max_response_time.setter

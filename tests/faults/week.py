@@ -269,7 +269,7 @@ def is_good(report, flat_bytes=FLAT_BYTES):
 def main():
     """Let the days pass, and print what was seen; return 1 if something was not good."""
     parser = argparse.ArgumentParser("make week", description=__doc__)
-    parser.add_argument("--days", type=int, default=8, help="how many; eight take not quite two hours")
+    parser.add_argument("--days", type=int, default=8, help="how many; eight take almost two hours")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="w-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)

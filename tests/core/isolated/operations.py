@@ -213,7 +213,7 @@ CLASSES = {
         lambda made: (made.total_requests, made.latency_ns.count),
         {
             "add_request": [(0.5,), (2, False), (-1.0,), (1e300,), ("x",)],
-            "__setattr__": [("total_requests", 7), ("min_response_time", 0.5), ("failed_requests", "x")],
+            "__setattr__": [("total_requests", 7), ("min_response_time", 0.5), ("max_response_time", "x")],
             "__getattribute__": [("total_requests",), ("max_response_time",), ("latency_ns",)],
         },
     ),
