@@ -1,6 +1,6 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
-"""The compiled hot path: HashValidator, LatencyHistogram, RequestCounters, and the caches of `_native.caches`.
+"""The compiled hot path: HashValidator, LatencyHistogram, what the drop-in needs, and the caches of `_native.caches`.
 
 Re-entrancy.  What a user passes (an iterable, `on_reject`) may call back into the object that called it, or let another
 thread do so.  Therefore user code that an operation needs runs before the operation reads any state.  Without the GIL, a
@@ -21,7 +21,7 @@ from acgsperf._native.hdr cimport (
     hdr_read, hdr_reset, hdr_stddev, hdr_within,
 )
 from acgsperf._native.python cimport (
-    PyErr_WriteUnraisable, PyList_New, PyList_SET_ITEM, PyLong_AsLongLongAndOverflow, PyLong_Check,
+    PyErr_WriteUnraisable, PyList_New, PyTypeObject, PyList_SET_ITEM, PyLong_AsLongLongAndOverflow, PyLong_Check,
     PyObject_CallFunctionObjArgs, PyUnicode_1BYTE_KIND, PyUnicode_Check, PyUnicode_DATA, PyUnicode_GET_LENGTH, PyUnicode_KIND,
 )
 
@@ -615,3 +615,56 @@ cdef class RequestCounters:
 
     def __reduce__(self):
         raise TypeError("cannot pickle 'RequestCounters' object")
+
+
+@cython.final
+cdef class MethodGuard:
+    """MethodGuard(owner, name)
+--
+
+    Tells whether a class still has the method that it has now. Patches of the class or of its bases are noticed.
+
+    Args:
+        owner: the class.
+        name: the name of the method.
+
+    Raises:
+        AttributeError: if the class does not have the attribute.
+    """
+
+    cdef type cls
+    cdef str name
+    cdef object method
+    # The interpreter gives the class a new number, or none (0), whenever the class or one of its bases is changed.
+    cdef unsigned int version
+
+    def __cinit__(self, type owner not None, str name not None):
+        self.cls = owner
+        self.name = name
+        self.method = getattr(owner, name)
+
+    def holds(self, instance, /):
+        """Return whether `instance` is of exactly this class, and the class still has the method. O(1).
+
+        Attributes of the instance are not looked at.
+        """
+        if type(instance) is not self.cls:
+            return False
+        cdef unsigned int version = (<PyTypeObject *> self.cls).tp_version_tag
+        cdef bint known
+        with cython.critical_section(self):
+            known = version != 0 and version == self.version
+        return known or self.look()
+
+    cdef bint look(self) except -1:
+        # A lookup gives the class a number. The number is read before the method: a patch in between makes it outdated.
+        getattr(self.cls, self.name, None)
+        cdef unsigned int version = (<PyTypeObject *> self.cls).tp_version_tag
+        cdef bint same = getattr(self.cls, self.name, None) is self.method
+        if same:
+            with cython.critical_section(self):
+                self.version = version
+        return same
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle 'MethodGuard' object")

@@ -6,8 +6,11 @@ hits. The drop-in cache derives the access times when they are read, which has a
 """
 
 import asyncio
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from statistics import median
 
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -22,6 +25,7 @@ KEYS = [f"key {i}" for i in range(1_000)]
 REQUESTS: list[dict[str, object]] = [{"id": f"example {i}", "type": "api_call", "user": i} for i in range(1_000)]
 ROUNDS = 50
 ROUNDS_OF_BOUNDS = 200
+PROCESSES = 9
 VALIDATIONS_PER_CORE = 2.0
 HITS_PER_STAND_IN = 9.0
 REQUESTS_PER_STAND_IN = 4.0
@@ -137,14 +141,32 @@ def test_times_of_accesses(benchmark: BenchmarkFixture) -> None:
     benchmark.pedantic(lambda: cache.access_patterns, setup=fill, rounds=ROUNDS)
 
 
-def test_the_bounds(runner: asyncio.Runner) -> None:
-    """A validation costs at most 2 x the core; a hit is 9 x and a request 4 x as fast as in plain Python."""
-    validating, hitting, serving = _minima(validators()), _minima(caches(runner)), _minima(services(runner))
-    for name, least in (validating | hitting | serving).items():
-        print(f"{name}: {least / len(KEYS):.1f} ns")
-    assert validating["compat validate_hash"] <= VALIDATIONS_PER_CORE * validating["HashValidator.validate"]
-    assert hitting["plain get"] >= HITS_PER_STAND_IN * hitting["compat get"]
-    assert serving["plain process_request"] >= REQUESTS_PER_STAND_IN * serving["compat process_request"]
+def test_the_bounds() -> None:
+    """A validation costs at most 2 x the core; a hit is 9 x and a request 4 x as fast as in plain Python.
+
+    Where the memory of a process lies decides how often its data leave the processor's caches, and that changes the
+    margins by a tenth. So several processes measure them, and the median counts.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as processes:
+        measured = [processes.submit(_margins).result() for _ in range(PROCESSES)]
+    margins = {name: sorted(each[name] for each in measured) for name in measured[0]}
+    for name, ratios in margins.items():
+        print(f"{name}: {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+    assert median(margins["validations: compat / core"]) <= VALIDATIONS_PER_CORE
+    assert median(margins["hits: plain / compat"]) >= HITS_PER_STAND_IN
+    assert median(margins["requests: plain / compat"]) >= REQUESTS_PER_STAND_IN
+
+
+def _margins() -> dict[str, float]:
+    validating = _minima(validators())
+    with asyncio.Runner() as runner:
+        hitting, serving = _minima(caches(runner)), _minima(services(runner))
+    return {
+        "validations: compat / core": validating["compat validate_hash"] / validating["HashValidator.validate"],
+        "hits: plain / compat": hitting["plain get"] / hitting["compat get"],
+        "requests: plain / compat": serving["plain process_request"] / serving["compat process_request"],
+    }
 
 
 def _minima(contestants: _Contestants) -> dict[str, float]:

@@ -16,6 +16,7 @@ NAMES = [
     "HitFinder",
     "LRUCache",
     "LatencyHistogram",
+    "MethodGuard",
     "Predictor",
     "ReadPath",
     "ReadQueue",
@@ -137,8 +138,8 @@ def test_all_is_sorted_complete_and_there():
     own = {"TYPE_CHECKING", "import_module"}
     public = {name for name, value in vars(acgsperf).items() if not name.startswith("_") and not _is_module(value)}
     assert public - own == set(values)
-    internal = {"HitFinder", "Predictor", "ReadPath", "ReadQueue", "RecordingCache", "RequestCounters", "answer"}
-    internal |= {"changed_type", "has_long_array", "mget", "unseal_many"}
+    internal = {"HitFinder", "MethodGuard", "Predictor", "ReadPath", "ReadQueue", "RecordingCache", "RequestCounters"}
+    internal |= {"answer", "changed_type", "has_long_array", "mget", "unseal_many"}
     assert set(dispatch.__all__) - internal <= public
 
 

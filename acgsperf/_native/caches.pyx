@@ -321,6 +321,8 @@ cdef class BoundedCache:
                 if slot.key == <PyObject *> key:
                     return number
                 if slot.hash == hash:
+                    # Most likely it is the key, and the value is used next. Both may have to come from memory.
+                    acgsperf_prefetch(slot.value)
                     if PyUnicode_CheckExact(slot.key) and PyUnicode_CheckExact(<PyObject *> key):
                         same = is_same_text(slot.key, <PyObject *> key)
                     else:

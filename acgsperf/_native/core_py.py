@@ -7,6 +7,7 @@ from acgsperf._native.atomic import finish
 from acgsperf._native.bounded_py import BoundedCache
 from acgsperf._native.histogram_py import LatencyHistogram, Timer
 from acgsperf._native.lru_py import LRUCache
+from acgsperf._native.method_guard_py import MethodGuard
 from acgsperf._native.placing_py import Placing
 from acgsperf._native.recording_py import RecordingCache
 from acgsperf._native.requests_py import RequestCounters
@@ -20,6 +21,7 @@ __all__ = [
     "HashValidator",
     "LRUCache",
     "LatencyHistogram",
+    "MethodGuard",
     "RecordingCache",
     "RequestCounters",
     "Timer",
@@ -29,5 +31,5 @@ IMPLEMENTATION: Final = "python"
 
 # The twin of `_core` is this module, in however many files.
 _CACHES: Final = (Placing, Saving, BoundedCache, LRUCache, RecordingCache, AdaptiveCache)
-for _class in (HashValidator, *_CACHES, LatencyHistogram, Timer, RequestCounters):
+for _class in (HashValidator, *_CACHES, LatencyHistogram, Timer, RequestCounters, MethodGuard):
     finish(_class, __name__)

@@ -21,6 +21,7 @@ cdef extern from "Python.h":
         inquiry tp_clear
         PyObject *tp_dict
         unsigned long tp_flags
+        unsigned int tp_version_tag
     int METH_FASTCALL
     const unsigned long Py_TPFLAGS_MAPPING
     object PyDescr_NewMethod(PyTypeObject *type, PyMethodDef *method)

@@ -20,6 +20,7 @@ from acgsperf.compat.ultra_fast_cache import UltraFastMultiTierCache as _Cache
 from acgsperf.compat.ultra_fast_cache import get_ultra_fast_cache
 from acgsperf.compat.ultra_fast_connection_pool import get_pool_manager
 from acgsperf.compat.validation import UltraFastConstitutionalValidator
+from acgsperf.dispatch import MethodGuard
 from acgsperf.fingerprint import request_key
 from acgsperf.validator import HASH_FIELD
 
@@ -51,8 +52,7 @@ _REGRESSION: Final = 1.5
 # Copying a dict is faster than building one.
 _PERFORMANCE_OF_HIT: Final = {"response_time_ms": 0.0, "cached": True, "constitutional_validated": True}
 _PERFORMANCE_OF_MISS: Final = {**_PERFORMANCE_OF_HIT, "cached": False}
-_METHODS_OF_CACHE: Final = vars(_Cache)
-_GET: Final = _Cache.get
+_has_own_get: Final = MethodGuard(_Cache, "get").holds
 _clock = time.perf_counter
 _log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class PerformanceIntegrationService:
                 key = request_key(request)
             except (TypeError, ValueError):
                 key = cache = None
-            if type(cache) is _Cache and (hits := cache._hits) is not None and _METHODS_OF_CACHE["get"] is _GET:
+            if _has_own_get(cache) and (hits := cache._hits) is not None:
                 # Nobody has replaced `get`, and its coroutine would take longer than the read.
                 try:
                     found = hits[key].value

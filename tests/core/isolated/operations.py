@@ -217,6 +217,11 @@ CLASSES = {
             "__getattribute__": [("total_requests",), ("max_response_time",), ("latency_ns",)],
         },
     ),
+    "MethodGuard": (
+        lambda: _core.MethodGuard(Thing, "__hash__"),
+        lambda made: made.holds(Thing()),
+        {"holds": [(Thing(),), (None,)]},
+    ),
     "Predictor": (
         learner,
         learner_state,
