@@ -108,7 +108,8 @@ class Watched:
     def _started(self, number: int) -> PrivateRedis:
         of_primary = () if number == self.primary else ("--replicaof", "127.0.0.1", str(self.ports[self.primary]))
         kind = "--port" if self._tls is None else "--tls-port"
-        own = [kind, str(self.ports[number]), "--bind", "127.0.0.1"]
+        # A primary would wait 5 s for further replicas before it synchronizes one.
+        own = [kind, str(self.ports[number]), "--bind", "127.0.0.1", "--repl-diskless-sync-delay", "0"]
         for name, value in self._tls.options() if self._tls is not None else ():
             own += [f"--{name}", value]
         options = (*own, *of_primary, *self._options)
