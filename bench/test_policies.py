@@ -1,6 +1,6 @@
 """Compares eviction policies on recorded traces: hit ratios, the time of a request, and memory.
 
-Run `ACGSPERF_TRACES=folder pytest -s bench/test_policies.py`. It prints two tables in Markdown.
+Run `ACGSPERF_TRACES=folder pytest -s bench/test_policies.py`. It prints three tables in Markdown.
 """
 
 import multiprocessing
@@ -8,6 +8,7 @@ import os
 import resource
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
@@ -33,6 +34,12 @@ ROWS = [
 ]
 REQUESTS = 1_000_000
 ENTRIES = 100_000
+EVICTING_SIZES = (100, 500, 1_000, 2_000, 10_000, 100_000)
+# In each turn every cache gets as many new keys.
+KEYS_A_TURN = 1_000
+TURNS = 60
+SIZE_OF_BOUND = 10_000
+NOISE = 1.05
 
 # Whether a key was a hit; a key that was not is stored.
 Request = Callable[[str], bool]
@@ -112,6 +119,47 @@ def test_hit_ratio(name: str, size: int, rows: list[tuple[str, int, dict[str, tu
     ratios = {contestant: ratio for contestant, (ratio, _) in found.items()}
     # A sample of the keys decides, so a single run is up to 0.6 points below the best setting.
     assert ratios["`AdaptiveCache`"] >= ratios["`LRUCache`"] - 0.006
+
+
+def test_sets_that_evict() -> None:
+    """New keys into full caches with a TTL. The caches take turns, and their minima are compared."""
+    print("\n\n| entries | cachebox.TTLCache |", " | ".join(list(_evicting(1))[1:]), "|")
+    print("| ---: |", " | ".join("---:" for _ in _evicting(1)), "|")
+    for size in EVICTING_SIZES:
+        caches, numbers = _evicting(size), count()
+        for cache in caches.values():
+            _fill(cache, [f"first {number}" for number in range(3 * size)])
+        turns = [
+            {name: _fill(cache, [f"key {next(numbers)}" for _ in range(KEYS_A_TURN)]) for name, cache in caches.items()}
+            for _ in range(TURNS)
+        ]
+        least = {name: min(turn[name] for turn in turns) / KEYS_A_TURN for name in caches}
+        cachebox, *others = least.values()
+        print(
+            f"| {size:,} | {cachebox:.0f} ns |", " | ".join(f"{ns:.0f} ns, {ns / cachebox:.2f} x" for ns in others), "|"
+        )
+        # An `AdaptiveCache` of fewer entries samples more of the keys.
+        if size >= SIZE_OF_BOUND:
+            assert least["`AdaptiveCache`"] <= cachebox * NOISE
+
+
+def _evicting(size: int) -> dict[str, Any]:
+    return {
+        "cachebox.TTLCache": import_module("cachebox").TTLCache(size, 60),
+        "`LRUCache`": LRUCache(size, 60),
+        '`AdaptiveCache`, "s3fifo"': AdaptiveCache(size, 60, policy="s3fifo"),
+        "`AdaptiveCache`": AdaptiveCache(size, 60),
+    }
+
+
+def _fill(cache: Any, keys: list[str]) -> int:
+    """Return how many ns it took. The hashes of the keys are known before."""
+    for key in keys:
+        hash(key)
+    started = perf_counter_ns()
+    for key in keys:
+        cache[key] = True
+    return perf_counter_ns() - started
 
 
 def _grown(contestant: str, entries: int, answers: Any) -> None:

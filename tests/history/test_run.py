@@ -29,20 +29,26 @@ def test_a_claimed_key_has_one_writer(tmp_path):
     theirs.close()
 
 
+ASKED = {(number, op) for number in range(3) for op in ("get", "get_local", "get_or_load", "rest l1", "rest get")}
+AT_REST = {(-1, "rest l2"), (-1, "rest l3")}
+
+
 async def test_every_process_works_and_logs_all_that_it_does(servers_of_a_run):
-    report = await run("plain", **servers_of_a_run, processes=3, seconds=1.5, settle_s=0.5, **PATIENT)
-    history = report.history
-    assert report.problems == []
-    assert report.unknown == []
-    reads = {(read.process, read.op) for read in history.reads}
-    assert {
-        (number, op) for number in range(3) for op in ("get", "get_local", "get_or_load", "rest l1", "rest get")
-    } < reads
-    assert {(-1, "rest l2"), (-1, "rest l3")} < reads
-    assert {write.process for write in history.writes} == {0, 1, 2}
-    assert {load.process for load in history.loads} == {0, 1, 2}
-    written = {write.op for write in history.writes} | {read.op for read in history.reads}
-    assert set(_WEIGHTS) - {"expire", "clear"} <= written
+    # On a busy machine, some operations are not done in a short run, or the last one has cleared the tiers.
+    for seconds in (1.5, 3, 6):
+        report = await run("plain", **servers_of_a_run, processes=3, seconds=seconds, settle_s=0.5, **PATIENT)
+        history = report.history
+        assert report.problems == []
+        assert report.unknown == []
+        reads = {(read.process, read.op) for read in history.reads}
+        assert reads >= ASKED
+        assert {write.process for write in history.writes} == {0, 1, 2}
+        assert {load.process for load in history.loads} == {0, 1, 2}
+        missing = AT_REST - reads
+        missing |= set(_WEIGHTS) - {"expire", "clear"} - {each.op for each in (*history.writes, *history.reads)}
+        if not missing and report.stats["l1 hits"] and report.stats["l2 hits"]:
+            break
+    assert not missing, report
     assert report.stats["l1 hits"] > 0
     assert report.stats["l2 hits"] > 0
 
