@@ -167,9 +167,7 @@ async def main() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="needs mypy, which the extra `lint` installs")
-def test_after_an_editable_install_a_type_checker_finds_the_types_outside_the_clone(
-    clone, bare_python, tmp_path
-):
+def test_after_an_editable_install_a_type_checker_finds_the_types_outside_the_clone(clone, bare_python, tmp_path):
     installed = bare_python("-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", str(clone), env=FAST)
     assert installed.returncode == 0, installed.stdout + installed.stderr
     (tmp_path / "application.py").write_text(APPLICATION)
