@@ -21,8 +21,9 @@ from acgsperf._native.hdr cimport (
     hdr_read, hdr_reset, hdr_stddev, hdr_within,
 )
 from acgsperf._native.python cimport (
-    PyErr_WriteUnraisable, PyList_New, PyTypeObject, PyList_SET_ITEM, PyLong_AsLongLongAndOverflow, PyLong_Check,
-    PyObject_CallFunctionObjArgs, PyUnicode_1BYTE_KIND, PyUnicode_Check, PyUnicode_DATA, PyUnicode_GET_LENGTH, PyUnicode_KIND,
+    PyErr_WriteUnraisable, PyList_New, PyList_SET_ITEM, PyLong_AsLongLongAndOverflow, PyLong_Check,
+    PyObject_CallFunctionObjArgs, PyTypeObject, PyUnicode_1BYTE_KIND, PyUnicode_Check, PyUnicode_DATA, PyUnicode_GET_LENGTH,
+    PyUnicode_KIND,
 )
 
 from operator import index
@@ -657,7 +658,8 @@ cdef class MethodGuard:
         return known or self.look()
 
     cdef bint look(self) except -1:
-        # A lookup gives the class a number. The number is read before the method: a patch in between makes it outdated.
+        # A lookup gives the class a number. If somebody patches the class between the next two lines, the number that is
+        # stored is outdated, and the next call looks again.
         getattr(self.cls, self.name, None)
         cdef unsigned int version = (<PyTypeObject *> self.cls).tp_version_tag
         cdef bint same = getattr(self.cls, self.name, None) is self.method

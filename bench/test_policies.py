@@ -123,8 +123,9 @@ def test_hit_ratio(name: str, size: int, rows: list[tuple[str, int, dict[str, tu
 
 def test_sets_that_evict() -> None:
     """New keys into full caches with a TTL. The caches take turns, and their minima are compared."""
-    print("\n\n| entries | cachebox.TTLCache |", " | ".join(list(_evicting(1))[1:]), "|")
-    print("| ---: |", " | ".join("---:" for _ in _evicting(1)), "|")
+    names = list(_evicting(1))
+    print("\n\n| entries |", " | ".join(names), "|")
+    print("| ---: |", " | ".join("---:" for _ in names), "|")
     for size in EVICTING_SIZES:
         caches, numbers = _evicting(size), count()
         for cache in caches.values():

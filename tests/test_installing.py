@@ -63,8 +63,8 @@ def make_clone(tmp_path_factory):
         page = Path("acgsperf", "dashboard", "static", "index.html")
         shutil.copy(ROOT / page, clone / page)
         if generated_c.exists():
-            # The C code of these sources, later than they are: Cython has nothing to do.
-            shutil.copytree(generated_c, clone / "build" / "cython", copy_function=shutil.copyfile)
+            # Copies keep their times. So Cython translates a source again only if it is newer than its C code.
+            shutil.copytree(generated_c, clone / "build" / "cython")
         return clone
 
     return make

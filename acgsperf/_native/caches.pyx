@@ -321,7 +321,7 @@ cdef class BoundedCache:
                 if slot.key == <PyObject *> key:
                     return number
                 if slot.hash == hash:
-                    # Most likely it is the key, and the value is used next. Both may have to come from memory.
+                    # The keys are most likely equal, and then the value is used. Fetch it while they are compared.
                     acgsperf_prefetch(slot.value)
                     if PyUnicode_CheckExact(slot.key) and PyUnicode_CheckExact(<PyObject *> key):
                         same = is_same_text(slot.key, <PyObject *> key)

@@ -46,7 +46,7 @@ def served_by_hypercorn(app):
     config.bind = [f"fd://{listener.fileno()}"]
     config.errorlog = config.accesslog = None
     config.graceful_timeout = 1
-    # It leaves a client whose response failed midway waiting for so long.
+    # For so long, hypercorn keeps the connection of a response that failed midway, and the client waits.
     config.keep_alive_timeout = 1
     loop, stopped, ready = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
 

@@ -34,7 +34,7 @@ AT_REST = {(-1, "rest l2"), (-1, "rest l3")}
 
 
 async def test_every_process_works_and_logs_all_that_it_does(servers_of_a_run):
-    # On a busy machine, some operations are not done in a short run, or the last one has cleared the tiers.
+    # On a busy machine, a short run may lack some operations, or its last operation may have cleared the tiers.
     for seconds in (1.5, 3, 6):
         report = await run("plain", **servers_of_a_run, processes=3, seconds=seconds, settle_s=0.5, **PATIENT)
         history = report.history
@@ -46,11 +46,10 @@ async def test_every_process_works_and_logs_all_that_it_does(servers_of_a_run):
         assert {load.process for load in history.loads} == {0, 1, 2}
         missing = AT_REST - reads
         missing |= set(_WEIGHTS) - {"expire", "clear"} - {each.op for each in (*history.writes, *history.reads)}
-        if not missing and report.stats["l1 hits"] and report.stats["l2 hits"]:
+        missing |= {name for name in ("l1 hits", "l2 hits") if report.stats[name] == 0}
+        if not missing:
             break
     assert not missing, report
-    assert report.stats["l1 hits"] > 0
-    assert report.stats["l2 hits"] > 0
 
 
 async def test_a_lost_write_is_found_and_nothing_else(servers_of_a_run):

@@ -12,9 +12,10 @@ import pytest
 from acgsperf import CloseReason, ConnectionPool, PoolError
 
 RECOVERY_S = 2.0
-# The number of connections that a pool may have in addition to `max_size`. When a server continues, it first accepts
-# the attempts that were given up meanwhile, and ends these sessions as soon as it reads from them: they do not count.
+# The number of connections that a pool may have in addition to `max_size`.
 MOST_MORE = 2
+# A server that was frozen accepts the attempts that the pool has given up meanwhile. Such a session ends when the
+# server reads from it. So a session counts only if it is older than this.
 GIVEN_UP_S = 0.5
 MAX_SIZES = (1, 2, 20)
 # asyncpg raises its internal error if a connection breaks at certain moments.
