@@ -1,4 +1,4 @@
-"""The verdict over a history, and the story of the simplest stale read."""
+"""The verdict over a history, and the stories of the simplest stale read and of keys that disagree."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -118,9 +118,9 @@ class Report:
             lines.append("  the caches       " + ", ".join(f"{name} {count:,}" for name, count in self.stats.items()))
         lines += [f"  problem          {problem}" for problem in self.problems[:10]]
         lines += [f"  disagreement     {disagreement}" for disagreement in self.disagreements[:5]]
-        witness = self.witness()
-        if witness:
-            lines += ["", *witness]
+        for story in [self.witness(), *map(self.witness_at_rest, self.disagreements[:2])]:
+            if story:
+                lines += ["", *story]
         return "\n".join(lines)
 
     def witness(self) -> list[str]:
@@ -147,6 +147,18 @@ class Report:
         ]
         at = min(range(len(stories)), key=lambda at: (len(stories[at]), shortest[at].read.end - stories[at][0].start))
         return _told(shortest[at], stories[at])
+
+    def witness_at_rest(self, disagreement: Disagreement) -> list[str]:
+        """Return what happened to a key since the newest write that everybody acknowledged, a line for each event."""
+        key, newest = disagreement.key, disagreement.newest
+        begin = 0 if newest is None else newest.start
+        story = [
+            *(event for event in self.history.changes if event.key == key and event.end >= begin),
+            *(fault for fault in self.history.faults if fault.end >= begin),
+            *(read for read in self.history.reads if read.key == key and read.at_rest),
+        ]
+        story.sort(key=lambda event: event.start)
+        return _lines(f"what happened to {key}:", story)
 
 
 def check(history: History, *, lag_s: float = 1.0, stale_ttl_s: float = 0.0, title: str = "history") -> Report:
@@ -214,25 +226,28 @@ def _stores(event: Write | Load, version: int | None) -> bool:
 
 
 def _told(stale: StaleRead, story: Sequence[Write | Load | Fault | Read]) -> list[str]:
-    first = story[0].start
     read, newer = stale.read, stale.newer
     title = (
         f"process {read.process} read {'nothing' if read.version is None else f'version {read.version}'} of {read.key}"
         f" {stale.age_s:.3f} s after version {newer.version} was acknowledged ({newer.op} in process {newer.process}):"
     )
-    lines = [title, "        from ms        to ms  process"]
     shown = list(story)
     skipped = len(shown) - _WITNESS_LINES
-    if skipped > 0:
-        shown = [*shown[: _WITNESS_LINES // 2], *shown[-_WITNESS_LINES // 2 :]]
-        if stale.newer not in shown:
-            shown.insert(_WITNESS_LINES // 2, stale.newer)
-            skipped -= 1
-    for event in shown:
+    if skipped <= 0:
+        return _lines(title, shown)
+    shown = [*shown[: _WITNESS_LINES // 2], *shown[-_WITNESS_LINES // 2 :]]
+    if newer not in shown:
+        shown.insert(_WITNESS_LINES // 2, newer)
+        skipped -= 1
+    return [*_lines(title, shown), f"  ({skipped} events between them are not shown)"]
+
+
+def _lines(title: str, story: Sequence[Write | Load | Fault | Read]) -> list[str]:
+    lines = [title, "        from ms        to ms  process"]
+    first = story[0].start if story else 0
+    for event in story:
         span = f"  {(event.start - first) / 1e6:13,.3f}{(event.end - first) / 1e6:13,.3f}"
         lines.append(f"{span}  {_words(event)}")
-    if skipped > 0:
-        lines.append(f"  ({skipped} events between them are not shown)")
     return lines
 
 

@@ -174,6 +174,7 @@ async def _run(
             await mode.fault(situation)
         await asyncio.gather(*(worker.answer(extra_s=seconds) for worker in workers))
         await asyncio.sleep(mode.settle_s)
+        await _ask(workers, "settle")
         await _ask(workers, "rest l1")
         await _read_tiers(log, tiers, plans[0])
         await _ask(workers, "rest get")

@@ -304,6 +304,28 @@ def test_the_witness_of_a_wrong_none_begins_with_its_load():
     assert load.endswith("load -> 1, which is no value")
 
 
+def test_the_story_of_a_disagreement_begins_with_the_newest_acknowledged_write():
+    report = judged(
+        wrote(1, 0, 1),
+        wrote(2, 10, 11),
+        Fault("postgres frozen", 12 * MS, 30 * MS),
+        wrote(3, 15, 20, acked=False),
+        loaded(3, 25, 26, process=1),
+        wrote(9, 20, 21, key="other"),
+        read(3, 400, op="rest l2", process=RUNNER),
+        read(2, 400, op="rest l3", process=RUNNER),
+    )
+    told = str(report).partition("what happened to k:\n")[2].splitlines()
+    assert [" ".join(line.split()) for line in told[1:]] == [
+        "0.000 1.000 0 set 2: acknowledged",
+        "2.000 20.000 postgres frozen",
+        "5.000 10.000 0 set 3: failed,",
+        "15.000 16.000 1 load -> 3",
+        "390.000 391.000 runner rest l2 -> 3",
+        "390.000 391.000 runner rest l3 -> 2",
+    ]
+
+
 def test_a_log_is_read_as_it_was_written(tmp_path):
     log = Log(tmp_path, 0)
     events = [wrote(1, 0, 1), loaded(1, 2, 3), read(1, 4), Fault("cut", 5, 6)]
