@@ -102,6 +102,10 @@ def replay(
         ),
     ] = None,
     concurrency: Annotated[str, typer.Option(metavar="N", help="Requests in flight in each process.")] = "4",
+    rate: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Requests a second in each process. Default: as many as it answers."),
+    ] = None,
     l1_size: Annotated[
         str | None,
         typer.Option(
@@ -136,6 +140,7 @@ def replay(
     count = None if requests is None else whole_number("--requests", requests, 1, _MAX_REQUESTS)
     arguments = {
         "concurrency": whole_number("--concurrency", concurrency, 1, 10_000),
+        "rate": None if rate is None else whole_number("--rate", rate, 1, 1_000_000),
         "l1_size": None if l1_size is None else whole_number("--l1-size", l1_size, 1, 2**30),
         "policy": choice("--policy", policy, get_args(Policy)),
         "prediction": prediction,

@@ -169,6 +169,7 @@ COMMANDS = "bench, dashboard, doctor, fleet, replay, simulate, stats, top, trend
             f"--requests must be a whole number from 1 to 100,000,000, got '{'9' * 60}'...",
         ),
         (["replay", "--concurrency", "0"], "--concurrency must be a whole number from 1 to 10,000, got '0'"),
+        (["replay", "--rate", "0"], "--rate must be a whole number from 1 to 1,000,000, got '0'"),
         (["replay", "--policy", "arc"], "--policy must be adaptive, s3fifo or lru, got 'arc'"),
         (["replay", "--l1-size", "-1"], "--l1-size must be a whole number from 1 to 1,073,741,824, got '-1'"),
         (["replay", "--processes", "0"], "--processes must be a whole number from 1 to 16, got '0'"),

@@ -36,6 +36,7 @@ async def replay(
     database_url: str,
     *,
     concurrency: int = 4,
+    rate: float | None = None,
     l1_size: int | None = None,
     policy: Policy = "adaptive",
     prediction: bool = False,
@@ -62,6 +63,8 @@ async def replay(
         requests: at least one JSON-like request, or a `Load`.
         database_url: the PostgreSQL with the origin.
         concurrency: requests in flight in each process, at least 1.
+        rate: requests a second in each process while the clock runs, on average and more than 0; None for as many as
+            the service answers.
         l1_size: entries of L1; by default 100,000, or with several processes a tenth of the keys.
         policy: which entries L1 evicts, as for `AdaptiveCache`.
         prediction: whether keys are fetched before they are requested, as for `TieredCache`.
@@ -86,6 +89,8 @@ async def replay(
     """
     if concurrency < 1:
         raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+    if rate is not None and not rate > 0:
+        raise ValueError(f"rate must be greater than 0, got {rate}")
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}")
     if processes > 1 and redis_url is None and not l3:
@@ -107,6 +112,7 @@ async def replay(
         # Replays that share a database must not share a table.
         table=f"acgsperf_replay_{secrets.token_hex(8)}",
         concurrency=concurrency,
+        rate=rate,
         l1_size=l1_size,
         policy=policy,
         prediction=prediction,
@@ -193,7 +199,8 @@ class _Conductor:
             # The other processes are connected now, so the memory of their connections is not counted for values.
             bound = await block.enter_async_context(bounded_memory(bounded)) if bounded is not None else None
             if warm or others:
-                await Run(options, self._cache, self._origin).send(self._load.requests, advanced)
+                at_once = msgspec.structs.replace(options, rate=None)
+                await Run(at_once, self._cache, self._origin).send(self._load.requests, advanced)
             if bound is not None:
                 await bound()
             return self._report(await self._measure(others, advanced))

@@ -29,6 +29,8 @@ __all__ = ["Load", "Measured", "Options", "Run", "cache_of", "l3_table", "nothin
 
 # Hits never wait. A worker with only hits would block the event loop, so it pauses after this many requests.
 _TURN: Final = 64
+# Timers of an event loop are accurate to a millisecond, so a request may be sent this much before its time.
+_EARLY_S: Final = 0.001
 
 
 def nothing(done: int) -> None:
@@ -44,6 +46,7 @@ class Options(Struct, frozen=True):
         l3: whether there is an L3.
         table: the table of the origin, and the namespace.
         concurrency: requests in flight.
+        rate: requests a second; None for as many as the service answers.
         l1_size: entries of L1.
         policy: which entries L1 evicts.
         prediction: whether keys are fetched before they are requested.
@@ -65,6 +68,7 @@ class Options(Struct, frozen=True):
     policy: Policy = "adaptive"
     prediction: bool = False
     backplane: bool = True
+    rate: float | None = None
     process: int = 1
     processes: int = 1
 
@@ -136,6 +140,25 @@ def cache_of(options: Options) -> TieredCache[str]:
     return TieredCache(l1, l2, l3, namespace=options.table, options=entries, prediction=prediction, **silent)
 
 
+class _Pace:
+    """Spreads the requests of all workers over time. If the service was too slow for a while, it catches up.
+
+    Args:
+        rate: requests a second.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._interval_s = 1 / rate
+        self._due = time.perf_counter()
+
+    async def wait(self) -> None:
+        """Return when the next request is due."""
+        early_s = self._due - time.perf_counter()
+        self._due += self._interval_s
+        if early_s > _EARLY_S:
+            await asyncio.sleep(early_s)
+
+
 class Measured(Struct, frozen=True):
     """The measurements of one process; see `Report`."""
 
@@ -187,20 +210,23 @@ class Run:
             if self._changed is not None:
                 writing = group.create_task(self._changed.write(self._cache, self._origin))
             started = time.perf_counter()
+            pace = None if self._options.rate is None else _Pace(self._options.rate)
             async with asyncio.TaskGroup() as workers:
                 for _ in range(self._options.concurrency):
-                    workers.create_task(self._work(pending, advanced))
+                    workers.create_task(self._work(pending, pace, advanced))
             self._seconds = time.perf_counter() - started
             if writing is not None:
                 writing.cancel()
                 with suppress(asyncio.CancelledError):
                     await writing
 
-    async def _work(self, requests: Iterator[Request], advanced: Callable[[int], object]) -> None:
+    async def _work(self, requests: Iterator[Request], pace: _Pace | None, advanced: Callable[[int], object]) -> None:
         """Send requests, one after the other, until none remains."""
         process, positions, clock = self._service.process_request, self._positions, time.monotonic_ns
         done = 0
         for request in requests:
+            if pace is not None:
+                await pace.wait()
             address = fingerprint(request)
             position = positions.get(address)
             began_ns = 0 if position is None else clock()

@@ -138,6 +138,14 @@ async def test_progress_adds_up_to_the_length_of_the_trace(url, length):
     assert sum(advances) == length
 
 
+@pytest.mark.parametrize("concurrency", [1, 7])
+async def test_requests_are_sent_at_a_rate(url, concurrency):
+    trace = [{"key": i % 10} for i in range(500)]
+    report = await replay(trace, url, concurrency=concurrency, warm=True, rate=1_000)
+    # The workers share the rate. Without one, all requests take a few milliseconds.
+    assert 0.49 < report.seconds < 2
+
+
 async def test_more_workers_than_requests_and_connections_are_welcome(url):
     report = await replay([{"key": i} for i in range(5)], url, concurrency=200)
     assert report.loads == 5
@@ -148,6 +156,8 @@ async def test_more_workers_than_requests_and_connections_are_welcome(url):
     [
         ({"requests": []}, "requests must not be empty"),
         ({"concurrency": 0}, "concurrency must be at least 1, got 0"),
+        ({"rate": 0}, "rate must be greater than 0, got 0"),
+        ({"rate": float("nan")}, "rate must be greater than 0, got nan"),
         ({"l1_size": 0}, "maxsize must be between 1 and 1073741824, got 0"),
         ({"ttl": -1.0}, "ttl must be greater than 0, got -1.0"),
     ],
@@ -281,7 +291,9 @@ async def test_tiers_that_were_needed_show_their_hit_rate(servers):
     options = {"concurrency": 1, "l1_size": 10, "redis_url": servers.redis_url, "l3": True}
     report = await replay(trace, servers.database_url, **options)
     assert re.fullmatch(r"P99 \d+\.\d{4} ms, hits in [1-9]\d\.\d\d % of reads", row(report, "L2 tier").achieved)
-    assert row(report, "Cache hit rate").achieved == "80.00 %"
+    # A tier that misses its deadline on a busy machine is a miss.
+    assert report.loads >= 200
+    assert row(report, "Cache hit rate").achieved == f"{(1_000 - report.loads) / 10:.2f} %"
 
 
 def test_equal_requests_of_a_load_are_one_object():
