@@ -326,8 +326,6 @@ class Mode:
         clock_offsets_s: how far the wall clocks of the processes are wrong, one after the other.
         options: arguments of the caches.
         plan: attributes of `Plan`.
-        settle_s: how long the caches have for what they do in the background, before they are compared at rest. A
-            circuit breaker may be open for as long as the server was away.
     """
 
     description: str
@@ -339,7 +337,6 @@ class Mode:
     clock_offsets_s: tuple[float, ...] = (0.0,)
     options: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
-    settle_s: float = 2.0
 
 
 # Otherwise all keys would be written or removed again before a read could find what a failover has left of them.
@@ -348,10 +345,10 @@ _RARELY_WRITTEN: Final[dict[str, Any]] = {
     "l1_size": 64,
     "weights": {"delete": 2, "invalidate_tag": 0.02, "clear": 0.0},
 }
-_FAILOVER: Final[dict[str, Any]] = {"settle_s": 5.0, "plan": _RARELY_WRITTEN}
+_FAILOVER: Final[dict[str, Any]] = {"plan": _RARELY_WRITTEN}
 
 # Each bucket has some keys, so that a slot which has moved is missed.
-_CLUSTER: Final[dict[str, Any]] = {"pair": "cluster", "settle_s": 3.0, "plan": {"keys": 300, "l1_size": 64}}
+_CLUSTER: Final[dict[str, Any]] = {"pair": "cluster", "plan": {"keys": 300, "l1_size": 64}}
 _LOST_SHARD: Final[dict[str, Any]] = {**_FAILOVER, "l3": False, "pair": "cluster"}
 
 _FROZEN: Final = {**_FAILOVER, "fault": fail_over_frozen, "l3": False, "pair": "l2"}
@@ -364,11 +361,11 @@ MODES: Final = {
     "stale": Mode("stale values and refreshes", options={"stale_ttl": 2.0, "refresh_ahead": 0.5}),
     "negative": Mode("negative entries", options={"negative_ttl": 5.0}),
     "frozen": Mode("a process is frozen for 3 s", freeze),
-    "frozen-redis": Mode("Redis is frozen for 1 s", freeze_redis, settle_s=3.0),
-    "frozen-postgres": Mode("PostgreSQL is frozen for 1 s", freeze_postgres, settle_s=3.0),
-    "restart-empty": Mode("Redis is killed and started empty", restart_empty, settle_s=3.0),
-    "restart-snapshot": Mode("Redis is killed and started from an older snapshot", restart_from_snapshot, settle_s=3.0),
-    "restart-postgres": Mode("PostgreSQL is killed and started", restart_postgres, settle_s=5.0),
+    "frozen-redis": Mode("Redis is frozen for 1 s", freeze_redis),
+    "frozen-postgres": Mode("PostgreSQL is frozen for 1 s", freeze_postgres),
+    "restart-empty": Mode("Redis is killed and started empty", restart_empty),
+    "restart-snapshot": Mode("Redis is killed and started from an older snapshot", restart_from_snapshot),
+    "restart-postgres": Mode("PostgreSQL is killed and started", restart_postgres),
     "failover": Mode("the primary of Redis is killed; its replica takes over", fail_over, pair="l2", **_FAILOVER),
     "failover-stalls": Mode(
         "the same while PostgreSQL stalls", fail_over_while_postgres_stalls, pair="l2", **_FAILOVER
@@ -387,9 +384,9 @@ MODES: Final = {
         "L2 alone, a cluster; a primary is frozen, and wakes up after its replacement", fail_over_frozen, **_LOST_SHARD
     ),
     "cluster-reshard": Mode("L2 alone, a cluster whose slots move", reshard, l3=False, **_CLUSTER),
-    "cut": Mode("connections are cut inside a reply", cut, proxied=True, settle_s=3.0),
+    "cut": Mode("connections are cut inside a reply", cut, proxied=True),
     "flushall": Mode("Redis loses everything", flush),
     "clocks": Mode("wall clocks are an hour apart", clock_offsets_s=(0.0, 3600.0, -3600.0)),
     "eviction": Mode("Redis evicts keys", evict),
-    "full": Mode("Redis runs out of memory and refuses writes", fill, settle_s=3.0),
+    "full": Mode("Redis runs out of memory and refuses writes", fill),
 }

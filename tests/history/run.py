@@ -29,6 +29,7 @@ from .worker import Plan
 __all__ = ["run"]
 
 _ANSWER_TIMEOUT_S: Final = 60.0
+_RECORDS_S: Final = 0.3
 _ROOT: Final = Path(__file__).parents[len(__package__.split("."))]
 
 
@@ -41,7 +42,6 @@ async def run(
     seconds: float = 10.0,
     processes: int = 4,
     lag_s: float = 1.0,
-    settle_s: float | None = None,
     seed: int | None = None,
     l2: bool | None = None,
     l3: bool | None = None,
@@ -60,8 +60,6 @@ async def run(
         seconds: how long the processes work.
         processes: how many there are.
         lag_s: how long after its acknowledgment a write may be unknown to other processes.
-        settle_s: how long the caches have for what they do in the background, before they are compared; None for what
-            the mode says.
         seed: of all that is random, except time; None for a new one.
         l2, l3: whether the caches have that tier; None for what the mode says.
         eviction_policy: the `maxmemory-policy` of the mode "eviction".
@@ -75,7 +73,6 @@ async def run(
         l2=chosen.l2 if l2 is None else l2,
         l3=chosen.l3 if l3 is None else l3,
         options={**chosen.options, **(options or {})},
-        settle_s=chosen.settle_s if settle_s is None else settle_s,
     )
     seed = random.randrange(1_000_000) if seed is None else seed
     logs = Path(tempfile.mkdtemp(prefix="acgs-logs-")) if folder is None else folder
@@ -173,8 +170,9 @@ async def _run(
         if mode.fault is not None:
             await mode.fault(situation)
         await asyncio.gather(*(worker.answer(extra_s=seconds) for worker in workers))
-        await asyncio.sleep(mode.settle_s)
         await _ask(workers, "settle")
+        # Each has waited for itself. The last one may have told the others of a repair.
+        await asyncio.sleep(_RECORDS_S)
         await _ask(workers, "rest l1")
         await _read_tiers(log, tiers, plans[0])
         await _ask(workers, "rest get")

@@ -36,7 +36,7 @@ AT_REST = {(-1, "rest l2"), (-1, "rest l3")}
 async def test_every_process_works_and_logs_all_that_it_does(servers_of_a_run):
     # On a busy machine, a short run may lack some operations, or its last operation may have cleared the tiers.
     for seconds in (1.5, 3, 6):
-        report = await run("plain", **servers_of_a_run, processes=3, seconds=seconds, settle_s=0.5, **PATIENT)
+        report = await run("plain", **servers_of_a_run, processes=3, seconds=seconds, **PATIENT)
         history = report.history
         assert report.problems == []
         assert report.unknown == []
@@ -53,9 +53,9 @@ async def test_every_process_works_and_logs_all_that_it_does(servers_of_a_run):
 
 
 async def test_a_lost_write_is_found_and_nothing_else(servers_of_a_run):
-    honest = await run("plain", **servers_of_a_run, processes=1, seconds=1, settle_s=0.5, lag_s=0, **PATIENT)
+    honest = await run("plain", **servers_of_a_run, processes=1, seconds=1, lag_s=0, **PATIENT)
     assert honest.ok, str(honest)
-    lying = await run("plain", **servers_of_a_run, processes=1, seconds=3, settle_s=0.5, lag_s=0, lost=0.2, **PATIENT)
+    lying = await run("plain", **servers_of_a_run, processes=1, seconds=3, lag_s=0, lost=0.2, **PATIENT)
     assert lying.stale, str(lying)
     assert lying.problems == []
     lost = {(write.key, write.version) for write in lying.history.writes if write.detail == "lost on purpose"}
@@ -64,7 +64,7 @@ async def test_a_lost_write_is_found_and_nothing_else(servers_of_a_run):
 
 async def test_a_write_that_is_lost_otherwise_is_found_in_spite_of_a_failover(servers_of_a_run):
     """What replication loses is no excuse for the rest."""
-    options = {"processes": 1, "seconds": 6.5, "settle_s": 0.5, "lag_s": 0, **PATIENT}
+    options = {"processes": 1, "seconds": 6.5, "lag_s": 0, **PATIENT}
     report = await run("promotion-l3", **servers_of_a_run, **options, lost=0.2)
     assert len(report.history.failovers) == 1
     assert report.stale, str(report)
