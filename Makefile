@@ -8,12 +8,12 @@ SOURCE := setup.py pyproject.toml $(wildcard acgsperf/*.pyx acgsperf/_native/*.p
         lint types bench docs dist clean
 
 run: $(VENV)/.run
-	@echo "Replaying 60,000 requests in each of two processes that share Redis and PostgreSQL (about 35 seconds)."
-	$(BIN)/acgsperf replay --processes 2 --requests 60000 --concurrency 1 --rate 3000
+	@echo "Replaying 100,000 requests in each of two processes that share Redis and PostgreSQL (about 25 seconds)."
+	$(BIN)/acgsperf replay --processes 2 --requests 100000 --concurrency 1
 
 run-cluster: $(VENV)/.run
-	@echo "Replaying 60,000 requests in each of two processes that share a Redis Cluster and PostgreSQL (about 40 seconds)."
-	$(BIN)/acgsperf replay --cluster --processes 2 --requests 60000 --concurrency 1 --rate 3000
+	@echo "Replaying 100,000 requests in each of two processes that share a Redis Cluster and PostgreSQL (about 30 seconds)."
+	$(BIN)/acgsperf replay --cluster --processes 2 --requests 100000 --concurrency 1
 
 demo: $(VENV)/.demo
 	@echo "Starting Redis, PostgreSQL and three instances of a service (about 10 seconds)."

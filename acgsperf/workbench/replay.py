@@ -77,7 +77,7 @@ async def replay(
             processes 0.01.
         backplane: whether the processes tell each other what they write. Without it, they give outdated answers.
         private_redis: whether only this replay uses the Redis. With several processes and an L3, it gets memory for
-            four fifths of the values, so that L3 has work.
+            95 % of the values, so that L3 has work.
         patience: seconds for which PostgreSQL may be unreachable.
         advanced: called with the number of requests that this process has answered since its last call, also of those
             before the clock starts.

@@ -13,6 +13,8 @@ from acgsperf.errors import AcgsperfError
 
 __all__ = ["bounded_memory"]
 
+# With less, L3 answers more than 5 % of the requests, and P95 shows nothing but L3.
+_SHARE: Final = 0.95
 # The memory of connections varies. If the values need less than this, there is no limit.
 _LEAST_BYTES: Final = 512 * 1024
 _SETTINGS: Final = ("maxmemory", "maxmemory-policy")
@@ -20,7 +22,7 @@ _SETTINGS: Final = ("maxmemory", "maxmemory-policy")
 
 @asynccontextmanager
 async def bounded_memory(url: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Provide a function that limits a Redis to the memory for four fifths of the values stored since the block began.
+    """Provide a function that limits a Redis to memory for 95 % of the values that are stored since the block began.
 
     The server then evicts what was not used for the longest time. It gets its own settings back at the end.
 
@@ -40,7 +42,7 @@ async def bounded_memory(url: str) -> AsyncIterator[Callable[[], Awaitable[None]
                 stored = await used() - empty
                 if stored >= _LEAST_BYTES:
                     await client.config_set("maxmemory-policy", "volatile-lru")
-                    await client.config_set("maxmemory", empty + stored * 4 // 5)
+                    await client.config_set("maxmemory", empty + int(_SHARE * stored))
             except (RedisError, OSError) as error:
                 raise _failure(error) from error
 
