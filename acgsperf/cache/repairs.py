@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Final
 
 from acgsperf.cache.lower_tiers import LowerTiers
-from acgsperf.tiers.base import Outcome, Tier, Write
+from acgsperf.tiers.base import Outcome, Tier, Write, WriteResult
 from acgsperf.tiers.ids import new_id
 from acgsperf.tiers.records import Record, RecordKind, of_keys, of_tag
 
@@ -29,7 +29,7 @@ class Repairs:
 
     A repair changes L3 first and then L2, because a read may copy an old row from L3 to L2 in the meantime. Then it
     tells all processes, this one included, because their L1 may have what a tier had before the repair. A removal has
-    the stamp of the failed write, so that it removes nothing newer.
+    the stamp of the failed write, so that it removes nothing newer. If L3 has something newer, L2 may keep only that.
 
     Args:
         lower_tiers: the tiers.
@@ -136,13 +136,13 @@ class Repairs:
 
     async def _repair_keys(self) -> bool:
         batch = dict(islice(self._removals.items(), _BATCH))
-        left = set(batch)
+        left = dict(batch)
         for tier in self._tiers:
             if not left:
                 break
-            results = await tier.write({key: batch[key] for key in left})
+            results = await tier.write(left)
             # If a tier has something newer, it needs no repair, but the other processes must be told.
-            left &= {key for key, result in results.items() if result.outcome in _DONE}
+            left = {key: _after(left[key], result) for key, result in results.items() if result.outcome in _DONE}
         self._tell_of_keys({key: batch[key].id for key in left}, but_not_here=self._rewritten)
         for key in left:
             if self._removals.get(key) is batch[key]:
@@ -185,6 +185,15 @@ class Repairs:
             if not await call(tier):
                 return False
         return True
+
+
+def _after(removal: Write, result: WriteResult) -> Write:
+    """Return the removal for the next tier: if this one has something newer, it removes all that is older than that.
+
+    L2 may have lost the newer entry before it accepted the failed write, whose stamp came from a clock that is behind.
+    Or the newer entry is on its way to L2, so the stamp of the removal must be smaller.
+    """
+    return Write(None, removal.id, max(removal.stamp, result.stamp - 1))
 
 
 async def _invalidated(tier: Tier, tag: str | None) -> bool:

@@ -300,6 +300,21 @@ async def test_a_later_write_that_succeeds_is_not_undone_by_the_repair(open_on, 
     assert cache.get_local("key") == "good"
 
 
+async def test_a_repair_that_finds_something_newer_in_l3_removes_what_l2_has(open_on, faults, private_redis, namespace):
+    """The clock of one process is ahead, and Redis has lost what that process wrote."""
+    ahead, cache = await open_on(), await open_on()
+    ahead._writes._last_stamp = ahead._lower_tiers.l2.now_us() + 1_000_000
+    await store(ahead, "key", "by stamp the newest")
+    async with Redis.from_url(private_redis.url, protocol=2) as client:
+        await client.delete(*[key async for key in client.scan_iter(f"*{namespace}*")])
+    await faults.begin("postgres is read-only")
+    assert await cache.set("key", "in L2 alone") == Written(True, True, False, published=True)
+    await faults.end()
+    await is_repaired(cache)
+    assert "in L2 alone" not in await in_tiers(cache, "key")
+    assert await cache.get("key") == await ahead.get("key") == "by stamp the newest"
+
+
 async def test_a_repair_during_later_writes_leaves_them_in_l1(open_on, faults):
     cache = await open_on()
     keys = [f"key {number}" for number in range(50)]

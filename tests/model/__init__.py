@@ -73,6 +73,9 @@ What it found in the protocol as it was built:
   server the tier's own record hides this.
 - "demote run": after a restart from a snapshot the last position of the log can be the one that a process knows,
   although records after it are lost. A demotion compares the server's run, too.
+- If L3 answers a repair that it has something newer, the removal in L2 gets a stamp just below that: L2 may have lost
+  the newer entry, and accepted the failed write of a process whose clock is behind. Otherwise L2 would keep that write
+  while L3 has the other. With the same stamp as the newer entry, the removal would stop it on its way to L2.
 - What a first try has left needs no repair of its own if the next try fails: the repair of the write that was in its
   way removes it.
 

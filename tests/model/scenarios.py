@@ -432,6 +432,10 @@ LIMITS: Final = {
         SCENARIOS["refusals, sets"]._replace(skew={"B": -15}),
         "W1",
     ),
+    "clocks further apart than two writes, L3 refuses the later one, and L2 has lost the earlier one": (
+        SCENARIOS["refusals, sets"]._replace(budget={"refuse L3": 1, "evict L2": 1}, filled=(), skew={"B": -15}),
+        "W1",
+    ),
     "two writers without a lock, and L2 evicts the value of the later one before the earlier one reaches L2": (
         SCENARIOS["race"]._replace(tasks=(("A", ("set",)), ("B", ("set",))), budget={"evict L2": 1}),
         "convergence",

@@ -300,9 +300,7 @@ def repair(
 def repaired(m: Machine, state: State, k: int) -> tuple[str, State]:
     p, tiers, cell, version, undo = state.repairs[k]
     tier, *others = tiers
-    rest = (Repair(p, tuple(others), cell, version, undo),) if others else ()
-    after = state._replace(repairs=state.repairs[:k] + rest + state.repairs[k + 1 :])
-    newer = None
+    after, newer = state, None
     if cell is None:
         after = m.forget_tag(after, tier, f"r{version}")
     else:
@@ -313,6 +311,10 @@ def repaired(m: Machine, state: State, k: int) -> tuple[str, State]:
         elif (old := state.l2 if tier == 2 else state.l3) is not None and matches(old, undo):
             # It takes the place of what it removes, with its stamp.
             after = m.put(after, tier, cell._replace(stamp=old.stamp))
+    # What L3 has that is newer supersedes what L2 has that is older. It may be on its way to L2, with that stamp.
+    left = cell if cell is None or newer is None else cell._replace(stamp=max(cell.stamp, newer - 1))
+    rest = (Repair(p, tuple(others), left, version, undo),) if others else ()
+    after = after._replace(repairs=state.repairs[:k] + rest + state.repairs[k + 1 :])
     if not others and (newer is None or m.rules["repair record"]):
         after = recorded(m, after, p, cell, version, undo)
     if not others and undo is None:
