@@ -104,7 +104,7 @@ def replay(
     concurrency: Annotated[str, typer.Option(metavar="N", help="Requests in flight in each process.")] = "4",
     rate: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Requests a second in each process. Default: as many as it answers."),
+        typer.Option(metavar="N", help="Requests a second in each process. Default: no limit."),
     ] = None,
     l1_size: Annotated[
         str | None,

@@ -29,7 +29,8 @@ class Repairs:
 
     A repair changes L3 first and then L2, because a read may copy an old row from L3 to L2 in the meantime. Then it
     tells all processes, this one included, because their L1 may have what a tier had before the repair. A removal has
-    the stamp of the failed write, so that it removes nothing newer. If L3 has something newer, L2 may keep only that.
+    the stamp of the failed write, so that a later write stays. If L3 has something newer, everything older than that is
+    removed from L2.
 
     Args:
         lower_tiers: the tiers.
@@ -80,7 +81,7 @@ class Repairs:
             )
 
     def remove(self, key: str, write: Write) -> None:
-        """Remove a key from every tier unless a tier has something newer than a failed write."""
+        """Remove a key from L3 unless that has something newer than a failed write, and from L2 what is older."""
         if self._has_room(key, self._removals):
             queued = self._removals.get(key)
             self._removals[key] = write if queued is None or queued.stamp < write.stamp else queued
@@ -141,7 +142,7 @@ class Repairs:
             if not left:
                 break
             results = await tier.write(left)
-            # If a tier has something newer, it needs no repair, but the other processes must be told.
+            # A tier that has something newer keeps it. The other processes must be told nevertheless.
             left = {key: _after(left[key], result) for key, result in results.items() if result.outcome in _DONE}
         self._tell_of_keys({key: batch[key].id for key in left}, but_not_here=self._rewritten)
         for key in left:
@@ -188,10 +189,10 @@ class Repairs:
 
 
 def _after(removal: Write, result: WriteResult) -> Write:
-    """Return the removal for the next tier: if this one has something newer, it removes all that is older than that.
+    """Return the removal for the next tier. If this tier has something newer, the removal gets a stamp just below that.
 
-    L2 may have lost the newer entry before it accepted the failed write, whose stamp came from a clock that is behind.
-    Or the newer entry is on its way to L2, so the stamp of the removal must be smaller.
+    L2 may have lost the newer entry, and then accepted the failed write, because its stamp comes from a clock that is
+    behind. The stamp must be smaller than that of the newer entry, which may be on its way to L2.
     """
     return Write(None, removal.id, max(removal.stamp, result.stamp - 1))
 

@@ -16,9 +16,11 @@ from typing import Any, Final
 
 from acgsperf.tiers.postgres_schema import INVALIDATIONS, NAMESPACE, Tables
 
-__all__ = ["ROWS_A_STATEMENT", "Statement", "Statements"]
+__all__ = ["MOST_AHEAD_S", "ROWS_A_STATEMENT", "Statement", "Statements"]
 
 ROWS_A_STATEMENT: Final = 1_000
+# A stamp further ahead of the server's clock comes from no process, and supersedes nothing.
+MOST_AHEAD_S: Final = 86_400
 # If no process of a namespace is left, others remove its rows, this long after they have expired.
 _FOREIGN_S: Final = 86_400
 
@@ -124,7 +126,8 @@ written AS (
     ) s
     WHERE {now} < :deadline
     ON CONFLICT (namespace, key) DO UPDATE SET {changes}
-    WHERE {now} < :deadline AND (c.stamp < excluded.stamp OR c.id = excluded.id)
+    WHERE {now} < :deadline
+    AND (c.stamp < excluded.stamp OR c.id = excluded.id OR c.stamp > ({now} + {most_ahead}) * 1000000)
     RETURNING c.key
 )"""
 _REPLACED: Final = ", ".join(
@@ -378,7 +381,7 @@ class Statements:
     def _statement(self, text: str, **parts: object) -> Statement:
         names = {"namespace_tag": NAMESPACE, "invalidations": INVALIDATIONS, "now": _NOW, "rows": ROWS_A_STATEMENT}
         names |= {"value": _VALUE, "keys": _KEYS, "generation": _GENERATION, "limited": _LIMITED, "foreign": _FOREIGN_S}
-        names["created"] = _CREATED
+        names |= {"created": _CREATED, "most_ahead": MOST_AHEAD_S}
         for _ in range(3):
             # Parts contain parts.
             text = self._tables.fill(text, **names | parts)

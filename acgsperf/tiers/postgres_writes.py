@@ -16,7 +16,7 @@ from acgsperf.tiers.postgres_rows import (
     packed_records,
 )
 from acgsperf.tiers.postgres_schema import new_token
-from acgsperf.tiers.postgres_statements import Statement, Statements
+from acgsperf.tiers.postgres_statements import MOST_AHEAD_S, Statement, Statements
 from acgsperf.tiers.records import RecordKind
 from acgsperf.tiers.server_clock import ServerClock
 from acgsperf.tiers.write_batches import REFUSED, Action, Operation, WriteBatch
@@ -169,11 +169,11 @@ class Writer:
         addresses = {envelope.address(envelope.identity(key)): (key, operation) for key, operation in rows}
         statement = self._statements.peek
         found = await self._timed(statement, {"namespace": self._namespace, "keys": list(addresses)}, connection)
-        for address, id_, stamp, _ in found:
+        for address, id_, stamp, now in found:
             if address is None:
                 continue
             key, operation = addresses[address]
-            if stamp >= operation.stamp and id_ != operation.id:
+            if operation.stamp <= stamp <= (now + MOST_AHEAD_S) * 1e6 and id_ != operation.id:
                 batch.results[key] = WriteResult(Outcome.NEWER, stamp)
         rows = [row for row in rows if row[0] not in batch.results]
         if rows and batch.remaining() <= 0:

@@ -29,7 +29,7 @@ __all__ = ["Load", "Measured", "Options", "Run", "cache_of", "l3_table", "nothin
 
 # Hits never wait. A worker with only hits would block the event loop, so it pauses after this many requests.
 _TURN: Final = 64
-# Timers of an event loop are accurate to a millisecond, so a request may be sent this much before its time.
+# A timer of an event loop may be a millisecond late. A wait that is not longer than this is skipped.
 _EARLY_S: Final = 0.001
 
 
@@ -141,7 +141,7 @@ def cache_of(options: Options) -> TieredCache[str]:
 
 
 class _Pace:
-    """Spreads the requests of all workers over time. If the service was too slow for a while, it catches up.
+    """Spreads the requests of all workers over time. After a delay, requests that are late are sent at once.
 
     Args:
         rate: requests a second.

@@ -50,7 +50,7 @@ class Faults:
     def __init__(self, redis_server, victim, admin, client):
         self._redis_server = redis_server
         self._victim = victim
-        self._admin = admin
+        self.admin = admin
         self._client = client
 
     async def begin(self, name):
@@ -73,10 +73,10 @@ class Faults:
         await self._read_only("off")
 
     async def _read_only(self, value):
-        await self._admin.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
-        await self._admin.execute("SELECT pg_reload_conf()")
+        await self.admin.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
+        await self.admin.execute("SELECT pg_reload_conf()")
         async with asyncio.timeout(10):
-            while await self._admin.fetchval("SHOW default_transaction_read_only") != value:  # noqa: ASYNC110
+            while await self.admin.fetchval("SHOW default_transaction_read_only") != value:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
 
@@ -303,7 +303,8 @@ async def test_a_later_write_that_succeeds_is_not_undone_by_the_repair(open_on, 
 async def test_a_repair_that_finds_something_newer_in_l3_removes_what_l2_has(open_on, faults, private_redis, namespace):
     """The clock of one process is ahead, and Redis has lost what that process wrote."""
     ahead, cache = await open_on(), await open_on()
-    ahead._writes._last_stamp = ahead._lower_tiers.l2.now_us() + 1_000_000
+    # Far ahead: a busy machine may need seconds until the write below.
+    ahead._writes._last_stamp = ahead._lower_tiers.l2.now_us() + 60_000_000
     await store(ahead, "key", "by stamp the newest")
     async with Redis.from_url(private_redis.url, protocol=2) as client:
         await client.delete(*[key async for key in client.scan_iter(f"*{namespace}*")])
@@ -313,6 +314,19 @@ async def test_a_repair_that_finds_something_newer_in_l3_removes_what_l2_has(ope
     await is_repaired(cache)
     assert "in L2 alone" not in await in_tiers(cache, "key")
     assert await cache.get("key") == await ahead.get("key") == "by stamp the newest"
+
+
+async def test_a_stamp_that_no_process_has_written_stops_neither_writes_nor_repairs(open_on, faults, namespace):
+    cache = await open_on()
+    for key in ("key", "other"):
+        await store(cache, key, "old")
+    await faults.admin.execute("UPDATE acgsperf_cache_v2 SET stamp = $1 WHERE namespace = $2", 1 << 60, namespace)
+    await store(cache, "other", "new")
+    await faults.begin("postgres is read-only")
+    assert await cache.set("key", "in L2 alone") == Written(True, True, False, published=True)
+    await faults.end()
+    await is_repaired(cache)
+    assert await in_tiers(cache, "key") == ["in L2 alone", None]
 
 
 async def test_a_repair_during_later_writes_leaves_them_in_l1(open_on, faults):

@@ -25,6 +25,7 @@ __all__ = ["Report", "check"]
 LAGS_S: Final = (0.0, 0.1, 1.0)
 _WITNESSES_COMPARED: Final = 300
 _WITNESS_LINES: Final = 14
+_LINES_AT_REST: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,10 @@ class Report:
         return _told(shortest[at], stories[at])
 
     def witness_at_rest(self, disagreement: Disagreement) -> list[str]:
-        """Return what happened to a key since the newest write that everybody acknowledged, a line for each event."""
+        """Return the events of a key since its newest write that every tier acknowledged, a line for each event.
+
+        Without such a write, the story begins with the first event. The last events are shown if there are many.
+        """
         key, newest = disagreement.key, disagreement.newest
         begin = 0 if newest is None else newest.start
         story = [
@@ -158,7 +162,9 @@ class Report:
             *(read for read in self.history.reads if read.key == key and read.at_rest),
         ]
         story.sort(key=lambda event: event.start)
-        return _lines(f"what happened to {key}:", story)
+        skipped = max(0, len(story) - _LINES_AT_REST)
+        lines = _lines(f"what happened to {key}:", story[skipped:])
+        return [*lines, f"  ({skipped} earlier events are not shown)"] if skipped else lines
 
 
 def check(history: History, *, lag_s: float = 1.0, stale_ttl_s: float = 0.0, title: str = "history") -> Report:

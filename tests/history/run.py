@@ -29,7 +29,6 @@ from .worker import Plan
 __all__ = ["run"]
 
 _ANSWER_TIMEOUT_S: Final = 60.0
-_RECORDS_S: Final = 0.3
 _ROOT: Final = Path(__file__).parents[len(__package__.split("."))]
 
 
@@ -170,9 +169,9 @@ async def _run(
         if mode.fault is not None:
             await mode.fault(situation)
         await asyncio.gather(*(worker.answer(extra_s=seconds) for worker in workers))
-        await _ask(workers, "settle")
-        # Each has waited for itself. The last one may have told the others of a repair.
-        await asyncio.sleep(_RECORDS_S)
+        # Each process waits for its own work only. In the second pass, they apply the records of the last repair.
+        for _ in range(2):
+            await _ask(workers, "settle")
         await _ask(workers, "rest l1")
         await _read_tiers(log, tiers, plans[0])
         await _ask(workers, "rest get")

@@ -41,7 +41,7 @@ async def check(mode, seconds, servers_of_a_run):
     assert report.acknowledged > report.reads / 1_000, str(report)
 
 
-# Four processes and two servers need all cores: beside other tests most writes miss their deadlines, and prove nothing.
+# Four processes and two servers need all cores. Beside other tests most writes miss their deadlines, and prove nothing.
 @pytest.mark.alone
 @pytest.mark.parametrize("mode", MODES)
 async def test_no_acknowledged_write_is_lost(mode, servers_of_a_run):

@@ -2,8 +2,8 @@
 
 The runner starts it as a program, with its plan as JSON in the only argument, and talks with it by lines: "start UNTIL"
 works until that monotonic time, "settle" waits until nothing happens in the background, "rest l1" and "rest get" read
-every key, "quit" closes the cache and ends the log. The worker answers each with a line. If its standard input ends, it
-ends.
+every key, "quit" closes the cache and ends the log. The worker answers each with a line. It ends when its
+standard input ends.
 """
 
 import asyncio
@@ -48,9 +48,9 @@ _LOADS: Final = (((0.0, 0.002), (0.005, 0.03), (0.1, 0.4)), (6, 3, 1))
 _PR_SET_PDEATHSIG: Final = 1
 _FAILING_LOADS: Final = 0.02
 _TAGS: Final = 4
-# For so long nothing must have happened. Copies between the tiers are written in this time.
+# How long a cache must be idle. No count shows queued copies between the tiers; they are written in this time.
 _QUIET_S: Final = 0.5
-# All servers answer now. A machine that is busy with other tests may need several attempts.
+# The faults are over, so all servers answer. A busy machine may need several attempts.
 _LONGEST_UNREST_S: Final = 30.0
 
 
@@ -139,7 +139,7 @@ class Worker:
         await asyncio.gather(*(self._task(until) for _ in range(self._plan.tasks)))
 
     async def settle(self) -> None:
-        """Wait until nothing happens in the background any more. Until then, the tiers may disagree about a key."""
+        """Wait until the cache does nothing in the background. Until then, the tiers may disagree about a key."""
         start = quiet_since = time.monotonic()
         while time.monotonic() - quiet_since < _QUIET_S:
             await asyncio.sleep(0.05)
