@@ -19,8 +19,8 @@ demo: $(VENV)/.demo
 	@echo "Starting Redis, PostgreSQL and three instances of a service (about 10 seconds)."
 	$(BIN)/python -m acgsperf.dashboard.demo
 
-# Most tests wait for servers, so two processes share two cores well. What measures times or
-# needs all cores runs by itself afterwards.
+# Most tests wait for servers, so two processes share two cores well. A test that measures times or needs all cores runs
+# by itself afterwards.
 JOBS ?= 2
 
 test: $(VENV)/.test

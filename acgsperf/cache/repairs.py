@@ -81,7 +81,7 @@ class Repairs:
             )
 
     def remove(self, key: str, write: Write) -> None:
-        """Remove a key from L3 unless that has something newer than a failed write, and from L2 what is older."""
+        """Remove a key from every tier after a failed write. If L3 has something newer, only that stays."""
         if self._has_room(key, self._removals):
             queued = self._removals.get(key)
             self._removals[key] = write if queued is None or queued.stamp < write.stamp else queued

@@ -249,8 +249,8 @@ def _told(stale: StaleRead, story: Sequence[Write | Load | Fault | Read]) -> lis
 
 
 def _lines(title: str, story: Sequence[Write | Load | Fault | Read]) -> list[str]:
+    first = story[0].start
     lines = [title, "        from ms        to ms  process"]
-    first = story[0].start if story else 0
     for event in story:
         span = f"  {(event.start - first) / 1e6:13,.3f}{(event.end - first) / 1e6:13,.3f}"
         lines.append(f"{span}  {_words(event)}")

@@ -2,8 +2,8 @@
 
 The runner starts it as a program, with its plan as JSON in the only argument, and talks with it by lines: "start UNTIL"
 works until that monotonic time, "settle" waits until nothing happens in the background, "rest l1" and "rest get" read
-every key, "quit" closes the cache and ends the log. The worker answers each with a line. It ends when its
-standard input ends.
+every key, "quit" closes the cache and ends the log. The worker answers each with a line. It ends when its standard
+input ends.
 """
 
 import asyncio
