@@ -16,9 +16,12 @@ from acgsperf._native.shadows cimport (
     COUNT, LRU, SETTINGS, Shadows, acgsperf_settings, sampling_rate, share_of, shadows_new, shadows_sample,
 )
 from acgsperf._native.sizing cimport (
-    Sizing, sizing_bytes, sizing_count, sizing_free, sizing_new, sizing_reset, sizing_sample,
+    SIZES, Sizing, sizing_bytes, sizing_count, sizing_free, sizing_new, sizing_reset, sizing_sample,
 )
 from acgsperf._native.table cimport Table, ring_insert, ring_oldest, ring_push, ring_touch, ring_unlink
+
+cdef extern from "platform.h" nogil:
+    int acgsperf_bit_length(uint64_t)
 
 cdef enum:
     # Bits of the `meta` byte of an entry. The lowest are `COUNT`, its hits. MAIN: it is in the main queue. SAMPLED: the
@@ -40,11 +43,10 @@ cdef enum:
     SMALL_CHANGE = 8
     # With half as many, so many keys of a loop may have the same bucket that some of them are never remembered.
     GHOST_WAYS = 16
-    HALF_WAYS = 8
     # The clock of the ghosts ticks about so often for each cache size of evicted keys.
     GHOST_TICKS = 8
     GHOST_STAMPS = 16
-    GHOST_OLDEST = 14
+    STAMP_BITS = 4
     START = 1
     S3FIFO = 3
 
@@ -53,8 +55,8 @@ cdef enum:
 cdef struct Ghosts:
     # 16 bits of the hash of each key, 0 if there is none.
     uint16_t tags[GHOST_WAYS]
-    # The time of eviction, 4 bits: those of the first 8 keys are the low halves, those of the others the high halves.
-    uint8_t stamps[HALF_WAYS]
+    # The times of eviction, 4 bits each; those of the first key are the lowest.
+    uint64_t stamps
 
 
 cdef struct Policy:
@@ -193,40 +195,56 @@ cdef inline uint16_t ghost_tag(uint64_t mixed) noexcept nogil:
     return <uint16_t> ((<uint64_t> <uint32_t> mixed * 65535 >> 32) + 1)
 
 
-cdef inline uint16_t ghost_rank(Ghosts *bucket, int place, uint16_t age) noexcept nogil:
-    """Return the age of a ghost and its place as one number. Forget the ghost if it is too old."""
-    cdef uint16_t tag = 0 if age > GHOST_OLDEST else bucket.tags[place]
-    bucket.tags[place] = tag
-    age = GHOST_STAMPS if tag == 0 else age
-    return age << 4 | <uint16_t> (GHOST_WAYS - 1 - place)
+cdef inline uint64_t stamps_equal(uint64_t stamps, int stamp) noexcept nogil:
+    """Return the highest bits of those stamps of a bucket that have a value (Warren, "Hacker's Delight", section 6-1)."""
+    cdef uint64_t lower = <uint64_t> 0x7777777777777777
+    stamps ^= (stamp & (GHOST_STAMPS - 1)) * <uint64_t> 0x1111111111111111
+    return ~(((stamps & lower) + lower) | stamps | lower)
 
 
-cdef inline int ghost_place(Ghosts *bucket, uint16_t clock) noexcept nogil:
-    """Forget the ghosts that are too old; return an empty place, else that of the oldest."""
-    cdef uint16_t rank, highest = 0
-    cdef int i
+cdef inline int first_stamp(uint64_t bits) noexcept nogil:
+    """Return the place of the first stamp that has a bit."""
+    return acgsperf_bit_length(bits & (0 - bits)) // STAMP_BITS - 1
+
+
+cdef inline void ghost_expire(Ghosts *bucket, int clock) noexcept nogil:
+    """Forget the ghosts of the greatest age, whose stamps will look new at the next tick."""
+    cdef uint64_t expired = stamps_equal(bucket.stamps, clock + 1)
+    while expired:
+        bucket.tags[first_stamp(expired)] = 0
+        expired &= expired - 1
+
+
+cdef inline int ghost_place(const Ghosts *bucket, int clock) noexcept nogil:
+    """Return an empty place, else that of the oldest ghost."""
+    cdef uint16_t empty = 0
+    cdef uint64_t oldest = 0
+    cdef int i, age = GHOST_STAMPS
     # No branches, so that the compiler can use vector instructions.
-    for i in range(HALF_WAYS):
-        rank = ghost_rank(bucket, i, (clock - bucket.stamps[i]) & (GHOST_STAMPS - 1))
-        highest = rank if rank > highest else highest
-        rank = ghost_rank(bucket, i + HALF_WAYS, (clock - (bucket.stamps[i] >> 4)) & (GHOST_STAMPS - 1))
-        highest = rank if rank > highest else highest
-    return GHOST_WAYS - 1 - (highest & (GHOST_WAYS - 1))
+    for i in range(GHOST_WAYS):
+        empty |= bucket.tags[i] == 0
+    if empty:
+        i = 0
+        while bucket.tags[i]:
+            i += 1
+        return i
+    while oldest == 0:
+        age -= 1
+        oldest = stamps_equal(bucket.stamps, clock - age)
+    return first_stamp(oldest)
 
 
 cdef inline void ghost_add(Policy *policy, uint64_t mixed) noexcept nogil:
     cdef Ghosts *bucket = ghost_bucket(policy, mixed)
     cdef int place
-    ghost_place(policy.ghost + policy.ghost_swept, policy.ghost_clock)
+    ghost_expire(policy.ghost + policy.ghost_swept, policy.ghost_clock)
     policy.ghost_swept += 1
     if policy.ghost_swept == policy.ghost_buckets:
         policy.ghost_swept = 0
     place = ghost_place(bucket, policy.ghost_clock)
     bucket.tags[place] = ghost_tag(mixed)
-    if place < HALF_WAYS:
-        bucket.stamps[place] = (bucket.stamps[place] & 0xF0) | policy.ghost_clock
-    else:
-        bucket.stamps[place - HALF_WAYS] = (bucket.stamps[place - HALF_WAYS] & 0x0F) | policy.ghost_clock << 4
+    bucket.stamps &= ~(<uint64_t> (GHOST_STAMPS - 1) << STAMP_BITS * place)
+    bucket.stamps |= <uint64_t> policy.ghost_clock << STAMP_BITS * place
     policy.ghost_ticks += 1
     if policy.ghost_ticks >= policy.ghost_every:
         policy.ghost_ticks = 0
@@ -237,7 +255,7 @@ cdef inline bint ghost_take(Policy *policy, uint64_t mixed) noexcept nogil:
     """Forget a key; return whether it was remembered and not too old."""
     cdef Ghosts *bucket
     cdef uint16_t tag, found = 0
-    cdef uint8_t stamp
+    cdef uint64_t stamp
     cdef int i
     if policy.ghost == NULL:
         return False
@@ -249,7 +267,7 @@ cdef inline bint ghost_take(Policy *policy, uint64_t mixed) noexcept nogil:
         return False
     for i in range(GHOST_WAYS):
         if bucket.tags[i] == tag:
-            stamp = bucket.stamps[i] if i < HALF_WAYS else bucket.stamps[i - HALF_WAYS] >> 4
+            stamp = bucket.stamps >> STAMP_BITS * i
             if (policy.ghost_clock - stamp) & (GHOST_STAMPS - 1) < policy.ghost_life:
                 bucket.tags[i] = 0
                 return True
@@ -269,9 +287,19 @@ cdef inline void policy_sample(Policy *policy, uint64_t mixed, bint missed) noex
         policy.timed = False
 
 
+cdef inline void policy_recognize(Policy *policy) noexcept nogil:
+    """End a scan: a key is used again."""
+    cdef int scale
+    policy.shadows.strangers = 0
+    if policy.sizing != NULL:
+        for scale in range(SIZES):
+            policy.sizing.shadows[scale].strangers = 0
+
+
 cdef inline void policy_flush(Policy *policy) noexcept nogil:
     """Let the shadows see the logged hits."""
     cdef int i
+    policy_recognize(policy)
     for i in range(policy.logged):
         policy_sample(policy, policy.log[i], False)
     policy.logged = 0
@@ -372,6 +400,8 @@ cdef inline uint8_t policy_miss(Policy *policy, Py_hash_t hash) noexcept nogil:
             policy_sample(policy, mixed, True)
     if policy.setting != LRU and ghost_take(policy, remixed):
         meta |= MAIN
+        if policy.shadows != NULL:
+            policy_recognize(policy)
     return meta
 
 

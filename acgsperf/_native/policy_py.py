@@ -29,7 +29,6 @@ GHOST_WAYS: Final = 16
 # The clock of the ghosts ticks about so often for each cache size of evicted keys.
 GHOST_TICKS: Final = 8
 GHOST_STAMPS: Final = 16
-GHOST_OLDEST: Final = 14
 
 
 class Ghost:
@@ -63,25 +62,22 @@ class Ghost:
         """Return how many ticks ago the key at a place was evicted."""
         return (self.clock - self.stamps[place]) % GHOST_STAMPS
 
-    def place(self, first: int, tags: "array[int]") -> int:
-        """Forget the ghosts of a bucket that are too old; return an empty place, else that of the oldest."""
-        chosen, oldest = -1, -1
+    def expire(self, first: int, tags: "array[int]") -> None:
+        """Forget the ghosts of a bucket with the greatest age, whose stamps will look new at the next tick."""
         for place in range(first, first + GHOST_WAYS):
-            age = self.age(place)
-            if age > GHOST_OLDEST:
+            if self.age(place) == GHOST_STAMPS - 1:
                 tags[place] = 0
-            if not tags[place]:
-                age = GHOST_STAMPS
-            if age > oldest:
-                chosen, oldest = place, age
-        return chosen
+
+    def place(self, first: int, tags: "array[int]") -> int:
+        """Return an empty place of a bucket, else that of the oldest ghost."""
+        return max(range(first, first + GHOST_WAYS), key=lambda place: self.age(place) if tags[place] else GHOST_STAMPS)
 
     def add(self, mixed: int) -> None:
         """Remember a key."""
         if self.tags is None:
             self.tags = array("H", bytes(2 * GHOST_WAYS * self.buckets))
             self.stamps = bytearray(GHOST_WAYS * self.buckets)
-        self.place(GHOST_WAYS * self.swept, self.tags)
+        self.expire(GHOST_WAYS * self.swept, self.tags)
         self.swept = (self.swept + 1) % self.buckets
         chosen = self.place(self.first(mixed), self.tags)
         self.tags[chosen] = self.tag(mixed)
@@ -280,8 +276,14 @@ class Policy:
                 self.meta[token] &= ~LOGS
             self.sizing.due -= 1
 
+    def recognize(self, shadows: Shadows) -> None:
+        """End a scan: a key is used again."""
+        for each in (shadows,) if self.sizing is None else self.sizing.shadows:
+            each.strangers = 0
+
     def flush(self, shadows: Shadows) -> None:
         """Let the shadows see the logged hits."""
+        self.recognize(shadows)
         log, self.log = self.log, []
         for mixed in log:
             self.sample(shadows, mixed, False)
@@ -310,6 +312,8 @@ class Policy:
                 self.sample(shadows, mixed, True)
         if self.setting != LRU and self.ghost is not None and self.ghost.take(remixed, self.life):
             meta |= MAIN
+            if shadows is not None:
+                self.recognize(shadows)
         return meta
 
     def victim(self) -> Any:

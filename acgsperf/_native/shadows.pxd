@@ -14,6 +14,7 @@ the nodes would be overwritten too early.  Everything is in one allocation.
 from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.math cimport pow, sqrt
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 
 cdef enum:
     SETTINGS = 6
@@ -28,6 +29,8 @@ cdef enum:
     TICKS = 32
     WAYS = 8
     LARGEST_SHADOW = 19000
+    # During a scan the shadow caches see one new key in so many.
+    SCAN_RATE = 16
 
 
 cdef struct Setting:
@@ -38,6 +41,7 @@ cdef struct Setting:
     uint8_t keeps_main
 
 
+# 64 bits.
 cdef struct Node:
     uint16_t tag
     uint8_t state[SETTINGS]
@@ -74,6 +78,8 @@ cdef struct Shadows:
     uint32_t buckets
     uint32_t bytes
     uint32_t refused
+    # How many sampled keys in a row were new.
+    uint32_t strangers
     # How many nodes have no tag yet.
     uint32_t empty
     uint32_t since_decision
@@ -85,6 +91,8 @@ cdef struct Shadows:
     uint8_t setting
     # Whether to ignore some new keys if there is no room for them.
     uint8_t refuses
+    # The bits of a `Node` that are set if it is in a shadow cache.
+    uint64_t resident
     Ring lru
     Fifo fifos[FIFOS]
     double slow_decay
@@ -314,15 +322,17 @@ cdef inline int shadows_free(Shadows *shadows, uint32_t first, uint32_t second) 
     cdef int best = shadows_empty(shadows, first, second) if shadows.empty else -1
     cdef int fewest = 99, least = STAMPS + 1, remaining, i, f
     cdef const uint8_t *state
+    cdef uint64_t bits
     cdef uint32_t node
     if best >= 0:
         shadows.empty -= 1
         return best
     for i in range(2 * WAYS):
         node = first + i if i < WAYS else second + i - WAYS
-        state = shadows.nodes[node].state
-        if state[LRU] or (state[0] | state[1] | state[2] | state[3] | state[4]) & RESIDENT:
+        memcpy(&bits, &shadows.nodes[node], sizeof(bits))
+        if bits & shadows.resident:
             continue
+        state = shadows.nodes[node].state
         remaining = 0
         # Start with the setting that remembers longest, and stop when another node is known to be better.
         for f in range(FIFOS - 1, -1, -1):
@@ -365,10 +375,13 @@ cdef inline int shadows_find(Shadows *shadows, uint64_t mixed) noexcept nogil:
         tag = 1
     for i in range(first, first + WAYS):
         if shadows.nodes[i].tag == tag:
+            shadows.strangers = 0
             return i
     for i in range(second, second + WAYS):
         if shadows.nodes[i].tag == tag:
+            shadows.strangers = 0
             return i
+    shadows.strangers += 1
     node = shadows_free(shadows, first, second)
     if node >= 0:
         shadows.nodes[node].tag = tag
@@ -387,6 +400,14 @@ cdef inline void lru_evict(Shadows *shadows) noexcept nogil:
     shadows.lru_size = 0
 
 
+cdef inline void lru_miss(Shadows *shadows) noexcept nogil:
+    """Begin another epoch after every eighth of the size."""
+    shadows.epoch_misses += 1
+    if shadows.epoch_misses >= max(1, shadows.size // 8):
+        shadows.epoch_misses = 0
+        shadows.epoch += 1
+
+
 cdef inline bint lru_access(Shadows *shadows, uint16_t node) noexcept nogil:
     """Use a node; return whether it was a hit."""
     cdef bint hit = shadows.nodes[node].state[LRU] > 0
@@ -396,10 +417,7 @@ cdef inline bint lru_access(Shadows *shadows, uint16_t node) noexcept nogil:
         if shadows.lru_size >= shadows.size:
             lru_evict(shadows)
         shadows.lru_size += 1
-        shadows.epoch_misses += 1
-        if shadows.epoch_misses >= max(1, shadows.size // 8):
-            shadows.epoch_misses = 0
-            shadows.epoch += 1
+        lru_miss(shadows)
     if shadows.lru.length == shadows.lru.room or shadows.nodes[node].state[LRU] == 255:
         # Keep the last reference to each node.
         for i in range(shadows.lru.length):
@@ -486,8 +504,24 @@ cdef inline bint shadows_regret(const Shadows *shadows) noexcept nogil:
     return False
 
 
-cdef inline bint shadows_sample(Shadows *shadows, uint64_t mixed) noexcept nogil:
-    """Let every shadow cache see an access to a sampled key; return whether the setting has changed."""
+cdef inline bint shadows_skip(Shadows *shadows) noexcept nogil:
+    """Return whether to count an access as a miss of every shadow cache, and do nothing else.
+
+    If nothing has been in the directory for as many keys as it has nodes, it is full of the keys of a scan, and more of
+    them teach nothing.
+    """
+    cdef int f
+    if shadows.strangers < WAYS * shadows.buckets or shadows.strangers % SCAN_RATE == 0:
+        return False
+    shadows.strangers += 1
+    for f in range(SETTINGS):
+        shadows.misses[f] += 1
+    lru_miss(shadows)
+    return True
+
+
+cdef inline bint shadows_access(Shadows *shadows, uint64_t mixed) noexcept nogil:
+    """Access a key of every shadow cache; return whether the setting has changed."""
     cdef int node = shadows_find(shadows, mixed)
     cdef int f, hits = 0, best
     if node < 0:
@@ -517,6 +551,11 @@ cdef inline bint shadows_sample(Shadows *shadows, uint64_t mixed) noexcept nogil
     return True
 
 
+cdef inline bint shadows_sample(Shadows *shadows, uint64_t mixed) noexcept nogil:
+    """Let the shadow caches see an access to a sampled key; return whether the setting has changed."""
+    return False if shadows_skip(shadows) else shadows_access(shadows, mixed)
+
+
 cdef inline Shadows *shadows_new(uint32_t size, int setting) noexcept nogil:
     """Return shadow caches of `size` nodes each; NULL if there is no memory."""
     cdef uint32_t buckets = max(2, (16 * size + 39) // 40)
@@ -526,7 +565,10 @@ cdef inline Shadows *shadows_new(uint32_t size, int setting) noexcept nogil:
     cdef Shadows *shadows
     cdef Fifo *fifo
     cdef uint16_t *next
+    cdef Node resident
     cdef int f
+    resident.tag = 0
+    resident.state[LRU] = 0xFF
     for f in range(FIFOS):
         numbers += share_of(size, acgsperf_settings[f].share) + 4 + size + 4
     bytes = sizeof(Shadows) + nodes * sizeof(Node) + numbers * sizeof(uint16_t)
@@ -562,4 +604,6 @@ cdef inline Shadows *shadows_new(uint32_t size, int setting) noexcept nogil:
         fifo.main.numbers = next
         fifo.main.room = size + 4
         next += fifo.main.room
+        resident.state[f] = RESIDENT
+    memcpy(&shadows.resident, &resident, sizeof(resident))
     return shadows

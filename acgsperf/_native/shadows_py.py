@@ -16,6 +16,8 @@ MASK: Final = 2**64 - 1
 MULTIPLIER: Final = 0x9E3779B97F4A7C15
 SECOND_MULTIPLIER: Final = 0xD6E8FEB86659FD93
 WAYS: Final = 8
+# During a scan the shadow caches see one new key in so many.
+SCAN_RATE: Final = 16
 
 
 class Shadows:
@@ -52,6 +54,7 @@ class Shadows:
         "since_decision",
         "size",
         "slow_decay",
+        "strangers",
         "tags",
     )
 
@@ -68,6 +71,8 @@ class Shadows:
         # Whether to ignore some new keys if there is no room for them.
         self.refuses = refuses
         self.refused = 0
+        # How many sampled keys in a row were new.
+        self.strangers = 0
         self.samples = 0
         # How often the cache itself missed a sampled key, and how often each shadow cache did.
         self.missed = 0
@@ -103,7 +108,9 @@ class Shadows:
         tags = self.tags
         for node in places:
             if tags[node] == tag:
+                self.strangers = 0
                 return node
+        self.strangers += 1
         node = self.free(places)
         if node >= 0:
             tags[node] = tag
@@ -151,15 +158,19 @@ class Shadows:
             if self.lru_size >= self.size:
                 self.evict_lru()
             self.lru_size += 1
-            self.epoch_misses += 1
-            if self.epoch_misses >= max(1, self.size // 8):
-                self.epoch_misses = 0
-                self.epoch += 1
+            self.miss_lru()
         if self.lru_ring.full or self.lru[node] == 255:
             self.compact_lru()
         self.lru_ring.push(node)
         self.lru[node] += 1
         return hit
+
+    def miss_lru(self) -> None:
+        """Begin another epoch after every eighth of the size."""
+        self.epoch_misses += 1
+        if self.epoch_misses >= max(1, self.size // 8):
+            self.epoch_misses = 0
+            self.epoch += 1
 
     def evict_lru(self) -> None:
         """Remove the least recently used node of the LRU shadow."""
@@ -181,8 +192,23 @@ class Shadows:
             elif self.lru[node]:
                 self.lru[node] -= 1
 
+    def skip(self) -> bool:
+        """Return whether to count an access as a miss of every shadow cache, and do nothing else.
+
+        If nothing has been in the directory for as many keys as it has nodes, it is full of the keys of a scan, and
+        more of them teach nothing.
+        """
+        if self.strangers < len(self.tags) or self.strangers % SCAN_RATE == 0:
+            return False
+        self.strangers += 1
+        self.misses = [misses + 1 for misses in self.misses]
+        self.miss_lru()
+        return True
+
     def sample(self, mixed: int) -> bool:
         """Let every shadow cache see an access to a sampled key; return whether the setting has changed."""
+        if self.skip():
+            return False
         node = self.find(mixed)
         if node < 0:
             return False

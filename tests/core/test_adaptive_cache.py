@@ -94,6 +94,41 @@ def test_a_scan_does_not_evict_what_is_used_again(core, policy):
     assert sum(cache.peek(key) is not None for key in range(500)) > 450
 
 
+def scanned(core, keys, **arguments):
+    """Return a cache of 50 entries, whose shadow caches see every key and remember 160, after a scan."""
+    cache = core.AdaptiveCache(50, seed=1, **arguments)
+    for key in range(keys):
+        cache.set(key, key)
+    return cache
+
+
+@pytest.mark.parametrize("sizing", [False, True])
+def test_the_shadow_caches_skip_most_keys_of_a_long_scan(core, sizing):
+    cache = scanned(core, 160, sizing=sizing)
+    before = cache.stats().policy.samples
+    assert before > 150
+    for key in range(160, 4_160):
+        cache.set(key, key)
+    assert cache.stats().policy.samples - before == pytest.approx(4_000 / 16, abs=5)
+
+
+@pytest.mark.parametrize("again", [20, 4_940], ids=["an entry", "an evicted key"])
+def test_after_a_scan_the_shadow_caches_see_every_new_key_when_one_is_used_again(core, again):
+    cache = scanned(core, 5_000)
+    before = cache.stats().policy.samples
+    if cache.get(again) is None:
+        cache.set(again, again)
+    for key in range(5_000, 5_150):
+        cache.set(key, key)
+    assert cache.stats().policy.samples - before > 140
+
+
+def test_a_scan_does_not_delay_what_the_cache_learns_afterwards(core):
+    fresh, cache = core.AdaptiveCache(50, seed=1), scanned(core, 10_000)
+    keys = [f"after {key}" for key in phases(100, 10_000)]
+    assert hit_rate(cache, keys) > hit_rate(fresh, keys) - 0.02
+
+
 def test_with_the_policy_lru_it_is_an_lru_cache(core):
     cache, lru = core.AdaptiveCache(50, policy="lru"), core.LRUCache(50)
     for key in phases(80, 3_000):
