@@ -56,7 +56,7 @@ def sampling_rate(size: int) -> float:
     if size <= 128:
         return 1.0
     if size < 500:
-        return 2.0
+        return 1.5
     if size < 2_048:
         return 2.4
     rate = 4.0 if size < 4_096 else 8.0 if size < 16_384 else 16.0
@@ -173,6 +173,12 @@ class Fifo:
             else:
                 self.small_size -= 1
         self.state[node] = 0
+
+    def forget_all_but_main(self) -> None:
+        """Empty the small queue, and forget the ghosts."""
+        in_main = RESIDENT | IN_MAIN
+        self.state = bytearray(state if state & in_main == in_main else 0 for state in self.state)
+        self.small.length = self.small_size = 0
 
     def pop_small(self) -> int:
         """Remove the oldest node of the small queue; -1 if there is none."""

@@ -13,10 +13,11 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from acgsperf._native.shadows cimport (
-    COUNT, LRU, SETTINGS, Shadows, acgsperf_settings, sampling_rate, share_of, shadows_new, shadows_sample,
+    COUNT, LRU, SETTINGS, Shadows, acgsperf_settings, sampling_rate, share_of, shadows_new, shadows_resume,
+    shadows_sample,
 )
 from acgsperf._native.sizing cimport (
-    SIZES, Sizing, sizing_bytes, sizing_count, sizing_free, sizing_new, sizing_reset, sizing_sample,
+    SIZES, Sizing, sizing_bytes, sizing_count, sizing_free, sizing_new, sizing_rate, sizing_reset, sizing_sample,
 )
 from acgsperf._native.table cimport Table, ring_insert, ring_oldest, ring_push, ring_touch, ring_unlink
 
@@ -129,6 +130,11 @@ cdef inline void policy_release(Policy *policy) noexcept nogil:
     policy.ghost = NULL
 
 
+cdef inline double policy_rate(const Policy *policy) noexcept nogil:
+    """Return R: one key in R is sampled."""
+    return sizing_rate(policy.size) if policy.sizes else sampling_rate(policy.size)
+
+
 cdef inline void policy_resize(Policy *policy, Table *table, uint32_t size, uint64_t room) noexcept nogil:
     """Restart with another size; the setting and the queues stay. `policy_prepare` allocates the memory."""
     policy_release(policy)
@@ -144,7 +150,7 @@ cdef inline void policy_resize(Policy *policy, Table *table, uint32_t size, uint
         policy.ghost_buckets = <uint32_t> (1.6 * size / GHOST_WAYS) + 1
         policy.ghost_every = (size if size >= 8 * GHOST_TICKS else size + GHOST_TICKS - 1) // GHOST_TICKS
         policy.ghost_swept = 0
-        policy.sampled_up_to = <uint32_t> min(<double> 0xFFFFFFFF, 4294967296.0 / sampling_rate(size))
+        policy.sampled_up_to = <uint32_t> min(<double> 0xFFFFFFFF, 4294967296.0 / policy_rate(policy))
     policy_use(policy, policy.setting)
     policy_resample(policy, table)
 
@@ -163,7 +169,10 @@ cdef inline bint policy_prepare(Policy *policy, bint full) noexcept nogil:
     if policy.size == 0:
         return True
     if policy.adaptive and policy.shadows == NULL:
-        policy.shadows = shadows_new(max(1, <uint32_t> (policy.size / sampling_rate(policy.size))), policy.setting)
+        policy.shadows = shadows_new(
+            max(1, <uint32_t> (policy.size / policy_rate(policy))), policy.setting,
+            sampling_rate(policy.size) / policy_rate(policy),
+        )
         if policy.shadows == NULL:
             return False
     if policy.sizes and policy.shadows != NULL and policy.sizing == NULL:
@@ -290,10 +299,10 @@ cdef inline void policy_sample(Policy *policy, uint64_t mixed, bint missed) noex
 cdef inline void policy_recognize(Policy *policy) noexcept nogil:
     """End a scan: a key is used again."""
     cdef int scale
-    policy.shadows.strangers = 0
+    shadows_resume(policy.shadows)
     if policy.sizing != NULL:
         for scale in range(SIZES):
-            policy.sizing.shadows[scale].strangers = 0
+            shadows_resume(policy.sizing.shadows[scale])
 
 
 cdef inline void policy_flush(Policy *policy) noexcept nogil:
@@ -329,7 +338,7 @@ cdef inline void policy_log(Policy *policy, Table *table, uint8_t *meta, Py_hash
     if policy.shadows == NULL:
         return
     if policy.sizing != NULL:
-        sizing_count(policy.sizing)
+        sizing_count(policy.sizing, False)
     if policy.sizing == NULL or not policy.sizing.logs:
         policy_check_epoch(policy, table)
         if meta[0] & LOGS == LOGS or policy.credit == 0:

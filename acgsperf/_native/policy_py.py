@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from acgsperf._native.fifo_py import COUNT, LRU, SETTINGS, sampling_rate, share_of
 from acgsperf._native.shadows_py import MASK, MULTIPLIER, SECOND_MULTIPLIER, Shadows
-from acgsperf._native.sizing_py import Sizing
+from acgsperf._native.sizing_py import Sizing, sizing_rate
 
 MAIN: Final = 0x08
 SAMPLED: Final = 0x10
@@ -187,10 +187,10 @@ class Policy:
         self.unmarking: list[Hashable] = []
         self.sampled_up_to = 0
         if size:
-            rate = sampling_rate(size)
+            rate = sizing_rate(size) if self.sizes else sampling_rate(size)
             self.sampled_up_to = int(2**32 / rate)
             if self.adaptive:
-                self.shadows = Shadows(max(1, int(size / rate)), self.setting)
+                self.shadows = Shadows(max(1, int(size / rate)), self.setting, sampling_rate(size) / rate)
                 if self.sizes:
                     self.sizing = Sizing(size, self.shadows)
         self.use(self.setting)
@@ -248,7 +248,7 @@ class Policy:
         """Log a hit for the shadows, unless enough hits of this entry were logged in this epoch."""
         sizing = self.sizing
         if sizing is not None:
-            sizing.count()
+            sizing.count(missed=False)
         if sizing is None or not sizing.logs:
             if self.epoch != shadows.epoch:
                 self.epoch = shadows.epoch
@@ -279,7 +279,7 @@ class Policy:
     def recognize(self, shadows: Shadows) -> None:
         """End a scan: a key is used again."""
         for each in (shadows,) if self.sizing is None else self.sizing.shadows:
-            each.strangers = 0
+            each.resume()
 
     def flush(self, shadows: Shadows) -> None:
         """Let the shadows see the logged hits."""

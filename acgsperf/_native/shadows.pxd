@@ -29,8 +29,8 @@ cdef enum:
     TICKS = 32
     WAYS = 8
     LARGEST_SHADOW = 19000
-    # During a scan the shadow caches see one new key in so many.
-    SCAN_RATE = 16
+    # During a scan the shadow caches see about one new key in so many.
+    SCAN_RATE = 8
 
 
 cdef struct Setting:
@@ -78,7 +78,7 @@ cdef struct Shadows:
     uint32_t buckets
     uint32_t bytes
     uint32_t refused
-    # How many sampled keys in a row were new.
+    # How many sampled keys in a row were new; those that were skipped count.
     uint32_t strangers
     # How many nodes have no tag yet.
     uint32_t empty
@@ -97,6 +97,8 @@ cdef struct Shadows:
     Fifo fifos[FIFOS]
     double slow_decay
     double fast_decay
+    # How many times larger the sample is than that of `sampling_rate`, for which the decisions were tuned.
+    double oversampling
     float differences[PAIRS]
     float disagreements[PAIRS]
     float fast_differences[PAIRS]
@@ -129,7 +131,7 @@ cdef inline double sampling_rate(uint32_t size) noexcept nogil:
     if size <= 128:
         return 1.0
     if size < 500:
-        return 2.0
+        return 1.5
     if size < 2048:
         return 2.4
     rate = 4.0 if size < 4096 else 8.0 if size < 16384 else 16.0
@@ -474,6 +476,11 @@ cdef inline void shadows_decay(Shadows *shadows) noexcept nogil:
             shadows.regretted[other] += wins[pair] + losses[pair]
 
 
+cdef inline double shadows_needed(const Shadows *shadows, double disagreements, double sure, double more) noexcept nogil:
+    """Return how many more hits are significant."""
+    return sure * sqrt(disagreements * shadows.oversampling) + more * shadows.oversampling
+
+
 cdef inline int shadows_better(
     const Shadows *shadows, const float *differences, const float *disagreements, double sure, double sure_lru
 ) noexcept nogil:
@@ -487,9 +494,9 @@ cdef inline int shadows_better(
         more = differences[pair] if other > now else -differences[pair]
         if other == LRU:
             # Entering it is expensive: the main queue drains.
-            needed = sure_lru * sqrt(disagreements[pair]) + 8 + 0.03 * shadows.size
+            needed = shadows_needed(shadows, disagreements[pair], sure_lru, 8) + 0.03 * shadows.size
         else:
-            needed = sure * sqrt(disagreements[pair]) + 4
+            needed = shadows_needed(shadows, disagreements[pair], sure, 4)
         if more > needed and more > most:
             best, most = other, more
     return best
@@ -499,19 +506,48 @@ cdef inline bint shadows_regret(const Shadows *shadows) noexcept nogil:
     """Return whether one setting alone would have had significantly more hits than the settings that were chosen."""
     cdef int other
     for other in range(SETTINGS):
-        if shadows.regrets[other] > 2.0 * sqrt(shadows.regretted[other]) + 4:
+        if shadows.regrets[other] > shadows_needed(shadows, shadows.regretted[other], 2.0, 4):
             return True
     return False
+
+
+cdef inline void shadows_forget(Shadows *shadows) noexcept nogil:
+    """Remove what a scan evicts: all nodes but those in a main queue."""
+    cdef uint8_t *state
+    cdef uint32_t node
+    cdef int f, kept
+    for node in range(WAYS * shadows.buckets):
+        state = shadows.nodes[node].state
+        kept = state[LRU] = 0
+        for f in range(FIFOS):
+            if state[f] & (RESIDENT | IN_MAIN) != RESIDENT | IN_MAIN:
+                state[f] = 0
+            kept |= state[f]
+        if kept == 0 and shadows.nodes[node].tag:
+            shadows.nodes[node].tag = 0
+            shadows.empty += 1
+    shadows.lru.length = shadows.lru_size = 0
+    for f in range(FIFOS):
+        shadows.fifos[f].small.length = shadows.fifos[f].small_size = 0
+
+
+cdef inline void shadows_resume(Shadows *shadows) noexcept nogil:
+    """See every key again, if any are skipped."""
+    if shadows.strangers >= WAYS * shadows.buckets:
+        shadows_forget(shadows)
+        shadows.strangers = 0
 
 
 cdef inline bint shadows_skip(Shadows *shadows) noexcept nogil:
     """Return whether to count an access as a miss of every shadow cache, and do nothing else.
 
-    If nothing has been in the directory for as many keys as it has nodes, it is full of the keys of a scan, and more of
-    them teach nothing.
+    If as many new keys came in a row as the directory has nodes, this is a scan, and its next keys say nothing.
     """
     cdef int f
-    if shadows.strangers < WAYS * shadows.buckets or shadows.strangers % SCAN_RATE == 0:
+    if shadows.strangers < WAYS * shadows.buckets:
+        return False
+    if shadows.strangers == SCAN_RATE * WAYS * shadows.buckets:
+        shadows_resume(shadows)
         return False
     shadows.strangers += 1
     for f in range(SETTINGS):
@@ -556,7 +592,7 @@ cdef inline bint shadows_sample(Shadows *shadows, uint64_t mixed) noexcept nogil
     return False if shadows_skip(shadows) else shadows_access(shadows, mixed)
 
 
-cdef inline Shadows *shadows_new(uint32_t size, int setting) noexcept nogil:
+cdef inline Shadows *shadows_new(uint32_t size, int setting, double oversampling) noexcept nogil:
     """Return shadow caches of `size` nodes each; NULL if there is no memory."""
     cdef uint32_t buckets = max(2, (16 * size + 39) // 40)
     cdef uint32_t nodes = WAYS * buckets
@@ -580,6 +616,7 @@ cdef inline Shadows *shadows_new(uint32_t size, int setting) noexcept nogil:
     shadows.bytes = bytes
     shadows.size = size
     shadows.setting = setting
+    shadows.oversampling = oversampling
     shadows.refuses = True
     shadows.buckets = buckets
     shadows.empty = nodes

@@ -16,8 +16,8 @@ MASK: Final = 2**64 - 1
 MULTIPLIER: Final = 0x9E3779B97F4A7C15
 SECOND_MULTIPLIER: Final = 0xD6E8FEB86659FD93
 WAYS: Final = 8
-# During a scan the shadow caches see one new key in so many.
-SCAN_RATE: Final = 16
+# During a scan the shadow caches see about one new key in so many.
+SCAN_RATE: Final = 8
 
 
 class Shadows:
@@ -44,6 +44,7 @@ class Shadows:
         "lru_size",
         "missed",
         "misses",
+        "oversampling",
         "patterns",
         "refused",
         "refuses",
@@ -58,9 +59,11 @@ class Shadows:
         "tags",
     )
 
-    def __init__(self, size: int, setting: int, *, refuses: bool = True) -> None:
+    def __init__(self, size: int, setting: int, oversampling: float = 1.0, *, refuses: bool = True) -> None:
         self.size = size
         self.setting = setting
+        # How many times larger the sample is than that of `sampling_rate`, for which the decisions were tuned.
+        self.oversampling = oversampling
         self.buckets = max(2, -(-16 * size // 40))
         nodes = WAYS * self.buckets
         self.tags = array("H", bytes(2 * nodes))
@@ -71,7 +74,7 @@ class Shadows:
         # Whether to ignore some new keys if there is no room for them.
         self.refuses = refuses
         self.refused = 0
-        # How many sampled keys in a row were new.
+        # How many sampled keys in a row were new; those that were skipped count.
         self.strangers = 0
         self.samples = 0
         # How often the cache itself missed a sampled key, and how often each shadow cache did.
@@ -192,13 +195,31 @@ class Shadows:
             elif self.lru[node]:
                 self.lru[node] -= 1
 
+    def forget(self) -> None:
+        """Remove what a scan evicts: all nodes but those in a main queue."""
+        for fifo in self.fifos:
+            fifo.forget_all_but_main()
+        self.lru = bytearray(len(self.lru))
+        self.lru_ring.length = self.lru_size = 0
+        for node, tag in enumerate(self.tags):
+            if tag and not any(fifo.state[node] for fifo in self.fifos):
+                self.tags[node] = 0
+
+    def resume(self) -> None:
+        """See every key again, if any are skipped."""
+        if self.strangers >= len(self.tags):
+            self.forget()
+            self.strangers = 0
+
     def skip(self) -> bool:
         """Return whether to count an access as a miss of every shadow cache, and do nothing else.
 
-        If nothing has been in the directory for as many keys as it has nodes, it is full of the keys of a scan, and
-        more of them teach nothing.
+        If as many new keys came in a row as the directory has nodes, this is a scan, and its next keys say nothing.
         """
-        if self.strangers < len(self.tags) or self.strangers % SCAN_RATE == 0:
+        if self.strangers < len(self.tags):
+            return False
+        if self.strangers == SCAN_RATE * len(self.tags):
+            self.resume()
             return False
         self.strangers += 1
         self.misses = [misses + 1 for misses in self.misses]
@@ -267,6 +288,10 @@ class Shadows:
                 pair += 1
         self.patterns = [0] * 64
 
+    def needed(self, disagreements: float, sure: float, more: int) -> float:
+        """Return how many more hits are significant."""
+        return sure * sqrt(disagreements * self.oversampling) + more * self.oversampling
+
     def better(self, differences: "array[float]", disagreements: "array[float]", sure: float, sure_lru: float) -> int:
         """Return the best of the settings with significantly more hits than the present one, or -1."""
         best = -1
@@ -279,9 +304,9 @@ class Shadows:
             pair = high * (high - 1) // 2 + low
             more = differences[pair] if other == high else -differences[pair]
             if other == LRU:
-                needed = sure_lru * sqrt(disagreements[pair]) + 8 + 0.03 * self.size
+                needed = self.needed(disagreements[pair], sure_lru, 8) + 0.03 * self.size
             else:
-                needed = sure * sqrt(disagreements[pair]) + 4
+                needed = self.needed(disagreements[pair], sure, 4)
             if more > needed and more > most:
                 best, most = other, more
         return best
@@ -289,7 +314,7 @@ class Shadows:
     def regret(self) -> bool:
         """Return whether one setting alone would have had significantly more hits than the chosen ones."""
         return any(
-            more > 2.0 * sqrt(disagreements) + 4
+            more > self.needed(disagreements, 2.0, 4)
             for more, disagreements in zip(self.regrets, self.regretted, strict=True)
         )
 

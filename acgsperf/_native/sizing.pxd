@@ -21,8 +21,9 @@ cdef enum:
     # The sizes: half, once, twice and four times the size of the cache.
     SIZES = 4
     ONCE = 1
-    # What the shadow caches of the other sizes have at most.
-    LARGEST_SIZING = 512
+    # Up to so many entries, the shadow caches of a size see every key. With a quarter of them, the estimate for a loop that
+    # just fits depends on the sample: it was wrong by up to 99 points.
+    LARGEST_SIZING = 2048
     PHASES = 32
     # A phase is so many sampled requests for each entry of the shadow caches of half the size. The first part of it does
     # not count if no hits were logged before.
@@ -44,8 +45,8 @@ cdef struct Sizing:
     Shadows *shadows[SIZES]
     uint32_t sampled_up_to[SIZES]
     Tally tallies[SIZES]
-    # The misses of logged hits in the last phase that counts, which are not in `tallies` yet; its requests, and those
-    # after it.
+    # The misses of logged hits in the last phase that counts, which are not in `tallies` yet; the hits of the cache in this
+    # phase, and those after it.
     uint64_t recent[SIZES][2]
     uint64_t counted
     uint64_t uncounted
@@ -63,10 +64,17 @@ cdef struct Sizing:
     uint64_t counts_from
     # Whether hits are logged now.
     uint8_t logs
+    # Whether this is the first phase, when the shadow caches are not full: it says nothing about later ones.
+    uint8_t is_first
 
 
 cdef inline double size_factor(int scale) noexcept nogil:
     return 0.5 * (1 << scale)
+
+
+cdef inline double sizing_rate(uint32_t size) noexcept nogil:
+    """Return R if other sizes are estimated: one key in R is sampled."""
+    return min(sampling_rate(size), max(1.0, size / <double> LARGEST_SIZING))
 
 
 cdef inline void sizing_free(Sizing *sizing) noexcept nogil:
@@ -87,7 +95,7 @@ cdef inline Sizing *sizing_new(uint32_t size, Shadows *once) noexcept nogil:
     cdef int scale
     if sizing == NULL:
         return NULL
-    sizing.rate = sampling_rate(size)
+    sizing.rate = sizing_rate(size)
     for scale in range(SIZES):
         entries = size * size_factor(scale)
         rate = sizing.rate
@@ -96,14 +104,14 @@ cdef inline Sizing *sizing_new(uint32_t size, Shadows *once) noexcept nogil:
         else:
             nodes = <uint32_t> max(1.0, min(entries / rate, <double> LARGEST_SIZING))
             rate = max(rate, entries / nodes)
-            sizing.shadows[scale] = shadows_new(nodes, once.setting)
+            sizing.shadows[scale] = shadows_new(nodes, once.setting, max(1.0, sampling_rate(<uint32_t> entries) / rate))
             if sizing.shadows[scale] == NULL:
                 sizing_free(sizing)
                 return NULL
             sizing.shadows[scale].refuses = False
         sizing.sampled_up_to[scale] = <uint32_t> min(<double> 0xFFFFFFFF, 4294967296.0 / rate)
     sizing.step = 8.0 * size / sizing.shadows[0].size
-    sizing.logs = True
+    sizing.logs = sizing.is_first = True
     sizing.length = sizing.remaining = sizing.counts_from = PHASE * <uint64_t> max(1.0, size / 2 / sizing.rate)
     return sizing
 
@@ -127,7 +135,7 @@ cdef inline Tally sizing_tally(const Sizing *sizing, int scale) noexcept nogil:
 
 
 cdef inline void sizing_settle(Sizing *sizing) noexcept nogil:
-    """Let the last phase count for itself and for the requests since then that were not counted."""
+    """Let the last phase count for itself and for the hits since then that were not counted."""
     cdef int scale
     for scale in range(SIZES):
         sizing.tallies[scale] = sizing_tally(sizing, scale)
@@ -141,23 +149,24 @@ cdef inline void sizing_start_phase(Sizing *sizing) noexcept nogil:
     if not sizing.logs:
         sizing.logs = True
         sizing.counts_from -= sizing.length // WARM_UP
-    elif sizing.logged > HITS_A_MISS * sizing.rate * sizing.missed:
+    elif sizing.logged > HITS_A_MISS * sizing.rate * sizing.missed and not sizing.is_first:
         sizing.logs = False
         sizing.remaining *= PHASES - 1
+    sizing.is_first = False
     sizing.missed = sizing.logged = 0
 
 
-cdef inline void sizing_count(Sizing *sizing) noexcept nogil:
-    """Count a request for a sampled key."""
+cdef inline void sizing_count(Sizing *sizing, bint missed) noexcept nogil:
+    """Count a request for a sampled key, which the cache itself has missed or hit."""
     if sizing.remaining == 0:
         sizing_start_phase(sizing)
     if sizing.logs and sizing.remaining == sizing.counts_from:
         sizing_settle(sizing)
     sizing.remaining -= 1
     if sizing.logs and sizing.remaining < sizing.counts_from:
-        sizing.counted += 1
+        sizing.counted += not missed
     else:
-        sizing.uncounted += 1
+        sizing.uncounted += not missed
 
 
 cdef inline bint sizing_sample(Sizing *sizing, uint64_t mixed, uint64_t remixed, bint missed) noexcept nogil:
@@ -177,7 +186,7 @@ cdef inline bint sizing_sample(Sizing *sizing, uint64_t mixed, uint64_t remixed,
         if not sizing.logs and sizing.missed > sizing.length // WARM_UP:
             # Misses are frequent again.
             sizing.remaining = 0
-        sizing_count(sizing)
+        sizing_count(sizing, True)
     else:
         sizing.logged += 1
     counts = sizing.logs and sizing.remaining < sizing.counts_from
@@ -188,18 +197,19 @@ cdef inline bint sizing_sample(Sizing *sizing, uint64_t mixed, uint64_t remixed,
         setting = shadows.setting
         lru, chosen = shadows.misses[LRU], shadows.misses[setting]
         changed = shadows_sample(shadows, remixed)
+        lru, chosen = shadows.misses[LRU] - lru, shadows.misses[setting] - chosen
         if scale == ONCE:
             has_changed = changed
-        elif scale == 0 and shadows.misses[LRU] > lru:
+        elif scale == 0 and lru:
             # After an eighth of its entries were replaced, all entries may be logged again.
             sizing.due += sizing.step
         if missed:
             tally.missed += 1
-            tally.misses[0] += shadows.misses[LRU] - lru
-            tally.misses[1] += shadows.misses[setting] - chosen
+            tally.misses[0] += lru
+            tally.misses[1] += chosen
         elif counts:
-            sizing.recent[scale][0] += shadows.misses[LRU] - lru
-            sizing.recent[scale][1] += shadows.misses[setting] - chosen
+            sizing.recent[scale][0] += lru
+            sizing.recent[scale][1] += chosen
     return has_changed
 
 

@@ -8,8 +8,9 @@ from acgsperf._native.shadows_py import Shadows
 from acgsperf._native.sizing_stats import FACTORS
 
 ONCE: Final = 1
-# The most keys in a shadow cache of another size.
-LARGEST_SIZING: Final = 512
+# Up to so many entries, the shadow caches of a size see every key. With a quarter of them, the estimate for a loop that
+# just fits depends on the sample: it was wrong by up to 99 points.
+LARGEST_SIZING: Final = 2_048
 # If hits are much more frequent than misses, they are logged in one of this many phases.
 PHASES: Final = 32
 # A phase is this many sampled requests for each entry of the shadow caches of half the size. The first part of it does
@@ -18,6 +19,11 @@ PHASE: Final = 16
 WARM_UP: Final = 8
 # How many logged hits are acceptable for each miss of the cache.
 HITS_A_MISS: Final = 4
+
+
+def sizing_rate(size: int) -> float:
+    """Return R if other sizes are estimated: one key in R is sampled."""
+    return min(sampling_rate(size), max(1.0, size / LARGEST_SIZING))
 
 
 class Sizing:
@@ -32,6 +38,7 @@ class Sizing:
         "counted",
         "counts_from",
         "due",
+        "is_first",
         "length",
         "logged",
         "logs",
@@ -47,7 +54,7 @@ class Sizing:
     )
 
     def __init__(self, size: int, once: Shadows) -> None:
-        self.rate = sampling_rate(size)
+        self.rate = sizing_rate(size)
         self.shadows: list[Shadows] = []
         self.sampled_up_to: list[int] = []
         for scale, factor in enumerate(FACTORS):
@@ -57,11 +64,14 @@ class Sizing:
             else:
                 nodes = int(max(1.0, min(factor * size / rate, LARGEST_SIZING)))
                 rate = max(rate, factor * size / nodes)
-                self.shadows.append(Shadows(nodes, once.setting, refuses=False))
+                oversampling = max(1.0, sampling_rate(int(factor * size)) / rate)
+                self.shadows.append(Shadows(nodes, once.setting, oversampling, refuses=False))
             self.sampled_up_to.append(int(min(0xFFFFFFFF, 2**32 / rate)))
         self.due = 0.0
         self.step = 8.0 * size / self.shadows[0].size
         self.logs = True
+        # When the shadow caches are not full, their misses say nothing about later phases.
+        self.is_first = True
         self.length = PHASE * int(max(1.0, size / 2 / self.rate))
         self.remaining = self.counts_from = self.length
         self.missed = self.logged = 0
@@ -82,7 +92,7 @@ class Sizing:
         return missed, lru + weight * self.recent[scale][0], best + weight * self.recent[scale][1]
 
     def settle(self) -> None:
-        """Let the last phase count for itself and for the requests since then that were not counted."""
+        """Let the last phase count for itself and for the hits since then that were not counted."""
         self.tallies = [list(self.tally(scale)) for scale in range(len(FACTORS))]
         self.recent = [[0, 0] for _ in FACTORS]
         self.counted = self.uncounted = 0
@@ -93,12 +103,13 @@ class Sizing:
         if not self.logs:
             self.logs = True
             self.counts_from -= self.length // WARM_UP
-        elif self.logged > HITS_A_MISS * self.rate * self.missed:
+        elif self.logged > HITS_A_MISS * self.rate * self.missed and not self.is_first:
             self.logs = False
             self.remaining *= PHASES - 1
+        self.is_first = False
         self.missed = self.logged = 0
 
-    def count(self) -> None:
+    def count(self, *, missed: bool) -> None:
         """Count a request for a sampled key."""
         if not self.remaining:
             self.start_phase()
@@ -106,9 +117,9 @@ class Sizing:
             self.settle()
         self.remaining -= 1
         if self.logs and self.remaining < self.counts_from:
-            self.counted += 1
+            self.counted += not missed
         else:
-            self.uncounted += 1
+            self.uncounted += not missed
 
     def sample(self, mixed: int, remixed: int, missed: bool) -> bool:
         """Let the shadow caches see a miss or a logged hit.
@@ -121,7 +132,7 @@ class Sizing:
             if not self.logs and self.missed > self.length // WARM_UP:
                 # Misses are frequent again.
                 self.remaining = 0
-            self.count()
+            self.count(missed=True)
         else:
             self.logged += 1
         counts = self.logs and self.remaining < self.counts_from
@@ -132,19 +143,20 @@ class Sizing:
             setting = shadows.setting
             lru, chosen = shadows.misses[LRU], shadows.misses[setting]
             changed = shadows.sample(remixed)
+            lru, chosen = shadows.misses[LRU] - lru, shadows.misses[setting] - chosen
             if scale == ONCE:
                 has_changed = changed
-            elif scale == 0 and shadows.misses[LRU] > lru:
+            elif scale == 0 and lru:
                 # After an eighth of its entries were replaced, all entries may be logged again.
                 self.due += self.step
             if missed:
                 tally = self.tallies[scale]
                 tally[0] += 1
-                tally[1] += shadows.misses[LRU] - lru
-                tally[2] += shadows.misses[setting] - chosen
+                tally[1] += lru
+                tally[2] += chosen
             elif counts:
-                self.recent[scale][0] += shadows.misses[LRU] - lru
-                self.recent[scale][1] += shadows.misses[setting] - chosen
+                self.recent[scale][0] += lru
+                self.recent[scale][1] += chosen
         return has_changed
 
     def __sizeof__(self) -> int:

@@ -47,6 +47,9 @@ TRACES = {
     "popular keys in a large cache": (popular(20_000, 60_000), 3_000),
     "a loop larger than the cache": (loop(900, 40_000), 500),
     "a loop that fits": (loop(900, 60_000), 1_000),
+    "a loop that just fits twice the size": (loop(1_010, 40_000), 512),
+    "a loop that is just too large": (loop(2_060, 60_000), 512),
+    "more entries than a sample": (popular(200_000, 200_000), 10_000),
     "everything fits": (popular(800, 60_000), 1_000),
     "scan": (triples(30_000), 400),
     "phases": (changing(40_000), 300),
@@ -55,16 +58,19 @@ TRACES = {
 
 
 @pytest.mark.skipif("c" not in IMPLEMENTATIONS, reason="the twin takes minutes")
+@pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("name", TRACES)
-def test_the_estimates_are_within_three_points_of_a_cache_of_that_size(name):
+def test_the_estimates_are_within_three_points_of_a_cache_of_that_size(name, seed):
+    """The hashes of texts are random. Those of numbers are not: a sample of consecutive numbers is even."""
     core = imported("core", "c")
-    keys, size = TRACES[name]
-    sizing = requested(core.AdaptiveCache(size, seed=1, sizing=True), keys).stats().sizing
+    numbers, size = TRACES[name]
+    keys = [f"key {number}" for number in numbers]
+    sizing = requested(core.AdaptiveCache(size, seed=seed, sizing=True), keys).stats().sizing
     assert [found.factor for found in sizing.sizes] == [0.5, 1, 2, 4]
     for found in sizing.sizes:
         assert found.maxsize == found.factor * size
         lru = requested(core.LRUCache(found.maxsize), keys).stats().hit_rate
-        adaptive = requested(core.AdaptiveCache(found.maxsize, seed=9), keys).stats().hit_rate
+        adaptive = requested(core.AdaptiveCache(found.maxsize, seed=9, sizing=True), keys).stats().hit_rate
         assert found.lru == pytest.approx(lru, abs=0.03)
         assert found.adaptive == pytest.approx(adaptive, abs=0.03)
 
@@ -162,8 +168,8 @@ def test_a_limit_in_bytes_has_estimates_as_soon_as_it_is_reached(core):
 
 
 @pytest.mark.skipif("c" not in IMPLEMENTATIONS, reason="the twin takes more")
-def test_it_takes_at_most_90_kilobytes():
+def test_it_takes_at_most_256_kilobytes():
     core = imported("core", "c")
     for size in (100, 1_000, 100_000):
         without, cache = (requested(core.AdaptiveCache(size, sizing=sizing), range(40)) for sizing in (False, True))
-        assert 0 < cache.__sizeof__() - without.__sizeof__() <= 90_000
+        assert 0 < cache.__sizeof__() - without.__sizeof__() <= 256_000
