@@ -8,19 +8,7 @@ from acgsperf import interrupts as _interrupts  # noqa: F401
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from acgsperf._native.predicting import PredictionClass, PredictionStats
-from acgsperf._native.sizing_stats import SizeEstimate, SizingStats
-from acgsperf._native.types import (
-    CONSTITUTIONAL_HASH,
-    CacheStats,
-    EvictionReason,
-    HistogramSnapshot,
-    LoadResult,
-    PolicyStats,
-    SaveResult,
-    ValidatorStats,
-    Verdict,
-)
+from acgsperf._native.types import CONSTITUTIONAL_HASH, EvictionReason, Verdict
 from acgsperf.dispatch import (
     IMPLEMENTATION,
     AdaptiveCache,
@@ -54,6 +42,16 @@ from acgsperf.errors import (
 from acgsperf.fingerprint import canonical, fingerprint, request_key
 
 if TYPE_CHECKING:
+    from acgsperf._native.prediction_stats import PredictionClass, PredictionStats
+    from acgsperf._native.sizing_stats import SizeEstimate, SizingStats
+    from acgsperf._native.stats import (
+        CacheStats,
+        HistogramSnapshot,
+        LoadResult,
+        PolicyStats,
+        SaveResult,
+        ValidatorStats,
+    )
     from acgsperf.cache import (
         UNCHANGED,
         CacheHealth,
@@ -150,38 +148,48 @@ __all__ = [
     "weigh_bytes",
 ]
 
-# asyncio, the clients of servers and the settings take longer to import than the rest, and a program that uses only the
-# core needs none of them.
+# asyncio, the clients of servers, the settings and dataclasses take longer to import than the rest. A program that
+# uses only the core needs none of them at first.
 _LATER = {
     "UNCHANGED": "acgsperf.cache",
     "Alert": "acgsperf.monitor",
     "AlertKind": "acgsperf.monitor",
     "AlertState": "acgsperf.monitor",
     "CacheHealth": "acgsperf.cache",
+    "CacheStats": "acgsperf._native.stats",
     "CloseReason": "acgsperf.pool",
     "ComplianceValidator": "acgsperf.validator",
     "ConnectionPool": "acgsperf.pool",
     "ContextVerdict": "acgsperf.validator",
     "EntryOptions": "acgsperf.cache",
+    "HistogramSnapshot": "acgsperf._native.stats",
+    "LoadResult": "acgsperf._native.stats",
     "Loaded": "acgsperf.cache",
     "Monitor": "acgsperf.monitor",
     "PerformanceService": "acgsperf.service",
     "PerformanceSummary": "acgsperf.service",
+    "PolicyStats": "acgsperf._native.stats",
     "PoolHealth": "acgsperf.pool",
     "PoolManager": "acgsperf.pool",
     "PoolOptimization": "acgsperf.pool",
     "PoolStats": "acgsperf.pool",
     "PostgresTier": "acgsperf.tiers.postgres",
     "Prediction": "acgsperf.cache",
+    "PredictionClass": "acgsperf._native.prediction_stats",
+    "PredictionStats": "acgsperf._native.prediction_stats",
     "Previous": "acgsperf.cache",
     "Reading": "acgsperf.monitor",
     "RedisTier": "acgsperf.tiers.redis",
+    "SaveResult": "acgsperf._native.stats",
     "ServiceHealth": "acgsperf.service",
     "Settings": "acgsperf.settings",
+    "SizeEstimate": "acgsperf._native.sizing_stats",
+    "SizingStats": "acgsperf._native.sizing_stats",
     "Targets": "acgsperf.monitor",
     "TieredCache": "acgsperf.cache",
     "TieredStats": "acgsperf.cache",
     "ValidatorMetrics": "acgsperf.validator",
+    "ValidatorStats": "acgsperf._native.stats",
     "Written": "acgsperf.cache",
     "cached": "acgsperf.cache",
 }

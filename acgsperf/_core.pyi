@@ -7,7 +7,8 @@ from acgsperf._native.caches import AdaptiveCache as AdaptiveCache
 from acgsperf._native.caches import BoundedCache as BoundedCache
 from acgsperf._native.caches import LRUCache as LRUCache
 from acgsperf._native.caches import RecordingCache as RecordingCache
-from acgsperf._native.types import HistogramSnapshot, ValidatorStats, Verdict
+from acgsperf._native.stats import HistogramSnapshot, ValidatorStats
+from acgsperf._native.types import Verdict
 
 IMPLEMENTATION: Final = "c"
 

@@ -34,7 +34,7 @@ from acgsperf._native.arguments import (
 )
 from acgsperf._native.caches import AdaptiveCache, BoundedCache, LRUCache, RecordingCache
 from acgsperf._native.hdr_layout import Layout
-from acgsperf._native.types import CONSTITUTIONAL_HASH, HistogramSnapshot, ValidatorStats, Verdict
+from acgsperf._native.types import CONSTITUTIONAL_HASH, Verdict
 
 cdef extern from "platform.h" nogil:
     int64_t acgsperf_monotonic_ns()
@@ -175,6 +175,8 @@ cdef class HashValidator:
 
     def stats(self):
         """Return the counters since creation or `reset_stats`."""
+        from acgsperf._native.stats import ValidatorStats
+
         with cython.critical_section(self):
             return ValidatorStats(self.valid, self.mismatched, self.malformed)
 
@@ -399,6 +401,8 @@ cdef class LatencyHistogram:
 
     def snapshot(self):
         """Return the usual figures, all of one moment."""
+        from acgsperf._native.stats import HistogramSnapshot
+
         with cython.critical_section(self):
             return HistogramSnapshot(
                 self.counts.total, hdr_clamp(&self.counts, 0) if self.counts.total else 0, self.counts.largest,

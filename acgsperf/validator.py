@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 
-from acgsperf._native.types import CONSTITUTIONAL_HASH, HistogramSnapshot, ValidatorStats, Verdict
+from acgsperf._native.stats import HistogramSnapshot, ValidatorStats
+from acgsperf._native.types import CONSTITUTIONAL_HASH, Verdict
 from acgsperf.dispatch import HashValidator, LatencyHistogram, LRUCache
 from acgsperf.errors import ComplianceError
 from acgsperf.fingerprint import fingerprint

@@ -13,7 +13,8 @@ from acgsperf._native.bounded_py import BoundedCache
 from acgsperf._native.lru_table_py import Entry, Table
 from acgsperf._native.policy_py import Policy
 from acgsperf._native.sizing_stats import FACTORS, sizing_stats
-from acgsperf._native.types import CacheStats, EvictionReason, PolicyStats, policy_stats
+from acgsperf._native.stats import CacheStats, PolicyStats, policy_stats
+from acgsperf._native.types import EvictionReason
 
 _LAST: Final = 2**63
 

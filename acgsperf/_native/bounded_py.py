@@ -29,7 +29,8 @@ from acgsperf._native.lru_table_py import (
 )
 from acgsperf._native.placing_py import REMOVALS
 from acgsperf._native.saving_py import NEVER, Saving
-from acgsperf._native.types import CacheStats, EvictionReason
+from acgsperf._native.stats import CacheStats
+from acgsperf._native.types import EvictionReason
 
 _MISSING: Final = object()
 

@@ -7,7 +7,8 @@ from typing import Any, Generic, Self, final, overload
 
 from typing_extensions import TypeVar, disjoint_base
 
-from acgsperf._native.types import CacheStats, EvictionReason, LoadResult, Policy, SaveResult
+from acgsperf._native.stats import CacheStats, LoadResult, SaveResult
+from acgsperf._native.types import EvictionReason, Policy
 
 # With a default, `LRUCache(10)` needs no annotation.
 _K = TypeVar("_K", bound=Hashable, default=Any)

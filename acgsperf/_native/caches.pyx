@@ -36,7 +36,6 @@ from acgsperf._native.table cimport (
 )
 
 from collections.abc import Mapping, MutableMapping
-from dataclasses import replace
 from types import GenericAlias
 
 from acgsperf._native import arguments
@@ -44,8 +43,7 @@ from acgsperf._native.arguments import (
     checked_bool, checked_bounds, checked_callable, checked_limits, checked_policy, checked_seed, checked_time_ns,
     checked_ttl_ns, checked_weight,
 )
-from acgsperf._native.sizing_stats import sizing_stats
-from acgsperf._native.types import CacheStats, EvictionReason, policy_stats
+from acgsperf._native.types import EvictionReason
 
 cdef extern from "platform.h" nogil:
     int64_t acgsperf_monotonic_ns()
@@ -1110,10 +1108,14 @@ cdef class BoundedCache:
         cdef Tally tallies[SIZES]
         # Not comprehensions: in the code of Cython 3.3.1, one that has no memory for its list releases an item twice.
         cdef list misses = [], sizes = []
+        from dataclasses import replace
+        from acgsperf._native.sizing_stats import sizing_stats
+        from acgsperf._native.stats import CacheStats, policy_stats
+
         shadows.samples = shadows.missed = 0
         with cython.critical_section(self):
             if self.policy == NULL or not self.policy.adaptive:
-                return self.plain_stats(None)
+                return self.plain_stats(CacheStats)
             now = acgsperf_monotonic_ns()
             policy = self.policy[0]
             if policy.shadows != NULL:
@@ -1121,7 +1123,7 @@ cdef class BoundedCache:
             if policy.sizing != NULL:
                 for i in range(SIZES):
                     tallies[i] = sizing_tally(policy.sizing, i)
-            found = self.plain_stats(None)
+            found = self.plain_stats(CacheStats)
         if not policy.timed:
             now = policy.since_ns
         for i in range(SETTINGS):
@@ -1138,11 +1140,11 @@ cdef class BoundedCache:
             found.hits + found.misses - policy.earlier, found.misses - policy.earlier_misses, found.mean_weight))
 
     @cython.final
-    cdef object plain_stats(self, policy):
-        return CacheStats(
+    cdef object plain_stats(self, kind):
+        return kind(
             self.hits, self.misses, self.insertions, self.updates, self.evictions, self.expirations,
             self.table.used, self._maxsize, self.weight if self.table.has_weights else None, self._maxweight or None,
-            self.rejections, policy,
+            self.rejections,
         )
 
     def reset_stats(self):

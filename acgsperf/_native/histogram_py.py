@@ -17,7 +17,7 @@ from acgsperf._native import hdr_codec
 from acgsperf._native.arguments import checked_bounds_ns, checked_interval_ns, checked_latency_s, checked_percent
 from acgsperf._native.atomic import FinalType, atomic, qualified
 from acgsperf._native.hdr_layout import Layout
-from acgsperf._native.types import HistogramSnapshot
+from acgsperf._native.stats import HistogramSnapshot
 
 _LARGEST: Final = 2**63 - 1
 

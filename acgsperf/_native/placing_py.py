@@ -17,7 +17,8 @@ from acgsperf._native.lru_table_py import (
     Table,
     Token,
 )
-from acgsperf._native.types import EvictionReason, PolicyStats
+from acgsperf._native.stats import PolicyStats
+from acgsperf._native.types import EvictionReason
 from acgsperf._native.unraisable import report_unraisable
 
 REMOVALS: Final = {None: UNCOUNTED, EvictionReason.SIZE: EVICTIONS, EvictionReason.EXPIRED: EXPIRATIONS}

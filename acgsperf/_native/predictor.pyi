@@ -3,7 +3,7 @@
 from collections.abc import Container, Sequence
 from typing import Any, Final, final
 
-from acgsperf._native.predicting import PredictionStats
+from acgsperf._native.prediction_stats import PredictionStats
 
 IMPLEMENTATION: Final = "c"
 

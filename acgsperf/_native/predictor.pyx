@@ -15,7 +15,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from acgsperf._native import predicting
-from acgsperf._native.predicting import checked_buffer, checked_depth, checked_table_size, predictor_stats
+from acgsperf._native.predicting import checked_buffer, checked_depth, checked_table_size
 
 cdef extern from "platform.h" nogil:
     void acgsperf_prefetch(const void *address)
@@ -463,6 +463,8 @@ cdef class Predictor:
     @cython.critical_section
     def stats(self):
         """Return the counts so far."""
+        from acgsperf._native.prediction_stats import predictor_stats
+
         return predictor_stats(self.issued, self.used, self.wasted, self.late, self.real.length, self.classes())
 
     @cython.critical_section

@@ -6,7 +6,6 @@ from sys import getsizeof
 from typing import Any, Final
 
 from acgsperf._native.predicting import (
-    BANDS,
     DEEPER,
     IN_TIME,
     LEAST_RESOLVED,
@@ -20,12 +19,11 @@ from acgsperf._native.predicting import (
     STEPS,
     WASTE,
     WINDOW,
-    PredictionStats,
     checked_buffer,
     checked_depth,
     checked_table_size,
-    predictor_stats,
 )
+from acgsperf._native.prediction_stats import BANDS, PredictionStats, predictor_stats
 
 __all__ = ["IMPLEMENTATION", "Predictor"]
 

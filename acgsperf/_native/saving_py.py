@@ -12,7 +12,7 @@ from acgsperf._native.placing_py import Placing
 if TYPE_CHECKING:
     from os import PathLike
 
-    from acgsperf._native.types import LoadResult, SaveResult
+    from acgsperf._native.stats import LoadResult, SaveResult
 
 # Later than any expiry: a clock is within 4e9 s of zero and a ttl below 2**62 ns.
 NEVER: Final = 2**63 - 1

@@ -24,7 +24,8 @@ from msgspec import Meta, MsgspecError, Struct, ValidationError
 from msgspec.msgpack import Decoder, Encoder
 from xxhash import xxh3_128
 
-from acgsperf._native.types import SETTING_NAMES, LoadResult, SaveResult
+from acgsperf._native.stats import LoadResult, SaveResult
+from acgsperf._native.types import SETTING_NAMES
 from acgsperf.errors import SnapshotError
 
 VERSION: Final = 1

@@ -5,7 +5,8 @@ from typing import Self
 
 from acgsperf._native.arguments import HEXADECIMAL, checked_callable, checked_hashes
 from acgsperf._native.atomic import FinalType, atomic
-from acgsperf._native.types import CONSTITUTIONAL_HASH, ValidatorStats, Verdict
+from acgsperf._native.stats import ValidatorStats
+from acgsperf._native.types import CONSTITUTIONAL_HASH, Verdict
 from acgsperf._native.unraisable import report_unraisable
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec import Struct
 
-from acgsperf._native.types import HistogramSnapshot
+from acgsperf._native.stats import HistogramSnapshot
 from acgsperf.tiers.base import Tier
 from acgsperf.tiers.records import Record
 

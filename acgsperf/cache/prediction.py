@@ -10,7 +10,8 @@ from msgspec import msgpack
 
 from acgsperf._native.arguments import checked_bool
 from acgsperf._native.entry import Codec, Packed
-from acgsperf._native.predicting import SHARE, PredictionStats, checked_depth, checked_share, checked_table_size
+from acgsperf._native.predicting import SHARE, checked_depth, checked_share, checked_table_size
+from acgsperf._native.prediction_stats import PredictionStats
 from acgsperf._native.relearning import Learned, learned, relearn
 from acgsperf.cache.l1 import L1, most_entries
 from acgsperf.cache.lookup import Lookup

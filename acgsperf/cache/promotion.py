@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from acgsperf._native.types import CacheStats
+from acgsperf._native.stats import CacheStats
 from acgsperf.dispatch import LRUCache
 
 __all__ = ["Promotion"]

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from acgsperf._native.types import CacheStats
+from acgsperf._native.stats import CacheStats
 from acgsperf.cache.l1 import L1
 from acgsperf.cache.parts import Parts
 from acgsperf.cache.types import TieredStats

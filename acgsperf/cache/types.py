@@ -5,9 +5,9 @@ from typing import Generic, Literal, TypeVar
 
 import msgspec
 
-from acgsperf._native.predicting import PredictionStats
+from acgsperf._native.prediction_stats import PredictionStats
 from acgsperf._native.sizing_stats import SizingStats
-from acgsperf._native.types import CacheStats
+from acgsperf._native.stats import CacheStats
 from acgsperf.backplane.base import BackplaneStats
 from acgsperf.tiers.base import TierHealth, TierStats
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from acgsperf._native import snapshot
 from acgsperf._native.entry import Codec, Packed
-from acgsperf._native.types import LoadResult, SaveResult
+from acgsperf._native.stats import LoadResult, SaveResult
 from acgsperf.cache.parts import Parts
 from acgsperf.cache.prediction import Prefetch
 from acgsperf.cache.values import opened

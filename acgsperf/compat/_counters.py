@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from acgsperf._native.types import HistogramSnapshot
+from acgsperf._native.stats import HistogramSnapshot
 
 __all__ = ["derived", "percentiles_ms", "seconds_per_call"]
 

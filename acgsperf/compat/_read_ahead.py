@@ -5,7 +5,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
-from acgsperf._native.predicting import SHARE, PredictionStats
+from acgsperf._native.predicting import SHARE
+from acgsperf._native.prediction_stats import PredictionStats
 from acgsperf.cache.ordering import Ordering
 from acgsperf.compat._l1 import CacheEntry
 from acgsperf.dispatch import Predictor, RecordingCache

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from acgsperf._native.types import HistogramSnapshot
+from acgsperf._native.stats import HistogramSnapshot
 from acgsperf.dispatch import LatencyHistogram
 from acgsperf.fleet.report import Report
 from acgsperf.fleet.store import AT_ONCE, Found

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from acgsperf._native.predicting import PredictionStats
+from acgsperf._native.prediction_stats import PredictionStats
 from acgsperf._native.sizing_stats import SizingStats
-from acgsperf._native.types import CacheStats, PolicyStats
+from acgsperf._native.stats import CacheStats, PolicyStats
 from acgsperf.backplane import BackplaneState, BackplaneStats
 from acgsperf.balance.balancer import BalancerStats
 from acgsperf.balance.endpoint import EndpointStats

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Protocol, runtime_checkable
 
 from acgsperf import counting
-from acgsperf._native.types import CacheStats
+from acgsperf._native.stats import CacheStats
 from acgsperf.backplane import Backplane, BackplaneStats
 from acgsperf.balance import Balancer
 from acgsperf.balance.balancer import BalancerStats

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from acgsperf._native.types import HistogramSnapshot
+from acgsperf._native.stats import HistogramSnapshot
 from acgsperf.cache.types import CacheHealth, TieredStats
 from acgsperf.fleet.report import Report
 from acgsperf.fleet.summary import Sum

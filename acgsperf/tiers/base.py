@@ -22,7 +22,7 @@ from typing import Final, Protocol, runtime_checkable
 from msgspec import Struct
 
 from acgsperf._native.entry import Entry
-from acgsperf._native.types import HistogramSnapshot
+from acgsperf._native.stats import HistogramSnapshot
 
 __all__ = [
     "ONLY_L1",

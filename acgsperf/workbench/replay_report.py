@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Final
 
-from acgsperf._native.types import CacheStats, HistogramSnapshot
+from acgsperf._native.stats import CacheStats, HistogramSnapshot
 from acgsperf.cache.types import TieredStats
 from acgsperf.service.summary import PerformanceSummary
 from acgsperf.tiers.base import TierStats

@@ -7,7 +7,8 @@ import sys
 import pytest
 from conftest import IMPLEMENTATIONS, imported
 
-from acgsperf._native.predicting import BANDS, WASTE
+from acgsperf._native.predicting import WASTE
+from acgsperf._native.prediction_stats import BANDS
 from acgsperf._native.relearning import learned, relearn
 
 

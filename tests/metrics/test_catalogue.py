@@ -22,8 +22,8 @@ from acgsperf import (
     RedisTier,
     TieredCache,
 )
-from acgsperf._native.predicting import PredictionClass
-from acgsperf._native.types import PolicyStats
+from acgsperf._native.prediction_stats import PredictionClass
+from acgsperf._native.stats import PolicyStats
 from acgsperf.asgi import ConcurrencyLimitStats, PerformanceMiddleware
 from acgsperf.backplane import BackplaneStats
 from acgsperf.cache.histograms import histograms_of
