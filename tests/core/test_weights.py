@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from conftest import IMPLEMENTATIONS, MODULES, imported
+from conftest import IMPLEMENTATIONS, INSTRUMENTED, MODULES, imported
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -198,6 +198,7 @@ def test_nesting_and_cycles_have_an_end(weigh):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the size of the process is read from /proc")
 @pytest.mark.skipif("c" not in IMPLEMENTATIONS, reason="an entry of the twin takes more than one of the compiled cache")
+@pytest.mark.skipif(INSTRUMENTED, reason="the allocator of a sanitizer adds to each block")
 @pytest.mark.parametrize("kind", ["records", "texts", "numbers", "orders"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_process_grows_by_the_weight(isolated, implementation, kind):
