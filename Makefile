@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SOURCE := setup.py pyproject.toml $(wildcard acgsperf/*.pyx acgsperf/_native/*.pyx acgsperf/_native/*.pxd acgsperf/_native/*.h)
 
-.PHONY: run run-cluster demo test test-browser soak week test-all http-conformance sanitize sanitize-threads fuzz coverage mutants instructions \
+.PHONY: run run-cluster demo test test-browser soak week test-all http-conformance http-cache-tests sanitize sanitize-threads fuzz coverage mutants instructions \
         lint types bench docs dist clean
 
 run: $(VENV)/.run
@@ -48,10 +48,13 @@ test-all:
 HTTP_CACHE_TESTS ?= 0.4.5
 SUITE := $(VENV)/http-cache-tests-$(HTTP_CACHE_TESTS)
 
-http-conformance: $(VENV)/.test
+http-conformance: $(VENV)/.test http-cache-tests
+	$(BIN)/python tests/asgi/conformance/run.py $(SUITE)/node_modules/http-cache-tests
+
+# Installs the suite.
+http-cache-tests:
 	@command -v npm >/dev/null || { echo "http-conformance needs Node.js and npm"; exit 1; }
 	test -d $(SUITE)/node_modules/http-cache-tests || npm install --silent --no-save --no-audit --no-fund --ignore-scripts --prefix $(SUITE) http-cache-tests@$(HTTP_CACHE_TESTS)
-	$(BIN)/python tests/asgi/conformance/run.py $(SUITE)/node_modules/http-cache-tests
 
 # How long each fuzzer runs. `FUZZ=--keep` adds what it finds to the corpus.
 FUZZ_SECONDS ?= 60
