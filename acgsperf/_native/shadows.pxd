@@ -41,7 +41,7 @@ cdef struct Setting:
     uint8_t keeps_main
 
 
-# 64 bits.
+# 64 bits: one comparison shows whether it is in any shadow cache, see `resident`.
 cdef struct Node:
     uint16_t tag
     uint8_t state[SETTINGS]

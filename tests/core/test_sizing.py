@@ -70,7 +70,7 @@ def test_the_estimates_are_within_three_points_of_a_cache_of_that_size(name, see
     for found in sizing.sizes:
         assert found.maxsize == found.factor * size
         lru = requested(core.LRUCache(found.maxsize), keys).stats().hit_rate
-        adaptive = requested(core.AdaptiveCache(found.maxsize, seed=9, sizing=True), keys).stats().hit_rate
+        adaptive = requested(core.AdaptiveCache(found.maxsize, seed=9), keys).stats().hit_rate
         assert found.lru == pytest.approx(lru, abs=0.03)
         assert found.adaptive == pytest.approx(adaptive, abs=0.03)
 
