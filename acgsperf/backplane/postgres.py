@@ -83,7 +83,6 @@ class PostgresBackplane(ServerBackplane):
         *,
         coarse: str | None = None,
         coarse_on: Collection[str] = (),
-        notify: bool = True,
     ) -> bool:
         """Install triggers: rows that change in a table of the application invalidate tags, no matter who
         changes them.
@@ -108,10 +107,6 @@ class PostgresBackplane(ServerBackplane):
                 default `"table:"` and the name of the table. Give entries this tag as well.
             coarse_on: any of `"insert"`, `"update"` and `"delete"`: these statements always invalidate the coarse tag.
                 They cost the same for any number of rows.
-            notify: whether PostgreSQL notifies the caches. Of transactions that change watched rows at the same time,
-                one does so, and the caches look for the records of the others. With False, caches read the record
-                within a quarter of `timeout`. Use False for a table that is written in two-phase commits, because
-                PostgreSQL refuses `PREPARE TRANSACTION` after a `NOTIFY`.
 
         Returns:
             Whether the triggers were installed now; False if they were there.
@@ -123,7 +118,7 @@ class PostgresBackplane(ServerBackplane):
             ValueError: if an argument is not valid.
         """
         self._check_use()
-        watch = Watch.of(table, tags, coarse, coarse_on, notify)
+        watch = Watch.of(table, tags, coarse, coarse_on)
         async with self._own_connection() as connection:
             await prepare(connection, self._tables)
             return await install(connection, self._tables, self._namespace, watch)

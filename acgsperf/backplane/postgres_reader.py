@@ -10,7 +10,6 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import asynccontextmanager
-from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +17,6 @@ import asyncpg
 
 from acgsperf.backplane.backoff import Backoff
 from acgsperf.backplane.postgres_log import Log
-from acgsperf.backplane.postgres_watch_functions import SILENT, lock_of_channel
 from acgsperf.backplane.receiver import Receiver, parsed
 from acgsperf.backplane.wake import Wake
 from acgsperf.errors import AcgsperfError
@@ -32,6 +30,8 @@ from acgsperf.timeouts import time_limit
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from acgsperf.backplane.postgres_changes import Changes
 
 __all__ = ["KEPT_S", "PostgresReader"]
 
@@ -51,7 +51,7 @@ _MAX_MESSAGE_BYTES: Final = 32 << 20
 
 _START: Final = """
 SELECT pg_current_snapshot()::text, pg_snapshot_xmin(pg_current_snapshot())::text, relfilenode,
-    extract(epoch FROM clock_timestamp())::double precision
+    extract(epoch FROM clock_timestamp())::double precision, to_regclass('{changes}') IS NOT NULL
 FROM pg_catalog.pg_class WHERE oid = '{log}'::regclass
 """
 _PUBLISH: Final = """
@@ -64,8 +64,6 @@ DELETE FROM {log} WHERE ctid = ANY(ARRAY(
         AND pg_visible_in_snapshot(xid, $2::text::pg_snapshot) LIMIT $3 FOR UPDATE SKIP LOCKED
 ))
 """
-# True if this session gets the locks, for a moment: then nobody has them.
-_NONE_IN_FLIGHT: Final = "SELECT bool_and(pg_try_advisory_xact_lock(lock, $2)) FROM unnest($1::int[]) AS lock"
 # A failover changes these values.
 _SERVER: Final = """
 SELECT (SELECT system_identifier::text FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8)
@@ -103,6 +101,8 @@ class PostgresReader:
         self._listening: set[str] = set()
         self._failing = self._off = False
         self._wake = Wake()
+        # Of logs that no cache of this process follows any longer.
+        self._left: list[Changes] = []
         self._task: asyncio.Task[None] | None = None
 
     async def join(self, table: str, receiver: Receiver) -> None:
@@ -144,6 +144,7 @@ class PostgresReader:
                 log.receivers.pop(receiver.namespace, None)
             if not log.receivers:
                 del self.logs[table]
+                self._left.append(log.changes)
         if self.logs:
             return
         task, self._task = self._task, None
@@ -174,6 +175,10 @@ class PostgresReader:
         """Return an error as text, without the password."""
         return self._connector.describe(error)
 
+    def _query_limit(self) -> float:
+        """Return how long a query may take, in seconds."""
+        return max(min(self._patience(), 4 * _LONGEST_BLOCK_S), 4 * _SHORTEST_BLOCK_S) / 2
+
     def _patience(self) -> float:
         """Return the shortest timeout of the caches."""
         return min((it.timeout for log in self.logs.values() for it in log.all_receivers), default=1.0)
@@ -190,7 +195,7 @@ class PostgresReader:
                         if self._failing:
                             _log.info("postgres backplane at %s: the server answers again", self.where)
                             self._failing = False
-                        await self._wait()
+                        await self._wait(connection)
                 finally:
                     self._connection = None
                     connection.terminate()
@@ -204,10 +209,15 @@ class PostgresReader:
                 self._lost(None)
             await asyncio.sleep(backoff.pause())
 
-    async def _wait(self) -> None:
-        """Wait for a notification, but not for so long that the leases end."""
-        block = max(min(self._patience() / 4, _LONGEST_BLOCK_S), _SHORTEST_BLOCK_S)
-        await self._wake.wait(min(block, *(log.pause_s for log in self.logs.values()), block))
+    async def _wait(self, connection: Any) -> None:
+        """Wait for a notification, but not for so long that the leases end, and look for changes of watched tables."""
+        ends = monotonic() + max(min(self._patience() / 4, _LONGEST_BLOCK_S), _SHORTEST_BLOCK_S)
+        while (left := ends - monotonic()) > 0:
+            if await self._wake.wait(min(left, *(log.changes.pause_s for log in self.logs.values()), left)):
+                return
+            for log in tuple(self.logs.values()):
+                if log.changes.pause_s < left:
+                    await self._carry(connection, log)
 
     async def _connect(self) -> Any:
         connection = await self._connector.connect()
@@ -237,10 +247,12 @@ class PostgresReader:
         connection.add_termination_listener(lambda _: self._wake.set())
         for log in self.logs.values():
             log.recovering = bool(log.snapshot)
+            log.changes.disconnected()
             if log.snapshot and (None in server or tuple(server) != self._server):
                 # Another server may not have what was committed on the former one.
                 log.missed()
         self._server = tuple(server)
+        self._left.clear()
         self._listening.clear()
         self._connection = connection
         return connection
@@ -254,30 +266,43 @@ class PostgresReader:
 
     async def _round(self, connection: Any) -> None:
         """Read what is new in each log, and apply it."""
-        notified = self._wake.clear()
-        patience = max(min(self._patience(), 4 * _LONGEST_BLOCK_S), 4 * _SHORTEST_BLOCK_S)
+        self._wake.clear()
+        while self._left:
+            async with self._turn, time_limit(self._query_limit()):
+                await self._left.pop().follow(connection)
         for log in tuple(self.logs.values()):
             if log.retry_at > monotonic():
                 continue
             namespaces = list(log.receivers)
             try:
-                async with self._turn, time_limit(patience / 2):
+                async with self._turn, time_limit(self._query_limit()):
                     await self._listen(connection)
                     if not log.snapshot:
                         await self._start(connection, log)
                         continue
-                    in_flight = log.pause_s < inf and await self._in_flight(connection, log)
                     sent = monotonic()
                     rows = await connection.fetch(log.read_sql, namespaces, log.snapshot)
             except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedTableError, TableError) as error:
                 self._refuse(log, error)
                 continue
-            watched = await self._take(log, namespaces, sent, rows)
-            log.plan_next(watched, notified, in_flight)
-            if log.snapshot and sent - log.swept_at > _SWEEP_EVERY_S:
+            await self._take(log, namespaces, sent, rows)
+            if not log.snapshot:
+                continue
+            log.watched = rows[0][4]
+            await self._carry(connection, log)
+            if sent - log.swept_at > _SWEEP_EVERY_S:
                 log.swept_at = sent
-                async with self._turn, time_limit(patience / 2):
+                async with self._turn, time_limit(self._query_limit()):
                     await self._sweep(connection, log)
+
+    async def _carry(self, connection: Any, log: Log) -> None:
+        """Carry the changes of watched tables into a log."""
+        async with self._turn, time_limit(self._query_limit()):
+            if log.watched:
+                await log.changes.lead(connection)
+                await log.changes.carry(connection)
+            else:
+                await log.changes.follow(connection)
 
     async def _listen(self, connection: Any) -> None:
         """Listen to the channels of all namespaces: before the records are read."""
@@ -302,40 +327,39 @@ class PostgresReader:
                 await connection.execute("ROLLBACK")
                 raise
             sent = monotonic()
-        log.snapshot, xmin, log.file, now = await connection.fetchrow(log.tables.fill(_START))
+        log.snapshot, xmin, log.file, now, log.watched = await connection.fetchrow(log.tables.fill(_START))
         self.clock.measured(sent, monotonic(), now)
+        if log.watched:
+            # What was changed while no cache was open. The snapshot is older, so that this process gets the records.
+            await log.changes.lead(connection)
+            await log.changes.carry(connection)
+            self._wake.set()
         log.xmin, log.read_at, log.level_at = int(xmin), now, sent
         log.refused = log.recovering = False
         log.settled.set()
         for receiver in log.all_receivers:
             receiver.start(sent, log.position)
 
-    async def _in_flight(self, connection: Any, log: Log) -> bool:
-        """Return whether there may be transactions that have changed watched tables and will not notify."""
-        locks = [lock_of_channel(channel_of(log.tables.table, namespace)) for namespace in log.receivers]
-        return not await connection.fetchval(_NONE_IN_FLIGHT, locks, SILENT)
-
-    async def _take(self, log: Log, namespaces: Sequence[str], sent: float, rows: Sequence[Any]) -> bool:
-        """Apply what was read. Return whether there was a record of a watched table."""
+    async def _take(self, log: Log, namespaces: Sequence[str], sent: float, rows: Sequence[Any]) -> None:
+        """Apply what was read."""
         if not rows:
             # The table is gone. If it is created again, that is another log.
             log.missed()
             self._wake.set()
-            return False
+            return
         snapshot, xmin, file, now, *_ = rows[0]
         self.clock.measured(sent, monotonic(), now)
         if file != log.file or now - log.read_at > KEPT_S:
             _log.info("postgres backplane at %s: the log %s has a gap; L1 is verified", self.where, log.tables.log)
             log.missed()
             self._wake.set()
-            return False
+            return
         position = position_bytes(int(xmin))
-        began, watched = monotonic(), False
+        began = monotonic()
         for *_, namespace, data in rows:
             if namespace is None:
                 break
             record = parsed(data)
-            watched = watched or (record is not None and not record.writer)
             for receiver in tuple(log.receivers.get(namespace, ())):
                 receiver.take(record, self.clock, recovering=log.recovering)
             if monotonic() - began > _SLICE_S:
@@ -349,7 +373,6 @@ class PostgresReader:
                     receiver.level(sent, position)
                 else:
                     receiver.start(sent, position)
-        return watched
 
     async def _sweep(self, connection: Any, log: Log) -> None:
         """Remove records that all processes have had time to read."""

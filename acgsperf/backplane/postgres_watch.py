@@ -1,7 +1,7 @@
 """Triggers on tables of an application: rows that change invalidate tags, no matter who changes them.
 
-A statement that changes rows fires one trigger, which reads the rows from the statement's transition tables and adds a
-record to the log of the namespace, in the transaction of the writer.
+A statement that changes rows fires one trigger, which reads the rows from the statement's transition tables and notes
+their tags in the table of changes, in the transaction of the writer. `postgres_changes` does the rest.
 """
 
 import secrets
@@ -12,18 +12,18 @@ from typing import Any, Final
 
 from xxhash import xxh3_64_hexdigest
 
-from acgsperf._native.arguments import checked_bool
+from acgsperf.backplane.postgres_changes import Changes
 from acgsperf.backplane.postgres_watch_functions import (
     LONGEST_TAG,
     TRANSITION_TABLES,
-    Log,
+    Noted,
     Template,
     literal,
     of_rows,
     of_statement,
 )
 from acgsperf.errors import BackplaneError
-from acgsperf.tiers.postgres_schema import Tables, channel_of, create, lock_of
+from acgsperf.tiers.postgres_schema import Tables, create, lock_of
 
 __all__ = ["Watch", "install", "prepare", "remove"]
 
@@ -35,6 +35,15 @@ CREATE FUNCTION {function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER A
 COMMENT ON FUNCTION {function}() IS {comment};
 DROP TRIGGER IF EXISTS {trigger} ON {table};
 CREATE TRIGGER {trigger} AFTER {event} ON {table} {transition} FOR EACH STATEMENT EXECUTE FUNCTION {function}()
+"""
+# Without an index, because each writer would wait for it. The table is empty nearly all the time, if it is vacuumed.
+_CREATE_CHANGES: Final = """
+CREATE TABLE IF NOT EXISTS {changes} (
+    namespace text NOT NULL,
+    coarse bytea,
+    tags bytea[] NOT NULL,
+    changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0)
 """
 _TABLE: Final = """
 SELECT c.oid, c.oid::regclass::text, ARRAY(
@@ -53,6 +62,14 @@ SELECT oid::regprocedure::text FROM pg_proc p
 WHERE proname LIKE 'acgsperf\\_watch\\_%' AND pg_has_role(proowner, 'USAGE') AND obj_description(oid, 'pg_proc') = $1
     AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgfoid = p.oid)
 """
+# Nobody notes changes any more, and this user may drop their table.
+_IS_LAST: Final = """
+SELECT pg_has_role(relowner, 'USAGE')
+    AND NOT EXISTS (
+        SELECT FROM pg_proc p WHERE proname LIKE 'acgsperf\\_watch\\_%' AND obj_description(p.oid, 'pg_proc') = $2
+    )
+FROM pg_class WHERE oid = to_regclass($1)
+"""
 _COMMENT: Final = "acgsperf watch for {table}"
 
 
@@ -65,19 +82,15 @@ class Watch:
         tags: templates such as `user:{id}`.
         coarse: the tag of a large change.
         coarse_on: the events that always invalidate the coarse tag.
-        notify: whether PostgreSQL notifies the listeners.
     """
 
     table: str
     tags: tuple[Template, ...]
     coarse: str
     coarse_on: frozenset[str]
-    notify: bool
 
     @classmethod
-    def of(
-        cls, table: str, tags: Sequence[str], coarse: str | None, coarse_on: Collection[str], notify: bool
-    ) -> "Watch":
+    def of(cls, table: str, tags: Sequence[str], coarse: str | None, coarse_on: Collection[str]) -> "Watch":
         """Check the arguments of `PostgresBackplane.watch`."""
         if not isinstance(table, str) or not table:
             raise ValueError(f"table must be the name of a table, got {table!r:.100}")
@@ -90,8 +103,7 @@ class Watch:
         events = {event.lower(): event for event in TRANSITION_TABLES}
         if isinstance(coarse_on, str) or not all(isinstance(event, str) and event in events for event in coarse_on):
             raise ValueError(f"coarse_on must contain 'insert', 'update' or 'delete' only, got {coarse_on!r:.100}")
-        checked_bool("notify", notify)
-        return cls(table, templates, coarse, frozenset(events[event] for event in coarse_on), notify)
+        return cls(table, templates, coarse, frozenset(events[event] for event in coarse_on))
 
     @property
     def columns(self) -> frozenset[str]:
@@ -138,7 +150,7 @@ async def install(connection: Any, tables: Tables, namespace: str, watch: Watch)
     async with connection.transaction():
         await _lock(connection, tables)
         oid, name = await _found(connection, watch)
-        schema = await connection.fetchval(_SCHEMA, tables.log)
+        schema = await connection.fetchval(_SCHEMA, tables.changes)
         bodies = _bodies(tables, schema, namespace, watch)
         names = _triggers(tables, namespace)
         present = {
@@ -173,6 +185,12 @@ async def remove(connection: Any, tables: Tables, namespace: str, table: str) ->
             for trigger, *_ in present:
                 await connection.execute(f"DROP TRIGGER {trigger} ON {found[1]}")
         await _drop_unused(connection, tables)
+        if await connection.fetchval(_IS_LAST, tables.changes, _COMMENT.format(table=tables.table)):
+            await connection.execute(f"LOCK TABLE {tables.changes}")
+            changes = Changes(tables)
+            while await changes.carry_some(connection):
+                pass
+            await connection.execute(f"DROP TABLE {tables.changes}")
         return bool(present)
 
 
@@ -206,18 +224,17 @@ def _triggers(tables: Tables, namespace: str) -> dict[str, str]:
 
 def _bodies(tables: Tables, schema: str, namespace: str, watch: Watch) -> Mapping[str, str]:
     """Return the trigger functions by their events."""
-    channel = channel_of(tables.table, namespace) if watch.notify else None
-    log = Log(f"{schema}.{tables.log}", f"{schema}.{tables.tags}", namespace, channel)
+    noted = Noted(f"{schema}.{tables.changes}", namespace, watch.coarse if watch.columns else None)
     return {
-        event: of_rows(log, event, watch.tags, watch.coarse)
+        event: of_rows(noted, event, watch.tags, watch.coarse)
         if watch.needs_rows(event)
-        else of_statement(log, watch.tags_without_rows(event))
+        else of_statement(noted, watch.tags_without_rows(event))
         for event in _EVENTS
     }
 
 
 async def prepare(connection: Any, tables: Tables) -> None:
-    """Create the tables of the cache if they are missing."""
+    """Create the tables of the cache, and the table of changes, if they are missing."""
     if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", tables.log):
         try:
             await create(connection, tables)
@@ -225,3 +242,7 @@ async def prepare(connection: Any, tables: Tables) -> None:
             if connection.is_in_transaction():
                 await connection.execute("ROLLBACK")
             raise
+    if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", tables.changes):
+        async with connection.transaction():
+            await _lock(connection, tables)
+            await connection.execute(tables.fill(_CREATE_CHANGES))

@@ -29,23 +29,22 @@ class Wake:
         """Report a new record."""
         self._event.set()
 
-    def clear(self) -> bool:
-        """Begin a reading, which finds all records so far. Return whether one was reported since the last reading."""
-        new = self._event.is_set()
+    def clear(self) -> None:
+        """Begin a reading, which finds all records so far."""
         self._event.clear()
         self._began_at = monotonic()
-        return new
 
-    async def wait(self, seconds: float) -> None:
-        """Wait until the next reading: until there is something new, at most for some seconds."""
+    async def wait(self, seconds: float) -> bool:
+        """Wait until the next reading, at most for some seconds. Return whether there is something new."""
         try:
             async with time_limit(seconds):
                 await self._event.wait()
         except TimeoutError:
-            return
+            return False
         remaining = self._began_at + self._pause_s - monotonic()
         if remaining <= 0:
             self._pause_s = _SHORTEST_PAUSE_S
-            return
+            return True
         await asyncio.sleep(remaining)
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        return True

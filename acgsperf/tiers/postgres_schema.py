@@ -5,6 +5,7 @@
 | `<table>_v2` | an entry; or, with `value` NULL, a tombstone, which remembers a removal |
 | `<table>_v2_tags` | the current token of a tag. An entry is valid while all its tokens are current |
 | `<table>_v2_log` | a record of a write, for the backplane |
+| `<table>_v2_changes` | a statement that has changed rows of a watched table. There is no such table without a watch |
 
 All times are seconds since the epoch by the server's clock. Tags are hashes: if two tags have the same hash,
 invalidating one also invalidates the other. The table of version 1 is neither read nor changed.
@@ -25,6 +26,7 @@ __all__ = [
     "Tables",
     "channel_of",
     "create",
+    "hash_of_tag",
     "position_bytes",
     "tag_hash",
     "token_bytes",
@@ -92,15 +94,16 @@ class Tables:
         self.entries: Final = f"{table}_v2"
         self.tags: Final = f"{table}_v2_tags"
         self.log: Final = f"{table}_v2_log"
+        self.changes: Final = f"{table}_v2_changes"
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """The names of all tables."""
+        """The names of the tables that every cache has."""
         return self.entries, self.tags, self.log
 
     def fill(self, statement: str, **parts: object) -> str:
         """Return a statement with the names of the tables put in."""
-        return statement.format(entries=self.entries, tags=self.tags, log=self.log, **parts)
+        return statement.format(entries=self.entries, tags=self.tags, log=self.log, changes=self.changes, **parts)
 
 
 async def create(connection: Any, tables: Tables) -> None:
@@ -136,8 +139,13 @@ def position_bytes(position: int) -> bytes:
 
 
 def tag_hash(tag: str) -> int:
-    """Return the hash of a tag as a bigint that is not reserved. It is a hash of SQL, because triggers compute it."""
-    return int.from_bytes(sha256(envelope.identity(tag)).digest()[:8], "big", signed=True) & ~_RESERVED
+    """Return the hash of a tag as a bigint that is not reserved."""
+    return hash_of_tag(envelope.identity(tag))
+
+
+def hash_of_tag(identity: bytes) -> int:
+    """Return the hash of a tag, of which the bytes are given."""
+    return int.from_bytes(sha256(identity).digest()[:8], "big", signed=True) & ~_RESERVED
 
 
 def new_token() -> int:

@@ -125,7 +125,7 @@ written AS (
         ORDER BY g.key OFFSET 0
     ) s
     WHERE {now} < :deadline
-    ON CONFLICT (namespace, key) DO UPDATE SET {changes}
+    ON CONFLICT (namespace, key) DO UPDATE SET {updated}
     WHERE {now} < :deadline
     AND (c.stamp < excluded.stamp OR c.id = excluded.id OR c.stamp > ({now} + {most_ahead}) * 1000000)
     RETURNING c.key
@@ -357,7 +357,7 @@ class Statements:
         return self._statement(
             f"WITH {','.join(parts)} SELECT key, {_FORMER if counted else 'false'} FROM written w",
             cause="written",
-            changes=_EXPIRED if soft else _REPLACED,
+            updated=_EXPIRED if soft else _REPLACED,
             tokens="m.tokens" if tagged else "NULL::bigint[]",
             marked="LEFT JOIN marked m USING (key)" if tagged else "",
         )
