@@ -38,6 +38,7 @@ from acgsperf._native.types import CONSTITUTIONAL_HASH, Verdict
 
 cdef extern from "platform.h" nogil:
     int64_t acgsperf_monotonic_ns()
+    unsigned int acgsperf_read_shared(unsigned int *place)
 
 IMPLEMENTATION = "c"
 
@@ -655,7 +656,7 @@ cdef class MethodGuard:
         """
         if type(instance) is not self.cls:
             return False
-        cdef unsigned int version = (<PyTypeObject *> self.cls).tp_version_tag
+        cdef unsigned int version = acgsperf_read_shared(&(<PyTypeObject *> self.cls).tp_version_tag)
         cdef bint known
         with cython.critical_section(self):
             known = version != 0 and version == self.version
@@ -665,7 +666,7 @@ cdef class MethodGuard:
         # A lookup gives the class a number. If somebody patches the class between the next two lines, the number that is
         # stored is outdated, and the next call looks again.
         getattr(self.cls, self.name, None)
-        cdef unsigned int version = (<PyTypeObject *> self.cls).tp_version_tag
+        cdef unsigned int version = acgsperf_read_shared(&(<PyTypeObject *> self.cls).tp_version_tag)
         cdef bint same = getattr(self.cls, self.name, None) is self.method
         if same:
             with cython.critical_section(self):

@@ -3,7 +3,7 @@
 Run `pytest -s bench/test_backplane_watch.py` with `acgsperf[bench]`. Each table has a primary key, an index, and a
 time. The tables take turns within one run. The output is the minimum and the median of the rounds: the CPU time of the
 server's process (on Linux), and the time that the client waited: asyncpg over a unix socket, a prepared statement, each
-in its own transaction. Another process listens to the notifications, and uses the same cores.
+in its own transaction. Another process carries the changes into the log, and uses the same cores.
 
 The server runs with `fsync = on`. With `synchronous_commit = on`, a commit waits for the disk, as in production; with
 `off`, only the work of the processors remains, which is the worst case for the relative cost.
@@ -28,7 +28,6 @@ from acgsperf.workbench.embedded import embedded_servers
 KINDS: dict[str, dict[str, object] | None] = {
     "plain": None,
     "a column": {"tags": ["user:{id}"]},
-    "a column, no notify": {"tags": ["user:{id}"], "notify": False},
     "no column": {"tags": ["users"]},
     "a column, coarse_on": {"tags": ["user:{id}"], "coarse_on": ["insert", "update", "delete"]},
 }
@@ -207,8 +206,7 @@ def test_first_statement_of_a_session(benchmark: BenchmarkFixture, tables: Table
 
 @pytest.mark.parametrize("commit", ["off", "on"])
 def test_writers_together(benchmark: BenchmarkFixture, tables: Tables, commit: str) -> None:
-    """Several connections write at the same time, each in a row of its own. PostgreSQL commits transactions that
-    notify one after the other."""
+    """Several connections write at the same time, each in a row of its own."""
 
     async def run() -> _Measured:
         writers = [await asyncpg.connect(tables.dsn) for _ in range(WRITERS)]

@@ -1,10 +1,18 @@
 /* What Cython cannot express: a precise and a coarse monotonic clock for each platform, the length of an integer in bits,
-   prefetching, the hash of an object without a call if it is known, and whether there is a GIL. */
+   prefetching, a read of what another thread may be writing, the hash of an object without a call if it is known, and
+   whether there is a GIL. */
 #ifndef ACGSPERF_PLATFORM_H
 #define ACGSPERF_PLATFORM_H
 
 #include <Python.h>
 #include <stdint.h>
+
+/* Reads an integer that another thread may be writing. */
+#if defined(_MSC_VER)
+#define acgsperf_read_shared(place) (*(volatile unsigned int *)(place))
+#else
+#define acgsperf_read_shared(place) __atomic_load_n((place), __ATOMIC_RELAXED)
+#endif
 
 #if defined(_MSC_VER)
 #include <intrin.h>

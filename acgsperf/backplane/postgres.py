@@ -87,13 +87,14 @@ class PostgresBackplane(ServerBackplane):
         """Install triggers: rows that change in a table of the application invalidate tags, no matter who
         changes them.
 
-        A change takes effect when its transaction commits. In the database of the cache, the trigger removes the tags'
-        tokens in the same transaction: L3 has no valid entry with these tags from then on. The caches that are open get
-        a record without a writer. Each of them drops its L1's entries and invalidates the tags in its tiers, because
-        the database cannot reach L2. While no cache of the namespace is open, nothing invalidates the tags in L2.
+        The trigger notes the tags of a change in the table `<table>_v2_changes`, in the transaction of the writer. One
+        of the caches that use this log looks there every 10 ms, removes the tags' tokens in L3, and adds a record
+        without a writer to the log. Each cache that gets it drops its L1's entries, and invalidates the tags in its
+        tiers. So a change takes effect about 10 ms after its transaction has committed. If no cache is open, it stays
+        noted until one opens.
 
         The triggers stay until `unwatch`. They run once for each statement, and never make a write fail: if a column
-        has been dropped or renamed, they invalidate the coarse tag and warn the writer. They take about 50 us for each
+        has been dropped or renamed, they invalidate the coarse tag and warn the writer. They take about 25 us for each
         statement. If a template has a column, PostgreSQL also keeps the changed rows until the end of the statement,
         which takes 0.2 to 0.6 us for each row. A change that names a partition or an inheriting table, and a change by
         logical replication, fire no triggers.
