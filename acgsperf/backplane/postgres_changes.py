@@ -36,7 +36,7 @@ FROM {{changes}} LIMIT {_MOST}
 """
 # A place may have got another row since, but not one of a transaction that was seen before. If another process carries
 # the same changes at the same time, there are two records, which does no harm. The tokens that are in use are left to
-# the caches that get the record.
+# the caches that get the record. The commit need not wait for the disk: if it is lost, the changes are there again.
 _CARRY: Final = """
 WITH carried AS (DELETE FROM {changes} WHERE ctid = ANY($1::tid[]) AND xmin = ANY($2::xid[])),
 logged AS (INSERT INTO {log} (namespace, record) SELECT * FROM unnest($3::text[], $4::bytea[])),
@@ -46,7 +46,7 @@ removed AS (
         FOR UPDATE OF t SKIP LOCKED
     ))
 )
-SELECT pg_notify(channel, '') FROM unnest($7::text[]) AS channel
+SELECT pg_notify(channel, ''), set_config('synchronous_commit', 'off', true) FROM unnest($7::text[]) AS channel
 """
 
 
