@@ -19,12 +19,13 @@ demo: $(VENV)/.demo
 	@echo "Starting Redis, PostgreSQL and three instances of a service (about 10 seconds)."
 	$(BIN)/python -m acgsperf.dashboard.demo
 
-# Most tests wait for servers, so two processes share two cores well. A test that measures times or needs all cores runs
-# by itself afterwards.
-JOBS ?= 2
+# Most tests wait for servers, so three processes keep two cores busy. The tests of the history take turns by twos, and a
+# test that measures times or needs all cores runs by itself.
+JOBS ?= 3
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m "not soak and not alone"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m "not soak and not alone and not paired"
+	$(BIN)/python -m pytest -n 2 -m "paired and not soak" tests/history
 	$(BIN)/python -m pytest -m "alone and not soak"
 
 # The tests of the dashboard in Chromium, which must be installed. `make test` skips them without Playwright.

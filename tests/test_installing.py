@@ -116,35 +116,46 @@ def test_a_wheels_metadata_names_the_project(wheel):
         assert field in metadata
 
 
-@pytest.fixture
-def bare_python(tmp_path_factory):
-    """Run an interpreter that has the dependencies and build tools of this one, but not the package."""
-    folder = tmp_path_factory.mktemp("venv")
-    made = run(sys.executable, "-m", "venv", "--without-pip", str(folder))
-    assert made.returncode == 0, made.stderr
-    python = str(folder / ("Scripts" if sys.platform == "win32" else "bin") / "python")
-    others = tmp_path_factory.mktemp("others")
-    for site_packages in (Path(path) for path in sys.path if "site-packages" in path):
-        for entry in site_packages.iterdir():
-            if "acgsperf" not in entry.name and not (others / entry.name).exists():
-                (others / entry.name).symlink_to(entry)
-    site = {"PYTHONPATH": str(others)}
+@pytest.fixture(scope="module")
+def make_python(tmp_path_factory):
+    """Make an interpreter that has the dependencies and build tools of this one, but not the package."""
 
-    def run_bare(*arguments, **options):
-        return run(python, *arguments, **options | {"env": site | options.get("env", {})})
+    def make():
+        folder = tmp_path_factory.mktemp("venv")
+        made = run(sys.executable, "-m", "venv", "--without-pip", str(folder))
+        assert made.returncode == 0, made.stderr
+        python = str(folder / ("Scripts" if sys.platform == "win32" else "bin") / "python")
+        others = tmp_path_factory.mktemp("others")
+        for site_packages in (Path(path) for path in sys.path if "site-packages" in path):
+            for entry in site_packages.iterdir():
+                if "acgsperf" not in entry.name and not (others / entry.name).exists():
+                    (others / entry.name).symlink_to(entry)
+        site = {"PYTHONPATH": str(others)}
+        return lambda *arguments, **options: run(python, *arguments, **options | {"env": site | options.get("env", {})})
 
-    return run_bare
-
-
-# Compiling without optimization takes a third of the time.
-FAST = {"ACGSPERF_DEBUG": "1"}
+    return make
 
 
-def test_after_an_editable_install_python_runs_the_compiled_core_in_the_clone_too(clone, bare_python, tmp_path):
-    installed = bare_python("-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", str(clone), env=FAST)
+def install(python, clone, choice):
+    """Install a clone without optimization, which takes a third of the time."""
+    installed = python(
+        *("-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", str(clone)),
+        env={"ACGSPERF_DEBUG": "1", "ACGSPERF_NO_EXTENSIONS": choice},
+    )
     assert installed.returncode == 0, installed.stdout + installed.stderr
+
+
+@pytest.fixture(scope="module")
+def editable(clone, make_python):
+    """An interpreter with an editable install of the clone."""
+    python = make_python()
+    install(python, clone, "0")
+    return python
+
+
+def test_after_an_editable_install_python_runs_the_compiled_core_in_the_clone_too(clone, editable, tmp_path):
     for folder in (clone, tmp_path):
-        done = bare_python("-W", "error", "-c", WHERE, cwd=folder)
+        done = editable("-W", "error", "-c", WHERE, cwd=folder)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout) == ["c", str(clone / "acgsperf" / "__init__.py")]
 
@@ -167,31 +178,25 @@ async def main() -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="needs mypy, which the extra `lint` installs")
-def test_after_an_editable_install_a_type_checker_finds_the_types_outside_the_clone(clone, bare_python, tmp_path):
-    installed = bare_python("-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", str(clone), env=FAST)
-    assert installed.returncode == 0, installed.stdout + installed.stderr
+def test_after_an_editable_install_a_type_checker_finds_the_types_outside_the_clone(editable, tmp_path):
     (tmp_path / "application.py").write_text(APPLICATION)
-    checked = bare_python("-m", "mypy", "--strict", "--no-incremental", "application.py", cwd=tmp_path)
+    checked = editable("-m", "mypy", "--strict", "--no-incremental", "application.py", cwd=tmp_path)
     assert re.findall(r"^application\.py:(\d+): (?:note|error): (.*)$", checked.stdout, re.MULTILINE) == [
         ("13", 'Revealed type is "int"'),
         ("14", 'Argument 1 to "__call__" of "CachedFunction" has incompatible type "str"; expected "int"  [arg-type]'),
     ]
 
 
-def test_an_editable_install_without_extensions_replaces_one_with_them(clone, bare_python, tmp_path):
-    for choice, implementation in (("0", "c"), ("1", "python"), ("0", "c")):
-        installed = bare_python(
-            *("-m", "pip", "install", "--no-deps", "--no-build-isolation", "-e", str(clone)),
-            env=FAST | {"ACGSPERF_NO_EXTENSIONS": choice},
-        )
-        assert installed.returncode == 0, installed.stdout + installed.stderr
-        done = bare_python("-W", "error", "-c", WHERE, cwd=tmp_path)
+def test_an_editable_install_without_extensions_replaces_one_with_them(clone, editable, tmp_path):
+    for choice, implementation in (("1", "python"), ("0", "c")):
+        install(editable, clone, choice)
+        done = editable("-W", "error", "-c", WHERE, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)[0] == implementation
 
 
-def test_a_clone_that_was_not_built_warns_with_the_reason_and_the_remedy(make_clone, bare_python):
-    clone = make_clone()
+def test_a_clone_that_was_not_built_warns_with_the_reason_and_the_remedy(make_clone, make_python):
+    clone, bare_python = make_clone(), make_python()
     done = bare_python("-c", WHERE, cwd=clone)
     assert json.loads(done.stdout) == ["python", str(clone / "acgsperf" / "__init__.py")]
     assert "RuntimeWarning: acgsperf runs its pure-Python twin" in done.stderr

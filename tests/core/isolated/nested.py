@@ -5,8 +5,8 @@ import sys
 from implementations import implementation
 
 core = implementation(sys.argv[1])
-# A RecordingCache takes 32 KiB. 20,000 of them are also more than the stack has room for.
-DEPTH = 20_000 if "RecordingCache" in sys.argv[1] else 200_000
+# A RecordingCache takes 32 KiB, and Python code more of the stack: fewer of them are also more than it has room for.
+DEPTH = 20_000 if "RecordingCache" in sys.argv[1] else 50_000 if "_py" in sys.argv[1] else 200_000
 
 
 def chain():
