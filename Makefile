@@ -19,8 +19,8 @@ demo: $(VENV)/.demo
 	@echo "Starting Redis, PostgreSQL and three instances of a service (about 10 seconds)."
 	$(BIN)/python -m acgsperf.dashboard.demo
 
-# Most tests wait for servers, so three processes keep two cores busy. The tests of the history take turns by twos, and a
-# test that measures times or needs all cores runs by itself.
+# Most tests wait for servers, so three processes keep two cores busy. The modes of the history checker run two at a time,
+# and a test that measures times or needs all cores runs by itself.
 JOBS ?= 3
 
 test: $(VENV)/.test

@@ -54,15 +54,15 @@ class Silent:
         pass
 
 
-def _listen(dsn: str, following: Event, done: Event) -> None:
-    async def listen() -> None:
+def _carry_changes(dsn: str, following: Event, done: Event) -> None:
+    async def carry() -> None:
         backplane = PostgresBackplane(dsn)
         await backplane.open("bench", Silent(), b"a reader")
         following.set()
         await asyncio.to_thread(done.wait)
         await backplane.close()
 
-    asyncio.run(listen())
+    asyncio.run(carry())
 
 
 class Tables:
@@ -112,7 +112,7 @@ def tables() -> Iterator[Tables]:
         tables.loop.run_until_complete(tables.open())
         context = multiprocessing.get_context("spawn")
         following, done = context.Event(), context.Event()
-        reader = context.Process(target=_listen, args=(tables.dsn, following, done))
+        reader = context.Process(target=_carry_changes, args=(tables.dsn, following, done))
         reader.start()
         assert following.wait(120)
         yield tables
@@ -131,12 +131,10 @@ def _cpu_ns(pid: int) -> int:
 
 
 def _report(benchmark: BenchmarkFixture, title: str, unit: str, measured: _Measured) -> None:
-    print(f"\n\n{title}, {unit}: first decile or minimum (median); the difference to the plain table, of both")
+    print(f"\n\n{title}, {unit}: first decile, or minimum of a few (median); difference from the plain table")
     print(f"{'':21}{'in the server':>44}{'at the client':>47}")
     figures = {
-        kind: [
-            (statistics.quantiles(column, n=10)[0], statistics.median(column)) for column in zip(*values, strict=True)
-        ]
+        kind: [(_fast(column), statistics.median(column)) for column in zip(*values, strict=True)]
         for kind, values in measured.items()
     }
     for kind, columns in figures.items():
@@ -149,7 +147,7 @@ def _report(benchmark: BenchmarkFixture, title: str, unit: str, measured: _Measu
 
 
 def _fast(column: Sequence[float]) -> float:
-    """Return the first decile; the minimum of a few."""
+    """Return the first decile, or the minimum if there are fewer than 100 values."""
     return statistics.quantiles(column, n=10)[0] if len(column) >= 100 else min(column)
 
 

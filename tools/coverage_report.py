@@ -27,8 +27,9 @@ def main() -> None:
     # Scripts that a test starts must import the instrumented package too, and not the clone's.
     environment["PYTHONPATH"] = str(tree)
     run = [sys.executable, "-m", "coverage"]
-    # Tests that measure time fail under tracing, and are no reason not to report.
-    status = subprocess.run([*run, "run", "-m", "pytest", "-q", *tests], cwd=tree, env=environment).returncode
+    # Tests that measure time fail under tracing and beside others, and are no reason not to report.
+    pytest = ["pytest", "-q", "-n", "3", "--dist", "loadscope", "--no-loadscope-reorder"]
+    status = subprocess.run([*run, "run", "-m", *pytest, *tests], cwd=tree, env=environment).returncode
     if status not in (0, 1):
         raise SystemExit(f"pytest ended with status {status}")
     for command in (["combine", "-q"], ["json", "-q", "-o", "coverage.json"], ["html", "-q"], ["report"]):

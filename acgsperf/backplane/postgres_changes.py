@@ -1,8 +1,8 @@
 """Carries the changes of watched tables into the log.
 
-A writer waits for the trigger of a watched table, so the trigger only notes in a table which tags its statement
-concerns. The processes of the cache look into this table. One of them, which holds an advisory lock, does so every
-10 ms. If that process is paused, the others find the changes, because they look each time they read the log.
+A writer waits for the trigger of a watched table, so the trigger only inserts a note: the tags of its statement. One
+process, which holds an advisory lock, reads the table of notes every 10 ms. Every other process reads it each time it
+reads the log, so changes arrive even if the holder of the lock is paused.
 """
 
 import logging
@@ -22,21 +22,24 @@ __all__ = ["Changes"]
 
 _log: Final = logging.getLogger("acgsperf.backplane")
 _OFTEN_S: Final = 0.01
-# For this time after a change a process that does not hold the lock looks as often: the one that does may be paused.
+# If a process without the lock finds a note of this age, the holder of the lock may be paused. Then it reads the table
+# as often, until there was no such note for a second.
+_LATE_S: Final = 0.05
 _STAND_IN_S: Final = 1.0
 _RETRY_S: Final = 1.0
-# If there are more changes than this, their coarse tags are invalidated, so that the others do not have to wait.
+# The size of a batch. A full batch invalidates coarse tags, so that a backlog does not delay later changes.
 _MOST: Final = 1_000
 
 _LEAD: Final = "SELECT pg_try_advisory_lock($1)"
-_FOLLOW: Final = "SELECT pg_advisory_unlock($1)"
+_RELEASE: Final = "SELECT pg_advisory_unlock($1)"
 _FIND: Final = f"""
-SELECT ctid, xmin, namespace, coarse, tags, extract(epoch FROM changed_at)::double precision
+SELECT ctid, xmin, namespace, coarse, tags, extract(epoch FROM changed_at)::double precision,
+    extract(epoch FROM clock_timestamp())::double precision
 FROM {{changes}} LIMIT {_MOST}
 """
-# A place may have got another row since, but not one of a transaction that was seen before. If another process carries
-# the same changes at the same time, there are two records, which does no harm. The tokens that are in use are left to
-# the caches that get the record. The commit need not wait for the disk: if it is lost, the changes are there again.
+# The same ctid may hold a newer row by now. Its xmin differs, so it is not deleted. If another process carries the same
+# notes at the same time, there are two records, which does no harm. Locked tokens are skipped: the caches that get the
+# record remove them. The commit does not wait for the disk: if a crash loses it, the notes are still there.
 _CARRY: Final = """
 WITH carried AS (DELETE FROM {changes} WHERE ctid = ANY($1::tid[]) AND xmin = ANY($2::xid[])),
 logged AS (INSERT INTO {log} (namespace, record) SELECT * FROM unnest($3::text[], $4::bytea[])),
@@ -51,18 +54,20 @@ SELECT pg_notify(channel, ''), set_config('synchronous_commit', 'off', true) FRO
 
 
 class Changes:
-    """The changes that are noted in one table.
+    """The notes of the changes in watched tables.
 
     Args:
         tables: the tables of the cache.
+        where: the server, for messages.
 
     Attributes:
         leads: whether this process holds the lock.
     """
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, where: str) -> None:
         self.leads: bool = False
         self._tables = tables
+        self._where = where
         self._find = tables.fill(_FIND)
         self._carry = tables.fill(_CARRY)
         self._lock = xxh3_64_intdigest(f"changes {tables.table}".encode()) - (1 << 63)
@@ -72,7 +77,7 @@ class Changes:
 
     @property
     def pause_s(self) -> float:
-        """The seconds until the table is to be looked at again, apart from the readings of the log."""
+        """The seconds until the notes are to be read again, apart from the readings of the log."""
         return _OFTEN_S if self.leads or monotonic() < self._often_until else inf
 
     def disconnected(self) -> None:
@@ -80,47 +85,47 @@ class Changes:
         self.leads, self._often_until, self._retry_at = False, -inf, -inf
 
     async def lead(self, connection: Any) -> None:
-        """Look often from now on, unless another process does."""
-        if not self.leads:
+        """Try to take the lock, which lets this process read the notes every 10 ms."""
+        if not self.leads and monotonic() >= self._retry_at:
             self.leads = await connection.fetchval(_LEAD, self._lock)
 
-    async def follow(self, connection: Any) -> None:
-        """Let another process look often."""
+    async def release(self, connection: Any) -> None:
+        """Release the lock, so that another process reads the notes every 10 ms."""
         self._often_until = -inf
         if self.leads:
             self.leads = False
-            await connection.fetchval(_FOLLOW, self._lock)
+            await connection.fetchval(_RELEASE, self._lock)
 
     async def carry(self, connection: Any) -> None:
-        """Carry changes into the log, at most 1,000, if the server lets this process do so."""
+        """Carry a batch of notes into the log, if the server lets this process do so."""
         if monotonic() < self._retry_at:
             return
         try:
-            if not await self.carry_some(connection):
-                return
+            oldest_s = await self.carry_batch(connection)
         except asyncpg.UndefinedTableError:
             # The last watch has just ended.
-            await self.follow(connection)
+            await self.release(connection)
             return
         except asyncpg.InsufficientPrivilegeError as error:
             self._refuse(error)
-            await self.follow(connection)
+            await self.release(connection)
             return
         self._refused = False
-        self._often_until = monotonic() + _STAND_IN_S
+        if oldest_s > _LATE_S:
+            self._often_until = monotonic() + _STAND_IN_S
 
-    async def carry_some(self, connection: Any) -> bool:
-        """Carry at most 1,000 changes into the log. Return False if there are none."""
+    async def carry_batch(self, connection: Any) -> float:
+        """Carry a batch of notes into the log. Return the age of the oldest, in seconds; -inf if there are none."""
         rows = await connection.fetch(self._find)
         if rows:
             await connection.fetch(self._carry, *self._arguments(rows))
-        return bool(rows)
+        return max((now - at for *_, at, now in rows), default=-inf)
 
     def _arguments(self, rows: Sequence[Any]) -> tuple[list[Any], ...]:
-        """Return the arguments of the statement that carries some changes."""
+        """Return the arguments of the statement that carries some notes."""
         records: dict[tuple[str, bytes], None] = {}
         removed: dict[tuple[str, int], None] = {}
-        for *_, namespace, coarse, tags, at in rows:
+        for *_, namespace, coarse, tags, at, _ in rows:
             if coarse is not None and len(rows) == _MOST:
                 tags, at = [coarse], 0
             # Another program may have written anything.
@@ -141,9 +146,10 @@ class Changes:
         if not self._refused:
             self._refused = True
             _log.warning(
-                "postgres backplane: this process cannot carry the changes of watched tables into the log (%s); the "
-                "user needs SELECT and DELETE on %s, INSERT on %s, and SELECT, UPDATE and DELETE on %s; it tries again",
-                *(error, self._tables.changes, self._tables.log, self._tables.tags),
+                "postgres backplane at %s: cannot carry the changes of watched tables into the log (%s); unless another"
+                " process does, caches keep old values. The user needs SELECT and DELETE on %s, INSERT on %s, and "
+                "SELECT, UPDATE and DELETE on %s; trying again every %g s",
+                *(self._where, error, self._tables.changes, self._tables.log, self._tables.tags, _RETRY_S),
             )
 
 

@@ -31,11 +31,11 @@ class Log:
         xmin: the oldest transaction that was in progress then.
         read_at: the time of the last reading, by the server's clock.
         level_at: the same time, by `time.monotonic`.
-        watched: whether a table may be watched.
+        watched: whether the table of changes exists, so that other tables may be watched.
         changes: the changes of watched tables, which are to be carried into the log.
     """
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, where: str) -> None:
         self.tables: Final = tables
         self.receivers: dict[str, dict[Receiver, None]] = {}
         self.snapshot: str = ""
@@ -50,7 +50,7 @@ class Log:
         self.swept_at: float = 0.0
         self.settled: Final = asyncio.Event()
         self.watched = False
-        self.changes: Final = Changes(tables)
+        self.changes: Final = Changes(tables, where)
         self.read_sql: Final = tables.fill(_READ)
 
     @property

@@ -101,7 +101,7 @@ class PostgresReader:
         self._listening: set[str] = set()
         self._failing = self._off = False
         self._wake = Wake()
-        # Of logs that no cache of this process follows any longer.
+        # The changes of logs that no cache of this process follows any more. Their locks must still be released.
         self._left: list[Changes] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -109,7 +109,7 @@ class PostgresReader:
         """Let a cache follow a log. Return when it does, at the latest after its timeout."""
         log = self.logs.get(table)
         if log is None:
-            log = self.logs[table] = Log(Tables(table))
+            log = self.logs[table] = Log(Tables(table), self.where)
         log.receivers.setdefault(receiver.namespace, {})[receiver] = None
         if self._off:
             receiver.refused()
@@ -151,6 +151,10 @@ class PostgresReader:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+
+    def look_again(self) -> None:
+        """Read the logs now: a table is watched since a moment."""
+        self._wake.set()
 
     async def publish(self, table: str, namespace: str, records: Sequence[bytes]) -> int:
         """Append records to a log. Return how many the server has accepted: all or none."""
@@ -269,7 +273,7 @@ class PostgresReader:
         self._wake.clear()
         while self._left:
             async with self._turn, time_limit(self._query_limit()):
-                await self._left.pop().follow(connection)
+                await self._left.pop().release(connection)
         for log in tuple(self.logs.values()):
             if log.retry_at > monotonic():
                 continue
@@ -302,7 +306,7 @@ class PostgresReader:
                 await log.changes.lead(connection)
                 await log.changes.carry(connection)
             else:
-                await log.changes.follow(connection)
+                await log.changes.release(connection)
 
     async def _listen(self, connection: Any) -> None:
         """Listen to the channels of all namespaces: before the records are read."""

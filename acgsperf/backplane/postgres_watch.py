@@ -7,6 +7,7 @@ their tags in the table of changes, in the transaction of the writer. `postgres_
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from string import Formatter
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from acgsperf.backplane.postgres_changes import Changes
 from acgsperf.backplane.postgres_watch_functions import (
     LONGEST_TAG,
     TRANSITION_TABLES,
-    Noted,
+    NoteWriter,
     Template,
     literal,
     of_rows,
@@ -36,7 +37,7 @@ COMMENT ON FUNCTION {function}() IS {comment};
 DROP TRIGGER IF EXISTS {trigger} ON {table};
 CREATE TRIGGER {trigger} AFTER {event} ON {table} {transition} FOR EACH STATEMENT EXECUTE FUNCTION {function}()
 """
-# Without an index, because each writer would wait for it. The table is empty nearly all the time, if it is vacuumed.
+# No index: every writer would have to update it. Autovacuum keeps the table small, so that it is read fast.
 _CREATE_CHANGES: Final = """
 CREATE TABLE IF NOT EXISTS {changes} (
     namespace text NOT NULL,
@@ -187,8 +188,8 @@ async def remove(connection: Any, tables: Tables, namespace: str, table: str) ->
         await _drop_unused(connection, tables)
         if await connection.fetchval(_IS_LAST, tables.changes, _COMMENT.format(table=tables.table)):
             await connection.execute(f"LOCK TABLE {tables.changes}")
-            changes = Changes(tables)
-            while await changes.carry_some(connection):
+            changes = Changes(tables, "")
+            while await changes.carry_batch(connection) > -inf:
                 pass
             await connection.execute(f"DROP TABLE {tables.changes}")
         return bool(present)
@@ -224,11 +225,11 @@ def _triggers(tables: Tables, namespace: str) -> dict[str, str]:
 
 def _bodies(tables: Tables, schema: str, namespace: str, watch: Watch) -> Mapping[str, str]:
     """Return the trigger functions by their events."""
-    noted = Noted(f"{schema}.{tables.changes}", namespace, watch.coarse if watch.columns else None)
+    notes = NoteWriter(f"{schema}.{tables.changes}", namespace, watch.coarse if watch.columns else None)
     return {
-        event: of_rows(noted, event, watch.tags, watch.coarse)
+        event: of_rows(notes, event, watch.tags, watch.coarse)
         if watch.needs_rows(event)
-        else of_statement(noted, watch.tags_without_rows(event))
+        else of_statement(notes, watch.tags_without_rows(event))
         for event in _EVENTS
     }
 

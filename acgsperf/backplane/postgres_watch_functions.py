@@ -14,7 +14,7 @@ from typing import Final
 __all__ = [
     "LONGEST_TAG",
     "TRANSITION_TABLES",
-    "Noted",
+    "NoteWriter",
     "Template",
     "literal",
     "of_rows",
@@ -106,20 +106,20 @@ BEGIN
 END
 """
 _WARN: Final = (
-    "RAISE WARNING 'acgsperf: caches do not get the changes in %, because % cannot be used',"
-    " TG_RELID::pg_catalog.regclass, {changes};"
+    "RAISE WARNING 'acgsperf: caches keep old values of %, because the owner of its trigger cannot insert into %: grant"
+    " INSERT, or watch the table again', TG_RELID::pg_catalog.regclass, {changes};"
 )
 _CONCAT: Final = " OPERATOR(pg_catalog.||) "
 _INSERT: Final = "INSERT INTO {changes} (namespace, coarse, tags) VALUES ({namespace}, {coarse}, {tags});"
 
 
-class Noted:
-    """What the functions of a watched table have in common: where and how they note a change.
+class NoteWriter:
+    """Builds the SQL with which the functions of a watched table note a change.
 
     Args:
         changes: the name of the table of changes, with its schema.
         namespace: the namespace whose tags are invalidated.
-        coarse: the tag that is invalidated instead if there are too many changes; None if the tags are few.
+        coarse: the tag that is invalidated instead if there are too many changes; None if no template has a column.
     """
 
     def __init__(self, changes: str, namespace: str, coarse: str | None) -> None:
@@ -140,13 +140,13 @@ def _may_write(place: str) -> str:
     return f"pg_catalog.has_table_privilege({place}, 'INSERT')"
 
 
-def of_statement(noted: Noted, tags: Sequence[str]) -> str:
+def of_statement(notes: NoteWriter, tags: Sequence[str]) -> str:
     """Return the function that invalidates the same tags at each statement, without reading its rows."""
     unique = ", ".join(_bytes(tag.encode()) for tag in dict.fromkeys(tags))
-    return _OF_STATEMENT.format(may_write=noted.may_write, write=noted.write(f"ARRAY[{unique}]"), warn=noted.warn)
+    return _OF_STATEMENT.format(may_write=notes.may_write, write=notes.write(f"ARRAY[{unique}]"), warn=notes.warn)
 
 
-def of_rows(noted: Noted, event: str, templates: Sequence[Template], coarse: str) -> str:
+def of_rows(notes: NoteWriter, event: str, templates: Sequence[Template], coarse: str) -> str:
     """Return the function that invalidates the tags of the rows that a statement has changed."""
     columns = sorted({column for template in templates for _, column in template if column is not None})
     tags = [_tag(template, "n") for template in templates]
@@ -162,22 +162,22 @@ def of_rows(noted: Noted, event: str, templates: Sequence[Template], coarse: str
     rows = _ALL_ROWS[event].format(columns=", ".join(f"n.{_identifier(column)}" for column in columns))
     return _OF_ROWS.format(
         variables=" ".join(f"{name} pg_catalog.bytea;" for name in values),
-        may_write_here=noted.may_write_here,
-        may_write=noted.may_write,
+        may_write_here=notes.may_write_here,
+        may_write=notes.may_write,
         simple=" AND ".join(simple),
         values=", ".join(values.values()),
         names=", ".join(values),
         row=_ONE_ROW[event],
-        write_row=noted.write(f"ARRAY[{', '.join(new)}]"),
+        write_row=notes.write(f"ARRAY[{', '.join(new)}]"),
         most=most * len(templates),
         tags=", ".join(tags),
         rows=rows,
         limit=most + 1,
         longest=LONGEST_TAG,
         coarse=literal(coarse),
-        coarse_tag=noted.coarse_tag,
-        write_rows=noted.write("tags"),
-        warn=noted.warn,
+        coarse_tag=notes.coarse_tag,
+        write_rows=notes.write("tags"),
+        warn=notes.warn,
     )
 
 

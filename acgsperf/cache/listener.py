@@ -103,7 +103,8 @@ class CacheListener:
         self._lower_tiers.supersede_all()
 
     def _invalidate_tiers(self, record: Record, tag: str | None) -> None:
-        # The record is of a watched table. PostgreSQL cannot reach L2, and has left out tokens in L3 that others used.
+        # A record without a writer comes from a watched table. In L2 its tag is still valid, and in L3 if its token was
+        # locked.
         if not record.writer:
             task = asyncio.create_task(self._invalidate(tag))
             self._tasks.add(task)

@@ -5,7 +5,7 @@
 | `<table>_v2` | an entry; or, with `value` NULL, a tombstone, which remembers a removal |
 | `<table>_v2_tags` | the current token of a tag. An entry is valid while all its tokens are current |
 | `<table>_v2_log` | a record of a write, for the backplane |
-| `<table>_v2_changes` | a statement that has changed rows of a watched table. There is no such table without a watch |
+| `<table>_v2_changes` | a note of a statement that has changed rows of a watched table, while there is one |
 
 All times are seconds since the epoch by the server's clock. Tags are hashes: if two tags have the same hash,
 invalidating one also invalidates the other. The table of version 1 is neither read nor changed.

@@ -7,7 +7,7 @@ import tracemalloc
 from implementations import implementation
 
 core = implementation(sys.argv[1])
-# Nothing but a reference can be lost in Python code, and that shows as soon.
+# Python code can leak references only, and fewer rounds reveal that.
 ROUNDS = 60 if sys.argv[1].split()[0].endswith("_py") else 300
 HASH = "cdd01ef066bc6cf2"
 now = 0.0
