@@ -93,8 +93,8 @@ class Changes:
         """Release the lock, so that another process reads the notes every 10 ms."""
         self._often_until = -inf
         if self.leads:
-            self.leads = False
             await connection.fetchval(_RELEASE, self._lock)
+            self.leads = False
 
     async def carry(self, connection: Any) -> None:
         """Carry a batch of notes into the log, if the server lets this process do so."""

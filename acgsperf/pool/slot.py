@@ -285,6 +285,14 @@ class Slot:
         """Return whether asyncpg has asked the server to cancel a query and has no reply yet."""
         return bool(self.connection._protocol._is_cancelling())  # type: ignore[attr-defined]
 
+    def is_unfinished(self) -> bool:
+        """Return whether the server has not ended the last statement.
+
+        asyncpg asks it to do so when a statement is executed, not when it is prepared. Until then, the session has a
+        transaction with locks, of which `is_in_transaction` does not know.
+        """
+        return self._listener is not None and self._listener.last != _READY
+
     def lend(self, now: float, borrower: "CallStack | None", task: "asyncio.Task[Any] | None") -> "Lease":
         """Make a lease. After its release asyncpg refuses to use it."""
         self.lent_at = now

@@ -143,7 +143,7 @@ class Supply:
             self.replenish()
         elif reason := self._reason_to_retire(slot, now):
             self._retire(slot, reason)
-        elif self._options.reset or slot.connection.is_in_transaction() or slot.is_cancelling():
+        elif self._options.reset or self._may_be_in_transaction(slot):
             ended = asyncio.get_running_loop().create_future()
             self._tasks.start(self._reset(slot, ended), ended=ended)
             return ended
@@ -155,6 +155,10 @@ class Supply:
             if not slot.proven:
                 self._prove(slot)
         return None
+
+    @staticmethod
+    def _may_be_in_transaction(slot: Slot) -> bool:
+        return slot.connection.is_in_transaction() or slot.is_cancelling() or slot.is_unfinished()
 
     def offer(self, slot: Slot) -> None:
         """Hand a connection that works to the first waiting caller, or keep it idle."""

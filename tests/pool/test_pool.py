@@ -5,6 +5,7 @@ import gc
 import logging
 import random
 import re
+import secrets
 import subprocess
 import sys
 import time
@@ -202,6 +203,21 @@ async def test_cancellation_at_any_point_loses_no_connection_and_leaves_no_task(
     gc.collect()
     assert noises == []
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+async def test_a_session_whose_statement_was_prepared_and_not_executed_holds_no_lock(dsn):
+    """A caller that is cancelled at the right moment leaves such a session, and so does `prepare`."""
+    table = f"t_{secrets.token_hex(4)}"
+    other = await asyncpg.connect(dsn)
+    await other.execute(f"CREATE TABLE {table} (); SET lock_timeout = '2s'")
+    async with ConnectionPool(dsn, min_size=1, max_size=1, reset=False) as pool:
+        async with pool.acquire() as connection:
+            await connection.prepare(f"SELECT FROM {table}")
+            # To the client, this looks like no transaction.
+            assert not connection.is_in_transaction()
+        await other.execute(f"DROP TABLE {table}")
+        assert await pool.fetchval("SELECT 1") == 1
+    await other.close()
 
 
 async def test_a_connection_that_arrives_in_the_turn_of_a_cancellation_goes_to_the_next(dsn):
