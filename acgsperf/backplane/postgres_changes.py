@@ -27,22 +27,37 @@ _OFTEN_S: Final = 0.01
 _LATE_S: Final = 0.05
 _STAND_IN_S: Final = 1.0
 _RETRY_S: Final = 1.0
-# The size of a batch. A full batch invalidates coarse tags, so that a backlog does not delay later changes.
+# The size of a batch. A full batch invalidates coarse tags, so that a backlog does not delay later changes, and so do
+# the statements of a batch after this many tags or bytes.
 _MOST: Final = 1_000
+_MOST_TAGS: Final = 10_000
+_MOST_BYTES: Final = 4 << 20
+# Reading the notes takes at most this share of the time, also if dead rows cannot be removed.
+_SHARE: Final = 0.1
 
-_LEAD: Final = "SELECT pg_try_advisory_lock($1)"
+# Tables of the same name in other schemas have other locks.
+_LEAD: Final = """
+SELECT CASE WHEN pg_try_advisory_lock(number) THEN number END
+FROM (SELECT $1 # to_regclass('{changes}')::oid::bigint AS number) AS lock
+"""
 _RELEASE: Final = "SELECT pg_advisory_unlock($1)"
 _FIND: Final = f"""
-SELECT ctid, xmin, namespace, coarse, tags, extract(epoch FROM changed_at)::double precision,
-    extract(epoch FROM clock_timestamp())::double precision
-FROM {{changes}} LIMIT {_MOST}
+SELECT ctid, xmin, namespace, coarse,
+    CASE WHEN coarse IS NULL OR row_number() OVER seen = 1 OR sum(cardinality(tags)) OVER seen <= {_MOST_TAGS}
+        AND sum(pg_column_size(tags)) OVER seen <= {_MOST_BYTES} THEN tags END,
+    extract(epoch FROM changed_at)::double precision, extract(epoch FROM clock_timestamp())::double precision
+FROM (SELECT ctid, xmin, * FROM {{changes}} LIMIT {_MOST}) AS note WINDOW seen AS (ROWS UNBOUNDED PRECEDING)
 """
-# The same ctid may hold a newer row by now. Its xmin differs, so it is not deleted. If another process carries the same
-# notes at the same time, there are two records, which does no harm. Locked tokens are skipped: the caches that get the
-# record remove them. The commit does not wait for the disk: if a crash loses it, the notes are still there.
+# The same ctid may hold a newer row by now. Its xmin differs, so it is not deleted. If another process has carried all
+# of these notes meanwhile, there is nothing to do; if it has carried some, they are carried twice, which does no harm.
+# Locked tokens are skipped: the caches that get the record remove them. The commit does not wait for the disk: if a
+# crash loses it, the notes are still there.
 _CARRY: Final = """
-WITH carried AS (DELETE FROM {changes} WHERE ctid = ANY($1::tid[]) AND xmin = ANY($2::xid[])),
-logged AS (INSERT INTO {log} (namespace, record) SELECT * FROM unnest($3::text[], $4::bytea[])),
+WITH carried AS (DELETE FROM {changes} WHERE ctid = ANY($1::tid[]) AND xmin = ANY($2::xid[]) RETURNING true),
+logged AS (
+    INSERT INTO {log} (namespace, record)
+    SELECT * FROM unnest($3::text[], $4::bytea[]) WHERE EXISTS (SELECT FROM carried)
+),
 removed AS (
     DELETE FROM {tags} WHERE ctid = ANY(ARRAY(
         SELECT t.ctid FROM {tags} t JOIN unnest($5::text[], $6::bigint[]) AS u (namespace, tag) USING (namespace, tag)
@@ -59,74 +74,95 @@ class Changes:
     Args:
         tables: the tables of the cache.
         where: the server, for messages.
-
-    Attributes:
-        leads: whether this process holds the lock.
     """
 
     def __init__(self, tables: Tables, where: str) -> None:
-        self.leads: bool = False
         self._tables = tables
         self._where = where
+        self._lead = tables.fill(_LEAD)
         self._find = tables.fill(_FIND)
         self._carry = tables.fill(_CARRY)
-        self._lock = xxh3_64_intdigest(f"changes {tables.table}".encode()) - (1 << 63)
+        self._number = xxh3_64_intdigest(f"changes {tables.table}".encode()) - (1 << 63)
+        # The lock that this process holds.
+        self._lock: int | None = None
         self._often_until: float = -inf
+        self._pause_s: float = _OFTEN_S
         self._refused = False
-        self._retry_at: float = -inf
+        self._look_at: float = -inf
+        self._ended = False
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process holds the lock."""
+        return self._lock is not None
 
     @property
     def pause_s(self) -> float:
         """The seconds until the notes are to be read again, apart from the readings of the log."""
-        return _OFTEN_S if self.leads or monotonic() < self._often_until else inf
+        return self._pause_s if self.leads or monotonic() < self._often_until else inf
 
     def disconnected(self) -> None:
         """Note that the lock went with the connection."""
-        self.leads, self._often_until, self._retry_at = False, -inf, -inf
+        self._lock, self._often_until, self._look_at = None, -inf, -inf
 
-    async def lead(self, connection: Any) -> None:
-        """Try to take the lock, which lets this process read the notes every 10 ms."""
-        if not self.leads and monotonic() >= self._retry_at:
-            self.leads = await connection.fetchval(_LEAD, self._lock)
+    def end(self) -> None:
+        """Carry nothing any more: this process will not read the log again."""
+        self._ended = True
 
     async def release(self, connection: Any) -> None:
         """Release the lock, so that another process reads the notes every 10 ms."""
         self._often_until = -inf
-        if self.leads:
+        if self._lock is not None:
             await connection.fetchval(_RELEASE, self._lock)
-            self.leads = False
+            self._lock = None
 
-    async def carry(self, connection: Any) -> None:
-        """Carry a batch of notes into the log, if the server lets this process do so."""
-        if monotonic() < self._retry_at:
+    async def carry(self, connection: Any, pause_s: float) -> None:
+        """Carry a batch of notes into the log, if the server lets this process do so, and no other process does.
+
+        Args:
+            connection: to the server.
+            pause_s: how often to look whether the process that does is late, in seconds.
+        """
+        now = monotonic()
+        if self._ended or (now < self._look_at and self.pause_s == inf):
             return
+        self._look_at = now + pause_s
         try:
-            oldest_s = await self.carry_batch(connection)
-        except asyncpg.UndefinedTableError:
-            # The last watch has just ended.
+            if self._lock is None:
+                self._lock = await connection.fetchval(self._lead, self._number)
+            began = monotonic()
+            rows = await connection.fetch(self._find)
+            self._pause_s = max(_OFTEN_S, (monotonic() - began) / _SHARE)
+            late = _oldest_s(rows) > _LATE_S
+            if late or self.leads:
+                await self._carry_rows(connection, rows)
+        except (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError):
+            raise
+        except asyncpg.PostgresError as error:
             await self.release(connection)
-            return
-        except asyncpg.InsufficientPrivilegeError as error:
-            self._refuse(error)
-            await self.release(connection)
+            if not (isinstance(error, asyncpg.UndefinedTableError) and self._tables.changes in str(error)):
+                self._refuse(error)
+            # Otherwise the last watch has just ended.
             return
         self._refused = False
-        if oldest_s > _LATE_S:
+        if late:
             self._often_until = monotonic() + _STAND_IN_S
 
-    async def carry_batch(self, connection: Any) -> float:
-        """Carry a batch of notes into the log. Return the age of the oldest, in seconds; -inf if there are none."""
-        rows = await connection.fetch(self._find)
+    async def carry_all(self, connection: Any) -> None:
+        """Carry all notes into the log."""
+        while rows := await connection.fetch(self._find):
+            await self._carry_rows(connection, rows)
+
+    async def _carry_rows(self, connection: Any, rows: Sequence[Any]) -> None:
         if rows:
             await connection.fetch(self._carry, *self._arguments(rows))
-        return max((now - at for *_, at, now in rows), default=-inf)
 
     def _arguments(self, rows: Sequence[Any]) -> tuple[list[Any], ...]:
         """Return the arguments of the statement that carries some notes."""
         records: dict[tuple[str, bytes], None] = {}
         removed: dict[tuple[str, int], None] = {}
         for *_, namespace, coarse, tags, at, _ in rows:
-            if coarse is not None and len(rows) == _MOST:
+            if coarse is not None and (tags is None or len(rows) == _MOST):
                 tags, at = [coarse], 0
             # Another program may have written anything.
             names = [*dict.fromkeys(tag for tag in tags if isinstance(tag, bytes) and len(tag) <= LONGEST_TAG)]
@@ -142,7 +178,7 @@ class Changes:
         )
 
     def _refuse(self, error: Exception) -> None:
-        self._retry_at = monotonic() + _RETRY_S
+        self._look_at = monotonic() + _RETRY_S
         if not self._refused:
             self._refused = True
             _log.warning(
@@ -155,3 +191,7 @@ class Changes:
 
 def _microseconds(seconds: float) -> int:
     return int(seconds * 1e6) if isfinite(seconds) and 0 <= seconds < 1e12 else 0
+
+
+def _oldest_s(rows: Sequence[Any]) -> float:
+    return max((now - at for *_, at, now in rows), default=-inf)

@@ -9,7 +9,7 @@ transactions do not commit in the order in which they begin.
 import asyncio
 import logging
 from collections.abc import Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -45,6 +45,7 @@ _SHORTEST_BLOCK_S: Final = 0.01
 _SWEEP_EVERY_S: Final = 30.0
 _SWEPT_ROWS: Final = 5_000
 _RETRY_S: Final = 1.0
+_CATCH_UP_S: Final = 0.5
 _SLICE_S: Final = 0.005
 # The largest message is a row with one record.
 _MAX_MESSAGE_BYTES: Final = 32 << 20
@@ -64,10 +65,14 @@ DELETE FROM {log} WHERE ctid = ANY(ARRAY(
         AND pg_visible_in_snapshot(xid, $2::text::pg_snapshot) LIMIT $3 FOR UPDATE SKIP LOCKED
 ))
 """
-# A failover changes these values.
+# A failover changes the first two values, a restart the third, and a recovery after a crash the last. After a crash the
+# server uses transaction numbers again that the last snapshot contains.
 _SERVER: Final = """
-SELECT (SELECT system_identifier::text FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8)
+SELECT (SELECT system_identifier::text FROM pg_control_system()), left(pg_walfile_name(pg_current_wal_lsn()), 8),
+    pg_postmaster_start_time(), coalesce((SELECT stats_reset::text FROM pg_stat_bgwriter), '')
 """
+# Whatever the default is. A serializable reading of the notes would make their writers fail.
+_READ_COMMITTED: Final = "SET default_transaction_isolation = 'read committed'"
 # A pooler gives its clients numbers of its own.
 _IS_DIRECT: Final = "SELECT WHERE pg_backend_pid() = {}"
 
@@ -137,6 +142,8 @@ class PostgresReader:
     async def leave(self, table: str, receiver: Receiver) -> None:
         """Let a cache follow a log no longer. If it was the last one, close the connection."""
         log = self.logs.get(table)
+        if log is not None and log.watched and receiver.position:
+            await self._catch_up(log, receiver)
         if log is not None:
             group = log.receivers.get(receiver.namespace, {})
             group.pop(receiver, None)
@@ -151,6 +158,16 @@ class PostgresReader:
         if task is not None:
             task.cancel()
             await asyncio.wait([task])
+
+    async def _catch_up(self, log: Log, receiver: Receiver) -> None:
+        """Read the log once more, because this process may have carried changes into it."""
+        if all(it is receiver for it in log.all_receivers):
+            log.changes.end()
+        with suppress(TimeoutError):
+            async with time_limit(min(receiver.timeout, _CATCH_UP_S)):
+                log.settled.clear()
+                self._wake.set()
+                await log.settled.wait()
 
     def look_again(self) -> None:
         """Read the logs now: a table is watched since a moment."""
@@ -171,6 +188,7 @@ class PostgresReader:
         """Provide another connection, for calls that take long."""
         connection = await self._connect()
         try:
+            await connection.execute(_READ_COMMITTED, timeout=self._query_limit())
             yield connection
         finally:
             connection.terminate()
@@ -178,6 +196,10 @@ class PostgresReader:
     def described(self, error: Exception) -> str:
         """Return an error as text, without the password."""
         return self._connector.describe(error)
+
+    def _block_s(self) -> float:
+        """Return how long to wait for a notification, in seconds."""
+        return max(min(self._patience() / 4, _LONGEST_BLOCK_S), _SHORTEST_BLOCK_S)
 
     def _query_limit(self) -> float:
         """Return how long a query may take, in seconds."""
@@ -215,7 +237,7 @@ class PostgresReader:
 
     async def _wait(self, connection: Any) -> None:
         """Wait for a notification, but not for so long that the leases end, and look for changes of watched tables."""
-        ends = monotonic() + max(min(self._patience() / 4, _LONGEST_BLOCK_S), _SHORTEST_BLOCK_S)
+        ends = monotonic() + self._block_s()
         while (left := ends - monotonic()) > 0:
             if await self._wake.wait(min(left, *(log.changes.pause_s for log in self.logs.values()), left)):
                 return
@@ -240,6 +262,7 @@ class PostgresReader:
                 # Not as a prepared statement: its name may be taken in the session that the pooler lends.
                 if await connection.execute(_IS_DIRECT.format(connection.get_server_pid())) != "SELECT 1":
                     raise PoolerError("the connection goes through a pooler such as PgBouncer")
+                await connection.execute(_READ_COMMITTED)
                 server = await self._ask_server(connection)
         except TimeoutError:
             self._warn("no answer")
@@ -303,8 +326,7 @@ class PostgresReader:
         """Carry the changes of watched tables into a log."""
         async with self._turn, time_limit(self._query_limit()):
             if log.watched:
-                await log.changes.lead(connection)
-                await log.changes.carry(connection)
+                await log.changes.carry(connection, self._block_s())
             else:
                 await log.changes.release(connection)
 
@@ -335,8 +357,7 @@ class PostgresReader:
         self.clock.measured(sent, monotonic(), now)
         if log.watched:
             # What was changed while no cache was open. The snapshot is older, so that this process gets the records.
-            await log.changes.lead(connection)
-            await log.changes.carry(connection)
+            await log.changes.carry(connection, self._block_s())
             self._wake.set()
         log.xmin, log.read_at, log.level_at = int(xmin), now, sent
         log.refused = log.recovering = False

@@ -7,7 +7,6 @@ their tags in the table of changes, in the transaction of the writer. `postgres_
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
 from string import Formatter
 from typing import Any, Final
 
@@ -37,14 +36,16 @@ COMMENT ON FUNCTION {function}() IS {comment};
 DROP TRIGGER IF EXISTS {trigger} ON {table};
 CREATE TRIGGER {trigger} AFTER {event} ON {table} {transition} FOR EACH STATEMENT EXECUTE FUNCTION {function}()
 """
-# No index: every writer would have to update it. Autovacuum keeps the table small, so that it is read fast.
+# No index: every writer would have to update it. Autovacuum keeps the table small, so that it is read fast. Without the
+# identity, a publication of all tables would not let rows be deleted.
 _CREATE_CHANGES: Final = """
-CREATE TABLE IF NOT EXISTS {changes} (
+CREATE TABLE {schema}.{changes} (
     namespace text NOT NULL,
     coarse bytea,
     tags bytea[] NOT NULL,
     changed_at timestamptz NOT NULL DEFAULT clock_timestamp()
-) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0)
+) WITH (autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0);
+ALTER TABLE {schema}.{changes} REPLICA IDENTITY FULL
 """
 _TABLE: Final = """
 SELECT c.oid, c.oid::regclass::text, ARRAY(
@@ -54,7 +55,7 @@ FROM pg_class c WHERE c.oid = to_regclass($1)
 """
 _SCHEMA: Final = "SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass($1)"
 _TRIGGERS: Final = """
-SELECT t.tgname::text, t.tgenabled <> 'D', p.prosrc
+SELECT t.tgname::text, t.tgenabled IN ('O', 'A'), p.prosrc
 FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid WHERE t.tgrelid = $1 AND t.tgname = ANY($2::text[])
 """
 # Also those of tables that were dropped.
@@ -63,6 +64,7 @@ SELECT oid::regprocedure::text FROM pg_proc p
 WHERE proname LIKE 'acgsperf\\_watch\\_%' AND pg_has_role(proowner, 'USAGE') AND obj_description(oid, 'pg_proc') = $1
     AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgfoid = p.oid)
 """
+_MAY_DROP: Final = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = to_regclass($1)"
 # Nobody notes changes any more, and this user may drop their table.
 _IS_LAST: Final = """
 SELECT pg_has_role(relowner, 'USAGE')
@@ -151,7 +153,10 @@ async def install(connection: Any, tables: Tables, namespace: str, watch: Watch)
     async with connection.transaction():
         await _lock(connection, tables)
         oid, name = await _found(connection, watch)
-        schema = await connection.fetchval(_SCHEMA, tables.changes)
+        # That of the other tables, and not the first one of this user's search path.
+        schema = await connection.fetchval(_SCHEMA, tables.log)
+        if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", f"{schema}.{tables.changes}"):
+            await connection.execute(tables.fill(_CREATE_CHANGES, schema=schema))
         bodies = _bodies(tables, schema, namespace, watch)
         names = _triggers(tables, namespace)
         present = {
@@ -177,6 +182,10 @@ async def install(connection: Any, tables: Tables, namespace: str, watch: Watch)
 
 async def remove(connection: Any, tables: Tables, namespace: str, table: str) -> bool:
     """Remove the triggers of a table and their functions. Return False if there are none."""
+    changes = Changes(tables, "")
+    if await connection.fetchval(_MAY_DROP, tables.changes):
+        # A backlog, before the writers of the table have to wait.
+        await changes.carry_all(connection)
     async with connection.transaction():
         await _lock(connection, tables)
         found = await connection.fetchrow(_TABLE, table)
@@ -188,9 +197,7 @@ async def remove(connection: Any, tables: Tables, namespace: str, table: str) ->
         await _drop_unused(connection, tables)
         if await connection.fetchval(_IS_LAST, tables.changes, _COMMENT.format(table=tables.table)):
             await connection.execute(f"LOCK TABLE {tables.changes}")
-            changes = Changes(tables, "")
-            while await changes.carry_batch(connection) > -inf:
-                pass
+            await changes.carry_all(connection)
             await connection.execute(f"DROP TABLE {tables.changes}")
         return bool(present)
 
@@ -225,7 +232,7 @@ def _triggers(tables: Tables, namespace: str) -> dict[str, str]:
 
 def _bodies(tables: Tables, schema: str, namespace: str, watch: Watch) -> Mapping[str, str]:
     """Return the trigger functions by their events."""
-    notes = NoteWriter(f"{schema}.{tables.changes}", namespace, watch.coarse if watch.columns else None)
+    notes = NoteWriter(schema, tables.changes, namespace, watch.coarse if watch.columns else None)
     return {
         event: of_rows(notes, event, watch.tags, watch.coarse)
         if watch.needs_rows(event)
@@ -235,7 +242,7 @@ def _bodies(tables: Tables, schema: str, namespace: str, watch: Watch) -> Mappin
 
 
 async def prepare(connection: Any, tables: Tables) -> None:
-    """Create the tables of the cache, and the table of changes, if they are missing."""
+    """Create the tables of the cache if they are missing."""
     if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", tables.log):
         try:
             await create(connection, tables)
@@ -243,7 +250,3 @@ async def prepare(connection: Any, tables: Tables) -> None:
             if connection.is_in_transaction():
                 await connection.execute("ROLLBACK")
             raise
-    if not await connection.fetchval("SELECT to_regclass($1) IS NOT NULL", tables.changes):
-        async with connection.transaction():
-            await _lock(connection, tables)
-            await connection.execute(tables.fill(_CREATE_CHANGES))

@@ -109,7 +109,6 @@ _WARN: Final = (
     "RAISE WARNING 'acgsperf: caches keep old values of %, because the owner of its trigger cannot insert into %: grant"
     " INSERT, or watch the table again', TG_RELID::pg_catalog.regclass, {changes};"
 )
-_CONCAT: Final = " OPERATOR(pg_catalog.||) "
 _INSERT: Final = "INSERT INTO {changes} (namespace, coarse, tags) VALUES ({namespace}, {coarse}, {tags});"
 
 
@@ -117,16 +116,20 @@ class NoteWriter:
     """Builds the SQL with which the functions of a watched table note a change.
 
     Args:
-        changes: the name of the table of changes, with its schema.
+        schema: the schema of the table of changes, as SQL.
+        changes: the name of that table.
         namespace: the namespace whose tags are invalidated.
         coarse: the tag that is invalidated instead if there are too many changes; None if no template has a column.
     """
 
-    def __init__(self, changes: str, namespace: str, coarse: str | None) -> None:
+    def __init__(self, schema: str, changes: str, namespace: str, coarse: str | None) -> None:
+        changes = f"{schema}.{changes}"
         place = literal(changes)
         # This fails if the table does not exist.
         self.may_write_here: Final = _may_write(f"{place}::pg_catalog.regclass")
-        self.may_write: Final = _may_write(f"pg_catalog.to_regclass({place})")
+        # `to_regclass` fails without the right to use the schema.
+        may_use = f"pg_catalog.has_schema_privilege({literal(schema)}::pg_catalog.regnamespace, 'USAGE')"
+        self.may_write: Final = f"{may_use} AND " + _may_write(f"pg_catalog.to_regclass({place})")
         self.warn: Final = _WARN.format(changes=place)
         self.coarse_tag: Final = "NULL" if coarse is None else _bytes(coarse.encode())
         self._parts = {"changes": changes, "namespace": literal(namespace), "coarse": self.coarse_tag}
@@ -183,17 +186,19 @@ def of_rows(notes: NoteWriter, event: str, templates: Sequence[Template], coarse
 
 def _tag(template: Template, row: str) -> str:
     """Return a template as an SQL expression: the bytes of the tag, so that no collation matters."""
-    parts = []
+    # Not a cast: the owner of the table may define casts, and they would run with the rights of the function's owner.
+    texts, columns = [], []
     for text, column in template:
-        if text:
-            parts.append(literal(text))
+        texts.append(text.replace("%", "%%"))
         if column is not None:
-            parts.append(f"coalesce({row}.{_identifier(column)}::pg_catalog.text, '')")
-    return f"pg_catalog.convert_to({_CONCAT.join(parts)}, 'UTF8')"
+            texts.append("%s")
+            columns.append(f", {row}.{_identifier(column)}")
+    return f"pg_catalog.convert_to(pg_catalog.format({literal(''.join(texts))}{''.join(columns)}), 'UTF8')"
 
 
 def _bytes(data: bytes) -> str:
-    return f"'\\x{data.hex()}'::pg_catalog.bytea"
+    # Not a literal with a backslash, which depends on a setting of the writer.
+    return f"pg_catalog.decode('{data.hex()}', 'hex')"
 
 
 def literal(text: str) -> str:

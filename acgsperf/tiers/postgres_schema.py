@@ -73,6 +73,7 @@ CREATE TABLE IF NOT EXISTS {log} (
     record bytea NOT NULL,
     logged_at double precision NOT NULL DEFAULT extract(epoch FROM clock_timestamp())
 );
+ALTER TABLE {log} REPLICA IDENTITY FULL;
 CREATE INDEX IF NOT EXISTS {log}_xid ON {log} (namespace, xid);
 CREATE INDEX IF NOT EXISTS {log}_old ON {log} (logged_at);
 COMMENT ON TABLE {entries} IS '{comment}';

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import logging
+import os
 import re
 import secrets
+import signal
 import struct
 import sys
 import textwrap
@@ -178,7 +180,8 @@ async def test_what_was_missed_is_read_after_a_lost_connection(postgres, opened,
     assert backplane.stats().recovered == 1
 
 
-async def test_a_server_that_crashes_keeps_the_log(opened, victim, keys, until, caplog):
+async def test_a_server_that_crashes_is_a_gap(opened, victim, keys, until, caplog):
+    """It uses numbers of transactions again that the last snapshot contains."""
     backplane, writer = PostgresBackplane(victim.dsn, timeout=0.4), PostgresBackplane(victim.dsn, timeout=0.4)
     listener = await opened(backplane, "ns")
     await opened(writer, "ns")
@@ -188,8 +191,22 @@ async def test_a_server_that_crashes_keeps_the_log(opened, victim, keys, until, 
     assert not await writer.publish(keys("a"))
     victim.start()
     await until(lambda: listener.leased and listener.records)
-    assert (listener.keys, listener.misses, backplane.stats().gaps) == (["a"], 1, 0)
+    assert (listener.keys, listener.misses, backplane.stats().gaps) == (["a"], 2, 1)
     assert len([it for it in caplog.records if it.levelno == logging.WARNING]) == 1
+
+
+async def test_a_server_that_recovers_after_a_killed_session_is_a_gap(opened, victim, until):
+    """Its main process goes on."""
+    backplane = PostgresBackplane(victim.dsn, timeout=0.4)
+    listener = await opened(backplane, "ns")
+    connection = await asyncpg.connect(victim.dsn)
+    started = await connection.fetchval("SELECT pg_postmaster_start_time()")
+    os.kill(connection.get_server_pid(), signal.SIGKILL)
+    await until(lambda: listener.leased and backplane.stats().gaps == 1)
+    connection.terminate()
+    connection = await asyncpg.connect(victim.dsn)
+    assert await connection.fetchval("SELECT pg_postmaster_start_time()") == started
+    await connection.close()
 
 
 async def test_a_frozen_server_ends_the_lease_in_time(opened, victim, until):
