@@ -102,8 +102,9 @@ class PostgresBackplane(ServerBackplane):
         Args:
             table: the table, with its schema if it is not in the search path.
             tags: templates with names of columns in braces, such as `"user:{id}"`. For an update, the tags of the row
-                before and after are invalidated. NULL is empty text. If no template has a column, a statement costs the
-                same for any number of rows, and invalidates the tags even if it changes no row.
+                before and after are invalidated. The text of a column is what PostgreSQL prints for the writer; NULL is
+                empty text. If no template has a column, a statement costs the same for any number of rows, and
+                invalidates the tags even if it changes no row.
             coarse: what is invalidated instead if a statement changes more than 200 rows, or truncates the table; by
                 default `"table:"` and the name of the table. Give entries this tag as well.
             coarse_on: any of `"insert"`, `"update"` and `"delete"`: these statements always invalidate the coarse tag.
