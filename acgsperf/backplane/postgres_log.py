@@ -1,13 +1,17 @@
 """The state of one log in a PostgreSQL database that a reader follows."""
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 from acgsperf.backplane.postgres_changes import Changes
 from acgsperf.backplane.receiver import Receiver
 from acgsperf.tiers.postgres_schema import Tables, position_bytes
 
-__all__ = ["Log"]
+__all__ = ["KEPT_S", "Log"]
+
+# How long records are kept after their transaction has committed.
+KEPT_S: Final = 60.0
+_SWEPT_ROWS: Final = 5_000
 
 # One statement, so that the records and the snapshot belong together. Another file number says that the table was
 # truncated or created anew.
@@ -18,6 +22,14 @@ FROM (SELECT relfilenode AS file FROM pg_catalog.pg_class WHERE oid = '{log}'::r
 LEFT JOIN {log} l ON l.namespace = ANY($1::text[])
     AND l.xid >= pg_snapshot_xmin($2::text::pg_snapshot) AND NOT pg_visible_in_snapshot(l.xid, $2::text::pg_snapshot)
 ORDER BY l.xid
+"""
+
+# The age of a record counts from its commit, because it may have been written long before.
+_SWEEP: Final = """
+DELETE FROM {log} WHERE ctid = ANY(ARRAY(
+    SELECT ctid FROM {log} WHERE namespace = ANY($1::text[]) AND xid < pg_snapshot_xmax($2::text::pg_snapshot)
+        AND pg_visible_in_snapshot(xid, $2::text::pg_snapshot) LIMIT $3 FOR UPDATE SKIP LOCKED
+))
 """
 
 
@@ -68,3 +80,14 @@ class Log:
         self.snapshot = ""
         for receiver in self.all_receivers:
             receiver.missed()
+
+    async def sweep(self, connection: Any) -> None:
+        """Remove records that all processes have had time to read."""
+        snapshot, old_at = self.old
+        if not snapshot:
+            self.old = self.snapshot, self.read_at + KEPT_S
+        elif self.read_at > old_at:
+            sweep, status = self.tables.fill(_SWEEP), f"DELETE {_SWEPT_ROWS}"
+            while status == f"DELETE {_SWEPT_ROWS}":
+                status = await connection.execute(sweep, list(self.receivers), snapshot, _SWEPT_ROWS)
+            self.old = self.snapshot, self.read_at + KEPT_S

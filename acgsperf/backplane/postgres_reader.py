@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 from acgsperf.backplane.backoff import Backoff
-from acgsperf.backplane.postgres_log import Log
+from acgsperf.backplane.postgres_log import KEPT_S, Log
 from acgsperf.backplane.receiver import Receiver, parsed
 from acgsperf.backplane.wake import Wake
 from acgsperf.errors import AcgsperfError
@@ -33,17 +33,14 @@ if TYPE_CHECKING:
 
     from acgsperf.backplane.postgres_changes import Changes
 
-__all__ = ["KEPT_S", "PostgresReader"]
+__all__ = ["PostgresReader"]
 
 # asyncpg raises its internal error if the server ends a connection between two messages. A TimeoutError is an OSError.
 _LOST = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 _log: Final = logging.getLogger("acgsperf.backplane")
-# How long records are kept after their transaction has committed.
-KEPT_S: Final = 60.0
 _LONGEST_BLOCK_S: Final = 5.0
 _SHORTEST_BLOCK_S: Final = 0.01
 _SWEEP_EVERY_S: Final = 30.0
-_SWEPT_ROWS: Final = 5_000
 _RETRY_S: Final = 1.0
 _CATCH_UP_S: Final = 0.5
 _SLICE_S: Final = 0.005
@@ -57,13 +54,6 @@ FROM pg_catalog.pg_class WHERE oid = '{log}'::regclass
 """
 _PUBLISH: Final = """
 WITH logged AS (INSERT INTO {log} (namespace, record) SELECT $1, unnest($2::bytea[])) SELECT pg_notify($3, '')
-"""
-# The age of a record counts from its commit, because it may have been written long before.
-_SWEEP: Final = """
-DELETE FROM {log} WHERE ctid = ANY(ARRAY(
-    SELECT ctid FROM {log} WHERE namespace = ANY($1::text[]) AND xid < pg_snapshot_xmax($2::text::pg_snapshot)
-        AND pg_visible_in_snapshot(xid, $2::text::pg_snapshot) LIMIT $3 FOR UPDATE SKIP LOCKED
-))
 """
 # A failover changes the first two values, a restart the third, and a recovery after a crash the last. After a crash the
 # server uses transaction numbers again that the last snapshot contains.
@@ -320,7 +310,7 @@ class PostgresReader:
             if sent - log.swept_at > _SWEEP_EVERY_S:
                 log.swept_at = sent
                 async with self._turn, time_limit(self._query_limit()):
-                    await self._sweep(connection, log)
+                    await log.sweep(connection)
 
     async def _carry(self, connection: Any, log: Log) -> None:
         """Carry the changes of watched tables into a log."""
@@ -398,17 +388,6 @@ class PostgresReader:
                     receiver.level(sent, position)
                 else:
                     receiver.start(sent, position)
-
-    async def _sweep(self, connection: Any, log: Log) -> None:
-        """Remove records that all processes have had time to read."""
-        snapshot, old_at = log.old
-        if not snapshot:
-            log.old = log.snapshot, log.read_at + KEPT_S
-        elif log.read_at > old_at:
-            status = f"DELETE {_SWEPT_ROWS}"
-            while status == f"DELETE {_SWEPT_ROWS}":
-                status = await connection.execute(log.tables.fill(_SWEEP), list(log.receivers), snapshot, _SWEPT_ROWS)
-            log.old = log.snapshot, log.read_at + KEPT_S
 
     def _refuse(self, log: Log, error: Exception) -> None:
         """Note that the server does not let this process follow a log, at least for now."""
