@@ -74,6 +74,9 @@ class Changes:
     Args:
         tables: the tables of the cache.
         where: the server, for messages.
+
+    Attributes:
+        paused: whether nothing is carried, because this process may not read the log again.
     """
 
     def __init__(self, tables: Tables, where: str) -> None:
@@ -89,7 +92,7 @@ class Changes:
         self._pause_s: float = _OFTEN_S
         self._refused = False
         self._look_at: float = -inf
-        self._ended = False
+        self.paused: bool = False
 
     @property
     def leads(self) -> bool:
@@ -104,10 +107,6 @@ class Changes:
     def disconnected(self) -> None:
         """Note that the lock went with the connection."""
         self._lock, self._often_until, self._look_at = None, -inf, -inf
-
-    def end(self) -> None:
-        """Carry nothing any more: this process will not read the log again."""
-        self._ended = True
 
     async def release(self, connection: Any) -> None:
         """Release the lock, so that another process reads the notes every 10 ms."""
@@ -124,7 +123,7 @@ class Changes:
             pause_s: how often to look whether the process that does is late, in seconds.
         """
         now = monotonic()
-        if self._ended or (now < self._look_at and self.pause_s == inf):
+        if self.paused or (now < self._look_at and self.pause_s == inf):
             return
         self._look_at = now + pause_s
         try:

@@ -132,27 +132,33 @@ class PostgresReader:
     async def leave(self, table: str, receiver: Receiver) -> None:
         """Let a cache follow a log no longer. If it was the last one, close the connection."""
         log = self.logs.get(table)
-        if log is not None and log.watched and receiver.position:
-            await self._catch_up(log, receiver)
-        if log is not None:
-            group = log.receivers.get(receiver.namespace, {})
-            group.pop(receiver, None)
-            if not group:
-                log.receivers.pop(receiver.namespace, None)
-            if not log.receivers:
-                del self.logs[table]
-                self._left.append(log.changes)
-        if self.logs:
-            return
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        try:
+            if log is not None and log.watched and receiver.position:
+                await self._catch_up(log, receiver)
+        finally:
+            if log is not None:
+                self._remove(log, receiver)
+            if not self.logs:
+                task, self._task = self._task, None
+                if task is not None:
+                    task.cancel()
+                    await asyncio.wait([task])
+
+    def _remove(self, log: Log, receiver: Receiver) -> None:
+        group = log.receivers.get(receiver.namespace, {})
+        group.pop(receiver, None)
+        if not group:
+            log.receivers.pop(receiver.namespace, None)
+        if log.receivers:
+            # Another cache may have joined while this one caught up.
+            log.changes.paused = False
+        elif self.logs.pop(log.tables.table, None) is not None:
+            self._left.append(log.changes)
 
     async def _catch_up(self, log: Log, receiver: Receiver) -> None:
         """Read the log once more, because this process may have carried changes into it."""
         if all(it is receiver for it in log.all_receivers):
-            log.changes.end()
+            log.changes.paused = True
         with suppress(TimeoutError):
             async with time_limit(min(receiver.timeout, _CATCH_UP_S)):
                 log.settled.clear()
