@@ -160,10 +160,13 @@ class PostgresBackplane(ServerBackplane):
         reader, self._reader = self._reader, None
         if reader is None:
             return
-        if reader.is_only(receiver):
-            # Before the reader is closed, so that a cache that opens meanwhile gets a new one.
-            _readers.pop((asyncio.get_running_loop(), self._dsn), None)
-        await reader.leave(self._tables.table, receiver)
+        place = asyncio.get_running_loop(), self._dsn
+
+        def forget() -> None:
+            if _readers.get(place) is reader:
+                del _readers[place]
+
+        await reader.leave(self._tables.table, receiver, forget)
 
     async def _publish(self, records: Sequence[Record]) -> int:
         reader = self._reader

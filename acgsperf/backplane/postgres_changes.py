@@ -27,9 +27,10 @@ _OFTEN_S: Final = 0.01
 _LATE_S: Final = 0.05
 _STAND_IN_S: Final = 1.0
 _RETRY_S: Final = 1.0
-# The size of a batch. A full batch invalidates coarse tags, so that a backlog does not delay later changes, and so do
-# the statements of a batch after this many tags or bytes.
+# The size of a batch; smaller after one that took too long. A full batch invalidates coarse tags, so that a backlog
+# does not delay later changes, and so do the statements of a batch after this many tags or bytes.
 _MOST: Final = 1_000
+_LEAST: Final = 10
 _MOST_TAGS: Final = 10_000
 _MOST_BYTES: Final = 4 << 20
 # Reading the notes takes at most this share of the time, also if dead rows cannot be removed.
@@ -46,7 +47,7 @@ SELECT ctid, xmin, namespace, coarse,
     CASE WHEN coarse IS NULL OR row_number() OVER seen = 1 OR sum(cardinality(tags)) OVER seen <= {_MOST_TAGS}
         AND sum(pg_column_size(tags)) OVER seen <= {_MOST_BYTES} THEN tags END,
     extract(epoch FROM changed_at)::double precision, extract(epoch FROM clock_timestamp())::double precision
-FROM (SELECT ctid, xmin, * FROM {{changes}} LIMIT {_MOST}) AS note WINDOW seen AS (ROWS UNBOUNDED PRECEDING)
+FROM (SELECT ctid, xmin, * FROM {{changes}} LIMIT $1) AS note WINDOW seen AS (ROWS UNBOUNDED PRECEDING)
 """
 # The same ctid may hold a newer row by now. Its xmin differs, so it is not deleted. If another process has carried all
 # of these notes meanwhile, there is nothing to do; if it has carried some, they are carried twice, which does no harm.
@@ -90,6 +91,8 @@ class Changes:
         self._lock: int | None = None
         self._often_until: float = -inf
         self._pause_s: float = _OFTEN_S
+        self._next_at: float = -inf
+        self._most = _MOST
         self._refused = False
         self._look_at: float = -inf
         self.paused: bool = False
@@ -106,7 +109,7 @@ class Changes:
 
     def disconnected(self) -> None:
         """Note that the lock went with the connection."""
-        self._lock, self._often_until, self._look_at = None, -inf, -inf
+        self._lock, self._often_until, self._look_at, self._next_at = None, -inf, -inf, -inf
 
     async def release(self, connection: Any) -> None:
         """Release the lock, so that another process reads the notes every 10 ms."""
@@ -123,18 +126,23 @@ class Changes:
             pause_s: how often to look whether the process that does is late, in seconds.
         """
         now = monotonic()
-        if self.paused or (now < self._look_at and self.pause_s == inf):
+        if self.paused or now < self._next_at or (now < self._look_at and self.pause_s == inf):
             return
         self._look_at = now + pause_s
         try:
             if self._lock is None:
                 self._lock = await connection.fetchval(self._lead, self._number)
             began = monotonic()
-            rows = await connection.fetch(self._find)
+            rows = await connection.fetch(self._find, self._most)
             self._pause_s = max(_OFTEN_S, (monotonic() - began) / _SHARE)
+            self._next_at = began + self._pause_s
             late = _oldest_s(rows) > _LATE_S
             if late or self.leads:
                 await self._carry_rows(connection, rows)
+        except asyncpg.QueryCanceledError:
+            # The server has a limit of its own.
+            self.took_too_long()
+            return
         except (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError):
             raise
         except asyncpg.PostgresError as error:
@@ -143,13 +151,23 @@ class Changes:
                 self._refuse(error)
             # Otherwise the last watch has just ended.
             return
-        self._refused = False
+        if rows:
+            self._refused = False
+        self._most = min(2 * self._most, _MOST)
         if late:
             self._often_until = monotonic() + _STAND_IN_S
 
-    async def carry_all(self, connection: Any) -> None:
-        """Carry all notes into the log."""
-        while rows := await connection.fetch(self._find):
+    def took_too_long(self) -> None:
+        """Try again later, with fewer notes: the table may be locked, or have many dead rows."""
+        self._next_at = monotonic() + _RETRY_S
+        self._most = max(self._most // 4, _LEAST)
+
+    async def carry_all(self, connection: Any, batches: float = inf) -> None:
+        """Carry all notes into the log, or at most some batches."""
+        rows = [None] * _MOST
+        while len(rows) == _MOST and batches > 0:
+            batches -= 1
+            rows = await connection.fetch(self._find, _MOST)
             await self._carry_rows(connection, rows)
 
     async def _carry_rows(self, connection: Any, rows: Sequence[Any]) -> None:
@@ -161,7 +179,7 @@ class Changes:
         records: dict[tuple[str, bytes], None] = {}
         removed: dict[tuple[str, int], None] = {}
         for *_, namespace, coarse, tags, at, _ in rows:
-            if coarse is not None and (tags is None or len(rows) == _MOST):
+            if coarse is not None and (tags is None or len(rows) >= self._most):
                 tags, at = [coarse], 0
             # Another program may have written anything.
             names = [*dict.fromkeys(tag for tag in tags if isinstance(tag, bytes) and len(tag) <= LONGEST_TAG)]

@@ -8,7 +8,7 @@ transactions do not commit in the order in which they begin.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -98,6 +98,7 @@ class PostgresReader:
         self._wake = Wake()
         # The changes of logs that no cache of this process follows any more. Their locks must still be released.
         self._left: list[Changes] = []
+        self._leaving: set[Receiver] = set()
         self._task: asyncio.Task[None] | None = None
 
     async def join(self, table: str, receiver: Receiver) -> None:
@@ -125,20 +126,25 @@ class PostgresReader:
             except TimeoutError:
                 self._warn(f"no answer within {receiver.timeout:g} s")
 
-    def is_only(self, receiver: Receiver) -> bool:
-        """Return whether no cache would be left without this one."""
-        return all(it is receiver for log in self.logs.values() for it in log.all_receivers)
+    async def leave(self, table: str, receiver: Receiver, forget: Callable[[], object]) -> None:
+        """Let a cache follow a log no longer. If it was the last one, close the connection.
 
-    async def leave(self, table: str, receiver: Receiver) -> None:
-        """Let a cache follow a log no longer. If it was the last one, close the connection."""
+        Args:
+            table: the configured name of the table.
+            receiver: the cache.
+            forget: called if it was the last one, so that a cache that opens meanwhile gets another reader.
+        """
         log = self.logs.get(table)
+        self._leaving.add(receiver)
         try:
             if log is not None and log.watched and receiver.position:
                 await self._catch_up(log, receiver)
         finally:
+            self._leaving.discard(receiver)
             if log is not None:
                 self._remove(log, receiver)
             if not self.logs:
+                forget()
                 task, self._task = self._task, None
                 if task is not None:
                     task.cancel()
@@ -157,7 +163,7 @@ class PostgresReader:
 
     async def _catch_up(self, log: Log, receiver: Receiver) -> None:
         """Read the log once more, because this process may have carried changes into it."""
-        if all(it is receiver for it in log.all_receivers):
+        if self._leaving.issuperset(log.all_receivers):
             log.changes.paused = True
         with suppress(TimeoutError):
             async with time_limit(min(receiver.timeout, _CATCH_UP_S)):
@@ -166,7 +172,7 @@ class PostgresReader:
                 await log.settled.wait()
 
     def look_again(self) -> None:
-        """Read the logs now: a table is watched since a moment."""
+        """Read the logs now: a table has just been watched."""
         self._wake.set()
 
     async def publish(self, table: str, namespace: str, records: Sequence[bytes]) -> int:
@@ -184,7 +190,6 @@ class PostgresReader:
         """Provide another connection, for calls that take long."""
         connection = await self._connect()
         try:
-            await connection.execute(_READ_COMMITTED, timeout=self._query_limit())
             yield connection
         finally:
             connection.terminate()
@@ -239,7 +244,8 @@ class PostgresReader:
                 return
             for log in tuple(self.logs.values()):
                 if log.changes.pause_s < left:
-                    await self._carry(connection, log)
+                    async with self._turn:
+                        await self._carry(connection, log)
 
     async def _connect(self) -> Any:
         connection = await self._connector.connect()
@@ -312,19 +318,23 @@ class PostgresReader:
             if not log.snapshot:
                 continue
             log.watched = rows[0][4]
-            await self._carry(connection, log)
+            async with self._turn:
+                await self._carry(connection, log)
             if sent - log.swept_at > _SWEEP_EVERY_S:
                 log.swept_at = sent
                 async with self._turn, time_limit(self._query_limit()):
                     await log.sweep(connection)
 
     async def _carry(self, connection: Any, log: Log) -> None:
-        """Carry the changes of watched tables into a log."""
-        async with self._turn, time_limit(self._query_limit()):
-            if log.watched:
-                await log.changes.carry(connection, self._block_s())
-            else:
-                await log.changes.release(connection)
+        """Carry the changes of watched tables into a log. If that takes too long, the log itself is still followed."""
+        try:
+            async with time_limit(self._query_limit() / 2):
+                if log.watched:
+                    await log.changes.carry(connection, self._block_s())
+                else:
+                    await log.changes.release(connection)
+        except TimeoutError:
+            log.changes.took_too_long()
 
     async def _listen(self, connection: Any) -> None:
         """Listen to the channels of all namespaces: before the records are read."""
@@ -353,7 +363,7 @@ class PostgresReader:
         self.clock.measured(sent, monotonic(), now)
         if log.watched:
             # What was changed while no cache was open. The snapshot is older, so that this process gets the records.
-            await log.changes.carry(connection, self._block_s())
+            await self._carry(connection, log)
             self._wake.set()
         log.xmin, log.read_at, log.level_at = int(xmin), now, sent
         log.refused = log.recovering = False

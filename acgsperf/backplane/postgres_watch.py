@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any, Final
 
+import asyncpg
 from xxhash import xxh3_64_hexdigest
 
 from acgsperf.backplane.postgres_changes import Changes
@@ -28,6 +29,7 @@ from acgsperf.tiers.postgres_schema import Tables, create, lock_of
 __all__ = ["Watch", "install", "prepare", "remove"]
 
 MAX_TEMPLATES: Final = 16
+_MOST_BATCHES: Final = 1_000
 _LOCK_TIMEOUT: Final = "5s"
 _EVENTS: Final = (*TRANSITION_TABLES, "TRUNCATE")
 _CREATE: Final = """
@@ -150,7 +152,7 @@ async def install(connection: Any, tables: Tables, namespace: str, watch: Watch)
     Raises:
         BackplaneError: if the table does not exist, or has no such column.
     """
-    async with connection.transaction():
+    async with connection.transaction(isolation="read_committed"):
         await _lock(connection, tables)
         oid, name = await _found(connection, watch)
         # That of the other tables, and not the first one of this user's search path.
@@ -183,10 +185,15 @@ async def install(connection: Any, tables: Tables, namespace: str, watch: Watch)
 async def remove(connection: Any, tables: Tables, namespace: str, table: str) -> bool:
     """Remove the triggers of a table and their functions. Return False if there are none."""
     changes = Changes(tables, "")
+    may_carry = True
     if await connection.fetchval(_MAY_DROP, tables.changes):
         # A backlog, before the writers of the table have to wait.
-        await changes.carry_all(connection)
-    async with connection.transaction():
+        try:
+            async with connection.transaction(isolation="read_committed"):
+                await changes.carry_all(connection, _MOST_BATCHES)
+        except asyncpg.InsufficientPrivilegeError:
+            may_carry = False
+    async with connection.transaction(isolation="read_committed"):
         await _lock(connection, tables)
         found = await connection.fetchrow(_TABLE, table)
         present = []
@@ -195,7 +202,7 @@ async def remove(connection: Any, tables: Tables, namespace: str, table: str) ->
             for trigger, *_ in present:
                 await connection.execute(f"DROP TRIGGER {trigger} ON {found[1]}")
         await _drop_unused(connection, tables)
-        if await connection.fetchval(_IS_LAST, tables.changes, _COMMENT.format(table=tables.table)):
+        if may_carry and await connection.fetchval(_IS_LAST, tables.changes, _COMMENT.format(table=tables.table)):
             await connection.execute(f"LOCK TABLE {tables.changes}")
             await changes.carry_all(connection)
             await connection.execute(f"DROP TABLE {tables.changes}")

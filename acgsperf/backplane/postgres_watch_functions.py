@@ -127,8 +127,8 @@ class NoteWriter:
         place = literal(changes)
         # This fails if the table does not exist.
         self.may_write_here: Final = _may_write(f"{place}::pg_catalog.regclass")
-        # `to_regclass` fails without the right to use the schema.
-        may_use = f"pg_catalog.has_schema_privilege({literal(schema)}::pg_catalog.regnamespace, 'USAGE')"
+        # `to_regclass` fails without the right to use the schema. A schema that was renamed is NULL here.
+        may_use = f"pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace({literal(schema)}), 'USAGE')"
         self.may_write: Final = f"{may_use} AND " + _may_write(f"pg_catalog.to_regclass({place})")
         self.warn: Final = _WARN.format(changes=place)
         self.coarse_tag: Final = "NULL" if coarse is None else _bytes(coarse.encode())

@@ -158,6 +158,7 @@ class Supply:
 
     @staticmethod
     def _may_be_in_transaction(slot: Slot) -> bool:
+        # A notice or a notification after the last reply looks like an unfinished statement. To roll back is harmless.
         return slot.connection.is_in_transaction() or slot.is_cancelling() or slot.is_unfinished()
 
     def offer(self, slot: Slot) -> None:

@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from acgsperf import LRUCache, TieredCache
+from acgsperf.backplane import postgres as postgres_module
 from acgsperf.backplane.postgres import PostgresBackplane
 from acgsperf.errors import BackplaneError, TierError
 from acgsperf.tiers import Entry
@@ -276,7 +277,11 @@ async def test_the_watched_table_may_be_altered(listener, connection, users, unt
 @pytest.mark.parametrize("tag", ["user:{id}", "users"])
 @pytest.mark.parametrize(
     "damage",
-    ["DROP TABLE {table}_v2_changes", "ALTER TABLE {table}_v2_changes RENAME TO {table}_renamed"],
+    [
+        "DROP TABLE {table}_v2_changes",
+        "ALTER TABLE {table}_v2_changes RENAME TO {table}_renamed",
+        "ALTER SCHEMA public RENAME TO {table}; CREATE SCHEMA public; ALTER TABLE {table}.{users} SET SCHEMA public",
+    ],
 )
 async def test_a_writer_does_not_fail_if_the_table_of_changes_is_gone(
     listener, connection, users, table, warnings, damage, tag
@@ -284,14 +289,20 @@ async def test_a_writer_does_not_fail_if_the_table_of_changes_is_gone(
     await listener.backplane.watch(users, [tag])
     await listener.backplane.close()
     await connection.execute(f"INSERT INTO {users} VALUES (1)")
-    await connection.execute(damage.format(table=table))
-    await connection.execute(f"INSERT INTO {users} VALUES (2)")
-    async with asyncio.timeout(5):
-        while not warnings:
-            await connection.execute("SELECT 1")
-    assert "caches keep old values of" in warnings[0]
-    assert await connection.fetchval(f"SELECT count(*) FROM {users}") == 2
-    await connection.execute(f"DROP TABLE IF EXISTS {table}_renamed")
+    await connection.execute(damage.format(table=table, users=users))
+    try:
+        await connection.execute(f"INSERT INTO {users} VALUES (2)")
+        async with asyncio.timeout(5):
+            while not warnings:
+                await connection.execute("SELECT 1")
+        assert "caches keep old values of" in warnings[0]
+        assert await connection.fetchval(f"SELECT count(*) FROM {users}") == 2
+        await connection.execute(f"DROP TABLE IF EXISTS {table}_renamed")
+    finally:
+        if "SCHEMA" in damage:
+            await connection.execute(
+                f"DROP TABLE {users} CASCADE; DROP SCHEMA public; ALTER SCHEMA {table} RENAME TO public"
+            )
 
 
 @pytest.mark.parametrize("tag", ["user:{id}", "users"])
@@ -614,6 +625,45 @@ async def test_a_process_without_rights_on_the_changes_leaves_them_to_others(
         await poor.close()
     finally:
         await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_while_the_table_of_changes_is_locked_other_records_arrive(
+    listener, connection, users, table, namespace, dsn, until
+):
+    await listener.backplane.watch(users, ["user:{id}"])
+    await until(lambda: listener.backplane._reader.logs[table].changes.leads)
+    other = await asyncpg.connect(dsn)
+    async with other.transaction():
+        await other.execute(f"LOCK TABLE {table}_v2_changes")
+        misses, leases = listener.misses, []
+        for number in range(15):
+            await connection.execute(
+                f"INSERT INTO {table}_v2_log (namespace, record) VALUES ($1, $2)", namespace, b"nothing"
+            )
+            await until(lambda number=number: listener.backplane.stats().malformed == number + 1, 3)
+            leases.append(listener.leased)
+            await asyncio.sleep(0.1)
+    assert all(leases)
+    assert listener.misses == misses
+    await connection.execute(f"INSERT INTO {users} VALUES (1)")
+    await until(lambda: heard(listener) == [["user:1"]], 3)
+    await other.close()
+
+
+async def test_two_caches_that_close_at_the_same_time_leave_nothing(
+    postgres, opened, recorder, namespace, connection, users
+):
+    first, second = postgres(), postgres()
+    await opened(first, namespace)
+    await opened(second, namespace + "2")
+    await first.watch(users, ["user:{id}"])
+    reader = first._reader
+    assert reader in postgres_module._readers.values()
+    await asyncio.gather(first.close(), second.close())
+    assert reader not in postgres_module._readers.values()
+    again = postgres()
+    await opened(again, namespace)
+    assert await again.unwatch(users)
 
 
 async def test_unwatch_delivers_the_changes_that_are_still_noted(
