@@ -155,7 +155,7 @@ def _percent(measured: float, plain: float) -> str:
     return f"{(measured / plain - 1) * 100 if plain else 0:+5.0f} %"
 
 
-# A client that does not need the result of `BEGIN` sends it with the first statement; most wait for it.
+# `BEGIN` and `COMMIT` are round trips of their own.
 @pytest.mark.parametrize(
     ("commit", "what"), [("off", "one statement"), ("on", "one statement"), ("on", "BEGIN and COMMIT")]
 )

@@ -21,8 +21,8 @@ cdef enum:
     # The sizes: half, once, twice and four times the size of the cache.
     SIZES = 4
     ONCE = 1
-    # Up to so many entries, the shadow caches of a size see every key; of a larger size they see about so many. With a sample of
-    # 512, the estimate for a loop that just fits was wrong by up to 99 points.
+    # Up to this many entries, the shadow caches of a size see every key; of a larger size they see about this many. With a
+    # sample of 512, the estimate for a loop that just fits was wrong by up to 99 points.
     LARGEST_SIZING = 2048
     PHASES = 32
     # A phase is so many sampled requests for each entry of the shadow caches of half the size. The first part of it does

@@ -8,7 +8,7 @@ from acgsperf._native.shadows_py import Shadows
 from acgsperf._native.sizing_stats import FACTORS
 
 ONCE: Final = 1
-# Up to so many entries, the shadow caches of a size see every key; of a larger size they see about so many. With a
+# Up to this many entries, the shadow caches of a size see every key; of a larger size they see about this many. With a
 # sample of 512, the estimate for a loop that just fits was wrong by up to 99 points.
 LARGEST_SIZING: Final = 2_048
 # If hits are much more frequent than misses, they are logged in one of this many phases.

@@ -1,8 +1,8 @@
 """Carries the changes of watched tables into the log.
 
 A writer waits for the trigger of a watched table, so the trigger only inserts a note: the tags of its statement. One
-process, which holds an advisory lock, reads the table of notes every 10 ms. Every other process reads it each time it
-reads the log, so changes arrive even if the holder of the lock is paused.
+process, which holds an advisory lock, reads the table of notes every 10 ms. The other processes read it several times
+within their timeout, so changes arrive even if the holder of the lock is paused.
 """
 
 import logging
@@ -22,8 +22,8 @@ __all__ = ["Changes"]
 
 _log: Final = logging.getLogger("acgsperf.backplane")
 _OFTEN_S: Final = 0.01
-# If a process without the lock finds a note of this age, the holder of the lock may be paused. Then it reads the table
-# as often, until there was no such note for a second.
+# If a process without the lock finds a note of this age, the holder of the lock may be paused. Then this process reads
+# the notes every 10 ms too, until it has found no such note for a second.
 _LATE_S: Final = 0.05
 _STAND_IN_S: Final = 1.0
 _RETRY_S: Final = 1.0
@@ -33,7 +33,7 @@ _MOST: Final = 1_000
 _LEAST: Final = 10
 _MOST_TAGS: Final = 10_000
 _MOST_BYTES: Final = 4 << 20
-# Reading the notes takes at most this share of the time, also if dead rows cannot be removed.
+# Reading the notes takes at most this share of the time, even if there are many dead rows.
 _SHARE: Final = 0.1
 
 # Tables of the same name in other schemas have other locks.
@@ -94,7 +94,6 @@ class Changes:
         self._next_at: float = -inf
         self._most = _MOST
         self._refused = False
-        self._look_at: float = -inf
         self.paused: bool = False
 
     @property
@@ -109,7 +108,7 @@ class Changes:
 
     def disconnected(self) -> None:
         """Note that the lock went with the connection."""
-        self._lock, self._often_until, self._look_at, self._next_at = None, -inf, -inf, -inf
+        self._lock, self._often_until, self._next_at = None, -inf, -inf
 
     async def release(self, connection: Any) -> None:
         """Release the lock, so that another process reads the notes every 10 ms."""
@@ -126,16 +125,15 @@ class Changes:
             pause_s: how often to look whether the process that does is late, in seconds.
         """
         now = monotonic()
-        if self.paused or now < self._next_at or (now < self._look_at and self.pause_s == inf):
+        if self.paused or now < self._next_at:
             return
-        self._look_at = now + pause_s
+        self._next_at = now + pause_s
         try:
             if self._lock is None:
                 self._lock = await connection.fetchval(self._lead, self._number)
             began = monotonic()
             rows = await connection.fetch(self._find, self._most)
             self._pause_s = max(_OFTEN_S, (monotonic() - began) / _SHARE)
-            self._next_at = began + self._pause_s
             late = _oldest_s(rows) > _LATE_S
             if late or self.leads:
                 await self._carry_rows(connection, rows)
@@ -156,6 +154,7 @@ class Changes:
         self._most = min(2 * self._most, _MOST)
         if late:
             self._often_until = monotonic() + _STAND_IN_S
+        self._next_at = now + max(self._pause_s, 0.0 if self.pause_s < inf else pause_s)
 
     def took_too_long(self) -> None:
         """Try again later, with fewer notes: the table may be locked, or have many dead rows."""
@@ -195,7 +194,7 @@ class Changes:
         )
 
     def _refuse(self, error: Exception) -> None:
-        self._look_at = monotonic() + _RETRY_S
+        self._next_at = monotonic() + _RETRY_S
         if not self._refused:
             self._refused = True
             _log.warning(

@@ -317,7 +317,6 @@ class PostgresReader:
             await self._take(log, namespaces, sent, rows)
             if not log.snapshot:
                 continue
-            log.watched = rows[0][4]
             async with self._turn:
                 await self._carry(connection, log)
             if sent - log.swept_at > _SWEEP_EVERY_S:
@@ -378,7 +377,7 @@ class PostgresReader:
             log.missed()
             self._wake.set()
             return
-        snapshot, xmin, file, now, *_ = rows[0]
+        snapshot, xmin, file, now, log.watched, *_ = rows[0]
         self.clock.measured(sent, monotonic(), now)
         if file != log.file or now - log.read_at > KEPT_S:
             _log.info("postgres backplane at %s: the log %s has a gap; L1 is verified", self.where, log.tables.log)

@@ -177,11 +177,10 @@ class Parts:
             # The last one comes first.
             stack.callback(self.lookup.close)
             stack.push_async_callback(self.lower_tiers.close)
-            # Until the cache has left, it may get records of watched tables.
+            # The last records of watched tables arrive while the cache leaves.
             stack.push_async_callback(self.listener.close)
             stack.push_async_callback(self._leave)
             stack.push_async_callback(self.lower_tiers.end_stores)
-            stack.push_async_callback(self.listener.close)
             stack.push_async_callback(self.repairs.close)
             stack.push_async_callback(self.writes.close)
             if self.prefetch is not None:
