@@ -53,7 +53,10 @@ _CACHE: Final = "tests/cache/test_"
 SUBJECTS: Final = {
     "single-flight": Subject(
         "acgsperf.cache.single_flight",
-        (f"{_CACHE}single_flight.py", f"{_CACHE}overlaps.py", f"{_CACHE}garbage.py", f"{_CACHE}staleness.py"),
+        (
+            f"{_CACHE}single_flight.py", f"{_CACHE}overlaps.py", f"{_CACHE}garbage.py", f"{_CACHE}staleness.py",
+            "tests/metrics/test_spans.py",
+        ),
     ),
     "ordering": Subject(
         "acgsperf.cache.ordering", (f"{_CACHE}ordering.py", f"{_CACHE}overlaps.py", f"{_CACHE}touch.py")

@@ -245,6 +245,9 @@ class Flights:
         flight = self._running.pop(task)
         # The context of the task refers to the load. Without this cycle, reference counting frees both at once.
         flight._task = None
+        if not task.cancelled():
+            # Asyncio would log an error that nobody takes from the task. The callers and `on_failure` have got it.
+            task.exception()
         if not flight.waiters:
             flight.forget_error()
 

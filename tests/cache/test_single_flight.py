@@ -3,11 +3,13 @@
 import asyncio
 import contextvars
 import dataclasses
+import gc
 import sys
 
 import pytest
 from loaders import Loader
 
+from acgsperf.cache.single_flight import Flight
 from acgsperf.errors import CacheError, LoadCancelledError, LoadError, LoadTimeoutError
 
 
@@ -73,6 +75,26 @@ async def test_the_load_is_cancelled_when_its_last_waiter_leaves(open_cache, set
     assert cache.stats().loading == 0
     assert cache.stats().load_errors == 0
     assert await cache.get_or_load("key", Loader("again")) == "again"
+
+
+async def test_a_caller_of_several_loads_cancels_those_that_only_it_waits_for(open_cache, settle):
+    cache = await open_cache()
+    loader = Loader(gate_open=False)
+    (alone,) = await waiters(cache, loader, 1)
+    cancelled = asyncio.Event()
+
+    async def load_many(keys):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    call = asyncio.create_task(cache.get_or_load_many(["key", "other"], load_many))
+    await settle()
+    call.cancel()
+    await asyncio.wait_for(cancelled.wait(), 5)
+    loader.gate.set()
+    assert await alone == "loaded"
 
 
 async def test_a_caller_that_arrives_while_a_cancelled_load_still_ends_starts_a_new_load(open_cache):
@@ -326,6 +348,45 @@ async def test_two_loaders_that_wait_for_each_other_get_an_error(open_cache):
     assert {type(error) for error in errors} == {LoadError}
 
 
+async def test_a_load_is_cancelled_when_its_last_waiter_leaves_although_another_load_would_have_waited_for_it(
+    open_cache, settle
+):
+    cache = await open_cache()
+
+    async def outer(key):
+        with pytest.raises(LoadError, match="would wait for itself"):
+            await cache.get_or_load("inner", inner)
+        await asyncio.Event().wait()
+
+    async def inner(key):
+        return await cache.get_or_load("outer", outer)
+
+    call = asyncio.create_task(cache.get_or_load("outer", outer))
+    await settle()
+    call.cancel()
+    await settle()
+    assert len(cache._loading.flights) == 0
+
+
+async def test_a_loader_that_has_stopped_waiting_for_a_load_may_be_waited_for_by_it(open_cache):
+    cache = await open_cache()
+    stopped = asyncio.Event()
+
+    async def impatient(key):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(cache.get_or_load("slow", slow), 0.01)
+        stopped.set()
+        await asyncio.sleep(0.01)
+        return "a value"
+
+    async def slow(key):
+        await stopped.wait()
+        return await cache.get_or_load("impatient", impatient)
+
+    calls = cache.get_or_load("impatient", impatient), cache.get_or_load("slow", slow)
+    assert await asyncio.wait_for(asyncio.gather(*calls), 5) == ["a value"] * 2
+
+
 async def test_a_loader_may_load_another_key_several_times_concurrently(open_cache):
     cache = await open_cache()
 
@@ -344,6 +405,68 @@ async def test_a_loader_that_cancels_itself_does_not_cancel_its_callers(open_cac
     assert [type(result) for result in results] == [LoadCancelledError] * 3
     assert str(results[0]) == "the loader cancelled the load of 'key'"
     assert not any(task.cancelled() for task in tasks)
+
+
+class Halt(BaseException):
+    """An error that is no Exception, such as a library may define for its own use."""
+
+
+async def test_an_error_that_is_no_exception_reaches_every_caller_and_nothing_else(open_cache, settle, caplog):
+    cache = await open_cache()
+    loader = Loader(error=Halt("now"), gate_open=False)
+    tasks = await waiters(cache, loader, 3)
+    loader.gate.set()
+    results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+    assert [(type(result), str(result)) for result in results] == [(Halt, "now")] * 3
+    del tasks, results
+    await settle()
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+    assert await cache.get_or_load("key", Loader()) == "loaded"
+
+
+async def failing(key):
+    raise ValueError(key)
+
+
+async def halting(key):
+    raise Halt(key)
+
+
+@pytest.mark.parametrize("loader", [Loader(), failing, halting])
+async def test_a_load_is_freed_when_it_has_ended(open_cache, clock, settle, loader):
+    cache = await open_cache(ttl=1, stale_ttl=60, soft_timeout=0, hard_timeout=60)
+    await cache.set("key", "old")
+    clock.advance(2)
+    gc.collect()
+    gc.disable()
+    try:
+        # Nobody waits for it, and nobody takes its error.
+        assert await cache.get_or_load("key", loader) == "old"
+        await settle()
+        assert cache.stats().loads == 1
+        assert not [found for found in gc.get_objects() if type(found) is Flight]
+    finally:
+        gc.enable()
+
+
+async def test_a_load_that_began_before_the_backplane_fell_silent_is_not_joined_and_not_kept(
+    open_cache, l2, clock, settle
+):
+    cache = await open_cache(l2)
+    old = Loader("old", gate_open=False)
+    task = asyncio.create_task(cache.get_or_load("key", old))
+    await old.began.wait()
+    clock.advance(1)
+    cache._l1.answer_until(clock())
+    clock.advance(1)
+    assert await cache.get_or_load("key", Loader("new")) == "new"
+    cache._l1.answer_until(float("inf"))
+    old.gate.set()
+    assert await asyncio.wait_for(task, 5) == "old"
+    await settle()
+    assert await cache.get("key") == "new"
+    assert l2.data["test", "key"].value == "new"
 
 
 async def test_a_hanging_load_ends_at_the_hard_timeout(open_cache):
