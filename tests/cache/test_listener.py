@@ -184,7 +184,12 @@ async def test_a_key_of_few_characters_but_many_bytes_is_dropped_with_the_long_o
     assert cache.get_local("\U0001f600" * 300) is None
 
 
-@pytest.mark.parametrize("record", [of_tag(RecordKind.TAG, "t"), Record(RecordKind.CLEAR)], ids=["tag", "clear"])
+REPORTED = pytest.mark.parametrize(
+    "record", [of_tag(RecordKind.TAG, "t"), Record(RecordKind.CLEAR)], ids=["tag", "clear"]
+)
+
+
+@REPORTED
 async def test_what_the_database_reports_is_carried_out_in_the_tiers_too(cache, l2, l3, record):
     await cache.set("key", "old", tags=["t"])
     listener(cache).apply(replace(record, writer=b"process1"))
@@ -195,6 +200,46 @@ async def test_what_the_database_reports_is_carried_out_in_the_tiers_too(cache, 
     await listener(cache).close()
     assert await l2.get("key") is None
     assert await l3.get("key") is None
+
+
+@REPORTED
+async def test_what_the_tiers_still_have_while_they_carry_it_out_is_not_kept(cache, l2, l3, settle, record):
+    await cache.set("key", "old", tags=["t"])
+    await cache.set("other", "value")
+    loader = Loader("old", gate_open=False)
+    l3.gate.clear()
+    listener(cache).apply(record)
+    await settle()
+    assert await cache.get("key") == "old"
+    assert cache.get_local("key") == "old"
+    load = asyncio.create_task(cache.get_or_load("loaded", loader, tags=["t"]))
+    await settle()
+    l2.gate.clear()
+    l3.gate.set()
+    await loader.began.wait()
+    l2.gate.set()
+    await listener(cache).close()
+    assert cache.get_local("key") is None
+    assert cache.get_local("other") == (None if record.kind is RecordKind.CLEAR else "value")
+    loader.gate.set()
+    assert await load == "old"
+    await settle()
+    assert cache.get_local("loaded") is None
+    assert "loaded" not in l2
+    assert not listener(cache)._tasks
+
+
+@REPORTED
+async def test_what_a_tier_does_not_carry_out_is_repeated(cache, l2, l3, settle, record):
+    await cache.set("key", "old", tags=["t"])
+    l3.up = False
+    listener(cache).apply(record)
+    await listener(cache).close()
+    assert "key" in l3
+    l3.up = True
+    async with asyncio.timeout(5):
+        while "key" in l3:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 async def test_a_released_lock_is_passed_on_with_its_outcome(cache):
