@@ -65,7 +65,8 @@ SUBJECTS: Final = {
     "listener": Subject("acgsperf.cache.listener", (f"{_CACHE}listener.py", f"{_CACHE}coherence.py")),
     "receiver": Subject("acgsperf.backplane.receiver", ("tests/backplane/test_redis_backplane.py",)),
     "records": Subject(
-        "acgsperf.tiers.records", ("tests/backplane/test_redis_backplane.py", "tests/backplane/test_outbox.py")
+        "acgsperf.tiers.records",
+        ("tests/tiers/test_records.py", "tests/backplane/test_redis_backplane.py", "tests/backplane/test_outbox.py"),
     ),
     "predictor": Subject(
         "acgsperf._native.predictor_py",
