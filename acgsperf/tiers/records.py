@@ -52,7 +52,7 @@ class Record(Struct, frozen=True):
     sent_us: int = 0
 
 
-class _Wire(Struct, array_like=True, frozen=True):
+class _Wire(Struct, array_like=True):
     version: int
     writer: bytes
     sent_us: int
