@@ -312,6 +312,30 @@ def test_the_limit_counts_from_zero_when_the_requests_do(client):
     assert predictor.next("key 0", (), 1_000, False) != []
 
 
+def _state(predictor):
+    """Everything that a predictor tells."""
+    keys = predictor.keys()
+    yield from (tuple(keys), len(predictor), predictor.reserved, predictor.depth, predictor.stats())
+    yield from (tuple(predictor._classes()), tuple(predictor._successors()))
+    for key in (*keys, "sequence 1 0", "unknown"):
+        yield from (predictor.peek(key), key in predictor, predictor._successor(None, key))
+        yield predictor._successor(key, "sequence 1 1")
+
+
+def _change(predictor, change, depth):
+    """Do one of the things that are rare."""
+    if change == 0:
+        predictor.clear()
+    elif change == 1:
+        predictor.depth = 8 if predictor.depth == depth else depth
+    elif change == 2:
+        predictor._set_classes([(90, 95, True), (-1, 5, False), *[(16, 12, True)] * 40])
+    else:
+        predictor._learn("learned 0", "learned 1", "learned 2", 2)
+        predictor._learn(None, "learned 1", "learned 2", 9)
+        predictor._learn(None, "learned 2", "learned 3", 0)
+
+
 def test_both_implementations_do_the_same():
     chooser = random.Random(4)
     for size, depth, table_size in ((3, 8, 64), (20, 2, 64), (50, 4, 1_024)):
@@ -343,9 +367,13 @@ def test_both_implementations_do_the_same():
                 assert all(seen == taken[0] for seen in taken)
                 assert all(seen == wanted[0] for seen in wanted)
                 held.add(key) if chooser.random() < 0.1 else held.discard(key)
-            assert len({tuple(predictor.keys()) for predictor in both}) == 1
-            assert len({predictor.reserved for predictor in both}) == 1
-            assert len({predictor.stats() for predictor in both}) == 1
+            assert len({tuple(_state(predictor)) for predictor in both}) == 1
+            if chooser.random() < 0.02:
+                # The count of requests begins anew, or has grown by a lot meanwhile.
+                requests = chooser.choice([0, requests + 2**16, requests + 2**18])
+            if chooser.random() < 0.02:
+                for predictor, change in zip(both, [chooser.randrange(4)] * len(both), strict=True):
+                    _change(predictor, change, depth)
         # In a table of 64 contexts, few survive until they are needed: how many depends on the hashes.
         assert both[0].stats().used > (20 if table_size > 64 else 0)
 
