@@ -61,7 +61,9 @@ SUBJECTS: Final = {
     ),
     "breaker": Subject("acgsperf.tiers.breaker", ("tests/tiers/test_breaker.py",)),
     "listener": Subject("acgsperf.cache.listener", (f"{_CACHE}listener.py", f"{_CACHE}coherence.py")),
-    "receiver": Subject("acgsperf.backplane.receiver", ("tests/backplane/test_redis_backplane.py",)),
+    "receiver": Subject(
+        "acgsperf.backplane.receiver", ("tests/backplane/test_receiver.py", "tests/backplane/test_redis_backplane.py")
+    ),
     "records": Subject(
         "acgsperf.tiers.records",
         ("tests/tiers/test_records.py", "tests/backplane/test_redis_backplane.py", "tests/backplane/test_outbox.py"),
