@@ -19,13 +19,13 @@ demo: $(VENV)/.demo
 	@echo "Starting Redis, PostgreSQL and three instances of a service (about 10 seconds)."
 	$(BIN)/python -m acgsperf.dashboard.demo
 
-# Most tests wait for servers, so three processes keep two cores busy. The modes of the history checker run two at a time,
-# and a test that measures times or needs all cores runs by itself.
-JOBS ?= 3
+# Most tests wait for servers, so four processes keep two cores busy. The modes of the history checker run three at a
+# time, and a test that measures times or needs all cores runs by itself.
+JOBS ?= 4
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m "not soak and not alone and not paired"
-	$(BIN)/python -m pytest -n 2 -m "paired and not soak" tests/history
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m "not soak and not alone and not few_at_once"
+	$(BIN)/python -m pytest -n 3 -m "few_at_once and not soak" tests/history
 	$(BIN)/python -m pytest -m "alone and not soak"
 
 # The tests of the dashboard in Chromium, which must be installed. `make test` skips them without Playwright.

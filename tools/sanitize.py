@@ -21,7 +21,7 @@ from instrumented import build, library
 _THREADED = ["tests/core/test_threads.py", "tests/core/test_interruptions.py"]
 _BLOCK = re.compile(r"^(?:Direct|Indirect) leak of .*?(?=^\s*$)", re.MULTILINE | re.DOTALL)
 _OBJECTS = re.compile(r"in (\d+) object")
-# Each operation runs more than 300 times. What is lost a few times is lost by the interpreter, as it ends.
+# Each operation runs 120 times. What is lost a few times is lost by the interpreter, as it ends.
 _FEWEST = 100
 _LEAK_OPERATIONS = {
     "acgsperf._core": (

@@ -296,13 +296,21 @@ def test_useless_fetches_are_limited_to_a_share_of_the_requests(make, depth):
     chooser = random.Random(3)
     client = make(depth=depth)
     most = 0.0
-    for _ in range(20_000):
+    for _ in range(5_000):
         first = chooser.randrange(3_000)
         client.request_all(f"key {number}" for number in range(first, first + chooser.randrange(1, 6)))
         stats = client.predictor.stats()
         most = max(most, (stats.wasted + stats.held) / client.requests)
     assert stats.wasted > 0.04 * client.requests
     assert most <= WASTE
+
+
+def test_the_first_fetch_needs_as_many_requests_as_make_up_for_a_useless_one(predictors):
+    predictor = predictors.Predictor(100)
+    predictor._set_classes([(32, 32, True)] * 32)
+    predictor._learn(None, "key", "next", 3)
+    assert predictor.next("key", (), round(1 / WASTE) - 1, False) == []
+    assert predictor.next("key", (), round(1 / WASTE), False) == ["next"]
 
 
 def test_the_limit_counts_from_zero_when_the_requests_do(client):
@@ -336,6 +344,15 @@ def _change(predictor, change, depth):
         predictor._learn(None, "learned 2", "learned 3", 0)
 
 
+# What may become of the values to fetch, for some time.
+OUTCOMES = [
+    ["store"],
+    ["wait"],
+    ["store", "wait", "wait"],
+    ["store", "store", "store", "fail", "refuse", "discard", "wait"],
+]
+
+
 def test_both_implementations_do_the_same():
     chooser = random.Random(4)
     for size, depth, table_size in ((3, 8, 64), (20, 2, 64), (50, 4, 1_024)):
@@ -346,16 +363,17 @@ def test_both_implementations_do_the_same():
         sequences = [names(chooser.randrange(2, 30), f"sequence {number}") for number in range(60)]
         held = set()
         requests = 0
+        usual = ["store"]
         for _ in range(800):
+            if chooser.random() < 0.05:
+                usual = chooser.choice(OUTCOMES)
             for key in chooser.choice(sequences):
                 if chooser.random() < 0.1:
                     key = f"noise {chooser.randrange(30)}"
                 requests += chooser.randrange(1, 20)
                 taken = [predictor.take(key) for predictor in both]
                 wanted = [predictor.next(key, held, requests, taken[0] is not None) for predictor in both]
-                outcomes = [
-                    chooser.choice(["store", "store", "store", "fail", "refuse", "discard", "wait"]) for _ in wanted[0]
-                ]
+                outcomes = [chooser.choice(usual) for _ in wanted[0]]
                 for predictor in both:
                     for other, outcome in zip(wanted[0], outcomes, strict=True):
                         if outcome in ("store", "refuse"):
@@ -471,6 +489,15 @@ def test_its_options_can_be_read(predictors):
 def test_a_context_takes_16_bytes():
     small, large = (imported("predictor", "c").Predictor(10, table_size=size) for size in (64, 65_536))
     assert sys.getsizeof(large) - sys.getsizeof(small) == 2 * 16 * (65_536 - 64)
+
+
+def test_its_size_has_the_tables_and_what_it_holds(predictors):
+    small, large = (sys.getsizeof(predictors.Predictor(100, table_size=size)) for size in (64, 1_024))
+    assert large - small >= 2 * 8 * (1_024 - 64)
+    client = Client(predictors.Predictor(100, table_size=64))
+    empty = sys.getsizeof(client.predictor)
+    client.request_all(names(50) * 20)
+    assert sys.getsizeof(client.predictor) >= empty
 
 
 def test_what_was_learned_can_be_taken_to_another_process(predictors):

@@ -10,7 +10,7 @@ from faults.week import DAY_S, GRACE_S, Cause, Report, Week, is_good
 @pytest.mark.timeout(900)
 async def test_two_short_days(scratch):
     # After a failover of Redis, L2 is empty at first. An alert of the following seconds is its consequence.
-    report = await Week(2, day_s=16, grace_s=4).run(scratch)
+    report = await Week(2, day_s=12, grace_s=3).run(scratch)
     print(report)
     assert not report.problems
     assert report.answers > 5_000

@@ -8,7 +8,7 @@ from implementations import implementation
 
 core = implementation(sys.argv[1])
 # Python code can leak references only, and fewer rounds reveal that.
-ROUNDS = 60 if sys.argv[1].split()[0].endswith("_py") else 300
+ROUNDS = 60 if sys.argv[1].split()[0].endswith("_py") else 100
 HASH = "cdd01ef066bc6cf2"
 now = 0.0
 
