@@ -267,8 +267,7 @@ class Predictor:
 
     def stats(self) -> PredictionStats:
         """Return the counts so far."""
-        classes = list(zip(self._resolved, self._true, self._active, strict=True))
-        return predictor_stats(self._issued, self._used, self._wasted, self._late, len(self._real), classes)
+        return predictor_stats(self._issued, self._used, self._wasted, self._late, len(self._real), self._classes())
 
     def _successors(self) -> list[str]:
         """Return the keys that follow others."""
