@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import IMPLEMENTATIONS, imported
 
-from acgsperf._native.predicting import WASTE
+from acgsperf._native.predicting import WASTE, WINDOW
 from acgsperf._native.prediction_stats import BANDS
 from acgsperf._native.relearning import learned, relearn
 
@@ -313,6 +313,23 @@ def test_the_first_fetch_needs_as_many_requests_as_make_up_for_a_useless_one(pre
     assert predictor.next("key", (), round(1 / WASTE), False) == ["next"]
 
 
+@pytest.mark.parametrize(
+    ("requests", "counted", "useless"), [(WINDOW, WINDOW, 1_000), (WINDOW + 1, WINDOW + 1 - WINDOW // 2, 500)]
+)
+def test_after_many_requests_the_limit_is_a_share_of_the_latest(predictors, requests, counted, useless):
+    most = int(WASTE * counted - useless)
+    predictor = predictors.Predictor(2 * most, table_size=2**18)
+    asked = []
+    for number in range(1_000 + most + 100):
+        predictor._set_classes([(32, 32, True)] * 32)
+        predictor._learn(None, f"key {number}", f"next {number}", 3)
+        asked.append(predictor.next(f"key {number}", (), WINDOW if number < 1_000 else requests, False))
+        if number < 1_000:
+            predictor.fail(f"next {number}")
+    assert all(asked[:1_000])
+    assert sum(map(len, asked[1_000:])) == most
+
+
 def test_the_limit_counts_from_zero_when_the_requests_do(client):
     predictor = client.predictor
     predictor.clear()
@@ -370,7 +387,7 @@ def test_both_implementations_do_the_same():
             for key in chooser.choice(sequences):
                 if chooser.random() < 0.1:
                     key = f"noise {chooser.randrange(30)}"
-                requests += chooser.randrange(1, 20)
+                requests += chooser.randrange(20)
                 taken = [predictor.take(key) for predictor in both]
                 wanted = [predictor.next(key, held, requests, taken[0] is not None) for predictor in both]
                 outcomes = [chooser.choice(usual) for _ in wanted[0]]
