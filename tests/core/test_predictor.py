@@ -538,6 +538,14 @@ def test_what_was_learned_can_be_taken_to_another_process(predictors):
     assert other.stats().classes == predictor.stats().classes
 
 
+def test_what_follows_two_keys_is_used_from_the_second_request_on(predictors):
+    predictor = predictors.Predictor(100)
+    predictor._set_classes([(32, 32, True)] * 32)
+    predictor._learn("key 1", "key 2", "key 3", 3)
+    assert predictor.next("key 1", (), 100, False) == []
+    assert predictor.next("key 2", (), 101, False) == ["key 3"]
+
+
 def test_the_depth_may_change_while_it_predicts(make):
     client = make(depth=1)
     client.request_all(names(50) * 20)
