@@ -13,6 +13,7 @@ _FILES = (
     "pyproject.toml",
     "README.md",
     "LICENSE",
+    "MANIFEST.in",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "Makefile",
