@@ -257,6 +257,17 @@ async def test_a_load_that_stores_nothing_is_a_span_too(traces, cache, bypass):
     assert dict(traces.take()[-1].attributes) == {"acgsperf.cache.name": "app", "acgsperf.cache.keys": 2}
 
 
+@pytest.mark.parametrize("bypass", [False, True])
+async def test_a_load_that_fails_is_an_error_whether_it_stores_or_not(traces, cache, bypass):
+    async def fail(key):
+        raise ValueError(key)
+
+    with pytest.raises(ValueError, match="a"):
+        await cache.get_or_load("a", fail, bypass=bypass)
+    (span,) = traces.take()
+    assert (span.attributes["error.type"], span.status.status_code) == ("ValueError", StatusCode.ERROR)
+
+
 async def test_a_load_is_a_current_span_as_others_are(traces, cache):
     async def annotate(key):
         span = get_current_span()
