@@ -246,7 +246,7 @@ class Flights:
         # The context of the task refers to the load. Without this cycle, reference counting frees both at once.
         flight._task = None
         if not task.cancelled():
-            # Asyncio would log an error that nobody takes from the task. The callers and `on_failure` have got it.
+            # Otherwise asyncio logs that nobody has taken the error of the task. The callers have it from the load.
             task.exception()
         if not flight.waiters:
             flight.forget_error()

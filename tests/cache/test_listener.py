@@ -230,7 +230,7 @@ async def test_what_the_tiers_still_have_while_they_carry_it_out_is_not_kept(cac
 
 
 @REPORTED
-async def test_what_a_tier_does_not_carry_out_is_repeated(cache, l2, l3, settle, record):
+async def test_what_a_tier_does_not_carry_out_is_repeated(cache, l3, record):
     await cache.set("key", "old", tags=["t"])
     l3.up = False
     listener(cache).apply(record)

@@ -407,7 +407,8 @@ def test_both_implementations_do_the_same():
                 # The count of requests begins anew, or has grown by a lot meanwhile.
                 requests = chooser.choice([0, requests + 2**16, requests + 2**18])
             if chooser.random() < 0.02:
-                for predictor, change in zip(both, [chooser.randrange(4)] * len(both), strict=True):
+                change = chooser.randrange(4)
+                for predictor in both:
                     _change(predictor, change, depth)
         # In a table of 64 contexts, few survive until they are needed: how many depends on the hashes.
         assert both[0].stats().used > (20 if table_size > 64 else 0)

@@ -17,14 +17,13 @@ from pathlib import Path
 
 from acgsperf import PerformanceService, Settings
 
-# Intervals are a hundred times shorter, and keys expire a hundred times faster. But a pause of the machine is as long
-# as ever, and there are not a hundred times more requests. With 120 requests or more in an interval of 0.3 s and few
-# keys, one slow request is no P99, and a few new keys are no low hit rate.
+# Intervals are a hundred times shorter, but there are not a hundred times more requests. An interval of 0.3 s must have
+# so many requests that one slow request does not decide P99, and so few keys that new ones hardly lower the hit rate.
 KEYS = 50
-# A key is requested for this time only, and another one takes its place before it expires. Otherwise all keys that were
-# loaded at the start would expire in the same interval, again and again.
+# A key is requested for this time only. Another one takes its place before it expires. Otherwise all keys that are
+# loaded at the start would expire in the same interval, every 36 s.
 LIFE_S = 20.0
-# Requests per second by night and at noon.
+# Requests per second by night and at noon: at least 120 in an interval.
 NIGHT, NOON = 400, 1_200
 _BATCH_S = 0.02
 _PAGE = os.sysconf("SC_PAGE_SIZE")
