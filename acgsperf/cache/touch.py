@@ -27,6 +27,17 @@ async def touch(
 ) -> Written | None:
     """Give the fresh value of a key a new ttl, and return which tiers did so; None if there is no fresh value.
 
+    It continues if its caller is cancelled, or after one deadline: the caller is told then that no tier did so.
+    """
+    call = _touch(parts, staleness, key, options, codec)
+    return await parts.writes.in_time.run(call, lambda: _written(parts, {}, False, None))
+
+
+async def _touch(
+    parts: "Parts", staleness: "Staleness", key: str, options: "EntryOptions", codec: "Codec | None"
+) -> Written | None:
+    """Touch an entry.
+
     A tier does so only if it still has the same entry, so a touch undoes no write, load or invalidation. For that, the
     tier is observed before the entry is read again, and compares the observation when it stores. Other processes get a
     record, because their L1 may have the entry with the former ttl.

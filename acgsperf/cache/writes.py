@@ -1,6 +1,7 @@
 """`set`, `delete`, `invalidate_tag`, `clear`, `expire_now`: what they supersede, and which tiers carry them out."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -8,6 +9,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from acgsperf.cache.begun import ALL, Begun, key_name, tag_name
+from acgsperf.cache.in_time import InTime
 from acgsperf.cache.l1 import L1
 from acgsperf.cache.loading import Loading
 from acgsperf.cache.lower_tiers import LowerTiers
@@ -43,7 +45,8 @@ class Writes:
     processes. L1 has changed before the first `await`: a caller that reads the key during the write gets the new value.
     If a tier did not carry the write out, L1 drops the value, and `Repairs` removes it from the tiers.
 
-    A write continues if its caller is cancelled.
+    A write continues if its caller is cancelled, and if it needs more than one deadline. Then its caller is told that
+    no tier is known to have carried it out.
 
     Args:
         l1: is changed first.
@@ -53,6 +56,7 @@ class Writes:
         repairs: remove the keys, and invalidate the tags, about which the tiers disagree.
 
     Attributes:
+        in_time: runs the writes.
         publish: publishes the records that no tier has published; None without a backplane.
         is_published_by_tier: whether a tier is on the backplane's server, and publishes what it carries out.
     """
@@ -73,17 +77,17 @@ class Writes:
         self._repairs = repairs
         self.publish: Callable[[Record], asyncio.Future[bool]] | None = None
         self.is_published_by_tier = False
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._last_stamp = 0
         self._begun = Begun()
         deadlines = [tier.deadline for tier in lower_tiers.tiers] or [0.0]
         self._head_start_s: Final = _HEAD_START * min(deadlines)
         self._longest_deadline: Final = max(deadlines)
+        # L2's part may begin after L3's head start. Without a tier, the backplane has its own deadline.
+        self.in_time: Final = InTime(self._longest_deadline + 2 * self._head_start_s or math.inf)
 
     async def close(self) -> None:
         """Wait for the writes in flight."""
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self.in_time.close()
 
     async def set_many(self, entries: Mapping[str, Entry]) -> dict[str, Written]:
         """Store entries, and return for each key which tiers accepted it."""
@@ -107,7 +111,9 @@ class Writes:
         for key in keys:
             self._l1.expire_now(key)
         writes = {key: Write(None, new_id(), 0) for key in keys}
-        return self._all_of(await self._write(writes, RecordKind.EXPIRED_KEYS, _expire_now))
+        return self._all_of(
+            await self._write(writes, RecordKind.EXPIRED_KEYS, lambda tier, some: tier.expire_now(some))
+        )
 
     async def invalidate_tag(self, tag: str) -> Written:
         """Remove every entry with a tag, and return which tiers did so."""
@@ -127,7 +133,7 @@ class Writes:
         self._l1.clear()
         write = self._invalidate(None, Record(RecordKind.CLEAR))
         self._begun.begin([ALL])
-        return await self._finish([ALL], self._ordering.clearing(), self._supersede_all, write)
+        return await self._finish([ALL], self._ordering.clearing(), self._supersede_all, write, self._unknown)
 
     def _supersede(self, keys: Iterable[str]) -> None:
         for key in keys:
@@ -148,7 +154,7 @@ class Writes:
         self,
         writes: Mapping[str, Write],
         kind: RecordKind = RecordKind.KEYS,
-        call: _Call | None = None,
+        call: _Call = lambda tier, writes: tier.write(writes),
     ) -> dict[str, Written]:
         if not self._lower_tiers.tiers and self.publish is None:
             for key in writes:
@@ -157,14 +163,17 @@ class Writes:
         names = list(map(key_name, writes))
         tags = {tag for write in writes.values() if write.entry is not None for tag in write.entry.tags}
         watched = [ALL, *map(tag_name, tags)]
-        write = self._write_to_tiers(self._begun.begin(names, watched), writes, kind, call or _write)
-        supersede = partial(self._supersede, writes)
-        return await self._finish([*names, *watched], self._ordering.writing(writes), supersede, write)
+        write = self._write_to_tiers(self._begun.begin(names, watched), writes, kind, call)
+        mark, supersede = self._ordering.writing(writes), partial(self._supersede, writes)
+        return await self._finish(
+            [*names, *watched], mark, supersede, write, lambda: dict.fromkeys(writes, self._unknown())
+        )
 
     async def _finish_tag(self, tag: str, write: Coroutine[Any, Any, Written]) -> Written:
         names = [tag_name(tag)]
         self._begun.begin(names)
-        return await self._finish(names, self._ordering.invalidating(tag), partial(self._supersede_tag, tag), write)
+        supersede = partial(self._supersede_tag, tag)
+        return await self._finish(names, self._ordering.invalidating(tag), supersede, write, self._unknown)
 
     async def _finish(
         self,
@@ -172,8 +181,9 @@ class Writes:
         mark: AbstractContextManager[None],
         supersede: Callable[[], None],
         write: Coroutine[Any, Any, _T],
+        unknown: Callable[[], _T],
     ) -> _T:
-        """Run a write that continues if its caller is cancelled.
+        """Run a write.
 
         Args:
             names: what is written; see `Begun`.
@@ -181,27 +191,29 @@ class Writes:
                 read that begins and ends before that would put the old value into L1.
             supersede: supersedes loads. It is called when the write has ended, for those that have begun since.
             write: the write.
+            unknown: what the caller is told if the write takes too long.
         """
         mark.__enter__()
-        task = asyncio.Task(write)
-        self._tasks.add(task)
-        task.add_done_callback(partial(self._ended, mark, supersede, names))
-        return await asyncio.shield(task)
+        return await self.in_time.run(write, unknown, partial(self._ended, mark, supersede, names))
 
-    def _ended(
-        self,
-        mark: AbstractContextManager[None],
-        supersede: Callable[[], None],
-        names: Collection[str],
-        task: asyncio.Task[Any],
-    ) -> None:
+    def _ended(self, mark: AbstractContextManager[None], supersede: Callable[[], None], names: Collection[str]) -> None:
         mark.__exit__(None, None, None)
         self._begun.end(names)
         supersede()
-        self._tasks.discard(task)
-        # Retrieve the error. If the caller was cancelled, asyncio would log it as never retrieved.
-        if not task.cancelled():
-            task.exception()
+
+    def _unknown(self) -> Written:
+        """What is certain of a write that has not ended: L1 has changed."""
+        return self._result(l2=False, l3=False, published=False)
+
+    def _result(self, *, l2: bool, l3: bool, published: bool) -> Written:
+        """Return a result, with None for what this cache does not have."""
+        tiers = self._lower_tiers
+        return Written(
+            True,
+            None if tiers.l2 is None else l2,
+            None if tiers.l3 is None else l3,
+            None if self.publish is None else published,
+        )
 
     async def _write_to_tiers(
         self,
@@ -408,12 +420,10 @@ class Writes:
     def _all_of(self, written: Mapping[str, Written]) -> Written:
         """Return which tiers carried out all of several writes."""
         each = written.values()
-        tiers = self._lower_tiers
-        return Written(
-            True,
-            None if tiers.l2 is None else all(one.l2 for one in each),
-            None if tiers.l3 is None else all(one.l3 for one in each),
-            None if self.publish is None else all(one.published for one in each),
+        return self._result(
+            l2=all(one.l2 for one in each),
+            l3=all(one.l3 for one in each),
+            published=all(one.published for one in each),
         )
 
     async def tell(self, records: Sequence[Record], *, waiting: bool = False) -> bool | None:
@@ -430,14 +440,6 @@ class Writes:
 
 async def _awaited(call: Awaitable[_T]) -> _T:
     return await call
-
-
-def _expire_now(tier: Tier, writes: Mapping[str, Write]) -> Awaitable[dict[str, WriteResult]]:
-    return tier.expire_now(writes)
-
-
-def _write(tier: Tier, writes: Mapping[str, Write]) -> Awaitable[dict[str, WriteResult]]:
-    return tier.write(writes)
 
 
 def _carried_out(result: WriteResult | None) -> bool:

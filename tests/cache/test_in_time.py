@@ -1,0 +1,94 @@
+"""Writes to slow servers: the caller is answered after one deadline, and the write goes on."""
+
+import asyncio
+import secrets
+import time
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from faults import network
+from faults.network import Network
+from history.servers import RedisServer, redis_executable
+
+from acgsperf import LRUCache, TieredCache
+from acgsperf.tiers.postgres import PostgresTier
+from acgsperf.tiers.redis import RedisTier
+
+DEADLINE_S = 1.0
+# One reply comes in time, two after each other do not.
+REPLY_S = 0.8
+GRACE_S = 0.4
+
+WRITES = {
+    "set": lambda cache: cache.set("a", "new", tags=("tag",)),
+    "set_many": lambda cache: cache.set_many({"a": "new"}, tags=("tag",)),
+    "delete": lambda cache: cache.delete("a"),
+    "expire_now": lambda cache: cache.expire_now("a"),
+    "touch": lambda cache: cache.touch("a", ttl=600),
+    "invalidate_tag": lambda cache: cache.invalidate_tag("tag"),
+    "expire_tag_now": lambda cache: cache.expire_tag_now("tag"),
+    "clear": lambda cache: cache.clear(),
+}
+AFTERWARDS = {"set": "new", "set_many": "new", "touch": "old"}
+
+
+@pytest.fixture(scope="module")
+def redis_server():
+    with RedisServer(redis_executable()) as server:
+        yield server
+
+
+@pytest.fixture
+async def networks(redis_server, victim, monkeypatch):
+    monkeypatch.setattr(network, "_DELAY_S", REPLY_S)
+    (host,) = parse_qs(urlsplit(victim.dsn).query)["host"]
+    async with Network(redis_server.socket) as redis, Network(f"{host}/.s.PGSQL.5432") as postgres:
+        yield redis, postgres
+
+
+@pytest.fixture
+async def open_cache(networks, victim):
+    redis, postgres = networks
+    namespace = f"test-{secrets.token_hex(4)}"
+    dsn = f"postgresql://postgres:@127.0.0.1:{postgres.port}{urlsplit(victim.dsn).path}?sslmode=disable"
+
+    def opened(**options):
+        l2 = RedisTier(f"redis://127.0.0.1:{redis.port}", deadline=DEADLINE_S)
+        l3 = PostgresTier(dsn, deadline=DEADLINE_S)
+        return TieredCache(LRUCache(10), l2, l3, namespace=namespace, promotion_threshold=1, deadline=DEADLINE_S)
+
+    return opened
+
+
+@pytest.mark.parametrize("name", WRITES)
+async def test_a_write_to_slow_servers_takes_one_deadline(networks, open_cache, name):
+    async with open_cache() as cache, open_cache() as other:
+        # The connection prepares each statement once.
+        for write in (WRITES["set"], WRITES[name]):
+            await write(cache)
+        assert (await cache.set("a", "old", tags=("tag",))).everywhere
+        for each in networks:
+            each.play("delay")
+        began = time.perf_counter()
+        await WRITES[name](cache)
+        took = time.perf_counter() - began
+        for each in networks:
+            await each.heal()
+        assert took < DEADLINE_S + GRACE_S
+        async with asyncio.timeout(10):
+            while cache._writes.in_time._tasks or cache.stats().unrepaired:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            # Nothing has failed, so the write took place.
+            while await other.get("a") != AFTERWARDS.get(name):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_a_write_that_takes_longer_is_not_reported_as_carried_out(networks, open_cache):
+    async with open_cache() as cache:
+        await cache.set("a", "old")
+        for each in networks:
+            each.play("delay")
+        written = await cache.set("a", "new")
+        assert (written.l1, written.l2, written.l3, written.published) == (True, False, False, False)
+        found = await cache.set_many({"b": 1, "c": 2})
+        assert not any(one.everywhere for one in found.values())
