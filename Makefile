@@ -106,7 +106,7 @@ types: $(VENV)/.lint
 	$(BIN)/mypy --config-file= --check-untyped-defs build/examples/decorated
 	$(BIN)/pyright --pythonpath $(BIN)/python tests/typing build/examples/decorated
 	$(BIN)/pyright --pythonpath $(abspath $(BIN))/python --project build/examples/tutorial
-	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._native.canonical acgsperf._core acgsperf._native.caches acgsperf._native.envelope acgsperf._native.hits acgsperf._native.predictor acgsperf._native.read_path acgsperf._native.weigh acgsperf._native.resp
+	$(BIN)/stubtest --allowlist tests/stubtest-allowlist.txt acgsperf._native.canonical acgsperf._core acgsperf._native.caches acgsperf._native.envelope acgsperf._native.hits acgsperf._native.pg_dialogue acgsperf._native.predictor acgsperf._native.read_path acgsperf._native.weigh acgsperf._native.resp
 	$(VERIFY_TYPES)
 
 bench: $(VENV)/.bench

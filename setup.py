@@ -93,6 +93,7 @@ def extensions() -> list[Extension]:
                 "_native.canonical",
                 "_native.envelope",
                 "_native.hits",
+                "_native.pg_dialogue",
                 "_native.predictor",
                 "_native.read_path",
                 "_native.resp",

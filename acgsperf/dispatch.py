@@ -11,6 +11,7 @@ __all__ = [
     "IMPLEMENTATION",
     "AdaptiveCache",
     "BoundedCache",
+    "Dialogue",
     "HashValidator",
     "HitFinder",
     "LRUCache",
@@ -76,6 +77,7 @@ if not _pure:
         )
         from acgsperf._native.canonical import canonical, fingerprint, request_key
         from acgsperf._native.hits import HitFinder
+        from acgsperf._native.pg_dialogue import Dialogue
         from acgsperf._native.predictor import Predictor
         from acgsperf._native.read_path import ReadPath, ReadQueue, answer
         from acgsperf._native.resp import has_long_array, mget
@@ -106,6 +108,7 @@ else:
             Timer,
         )
         from acgsperf._native.hits_py import HitFinder
+        from acgsperf._native.pg_dialogue_py import Dialogue
         from acgsperf._native.predictor_py import Predictor
         from acgsperf._native.read_path_py import ReadPath, ReadQueue, answer
         from acgsperf._native.resp_py import has_long_array, mget

@@ -12,6 +12,7 @@ import acgsperf
 from acgsperf import dispatch
 
 NAMES = [
+    "Dialogue",
     "HashValidator",
     "HitFinder",
     "LRUCache",
@@ -34,6 +35,7 @@ _MODULES = [
     "acgsperf._native.canonical",
     "acgsperf._native.envelope",
     "acgsperf._native.hits",
+    "acgsperf._native.pg_dialogue",
     "acgsperf._native.predictor",
     "acgsperf._native.read_path",
     "acgsperf._native.resp",
@@ -138,8 +140,8 @@ def test_all_is_sorted_complete_and_there():
     own = {"TYPE_CHECKING", "import_module"}
     public = {name for name, value in vars(acgsperf).items() if not name.startswith("_") and not _is_module(value)}
     assert public - own == set(values)
-    internal = {"HitFinder", "MethodGuard", "Predictor", "ReadPath", "ReadQueue", "RecordingCache", "RequestCounters"}
-    internal |= {"answer", "changed_type", "has_long_array", "mget", "unseal_many"}
+    internal = {"Dialogue", "HitFinder", "MethodGuard", "Predictor", "ReadPath", "ReadQueue", "RecordingCache"}
+    internal |= {"RequestCounters", "answer", "changed_type", "has_long_array", "mget", "unseal_many"}
     assert set(dispatch.__all__) - internal <= public
 
 

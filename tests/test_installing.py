@@ -20,6 +20,7 @@ COMPILED = {
     "acgsperf/_native/canonical",
     "acgsperf/_native/envelope",
     "acgsperf/_native/hits",
+    "acgsperf/_native/pg_dialogue",
     "acgsperf/_native/predictor",
     "acgsperf/_native/read_path",
     "acgsperf/_native/resp",

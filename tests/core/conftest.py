@@ -26,6 +26,7 @@ MODULES = {
     "core": {"c": "acgsperf._core", "python": "acgsperf._native.core_py"},
     "canonical": {"c": "acgsperf._native.canonical", "python": "acgsperf._native.canonical_py"},
     "hits": {"c": "acgsperf._native.hits", "python": "acgsperf._native.hits_py"},
+    "pg_dialogue": {"c": "acgsperf._native.pg_dialogue", "python": "acgsperf._native.pg_dialogue_py"},
     "predictor": {"c": "acgsperf._native.predictor", "python": "acgsperf._native.predictor_py"},
     "read_path": {"c": "acgsperf._native.read_path", "python": "acgsperf._native.read_path_py"},
     "resp": {"c": "acgsperf._native.resp", "python": "acgsperf._native.resp_py"},

@@ -1,6 +1,7 @@
 """Each race runs in a process of its own, so that a deadlock or a crash is the failure of one test."""
 
 import pytest
+from conftest import IMPLEMENTATIONS, MODULES
 
 RACES = [
     "cache_counts_exactly",
@@ -30,3 +31,8 @@ def test_threads_leave_an_adaptive_cache_whole_and_its_counters_exact(core, isol
 
 def test_a_request_that_other_threads_change_is_encoded_whole(encoder, isolated):
     isolated("races.py", encoder.__name__, "requests_change_while_they_are_encoded")
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_threads_leave_a_shared_dialogue_whole(isolated, implementation):
+    isolated("races.py", MODULES["pg_dialogue"][implementation], "a_dialogue_has_several_users")

@@ -34,8 +34,8 @@ _GUIDES: Final = (
     "acgsperf._native.resp_py", "acgsperf._native.snapshot", "acgsperf._native.lru_table_py",
     "acgsperf._native.bounded_py", "acgsperf._native.fifo_py", "acgsperf._native.adaptive_py",
     "acgsperf._native.policy_py", "acgsperf._native.shadows_py", "acgsperf._native.placing_py",
-    "acgsperf._native.predictor_py", "acgsperf._native.relearning", "acgsperf.tiers.records", "acgsperf.workbench",
-    "fuzz.values",
+    "acgsperf._native.predictor_py", "acgsperf._native.relearning", "acgsperf._native.pg_dialogue_py",
+    "acgsperf.tiers.records", "acgsperf.workbench", "fuzz.values",
 )  # fmt: skip
 # What parsers look for.
 _WORDS: Final = (

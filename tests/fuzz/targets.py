@@ -27,6 +27,8 @@ from acgsperf._native import (
     envelope,
     envelope_format,
     envelope_py,
+    pg_dialogue,
+    pg_dialogue_py,
     predictor,
     predictor_py,
     resp,
@@ -260,6 +262,59 @@ def replies(data: bytes) -> None:
     agree([resp.mget, resp_py.mget], keys, prefix, last, longest)
 
 
+_REQUESTS: Final = b"PBDDECSQFHpdcfX?"
+_REPLIES: Final = b"RKZ123tTnDCIsGHWdcVENASv?"
+_LENGTHS: Final = (0, 1, 3, 2**31 - 1, 2**31, 2**32 - 1)
+
+
+def dialogues(data: bytes) -> None:
+    """Follow both directions of a connection to a PostgreSQL server, also in pieces of other sizes."""
+    source = Source(data)
+    seed = source.number(256)
+    turns: list[tuple[str, bytes]] = []
+    if seed % 16:
+        # Most inputs sign in first.
+        turns.append(("sent", struct.pack(">ii", 8, 80877103 if seed % 5 == 0 else 196608)))
+    while not source.ended and len(turns) < 1_000:
+        size, direction = source.number(32), ("sent", "received")[source.number(2)]
+        kinds = _REQUESTS if direction == "sent" else _REPLIES
+        # Some turns are no messages at all.
+        turn = source.take(size) if size > 28 else b"".join(_message(source, kinds) for _ in range(size % 4))
+        turns.append((direction, turn))
+    whole = _refused(turns, lambda turn: [turn])
+    for split in (_in_halves, _in_bytes):
+        if (other := _refused(turns, split)) != whole:
+            raise DisagreementError(f"{turns!r:.2000}: {whole}, but {other} in other pieces")
+
+
+def _message(source: Source, kinds: bytes) -> bytes:
+    choice, payload = source.number(256), source.take(source.number(8))
+    # Some have a wrong length.
+    length = 4 + len(payload) if choice < 248 else _LENGTHS[choice % len(_LENGTHS)]
+    return kinds[choice % len(kinds) :][:1] + struct.pack(">I", length) + payload
+
+
+def _refused(turns: list[tuple[str, bytes]], split: Callable[[bytes], list[bytes]]) -> tuple[int, str] | None:
+    """Return the number of the first turn that was refused, and why; None if there was none."""
+    both = [module.Dialogue() for module in (pg_dialogue, pg_dialogue_py)]
+    first = None
+    for number, (direction, turn) in enumerate(turns):
+        for piece in split(turn):
+            found = agree([getattr(one, direction) for one in both], piece)
+            if found is not None and first is None:
+                first = number, found
+    return first
+
+
+def _in_halves(turn: bytes) -> list[bytes]:
+    middle = len(turn) // 2
+    return [turn[:middle], turn[middle:]]
+
+
+def _in_bytes(turn: bytes) -> list[bytes]:
+    return [turn[at : at + 1] for at in range(len(turn))]
+
+
 def warm(data: bytes) -> None:
     """Load a file of a saved cache, also one whose checksum is right."""
     start = b"ACGSWARM" + struct.pack("<H", 1)
@@ -380,6 +435,7 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "record": record,
     "trace": trace,
     "replies": replies,
+    "dialogues": dialogues,
     "warm": warm,
     "caches": caches,
     "predictors": predictors,

@@ -13,7 +13,7 @@ import types
 from pathlib import Path
 
 from acgsperf import _core
-from acgsperf._native import canonical, envelope, hits, predictor, read_path, resp, weigh
+from acgsperf._native import canonical, envelope, hits, pg_dialogue, predictor, read_path, resp, weigh
 from acgsperf._native.entry import Entry
 from acgsperf._native.envelope_format import pack_value, seal
 
@@ -124,6 +124,26 @@ def finder():
 
 
 SCOPE = {"raw_path": b"/", "query_string": b"", "scheme": "http", "headers": [(b"a", b"b")]}
+
+
+def dialogue():
+    made = pg_dialogue.Dialogue()
+    made.sent(b"\0\0\0\x08\0\3\0\0")
+    made.received(READY)
+    # More than fits into the object itself.
+    made.sent(SYNC * 40)
+    return made
+
+
+def dialogue_state(made):
+    # After a refusal it only repeats that.
+    if made.received(b"") is None:
+        made.sent(SYNC)
+        assert made.received(READY) is None
+
+
+READY = b"Z\0\0\0\5I"
+SYNC = b"S\0\0\0\4"
 
 
 def future():
@@ -264,6 +284,15 @@ CLASSES = {
             "take": [(2,), (100,), ("x",)],
         },
     ),
+    "Dialogue": (
+        dialogue,
+        dialogue_state,
+        {
+            "sent": [(SYNC,), (SYNC * 100,), (memoryview(SYNC),), (memoryview(SYNC)[::2],), (7,)],
+            "received": [(READY,), (READY * 40,), (bytearray(READY),), (READY * 41,), (memoryview(READY * 41),), (7,)],
+            "__sizeof__": [()],
+        },
+    ),
     "HitFinder": (finder, lambda made: None, {"find": [(SCOPE,), ({**SCOPE, "raw_path": []},), ({},)]}),
 }
 FUNCTIONS = {
@@ -381,7 +410,7 @@ def complete():
         public = {it for it in dir(kind) if not it.startswith("_") and callable(getattr(kind, it))}
         assert public - _IN_PYTHON <= set(operations), f"{name}: {public - _IN_PYTHON - set(operations)}"
     classes = {type(make()).__name__ for make, _, _ in CLASSES.values()} | {"BoundedCache"}
-    for module in (*FUNCTIONS, _core, hits, predictor):
+    for module in (*FUNCTIONS, _core, hits, pg_dialogue, predictor):
         stub = ast.parse(Path(module.__file__.split(".cpython")[0].removesuffix(".so") + ".pyi").read_text())
         for node in stub.body:
             if hasattr(node, "name") and not node.name.startswith("_"):

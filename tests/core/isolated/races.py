@@ -348,6 +348,32 @@ def requests_change_while_they_are_encoded():
     run(change, change, encode, encode)
 
 
+def a_dialogue_has_several_users():
+    """Threads add and complete answers, which move in memory meanwhile."""
+    statements, sync = b"P\0\0\0\4" * 9, b"S\0\0\0\4"
+    error, ready = b"E\0\0\0\4", b"Z\0\0\0\5I"
+    turns, senders, receivers = 100, THREADS // 2, THREADS // 2
+    for _ in range(ROUNDS // 50):
+        dialogue = core.Dialogue()
+        dialogue.sent(b"\0\0\0\x08\0\3\0\0")
+        assert dialogue.received(ready) is None
+        # So many that an answer is due at any time.
+        dialogue.sent(sync * turns * receivers)
+
+        def send(number, dialogue=dialogue):
+            for _ in range(turns):
+                dialogue.sent(statements + sync)
+
+        def receive(number, dialogue=dialogue):
+            for _ in range(turns):
+                assert dialogue.received(error + ready) is None or core.IMPLEMENTATION == "python"
+
+        run(*[send] * senders, *[receive] * receivers)
+        if core.IMPLEMENTATION == "c":
+            assert dialogue.received((error + ready) * turns * senders) is None
+            assert dialogue.received(ready) == "'Z' where nothing was due"
+
+
 RACES = {
     race.__name__: race
     for race in (
@@ -363,6 +389,7 @@ RACES = {
         histogram_is_looked_at_while_it_is_reset,
         histograms_merged_both_ways_do_not_deadlock,
         requests_change_while_they_are_encoded,
+        a_dialogue_has_several_users,
     )
 }
 
