@@ -23,7 +23,6 @@ from acgsperf.errors import AcgsperfError
 from acgsperf.pool.connector import Connector
 from acgsperf.pool.options import PoolOptions
 from acgsperf.pool.server_address import of_primary, parsed_address
-from acgsperf.pool.slot import guard
 from acgsperf.tiers.postgres_schema import TableError, Tables, channel_of, create, position_bytes
 from acgsperf.tiers.server_clock import ServerClock
 from acgsperf.timeouts import time_limit
@@ -87,7 +86,8 @@ class PostgresReader:
         self.clock: Final = ServerClock()
         self.logs: Final[dict[str, Log]] = {}
         address = parsed_address("the DSN", dsn)
-        self._connector = Connector(dsn, address, PoolOptions(connect_timeout=connect_timeout), of_primary(address))
+        options = PoolOptions(connect_timeout=connect_timeout, max_message_bytes=_MAX_MESSAGE_BYTES)
+        self._connector = Connector(dsn, address, options, of_primary(address), "postgres backplane")
         self.where: Final = self._connector.where
         self._connection: Any = None
         # asyncpg allows one query at a time.
@@ -188,7 +188,7 @@ class PostgresReader:
     @asynccontextmanager
     async def connect(self) -> "AsyncIterator[Any]":
         """Provide another connection, for calls that take long."""
-        connection = await self._connect()
+        connection = await self._connector.connect()
         try:
             yield connection
         finally:
@@ -247,15 +247,10 @@ class PostgresReader:
                     async with self._turn:
                         await self._carry(connection, log)
 
-    async def _connect(self) -> Any:
-        connection = await self._connector.connect()
-        guard(connection, f"postgres backplane at {self.where}", _MAX_MESSAGE_BYTES)
-        return connection
-
     async def _greet(self) -> Any:
         """Connect, and find out whether the server is the same as before, and whether a pooler is in between."""
         try:
-            connection = await self._connect()
+            connection = await self._connector.connect()
         except Exception as error:
             self._warn(self._connector.describe(error))
             raise

@@ -38,11 +38,12 @@ from acgsperf.pool.options import (
 )
 from acgsperf.pool.queries import Queries
 from acgsperf.pool.server_address import checked_session_attributes, parsed_address
-from acgsperf.pool.slot import MAX_MESSAGE_BYTES, call_stack
+from acgsperf.pool.slot import call_stack
 from acgsperf.pool.stats import collect_stats
 from acgsperf.pool.supply import Supply
 from acgsperf.pool.tasks import BackgroundTasks
 from acgsperf.pool.waiters import SizeWaiters, WaitQueue
+from acgsperf.pool.wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from acgsperf.pool.slot import Connection, Lease
@@ -73,7 +74,7 @@ class ConnectionPool(Queries):
         max_idle: seconds after which an idle connection is closed if the pool has more than it keeps.
         leak_threshold: seconds after which a lease is reported as a leak, once; None for never.
         reset: whether a session is reset between borrowers. If not, only an open transaction is rolled back.
-        reset_timeout: seconds that a reset may take.
+        reset_timeout: seconds that a reset, or the cancellation of a query, may take.
         connect_timeout: seconds that a connection attempt may take, without `init`. Each of several servers has an
             equal share. None means the `connect_timeout` of the DSN, or 5 s.
         close_timeout: seconds that closing a connection gracefully may take.
@@ -150,7 +151,8 @@ class ConnectionPool(Queries):
         )
         self.name: Final = checked_str("name", name)
         self.options = options
-        connector = Connector(dsn, address, options, connect_options | checked_session_attributes(target_session_attrs))
+        connecting = connect_options | checked_session_attributes(target_session_attrs)
+        connector = Connector(dsn, address, options, connecting, f"pool {name!r}")
         if isinstance(replicas, str | bytes | bytearray) or not isinstance(replicas, Sequence):
             raise TypeError(f"replicas must be a sequence of DSNs, got one of type {type(replicas).__name__}")
         for number, replica in enumerate(replicas):

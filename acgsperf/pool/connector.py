@@ -17,6 +17,7 @@ from acgsperf.pool.options import PoolOptions
 from acgsperf.pool.second_attempt import Spare, first_to_connect
 from acgsperf.pool.server_address import Endpoint, ServerAddress, chosen_endpoints
 from acgsperf.pool.slot import pooled_class
+from acgsperf.pool.wire import WiredLoop
 from acgsperf.timeouts import time_limit
 
 if TYPE_CHECKING:
@@ -47,8 +48,10 @@ class Connector:
     Args:
         dsn: the DSN, for messages.
         address: what is in the DSN.
-        options: the options of the pool; `connect_timeout` and `init` are used.
+        options: the options of the pool; `connect_timeout`, `reset_timeout`, `init` and `max_message_bytes` are
+            used.
         connect_options: keyword arguments for `asyncpg.connect`.
+        owner: what uses the connections, for log lines.
 
     Attributes:
         where: the hosts and ports for messages, without any secret.
@@ -59,7 +62,12 @@ class Connector:
     """
 
     def __init__(
-        self, dsn: str, address: ServerAddress, options: PoolOptions, connect_options: Mapping[str, Any]
+        self,
+        dsn: str,
+        address: ServerAddress,
+        options: PoolOptions,
+        connect_options: Mapping[str, Any],
+        owner: str,
     ) -> None:
         if unknown := connect_options.keys() - inspect.signature(asyncpg.connect).parameters.keys():
             names = ", ".join(sorted(unknown))
@@ -67,7 +75,10 @@ class Connector:
         self._dsn = dsn
         self._address = address
         self._options = options
-        connection_class = pooled_class(connect_options.get("connection_class", asyncpg.Connection))
+        self._owner = owner
+        connection_class = pooled_class(
+            connect_options.get("connection_class", asyncpg.Connection), options.reset_timeout
+        )
         self._connect_options: dict[str, Any] = {**connect_options, "connection_class": connection_class}
         endpoints = chosen_endpoints(address, connect_options, os.environ)
         self._hosts = Hosts(endpoints, address.shuffled, options.clock)
@@ -108,7 +119,9 @@ class Connector:
         self._prefer_writable_until = until
 
     async def _connect(self, timeout: float, choice: Endpoint) -> "Connection":  # noqa: ASYNC109
-        options = {**self._connect_options, **choice}
+        loop = self._connect_options.get("loop") or asyncio.get_running_loop()
+        wired = WiredLoop(loop, self._owner, self._options.max_message_bytes)
+        options = {**self._connect_options, **choice, "loop": wired}
         async with time_limit(timeout):
             for host in self._names(options):
                 await resolve(host)

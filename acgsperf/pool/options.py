@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from acgsperf._native.arguments import checked_bool, checked_callable, checked_int, checked_seconds
 from acgsperf._native.stats import HistogramSnapshot
-from acgsperf.pool.slot import MAX_MESSAGE_BYTES
+from acgsperf.pool.wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from acgsperf.pool.slot import Connection

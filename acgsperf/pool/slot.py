@@ -1,19 +1,15 @@
 """One connection of a pool: its age, its lease, and whether it is alive, as far as is known without a query."""
 
 import asyncio
-import gc
-import logging
 import select
 import sys
-from collections import deque
-from itertools import islice
 from types import new_class
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from acgsperf.errors import MessageTooLarge
+from acgsperf.pool.wire import READY, WiredLoop, wire_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,23 +19,32 @@ if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
     CallStack = list[tuple[CodeType, int]]
 
-_log = logging.getLogger("acgsperf.pool")
-MAX_MESSAGE_BYTES: Final = 256 << 20
 _FRAMES: Final = 8
 _ADDITIONAL_RESET: Final = "\nRESET SESSION AUTHORIZATION;\nDISCARD TEMP;\nDISCARD SEQUENCES;"
 _POLL: Final = getattr(select, "poll", None)
-# ReadyForQuery outside of a transaction: the end of every reply to a session that may be lent.
-_READY: Final = b"Z\0\0\0\5I"
-_END: Final = len(_READY)
 
 
 class _PooledConnection:
     """A connection whose reset also undoes what RESET ALL does not: the role, temporary tables, sequence values.
 
-    It also lets its pool tell whether the client or the server closed it.
+    It also lets its pool tell whether the client or the server closed it, and does not wait for ever until a silent
+    server confirms that a query was cancelled.
     """
 
     __slots__ = ()
+
+    _cancel_timeout: float
+
+    def __init__(self, protocol: object, transport: asyncio.Transport, loop: object, *args: object) -> None:
+        # If the version of the server is no number, the constructor of asyncpg fails, and its destructor with it.
+        self._source_traceback = None  # type: ignore[misc]
+        try:
+            # asyncpg compares the loop of a connection with the running one.
+            super().__init__(protocol, transport, loop.loop if isinstance(loop, WiredLoop) else loop, *args)  # type: ignore[call-arg]
+        except BaseException:
+            self._aborted = True  # type: ignore[misc]
+            transport.abort()
+            raise
 
     def get_reset_query(self) -> str:
         """Return the query that resets a session, prepared statements excepted."""
@@ -50,145 +55,41 @@ class _PooledConnection:
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Close the connection gracefully."""
-        transport = getattr(self, "_transport", None)
-        protocol = transport.get_protocol() if transport is not None else None
-        if isinstance(protocol, _Listener):
-            protocol.closing = True
+        wire = wire_of(self)
+        if wire is not None:
+            wire.closing = True
         await super().close(timeout=timeout)  # type: ignore[misc]
 
+    async def _cancel(self, *waiters: object) -> None:
+        """Ask the server to cancel the query, and close the connection if it does not confirm that.
 
-def pooled_class(base: "type[Connection]") -> "type[Connection]":
-    """Return the class for a pool's connections: a subclass of asyncpg's class or of a user's subclass."""
+        What asyncpg sends next on this connection waits for the confirmation, for example the ROLLBACK of a transaction
+        that a timeout has ended. Without a `command_timeout`, asyncpg waits without a limit.
+        """
+        async with asyncio.timeout(self._cancel_timeout) as limit:
+            await super()._cancel(*waiters)  # type: ignore[misc]
+        if limit.expired():
+            self.terminate()  # type: ignore[attr-defined]
+
+
+def pooled_class(base: "type[Connection]", cancel_timeout: float) -> "type[Connection]":
+    """Return the class for a pool's connections: a subclass of asyncpg's class or of a user's subclass.
+
+    Args:
+        base: the class.
+        cancel_timeout: after so many seconds, a connection is closed if the server has not cancelled a query.
+    """
     if not (isinstance(base, type) and issubclass(base, asyncpg.Connection)):
         raise TypeError(f"connection_class must be a subclass of asyncpg.Connection, got {base!r}")
-    body = {"__slots__": (), "__module__": base.__module__, "__doc__": base.__doc__}
+    body = {
+        "__slots__": (),
+        "__module__": base.__module__,
+        "__doc__": base.__doc__,
+        "_cancel_timeout": cancel_timeout,
+    }
     return cast(
         "type[Connection]", new_class(base.__name__, (_PooledConnection, base), exec_body=lambda ns: ns.update(body))
     )
-
-
-class _Listener(asyncio.Protocol):
-    """Stands between a transport and asyncpg's protocol, and remembers what the server sent last.
-
-    A server that ends a session sends an error, and closes the socket a moment later. Between the two, asyncpg has read
-    the error and still calls the connection open.
-
-    If asyncpg fails on what the server sent, for example on a second reply to one query, the connection is aborted. The
-    same happens if asyncpg has buffered more than a maximum number of bytes of one message that has no end yet.
-
-    Attributes:
-        closing: whether the owner or a borrower closes the connection.
-        last: the last bytes that the server sent.
-        hung_up: whether the server or the network closed the connection.
-    """
-
-    __slots__ = (
-        "_bytes_left",
-        "_connection_lost",
-        "_data_received",
-        "_eof_received",
-        "_error",
-        "_max_bytes",
-        "_owner",
-        "_transport",
-        "_unread",
-        "closing",
-        "hung_up",
-        "last",
-        "pause_writing",
-        "resume_writing",
-    )
-
-    def __init__(
-        self, protocol: asyncio.Protocol, transport: asyncio.Transport, owner: str, max_bytes: int | None
-    ) -> None:
-        self._transport = transport
-        self._owner = owner
-        self._unread = unread_chunks(protocol)
-        self._max_bytes = max_bytes or 0
-        # The bytes to receive before the buffer of asyncpg is measured again.
-        self._bytes_left: float = max_bytes if max_bytes and self._unread is not None else float("inf")
-        self._error: MessageTooLarge | None = None
-        self.last: bytes = _READY
-        self.closing: bool = False
-        self.hung_up: bool = False
-        self._data_received = protocol.data_received
-        self._connection_lost = protocol.connection_lost
-        self._eof_received = protocol.eof_received
-        self.pause_writing: Callable[[], None] = protocol.pause_writing
-        self.resume_writing: Callable[[], None] = protocol.resume_writing
-
-    def data_received(self, data: bytes) -> None:
-        # A reply may come in pieces that are shorter than its end.
-        self.last = data[-_END:] if len(data) >= _END else (self.last + data)[-_END:]
-        try:
-            self._data_received(data)
-            self._bytes_left -= len(data)
-            if self._bytes_left < 0:
-                self._measure()
-        except Exception as error:  # The parser of asyncpg raises errors of any type.
-            # An idle connection must not be lent before the event loop has reported its end.
-            self.last = b""
-            if not self.hung_up:
-                self.hung_up = not self.closing
-                _log.warning("%s: unexpected data from the server (%r); closing the connection", self._owner, error)
-            self._transport.abort()
-
-    def _measure(self) -> None:
-        """Abort the connection if asyncpg has buffered too much of one message."""
-        assert self._unread is not None
-        # Without the first chunk, in which earlier messages may end.
-        kept = sum(map(len, islice(self._unread, 1, None)))
-        if kept <= self._max_bytes:
-            # At least an eighth, because the sum above takes time for each chunk.
-            self._bytes_left = max(self._max_bytes - kept, self._max_bytes >> 3)
-            return
-        self._bytes_left = float("inf")
-        self.last = b""
-        self.hung_up = True
-        self._error = MessageTooLarge(
-            f"{self._owner}: a message of the server must have at most {self._max_bytes} bytes (max_message_bytes), got"
-            f" {kept} and no end"
-        )
-        _log.warning("%s; closing the connection", self._error)
-        self._transport.abort()
-
-    def eof_received(self) -> bool | None:
-        self.hung_up = not self.closing
-        return self._eof_received()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.hung_up = self.hung_up or (error is not None and not self.closing)
-        self._connection_lost(error or self._error)
-        if self._unread is not None:
-            # Nobody reads it any more, but an exception may keep it in memory until the next garbage collection.
-            self._unread.clear()
-
-
-def unread_chunks(protocol: object) -> "deque[bytes] | None":
-    """Return the chunks that a protocol of asyncpg has received and not read to their end; None if not found.
-
-    If there are several, a message that is not complete begins in the first one. asyncpg has no name for them, but the
-    garbage collector can list what an object refers to.
-    """
-    buffers = [found for found in gc.get_referents(protocol) if type(found).__name__ == "ReadBuffer"]
-    return next((found for found in gc.get_referents(*buffers) if isinstance(found, deque)), None)
-
-
-def guard(connection: "Connection", owner: str, max_bytes: int | None = MAX_MESSAGE_BYTES) -> _Listener | None:
-    """Abort a connection as soon as asyncpg fails on what the server sends. Returns None for a closed connection.
-
-    Args:
-        connection: a new connection.
-        owner: names what uses the connection, for log lines.
-        max_bytes: the largest message, which may be exceeded by an eighth; None for no limit.
-    """
-    transport = getattr(connection, "_transport", None)
-    if transport is None:
-        return None
-    listener = _Listener(cast("asyncio.Protocol", transport.get_protocol()), transport, owner, max_bytes)
-    transport.set_protocol(listener)
-    return listener
 
 
 class Slot:
@@ -211,8 +112,8 @@ class Slot:
     """
 
     __slots__ = (
-        "_listener",
         "_poll",
+        "_wire",
         "ageing",
         "borrower",
         "connection",
@@ -232,11 +133,9 @@ class Slot:
     def __init__(
         self,
         owner: object,
-        pool_name: str,
         connection: "Connection",
         generation: int,
         now: float,
-        max_message_bytes: int | None = MAX_MESSAGE_BYTES,
     ) -> None:
         self.owner: Final = owner
         self.connection: Final = connection
@@ -252,7 +151,7 @@ class Slot:
         self.borrower: CallStack | None = None
         self.task: asyncio.Task[Any] | None = None
         self.leak_reported: bool = False
-        self._listener = guard(connection, f"pool {pool_name!r}", max_message_bytes)
+        self._wire = wire_of(connection)
         self._poll: Callable[[int], list[Any]] | None = None
         transport = getattr(connection, "_transport", None)
         socket = transport.get_extra_info("socket") if transport is not None else None
@@ -263,7 +162,7 @@ class Slot:
 
     def hung_up(self) -> bool:
         """Return whether the server or the network closed the connection, and not the pool or a borrower."""
-        return self._listener is not None and self._listener.hung_up
+        return self._wire is not None and self._wire.hung_up
 
     def is_quiet(self) -> bool:
         """Return whether an idle connection received nothing since the end of the last reply.
@@ -272,7 +171,7 @@ class Slot:
         the platform cannot tell. Costs half a microsecond: the event loop has passed on what came before its last turn,
         and the socket holds what has come since.
         """
-        if self._listener is not None and self._listener.last != _READY:
+        if self._wire is not None and self._wire.last != READY:
             return False
         return self._poll is None or not self._poll(0)
 
@@ -291,7 +190,7 @@ class Slot:
         asyncpg asks it to do so when a statement is executed, not when it is prepared. Until then, the session has a
         transaction with locks, of which `is_in_transaction` does not know.
         """
-        return self._listener is not None and self._listener.last != _READY
+        return self._wire is not None and self._wire.last != READY
 
     def lend(self, now: float, borrower: "CallStack | None", task: "asyncio.Task[Any] | None") -> "Lease":
         """Make a lease. After its release asyncpg refuses to use it."""

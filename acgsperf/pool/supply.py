@@ -309,8 +309,7 @@ class Supply:
             connection = await self._connector.connect(self.spare)
         finally:
             self.connecting -= 1
-        max_bytes = self._options.max_message_bytes
-        return Slot(self, self._lifecycle.name, connection, generation, self._clock(), max_bytes)
+        return Slot(self, connection, generation, self._clock())
 
     def _add(self, slot: Slot) -> None:
         slot.expires_at = slot.lent_at + self._options.max_lifetime

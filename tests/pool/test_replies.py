@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from acgsperf import ConnectionPool, MessageTooLarge
-from acgsperf.pool.slot import unread_chunks
+from acgsperf.pool.wire import unread_chunks
 
 
 async def last_byte_apart(data, write):
@@ -60,6 +60,7 @@ async def test_a_second_reply_closes_its_connection_and_is_logged_once(proxy, ca
     assert messages[0].startswith("pool 'orders': unexpected data from the server (")
 
 
+BOUND = b"2\0\0\0\4"
 ROW_OF_2_GB = b"D\x7f\xff\xff\xff"
 
 
@@ -75,7 +76,7 @@ class Liar:
         if b"large" not in data:
             await write(data)
             return
-        await write(ROW_OF_2_GB)
+        await write(BOUND + ROW_OF_2_GB)
         while True:
             await write(self._piece)
             self.sent += len(self._piece)

@@ -9,6 +9,7 @@ import trustme
 from tls_forwarder import Forwarder
 
 from acgsperf import ConnectionPool
+from acgsperf.pool.wire import wire_of
 from acgsperf.tiers.postgres import PostgresTier
 from acgsperf.tiers.redis import RedisTier
 
@@ -128,3 +129,15 @@ class TestPostgres:
                     assert await connection.fetchval("SELECT 2") == 2
                 assert pool.stats().opened == 1
         assert forwarder.handshakes == 1
+
+    async def test_a_reply_that_answers_nothing_is_refused_with_tls_as_well(self, forwarder, trusted):
+        context = ssl.create_default_context(cafile=trusted)
+        async with forwarder.listening() as port:
+            dsn = f"postgresql://postgres@localhost:{port}/postgres"
+            async with ConnectionPool(dsn, min_size=1, max_size=1, ssl=context) as pool:
+                async with pool.acquire() as connection:
+                    wire = wire_of(connection._con)
+                    wire.data_received(b"1\0\0\0\4")
+                    assert wire.hung_up
+                assert await pool.fetchval("SELECT 1") == 1
+                assert pool.stats().opened == 2
