@@ -356,6 +356,11 @@ class Laboratory:
         except _BORROWER_ERRORS:
             self.report.failed["query"] += count
             return False
+        except Exception:
+            # The decoding of a damaged row may raise anything.
+            assert self._damage
+            self.report.damaged += 1
+            return False
         if self._damage and rows != [(number, number + 1)]:
             self.report.damaged += 1
             return False

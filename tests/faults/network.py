@@ -97,7 +97,8 @@ class Network:
                     end.transport.abort()
 
     async def _pass(self, reader, writer, silenced, replies):
-        with suppress(OSError):
+        # RuntimeError: replies to a connection that is half closed.
+        with suppress(OSError, RuntimeError):
             while data := await reader.read(_READ_BYTES):
                 if silenced.is_set() or self._fault == "swallow":
                     self.changed += 1

@@ -39,6 +39,10 @@ def check(scenario, redis, postgres, loop, *, long):
 
 
 async def _run(scenario, redis, postgres, long):
+    # With its first Unix domain socket, an event loop of uvloop opens /dev/null, and keeps it.
+    _, writer = await asyncio.open_unix_connection(redis.socket)
+    writer.close()
+    await writer.wait_closed()
     lab = Laboratory(redis, postgres, str(scenario), damage=scenario.damage)
     lab.pause_s = scenario.pause_s
     async with lab.running(proxied=scenario.proxied):
