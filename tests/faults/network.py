@@ -174,11 +174,12 @@ class _Replies:
             self._writer.write(data + self._held)
             self._held = b""
             return True
-        if self._chosen():
-            self._held = data
-        else:
+        if not self._chosen():
             self._writer.write(data)
-        return False
+            return False
+        # If the server sends nothing more, this reply is lost.
+        self._held = data
+        return True
 
     async def duplicate(self, data):
         chosen = self._chosen()

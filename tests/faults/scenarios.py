@@ -132,18 +132,19 @@ async def connections_dropped(lab, long):
 
 
 async def redis_full_disk(lab, long):
-    """Redis refuses writes because it could not save: its directory is gone."""
+    """Redis refuses writes because it could not save: there is a directory in the place of its file."""
+    file = lab.redis.socket.parent / "dump.rdb"
+    file.mkdir()
     async with _redis(lab) as client:
+        await client.config_set("stop-writes-on-bgsave-error", "yes")
         await client.config_set("save", "1 1")
-        await client.config_set("dir", "/proc/self")
         with suppress(redis.RedisError):
             await client.bgsave()
         await _until_refused(lab)
         await asyncio.sleep(_LONG_S if long else _SHORT_S)
         await client.config_set("save", "")
         await client.config_set("stop-writes-on-bgsave-error", "no")
-    async with _redis(lab) as client:
-        await client.config_set("dir", str(lab.redis.socket.parent))
+    file.rmdir()
 
 
 async def _until_refused(lab):
