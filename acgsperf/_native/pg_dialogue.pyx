@@ -1,9 +1,9 @@
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: boundscheck=False, wraparound=False, cdivision=True, freethreading_compatible=True
-"""Checks that a PostgreSQL server sends only what is due.
+"""Checks that a PostgreSQL server sends only what its client has asked for: an answer that is *due*.
 
-It runs for each piece of data of a connection. So a message of the server costs one look into a table, which says for
-each answer that is due what each type of message does.
+It runs for all data of a connection, so each message of the server costs one table look-up. The table says for each
+answer that is due what each type of message does.
 """
 
 cimport cython
@@ -37,7 +37,7 @@ cdef enum:
     COMPLETES = 2
     SKIPS = 3
     # Plus what becomes due instead.
-    TURNS = 4
+    NEXT_DUE = 4
 
 cdef uint8_t[MOST_ANSWERS][KINDS] EFFECTS
 # What the server owes for a message of the client: at most two answers.
@@ -55,14 +55,14 @@ cdef uint8_t SYNC = pg_replies.SYNC
 cdef fill_tables():
     cdef int due, kind
     assert len(pg_replies.ANSWERS) <= MOST_ANSWERS and NOTHING == 0
-    for due, answer in enumerate(pg_replies.ANSWERS):
+    for due, answer in pg_replies.ANSWERS.items():
         EFFECTS[due][<int> c"E"] = SKIPS
         for kind in pg_replies.ANYTIME + answer.more:
             EFFECTS[due][kind] = LEAVES_DUE
         for kind in answer.last:
             EFFECTS[due][kind] = COMPLETES
-        for kind, instead in answer.turns.items():
-            EFFECTS[due][kind] = TURNS + instead
+        for kind, instead in answer.next_due.items():
+            EFFECTS[due][kind] = NEXT_DUE + instead
     for kind, owed in pg_replies.OWED.items():
         OWED[kind][0], OWED[kind][1] = (*owed, NOTHING)[:2]
     OWED_FOR_STATEMENT[0], OWED_FOR_STATEMENT[1] = pg_replies.OWED_FOR_STATEMENT
@@ -86,7 +86,10 @@ cdef class Dialogue:
     the headers of messages are read, and a header may be split. A message counts when its header is complete. Time is
     O(messages). Memory is one byte for each answer that is due, and is released when nothing is due.
 
-    Two threads may call the same object: its memory stays intact, but the order of their pieces is undefined.
+    A connection belongs to one event loop. If two threads call the same object, the process does not crash, but what it
+    returns is undefined.
+
+    A copy of a reply that arrives after the next request of the same kind was sent cannot be told from its reply.
 
     Limit: PostgreSQL ignores a Sync that it reads during `COPY ... FROM STDIN`, but here it owes a 'Z'. So a client
     must not send a Sync between the command and the end of its data. asyncpg does not.
@@ -330,7 +333,7 @@ cdef class Dialogue:
                 elif effect == SKIPS:
                     self.skip_to_sync()
                 else:
-                    self.due[self.first] = effect - TURNS
+                    self.due[self.first] = effect - NEXT_DUE
                 effects = EFFECTS[self.due_now()]
             rest = <Py_ssize_t> length - LEAST_LENGTH
             if rest > end - at:

@@ -1,4 +1,4 @@
-"""Checks that a PostgreSQL server sends only what is due, in pure Python: the twin of `pg_dialogue`."""
+"""Checks that a PostgreSQL server sends only what its client has asked for: the twin of `pg_dialogue`."""
 
 from struct import Struct
 from typing import TYPE_CHECKING, Final, final
@@ -56,7 +56,10 @@ class Dialogue:
     the headers of messages are read, and a header may be split. A message counts when its header is complete. Time is
     O(messages). Memory is one byte for each answer that is due, and is released when nothing is due.
 
-    Two threads may call the same object: its memory stays intact, but the order of their pieces is undefined.
+    A connection belongs to one event loop. If two threads call the same object, the process does not crash, but what it
+    returns is undefined.
+
+    A copy of a reply that arrives after the next request of the same kind was sent cannot be told from its reply.
 
     Limit: PostgreSQL ignores a Sync that it reads during `COPY ... FROM STDIN`, but here it owes a 'Z'. So a client
     must not send a Sync between the command and the end of its data. asyncpg does not.
@@ -74,7 +77,7 @@ class Dialogue:
     )
 
     def __init__(self) -> None:
-        # The answers that are due, in order: indices of ANSWERS.
+        # The answers that are due, in order: keys of ANSWERS.
         self._due = bytearray()
         # Whether the start-up message was sent.
         self._started = False
@@ -150,7 +153,7 @@ class Dialogue:
         at = self._received_skip
         while at + _HEADER.size <= len(piece):
             kind, length = _HEADER.unpack_from(piece, at)
-            due = next(iter(self._due), NOTHING)
+            due = self._due[0] if self._due else NOTHING
             if length < 4 or not self._accept(due, kind):
                 self._refusal = refusal(due, kind, length)
                 return self._refusal
@@ -164,8 +167,8 @@ class Dialogue:
         answer = ANSWERS[due]
         if kind in answer.last:
             del self._due[:1]
-        elif kind in answer.turns:
-            self._due[0] = answer.turns[kind]
+        elif kind in answer.next_due:
+            self._due[0] = answer.next_due[kind]
         elif kind == _ERROR and kind not in answer.more:
             self._skip_to_sync()
         else:

@@ -22,7 +22,7 @@ __all__ = [
     "refusal",
 ]
 
-# What a server may owe. A number is an index of ANSWERS.
+# What a server may owe.
 NOTHING: Final = 0
 SIGN_IN: Final = 1
 PARSED: Final = 2
@@ -65,51 +65,47 @@ ANYTIME: Final = b"NAS"
 class Answer(NamedTuple):
     """The messages that answer something that is due.
 
-    After 'E', an error, which has no place in any of these, the server skips everything up to the next Sync.
+    An 'E', an error, that none of these has answers everything up to the next Sync.
 
     Attributes:
         name: how a refusal names it.
         more: the types of messages after which it is still due.
         last: the types of messages that complete it.
-        turns: for the types of messages after which something else is due instead, what that is.
+        next_due: for the types of messages after which something else is due instead, what that is.
     """
 
     name: str
     more: bytes
     last: bytes
-    turns: Mapping[int, int] = MappingProxyType({})
+    next_due: Mapping[int, int] = MappingProxyType({})
 
 
-def _each(kinds: bytes, due: int) -> dict[int, int]:
-    return dict.fromkeys(kinds, due)
-
-
-ANSWERS: Final = (
+ANSWERS: Final[Mapping[int, Answer]] = {
     # An error while nothing is due: the server ends the session.
-    Answer("nothing", b"E", b""),
-    Answer("'R' or 'Z'", b"RKvE", b"Z"),
-    Answer("'1'", b"", b"1"),
-    Answer("'2'", b"", b"2"),
-    Answer("'3'", b"", b"3"),
-    Answer("'t'", b"", b"t"),
-    Answer("'T' or 'n'", b"", b"Tn"),
-    Answer("'C', 'I' or 's'", b"D", b"CIs", _each(b"GHW", COPIED)),
+    NOTHING: Answer("nothing", b"E", b""),
+    SIGN_IN: Answer("'R' or 'Z'", b"RKvE", b"Z"),
+    PARSED: Answer("'1'", b"", b"1"),
+    BOUND: Answer("'2'", b"", b"2"),
+    CLOSED: Answer("'3'", b"", b"3"),
+    PARAMETERS: Answer("'t'", b"", b"t"),
+    COLUMNS: Answer("'T' or 'n'", b"", b"Tn"),
+    EXECUTED: Answer("'C', 'I' or 's'", b"D", b"CIs", dict.fromkeys(b"GHW", COPIED)),
     # An error ends a query or a call, but does not replace its 'Z'.
-    Answer("'Z'", b"TDCIE", b"Z", _each(b"GHW", COPIED_IN_QUERY)),
-    Answer("'V'", b"", b"VE"),
-    Answer("'Z'", b"E", b"Z"),
-    Answer("'Z'", b"E", b"Z"),
+    QUERIED: Answer("the reply to a query", b"TDCIE", b"Z", dict.fromkeys(b"GHW", COPIED_IN_QUERY)),
+    CALLED: Answer("'V'", b"", b"VE"),
+    READY_AFTER_CALL: Answer("'Z'", b"E", b"Z"),
+    SYNCED: Answer("'Z'", b"E", b"Z"),
     # After G, H or W, data is copied until the command ends.
-    Answer("'C'", b"dc", b"C"),
-    Answer("'C'", b"dc", b"", _each(b"CE", QUERIED)),
-)
+    COPIED: Answer("'C'", b"dc", b"C"),
+    COPIED_IN_QUERY: Answer("'C'", b"dc", b"", dict.fromkeys(b"CE", QUERIED)),
+}
 
 
 def refusal(due: int, kind: int, length: int) -> str:
     """Return what is wrong with a message of the server.
 
     Args:
-        due: what is due, an index of ANSWERS.
+        due: what is due, a key of ANSWERS.
         kind: the type of the message, a byte.
         length: the length in the header of the message.
     """

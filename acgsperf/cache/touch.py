@@ -27,10 +27,11 @@ async def touch(
 ) -> Written | None:
     """Give the fresh value of a key a new ttl, and return which tiers did so; None if there is no fresh value.
 
-    It continues if its caller is cancelled, or after one deadline: the caller is told then that no tier did so.
+    It continues after its caller was cancelled or has waited for one deadline. In the second case, the result says that
+    no tier is known to have done so.
     """
     call = _touch(parts, staleness, key, options, codec)
-    return await parts.writes.in_time.run(call, lambda: _written(parts, {}, False, None))
+    return await parts.writes.detached.run(call, lambda: _not_done(parts))
 
 
 async def _touch(
@@ -61,7 +62,7 @@ async def _touch(
             entry = newest
         elif tiers.ordering.is_current(began_at, key, entry.tags):
             return await _carry_out(parts, staleness, key, options, codec, entry, present)
-    return _written(parts, {}, False, None)
+    return _not_done(parts)
 
 
 async def _carry_out(
@@ -100,6 +101,10 @@ async def _carry_out(
     if is_kept and ordering.is_current(number, key, entry.tags):
         parts.l1.put(key, new)
     return _written(parts, stored, is_kept, published)
+
+
+def _not_done(parts: "Parts") -> Written:
+    return _written(parts, {}, False, None if parts.backplane is None else False)
 
 
 def _written(parts: "Parts", stored: Mapping[Tier, bool], l1: bool, published: bool | None) -> Written:

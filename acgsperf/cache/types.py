@@ -22,8 +22,8 @@ class Written:
 
     Attributes:
         l1: True; for a `touch` that a tier with the value did not carry out, False.
-        l2: whether L2 did; None if the cache has no L2.
-        l3: whether L3 did; None if the cache has no L3.
+        l2: whether L2 did; False also if that was not known when the caller was answered; None if the cache has no L2.
+        l3: the same for L3.
         published: whether the other processes have been told; None if the cache has no backplane. If it is False, they
             are told as soon as the backplane's server answers. If this process ends before that, their L1 keeps what it
             has until it expires there.

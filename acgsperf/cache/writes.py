@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from acgsperf.cache.begun import ALL, Begun, key_name, tag_name
-from acgsperf.cache.in_time import InTime
+from acgsperf.cache.detached import DetachedCalls
 from acgsperf.cache.l1 import L1
 from acgsperf.cache.loading import Loading
 from acgsperf.cache.lower_tiers import LowerTiers
@@ -45,8 +45,8 @@ class Writes:
     processes. L1 has changed before the first `await`: a caller that reads the key during the write gets the new value.
     If a tier did not carry the write out, L1 drops the value, and `Repairs` removes it from the tiers.
 
-    A write continues if its caller is cancelled, and if it needs more than one deadline. Then its caller is told that
-    no tier is known to have carried it out.
+    A write continues if its caller is cancelled or has waited for one deadline. In the second case, the result says
+    that no tier is known to have carried it out.
 
     Args:
         l1: is changed first.
@@ -56,7 +56,7 @@ class Writes:
         repairs: remove the keys, and invalidate the tags, about which the tiers disagree.
 
     Attributes:
-        in_time: runs the writes.
+        detached: runs the writes.
         publish: publishes the records that no tier has published; None without a backplane.
         is_published_by_tier: whether a tier is on the backplane's server, and publishes what it carries out.
     """
@@ -82,12 +82,14 @@ class Writes:
         deadlines = [tier.deadline for tier in lower_tiers.tiers] or [0.0]
         self._head_start_s: Final = _HEAD_START * min(deadlines)
         self._longest_deadline: Final = max(deadlines)
-        # L2's part may begin after L3's head start. Without a tier, the backplane has its own deadline.
-        self.in_time: Final = InTime(self._longest_deadline + 2 * self._head_start_s or math.inf)
+        # One deadline, the head start after which L2's part begins, and as much to spare. Without a tier, the backplane
+        # has a limit of its own.
+        patience_s = self._longest_deadline + 2 * self._head_start_s if lower_tiers.tiers else math.inf
+        self.detached: Final = DetachedCalls(patience_s)
 
     async def close(self) -> None:
         """Wait for the writes in flight."""
-        await self.in_time.close()
+        await self.detached.close()
 
     async def set_many(self, entries: Mapping[str, Entry]) -> dict[str, Written]:
         """Store entries, and return for each key which tiers accepted it."""
@@ -194,7 +196,7 @@ class Writes:
             unknown: what the caller is told if the write takes too long.
         """
         mark.__enter__()
-        return await self.in_time.run(write, unknown, partial(self._ended, mark, supersede, names))
+        return await self.detached.run(write, unknown, partial(self._ended, mark, supersede, names))
 
     def _ended(self, mark: AbstractContextManager[None], supersede: Callable[[], None], names: Collection[str]) -> None:
         mark.__exit__(None, None, None)

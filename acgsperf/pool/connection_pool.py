@@ -28,6 +28,7 @@ from acgsperf.pool.lag import Replica, replica_lags
 from acgsperf.pool.lender import Lender
 from acgsperf.pool.lifecycle import Lifecycle
 from acgsperf.pool.options import (
+    MAX_MESSAGE_BYTES,
     TARGET_UTILIZATION,
     CloseReason,
     PoolHealth,
@@ -43,7 +44,6 @@ from acgsperf.pool.stats import collect_stats
 from acgsperf.pool.supply import Supply
 from acgsperf.pool.tasks import BackgroundTasks
 from acgsperf.pool.waiters import SizeWaiters, WaitQueue
-from acgsperf.pool.wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from acgsperf.pool.slot import Connection, Lease
@@ -74,7 +74,7 @@ class ConnectionPool(Queries):
         max_idle: seconds after which an idle connection is closed if the pool has more than it keeps.
         leak_threshold: seconds after which a lease is reported as a leak, once; None for never.
         reset: whether a session is reset between borrowers. If not, only an open transaction is rolled back.
-        reset_timeout: seconds that a reset, or the cancellation of a query, may take.
+        reset_timeout: seconds that a reset may take, and that the server may take to confirm a cancellation.
         connect_timeout: seconds that a connection attempt may take, without `init`. Each of several servers has an
             equal share. None means the `connect_timeout` of the DSN, or 5 s.
         close_timeout: seconds that closing a connection gracefully may take.

@@ -14,9 +14,9 @@ from acgsperf.addresses import secrets_of
 from acgsperf.names import resolve
 from acgsperf.pool.hosts import Hosts
 from acgsperf.pool.options import PoolOptions
+from acgsperf.pool.pooled_connection import pooled_class
 from acgsperf.pool.second_attempt import Spare, first_to_connect
 from acgsperf.pool.server_address import Endpoint, ServerAddress, chosen_endpoints
-from acgsperf.pool.slot import pooled_class
 from acgsperf.pool.wire import WiredLoop
 from acgsperf.timeouts import time_limit
 
@@ -75,7 +75,6 @@ class Connector:
         self._dsn = dsn
         self._address = address
         self._options = options
-        self._owner = owner
         connection_class = pooled_class(
             connect_options.get("connection_class", asyncpg.Connection), options.reset_timeout
         )
@@ -83,6 +82,7 @@ class Connector:
         endpoints = chosen_endpoints(address, connect_options, os.environ)
         self._hosts = Hosts(endpoints, address.shuffled, options.clock)
         self.where: Final = address.name_of(endpoints)
+        self._owner = f"{owner} at {self.where}"
         attributes = connect_options.get("target_session_attrs") or address.session_attributes
         self.wanted: str = attributes or os.environ.get("PGTARGETSESSIONATTRS") or "any"
         self._prefer_writable_until = 0.0

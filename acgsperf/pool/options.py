@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from acgsperf._native.arguments import checked_bool, checked_callable, checked_int, checked_seconds
 from acgsperf._native.stats import HistogramSnapshot
-from acgsperf.pool.wire import MAX_MESSAGE_BYTES
 
 if TYPE_CHECKING:
     from acgsperf.pool.slot import Connection
 
 TARGET_UTILIZATION: Final = 0.8
+MAX_MESSAGE_BYTES: Final = 256 << 20
 _TIMES: Final = (
     "timeout",
     "check_timeout",
@@ -30,7 +30,8 @@ class CloseReason(StrEnum):
     """Why a connection left the pool."""
 
     LOST = "lost"
-    """The server, the network or the borrower closed it."""
+    """The server, the network or the borrower closed it, or the server sent what was not due, or did not confirm a
+    cancellation within `reset_timeout`."""
     CHECK_FAILED = "check_failed"
     """It did not answer a check."""
     RESET_FAILED = "reset_failed"

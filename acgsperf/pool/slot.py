@@ -1,95 +1,26 @@
 """One connection of a pool: its age, its lease, and whether it is alive, as far as is known without a query."""
 
-import asyncio
 import select
 import sys
-from types import new_class
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
-import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from acgsperf.pool.wire import READY, WiredLoop, wire_of
+from acgsperf.pool.wire import wire_of
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
     from types import CodeType
+
+    import asyncpg
 
     Lease = PoolConnectionProxy[asyncpg.Record]
     Connection = asyncpg.Connection[asyncpg.Record]
     CallStack = list[tuple[CodeType, int]]
 
 _FRAMES: Final = 8
-_ADDITIONAL_RESET: Final = "\nRESET SESSION AUTHORIZATION;\nDISCARD TEMP;\nDISCARD SEQUENCES;"
 _POLL: Final = getattr(select, "poll", None)
-
-
-class _PooledConnection:
-    """A connection whose reset also undoes what RESET ALL does not: the role, temporary tables, sequence values.
-
-    It also lets its pool tell whether the client or the server closed it, and does not wait for ever until a silent
-    server confirms that a query was cancelled.
-    """
-
-    __slots__ = ()
-
-    _cancel_timeout: float
-
-    def __init__(self, protocol: object, transport: asyncio.Transport, loop: object, *args: object) -> None:
-        # If the version of the server is no number, the constructor of asyncpg fails, and its destructor with it.
-        self._source_traceback = None  # type: ignore[misc]
-        try:
-            # asyncpg compares the loop of a connection with the running one.
-            super().__init__(protocol, transport, loop.loop if isinstance(loop, WiredLoop) else loop, *args)  # type: ignore[call-arg]
-        except BaseException:
-            self._aborted = True  # type: ignore[misc]
-            transport.abort()
-            raise
-
-    def get_reset_query(self) -> str:
-        """Return the query that resets a session, prepared statements excepted."""
-        query: str = super().get_reset_query()  # type: ignore[misc]
-        # A server that is not PostgreSQL may not know these. A server that knows CLOSE ALL and RESET ALL also knows
-        # these.
-        return query + _ADDITIONAL_RESET if "CLOSE ALL" in query and "RESET ALL" in query else query
-
-    async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """Close the connection gracefully."""
-        wire = wire_of(self)
-        if wire is not None:
-            wire.closing = True
-        await super().close(timeout=timeout)  # type: ignore[misc]
-
-    async def _cancel(self, *waiters: object) -> None:
-        """Ask the server to cancel the query, and close the connection if it does not confirm that.
-
-        What asyncpg sends next on this connection waits for the confirmation, for example the ROLLBACK of a transaction
-        that a timeout has ended. Without a `command_timeout`, asyncpg waits without a limit.
-        """
-        async with asyncio.timeout(self._cancel_timeout) as limit:
-            await super()._cancel(*waiters)  # type: ignore[misc]
-        if limit.expired():
-            self.terminate()  # type: ignore[attr-defined]
-
-
-def pooled_class(base: "type[Connection]", cancel_timeout: float) -> "type[Connection]":
-    """Return the class for a pool's connections: a subclass of asyncpg's class or of a user's subclass.
-
-    Args:
-        base: the class.
-        cancel_timeout: after so many seconds, a connection is closed if the server has not cancelled a query.
-    """
-    if not (isinstance(base, type) and issubclass(base, asyncpg.Connection)):
-        raise TypeError(f"connection_class must be a subclass of asyncpg.Connection, got {base!r}")
-    body = {
-        "__slots__": (),
-        "__module__": base.__module__,
-        "__doc__": base.__doc__,
-        "_cancel_timeout": cancel_timeout,
-    }
-    return cast(
-        "type[Connection]", new_class(base.__name__, (_PooledConnection, base), exec_body=lambda ns: ns.update(body))
-    )
 
 
 class Slot:
@@ -171,7 +102,7 @@ class Slot:
         the platform cannot tell. Costs half a microsecond: the event loop has passed on what came before its last turn,
         and the socket holds what has come since.
         """
-        if self._wire is not None and self._wire.last != READY:
+        if self._wire is not None and not self._wire.is_ready():
             return False
         return self._poll is None or not self._poll(0)
 
@@ -190,7 +121,7 @@ class Slot:
         asyncpg asks it to do so when a statement is executed, not when it is prepared. Until then, the session has a
         transaction with locks, of which `is_in_transaction` does not know.
         """
-        return self._wire is not None and self._wire.last != READY
+        return self._wire is not None and not self._wire.is_ready()
 
     def lend(self, now: float, borrower: "CallStack | None", task: "asyncio.Task[Any] | None") -> "Lease":
         """Make a lease. After its release asyncpg refuses to use it."""

@@ -1,4 +1,4 @@
-"""What stands between asyncpg and its socket, so that asyncpg reads nothing from the server that answers nothing.
+"""Checks what a PostgreSQL server sends before asyncpg reads it.
 
 `Connector` gives asyncpg a `WiredLoop` instead of the event loop. The connections that this loop opens have a `Wire`
 from their first byte on.
@@ -9,7 +9,7 @@ import gc
 import logging
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from asyncpg.protocol import Protocol
 
@@ -19,22 +19,23 @@ from acgsperf.errors import MessageTooLarge
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
-__all__ = ["MAX_MESSAGE_BYTES", "READY", "Wire", "WiredLoop", "unread_chunks", "wire_of"]
+__all__ = ["Wire", "WiredLoop", "unread_chunks", "wire_of"]
 
 _log = logging.getLogger("acgsperf.pool")
-MAX_MESSAGE_BYTES: Final = 256 << 20
 # ReadyForQuery outside of a transaction: the end of every reply to a session that may be lent.
-READY: Final = b"Z\0\0\0\5I"
-_END: Final = len(READY)
+_READY: Final = b"Z\0\0\0\5I"
+_END: Final = len(_READY)
+_UNEXPECTED: Final = "{}: unexpected data from the server ({})"
 
 
 class Wire(asyncio.Protocol):
-    """Follows both directions of a connection, and aborts it if the server sends what it should not.
+    """Follows both directions of a connection, and aborts it if the server sends a message that is not due.
 
     asyncpg trusts the server. If a message comes twice, or if its length is negative because a bit has changed, its
     parser raises errors of any type, takes the reply to one query for that to the next one, or ends the process. So
     `Dialogue` checks which messages are due before asyncpg gets them. The connection is also aborted if asyncpg fails
-    nevertheless, or has buffered more than a maximum number of bytes of one message that has no end yet.
+    nevertheless, or has buffered more than a maximum number of bytes of one message that has no end yet. The error of
+    the borrower then has the reason as its cause.
 
     A server that ends a session sends an error, and closes the socket a moment later. Between the two, asyncpg has read
     the error and still calls the connection open. So the last bytes are remembered.
@@ -46,8 +47,9 @@ class Wire(asyncio.Protocol):
     Attributes:
         closing: whether the owner or a borrower closes the connection.
         hung_up: whether the server or the network closed the connection.
-        last: the last bytes that the server sent.
         sent: is told what asyncpg sends.
+        signed_in: whether the connection is open. Until then, whoever opens it logs why that failed.
+        transport: what asyncpg writes to.
     """
 
     __slots__ = (
@@ -56,18 +58,19 @@ class Wire(asyncio.Protocol):
         "_data_received",
         "_eof_received",
         "_error",
+        "_last",
         "_max_bytes",
         "_owner",
         "_protocol",
         "_refusal",
-        "_transport",
         "_unread",
         "closing",
         "hung_up",
-        "last",
         "pause_writing",
         "resume_writing",
         "sent",
+        "signed_in",
+        "transport",
     )
 
     def __init__(self, owner: str, max_bytes: int | None) -> None:
@@ -76,9 +79,12 @@ class Wire(asyncio.Protocol):
         self.sent: Final = dialogue.sent
         self._owner = owner
         self._max_bytes = max_bytes or 0
-        self._error: MessageTooLarge | None = None
-        self.last: bytes = READY
+        self._error: Exception | None = None
+        # The end of what the server has sent.
+        self._last = _READY
+        self.transport: _Transport
         self.closing: bool = False
+        self.signed_in: bool = False
         self.hung_up: bool = False
 
     def attach(self, protocol: asyncio.Protocol) -> None:
@@ -93,19 +99,20 @@ class Wire(asyncio.Protocol):
         self.pause_writing: Callable[[], None] = protocol.pause_writing
         self.resume_writing: Callable[[], None] = protocol.resume_writing
 
-    def use(self, transport: asyncio.Transport) -> None:
-        """Abort this transport when there is a reason."""
-        self._transport = transport
+    def is_ready(self) -> bool:
+        """Return whether the last thing that the server sent is a ReadyForQuery outside of a transaction."""
+        return self._last == _READY
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._protocol.connection_made(_Transport(transport, self))  # type: ignore[arg-type]
+        self.transport = _Transport(cast("asyncio.Transport", transport), self)
+        self._protocol.connection_made(self.transport)  # type: ignore[arg-type]
 
     def data_received(self, data: bytes) -> None:
         # A reply may come in pieces that are shorter than its end.
-        self.last = data[-_END:] if len(data) >= _END else (self.last + data)[-_END:]
+        self._last = data[-_END:] if len(data) >= _END else (self._last + data)[-_END:]
         refusal = self._refusal(data)
         if refusal is not None:
-            self._refuse(refusal)
+            self._abort(ConnectionError(_UNEXPECTED.format(self._owner, refusal)))
             return
         try:
             self._data_received(data)
@@ -113,17 +120,19 @@ class Wire(asyncio.Protocol):
             if self._bytes_left < 0:
                 self._measure()
         except Exception as error:  # The parser of asyncpg raises errors of any type.
-            self._refuse(repr(error))
+            self._abort(ConnectionError(_UNEXPECTED.format(self._owner, repr(error))))
 
-    def _refuse(self, reason: str) -> None:
-        # Some transports pass on what they had received before.
-        self._refusal = lambda _: reason
+    def _abort(self, error: Exception) -> None:
+        """Close the connection because of what the server has sent."""
+        # Some transports still pass on what they have received before.
+        self._refusal = lambda _: ""
         # An idle connection must not be lent before the event loop has reported its end.
-        self.last = b""
-        if not self.hung_up:
+        self._last = b""
+        if self._error is None:
+            self._error = error
             self.hung_up = not self.closing
-            _log.warning("%s: unexpected data from the server (%s); closing the connection", self._owner, reason)
-        self._transport.abort()
+            _log.log(logging.WARNING if self.signed_in else logging.DEBUG, "%s; closing the connection", error)
+        self.transport.abort()
 
     def _measure(self) -> None:
         """Abort the connection if asyncpg has buffered too much of one message."""
@@ -134,15 +143,12 @@ class Wire(asyncio.Protocol):
             # At least an eighth, because the sum above takes time for each chunk.
             self._bytes_left = max(self._max_bytes - kept, self._max_bytes >> 3)
             return
-        self._bytes_left = float("inf")
-        self.last = b""
-        self.hung_up = True
-        self._error = MessageTooLarge(
-            f"{self._owner}: a message of the server must have at most {self._max_bytes} bytes (max_message_bytes), got"
-            f" {kept} and no end"
+        self._abort(
+            MessageTooLarge(
+                f"{self._owner}: a message of the server must have at most {self._max_bytes} bytes (max_message_bytes),"
+                f" got {kept} and no end"
+            )
         )
-        _log.warning("%s; closing the connection", self._error)
-        self._transport.abort()
 
     def eof_received(self) -> bool | None:
         self.hung_up = not self.closing
@@ -166,7 +172,6 @@ class _Transport:
         self.wire: Final = wire
         self._sent = wire.sent
         self._write = transport.write
-        wire.use(transport)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -183,6 +188,7 @@ class _Transport:
 
     def set_protocol(self, protocol: asyncio.Protocol) -> None:
         """Let a protocol of asyncpg have what the server sends, once TLS was negotiated."""
+        self.wire.transport = self
         self.wire.attach(protocol)
         self._transport.set_protocol(self.wire)
 
@@ -219,13 +225,14 @@ class WiredLoop:
         *args: Any,
         **options: Any,
     ) -> tuple[Any, Any]:
-        wire = self._wire()
-        protocol = factory()
-        wired = isinstance(protocol, Protocol)
-        if wired:
-            wire.attach(protocol)
-        transport, _ = await connect(lambda: wire if wired else protocol, *args, **options)
-        return _Transport(transport, wire), protocol
+        wire, protocol = self._wire(), factory()
+        # To ask for TLS or for a cancellation, asyncpg uses other protocols, whose messages have no headers.
+        if not isinstance(protocol, Protocol):
+            transport, _ = await connect(lambda: protocol, *args, **options)
+            return _Transport(transport, wire), protocol
+        wire.attach(protocol)
+        await connect(lambda: wire, *args, **options)
+        return wire.transport, protocol
 
     async def start_tls(self, transport: _Transport, *args: Any, **options: Any) -> _Transport | None:
         """Encrypt a connection."""

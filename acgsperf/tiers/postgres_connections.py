@@ -151,7 +151,6 @@ class Connections:
             self._ready = True
 
     async def _note_connection(self, connection: Any) -> None:
-        # Do not query here: the connection is not guarded yet against unexpected data from the server.
         self._clock_is_known = False
 
     async def _measure_clock(self, connection: Any) -> None:

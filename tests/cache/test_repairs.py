@@ -279,7 +279,7 @@ async def test_a_write_whose_caller_was_cancelled_is_repaired_as_well(open_on, f
     assert [type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == [
         asyncio.CancelledError
     ] * 2
-    await until(lambda: asyncio.sleep(0, not cache._writes.in_time._tasks))
+    await until(lambda: asyncio.sleep(0, not cache._writes.detached))
     assert cache.stats().unrepaired == 2
     assert (cache.get_local("set"), cache.get_local("delete")) == (None, None)
     await faults.end()

@@ -102,7 +102,7 @@ def test_what_was_asked_for_conforms_and_nothing_is_due_afterwards(start, sent, 
         ("D:P", b"Tn", "'T' or 'n'"),
         ("E", b"DGHWCIs", "'C', 'I' or 's'"),
         ("S", b"Z", "'Z'"),
-        ("Q", b"TDCIGHWZ", "'Z'"),
+        ("Q", b"TDCIGHWZ", "the reply to a query"),
         ("F", b"V", "'V'"),
     ],
 )

@@ -140,11 +140,13 @@ async def redis_full_disk(lab, long):
         await client.config_set("save", "1 1")
         with suppress(redis.RedisError):
             await client.bgsave()
-        await _until_refused(lab)
-        await asyncio.sleep(_LONG_S if long else _SHORT_S)
-        await client.config_set("save", "")
-        await client.config_set("stop-writes-on-bgsave-error", "no")
-    file.rmdir()
+        try:
+            await _until_refused(lab)
+            await asyncio.sleep(_LONG_S if long else _SHORT_S)
+        finally:
+            await client.config_set("save", "")
+            await client.config_set("stop-writes-on-bgsave-error", "no")
+            file.rmdir()
 
 
 async def _until_refused(lab):

@@ -57,7 +57,7 @@ async def test_a_second_reply_closes_its_connection_and_is_logged_once(proxy, ca
         assert pool.stats().opened == 2
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 1, messages
-    assert messages[0].startswith("pool 'orders': unexpected data from the server (")
+    assert messages[0].startswith(f"pool 'orders' at {proxy.address}: unexpected data from the server (")
 
 
 BOUND = b"2\0\0\0\4"
@@ -98,7 +98,8 @@ async def test_a_message_that_is_too_large_ends_its_connection(proxy, caplog, un
         # The limit is for messages, and not for what arrives together.
         assert len(await pool.fetch("SELECT 1 FROM generate_series(1, 1000)")) == 1000
         assert pool.stats().opened == 2
-    assert [record.getMessage().startswith("pool 'orders': a message") for record in caplog.records] == [True]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"pool 'orders' at {proxy.address}: a message")
 
 
 async def test_a_slow_server_with_a_message_that_is_too_large_is_noticed(proxy):

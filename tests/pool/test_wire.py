@@ -7,7 +7,6 @@ import re
 import sys
 import time
 from contextlib import suppress
-from itertools import count
 
 import asyncpg
 import pytest
@@ -20,8 +19,8 @@ ERRORS = (PoolError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Inte
 
 
 @pytest.fixture(autouse=True)
-def reported(request):
-    """What asyncio or the interpreter report as an error that nobody handled."""
+def unraisable():
+    """What the interpreter reports as unraisable."""
     found = []
     former, sys.unraisablehook = sys.unraisablehook, found.append
     yield found
@@ -39,9 +38,14 @@ async def loop_reports():
 
 
 class Changes:
-    """Changes the next reply of a proxy when a test says so."""
+    """Changes the next reply of a proxy when a test says so.
+
+    Attributes:
+        made: how many replies it has changed.
+    """
 
     def __init__(self, proxy):
+        self.made = 0
         self._next = None
         proxy.relay = self._relay
 
@@ -50,6 +54,7 @@ class Changes:
 
     async def _relay(self, data, write):
         change, self._next = self._next, None
+        self.made += change is not None
         await write(change(data) if change else data)
 
 
@@ -83,6 +88,8 @@ async def test_a_doubled_reply_is_never_taken_for_the_next_one(proxy, changes, l
             changes.once(lambda data: data * 2)
             with suppress(*ERRORS):
                 assert await pool.fetchval("SELECT $1::int", number) == number
+        assert changes.made == 30
+        assert pool.stats().opened > 1
 
 
 def sign(data, at):
@@ -114,43 +121,39 @@ async def test_a_negative_length_ends_the_connection_and_not_the_process(proxy, 
 
 async def test_any_flipped_bit_of_a_header_ends_in_an_error_or_a_right_answer(proxy, changes, loop_reports):
     """Each bit of the headers of the replies to a query, one at a time, without a `command_timeout`."""
-    options = ONE | {"reset": False, "reset_timeout": 0.05}
-    async with ConnectionPool(proxy.dsn, **options) as pool:
-        for bit in count():
-            changed = False
+    flipped = set()
+    bits = 4 * 5 * 8
 
-            def flip(data, bit=bit):
-                nonlocal changed
-                where = [at + offset for at in headers(data) for offset in range(5)]
-                if bit // 8 >= len(where):
-                    return data
-                changed = True
-                at = where[bit // 8]
-                return data[:at] + bytes([data[at] ^ 1 << bit % 8]) + data[at + 1 :]
+    def flip(data, bit):
+        where = [at + offset for at in headers(data) for offset in range(5)]
+        at = where[bit // 8 % len(where)]
+        flipped.add((bit // 8 % len(where), bit % 8))
+        return data[:at] + bytes([data[at] ^ 1 << bit % 8]) + data[at + 1 :]
 
+    async with ConnectionPool(proxy.dsn, **ONE, reset=False, reset_timeout=0.05) as pool:
+        for bit in range(bits):
             async with asyncio.timeout(10):
                 while True:
-                    try:
+                    with suppress(*ERRORS):
                         await works(pool)
                         break
-                    except ERRORS:
-                        await asyncio.sleep(0.01)
-            changes.once(flip)
-            with suppress(*ERRORS):
-                async with asyncio.timeout(0.05), pool.acquire() as connection:
-                    assert await connection.fetchval("SELECT $1::int", bit) == bit
-            changes.once(None)
-            if not changed:
-                break
-        assert bit >= 5 * 8
+                    await asyncio.sleep(0.01)
+            made = changes.made
+            changes.once(lambda data, bit=bit: flip(data, bit))
+            while changes.made == made:
+                with suppress(*ERRORS):
+                    async with asyncio.timeout(0.05), pool.acquire() as connection:
+                        assert await connection.fetchval("SELECT $1::int", bit) == bit
+    # The reply to the query has four messages.
+    assert len(flipped) == bits
 
 
-async def test_a_version_that_is_no_number_ends_the_attempt(proxy, reported):
+async def test_a_version_that_is_no_number_ends_the_attempt(proxy):
     async def relay(data, write):
         await write(re.sub(rb"(?<=server_version\0)[\d.]+", lambda found: b"x" * len(found[0]), data))
 
     proxy.relay = relay
-    with pytest.raises(PoolError):
+    with pytest.raises(PoolError, match="Unable to parse Postgres version"):
         await ConnectionPool(proxy.dsn, **ONE).open()
 
 
@@ -188,9 +191,35 @@ async def test_each_kind_of_address_has_a_wire(dsn, proxy):
     for address in (dsn, proxy.dsn, proxy.dsn + "?sslmode=disable"):
         async with ConnectionPool(address, **ONE) as pool, pool.acquire() as connection:
             wire = wire_of(connection._con)
-            assert wire is not None
+            assert connection._con._transport._transport.get_protocol() is wire
             # With a reply that nobody has asked for, the connection ends.
             wire.data_received(b"1\0\0\0\4")
             assert wire.hung_up
             with pytest.raises((asyncpg.InterfaceError, asyncpg.PostgresConnectionError)):
                 await connection.fetchval("SELECT 1")
+
+
+async def test_a_server_of_another_kind_is_no_warning_for_each_attempt(caplog):
+    caplog.set_level(logging.DEBUG)
+
+    async def refuse(reader, writer):
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(PoolError):
+            await ConnectionPool(f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable", **ONE).open()
+    found = [record.levelname for record in caplog.records if "unexpected data" in record.getMessage()]
+    assert set(found) == {"DEBUG"}
+
+
+async def test_the_error_of_a_borrower_says_what_came(proxy, changes):
+    async with ConnectionPool(proxy.dsn, **ONE) as pool:
+        async with pool.acquire() as connection:
+            changes.once(lambda data: b"3\0\0\0\4" + data)
+            with pytest.raises(asyncpg.ConnectionDoesNotExistError) as raised:
+                await connection.fetchval("SELECT $1::int", 7)
+        assert "unexpected data from the server ('3' where '1' was due)" in str(raised.value.__cause__)

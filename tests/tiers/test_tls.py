@@ -137,6 +137,9 @@ class TestPostgres:
             async with ConnectionPool(dsn, min_size=1, max_size=1, ssl=context) as pool:
                 async with pool.acquire() as connection:
                     wire = wire_of(connection._con)
+                    encrypted = connection._con._transport._transport
+                    assert encrypted.get_extra_info("ssl_object") is not None
+                    assert encrypted.get_protocol() is wire
                     wire.data_received(b"1\0\0\0\4")
                     assert wire.hung_up
                 assert await pool.fetchval("SELECT 1") == 1
