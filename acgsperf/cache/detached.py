@@ -13,12 +13,16 @@ _T = TypeVar("_T")
 
 _log: Final = logging.getLogger("acgsperf.cache")
 
+# If more calls than this are in flight, their callers wait. So many calls may be slow because of this process and not
+# of the servers, and a caller that makes one call after the other does not build up a backlog.
+_MOST_LATE: Final = 100
+
 
 class DetachedCalls:
     """Runs calls that continue after their caller was cancelled or has waited for some time.
 
     Args:
-        patience_s: for how long a caller waits; infinite for no limit.
+        patience_s: for how long the caller of a call to the tiers waits; infinite for no limit.
     """
 
     def __init__(self, patience_s: float) -> None:
@@ -36,7 +40,11 @@ class DetachedCalls:
             await asyncio.wait(self._tasks)
 
     async def run(
-        self, call: Coroutine[Any, Any, _T], if_late: Callable[[], _T], on_end: Callable[[], None] | None = None
+        self,
+        call: Coroutine[Any, Any, _T],
+        if_late: Callable[[], _T],
+        on_end: Callable[[], None] | None = None,
+        batches: int = 1,
     ) -> _T:
         """Return the result of a call, or that of `if_late` if the call takes too long.
 
@@ -44,11 +52,14 @@ class DetachedCalls:
             call: the call.
             if_late: returns what is certain before the call has ended.
             on_end: is called when the call has ended.
+            batches: in how many batches, one after the other, the tiers carry it out. Each has the patience of one.
         """
         task = asyncio.Task(call)
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, on_end))
-        await asyncio.wait((task,), timeout=self._patience_s)
+        await asyncio.wait((task,), timeout=self._patience_s and batches * self._patience_s)
+        if len(self._tasks) > _MOST_LATE:
+            await asyncio.wait((task,))
         if task.done():
             return task.result()
         self._late.add(task)

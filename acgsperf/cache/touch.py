@@ -31,6 +31,8 @@ async def touch(
     no tier is known to have done so.
     """
     call = _touch(parts, staleness, key, options, codec)
+    if not parts.lower_tiers.tiers:
+        return await call
     return await parts.writes.detached.run(call, lambda: _not_done(parts))
 
 

@@ -15,10 +15,12 @@ from acgsperf.cache.loading import Loading
 from acgsperf.cache.lower_tiers import LowerTiers
 from acgsperf.cache.promotion import Promotion
 from acgsperf.cache.repairs import Repairs
+from acgsperf.cache.stamps import Stamps
 from acgsperf.cache.types import Written
 from acgsperf.tiers.base import Entry, Outcome, Tier, Write, WriteResult
 from acgsperf.tiers.ids import new_id
 from acgsperf.tiers.records import Record, RecordKind, of_keys, of_tag
+from acgsperf.tiers.write_batches import MAX_WRITES_TOGETHER
 
 __all__ = ["Writes"]
 
@@ -31,8 +33,6 @@ _TRIES: Final = 3
 _HEAD_START: Final = 0.05
 # For a write that a later one of this process has superseded. The later one is published.
 _SUPERSEDED: Final = WriteResult(Outcome.STORED, published=True)
-# A stamp further ahead of the server's clock is an error of some clock. It decides about its own key only.
-_MAX_AHEAD_US: Final = 3_600_000_000
 _NOT_DONE: Final = WriteResult(Outcome.REFUSED)
 # After these outcomes, the tier has nothing older than the write.
 _SETTLED: Final = {Outcome.STORED, Outcome.REMOVED}
@@ -77,15 +77,17 @@ class Writes:
         self._repairs = repairs
         self.publish: Callable[[Record], asyncio.Future[bool]] | None = None
         self.is_published_by_tier = False
-        self._last_stamp = 0
+        self._stamps = Stamps(lower_tiers.tiers)
         self._begun = Begun()
         deadlines = [tier.deadline for tier in lower_tiers.tiers] or [0.0]
         self._head_start_s: Final = _HEAD_START * min(deadlines)
         self._longest_deadline: Final = max(deadlines)
-        # One deadline, the head start after which L2's part begins, and as much to spare. Without a tier, the backplane
-        # has a limit of its own.
-        patience_s = self._longest_deadline + 2 * self._head_start_s if lower_tiers.tiers else math.inf
-        self.detached: Final = DetachedCalls(patience_s)
+        # One deadline, the head start after which L2's part begins, and as much to spare. The backplane has a limit of
+        # its own, and a tier that is not coherent removes entries in steps, each with a deadline.
+        is_limited = lower_tiers.tiers and all(tier.coherent for tier in lower_tiers.tiers)
+        self.detached: Final = DetachedCalls(
+            self._longest_deadline + 2 * self._head_start_s if is_limited else math.inf
+        )
 
     async def close(self) -> None:
         """Wait for the writes in flight."""
@@ -167,9 +169,9 @@ class Writes:
         watched = [ALL, *map(tag_name, tags)]
         write = self._write_to_tiers(self._begun.begin(names, watched), writes, kind, call)
         mark, supersede = self._ordering.writing(writes), partial(self._supersede, writes)
-        return await self._finish(
-            [*names, *watched], mark, supersede, write, lambda: dict.fromkeys(writes, self._unknown())
-        )
+        unknown = lambda: dict.fromkeys(writes, self._unknown())  # noqa: E731
+        batches = -(-len(writes) // MAX_WRITES_TOGETHER)
+        return await self._finish([*names, *watched], mark, supersede, write, unknown, batches)
 
     async def _finish_tag(self, tag: str, write: Coroutine[Any, Any, Written]) -> Written:
         names = [tag_name(tag)]
@@ -184,6 +186,7 @@ class Writes:
         supersede: Callable[[], None],
         write: Coroutine[Any, Any, _T],
         unknown: Callable[[], _T],
+        batches: int = 1,
     ) -> _T:
         """Run a write.
 
@@ -194,9 +197,10 @@ class Writes:
             supersede: supersedes loads. It is called when the write has ended, for those that have begun since.
             write: the write.
             unknown: what the caller is told if the write takes too long.
+            batches: in how many batches a tier carries it out.
         """
         mark.__enter__()
-        return await self.detached.run(write, unknown, partial(self._ended, mark, supersede, names))
+        return await self.detached.run(write, unknown, partial(self._ended, mark, supersede, names), batches)
 
     def _ended(self, mark: AbstractContextManager[None], supersede: Callable[[], None], names: Collection[str]) -> None:
         mark.__exit__(None, None, None)
@@ -224,7 +228,13 @@ class Writes:
         kind: RecordKind,
         call: _Call,
     ) -> dict[str, Written]:
-        done, l2, l3 = await self._by_stamp(number, writes, call)
+        try:
+            done, l2, l3 = await self._by_stamp(number, writes, call)
+        except BaseException:
+            # An error in a tier of the user's: it is not known what the tiers have.
+            for key in writes:
+                self._l1.remove(key)
+            raise
         unpublished = []
         results = {}
         for key, write in done.items():
@@ -260,7 +270,7 @@ class Writes:
         call: _Call,
     ) -> tuple[dict[str, Write], dict[str, WriteResult], dict[str, WriteResult]]:
         """Write to L3, then to L2. If a tier has a greater stamp, start again from L3 with a stamp above it."""
-        stamp = self._next_stamp()
+        stamp = self._stamps.next()
         done = pending = {key: Write(write.entry, write.id, stamp) for key, write in writes.items()}
         l2: dict[str, WriteResult] = {}
         l3: dict[str, WriteResult] = {}
@@ -278,9 +288,7 @@ class Writes:
                             results[key] = _SUPERSEDED
             if not newer or tries == _TRIES or time.monotonic() - started > self._longest_deadline:
                 break
-            stamp = max(self._next_stamp(), max(newer.values()) + 1)
-            if stamp - self._lower_tiers.tiers[0].now_us() < _MAX_AHEAD_US:
-                self._last_stamp = stamp
+            stamp = self._stamps.above(max(newer.values()))
             pending = {key: Write(done[key].entry, done[key].id, stamp) for key in newer}
             done = done | pending
         return done, l2, l3
@@ -355,13 +363,6 @@ class Writes:
         """Return whether an invalidation of a tag of the write, or a `clear`, of this process began after the write."""
         tags = write.entry.tags if write.entry is not None else ()
         return not self._begun.is_latest(number, (ALL, *map(tag_name, tags)))
-
-    def _next_stamp(self) -> int:
-        """Return a stamp greater than every earlier one. All processes take it from the clock of the same server."""
-        tiers = self._lower_tiers.tiers
-        now = tiers[0].now_us() if tiers else 0
-        self._last_stamp = max(self._last_stamp + 1, now)
-        return self._last_stamp
 
     def _repair(self, key: str, write: Write, results: Sequence[WriteResult | None]) -> None:
         """Queue a repair if one tier carried out a write and the other did not, or if one may have carried it out."""

@@ -111,6 +111,53 @@ async def test_an_error_after_the_caller_was_answered_is_logged(caplog):
     assert str(record.exc_info[1]) == "too late"
 
 
+async def test_each_batch_has_the_patience_of_one():
+    calls = DetachedCalls(0.1)
+
+    async def work():
+        await asyncio.sleep(0.2)
+        return "done"
+
+    assert await calls.run(work(), lambda: "late", batches=1) == "late"
+    assert await calls.run(work(), lambda: "late", batches=100) == "done"
+    await calls.close()
+
+
+async def test_of_many_calls_the_callers_wait():
+    calls, gate = DetachedCalls(0.01), asyncio.Event()
+
+    async def work():
+        await gate.wait()
+        return "done"
+
+    callers = [asyncio.create_task(calls.run(work(), lambda: "late")) for _ in range(101)]
+    await asyncio.wait(callers, timeout=0.1)
+    assert not any(caller.done() for caller in callers)
+    gate.set()
+    assert set(await asyncio.gather(*callers)) == {"done"}
+
+
+async def test_large_writes_to_fast_servers_are_carried_out(redis_server, victim):
+    l2, l3 = RedisTier(redis_server.url, deadline=0.25), PostgresTier(victim.dsn, deadline=0.25)
+    namespace = f"test-{secrets.token_hex(4)}"
+    async with TieredCache(LRUCache(10), l2, l3, namespace=namespace) as cache:
+        values = {f"key-{number}": "x" * 100 for number in range(20_000)}
+        written = await cache.set_many(values)
+        assert all(one.everywhere for one in written.values())
+        assert (await cache.delete_many(values)).everywhere
+
+
+async def test_a_tier_that_raises_leaves_no_value_in_l1(redis_server):
+    class Broken(RedisTier):
+        async def write(self, writes):
+            raise RuntimeError("a fault of the tier")
+
+    async with TieredCache(LRUCache(10), Broken(redis_server.url), namespace=secrets.token_hex(4)) as cache:
+        with pytest.raises(RuntimeError, match="a fault of the tier"):
+            await cache.set("a", "new")
+        assert await cache.get("a") is None
+
+
 async def test_an_error_in_time_is_raised_and_not_logged(caplog):
     calls = DetachedCalls(10)
 

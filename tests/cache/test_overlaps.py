@@ -104,7 +104,7 @@ async def test_a_stamp_of_the_future_concerns_its_own_key_only(make, servers):
         )
         assert (await cache.set("key", 2)).everywhere
         assert await cache.get("key") == 2
-        assert cache._writes._last_stamp < cache._lower_tiers.l2.now_us() + 1_000_000
+        assert cache._writes._stamps._last < cache._lower_tiers.l2.now_us() + 1_000_000
     await admin.close()
 
 

@@ -304,7 +304,7 @@ async def test_a_repair_that_finds_something_newer_in_l3_removes_what_l2_has(ope
     """The clock of one process is ahead, and Redis has lost what that process wrote."""
     ahead, cache = await open_on(), await open_on()
     # Far ahead: a busy machine may need seconds until the write below.
-    ahead._writes._last_stamp = ahead._lower_tiers.l2.now_us() + 60_000_000
+    ahead._writes._stamps._last = ahead._lower_tiers.l2.now_us() + 60_000_000
     await store(ahead, "key", "by stamp the newest")
     async with Redis.from_url(private_redis.url, protocol=2) as client:
         await client.delete(*[key async for key in client.scan_iter(f"*{namespace}*")])
