@@ -27,7 +27,7 @@ cdef enum:
     DESCRIBE_BYTES = 6
     # The length of a message includes itself.
     LEAST_LENGTH = 4
-    # As many answers as most packets ask for need no memory of their own.
+    # So many answers have room in the object itself.
     FEW = 32
 
 # What a message of the server does.
@@ -36,7 +36,7 @@ cdef enum:
     LEAVES_DUE = 1
     COMPLETES = 2
     SKIPS = 3
-    # Plus what becomes due instead.
+    # This number plus an answer: that answer becomes due instead.
     NEXT_DUE = 4
 
 cdef uint8_t[MOST_ANSWERS][KINDS] EFFECTS

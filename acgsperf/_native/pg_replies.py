@@ -65,7 +65,7 @@ ANYTIME: Final = b"NAS"
 class Answer(NamedTuple):
     """The messages that answer something that is due.
 
-    An 'E', an error, that none of these has answers everything up to the next Sync.
+    If none of these has 'E', an error answers everything up to the next Sync.
 
     Attributes:
         name: how a refusal names it.
@@ -110,5 +110,5 @@ def refusal(due: int, kind: int, length: int) -> str:
         length: the length in the header of the message.
     """
     if length < 4:
-        return f"a length of {length}, at least 4"
+        return f"a length of {length} instead of at least 4"
     return f"{chr(kind)!a} where {ANSWERS[due].name} was due"

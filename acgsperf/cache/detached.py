@@ -13,9 +13,9 @@ _T = TypeVar("_T")
 
 _log: Final = logging.getLogger("acgsperf.cache")
 
-# If more calls than this are in flight, their callers wait. So many calls may be slow because of this process and not
-# of the servers, and a caller that makes one call after the other does not build up a backlog.
-_MOST_LATE: Final = 100
+# If more calls than this are in flight, their callers wait. With so many, this process may be slow, and not the
+# servers. And a caller that makes one call after the other builds up no backlog.
+_MANY: Final = 100
 
 
 class DetachedCalls:
@@ -58,7 +58,7 @@ class DetachedCalls:
         self._tasks.add(task)
         task.add_done_callback(partial(self._ended, on_end))
         await asyncio.wait((task,), timeout=self._patience_s and batches * self._patience_s)
-        if len(self._tasks) > _MOST_LATE:
+        if not task.done() and len(self._tasks) > _MANY:
             await asyncio.wait((task,))
         if task.done():
             return task.result()

@@ -29,7 +29,7 @@ class Stamps:
         return self._last
 
     def above(self, stamp: int) -> int:
-        """Return a stamp that is also greater than one of a tier, whose writer's clock was ahead."""
+        """Return a stamp greater than every earlier one, and than that of a tier whose writer's clock is ahead."""
         found = max(self.next(), stamp + 1)
         if found - self._tiers[0].now_us() < _MAX_AHEAD_US:
             self._last = found

@@ -248,7 +248,7 @@ class TieredCache(Upkeep, Generic[_V]):
 
         Returns:
             Which tiers did so; a tier without the value did not. None if there is no fresh value. A value that no lower
-            tier could store is not touched. If it takes longer than a deadline, False; it continues in the background.
+            tier could store is not touched. After a deadline, it continues in the background, and the result is False.
         """
         self._require_open()
         checked_key(key)

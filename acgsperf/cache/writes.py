@@ -85,9 +85,8 @@ class Writes:
         # One deadline, the head start after which L2's part begins, and as much to spare. The backplane has a limit of
         # its own, and a tier that is not coherent removes entries in steps, each with a deadline.
         is_limited = lower_tiers.tiers and all(tier.coherent for tier in lower_tiers.tiers)
-        self.detached: Final = DetachedCalls(
-            self._longest_deadline + 2 * self._head_start_s if is_limited else math.inf
-        )
+        patience_s = self._longest_deadline + 2 * self._head_start_s if is_limited else math.inf
+        self.detached: Final = DetachedCalls(patience_s)
 
     async def close(self) -> None:
         """Wait for the writes in flight."""
@@ -169,9 +168,10 @@ class Writes:
         watched = [ALL, *map(tag_name, tags)]
         write = self._write_to_tiers(self._begun.begin(names, watched), writes, kind, call)
         mark, supersede = self._ordering.writing(writes), partial(self._supersede, writes)
-        unknown = lambda: dict.fromkeys(writes, self._unknown())  # noqa: E731
         batches = -(-len(writes) // MAX_WRITES_TOGETHER)
-        return await self._finish([*names, *watched], mark, supersede, write, unknown, batches)
+        return await self._finish(
+            [*names, *watched], mark, supersede, write, lambda: dict.fromkeys(writes, self._unknown()), batches
+        )
 
     async def _finish_tag(self, tag: str, write: Coroutine[Any, Any, Written]) -> Written:
         names = [tag_name(tag)]
@@ -231,7 +231,7 @@ class Writes:
         try:
             done, l2, l3 = await self._by_stamp(number, writes, call)
         except BaseException:
-            # An error in a tier of the user's: it is not known what the tiers have.
+            # The user's own tier has failed. Nobody knows what the tiers have now.
             for key in writes:
                 self._l1.remove(key)
             raise

@@ -30,8 +30,8 @@ class CloseReason(StrEnum):
     """Why a connection left the pool."""
 
     LOST = "lost"
-    """The server, the network or the borrower closed it, or the server sent what was not due, or did not confirm a
-    cancellation within `reset_timeout`."""
+    """The server, the network or the borrower closed it. Or the pool did, because the server sent a message that no
+    query had asked for, or did not confirm a cancellation within `reset_timeout`."""
     CHECK_FAILED = "check_failed"
     """It did not answer a check."""
     RESET_FAILED = "reset_failed"

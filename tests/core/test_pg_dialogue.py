@@ -410,7 +410,7 @@ def test_a_message_counts_when_its_header_is_complete(start):
 
 @pytest.mark.parametrize("length", [3, 2, 1, 0, -1, -4, -(2**31)])
 def test_a_length_that_is_too_small_is_refused(start, length):
-    expected = f"a length of {length}, at least 4"
+    expected = f"a length of {length} instead of at least 4"
     assert start().received(header("N", length)) == expected
     assert start("Q").received(messages("C") + header("Z", length)) == expected
     assert start("Q").received(messages("C") + header("?", length)) == expected

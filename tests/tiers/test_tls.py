@@ -117,30 +117,31 @@ class TestPostgres:
             detail = await refusal(make_tier("postgres", "localhost", port, trusted), entry)
         assert "rejected SSL upgrade" in detail
 
-    async def test_a_pool_takes_a_context(self, forwarder, trusted):
+    @pytest.fixture
+    async def pool(self, forwarder, trusted):
+        """A pool that is given a context."""
         context = ssl.create_default_context(cafile=trusted)
         async with forwarder.listening() as port:
             dsn = f"postgresql://postgres@localhost:{port}/postgres"
             async with ConnectionPool(dsn, min_size=1, max_size=1, ssl=context) as pool:
-                async with pool.acquire() as connection:
-                    assert await connection.fetchval("SELECT 1") == 1
-                # The check for what was said while idle sees the socket, and not the text.
-                async with pool.acquire() as connection:
-                    assert await connection.fetchval("SELECT 2") == 2
-                assert pool.stats().opened == 1
+                yield pool
+
+    async def test_a_pool_takes_a_context(self, forwarder, pool):
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SELECT 1") == 1
+        # The check for what was said while idle sees the socket, and not the text.
+        async with pool.acquire() as connection:
+            assert await connection.fetchval("SELECT 2") == 2
+        assert pool.stats().opened == 1
         assert forwarder.handshakes == 1
 
-    async def test_a_reply_that_answers_nothing_is_refused_with_tls_as_well(self, forwarder, trusted):
-        context = ssl.create_default_context(cafile=trusted)
-        async with forwarder.listening() as port:
-            dsn = f"postgresql://postgres@localhost:{port}/postgres"
-            async with ConnectionPool(dsn, min_size=1, max_size=1, ssl=context) as pool:
-                async with pool.acquire() as connection:
-                    wire = wire_of(connection._con)
-                    encrypted = connection._con._transport._transport
-                    assert encrypted.get_extra_info("ssl_object") is not None
-                    assert encrypted.get_protocol() is wire
-                    wire.data_received(b"1\0\0\0\4")
-                    assert wire.hung_up
-                assert await pool.fetchval("SELECT 1") == 1
-                assert pool.stats().opened == 2
+    async def test_a_reply_that_answers_nothing_is_refused_with_tls_as_well(self, pool):
+        async with pool.acquire() as connection:
+            wire = wire_of(connection._con)
+            encrypted = connection._con._transport._transport
+            assert encrypted.get_extra_info("ssl_object") is not None
+            assert encrypted.get_protocol() is wire
+            wire.data_received(b"1\0\0\0\4")
+            assert wire.hung_up
+        assert await pool.fetchval("SELECT 1") == 1
+        assert pool.stats().opened == 2
